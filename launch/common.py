@@ -1,0 +1,123 @@
+"""What every launch script needs: the package on the path, the network to run, and errors in one line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # a fresh clone runs without an install
+
+from parallel_parnet import LaneError, ParNet, ParNetError, create_model, load_checkpoint  # noqa: E402
+
+DEMO = ROOT / "launch" / "demo"
+DEMO_MODEL = "parnet_fashion"
+DTYPES = {
+    "float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
+    "float16": torch.float16, "fp16": torch.float16,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that torchrun started; alone without torchrun."""
+
+    rank: int
+    world: int
+    local_rank: int
+    local_world: int
+
+    @classmethod
+    def from_environment(cls) -> Ranks:
+        """What torchrun says in RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE."""
+        get = os.environ.get
+        return cls(
+            int(get("RANK", 0)), int(get("WORLD_SIZE", 1)), int(get("LOCAL_RANK", 0)), int(get("LOCAL_WORLD_SIZE", 1))
+        )
+
+    def take_threads(self) -> int:
+        """Give this process its share of the cores, at least one thread, and say how many."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = max(1, cores // self.local_world)
+        torch.set_num_threads(threads)
+        return threads
+
+    def device(self, wanted: str | None) -> torch.device:
+        """The device of this rank: ranks of one machine take its GPUs in turn."""
+        device = torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if device.type == "cuda" and device.index is None and self.world > 1:
+            return torch.device("cuda", self.local_rank % max(1, torch.cuda.device_count()))
+        return device
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises ParNetError for wrong arguments, so that one rank speaks for all."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ParNetError(f"{message}; see --help")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """--model or --checkpoint, and what goes with them, named as in timm."""
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("-m", "--model", help=f"variant, with random weights but for the demo (default: {DEMO_MODEL})")
+    source.add_argument("--checkpoint", type=Path, help="released .pth.tar or own .safetensors")
+    parser.add_argument("--ema", action="store_true", help="take the checkpoint's averaged weights")
+    parser.add_argument("--activation", choices=["silu", "relu"], help="default: the checkpoint's own, else silu")
+    parser.add_argument("--num-classes", type=int, help="of a variant with random weights")
+    parser.add_argument("--seed", type=int, default=0, help="of random weights (default: %(default)s)")
+
+
+def load_model(args: argparse.Namespace) -> tuple[ParNet, str]:
+    """The network in evaluation mode, and where its weights come from: a file's path, or "random"."""
+    demo = args.checkpoint is None and args.model in (None, DEMO_MODEL)
+    checkpoint = DEMO / f"{DEMO_MODEL}.safetensors" if demo and args.num_classes is None else args.checkpoint
+    if checkpoint is not None:
+        if args.num_classes is not None:
+            raise ParNetError("--num-classes: a checkpoint has its own; leave it out")
+        return load_checkpoint(checkpoint, ema=args.ema, activation=args.activation), str(checkpoint)
+    if args.ema:
+        raise ParNetError("--ema: random weights have no average; give a --checkpoint")
+    torch.manual_seed(args.seed)
+    model = create_model(args.model or DEMO_MODEL, num_classes=args.num_classes, activation=args.activation)
+    return settle(model), "random"
+
+
+@torch.no_grad()
+def settle(model: ParNet) -> ParNet:
+    """Fit the batch norms of random weights to noise, so that features neither vanish nor grow over the levels.
+
+    Vanished features would time denormal numbers, and hide every difference between two executors.
+    """
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    model.train()(torch.randn(4, 3, 64, 64))
+    for norm in norms:
+        norm.momentum = 0.1
+    return model.eval()
+
+
+def run(main: Callable[[], int]) -> None:
+    """Exit with main's status: 2 and one line on stderr, from rank 0 alone, where the input is at fault; 1 where
+    another rank was lost."""
+    ranks = Ranks.from_environment()
+    try:
+        status = main()
+    except ParNetError as error:
+        if ranks.rank == 0:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        status = 2
+    except LaneError as error:
+        print(f"error on rank {ranks.rank}: {error}", file=sys.stderr, flush=True)
+        status = 1
+    except KeyboardInterrupt:
+        status = 130
+    sys.exit(status)

@@ -1,0 +1,103 @@
+"""ParNet's blocks in training form. Submodules carry the released code's names, so its checkpoints load as they are.
+
+Shape letters: N batch, C channels, H and W height and width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ACTIVATION = {"silu": F.silu, "relu": F.relu}
+
+
+class ConvBN(nn.Module):
+    """A convolution without bias, then batch norm."""
+
+    def __init__(self, cin: int, cout: int, kernel: int, stride: int, groups: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(cin, cout, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
+        self.bn = nn.BatchNorm2d(cout)
+
+    def forward(self, x_nchw: Tensor) -> Tensor:
+        return self.bn(self.conv(x_nchw))
+
+
+class Gate(nn.Module):
+    """sigmoid(W avg(x)): skip-squeeze-excitation's channel weights, [N, C, 1, 1] (paper, section 3.1)."""
+
+    def __init__(self, cin: int, cout: int, groups: int) -> None:
+        super().__init__()
+        self.cvsig = nn.ModuleDict({"conv": nn.Conv2d(cin, cout, 1, groups=groups, bias=False)})
+
+    @property
+    def weight(self) -> Tensor:
+        """[C out, C in / groups, 1, 1]"""
+        return self.cvsig.get_parameter("conv.weight")
+
+    def forward(self, x_nchw: Tensor) -> Tensor:
+        return torch.sigmoid(self.cvsig["conv"](x_nchw.mean((2, 3), keepdim=True)))
+
+
+class RepVGGSSE(nn.Module):
+    """The RepVGG-SSE block, and the downsampling and fusion block, which has no identity (paper, section 3.1).
+
+    With an identity, id = BN(x):  act(BN(conv3(x)) + BN(conv1(x)) + id * gate(id)).
+    Without:                       act((BN(conv3(x)) + BN(conv1(pool(x)))) * 2 gate(x)).
+    """
+
+    def __init__(self, cin: int, cout: int, stride: int, groups: int, activation: str) -> None:
+        super().__init__()
+        self.activation = ACTIVATION[activation]
+        self.rbr_identity = nn.BatchNorm2d(cin) if cin == cout and stride == 1 else None
+        self.rbr_dense = ConvBN(cin, cout, 3, stride, groups)
+        self.rbr_1x1: nn.Module = ConvBN(cin, cout, 1, 1, groups)
+        if stride == 2:
+            self.rbr_1x1 = nn.Sequential(nn.AvgPool2d(2), self.rbr_1x1)
+        self.se = Gate(cin, cout, groups)
+
+    def forward(self, x_nchw: Tensor) -> Tensor:
+        y = self.rbr_dense(x_nchw) + self.rbr_1x1(x_nchw)
+        if self.rbr_identity is not None:
+            identity = self.rbr_identity(x_nchw)
+            return self.activation(y + identity * self.se(identity))
+        return self.activation(y * (2 * self.se(x_nchw)))
+
+
+class Block(nn.Module):
+    """A RepVGG-SSE block, its output channels shuffled where it is grouped."""
+
+    def __init__(self, cin: int, cout: int, activation: str, stride: int = 1, groups: int = 1) -> None:
+        super().__init__()
+        self.groups = groups
+        self.block = RepVGGSSE(cin, cout, stride, groups, activation)
+
+    def forward(self, x_nchw: Tensor) -> Tensor:
+        y = self.block(x_nchw)
+        return y if self.groups == 1 else F.channel_shuffle(y, self.groups)
+
+
+class Pair(nn.Module):
+    """Two feature maps of C channels to one of 2 C: batch norm on each, channels interleaved a0, b0, a1, b1, ..."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.b1 = nn.BatchNorm2d(channels)
+        self.b2 = nn.BatchNorm2d(channels)
+
+    def forward(self, a_nchw: Tensor, b_nchw: Tensor) -> Tensor:
+        return torch.stack((self.b1(a_nchw), self.b2(b_nchw)), dim=2).flatten(1, 2)
+
+
+class Fusion(nn.Sequential):
+    """A pair, then blocks. Index 1 has no parameters; it keeps the released numbering."""
+
+    def __init__(self, pair: Pair, *blocks: Block) -> None:
+        super().__init__(pair, nn.Identity(), *blocks)
+
+    def forward(self, a_nchw: Tensor, b_nchw: Tensor) -> Tensor:  # type: ignore[override]
+        y = self[0](a_nchw, b_nchw)
+        for block in list(self)[1:]:
+            y = block(y)
+        return y

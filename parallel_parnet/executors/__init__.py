@@ -1,0 +1,1 @@
+"""Executors run a program under a placement. Import one by name; the engine chooses."""

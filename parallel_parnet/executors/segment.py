@@ -1,0 +1,93 @@
+"""A segment of a program as a torch module: the arithmetic of every torch executor."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..blocks import ACTIVATION
+from ..placement import Segment
+from ..profiling.spans import Recorder
+from ..program import Operation, Program
+
+WEIGHTS = ("weight", "bias", "gate_weight", "gate_bias", "scale", "shift", "border")
+
+
+class SegmentModule(nn.Module):
+    """Features `segment.reads` in, features `segment.writes` out, in NCHW shape and any memory format.
+
+    Convolution kernels and features are of type `dtype`; gates, epilogues and the classifier are computed in fp32, so
+    that a feature is rounded once where it leaves the convolution and once where it is stored.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        segment: Segment,
+        dtype: torch.dtype,
+        device: torch.device,
+        memory_format: torch.memory_format = torch.channels_last,
+    ) -> None:
+        super().__init__()
+        self.segment = segment
+        self.operations = [program.by_name[name] for name in segment.operations]
+        for op in self.operations:
+            for name, tensor in program.of(op).items():
+                in_convolution = op.kind == "conv" and name in ("weight", "bias")
+                tensor = tensor.to(device, dtype if in_convolution else torch.float32)
+                if tensor.ndim == 4:
+                    tensor = tensor.contiguous(memory_format=memory_format)
+                self.register_buffer(_buffer(op, name), tensor)
+
+    def forward(self, *reads: Tensor) -> tuple[Tensor, ...]:
+        return self.run(reads, None)
+
+    def run(self, reads: tuple[Tensor, ...], recorder: Recorder | None) -> tuple[Tensor, ...]:
+        """Run operation by operation, each in a span of its own where a recorder is given."""
+        features = dict(zip(self.segment.reads, reads, strict=True))
+        for op in self.operations:
+            inputs = [features[name] for name in op.inputs]
+            weights = {n: getattr(self, b) for n in WEIGHTS if hasattr(self, b := _buffer(op, n))}
+            with recorder.span(op.name) if recorder else nullcontext():
+                features[op.name] = OPERATIONS[op.kind](op, weights, inputs)
+        return tuple(features[name] for name in self.segment.writes)
+
+
+def convolution(op: Operation, w: dict[str, Tensor], inputs: list[Tensor]) -> Tensor:
+    """A gated 3x3 convolution as `Operation` defines it: features [N, C, H, W] in and out."""
+    x = inputs[0] if len(inputs) == 1 else _pair(inputs, op.groups)
+    y = F.conv2d(x, w["weight"], w["bias"], op.stride, padding=1, groups=op.groups).float()
+    if "border" in w:
+        inside = torch.ones_like(x[:1, :1], dtype=torch.float32)
+        y = y.add_(F.conv2d(inside, w["border"].unsqueeze(1), None, op.stride, padding=1))
+    average = x.mean((2, 3), keepdim=True, dtype=torch.float32)
+    gate = torch.sigmoid(F.conv2d(average, w["gate_weight"][:, :, None, None], w["gate_bias"], groups=op.groups))
+    if op.gate == "identity":
+        scale, shift = w["scale"].view(1, -1, 1, 1), w["shift"].view(1, -1, 1, 1)
+        y = y.addcmul_(x.float(), scale * gate).add_(shift * gate)
+    else:
+        y = y.mul_(2 * gate)
+    y = ACTIVATION[op.activation](y, inplace=True).to(x.dtype)
+    if op.shuffle > 1:
+        y = y.unflatten(1, (op.groups, op.shuffle, -1)).transpose(1, 2).flatten(1, 3)
+    return y
+
+
+def classifier(op: Operation, w: dict[str, Tensor], inputs: list[Tensor]) -> Tensor:
+    """Global average and linear layer: features [N, C, H, W] to logits fp32 [N, classes]."""
+    return F.linear(inputs[0].mean((2, 3), dtype=torch.float32), w["weight"], w["bias"])
+
+
+OPERATIONS = {"conv": convolution, "classifier": classifier}
+
+
+def _pair(inputs: list[Tensor], groups: int) -> Tensor:
+    """[N, C, H, W] twice to [N, 2 C, H, W]: group by group, the first input's part, then the second's."""
+    return torch.cat([x.unflatten(1, (groups, -1)) for x in inputs], 2).flatten(1, 2)
+
+
+def _buffer(op: Operation, name: str) -> str:
+    return f"{op.name}.{name}".replace(".", "_")

@@ -1,0 +1,73 @@
+"""ParNet in training form (paper, figure 2): a stem, parallel streams of different resolutions, fusion, a head."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from .blocks import Block, Fusion, Pair
+from .variants import Config, variant
+
+
+class ParNet(nn.Module):
+    """Pictures [N, 3, H, W], normalised, to logits [N, classes]. H and W must be multiples of 32.
+
+    Names of submodules are those of the released code. Stream i reads inits.i, which halves the resolution of
+    inits.(i-1); downsamples_2 carry stream 0's features to the last stream's resolution, fusing one stream at a time.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        act, (p, last) = config.activation, (config.planes[:-1], config.planes[-1])
+        stem = min(64, p[0])
+        first, second = config.stem_strides
+        self.inits = nn.ModuleList([nn.Sequential(Block(3, stem, act, first), Block(stem, p[0], act, second))])
+        self.inits.extend(Block(p[i - 1], p[i], act, stride=2) for i in range(1, len(p)))
+        self.streams = nn.ModuleList(
+            nn.Sequential(*(Block(width, width, act) for _ in range(blocks)))
+            for width, blocks in zip(p, config.blocks, strict=True)
+        )
+        self.downsamples_2 = nn.ModuleList()
+        if len(p) > 1:
+            self.downsamples_2.append(Block(p[0], p[1], act, stride=2))
+        for i in range(1, len(p) - 1):
+            self.downsamples_2.append(Fusion(Pair(p[i]), Block(2 * p[i], p[i + 1], act, stride=2, groups=2)))
+        final = Block(p[-1], last, act, stride=2)
+        if len(p) > 1:
+            self.combine: nn.Sequential = Fusion(Pair(p[-1]), Block(2 * p[-1], p[-1], act, groups=2), final)
+        else:
+            self.combine = nn.Sequential(nn.Identity(), nn.Identity(), nn.Identity(), final)
+        fc = nn.Linear(last, config.num_classes)
+        self.head = nn.ModuleDict({"dropout": nn.Dropout(config.dropout), "fc": fc})
+
+    def forward(self, x_nchw: Tensor) -> Tensor:
+        features = []
+        for init, stream in zip(self.inits, self.streams, strict=True):
+            x_nchw = init(x_nchw)
+            features.append(stream(x_nchw))
+        if len(features) == 1:
+            y = self.combine(features[0])
+        else:
+            y = self.downsamples_2[0](features[0])
+            for stream_features, fusion in zip(features[1:-1], self.downsamples_2[1:], strict=True):
+                y = fusion(stream_features, y)
+            y = self.combine(features[-1], y)
+        return self.head["fc"](self.head["dropout"](torch.mean(y, (2, 3))))
+
+
+def create_model(name: str | Config, num_classes: int | None = None, activation: str | None = None) -> ParNet:
+    """A ParNet with fresh random weights, in training mode.
+
+    name: a variant such as "parnet_s", or a Config of one's own.
+    num_classes, activation ("silu" or "relu"): the variant's own where not given. Labels go with the classes.
+    Raises ParNetError for an unknown name or values that make no network.
+    """
+    config = variant(name) if isinstance(name, str) else name
+    if num_classes is not None and num_classes != config.num_classes:
+        config = replace(config, num_classes=num_classes, labels=())
+    if activation is not None:
+        config = replace(config, activation=activation)
+    return ParNet(config)

@@ -1,0 +1,33 @@
+"""Packaging. kernels/ and profiling/ are installed only inside the package, through the links in parallel_parnet/:
+top-level packages of those names would collide with others' (see docs/architecture.md)."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="parallel_parnet",
+    version="0.1.0",
+    description="ParNet with its streams really running in parallel",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="BSD-3-Clause",
+    python_requires=">=3.10",
+    packages=[
+        *find_packages(include=["parallel_parnet", "parallel_parnet.*"]),
+        "parallel_parnet.kernels",
+        "parallel_parnet.profiling",
+    ],
+    install_requires=[
+        "torch>=2.11",
+        "triton>=3.6; sys_platform == 'linux'",
+        "numpy",
+        "pillow",
+        "rich",
+        "safetensors",
+    ],
+    extras_require={
+        "cpu": ["openvino>=2026.1"],
+        "dev": ["hypothesis", "mypy", "pre-commit", "pytest", "pytest-timeout", "ruff", "setuptools>=77"],
+    },
+)

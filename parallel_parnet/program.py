@@ -136,6 +136,19 @@ class Program:
         """Number of levels: the steps that no parallel machine can avoid."""
         return max(op.level for op in self.operations)
 
+    @cached_property
+    def groups(self) -> tuple[tuple[Operation, ...], ...]:
+        """Operations that one kernel launch runs side by side: those of one level and kind, level after level."""
+        found: dict[tuple[int, str], list[Operation]] = {}
+        for op in sorted(self.operations, key=lambda op: op.level):
+            found.setdefault((op.level, op.kind), []).append(op)
+        return tuple(map(tuple, found.values()))
+
+    @property
+    def launches(self) -> int:
+        """Kernel launches of a forward pass: 12 for ParNet."""
+        return len(self.groups)
+
     @property
     def parameters(self) -> int:
         """Number of values in the weights."""

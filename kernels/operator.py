@@ -1,0 +1,92 @@
+"""`torch.ops.parallel_parnet.fused_conv`: the fused convolution as one operator of torch.
+
+On the CPU the twin runs, on CUDA the Triton kernel; the fake implementation lets torch.compile and torch.export carry
+the operator through. The engine itself launches prepared kernels (`level.level`) and does without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import ParNetError
+from .geometry import Convolution, Geometry, Operands, Tile, allocate
+from .twins import fused_conv as twin
+
+
+@torch.library.custom_op("parallel_parnet::fused_conv", mutates_args=(), device_types="cpu")
+def fused_conv(
+    a: Tensor,
+    b: Tensor | None,
+    a_sums: Tensor | None,
+    b_sums: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    border: Tensor | None,
+    gate_weight: Tensor,
+    gate_bias: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    stride: int = 1,
+    groups: int = 1,
+    shuffle: int = 1,
+    activation: str = "silu",
+    tile: Sequence[int] = (64, 64, 64, 1),
+    num_warps: int = 4,
+    num_stages: int = 4,
+) -> tuple[Tensor, Tensor]:
+    """y [N, H out, W out, O] in storage and its sums fp32 [N, T, O].
+
+    Tensors as in `geometry.Operands`: without a_sums, `a` is a picture [N, 3, H, W]; with scale and shift, the gate is
+    on the identity. tile: bm, bn, bk and split_k of `geometry.Tile`; T depends on it.
+    """
+    conv = _convolution(a, b, a_sums, b_sums, weight, bias, border, gate_weight, gate_bias, scale, shift,
+                        stride, groups, shuffle, activation, tile)  # fmt: skip
+    conv.check()
+    twin(conv)
+    return conv.x.y, conv.x.sums
+
+
+@fused_conv.register_kernel("cuda")
+def _cuda(
+    a, b, a_sums, b_sums, weight, bias, border, gate_weight, gate_bias, scale, shift, stride=1, groups=1, shuffle=1,
+    activation="silu", tile=(64, 64, 64, 1), num_warps=4, num_stages=4,
+):  # fmt: skip
+    from .level import level
+
+    conv = _convolution(a, b, a_sums, b_sums, weight, bias, border, gate_weight, gate_bias, scale, shift,
+                        stride, groups, shuffle, activation, tile)  # fmt: skip
+    level([conv], num_warps, num_stages)()
+    return conv.x.y, conv.x.sums
+
+
+@fused_conv.register_fake
+def _fake(
+    a, b, a_sums, b_sums, weight, bias, border, gate_weight, gate_bias, scale, shift, stride=1, groups=1, shuffle=1,
+    activation="silu", tile=(64, 64, 64, 1), num_warps=4, num_stages=4,
+):  # fmt: skip
+    conv = _convolution(a, b, a_sums, b_sums, weight, bias, border, gate_weight, gate_bias, scale, shift,
+                        stride, groups, shuffle, activation, tile)  # fmt: skip
+    return conv.x.y, conv.x.sums
+
+
+def _convolution(
+    a: Tensor, b: Tensor | None, a_sums: Tensor | None, b_sums: Tensor | None, weight: Tensor, bias: Tensor,
+    border: Tensor | None, gate_weight: Tensor, gate_bias: Tensor, scale: Tensor | None, shift: Tensor | None,
+    stride: int, groups: int, shuffle: int, activation: str, tile: Sequence[int],
+) -> Convolution:  # fmt: skip
+    """The convolution that the arguments describe, with new tensors for what it writes."""
+    if a.ndim != 4 or weight.ndim != 3:
+        raise ParNetError(f"a {list(a.shape)}, weight {list(weight.shape)}: expected four and three dimensions")
+    planar, inputs = a_sums is None, 1 if b is None else 2
+    h, w = a.shape[2:] if planar else a.shape[1:3]
+    shape = Geometry(
+        h, w, inputs * a.shape[1 if planar else 3], weight.shape[2], stride, groups, shuffle,
+        "plain" if scale is None else "identity", activation, inputs, planar,
+    )  # fmt: skip
+    tiles = Tile(*tile)
+    made = allocate(shape, tiles, a.shape[0], a.dtype, a.device)
+    x = Operands(a, b, a_sums, b_sums, weight, bias, border, None, gate_weight, gate_bias, scale, shift, **made)
+    return Convolution(x, shape, tiles)

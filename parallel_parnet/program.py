@@ -29,10 +29,11 @@ INPUT = "input"
 class Operation:
     """A step of the program; its output is a feature map of the same name.
 
-    kind: "conv", a gated 3x3 convolution with padding 1, or "classifier", a global average and a linear layer.
+    kind: "conv", a gated 3x3 convolution with padding 1, or "classifier", a linear layer on the global averages of its
+        inputs, one after the other.
     stage: "stem", "stream", "fusion" or "head"; stream: its number in the stage "stream", else None.
     level: length of the longest path from the picture; operations of one level can run side by side.
-    inputs: features read, one or two of equal width. Group g of a convolution reads the g-th part of each.
+    inputs: features read; by a convolution one or two of equal width, of which its group g reads the g-th part.
     stride, groups: of the convolution. Output channels are computed group by group, cout / groups each.
     shuffle: each group's channels are stored in this many chunks, chunk after chunk: (groups, shuffle, rest) becomes
         (shuffle, groups, rest). What is left of the network's channel shuffle once the readers' weights are permuted.
@@ -129,7 +130,7 @@ class Program:
     @property
     def streams(self) -> int:
         """Number of parallel streams."""
-        return self.config.streams
+        return len({op.stream for op in self.operations} - {None})
 
     @property
     def depth(self) -> int:

@@ -7,9 +7,7 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
-
-from .segment import SegmentModule
+from torch import Tensor, nn
 
 Runner = Callable[..., tuple[Tensor, ...]]
 
@@ -36,10 +34,10 @@ def arithmetic(backend: str, dtype: torch.dtype) -> torch.dtype:
     return dtype
 
 
-def compile_segment(module: SegmentModule, backend: str, reads: tuple[Tensor, ...], dtype: torch.dtype) -> Runner:
-    """A function from the segment's reads to its writes. `reads` shows shapes and memory formats to specialise for."""
+def compile_module(module: nn.Module, backend: str, reads: tuple[Tensor, ...], dtype: torch.dtype) -> Runner:
+    """A function from the module's inputs to its outputs. `reads` shows shapes and memory formats to specialise for."""
     if backend == "openvino":
-        return _openvino(torch.export.export(module, reads), len(module.segment.writes), dtype)
+        return _openvino(torch.export.export(module, reads), dtype)
     if backend == "inductor":
         # exported first, since torch.compile limits how often it specialises one piece of source code; freezing folds
         # layout changes of the weights into compile time
@@ -48,7 +46,7 @@ def compile_segment(module: SegmentModule, backend: str, reads: tuple[Tensor, ..
     return module
 
 
-def _openvino(graph: torch.export.ExportedProgram, outputs: int, dtype: torch.dtype) -> Runner:
+def _openvino(graph: torch.export.ExportedProgram, dtype: torch.dtype) -> Runner:
     import openvino
 
     settings = {
@@ -63,6 +61,6 @@ def _openvino(graph: torch.export.ExportedProgram, outputs: int, dtype: torch.dt
 
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
         results = request.infer([t.contiguous().numpy() for t in inputs], share_inputs=True, share_outputs=False)
-        return tuple(torch.from_numpy(results[i]) for i in range(outputs))
+        return tuple(torch.from_numpy(results[i]) for i in range(len(model.outputs)))
 
     return run

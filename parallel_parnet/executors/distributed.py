@@ -11,7 +11,7 @@ from ..placement import Placement
 from ..profiling.spans import Recorder
 from ..program import INPUT, Program
 from ..transport import Pending, Transport
-from .backends import Runner, compile_segment, storage_type
+from .backends import Runner, compile_module, storage_type
 from .local import MAX_SHAPES, synchroniser
 from .segment import SegmentModule
 
@@ -138,7 +138,7 @@ class DistributedExecutor:
                 outputs = module.run(reads, recorder)
             else:
                 if len(shape.runners) <= i:
-                    shape.runners.append(compile_segment(module, self.name, reads, self.precision))
+                    shape.runners.append(compile_module(module, self.name, reads, self.precision))
                 outputs = shape.runners[i](*reads)
             features.update(zip(module.segment.writes, outputs, strict=True))
             for name in module.segment.writes:

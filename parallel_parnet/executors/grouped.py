@@ -103,9 +103,7 @@ class GroupedExecutor:
 
     name = "triton"
 
-    def __init__(
-        self, program: Program, device: torch.device, dtype: torch.dtype, table: Table | None = None
-    ) -> None:
+    def __init__(self, program: Program, device: torch.device, dtype: torch.dtype, table: Table | None = None) -> None:
         self.program, self.device, self.precision = program, device, dtype
         self.table = table or Table.of_device(device)
         self.weights = pack(program, dtype, device)

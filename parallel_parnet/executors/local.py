@@ -10,7 +10,7 @@ from torch import Tensor
 from ..placement import Placement
 from ..profiling.spans import Recorder
 from ..program import INPUT, Program
-from .backends import Runner, compile_segment, storage_type
+from .backends import Runner, compile_module, storage_type
 from .segment import SegmentModule
 
 MAX_SHAPES = 8  # input shapes with compiled segments; the oldest goes first
@@ -44,7 +44,7 @@ class LocalExecutor:
         for i, module in enumerate(self.modules):
             reads = self._on_lane(module, features)
             if len(runners) <= i:
-                runners.append(compile_segment(module, self.name, reads, self.precision))
+                runners.append(compile_module(module, self.name, reads, self.precision))
             features.update(zip(module.segment.writes, runners[i](*reads), strict=True))
         return features[self.program.output].to(x_nchw.device, torch.float32)
 

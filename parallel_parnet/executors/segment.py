@@ -13,8 +13,6 @@ from ..placement import Segment
 from ..profiling.spans import Recorder
 from ..program import Operation, Program
 
-WEIGHTS = ("weight", "bias", "gate_weight", "gate_bias", "scale", "shift", "border")
-
 
 class SegmentModule(nn.Module):
     """Features `segment.reads` in, features `segment.writes` out, in NCHW shape and any memory format.
@@ -33,14 +31,16 @@ class SegmentModule(nn.Module):
     ) -> None:
         super().__init__()
         self.segment = segment
-        self.operations = [program.by_name[name] for name in segment.operations]
-        for op in self.operations:
+        # plain dictionaries, since looking up a module's buffers by name would cost more than small operations do
+        self.operations: list[tuple[Operation, dict[str, Tensor]]] = []
+        for op in (program.by_name[name] for name in segment.operations):
+            weights = {}
             for name, tensor in program.of(op).items():
                 in_convolution = op.kind == "conv" and name in ("weight", "bias")
-                tensor = tensor.to(device, dtype if in_convolution else torch.float32)
-                if tensor.ndim == 4:
-                    tensor = tensor.contiguous(memory_format=memory_format)
-                self.register_buffer(_buffer(op, name), tensor)
+                tensor = _shaped(name, tensor).to(device, dtype if in_convolution else torch.float32)
+                is_kernel = tensor.ndim == 4
+                weights[name] = tensor.contiguous(memory_format=memory_format) if is_kernel else tensor
+            self.operations.append((op, weights))
 
     def forward(self, *reads: Tensor) -> tuple[Tensor, ...]:
         return self.run(reads, None)
@@ -48,9 +48,8 @@ class SegmentModule(nn.Module):
     def run(self, reads: tuple[Tensor, ...], recorder: Recorder | None) -> tuple[Tensor, ...]:
         """Run operation by operation, each in a span of its own where a recorder is given."""
         features = dict(zip(self.segment.reads, reads, strict=True))
-        for op in self.operations:
+        for op, weights in self.operations:
             inputs = [features[name] for name in op.inputs]
-            weights = {n: getattr(self, b) for n in WEIGHTS if hasattr(self, b := _buffer(op, n))}
             with recorder.span(op.name) if recorder else nullcontext():
                 features[op.name] = OPERATIONS[op.kind](op, weights, inputs)
         return tuple(features[name] for name in self.segment.writes)
@@ -62,14 +61,13 @@ def convolution(op: Operation, w: dict[str, Tensor], inputs: list[Tensor]) -> Te
     y = F.conv2d(x, w["weight"], w["bias"], op.stride, padding=1, groups=op.groups).float()
     if "border" in w:
         inside = torch.ones_like(x[:1, :1], dtype=torch.float32)
-        y = y.add_(F.conv2d(inside, w["border"].unsqueeze(1), None, op.stride, padding=1))
+        y = y.add_(F.conv2d(inside, w["border"], None, op.stride, padding=1))
     average = x.mean((2, 3), keepdim=True, dtype=torch.float32)
-    gate = torch.sigmoid(F.conv2d(average, w["gate_weight"][:, :, None, None], w["gate_bias"], groups=op.groups))
+    gate = torch.sigmoid(F.conv2d(average, w["gate_weight"], w["gate_bias"], groups=op.groups))
     if op.gate == "identity":
-        scale, shift = w["scale"].view(1, -1, 1, 1), w["shift"].view(1, -1, 1, 1)
-        y = y.addcmul_(x.float(), scale * gate).add_(shift * gate)
+        y.addcmul_(x.float(), w["scale"] * gate).add_(w["shift"] * gate)
     else:
-        y = y.mul_(2 * gate)
+        y.mul_(2 * gate)
     y = ACTIVATION[op.activation](y, inplace=True).to(x.dtype)
     if op.shuffle > 1:
         y = y.unflatten(1, (op.groups, op.shuffle, -1)).transpose(1, 2).flatten(1, 3)
@@ -77,8 +75,9 @@ def convolution(op: Operation, w: dict[str, Tensor], inputs: list[Tensor]) -> Te
 
 
 def classifier(op: Operation, w: dict[str, Tensor], inputs: list[Tensor]) -> Tensor:
-    """Global average and linear layer: features [N, C, H, W] to logits fp32 [N, classes]."""
-    return F.linear(inputs[0].mean((2, 3), dtype=torch.float32), w["weight"], w["bias"])
+    """Global averages and linear layer: features [N, C, H, W] to logits fp32 [N, classes]."""
+    averages = [x.mean((2, 3), dtype=torch.float32) for x in inputs]
+    return F.linear(torch.cat(averages, 1), w["weight"], w["bias"])
 
 
 OPERATIONS = {"conv": convolution, "classifier": classifier}
@@ -89,5 +88,10 @@ def _pair(inputs: list[Tensor], groups: int) -> Tensor:
     return torch.cat([x.unflatten(1, (groups, -1)) for x in inputs], 2).flatten(1, 2)
 
 
-def _buffer(op: Operation, name: str) -> str:
-    return f"{op.name}.{name}".replace(".", "_")
+def _shaped(name: str, tensor: Tensor) -> Tensor:
+    """A weight in the shape in which the arithmetic above takes it."""
+    if name in ("scale", "shift"):
+        return tensor.view(1, -1, 1, 1)
+    if name == "gate_weight":
+        return tensor[:, :, None, None]
+    return tensor.unsqueeze(1) if name == "border" else tensor

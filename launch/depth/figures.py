@@ -1,0 +1,136 @@
+"""The experiment's figures, each as SVG and PNG: markers and line styles tell the curves apart without colour."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+STYLES = {
+    "eager": {"color": "#1f4e79", "marker": "o", "linestyle": "-"},
+    "openvino": {"color": "#b35806", "marker": "s", "linestyle": "--"},
+    "inductor": {"color": "#542788", "marker": "D", "linestyle": "-."},
+    "lanes": {"color": "#1b7837", "marker": "^", "linestyle": ":"},
+    "linked": {"color": "#777777", "marker": "v", "linestyle": ":"},
+}
+NAMES = {"lanes": "simulated: a lane per stream", "linked": "the same with real links"}
+
+
+def draw(rows: list[dict], header: dict, folder: Path, name: str) -> dict[str, str]:
+    """Draw every figure that the rows allow; file names (SVG) by figure."""
+    made = {}
+    for figure, make in (("depth", _depth), ("work", _work), ("lanes", _lanes), ("scaling", _scaling)):
+        drawn = make(rows)
+        if drawn is None:
+            continue
+        drawn.suptitle(f"{header['machine']}, {header['dtype']}, {header['threads']} thread(s), batch 1", fontsize=9)
+        for suffix in ("svg", "png"):
+            date = {"Date": None} if suffix == "svg" else {}  # so that the same data give the same file
+            drawn.savefig(folder / f"{name}-{figure}.{suffix}", dpi=110, metadata=date)
+        plt.close(drawn)
+        made[figure] = f"{name}-{figure}.svg"
+    return made
+
+
+def select(rows: Iterable[dict], group: str, executor: str | None = None) -> list[dict]:
+    """Rows of the groups whose names begin so, of one executor or all."""
+    return [r for r in rows if r["group"].startswith(group) and executor in (None, r["executor"])]
+
+
+def executors(rows: Iterable[dict]) -> list[str]:
+    """Executors in order of appearance."""
+    return list(dict.fromkeys(r["executor"] for r in rows))
+
+
+def _curve(axes: Axes, rows: list[dict], x: str, y: str, style: str, label: str | None = None) -> None:
+    rows = sorted((r for r in rows if r[y] is not None), key=lambda r: r[x])
+    axes.plot([r[x] for r in rows], [r[y] for r in rows], label=label or NAMES.get(style, style), **STYLES[style])
+
+
+def _panels(titles: list[str]) -> tuple[Figure, list[Axes]]:
+    figure, grid = plt.subplots(1, len(titles), figsize=(3.4 * len(titles), 3.4), layout="constrained", squeeze=False)
+    for axes, title in zip(grid[0], titles, strict=True):
+        axes.set_title(title, fontsize=10)
+        axes.grid(alpha=0.3)
+    grid[0][0].set_ylabel("latency, ms")
+    return figure, list(grid[0])
+
+
+def _depth(rows: list[dict]) -> Figure | None:
+    """(a): the same blocks, arranged in 1 to 24 streams."""
+    groups = list(dict.fromkeys(r["group"] for r in select(rows, "depth")))
+    if not groups:
+        return None
+    figure, panels = _panels([f"48 blocks, {g.split(', ')[1]}" for g in groups])
+    for axes, group in zip(panels, groups, strict=True):
+        for executor in executors(rows):
+            _curve(axes, select(rows, group, executor), "depth", "median_ms", executor)
+        _curve(axes, select(rows, group, "eager"), "depth", "lanes_ms", "lanes")
+        _curve(axes, select(rows, group, "eager"), "depth", "linked_lanes_ms", "linked")
+        axes.set_xlabel("depth, levels")
+        axes.set_ylim(bottom=0)
+    panels[0].legend(fontsize=8)
+    return figure
+
+
+def _work(rows: list[dict]) -> Figure | None:
+    """(b): depth 10, work from 1x to 16x."""
+    groups = list(dict.fromkeys(r["group"] for r in select(rows, "work")))
+    if not groups:
+        return None
+    figure, panels = _panels([g.removeprefix("work ") for g in groups][:6])
+    for axes, group in zip(panels, groups, strict=False):
+        for executor in executors(rows):
+            _curve(axes, select(rows, group, executor), "gflops", "median_ms", executor)
+        _curve(axes, select(rows, group, "eager"), "gflops", "lanes_ms", "lanes")
+        _curve(axes, select(rows, group, "eager"), "gflops", "linked_lanes_ms", "linked")
+        axes.set_xlabel("work, GFLOP")
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+    panels[0].legend(fontsize=8)
+    return figure
+
+
+def _lanes(rows: list[dict]) -> Figure | None:
+    """Measured on one lane, against the sum of the operations measured alone, which the simulation starts from."""
+    eager = [r for r in rows if r["sum_ms"] is not None]
+    if not eager:
+        return None
+    figure, (axes,) = _panels(["one lane: simulated against measured"])
+    figure.set_size_inches(4.6, 4.2)
+    axes.scatter([r["median_ms"] for r in eager], [r["sum_ms"] for r in eager], s=14, color="#1f4e79")
+    ends = [min(r["median_ms"] for r in eager) * 0.7, max(r["median_ms"] for r in eager) * 1.4]
+    axes.plot(ends, ends, color="grey", linewidth=1, label="equal")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("measured, ms")
+    axes.set_ylabel("simulated, ms")
+    axes.legend(fontsize=8)
+    return figure
+
+
+def _scaling(rows: list[dict]) -> Figure | None:
+    """ParNet-S to XL at three resolutions, with three streams and with one of the same depth and work."""
+    groups = list(dict.fromkeys(r["group"] for r in select(rows, "scaling")))
+    if not groups:
+        return None
+    names = executors(rows)
+    figure, panels = _panels(names)
+    for axes, executor in zip(panels, names, strict=True):
+        for group, marker in zip(groups, "o^s", strict=False):
+            for one, line in ((False, "-"), (True, ":")):
+                chosen = [r for r in select(rows, group, executor) if r["network"].endswith("one stream") == one]
+                label = f"{group.split(', ')[1]}, {'one stream' if one else 'three streams'}"
+                values = [r["median_ms"] for r in chosen]
+                axes.plot(["S", "M", "L", "XL"], values, marker=marker, linestyle=line, color="#444", label=label)
+        axes.set_xlabel("variant")
+        axes.set_ylim(bottom=0)
+    panels[0].legend(fontsize=7)
+    return figure

@@ -1,0 +1,56 @@
+"""Networks for experiments: the same block in any number of streams of any length, so that depth and work part.
+
+Not ParNet: every stream works at one width and resolution, which ParNet's do not, so that moving a block from one
+stream to another changes nothing but the depth.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .errors import ParNetError
+from .program import INPUT, Operation, Program
+from .variants import Config
+
+
+def arranged(blocks: int, streams: int, width: int, size: int, seed: int = 0) -> Program:
+    """`blocks` RepVGG-SSE blocks of `width` channels at size / 2 pixels, in `streams` chains of equal length.
+
+    Each chain reads one stem block; the classifier reads the averages of all chains. Depth is blocks / streams + 2;
+    FLOPs and parameters hardly depend on the arrangement (the classifier has 10 classes). Random weights, scaled so
+    that features neither vanish nor grow. Raises ParNetError where the blocks do not divide among the streams.
+    """
+    if blocks < 1 or streams < 1 or width < 1 or blocks % streams:
+        raise ParNetError(f"{blocks} blocks in {streams} streams: the streams must divide the blocks")
+    generator = torch.Generator().manual_seed(seed)
+    stem = Operation("stem", "conv", "stem", None, 1, (INPUT,), 3, width, stride=2, gate="plain", activation="silu")
+    operations, ends = [stem], []
+    for stream in range(streams):
+        previous = stem.name
+        for block in range(blocks // streams):
+            name = f"streams.{stream}.{block}"
+            operations.append(
+                Operation(
+                    name, "conv", "stream", stream, block + 2, (previous,), width, width,
+                    gate="identity", activation="silu",
+                )
+            )  # fmt: skip
+            previous = name
+        ends.append(previous)
+    operations.sort(key=lambda op: op.level)
+    level = blocks // streams + 2
+    head = Operation("head.fc", "classifier", "head", None, level, tuple(ends), streams * width, 10)
+    weights: dict[str, torch.Tensor] = {}
+    for op in operations:
+        noise = torch.randn(op.cout, op.cin, 3, 3, generator=generator)
+        weights[f"{op.name}.weight"] = noise / (9 * op.cin) ** 0.5
+        weights[f"{op.name}.bias"] = 0.1 * torch.randn(op.cout, generator=generator)
+        weights[f"{op.name}.gate_weight"] = torch.randn(op.cout, op.cin, generator=generator) / op.cin**0.5
+        weights[f"{op.name}.gate_bias"] = torch.zeros(op.cout)
+        if op.gate == "identity":
+            weights[f"{op.name}.scale"] = torch.ones(op.cout)
+            weights[f"{op.name}.shift"] = torch.zeros(op.cout)
+    weights["head.fc.weight"] = torch.randn(10, streams * width, generator=generator) / (streams * width) ** 0.5
+    weights["head.fc.bias"] = torch.zeros(10)
+    config = Config((width, width), blocks=(blocks,), num_classes=10, image_size=size, crop=1.0)
+    return Program(config, (*operations, head), weights)

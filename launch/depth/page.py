@@ -28,8 +28,8 @@ def write_page(path: Path, rows: list[dict], header: dict, figures: dict[str, Pa
         "",
         "## What the fit says",
         "",
-        "`T = a x depth + b x work + c`, least squares on relative errors over families (a) and (b), with 95% intervals by "
-        " resampling. Shares are of the variance of relative latency that each term explains.",
+        "`T = a x depth + b x work + c`, least squares on relative errors over families (a) and (b), with 95% "
+        "intervals by resampling. Shares are of the variance of relative latency that each term explains.",
         "",
         "| | a, us a level | b, us a GFLOP | c, us | depth explains | work explains | R2 |",
         "|---|---|---|---|---|---|---|",

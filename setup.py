@@ -28,6 +28,7 @@ setup(
     ],
     extras_require={
         "cpu": ["openvino>=2026.1"],
-        "dev": ["hypothesis", "mypy", "pre-commit", "pytest", "pytest-timeout", "ruff", "setuptools>=77"],
+        "figures": ["matplotlib"],
+        "dev": ["hypothesis", "matplotlib", "mypy", "pre-commit", "pytest", "pytest-timeout", "ruff", "setuptools>=77"],
     },
 )

@@ -43,7 +43,8 @@ class Answer:
 def search(program: Program, costs: Costs, lanes: int, exactly: bool = False, runner_up: bool = True) -> Answer:
     """The fastest placement on at most, or exactly, so many lanes, lane 0 being the coordinator.
 
-    The coordinator counts as used even where it only holds picture and answer. Lanes compute side by side. Raises ParNetError for a number of lanes that cannot be used or searched.
+    The coordinator counts as used even where it only holds picture and answer. Lanes compute side by side.
+    Raises ParNetError for a number of lanes that cannot be used or searched.
     """
     if lanes < 1:
         raise ParNetError(f"{lanes} lanes: there must be at least 1")

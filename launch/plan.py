@@ -20,17 +20,20 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from common import DTYPES, Parser, add_model_arguments, load_model, run
-from parallel_parnet import ParNetError, Program, create_model, fold
+from common import DTYPES, Parser, add_model_arguments, load_model, run, settle
+from parallel_parnet import ParNetError, Placement, Program, create_model, fold
 from parallel_parnet.costs import H200, Costs, Device
 from parallel_parnet.explain import critical_transfers, duration, explain, gantt, lanes_in_words
 from parallel_parnet.files import write_atomically
-from parallel_parnet.planner import Schedule
+from parallel_parnet.planner import Schedule, schedule
 from parallel_parnet.search import search
 from planning import find_link, measure
 
 TABLE_MODELS = ("parnet_s", "parnet_m", "parnet_l", "parnet_xl")
-TABLE_LINKS = ("nvlink", "pcie", "loopback")
+TABLE_ROWS = (  # link, device, efficiency
+    ("nvlink", "h200", 1.0), ("nvlink", "h200", 0.5), ("pcie", "h200", 1.0), ("pcie", "h200", 0.5),
+    ("loopback", "measured", 1.0),
+)  # fmt: skip
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -45,6 +48,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--device", choices=["h200", "measured"], default="h200", help="default: %(default)s (roofline)"
     )
+    parser.add_argument(
+        "--efficiency", type=float, default=1.0, help="share of the roofline that kernels reach, assumed"
+    )
     parser.add_argument("--img-size", type=int, help="pixels; default: the network's own")
     parser.add_argument("-b", "--batch-size", type=int, default=1, help="pictures per pass (default: %(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on the h200, float32 as measured here")
@@ -55,58 +61,69 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def costs_of(
-    program: Program, device: str, link: str, size: int | None = None, batch: int = 1, dtype: str | None = None
-) -> tuple[Costs, Device]:
+    program: Program, link: str, device: str, efficiency: float = 1.0, size: int | None = None, batch: int = 1,
+    dtype: str | None = None,
+) -> tuple[Costs, Device]:  # fmt: skip
     """The costs, and the device that they come from."""
-    kind = DTYPES[dtype or ("bfloat16" if device == "h200" else "float32")]
-    chosen = find_link(link)
-    lane = H200 if device == "h200" else measure(program, torch.device("cpu"), kind, size, batch)
+    kind, chosen = DTYPES[dtype or ("bfloat16" if device == "h200" else "float32")], find_link(link)
+    lane = H200.at(efficiency) if device == "h200" else measure(program, torch.device("cpu"), kind, size, batch)
     return Costs.of(program, lane, chosen, size, batch, kind.itemsize), lane
 
 
-def summary(schedule: Schedule) -> dict:
+def summary(result: Schedule) -> dict:
     """A schedule as JSON, in seconds."""
     return {
-        "lanes": schedule.placement.lanes,
-        "makespan_s": schedule.makespan,
-        "speed_up": schedule.speed_up,
-        "idle_s": [schedule.idle(lane) for lane in range(schedule.placement.lanes)],
-        "bounds_s": {"work": schedule.bounds.work, "span": schedule.bounds.span, "lower": schedule.bounds.lower},
-        "placement": {name: list(lanes) for name, lanes in schedule.placement.where.items()},
+        "lanes": result.placement.lanes,
+        "makespan_s": result.makespan,
+        "speed_up": result.speed_up,
+        "idle_s": [result.idle(lane) for lane in range(result.placement.lanes)],
+        "bounds_s": {"work": result.bounds.work, "span": result.bounds.span, "lower": result.bounds.lower},
+        "placement": {name: list(lanes) for name, lanes in result.placement.where.items()},
         "critical_path": [
-            {"what": str(item), "start_s": item.start, "end_s": item.end} for item in schedule.critical_path
+            {"what": str(item), "start_s": item.start, "end_s": item.end} for item in result.critical_path
         ],
     }
 
 
-def show(schedule: Schedule, title: str, console: Console) -> None:
+def show(result: Schedule, title: str, console: Console) -> None:
     """The schedule as tables and bars."""
     table = Table(
         "makespan", "speed-up", "work / lanes", "longest path", "transfers", title=title, title_justify="left"
     )
-    bounds = schedule.bounds
+    bounds = result.bounds
     table.add_row(
-        duration(schedule.makespan), f"{schedule.speed_up:.2f}x", duration(bounds.work / bounds.lanes),
-        duration(bounds.span), f"{len(schedule.transfers)}, {len(critical_transfers(schedule))} critical",
+        duration(result.makespan), f"{result.speed_up:.2f}x", duration(bounds.work / bounds.lanes),
+        duration(bounds.span), f"{len(result.transfers)}, {len(critical_transfers(result))} critical",
     )  # fmt: skip
     console.print(table)
-    console.print("\n".join(lanes_in_words(schedule)))
-    console.print(gantt(schedule, min(100, console.width - 11)))
+    console.print("\n".join(lanes_in_words(result)))
+    console.print(gantt(result, min(100, console.width - 11)))
 
 
 def print_table() -> None:
-    """The answers for docs/planner.md: of each cell the fastest placement on exactly so many lanes."""
-    print("| | link | one lane | 2 lanes | 3 lanes | best | the answer waits for |\n|---|---|---|---|---|---|---|")
+    """The answers for docs/planner.md: the fastest placement on exactly 1, 2 and 3 lanes, and a stream per lane."""
+    titles = (
+        "",
+        "link",
+        "lanes are",
+        "1 lane",
+        "2 lanes",
+        "3 lanes",
+        "3, by streams",
+        "best",
+        "the answer waits for transfers of",
+    )
+    print(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}")
     for model in TABLE_MODELS:
-        program = fold(create_model(model))
-        for link in TABLE_LINKS:
-            costs, _ = costs_of(program, "measured" if link == "loopback" else "h200", link)
+        program = fold(settle(create_model(model)))
+        for link, kind, efficiency in TABLE_ROWS:
+            costs, device = costs_of(program, link, kind, efficiency)
             found = [search(program, costs, n, exactly=True, runner_up=False).best for n in (1, 2, 3)]
-            best = min(found, key=lambda schedule: schedule.makespan)
-            waits = ", ".join(s.transfer.feature for s in critical_transfers(best)) or "no transfer"
-            cells = [f"{duration(s.makespan)} ({s.speed_up:.2f}x)" for s in found[1:]]
-            row = (model, link, duration(found[0].makespan), *cells, f"{best.placement.lanes} lane(s)", waits)
-            print(f"| {' | '.join(row)} |")
+            best = min(found, key=lambda result: result.makespan)
+            found.append(schedule(program, Placement.from_streams_per_gpu(program, 1, 3), costs))
+            cells = [duration(found[0].makespan), *(f"{duration(s.makespan)}, {s.speed_up:.2f}x" for s in found[1:])]
+            waits = ", ".join(s.transfer.feature for s in critical_transfers(best)) or "none"
+            print(f"| {' | '.join((model, link, device.name, *cells, str(best.placement.lanes), waits))} |")
 
 
 def main() -> int:
@@ -114,13 +131,17 @@ def main() -> int:
     if args.table:
         print_table()
         return 0
+    if args.efficiency != 1 and args.device == "measured":
+        raise ParNetError("--efficiency is a share of the roofline: leave it out with --device measured")
     if args.gpus < 1:
         raise ParNetError(f"--gpus {args.gpus}: must be at least 1")
     find_link(args.link)  # a wrong link is told before anything is measured
     console = Console(highlight=False, stderr=args.json == "-")
     console.width = console.width if console.is_terminal else 120
     program = fold(load_model(args)[0])
-    costs, device = costs_of(program, args.device, args.link, args.img_size, args.batch_size, args.dtype)
+    costs, device = costs_of(
+        program, args.link, args.device, args.efficiency, args.img_size, args.batch_size, args.dtype
+    )
     answer = search(program, costs, args.gpus, args.exactly)
     lanes = answer.best.placement.lanes
     show(answer.best, f"Fastest placement, {lanes} of {args.gpus} lane(s), predicted", console)

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Protocol
@@ -137,6 +137,20 @@ class Roofline:
         if not (self.flops_per_s > 0 and self.bytes_per_s > 0 and self.launch_s >= 0):
             raise ParNetError(f"device {self.name}: FLOP/s and bytes/s must be positive, the launch not negative")
 
+    def at(self, efficiency: float) -> Roofline:
+        """The same device with kernels that reach this share of its FLOP/s and bytes/s: an assumption, and labelled."""
+        if not 0 < efficiency <= 1:
+            raise ParNetError(f"efficiency {efficiency:g}: it must be above 0 and at most 1")
+        if efficiency == 1:
+            return self
+        return replace(
+            self,
+            name=f"{self.name} at {efficiency:.0%}",
+            flops_per_s=self.flops_per_s * efficiency,
+            bytes_per_s=self.bytes_per_s * efficiency,
+            source=f"{self.source}; kernels assumed to reach {efficiency:.0%} of it",
+        )
+
     def work(self, program: Program, size: int | None, batch: int, itemsize: int) -> dict[str, float]:
         if itemsize != self.itemsize:
             raise ParNetError(
@@ -180,7 +194,7 @@ class Costs:
     transfer: Mapping[str, float]
     launch_s: float = 0.0
     grouped: bool = False
-    sources: tuple[str, ...] = field(default=())
+    sources: tuple[str, ...] = ()
 
     @classmethod
     def of(

@@ -219,6 +219,7 @@ def test_devices() -> None:
     cost = {row.name: row for row in PARNET.cost(64, 2, 2).operations}
     work = H200.work(PARNET, 64, 2, 2)
     assert work["streams.0.0"] == max(cost["streams.0.0"].flops / 790e12, cost["streams.0.0"].bytes / 4.3e12)
+    assert H200.at(0.5).work(PARNET, 64, 2, 2)["streams.0.0"] == pytest.approx(2 * work["streams.0.0"])
     measured = Costs.of(PARNET, Measured("cpu", dict.fromkeys(PARNET.by_name, 0.5), ""), LINKS["peer"], 64)
     assert measured.work["head.fc"] == 0.5
     assert measured.transfer[INPUT] == pytest.approx(2e-6 + 3 * 64 * 64 * 4 / 370e9)

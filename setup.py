@@ -28,6 +28,17 @@ setup(
     ],
     extras_require={
         "cpu": ["openvino>=2026.1"],
-        "dev": ["hypothesis", "mypy", "pre-commit", "pytest", "pytest-timeout", "ruff", "setuptools>=77"],
+        "figures": ["matplotlib", "scipy"],
+        "dev": [
+            "hypothesis",
+            "matplotlib",
+            "mypy",
+            "pre-commit",
+            "pytest",
+            "pytest-timeout",
+            "ruff",
+            "scipy",
+            "setuptools>=77",
+        ],
     },
 )

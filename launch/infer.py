@@ -4,6 +4,7 @@
     python launch/infer.py
     torchrun launch/infer.py --streams-per-gpu 1
     torchrun --nproc-per-node 3 launch/infer.py --streams-per-gpu 1 --image FOLDER --json answer.json
+    torchrun --nproc-per-node 2 launch/infer.py --placement auto
 
 --streams-per-gpu counts the network's parallel branches inside one inference. It has nothing to do with the
 concurrent requests that trtexec (--infStreams) and OpenVINO (-nstreams) call streams.
@@ -35,6 +36,7 @@ from parallel_parnet.engine import EXECUTORS
 from parallel_parnet.files import write_atomically
 from parallel_parnet.preprocess import Preprocess, find_images
 from parallel_parnet.transport import Transport, join_ranks
+from planning import find_link, plan_for_ranks
 
 KEPT_BATCHES = 16  # batches kept in memory for timing: enough that no cache holds the answer
 PROFILE_PASSES = 10
@@ -60,6 +62,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--img-size", type=int, help="pixels; default: the network's own")
     parser.add_argument("-b", "--batch-size", type=int, default=1, help="pictures per pass (default: %(default)s)")
     parser.add_argument("--streams-per-gpu", type=int, default=1, help="branches per device (default: %(default)s)")
+    parser.add_argument("--placement", choices=["streams", "auto"], default="streams", help="auto: measure and plan")
+    parser.add_argument("--link", help="for --placement auto, as launch/plan.py (default: loopback, on GPUs nvlink)")
     parser.add_argument("--strict", action="store_true", help="refuse rather than fold streams onto fewer devices")
     parser.add_argument("--device", help="cpu, cuda or cuda:N; default: cuda where there is one")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
@@ -81,6 +85,9 @@ def parse_arguments() -> argparse.Namespace:
 def place(program: Program, args: argparse.Namespace, ranks: Ranks, device: torch.device) -> tuple[Placement, str]:
     """The placement that was asked for, or the nearest that one process can have, with a line that says so."""
     k, streams = args.streams_per_gpu, program.streams
+    if args.placement == "auto":
+        link = find_link(args.link or ("nvlink" if device.type == "cuda" else "loopback"))
+        return plan_for_ranks(program, ranks, device, DTYPES[args.dtype], args.img_size, args.batch_size, link), ""
     if ranks.world > 1:
         return Placement.from_streams_per_gpu(program, k, ranks.world), ""
     whole_machine = device.type == "cuda" and device.index is None
@@ -310,11 +317,11 @@ def main() -> int:
     model, weights = load_model(args)
     program = fold(model)
     device = ranks.device(args.device)
+    if ranks.world > 1:
+        join_ranks(device, args.timeout)
     placement, note = place(program, args, ranks, device)
     if note:
         console.print(note)
-    if ranks.world > 1:
-        join_ranks(device, args.timeout)
     with Engine(program, placement, device, DTYPES[args.dtype], args.executor) as engine:
         hosts = lane_hosts(engine, ranks, threads)
         if engine.is_coordinator:

@@ -1,0 +1,67 @@
+"""Random fused convolutions of every kind, for the tests of kernels and twins."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from parallel_parnet.kernels.geometry import Convolution, Geometry, Operands, Tile, allocate
+
+KINDS = ("identity", "plain", "down", "picture", "grouped", "fusion", "fusion_down")
+
+
+def geometry(kind: str, h: int, w: int, channels: int, activation: str = "silu") -> Geometry:
+    """About `channels` channels: as many as the kind can have."""
+    even = channels + channels % 2
+    four = -(-channels // 4) * 4
+    fields: dict[str, dict] = {
+        "identity": dict(cin=channels, cout=channels, gate="identity"),
+        "plain": dict(cin=channels, cout=channels + 5),
+        "down": dict(cin=channels, cout=channels + 9, stride=2),
+        "picture": dict(cin=3, cout=channels, stride=2, planar=True),
+        "grouped": dict(cin=even, cout=even + 2, groups=2),
+        "fusion": dict(cin=2 * even, cout=even, groups=2, inputs=2),
+        "fusion_down": dict(cin=2 * even, cout=four, stride=2, groups=2, inputs=2, shuffle=2),
+    }
+    return Geometry(h, w, activation=activation, **fields[kind])
+
+
+def convolution(
+    shape: Geometry, tile: Tile, n: int, dtype: torch.dtype, seed: int, border: bool | None = None
+) -> Convolution:
+    """Random operands of the order of one; sums of the inputs that have nothing to do with them, in odd tile counts."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*size: int, scale: float = 1.0) -> torch.Tensor:
+        return torch.randn(*size, generator=generator) * scale
+
+    c, rows, o = shape.cin // shape.inputs, shape.cin // shape.groups, shape.cout
+    second, identity = shape.inputs == 2, shape.gate == "identity"
+    size = (n, c, shape.h, shape.w) if shape.planar else (n, shape.h, shape.w, c)
+    pixels = shape.h * shape.w
+    x = Operands(
+        a=random(*size).to(dtype),
+        b=random(*size).to(dtype) if second else None,
+        a_sums=None if shape.planar else random(n, 3, c, scale=pixels / 3),
+        b_sums=random(n, 17, c, scale=pixels / 17) if second else None,
+        weight=random(9, rows, o, scale=(9 * rows) ** -0.5).to(dtype),
+        bias=random(o),
+        border=random(9, o) if (second if border is None else border) else None,
+        gate=None,
+        gate_weight=random(rows, o, scale=rows**-0.5).to(dtype),
+        gate_bias=random(o),
+        scale=random(o) if identity else None,
+        shift=random(o) if identity else None,
+        **allocate(shape, tile, n, dtype, torch.device("cpu")),
+    )
+    return Convolution(x, shape, tile)
+
+
+def in_fp32(conv: Convolution) -> Convolution:
+    """The same rounded operands in fp32, with outputs of their own."""
+    made = allocate(conv.shape, conv.tile, conv.n, torch.float32, conv.x.a.device)
+    wide = {
+        name: t.float() if t is not None and t.is_floating_point() else t for name, t in conv.x._asdict().items()
+    }
+    return dataclasses.replace(conv, x=Operands(**{**wide, **made}))

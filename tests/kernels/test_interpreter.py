@@ -21,11 +21,17 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SIZES = ((1, 1), (7, 5))
 CHANNELS = (3, 20, 92, 200)
 BATCHES = (1, 2, 5)
-TILES = (Tile(64, 64, 64), Tile(16, 32, 32, split_k=3))
+TILES = (Tile(64, 128, 64), Tile(16, 64, 256, split_k=2))
 ROUNDING = {torch.float32: 0.0, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}  # half a unit in the last place
 
-CASES = list(itertools.product(KINDS, DTYPES, SIZES, CHANNELS, BATCHES, TILES))
-SAMPLE = CASES if ALL else random.Random(SEED).sample(CASES, 56)
+CASES = list(itertools.product(SIZES, CHANNELS, BATCHES, TILES))
+
+
+def cases() -> list[tuple]:
+    """Every kind and type with every awkward size, or with two of them."""
+    draw = random.Random(SEED)
+    kinds = itertools.product(KINDS, DTYPES)
+    return [(*kind, *case) for kind in kinds for case in (CASES if ALL else draw.sample(CASES, 2))]
 
 
 def assert_matches_twin(conv: Convolution) -> None:
@@ -44,7 +50,7 @@ def assert_matches_twin(conv: Convolution) -> None:
     assert ((conv.x.sums - sums).abs() <= 1e-6 * magnitude + 1e-9).all(), "the sums are not those of the output"
 
 
-@pytest.mark.parametrize("kind,dtype,size,channels,n,tile", SAMPLE, ids=str)
+@pytest.mark.parametrize("kind,dtype,size,channels,n,tile", cases(), ids=str)
 def test_operation(kind, dtype, size, channels, n, tile, seed):
     shape = geometry(kind, *size, channels, activation=random.Random(seed).choice(["silu", "relu"]))
     conv = convolution(shape, tile, n, dtype, seed, border=None if kind != "grouped" else True)
@@ -54,18 +60,18 @@ def test_operation(kind, dtype, size, channels, n, tile, seed):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_several_tiles_of_pixels_and_channels(kind, seed):
-    conv = convolution(geometry(kind, 11, 14, 36), Tile(16, 16, 32, split_k=2), 2, torch.float16, seed)
+    conv = convolution(geometry(kind, 9, 5, 36), Tile(16, 16, 64, split_k=2), 2, torch.float16, seed)
     level([conv])()
     assert_matches_twin(conv)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES if ALL else DTYPES[1:2], ids=str)
 def test_level_of_five_operations(dtype, seed):
-    """Different shapes, tiles and splits side by side; each result independent of the order of programs."""
+    """Different shapes, tiles and splits side by side; the same bits whatever the order of programs."""
     operations = [
-        convolution(geometry("identity", 7, 5, 20), Tile(16, 16, 32), 2, dtype, seed),
+        convolution(geometry("identity", 7, 5, 20), Tile(16, 32, 64), 2, dtype, seed),
         convolution(geometry("identity", 4, 3, 40), Tile(16, 32, 64, split_k=3), 2, dtype, seed + 1),
-        convolution(geometry("fusion_down", 8, 6, 24), Tile(16, 16, 16, split_k=4), 2, dtype, seed + 2),
+        convolution(geometry("fusion_down", 8, 6, 24), Tile(16, 16, 32, split_k=2), 2, dtype, seed + 2),
         convolution(geometry("down", 9, 9, 12), Tile(32, 16, 64), 2, dtype, seed + 3),
         convolution(geometry("plain", 3, 3, 8), Tile(16, 16, 16), 2, dtype, seed + 4),
     ]
@@ -74,7 +80,7 @@ def test_level_of_five_operations(dtype, seed):
     for conv in operations:
         assert_matches_twin(conv)
     first = [(conv.x.y.clone(), conv.x.sums.clone()) for conv in operations]
-    for order in range(3):
+    for order in range(2):
         for conv in operations:
             conv.x.y.fill_(float("nan"))
             conv.x.sums.fill_(float("nan"))

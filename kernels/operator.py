@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ParNetError
-from .geometry import Convolution, Geometry, Operands, Tile, allocate
+from .convolution import Convolution, Operands, allocate
+from .geometry import Geometry, Tile
 from .twins import fused_conv as twin
 
 
@@ -42,7 +43,7 @@ def fused_conv(
 ) -> tuple[Tensor, Tensor]:
     """y [N, H out, W out, O] in storage and its sums fp32 [N, T, O].
 
-    Tensors as in `geometry.Operands`: without a_sums, `a` is a picture [N, 3, H, W]; with scale and shift, the gate is
+    Tensors as in `convolution.Operands`: without a_sums, `a` is a picture [N, 3, H, W]; with scale and shift, the gate is
     on the identity. bm, bn, bk and split_k as in `geometry.Tile`; T depends on bm.
     """
     tensors = (a, b, a_sums, b_sums, weight, bias, border, gate_weight, gate_bias, scale, shift)
@@ -83,5 +84,5 @@ def _convolution(
     shape = Geometry(h, w, cin, weight.shape[2], stride, groups, shuffle, gate, activation, inputs, planar)
     tile = Tile(bm, bn, bk, split_k)
     made = allocate(shape, tile, a.shape[0], a.dtype, a.device)
-    x = Operands(a, b, a_sums, b_sums, weight, bias, border, None, gate_weight, gate_bias, scale, shift, **made)
+    x = Operands(a, b, a_sums, b_sums, weight, bias, border, None, gate_weight, gate_bias, scale, shift, *made)
     return Convolution(x, shape, tile)

@@ -16,24 +16,31 @@ def arguments(identity: bool = True, two: bool = False, dtype: torch.dtype = tor
     torch.manual_seed(0)
     c, o = 8, 8 if identity else 12
     rows = c * (2 if two else 1)
-    return dict(
-        a=torch.randn(2, 7, 5, c).to(dtype), b=torch.randn(2, 7, 5, c).to(dtype) if two else None,
-        a_sums=torch.randn(2, 3, c), b_sums=torch.randn(2, 1, c) if two else None,
-        weight=torch.randn(9, rows, o).to(dtype), bias=torch.randn(o),
-        border=torch.randn(9, o) if two else None, gate_weight=torch.randn(rows, o).to(dtype),
-        gate_bias=torch.randn(o), scale=torch.randn(o) if identity else None,
-        shift=torch.randn(o) if identity else None,
-    )  # fmt: skip
+    return {
+        "a": torch.randn(2, 7, 5, c).to(dtype), "b": torch.randn(2, 7, 5, c).to(dtype) if two else None,
+        "a_sums": torch.randn(2, 3, c), "b_sums": torch.randn(2, 1, c) if two else None,
+        "weight": torch.randn(9, rows, o).to(dtype), "bias": torch.randn(o),
+        "border": torch.randn(9, o) if two else None, "gate_weight": torch.randn(rows, o).to(dtype),
+        "gate_bias": torch.randn(o), "scale": torch.randn(o) if identity else None,
+        "shift": torch.randn(o) if identity else None,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("identity,two", [(True, False), (False, False), (False, True)])
+@pytest.mark.parametrize(("identity", "two"), [(True, False), (False, False), (False, True)])
 def test_opcheck(identity, two, dtype):
     torch.library.opcheck(fused_conv, (), arguments(identity, two, dtype))
 
 
 def test_opcheck_of_a_picture_with_split_k():
-    args = arguments(identity=False) | {"a": torch.randn(2, 8, 6, 10), "a_sums": None, "bm": 16, "bn": 16, "bk": 32, "split_k": 2}
+    args = arguments(identity=False) | {
+        "a": torch.randn(2, 8, 6, 10),
+        "a_sums": None,
+        "bm": 16,
+        "bn": 16,
+        "bk": 32,
+        "split_k": 2,
+    }
     y, sums = OP(**args)
     assert y.shape == (2, 6, 10, 12) and sums.shape == (2, 4, 12)
     torch.library.opcheck(fused_conv, (), args)
@@ -81,7 +88,10 @@ WRONG = {
     "integers": ({"a": torch.zeros(2, 7, 5, 8, dtype=torch.int32)}, "a has type torch.int32: choose float32"),
     "shape": ({"bias": torch.randn(9)}, r"bias is \[9\] .* expected \[8\]"),
     "rank": ({"a": torch.randn(7, 5, 8)}, "expected four and three dimensions"),
-    "device": ({"bias": torch.empty(8, device="meta")}, "is on meta: the others are on|bias is on cpu|on cpu: the others are on meta"),
+    "device": (
+        {"bias": torch.empty(8, device="meta")},
+        "is on meta: the others are on|bias is on cpu|on cpu: the others are on meta",
+    ),
     "groups": ({"groups": 3}, "stride and groups 1 or 2"),
     "group of channels": ({"a": torch.randn(2, 7, 5, 7), "groups": 2}, "must divide into 1 inputs x 2 groups"),
     "shuffle": ({"shuffle": 3}, "must divide into 1 groups x 3 chunks"),
@@ -94,7 +104,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("wrong,message", WRONG.values(), ids=WRONG.keys())
+@pytest.mark.parametrize(("wrong", "message"), WRONG.values(), ids=WRONG.keys())
 def test_bad_arguments(wrong, message):
     with pytest.raises(ParNetError, match=message) as error:
         OP(**(arguments() | wrong))

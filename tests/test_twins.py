@@ -13,7 +13,8 @@ from parallel_parnet.executors.segment import OPERATIONS
 from parallel_parnet.fold import fold
 from parallel_parnet.kernels import twins
 from parallel_parnet.kernels.config import Table
-from parallel_parnet.kernels.geometry import Convolution, Geometry, Operands, Tile, allocate
+from parallel_parnet.kernels.convolution import Convolution, Operands, allocate
+from parallel_parnet.kernels.geometry import Geometry, Tile
 from parallel_parnet.kernels.packing import pack_border, pack_gate_weight, pack_weight
 from parallel_parnet.program import INPUT, Operation, Program
 
@@ -44,7 +45,7 @@ def by_twin(program: Program, op: Operation, inputs: list[torch.Tensor], bm: int
         weight=pack_weight(w["weight"], torch.float32), bias=w["bias"],
         border=pack_border(w["border"]) if "border" in w else None, gate=None,
         gate_weight=pack_gate_weight(w["gate_weight"], torch.float32), gate_bias=w["gate_bias"],
-        scale=w.get("scale"), shift=w.get("shift"), **allocate(shape, tile, len(nhwc[0]), torch.float32, CPU),
+        scale=w.get("scale"), shift=w.get("shift"), **allocate(shape, tile, len(nhwc[0]), torch.float32, CPU)._asdict(),
     )  # fmt: skip
     conv = Convolution(x, shape, tile)
     conv.check()

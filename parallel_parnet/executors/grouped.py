@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..kernels.classifier import classifier
 from ..kernels.config import Table
-from ..kernels.geometry import Convolution, Geometry, Operands, allocate
+from ..kernels.convolution import Convolution, Operands, allocate
+from ..kernels.geometry import Geometry
 from ..kernels.launch import Launch
 from ..kernels.level import level
 from ..kernels.packing import pack_border, pack_gate_weight, pack_weight
@@ -59,7 +60,7 @@ class Plan:
             made = allocate(shape, tile, self.shape[0], self.dtype, self.device)
             x = Operands(
                 a, b, a_sums, b_sums, w["weight"], w["bias"], w.get("border"), None, w["gate_weight"], w["gate_bias"],
-                w.get("scale"), w.get("shift"), **made,
+                w.get("scale"), w.get("shift"), *made,
             )  # fmt: skip
             convolutions.append(Convolution(x, shape, tile))
         for op, conv in zip(group, convolutions, strict=True):
@@ -103,9 +104,7 @@ class GroupedExecutor:
 
     name = "triton"
 
-    def __init__(
-        self, program: Program, device: torch.device, dtype: torch.dtype, table: Table | None = None
-    ) -> None:
+    def __init__(self, program: Program, device: torch.device, dtype: torch.dtype, table: Table | None = None) -> None:
         self.program, self.device, self.precision = program, device, dtype
         self.table = table or Table.of_device(device)
         self.weights = pack(program, dtype, device)

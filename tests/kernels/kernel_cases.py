@@ -6,7 +6,8 @@ import dataclasses
 
 import torch
 
-from parallel_parnet.kernels.geometry import Convolution, Geometry, Operands, Tile, allocate
+from parallel_parnet.kernels.convolution import Convolution, Operands, allocate
+from parallel_parnet.kernels.geometry import Geometry, Tile
 
 KINDS = ("identity", "plain", "down", "picture", "grouped", "fusion", "fusion_down")
 
@@ -16,13 +17,13 @@ def geometry(kind: str, h: int, w: int, channels: int, activation: str = "silu")
     even = channels + channels % 2
     four = -(-channels // 4) * 4
     fields: dict[str, dict] = {
-        "identity": dict(cin=channels, cout=channels, gate="identity"),
-        "plain": dict(cin=channels, cout=channels + 5),
-        "down": dict(cin=channels, cout=channels + 9, stride=2),
-        "picture": dict(cin=3, cout=channels, stride=2, planar=True),
-        "grouped": dict(cin=even, cout=even + 2, groups=2),
-        "fusion": dict(cin=2 * even, cout=even, groups=2, inputs=2),
-        "fusion_down": dict(cin=2 * even, cout=four, stride=2, groups=2, inputs=2, shuffle=2),
+        "identity": {"cin": channels, "cout": channels, "gate": "identity"},
+        "plain": {"cin": channels, "cout": channels + 5},
+        "down": {"cin": channels, "cout": channels + 9, "stride": 2},
+        "picture": {"cin": 3, "cout": channels, "stride": 2, "planar": True},
+        "grouped": {"cin": even, "cout": even + 2, "groups": 2},
+        "fusion": {"cin": 2 * even, "cout": even, "groups": 2, "inputs": 2},
+        "fusion_down": {"cin": 2 * even, "cout": four, "stride": 2, "groups": 2, "inputs": 2, "shuffle": 2},
     }
     return Geometry(h, w, activation=activation, **fields[kind])
 
@@ -53,7 +54,7 @@ def convolution(
         gate_bias=random(o),
         scale=random(o) if identity else None,
         shift=random(o) if identity else None,
-        **allocate(shape, tile, n, dtype, torch.device("cpu")),
+        **allocate(shape, tile, n, dtype, torch.device("cpu"))._asdict(),
     )
     return Convolution(x, shape, tile)
 
@@ -61,7 +62,5 @@ def convolution(
 def in_fp32(conv: Convolution) -> Convolution:
     """The same rounded operands in fp32, with outputs of their own."""
     made = allocate(conv.shape, conv.tile, conv.n, torch.float32, conv.x.a.device)
-    wide = {
-        name: t.float() if t is not None and t.is_floating_point() else t for name, t in conv.x._asdict().items()
-    }
-    return dataclasses.replace(conv, x=Operands(**{**wide, **made}))
+    wide = {name: t.float() if t is not None and t.is_floating_point() else t for name, t in conv.x._asdict().items()}
+    return dataclasses.replace(conv, x=Operands(**{**wide, **made._asdict()}))

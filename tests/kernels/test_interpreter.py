@@ -13,7 +13,8 @@ from kernel_cases import KINDS, convolution, geometry, in_fp32
 
 from parallel_parnet.kernels import twins
 from parallel_parnet.kernels.classifier import classifier
-from parallel_parnet.kernels.geometry import Convolution, Tile
+from parallel_parnet.kernels.convolution import Convolution
+from parallel_parnet.kernels.geometry import Tile
 from parallel_parnet.kernels.level import level
 from parallel_parnet.kernels.sse_gate import sse_gate
 
@@ -50,7 +51,7 @@ def assert_matches_twin(conv: Convolution) -> None:
     assert ((conv.x.sums - sums).abs() <= 1e-6 * magnitude + 1e-9).all(), "the sums are not those of the output"
 
 
-@pytest.mark.parametrize("kind,dtype,size,channels,n,tile", cases(), ids=str)
+@pytest.mark.parametrize(("kind", "dtype", "size", "channels", "n", "tile"), cases(), ids=str)
 def test_operation(kind, dtype, size, channels, n, tile, seed):
     shape = geometry(kind, *size, channels, activation=random.Random(seed).choice(["silu", "relu"]))
     conv = convolution(shape, tile, n, dtype, seed, border=None if kind != "grouped" else True)
@@ -106,7 +107,9 @@ def test_precomputed_gate(kind, seed):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("n,tiles,channels,classes", [(1, 1, 3, 1), (2, 5, 92, 10), (5, 3, 200, 37), (1, 2, 1280, 9)])
+@pytest.mark.parametrize(
+    ("n", "tiles", "channels", "classes"), [(1, 1, 3, 1), (2, 5, 92, 10), (5, 3, 200, 37), (1, 2, 1280, 9)]
+)
 def test_classifier(n, tiles, channels, classes, dtype, seed):
     generator = torch.Generator().manual_seed(seed)
     sums = torch.randn(n, tiles, channels, generator=generator)

@@ -16,7 +16,8 @@ from test_interpreter import assert_matches_twin
 
 from parallel_parnet.kernels import fused_conv, sse_gate
 from parallel_parnet.kernels import level as level_module
-from parallel_parnet.kernels.geometry import Convolution, Geometry, Tile
+from parallel_parnet.kernels.convolution import Convolution
+from parallel_parnet.kernels.geometry import Geometry, Tile
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,16 @@ class Bug:
     module: ModuleType = fused_conv
 
 
-LOOK_RIGHT = "tap % 3 - 1) * pixel_stride"
+COLUMN = "tap % 3 - 1) * pixel_stride"
+INSIDE = "((inside[:, None] >> bit[None, :]) & 1) != 0"
+BORDER = "tl.where((((inside >> tap) & 1) != 0)[:, None], border[None, :], 0.0)"
 BUGS = [
-    Bug("dropped border mask", "((inside[:, None] >> bit[None, :]) & 1) != 0", "(inside[:, None] >= 0) & (k < K)[None, :]",
+    Bug("dropped border mask", INSIDE, "(inside[:, None] >= 0) & (k < K)[None, :]",
         "identity"),
     Bug("dropped channel mask", "mask_o = o < O_GROUP", "mask_o = o >= 0", "identity"),
     Bug("dropped mask of a ragged last step", "lanes = (k < K)[:, None] & mask_o", "lanes = (k >= 0)[:, None] & mask_o",
         "identity"),
-    Bug("wrong tap", LOOK_RIGHT, LOOK_RIGHT.replace("- 1", "- 2"), "plain"),
+    Bug("wrong tap", COLUMN, COLUMN.replace("- 1", "- 2"), "plain"),
     Bug("rows and columns of taps swapped", "(tap // 3 - 1) * s.W + tap % 3 - 1", "(tap % 3 - 1) * s.W + tap // 3 - 1",
         "plain"),
     Bug("swapped group", "(i_group * s.PART + c) * channel_stride", "((1 - i_group) * s.PART + c) * channel_stride",
@@ -46,7 +49,7 @@ BUGS = [
     Bug("second input read as the first", "multiply(acc, x.b, 1,", "multiply(acc, x.a, 1,", "fusion"),
     Bug("second input's weights are the first's", "tap * s.CIN + i_input * s.PART + c", "tap * s.CIN + c", "fusion"),
     Bug("missing border correction", "if x.border is not None:", "if False:", "fusion"),
-    Bug("border correction outside the picture", "tl.where((((inside >> tap) & 1) != 0)[:, None], border[None, :], 0.0)",
+    Bug("border correction outside the picture", BORDER,
         "border[None, :]", "fusion"),
     Bug("wrong shuffle", "stored = (o // REST * s.GROUPS + i_group) * REST + o % REST", "stored = computed",
         "fusion_down"),
@@ -110,10 +113,12 @@ def case(kind: str, split_k: int) -> Convolution:
 def test_is_caught(bug, tmp_path, monkeypatch):
     conv = case(bug.kind, bug.split_k)
     planted(bug, tmp_path, monkeypatch)
-    with pytest.raises(Exception, match=r"off by|sums are not|not written|other bits|race|out of bounds|InterpreterError"):
+    with pytest.raises(
+        Exception, match=r"off by|sums are not|not written|other bits|race|out of bounds|InterpreterError"
+    ):
         check(conv)
 
 
-@pytest.mark.parametrize("kind,split_k", sorted({(bug.kind, bug.split_k) for bug in BUGS}))
+@pytest.mark.parametrize(("kind", "split_k"), sorted({(bug.kind, bug.split_k) for bug in BUGS}))
 def test_nothing_is_caught_without_a_bug(kind, split_k):
     check(case(kind, split_k))

@@ -51,7 +51,10 @@ class Ranks:
 
     def device(self, wanted: str | None) -> torch.device:
         """The device of this rank: ranks of one machine take its GPUs in turn."""
-        device = torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
+        try:
+            device = torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
+        except RuntimeError:
+            raise ParNetError(f"--device {wanted}: choose cpu or cuda") from None
         if device.type == "cuda" and device.index is None and self.world > 1:
             return torch.device("cuda", self.local_rank % max(1, torch.cuda.device_count()))
         return device
@@ -82,7 +85,8 @@ def load_model(args: argparse.Namespace) -> tuple[ParNet, str]:
     if checkpoint is not None:
         if args.num_classes is not None:
             raise ParNetError("--num-classes: a checkpoint has its own; leave it out")
-        return load_checkpoint(checkpoint, ema=args.ema, activation=args.activation), str(checkpoint)
+        model = load_checkpoint(checkpoint, ema=args.ema, activation=args.activation)
+        return model, str(checkpoint.relative_to(ROOT) if demo else checkpoint)
     if args.ema:
         raise ParNetError("--ema: random weights have no average; give a --checkpoint")
     torch.manual_seed(args.seed)

@@ -70,7 +70,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write all results to this file")
     parser.add_argument("--timeout", type=float, default=60, help="seconds to wait for a rank (default: %(default)s)")
     args = parser.parse_args()
-    for name in ("batch_size", "iterations"):
+    for name in ("batch_size", "iterations", "streams_per_gpu"):
         if getattr(args, name) < 1:
             raise ParNetError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
     if args.warmup < 0 or args.timeout <= 0:
@@ -211,24 +211,28 @@ def predictions(answers: Answers, labels: list[str]) -> list[dict]:
 
 def show(result: dict, console: Console) -> None:
     """Tables of answers, latency, time by stage, and placement."""
-    table = Table("picture", "1st", "2nd", "3rd", "4th", "5th", title="Top 5, with probabilities")
+    table = Table("picture", "1st", "2nd", "3rd", "4th", "5th", title="Top 5, with probabilities", title_justify="left")
     for row in result["predictions"]:
         table.add_row(Path(row["image"]).name, *(f"{t['label']} {t['probability']:.1%}" for t in row["top5"]))
     console.print(table)
     latency = result["latency_ms"]
-    table = Table("median", "p90", "p95", "p99", "mean", "n", title="Latency of one pass, ms")
+    table = Table("median", "p90", "p95", "p99", "mean", "n", title="Latency of one pass, ms", title_justify="left")
     table.add_row(*(f"{latency[key]:.3f}" for key in ("median", "p90", "p95", "p99", "mean")), str(latency["n"]))
     console.print(table)
     stages = result["stages_ms"]
     columns = list(dict.fromkeys(label for lane in stages for label in lane))
-    table = Table("lane", *columns, title="Time by stage and stream, ms, measured operation by operation in eager mode")
+    table = Table("lane", *columns, title="Time by stage, ms (each operation alone, eager)", title_justify="left")
     for lane, times in enumerate(stages):
         table.add_row(str(lane), *(f"{times[label]:.3f}" if label in times else "" for label in columns))
     console.print(table)
-    table = Table("lane", "device", "threads", "runs", title="Placement")
+    table = Table("lane", "device", "threads", "runs", title="Placement", title_justify="left")
     for lane in result["placement"]["lanes"]:
         table.add_row(str(lane["lane"]), lane["device"], str(lane["threads"]), lane["runs"])
     console.print(table)
+    if result["arithmetic"] != result["dtype"]:
+        console.print(
+            f"note: {result['dtype']} was asked for; this device has no such arithmetic, {result['arithmetic']} ran"
+        )
     console.print(
         f"executor {result['executor']}, {result['dtype']}, {result['size']} x {result['size']} pixels, "
         f"batch {result['batch_size']}, depth {result['depth']}, {result['world_size']} rank(s), "
@@ -272,6 +276,7 @@ def coordinate(
         "executor": engine.executor,
         "device": str(engine.device),
         "dtype": str(engine.dtype).removeprefix("torch."),
+        "arithmetic": str(engine.arithmetic).removeprefix("torch."),
         "world_size": ranks.world,
         "depth": program.depth,
         "batch_size": args.batch_size,

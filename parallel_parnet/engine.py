@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .errors import ParNetError
-from .executors.backends import BACKENDS, has_openvino
+from .executors.backends import BACKENDS, arithmetic, has_openvino
 from .executors.distributed import DistributedExecutor
 from .executors.local import LocalExecutor
 from .placement import Placement
@@ -74,6 +74,11 @@ class Engine:
         if self.device.type == "cpu" or self.device.index is not None:
             return self.device
         return torch.device("cuda", lane % torch.cuda.device_count())
+
+    @property
+    def arithmetic(self) -> torch.dtype:
+        """The type that convolutions are computed in, which may be wider than `dtype` where the device lacks it."""
+        return arithmetic(self.executor, self.dtype)
 
     @property
     def is_coordinator(self) -> bool:

@@ -232,7 +232,8 @@ class Program:
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
-                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+                # cloned into aligned memory, since libraries choose their arithmetic, to the last bit, by alignment
+                weights = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping)
             if metadata.get("format") != FORMAT:
                 raise ParNetError(f"not a program: its metadata lack format={FORMAT}")
             description = json.loads(metadata["program"])

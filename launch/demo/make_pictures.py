@@ -23,7 +23,7 @@ images, labels = (read_idx(Path(sys.argv[1]), f"t10k-{part}-ubyte") for part in 
 truth = {}
 for index, name in enumerate(FASHION_LABELS):
     first = int((labels == index).argmax())
-    file = f"{index}-{name.lower().replace('/', '-').replace(' ', '-')}-{first:05}.png"
+    file = f"{index}-{name.lower().replace('/', '-').replace(' ', '-')}.png"
     Image.fromarray(images[first]).save(DEMO / "pictures" / file, optimize=True)
     truth[file] = name
 write_atomically(DEMO / "labels.json", json.dumps(truth, indent=1) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -25,10 +26,20 @@ def storage_type(backend: str, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if backend == "openvino" else dtype
 
 
+def arithmetic(backend: str, dtype: torch.dtype) -> torch.dtype:
+    """The type that convolutions really run in: OpenVINO takes fp32 on CPUs without bf16 instructions."""
+    if backend == "openvino" and dtype == torch.bfloat16:
+        import openvino
+
+        if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            return torch.float32
+    return dtype
+
+
 def compile_segment(module: SegmentModule, backend: str, reads: tuple[Tensor, ...], dtype: torch.dtype) -> Runner:
     """A function from the segment's reads to its writes. `reads` shows shapes and memory formats to specialise for."""
     if backend == "openvino":
-        return _openvino(module, reads, dtype)
+        return _openvino(torch.export.export(module, reads), len(module.segment.writes), dtype)
     if backend == "inductor":
         # exported first, since torch.compile limits how often it specialises one piece of source code; freezing folds
         # layout changes of the weights into compile time
@@ -37,23 +48,21 @@ def compile_segment(module: SegmentModule, backend: str, reads: tuple[Tensor, ..
     return module
 
 
-def _openvino(module: SegmentModule, reads: tuple[Tensor, ...], dtype: torch.dtype) -> Runner:
+def _openvino(graph: torch.export.ExportedProgram, outputs: int, dtype: torch.dtype) -> Runner:
     import openvino
 
-    model = openvino.convert_model(module, example_input=reads)
-    for port, tensor in zip(model.inputs, reads, strict=True):
-        port.get_node().set_partial_shape(openvino.PartialShape(list(tensor.shape)))
-    model.validate_nodes_and_infer_types()
-    precision = {torch.float32: "f32", torch.bfloat16: "bf16"}[dtype]
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_PRECISION_HINT": {torch.float32: "f32", torch.bfloat16: "bf16"}[dtype],
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # OpenVINO's own use of torch
+        model = openvino.convert_model(graph)
     request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
 
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
         results = request.infer([t.contiguous().numpy() for t in inputs], share_inputs=True, share_outputs=False)
-        return tuple(torch.from_numpy(results[i]) for i in range(len(module.segment.writes)))
+        return tuple(torch.from_numpy(results[i]) for i in range(outputs))
 
     return run

@@ -1,0 +1,96 @@
+"""Shared by all tests: golden cases, lively random networks, poisoned memory, and scripts run as a user runs them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from parallel_parnet import Config, ParNet, create_model
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = ROOT / "tests" / "golden"
+SMALL = Config((8, 16, 32, 64), num_classes=10)
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Logits that the released code gave for an input, a checkpoint and an activation."""
+
+    checkpoint: Path
+    activation: str
+    ema: bool
+    input: Tensor
+    logits: Tensor
+
+
+def golden_cases() -> list:
+    """Every case in tests/golden."""
+    cases = []
+    for path in sorted(GOLDEN.glob("*.golden.pt")):
+        content = torch.load(path, weights_only=True)
+        checkpoint = path.with_name(path.name.replace(".golden.pt", ".pth.tar"))
+        for i, case in enumerate(content["cases"]):
+            for key in ("logits", "logits_ema"):
+                if key in case:
+                    golden = Golden(checkpoint, content["activation"], key.endswith("ema"), case["input"], case[key])
+                    cases.append(pytest.param(golden, id=f"{content['activation']}-{i}-{key}"))
+    return cases
+
+
+def relative(got: Tensor, expected: Tensor) -> float:
+    """|got - expected| / |expected|; not a number where either is."""
+    return ((got.double() - expected.double()).norm() / expected.double().norm()).item()
+
+
+@torch.no_grad()
+def lively(config: Config | str, seed: int) -> ParNet:
+    """A random network in which every weight matters: norms that scale and shift, features that do not vanish."""
+    torch.manual_seed(seed)
+    model = create_model(config)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+            module.momentum = 1.0
+    model.train()(torch.randn(4, 3, 64, 64))
+    return model.eval()
+
+
+@pytest.fixture(autouse=True)
+def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fill what torch.empty gives with NaN, so that a value nobody wrote is seen."""
+    empty = torch.empty
+
+    def poisoned(*args: object, **kwargs: object) -> Tensor:
+        tensor = empty(*args, **kwargs)  # type: ignore[call-overload]
+        real = tensor.is_floating_point() and tensor.device.type != "meta"
+        return tensor.fill_(float("nan")) if real else tensor
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def launch(
+    script: str, *args: object, ranks: int = 0, cwd: Path = ROOT, timeout: float = 240
+) -> subprocess.CompletedProcess:
+    """Run a launch script: with python, or by torchrun with so many ranks, as in the README."""
+    command = [sys.executable]
+    if ranks:
+        command += ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", f"--master-port={free_port()}"]
+    command += [str(ROOT / "launch" / script), *map(str, args)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)

@@ -1,0 +1,107 @@
+"""The engine: what it takes, what it refuses, and that answers stand on their own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import SMALL, lively, relative
+
+from parallel_parnet import VARIANTS, Engine, ParNetError, fold
+from parallel_parnet.executors.local import MAX_SHAPES
+
+PROGRAM = fold(lively(SMALL, 2))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_against_its_training_form(name: str) -> None:
+    model = lively(name, 0)
+    x = torch.randn(1, 3, 64, 32)
+    with torch.no_grad():
+        expected = model(x)
+    program = fold(model)
+    assert relative(Engine(program, device="cpu", executor="eager")(x), expected) < 1e-5
+    if name in ("parnet_s", "parnet_fashion"):  # lively networks amplify rounding; golden ones are held to 1e-2
+        assert relative(Engine(program, device="cpu", executor="eager", dtype=torch.bfloat16)(x), expected) < 3e-2
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.randn(3, 64, 64), r"expected a tensor \[N, 3, H, W\]"),
+        (torch.randn(1, 1, 64, 64), r"expected a tensor \[N, 3, H, W\]"),
+        (torch.randn(0, 3, 64, 64), r"expected a tensor \[N, 3, H, W\]"),
+        (torch.randn(1, 64, 64, 3), r"expected a tensor \[N, 3, H, W\]"),
+        ("picture", "expected a tensor"),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.int64), "expected float32, bfloat16 or float16"),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.float64), "expected float32, bfloat16 or float16"),
+        (torch.randn(1, 3, 64, 65), "picture size 64 x 65: .* multiples of 32"),
+        (torch.randn(1, 3, 0, 64), "multiples of 32"),
+    ],
+    ids=str,
+)
+def test_inputs_that_do_not_fit(x: object, message: str) -> None:
+    with pytest.raises(ParNetError, match=message):
+        Engine(PROGRAM, executor="eager", device="cpu")(x)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"executor": "tensorrt"}, "choose one of auto"),
+        ({"dtype": torch.float64}, "choose float32"),
+        ({"dtype": torch.float16, "device": "cpu"}, "float16 on the CPU"),
+        ({"executor": "reference", "dtype": torch.bfloat16, "device": "cpu"}, "fp32 oracle"),
+        ({"device": "mps"}, "choose cpu or cuda"),
+    ],
+)
+def test_options_that_do_not_fit(options: dict, message: str) -> None:
+    with pytest.raises(ParNetError, match=message):
+        Engine(PROGRAM, **options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU answers")
+def test_no_gpu() -> None:
+    with pytest.raises(ParNetError, match="no NVIDIA GPU"):
+        Engine(PROGRAM, device="cuda")
+
+
+@pytest.mark.parametrize("executor", ["reference", "eager", "auto"])
+def test_answers_do_not_alias(executor: str) -> None:
+    engine = Engine(PROGRAM, device="cpu", executor=executor)
+    x = torch.randn(1, 3, 64, 64)
+    untouched = x.clone()
+    first = engine(x)
+    kept = first.clone()
+    engine(torch.randn(1, 3, 64, 64))
+    assert torch.equal(first, kept)
+    assert torch.equal(x, untouched)
+    assert first.dtype == torch.float32
+
+
+def test_sizes_and_batches_may_change() -> None:
+    engine = Engine(PROGRAM, device="cpu", executor="eager")
+    reference = Engine(PROGRAM, device="cpu", executor="reference")
+    shapes = [(n, h, w) for n in (1, 3) for h in (32, 64) for w in (32, 96, 128)]
+    assert len(shapes) > MAX_SHAPES
+    for n, h, w in shapes + shapes[:1]:
+        x = torch.randn(n, 3, h, w)
+        assert relative(engine(x), reference(x)) < 1e-5
+
+
+def test_a_batch_is_its_pictures() -> None:
+    engine = Engine(PROGRAM, device="cpu", executor="reference")
+    x = torch.randn(5, 3, 64, 64)
+    assert relative(engine(x), torch.cat([engine(picture[None]) for picture in x])) < 1e-5
+
+
+def test_half_precision_input() -> None:
+    engine = Engine(PROGRAM, device="cpu", executor="eager")
+    x = torch.randn(1, 3, 64, 64).bfloat16()
+    assert torch.equal(engine(x), engine(x.float()))
+
+
+def test_profile_covers_every_operation() -> None:
+    (lane,) = Engine(PROGRAM, device="cpu").profile(torch.randn(1, 3, 64, 64))
+    assert [span.name for span in lane.spans] == [op.name for op in PROGRAM.operations]
+    assert all(span.end >= span.start for span in lane.spans)
+    assert all(later.start >= earlier.end for earlier, later in zip(lane.spans, lane.spans[1:], strict=False))

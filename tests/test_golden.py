@@ -1,0 +1,60 @@
+"""The released code's own answers, in training form, folded, and by every executor."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import Golden, golden_cases, relative
+
+from parallel_parnet import Engine, Placement, Program, fold, load_checkpoint
+
+CASES = golden_cases()
+LIMIT = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+
+
+def program_of(golden: Golden) -> Program:
+    return fold(load_checkpoint(golden.checkpoint, ema=golden.ema, activation=golden.activation))
+
+
+@pytest.mark.parametrize("golden", CASES)
+def test_training_form(golden: Golden) -> None:
+    model = load_checkpoint(golden.checkpoint, ema=golden.ema, activation=golden.activation)
+    with torch.no_grad():
+        assert relative(model(golden.input), golden.logits) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", LIMIT, ids=str)
+@pytest.mark.parametrize("golden", CASES)
+def test_eager(golden: Golden, dtype: torch.dtype) -> None:
+    engine = Engine(program_of(golden), device="cpu", dtype=dtype, executor="eager")
+    assert relative(engine(golden.input), golden.logits) < LIMIT[dtype]
+
+
+@pytest.mark.parametrize("golden", CASES)
+@pytest.mark.parametrize(("k", "lanes"), [(1, 3), (2, 2), (3, 1)])
+def test_reference_under_placements(golden: Golden, k: int, lanes: int) -> None:
+    program = program_of(golden)
+    engine = Engine(program, Placement.from_streams_per_gpu(program, k, lanes), "cpu", executor="reference")
+    assert relative(engine(golden.input), golden.logits) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", LIMIT, ids=str)
+@pytest.mark.parametrize("executor", ["openvino", "inductor"])
+def test_compiled(executor: str, dtype: torch.dtype) -> None:
+    if executor == "openvino":
+        pytest.importorskip("openvino")
+    golden = CASES[1].values[0]
+    program = program_of(golden)
+    engine = Engine(program, Placement.from_streams_per_gpu(program, 1, 3), "cpu", dtype, executor)
+    assert relative(engine(golden.input), golden.logits) < LIMIT[dtype]
+
+
+def test_the_activation_matters() -> None:
+    """The tolerance would notice the wrong activation, and plain weights taken for averaged ones."""
+    golden = CASES[1].values[0]
+    assert golden.activation == "silu"
+    for wrong in (
+        load_checkpoint(golden.checkpoint, ema=golden.ema, activation="relu"),
+        load_checkpoint(golden.checkpoint, ema=not golden.ema, activation="silu"),
+    ):
+        assert relative(Engine(fold(wrong), executor="reference")(golden.input), golden.logits) > 1e-2

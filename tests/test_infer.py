@@ -1,0 +1,177 @@
+"""launch/infer.py as its users run it: one process, and real ranks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import GOLDEN, ROOT, launch, relative
+from PIL import Image
+
+DEMO = ROOT / "launch" / "demo"
+KEYS = {
+    "predictions", "logits", "latency_ms", "placement", "executor", "device", "dtype", "world_size", "depth",
+    "max_abs_difference",
+}  # fmt: skip
+QUICK = ("--device", "cpu", "--iterations", 3, "--warmup", 1)
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """What one process with the plain reference answers."""
+    file = tmp_path_factory.mktemp("single") / "answer.json"
+    run = launch("infer.py", *QUICK, "--executor", "reference", "--json", file)
+    assert run.returncode == 0, run.stderr
+    return json.loads(file.read_text())
+
+
+@pytest.mark.ranks
+def test_torchrun_with_defaults(single: dict, tmp_path: Path) -> None:
+    run = launch("infer.py", "--streams-per-gpu", 1, "--verify", "--json", tmp_path / "a.json", ranks=1)
+    assert run.returncode == 0, run.stderr
+    result = json.loads((tmp_path / "a.json").read_text())
+    assert result.keys() >= KEYS
+    assert relative(torch.tensor(result["logits"]), torch.tensor(single["logits"])) < 1e-5
+    assert result["latency_ms"].keys() == {"median", "p90", "p95", "p99", "mean", "n"}
+    assert result["latency_ms"]["n"] == 50
+    assert result["depth"] == 12
+    labels = json.loads((DEMO / "labels.json").read_text())
+    assert [Path(row["image"]).name for row in result["predictions"]] == list(labels)
+    for row, logits in zip(result["predictions"], result["logits"], strict=True):
+        probabilities = torch.tensor(logits).softmax(0)
+        assert [t["index"] for t in row["top5"]] == probabilities.topk(5).indices.tolist()
+        assert row["top5"][0]["probability"] == pytest.approx(probabilities.max().item(), abs=1e-6)
+    if not torch.cuda.is_available():
+        assert "3 streams share 1 lane" in run.stdout
+    for word in ("Ankle boot", "median", "stream 2", "Placement", "equal up to rounding"):
+        assert word in run.stdout
+
+
+def test_the_demo_is_right(single: dict) -> None:
+    labels = json.loads((DEMO / "labels.json").read_text())
+    right = sum(row["top5"][0]["label"] == labels[Path(row["image"]).name] for row in single["predictions"])
+    assert right >= 9
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(
+    ("ranks", "k", "options"),
+    [
+        (3, 1, ("--executor", "eager")),
+        (2, 2, ("--executor", "eager", "--batch-size", 4)),
+        (3, 2, ("--executor", "auto")),
+        (3, 1, ("--executor", "auto", "--dtype", "bf16")),
+    ],
+)
+def test_ranks_give_the_same_logits(single: dict, ranks: int, k: int, options: tuple, tmp_path: Path) -> None:
+    run = launch(
+        "infer.py", *QUICK, "--streams-per-gpu", k, *options, "--verify", "--json", tmp_path / "a.json", ranks=ranks
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    result = json.loads((tmp_path / "a.json").read_text())
+    limit = 1e-2 if "bf16" in options else 1e-5
+    assert relative(torch.tensor(result["logits"]), torch.tensor(single["logits"])) < limit
+    assert result["world_size"] == ranks
+    assert len(result["placement"]["lanes"]) == ranks
+    assert all(lane["threads"] >= 1 for lane in result["placement"]["lanes"])
+    assert run.stdout.count("Placement") == 1, "rank 0 alone prints"
+    assert "waiting" in result["stages_ms"][0]
+
+
+@pytest.mark.ranks
+def test_ranks_on_a_golden_checkpoint(tmp_path: Path) -> None:
+    run = launch(
+        "infer.py", *QUICK, "--checkpoint", GOLDEN / "official_narrow_silu.pth.tar", "--ema", "--img-size", 96,
+        "--image", DEMO / "pictures", "--verify", "--json", tmp_path / "a.json", ranks=3,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout + run.stderr
+    result = json.loads((tmp_path / "a.json").read_text())
+    assert result["size"] == 96
+    assert len(result["logits"][0]) == 1000
+    assert result["predictions"][0]["top5"][0]["label"].startswith("class ")
+
+
+def one_line(run_stderr: str) -> str:
+    """The one line of error that the script, not torchrun, wrote."""
+    lines = [line for line in run_stderr.splitlines() if line.startswith("error")]
+    assert len(lines) == 1, run_stderr
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--model", "parnet_xxl"), "choose one of parnet_s"),
+        (("--checkpoint", "absent.pth.tar"), "no such checkpoint"),
+        (("--checkpoint", "README.md"), "not a whole PyTorch checkpoint"),
+        (("--image", "absent.png"), "no such file"),
+        (("--image", "README.md"), "not a picture"),
+        (("--image", "tests"), "no pictures in this folder"),
+        (("--img-size", "50"), "multiples of 32"),
+        (("--dtype", "float16", "--device", "cpu"), "choose float32 or bfloat16"),
+        (("--executor", "tensorrt"), "invalid choice"),
+        (("--nonsense",), "see --help"),
+        (("--iterations", "0"), "at least 1"),
+        (("--streams-per-gpu", "0"), "at least 1"),
+        (("--model", "parnet_s", "--ema"), "--ema"),
+        (("--labels", "README.md"), "give one name per line"),
+        (("--json", "absent/answer.json"), "cannot be written"),
+        (("--device", "toaster"), "choose cpu or cuda"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_bad_input(arguments: tuple, message: str) -> None:
+    run = launch("infer.py", *QUICK, *arguments)
+    assert run.returncode == 2
+    assert message in one_line(run.stderr)
+    assert "Traceback" not in run.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about one device")
+def test_strict() -> None:
+    run = launch("infer.py", *QUICK, "--streams-per-gpu", 1, "--strict")
+    assert run.returncode == 2
+    assert "share 1 lane" in one_line(run.stderr)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(
+    ("ranks", "arguments", "message"),
+    [
+        (2, ("--streams-per-gpu", 1), "do not cover 3 streams"),
+        (4, ("--streams-per-gpu", 1), "at most 3 ranks"),
+        (3, ("--image", "README.md"), "not a picture"),
+        (3, ("--checkpoint", "absent.pth.tar"), "no such checkpoint"),
+    ],
+)
+def test_bad_input_with_ranks(ranks: int, arguments: tuple, message: str) -> None:
+    run = launch("infer.py", *QUICK, *arguments, ranks=ranks, timeout=60)
+    assert run.returncode != 0
+    assert message in one_line(run.stderr)
+    for rank in range(ranks):
+        assert f"rank {rank}" not in run.stdout
+    assert "exitcode  : 2" in run.stderr, "torchrun's summary tells the ranks' status"
+    assert "exitcode  : 1 " not in run.stderr
+
+
+def test_a_bad_picture_in_a_folder(tmp_path: Path) -> None:
+    good = sorted((DEMO / "pictures").glob("*.png"))[:2]
+    for picture in good:
+        shutil.copy(picture, tmp_path)
+    (tmp_path / "bad.png").write_bytes(good[0].read_bytes()[:-30])
+    (tmp_path / "text.jpg").write_text("hello")
+    Image.open(good[0]).convert("RGB").save(tmp_path / "z.webp")
+    run = launch("infer.py", *QUICK, "--image", tmp_path, "--json", tmp_path / "a.json", "--verify", "-b", 2)
+    assert run.returncode == 1
+    result = json.loads((tmp_path / "a.json").read_text())
+    assert [Path(row["image"]).name for row in result["predictions"]] == [p.name for p in good] + ["z.webp"]
+    assert [Path(row["image"]).name for row in result["skipped"]] == ["bad.png", "text.jpg"]
+    assert "skipped" in run.stdout
+    for name in [p.name for p in good] + ["z.webp"]:
+        (tmp_path / name).unlink()
+    run = launch("infer.py", *QUICK, "--image", tmp_path)
+    assert run.returncode == 2
+    assert "none of 2 pictures" in one_line(run.stderr)

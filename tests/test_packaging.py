@@ -1,0 +1,44 @@
+"""What is installed, and what is not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+from conftest import ROOT
+
+
+def run(*command: object, cwd: Path) -> str:
+    done = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_wheel_in_a_fresh_environment(tmp_path: Path) -> None:
+    pip = (sys.executable, "-m", "pip")
+    run(*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, ROOT, cwd=tmp_path)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names} == {"parallel_parnet", f"{wheel.name.split('-py')[0]}.dist-info"}
+    assert "parallel_parnet/profiling/spans.py" in names
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "env", cwd=tmp_path)
+    python = tmp_path / "env" / "bin" / "python"
+    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip())
+    run(*pip, "install", "--no-deps", "--target", site, wheel, cwd=tmp_path)
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")  # torch and others, as they are here
+    code = (
+        "import importlib.util as u, parallel_parnet, parallel_parnet.profiling.spans;"
+        "print(parallel_parnet.__file__, u.find_spec('kernels'), u.find_spec('profiling'))"
+    )
+    where, kernels, profiling = run(python, "-c", code, cwd=tmp_path).split()
+    assert Path(where).is_relative_to(site)
+    assert kernels == "None"
+    assert profiling == "None" or sys.version_info >= (3, 15)
+
+
+def test_no_install_is_needed(tmp_path: Path) -> None:
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from parallel_parnet.profiling import spans; print(spans)"
+    assert str(ROOT) in run(sys.executable, "-c", code, cwd=tmp_path)

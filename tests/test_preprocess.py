@@ -1,0 +1,106 @@
+"""Pictures to tensors, and pictures that are none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from parallel_parnet import ParNetError
+from parallel_parnet.preprocess import Preprocess, find_images, read_image
+from parallel_parnet.variants import VARIANTS
+
+PREPROCESS = Preprocess.of(VARIANTS["parnet_s"])
+
+
+def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    rng = np.random.default_rng(width * height)
+    coarse = rng.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
+
+
+@pytest.mark.parametrize("size", [(640, 480), (480, 640), (224, 224), (50, 31), (300, 1)])
+def test_resize_and_crop_against_torch(size: tuple[int, int]) -> None:
+    image = picture(*size)
+    x = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None].float()
+    scale = 256 / min(size)
+    h, w = (max(224, round(side * scale)) for side in (size[1], size[0]))
+    resized = F.interpolate(x, (h, w), mode="bicubic", antialias=True).clamp(0, 255)
+    top, left = (h - 224) // 2, (w - 224) // 2
+    expected = resized[0, :, top : top + 224, left : left + 224].permute(1, 2, 0)
+    got = torch.from_numpy(PREPROCESS.pixels(image).copy())
+    assert got.shape == (224, 224, 3)
+    difference = (got.float() - expected).abs()
+    assert difference.max() <= 1.6  # Pillow rounds, between its two passes too
+    assert difference.mean() <= 0.4
+
+
+def test_normalise() -> None:
+    x = PREPROCESS.normalise(torch.tensor([0, 128, 255], dtype=torch.uint8).expand(2, 5, 3))
+    expected = (torch.tensor([0, 128, 255]) / 255 - torch.tensor(PREPROCESS.mean)) / torch.tensor(PREPROCESS.std)
+    assert x.shape == (3, 2, 5)
+    torch.testing.assert_close(x[:, 0, 0], expected)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "1", "CMYK"])
+def test_formats_and_modes(suffix: str, mode: str, tmp_path: Path) -> None:
+    if (suffix == ".jpg" and mode in ("RGBA", "P")) or (suffix != ".jpg" and mode == "CMYK"):
+        pytest.skip(f"{suffix} holds no {mode} pictures")
+    path = tmp_path / f"p{suffix}"
+    picture(60, 40, mode).save(path)
+    x = PREPROCESS(path)
+    assert x.shape == (3, 224, 224)
+    assert x.isfinite().all()
+
+
+def test_orientation(tmp_path: Path) -> None:
+    image = picture(64, 48)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned by a quarter
+    image.save(tmp_path / "p.png", exif=exif)
+    turned = PREPROCESS.pixels(image.transpose(Image.Transpose.ROTATE_270))
+    assert np.array_equal(PREPROCESS.pixels(read_image(tmp_path / "p.png")), turned)
+
+
+def test_files_that_are_no_pictures(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "empty.jpg").touch()
+    picture(64, 64).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:-200])
+    for name, message in (
+        ("text.png", "not a picture"), ("empty.jpg", "not a picture"), ("cut.png", "cannot be decoded"),
+        ("absent.png", "no such file"),
+    ):  # fmt: skip
+        with pytest.raises(ParNetError, match=rf"{name}: .*{message}"):
+            PREPROCESS(tmp_path / name)
+
+
+def test_a_picture_of_zero_size(tmp_path: Path) -> None:
+    picture(64, 64).save(tmp_path / "p.png")
+    content = bytearray((tmp_path / "p.png").read_bytes())
+    content[16:24] = bytes(8)  # width and height in the header
+    (tmp_path / "p.png").write_bytes(content)
+    with pytest.raises(ParNetError, match=r"p\.png"):
+        PREPROCESS(tmp_path / "p.png")
+
+
+def test_a_decompression_bomb(tmp_path: Path) -> None:
+    Image.new("1", (20000, 10000)).save(tmp_path / "bomb.png")
+    with pytest.raises(ParNetError, match="scale it down"):
+        PREPROCESS(tmp_path / "bomb.png")
+
+
+def test_folders(tmp_path: Path) -> None:
+    for name in ("b.PNG", "a.jpg", "c.webp", "notes.txt"):
+        (tmp_path / name).touch()
+    assert [p.name for p in find_images([tmp_path])] == ["a.jpg", "b.PNG", "c.webp"]
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ParNetError, match="no pictures in this folder"):
+        find_images([tmp_path / "none"])
+    with pytest.raises(ParNetError, match="no such file or folder"):
+        find_images([tmp_path / "absent"])

@@ -9,13 +9,13 @@ import pytest
 import torch
 from conftest import ALL, SEED
 from honest_interpreter import run_order
-from kernel_cases import KINDS, convolution, geometry, in_fp32
 
 from parallel_parnet.kernels import twins
 from parallel_parnet.kernels.classifier import classifier
 from parallel_parnet.kernels.convolution import Convolution
 from parallel_parnet.kernels.geometry import Tile
 from parallel_parnet.kernels.level import level
+from parallel_parnet.kernels.samples import KINDS, convolution, geometry, in_fp32
 from parallel_parnet.kernels.sse_gate import sse_gate
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -11,13 +11,13 @@ from types import ModuleType
 import pytest
 import torch
 from honest_interpreter import run_order
-from kernel_cases import convolution, geometry
 from test_interpreter import assert_matches_twin
 
 from parallel_parnet.kernels import fused_conv, sse_gate
 from parallel_parnet.kernels import level as level_module
 from parallel_parnet.kernels.convolution import Convolution
 from parallel_parnet.kernels.geometry import Geometry, Tile
+from parallel_parnet.kernels.samples import convolution, geometry
 
 
 @dataclass(frozen=True)

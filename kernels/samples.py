@@ -1,4 +1,4 @@
-"""Random fused convolutions of every kind, for the tests of kernels and twins."""
+"""Random fused convolutions of every kind, to test kernels on and to time them with."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import dataclasses
 
 import torch
 
-from parallel_parnet.kernels.convolution import Convolution, Operands, allocate
-from parallel_parnet.kernels.geometry import Geometry, Tile
+from .convolution import Convolution, Operands, allocate
+from .geometry import Geometry, Tile
 
 KINDS = ("identity", "plain", "down", "picture", "grouped", "fusion", "fusion_down")
 
@@ -29,13 +29,20 @@ def geometry(kind: str, h: int, w: int, channels: int, activation: str = "silu")
 
 
 def convolution(
-    shape: Geometry, tile: Tile, n: int, dtype: torch.dtype, seed: int, border: bool | None = None
+    shape: Geometry,
+    tile: Tile,
+    n: int,
+    dtype: torch.dtype,
+    seed: int,
+    border: bool | None = None,
+    input_tiles: tuple[int, int] = (3, 17),
+    device: torch.device | str = "cpu",
 ) -> Convolution:
-    """Random operands of the order of one; sums of the inputs that have nothing to do with them, in odd tile counts."""
-    generator = torch.Generator().manual_seed(seed)
+    """Random operands of the order of one; sums of the inputs that have nothing to do with them, for so many tiles."""
+    generator, (t_a, t_b) = torch.Generator(device).manual_seed(seed), input_tiles
 
     def random(*size: int, scale: float = 1.0) -> torch.Tensor:
-        return torch.randn(*size, generator=generator) * scale
+        return torch.randn(*size, generator=generator, device=device) * scale
 
     c, rows, o = shape.cin // shape.inputs, shape.cin // shape.groups, shape.cout
     second, identity = shape.inputs == 2, shape.gate == "identity"
@@ -44,8 +51,8 @@ def convolution(
     x = Operands(
         a=random(*size).to(dtype),
         b=random(*size).to(dtype) if second else None,
-        a_sums=None if shape.planar else random(n, 3, c, scale=pixels / 3),
-        b_sums=random(n, 17, c, scale=pixels / 17) if second else None,
+        a_sums=None if shape.planar else random(n, t_a, c, scale=pixels / t_a),
+        b_sums=random(n, t_b, c, scale=pixels / t_b) if second else None,
         weight=random(9, rows, o, scale=(9 * rows) ** -0.5).to(dtype),
         bias=random(o),
         border=random(9, o) if (second if border is None else border) else None,
@@ -54,7 +61,7 @@ def convolution(
         gate_bias=random(o),
         scale=random(o) if identity else None,
         shift=random(o) if identity else None,
-        **allocate(shape, tile, n, dtype, torch.device("cpu"))._asdict(),
+        **allocate(shape, tile, n, dtype, torch.device(device))._asdict(),
     )
     return Convolution(x, shape, tile)
 

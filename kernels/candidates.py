@@ -87,10 +87,10 @@ def resident(config: LevelConfig, dtype: torch.dtype) -> int:
 
 def _grid(shapes: Sequence[Geometry], n: int, dtype: torch.dtype, processors: int) -> Iterator[LevelConfig]:
     tiles, stages = TILES, STAGES
-    if any(shape.planar for shape in shapes):
-        tiles, stages = PICTURE_TILES, STAGES[:1]
-    elif dtype == torch.float32:
+    if dtype == torch.float32:
         tiles = SINGLE_TILES
+    elif any(shape.planar for shape in shapes):
+        tiles, stages = PICTURE_TILES, STAGES[:1]
     for (bm, bn, bk), warps, depth, share in product(tiles, WARPS, stages, PROGRAMS_PER_PROCESSOR):
         config = LevelConfig(share_out(shapes, n, Tile(bm, bn, bk), share * processors), warps, depth)
         if resident(config, dtype):

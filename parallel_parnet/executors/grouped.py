@@ -50,7 +50,7 @@ class Plan:
         if group[0].kind == "classifier":
             (op,) = group
             return self._classifier(op)
-        shapes = [self._geometry(program, op) for op in group]
+        shapes = [geometry(program, op, *self.shape[1:]) for op in group]
         config = self.table.level(shapes, self.shape[0], self.dtype)
         convolutions = []
         for op, shape, tile in zip(group, shapes, config.tiles, strict=True):
@@ -67,13 +67,6 @@ class Plan:
             self._features[op.name] = conv.x.y, conv.x.sums
         return level(convolutions, config.num_warps, config.num_stages, f"level {group[0].level}")
 
-    def _geometry(self, program: Program, op: Operation) -> Geometry:
-        h, w = program.shape(op.inputs[0], *self.shape)[2:]
-        return Geometry(
-            h, w, op.cin, op.cout, op.stride, op.groups, op.shuffle, op.gate, op.activation, len(op.inputs),
-            planar=op.inputs[0] == INPUT,
-        )  # fmt: skip
-
     def _classifier(self, op: Operation) -> Launch:
         w = self.weights[op.name]
         feature, sums = self._features[op.inputs[0]]
@@ -81,6 +74,15 @@ class Plan:
         logits = torch.empty(self.shape[0], op.cout, device=self.device)
         self._features[op.name] = logits, None
         return classifier(sums, feature.shape[1] * feature.shape[2], w["weight"], w["bias"], logits)
+
+
+def geometry(program: Program, op: Operation, h: int, w: int) -> Geometry:
+    """The shape of a convolution of the program where the pictures have h x w pixels."""
+    h, w = program.shape(op.inputs[0], 1, h, w)[2:]
+    return Geometry(
+        h, w, op.cin, op.cout, op.stride, op.groups, op.shuffle, op.gate, op.activation, len(op.inputs),
+        planar=op.inputs[0] == INPUT,
+    )  # fmt: skip
 
 
 def pack(program: Program, dtype: torch.dtype, device: torch.device) -> Weights:

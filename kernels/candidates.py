@@ -86,12 +86,9 @@ def resident(config: LevelConfig, dtype: torch.dtype) -> int:
 
 
 def _grid(shapes: Sequence[Geometry], n: int, dtype: torch.dtype, processors: int) -> Iterator[LevelConfig]:
-    tiles, stages = TILES, STAGES
-    if dtype == torch.float32:
-        tiles = SINGLE_TILES
-    elif any(shape.planar for shape in shapes):
-        tiles, stages = PICTURE_TILES, STAGES[:1]
-    for (bm, bn, bk), warps, depth, share in product(tiles, WARPS, stages, PROGRAMS_PER_PROCESSOR):
+    planar = any(shape.planar for shape in shapes)
+    tiles = SINGLE_TILES if dtype == torch.float32 else PICTURE_TILES if planar else TILES
+    for (bm, bn, bk), warps, depth, share in product(tiles, WARPS, STAGES, PROGRAMS_PER_PROCESSOR):
         config = LevelConfig(share_out(shapes, n, Tile(bm, bn, bk), share * processors), warps, depth)
         if resident(config, dtype):
             yield config

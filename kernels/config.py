@@ -83,8 +83,8 @@ class Table:
             programs = n * sum(tile.programs(shape) for tile, shape in zip(tiles, shapes, strict=True))
             choice = "large" if programs > 6 * processors else "half"
         base = self.defaults[choice]
-        tiles = share_out(shapes, n, Tile(base["bm"], base["bn"], base["bk"]), 2 * processors)
-        return LevelConfig(tiles, base["num_warps"], base["num_stages"])
+        shared = share_out(shapes, n, Tile(base["bm"], base["bn"], base["bk"]), 2 * processors)
+        return LevelConfig(shared, base["num_warps"], base["num_stages"])
 
 
 def share_out(shapes: Sequence[Geometry], n: int, base: Tile, programs: int) -> tuple[Tile, ...]:

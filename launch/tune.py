@@ -93,9 +93,7 @@ def fill_table(levels: list[Level], minutes: float, out: Path | None, console: C
     path = out or CONFIGS / f"device_name={header['gpu'].replace(' ', '_')}.json"
     done = read_table(path)
     table = Table.load(tuple(header["capability"]))
-    rates: dict[torch.dtype, Rates] = {
-        dtype: measure_rates(device, dtype) for dtype in {level.dtype for level in levels}
-    }
+    rates = {dtype: measure_rates(device, dtype) for dtype in {level.dtype for level in levels}}
     end = started + 60 * minutes
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         every = progress.add_task("levels", total=len(levels))

@@ -73,10 +73,10 @@ class Table:
         multiprocessor's half: at batch 1 the deep, small features would else leave most of the GPU idle.
         """
         processors = self.defaults["multiprocessors"]
-        if any(shape.planar for shape in shapes):
-            choice = "picture"
-        elif dtype == torch.float32:
+        if dtype == torch.float32:
             choice = "single"
+        elif any(shape.planar for shape in shapes):
+            choice = "picture"
         else:
             tiles = [_tile(shape, self.defaults["half"]) for shape in shapes]
             programs = n * sum(tile.programs(shape) for tile, shape in zip(tiles, shapes, strict=True))

@@ -73,10 +73,10 @@ class Table:
         multiprocessor's half: at batch 1 the deep, small features would else leave most of the GPU idle.
         """
         processors = self.defaults["multiprocessors"]
-        if any(shape.planar for shape in shapes):
-            choice = "picture"
-        elif dtype == torch.float32:
+        if dtype == torch.float32:
             choice = "single"
+        elif any(shape.planar for shape in shapes):
+            choice = "picture"
         else:
             half = self.defaults["half"]
             tiles = [_tile(shape, Tile(half["bm"], half["bn"], half["bk"])) for shape in shapes]

@@ -9,8 +9,9 @@ import triton.language as tl
 from .convolution import Convolution
 from .geometry import power_of_two
 
-SUMS_AT_ONCE = 8192  # channel sums that a program holds at once to add them up: 64 registers a thread of 4 warps
-PIXELS_AT_ONCE = 2048  # of each channel of a picture, likewise
+CHANNELS_AT_ONCE = 128  # rows of gate weights that a program holds at once: 64 registers a thread of 4 warps
+SUMS_AT_ONCE = 8192  # channel sums, likewise
+PIXELS_AT_ONCE = 2048  # pixels of each channel of a picture, likewise
 
 
 class Constants(NamedTuple):
@@ -57,7 +58,7 @@ def constants(conv: Convolution) -> Constants:
     a_tiles, b_tiles = (0 if sums is None else sums.shape[1] for sums in (conv.x.a_sums, conv.x.b_sums))
     c = s.cin // s.inputs
     part = c // s.groups
-    bc = min(256, power_of_two(part))
+    bc = min(CHANNELS_AT_ONCE, power_of_two(part))
     values = {
         "H": s.h, "W": s.w, "WOUT": s.wout, "PIXELS": s.pixels,
         "C": c, "PART": part, "CIN": s.cin // s.groups, "COUT": s.cout,

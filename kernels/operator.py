@@ -43,8 +43,8 @@ def fused_conv(
 ) -> tuple[Tensor, Tensor]:
     """y [N, H out, W out, O] in storage and its sums fp32 [N, T, O].
 
-    Tensors as in `convolution.Operands`: without a_sums, `a` is a picture [N, 3, H, W]; with scale and shift, the gate is
-    on the identity. bm, bn, bk and split_k as in `geometry.Tile`; T depends on bm.
+    Tensors as in `convolution.Operands`: without a_sums, `a` is a picture [N, 3, H, W]; with scale and shift, the gate
+    is on the identity. bm, bn, bk and split_k as in `geometry.Tile`; T depends on bm.
     """
     tensors = (a, b, a_sums, b_sums, weight, bias, border, gate_weight, gate_bias, scale, shift)
     conv = _convolution(*tensors, stride, groups, shuffle, activation, bm, bn, bk, split_k)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..errors import ParNetError
 from ..kernels.classifier import classifier
 from ..kernels.config import Table
 from ..kernels.convolution import Convolution, Operands, allocate
@@ -42,8 +43,9 @@ class Plan:
     def run(self, x_nchw: Tensor) -> Tensor:
         """Logits fp32 [N, classes], in a buffer that the next run overwrites."""
         self.picture.copy_(x_nchw)
-        for launch in self.launches:
-            launch()
+        with torch.cuda.device_of(self.picture):
+            for launch in self.launches:
+                launch()
         return self.logits
 
     def _launch(self, program: Program, group: tuple[Operation, ...]) -> Launch:
@@ -102,11 +104,16 @@ def pack(program: Program, dtype: torch.dtype, device: torch.device) -> Weights:
 
 
 class GroupedExecutor:
-    """Runs a program on one GPU, one launch per level, with a plan for each shape of input."""
+    """Runs a program on one GPU, one launch per level, with a plan for each shape of input.
+
+    table: tile shapes, by default those for `device`. With a table, Triton's interpreter may run it on the CPU.
+    """
 
     name = "triton"
 
     def __init__(self, program: Program, device: torch.device, dtype: torch.dtype, table: Table | None = None) -> None:
+        if device.type != "cuda" and table is None:
+            raise ParNetError(f"executor triton runs on NVIDIA GPUs, not on {device}: choose another")
         self.program, self.device, self.precision = program, device, dtype
         self.table = table or Table.of_device(device)
         self.weights = pack(program, dtype, device)
@@ -133,9 +140,17 @@ class GroupedExecutor:
         plan, recorder = self.plan(n, h, w), Recorder(synchroniser(self.device))
         plan.picture.copy_(x_nchw)
         for launch in plan.launches:
-            with recorder.span(launch.name):
+            with recorder.span(launch.name), torch.cuda.device_of(plan.picture):
                 launch()
         return [recorder]
 
     def close(self, status: int = 0) -> None:
         """Nothing to release."""
+
+
+def offline_launches(
+    program: Program, n: int, h: int, w: int, dtype: torch.dtype, capability: tuple[int, int]
+) -> list[Launch]:
+    """The launches for a GPU that is not there: they hold no memory and cannot run, but each can `compile`."""
+    weights = pack(program, dtype, torch.device("meta"))
+    return Plan(program, weights, n, h, w, Table.load(capability)).launches

@@ -95,7 +95,7 @@ def check(conv: Convolution) -> None:
     launch()
     assert_matches_twin(conv)
     first = conv.x.y.clone()
-    for order in range(3):
+    for order in range(2):
         conv.x.y.fill_(float("nan"))
         with run_order(order):
             launch()
@@ -104,9 +104,9 @@ def check(conv: Convolution) -> None:
 
 def case(kind: str, split_k: int) -> Convolution:
     """Two pictures, several tiles, channels that fill none of them, as few programs as show the bugs."""
-    shape = Geometry(3, 2, 520, 20) if kind == "wide" else geometry(kind, 5, 7, 20)
+    shape = Geometry(3, 2, 520, 20) if kind == "wide" else geometry(kind, 3, 7, 20)
     dtype = torch.float32 if split_k > 1 else torch.float16  # half precision hides the order of additions
-    return convolution(shape, Tile(16, 32, 128, split_k), 2, dtype, seed=7)
+    return convolution(shape, Tile(16, 32, 64, split_k), 2, dtype, seed=7)
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)

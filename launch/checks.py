@@ -90,12 +90,7 @@ def check_repeats(deadline: float, out: Path) -> dict:
     for variant, n in REPEATED:
         if time.monotonic() > deadline:
             break
-        program, _ = _network(variant)
-        side = program.config.image_size
-        executor = _grouped(program, NetworkCase(variant, torch.float16, n), device)
-        plan, x = executor.plan(n, side, side), torch.randn(n, 3, side, side, device=device)
-        for how, work in (("launches", lambda: plan.run(x)), ("graph", capture(lambda: plan.run(x)).replay)):
-            rows.append({"network": f"{variant} n{n}", "by": how, **repeat(work, plan.logits, REPEATS)})
+        rows += _repeat_network(NetworkCase(variant, torch.float16, n), device)
     passed = all(row["different"] == 0 and row["finite"] for row in rows) and len(rows) > 0
     return {"passed": passed, "left_out": 2 * len(REPEATED) - len(rows), "rows": rows}
 
@@ -149,6 +144,16 @@ def poisoned() -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def _repeat_network(case: NetworkCase, device: torch.device) -> list[dict]:
+    program, _ = _network(case.variant)
+    side = program.config.image_size
+    plan = _grouped(program, case, device).plan(case.n, side, side)
+    x = torch.randn(case.n, 3, side, side, device=device)
+    ways = {"launches": lambda: plan.run(x), "graph": capture(lambda: plan.run(x)).replay}
+    name = f"{case.variant} n{case.n}"
+    return [{"network": name, "by": way, **repeat(work, plan.logits, REPEATS)} for way, work in ways.items()]
 
 
 @lru_cache(maxsize=1)

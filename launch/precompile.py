@@ -106,7 +106,7 @@ def compile_all(
 ) -> dict[str, object]:
     """Compile on every core until the deadline (`time.monotonic`); a case that fails is named with its reason."""
     done, failed = 0, {}
-    pool = ProcessPoolExecutor(_cores(), multiprocessing.get_context("spawn"), _one_thread)
+    pool = worker_pool()
     futures: dict[Future[int], KernelCase | NetworkCase] = {
         pool.submit(compile_case, case, capability, gpu): case for case in cases
     }
@@ -121,6 +121,11 @@ def compile_all(
     pool.shutdown(wait=False, cancel_futures=True)
     left_out = len(cases) - done - len(failed)
     return {"passed": not failed, "compiled": done, "left_out": left_out, "failed": failed, "cores": _cores()}
+
+
+def worker_pool() -> ProcessPoolExecutor:
+    """A process for each core, started afresh, since a process that has used a GPU must not be forked."""
+    return ProcessPoolExecutor(_cores(), multiprocessing.get_context("spawn"), _one_thread)
 
 
 def _cores() -> int:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from common import DTYPES, settle
@@ -28,8 +29,6 @@ MAX_AUTOTUNE = {"max_autotune": True, "triton.cudagraphs": True}
 
 def check_tuning(deadline: float, out: Path) -> dict:
     """A short pass of the tuning script: does it find, check and write configurations, and do they win?"""
-    from rich.console import Console
-
     variant, dtype = TUNED
     levels = levels_of(fold(create_model(variant).to("meta").eval()), 1, DTYPES[dtype])
     path = table_path(out, machine(require_gpu())["gpu"])
@@ -70,8 +69,9 @@ def check_inductor(deadline: float, out: Path) -> dict:
     program = fold(settle(create_model(variant)))
     plan, x = _plan(program, dtype, Table.of_device(device), device), _picture(program, device)
     module = LocalExecutor(program, Placement.single(program), [device], dtype, "eager").modules[0]
-    compiled = torch.compile(module, fullgraph=True, dynamic=False, options=MAX_AUTOTUNE)
     storage = x.to(dtype, memory_format=torch.channels_last)
+    exported = torch.export.export(module, (storage,)).module()
+    compiled = torch.compile(exported, fullgraph=True, dynamic=False, options=MAX_AUTOTUNE)
     with torch.inference_mode():
         work = {"grouped": capture(lambda: plan.run(x)).replay, "max-autotune": lambda: compiled(storage)}
         return {"passed": True, "network": variant, "dtype": "bfloat16", "us": interleaved(work)}

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from parallel_parnet.files import write_atomically
 from parallel_parnet.kernels.candidates import candidates
 from parallel_parnet.kernels.config import CONFIGS, Table
 from parallel_parnet.kernels.rates import H200
-from tuning import Level, describe, levels_of, predicted_floor, tune, worth_trying
+from precompile import worker_pool
+from tuning import Level, complaints, describe, levels_of, measure, predicted_floor, tune, worth_trying
 
 VARIANTS = ("parnet_s", "parnet_m", "parnet_l", "parnet_xl")
 HOPPER = (9, 0)
@@ -95,13 +97,23 @@ def fill_table(levels: list[Level], minutes: float, out: Path | None, console: C
     table = Table.load(tuple(header["capability"]))
     rates = {dtype: measure_rates(device, dtype) for dtype in {level.dtype for level in levels}}
     end = started + 60 * minutes
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    progress = Progress(console=console, transient=True, disable=not console.is_terminal)
+    with worker_pool() as pool, progress:
         every = progress.add_task("levels", total=len(levels))
         for i, level in enumerate(levels):
             configs = worth_trying(level, table, rates[level.dtype])
             now = time.monotonic()
             one = progress.add_task(level.key[:60], total=len(configs))
-            trial = tune(level, configs, now + (end - now) / (len(levels) - i), lambda one=one: progress.advance(one))
+            waiting = {c: pool.submit(complaints, level, c, tuple(header["capability"])) for c in configs}
+            trial = tune(
+                configs,
+                compiled=lambda config, waiting=waiting: outcome(waiting[config]),
+                measured=lambda config, level=level: measure(level, config),
+                deadline=now + (end - now) / (len(levels) - i),
+                progress=lambda one=one: progress.advance(one),
+            )
+            for future in waiting.values():
+                future.cancel()
             progress.remove_task(one)
             progress.advance(every)
             if trial.config is None:
@@ -115,6 +127,12 @@ def fill_table(levels: list[Level], minutes: float, out: Path | None, console: C
                 console.print(f"stopped after {i + 1} of {len(levels)} levels: {minutes:g} minutes are over")
                 break
     return path
+
+
+def outcome(compiling: Future[list[str]]) -> list[str]:
+    """Complaints about a configuration that another process compiled, the compiler's own failure among them."""
+    error = compiling.exception()
+    return compiling.result() if error is None else [f"does not compile: {type(error).__name__}: {error}"]
 
 
 def main() -> int:

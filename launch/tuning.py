@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
+from triton.errors import TritonError
 
 from gpu import capture, event_times, quantiles
 from parallel_parnet import Program
 from parallel_parnet.executors.grouped import geometry
 from parallel_parnet.kernels.candidates import candidates, floor
-from parallel_parnet.kernels.compiled import resources
+from parallel_parnet.kernels.compiled import resources, stand_in
 from parallel_parnet.kernels.config import LevelConfig, Table, key
-from parallel_parnet.kernels.convolution import Convolution
+from parallel_parnet.kernels.convolution import Convolution, Operands
 from parallel_parnet.kernels.geometry import Geometry, Tile
 from parallel_parnet.kernels.launch import Launch
 from parallel_parnet.kernels.level import level
@@ -25,6 +27,10 @@ from parity import deviation, poison
 MOST_SETS = 48  # of inputs, as many as it takes to exceed the L2 cache twice
 REPEATS = 20  # replays of a graph that runs every set once
 WORTH_TRYING = 1.5  # times the best prediction: what is predicted slower is not timed
+
+
+class RefusedError(Exception):
+    """A configuration may not win; says why."""
 
 
 @dataclass(frozen=True)
@@ -82,50 +88,65 @@ def worth_trying(wanted: Level, table: Table, rates: Rates) -> list[LevelConfig]
     return list(dict.fromkeys([own, *(c.config for c in ranked if c.predicted <= limit)]))
 
 
-def tune(wanted: Level, configs: Sequence[LevelConfig], deadline: float, progress: Callable[[], object]) -> Trial:
-    """Time the configurations until the deadline (`time.monotonic`); the first is the default and always timed."""
+def tune(
+    configs: Sequence[LevelConfig],
+    compiled: Callable[[LevelConfig], list[str]],
+    measured: Callable[[LevelConfig], list[float]],
+    deadline: float,
+    progress: Callable[[], object],
+) -> Trial:
+    """Time the configurations until the deadline (`time.monotonic`); the first is the default and always timed.
+
+    compiled: waits for a configuration's compiler and gives its complaints. measured: seconds of some launches; raises
+    `RefusedError` where the answer is wrong, a RuntimeError or TritonError where the GPU will not have it.
+    """
     trial = Trial()
     for config in configs:
         if trial.config is not None and time.monotonic() > deadline:
             break
         try:
-            fault, times = measure(wanted, config)
-        except (RuntimeError, ValueError) as error:  # the compiler's and the driver's ways to refuse a configuration
-            fault, times = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", []
-        if fault:
-            trial.refused.append(f"{describe(config)}: {fault}")
-        else:
-            trial.timed += 1
-            spread = quantiles(times)
-            if config == configs[0]:
-                trial.default = spread
-            if trial.config is None or spread["p50"] < trial.best["p50"]:
-                trial.config, trial.best = config, spread
-        progress()
+            if complaints := compiled(config):
+                raise RefusedError("; ".join(complaints))
+            spread = quantiles(measured(config))
+        except (RefusedError, RuntimeError, TritonError) as error:
+            trial.refused.append(f"{describe(config)}: {error}".splitlines()[0])
+            continue
+        finally:
+            progress()
+        trial.timed += 1
+        if config == configs[0]:
+            trial.default = spread
+        if trial.config is None or spread["p50"] < trial.best["p50"]:
+            trial.config, trial.best = config, spread
     return trial
 
 
-def measure(wanted: Level, config: LevelConfig) -> tuple[str, list[float]]:
-    """Why the configuration may not win, or "", and seconds of one launch, over inputs that no cache holds."""
+def complaints(wanted: Level, config: LevelConfig, capability: tuple[int, int]) -> list[str]:
+    """What is wrong with a configuration as compiled, in any process; the kernel stays in Triton's cache."""
+    offline = [replace(conv, x=Operands(*map(_without_values, conv.x))) for conv in operands(wanted, config, 0, "cpu")]
+    with stand_in(capability):
+        return resources(launch_of(offline, config).compile()).complaints(capability)
+
+
+def measure(wanted: Level, config: LevelConfig) -> list[float]:
+    """Seconds of one launch, over inputs that no cache holds. `RefusedError` where the answer is not the twin's."""
     device = torch.device("cuda", torch.cuda.current_device())
-    found = torch.cuda.get_device_properties(device)
     first = operands(wanted, config, 0, device)
     prepared = launch_of(first, config)
-    if faults := resources(prepared.compile()).complaints((found.major, found.minor)):
-        return "; ".join(faults), []
     for conv in first:
         poison(conv)
     prepared()
     if (worst := max(map(deviation, first))) > 1:
-        return f"wrong: {worst:.1f} times the error that rounding allows", []
+        raise RefusedError(f"wrong by {worst:.1f} times what rounding allows")
     moved = sum(t.numel() * t.element_size() for conv in first for t in conv.x if t is not None)
-    sets = min(MOST_SETS, max(2, -(-2 * found.L2_cache_size // moved)))
+    cache = torch.cuda.get_device_properties(device).L2_cache_size
+    sets = min(MOST_SETS, max(2, -(-2 * cache // moved)))
     launches = [prepared, *(launch_of(operands(wanted, config, i, device), config) for i in range(1, sets))]
     graph = capture(lambda: [launch() for launch in launches])
-    return "", [seconds / sets for seconds in event_times(graph.replay, REPEATS)]
+    return [seconds / sets for seconds in event_times(graph.replay, REPEATS)]
 
 
-def operands(wanted: Level, config: LevelConfig, seed: int, device: torch.device) -> list[Convolution]:
+def operands(wanted: Level, config: LevelConfig, seed: int, device: torch.device | str) -> list[Convolution]:
     """Random inputs. Their channel sums come in as many tiles as a producer with 64 rows a tile would make."""
     made = []
     for i, (shape, tile) in enumerate(zip(wanted.shapes, config.tiles, strict=True)):
@@ -152,3 +173,7 @@ def predicted_floor(wanted: Level, rates: Rates) -> float:
 
 def _tile(tile: Tile) -> str:
     return f"{tile.bm}x{tile.bn}x{tile.bk}/{tile.split_k}"
+
+
+def _without_values(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.to("meta")

@@ -23,7 +23,7 @@ from parallel_parnet.executors.local import LocalExecutor
 from parallel_parnet.kernels import twins
 from parallel_parnet.kernels.classifier import classifier
 from parallel_parnet.kernels.sse_gate import sse_gate
-from parity import TOLERANCE, deviation, poison, relative
+from parity import deviation, poison, relative, tolerance
 from precompile import TILES, KernelCase, NetworkCase, compile_all, kernel_cases, network_cases, single_launches
 
 INPUTS = 3  # fresh ones for every network
@@ -70,7 +70,7 @@ def check_kernels(deadline: float, out: Path) -> dict:
 
 
 def check_networks(deadline: float, out: Path) -> dict:
-    """Every variant, type and batch against the reference executor in fp32."""
+    """Every variant, type and batch against the reference executor in fp32, and no further from it than torch."""
     device = require_gpu()
     exact_fp32()
     rows, cases = [], network_cases()
@@ -78,7 +78,8 @@ def check_networks(deadline: float, out: Path) -> dict:
         if time.monotonic() > deadline:
             break
         program, reference = _network(case.variant)
-        rows.append(compare(case, _grouped(program, case, device), reference, device))
+        eager = LocalExecutor(program, Placement.single(program), [device], case.dtype, "eager")
+        rows.append(compare(case, _grouped(program, case, device), eager, reference, device))
     worst = max((row["error"] / row["tolerance"] for row in rows), default=float("inf"))
     passed = all(row["error"] <= row["tolerance"] for row in rows) and len(rows) > 0
     return {"passed": passed, "worst": round(worst, 4), "left_out": len(cases) - len(rows), "rows": rows}
@@ -116,13 +117,20 @@ def check_sanitizer(deadline: float, out: Path) -> dict:
     return {"passed": all(row.get("status", 0) == 0 for row in rows), "rows": rows}
 
 
-def compare(case: NetworkCase, executor: Run, reference: Run, device: torch.device) -> dict:
-    """The largest relative error of the logits over some fresh inputs."""
+def compare(case: NetworkCase, executor: Run, eager: Run, reference: Run, device: torch.device) -> dict:
+    """The relative error of the logits over some fresh inputs, beside that of torch in the same type."""
     side = VARIANTS[case.variant].image_size
     inputs = [torch.randn(case.n, 3, side, side, device=device) for _ in range(INPUTS)]
-    error = max(relative(executor(x), reference(x)) for x in inputs)
-    name = str(case.dtype).removeprefix("torch.")
-    return {"network": case.variant, "dtype": name, "n": case.n, "error": error, "tolerance": TOLERANCE[case.dtype]}
+    expected = torch.cat([reference(x) for x in inputs])
+    error, of_torch = (relative(torch.cat([run(x) for x in inputs]), expected) for run in (executor, eager))
+    return {
+        "network": case.variant,
+        "dtype": str(case.dtype).removeprefix("torch."),
+        "n": case.n,
+        "error": error,
+        "error_of_torch": of_torch,
+        "tolerance": tolerance(case.dtype, of_torch),
+    }
 
 
 def repeat(work: Callable[[], object], logits: Tensor, times: int) -> dict:

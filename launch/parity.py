@@ -11,8 +11,9 @@ from parallel_parnet.kernels.samples import in_fp32
 
 ROUNDING = {torch.float32: 0.0, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}  # half a unit in the last place
 ORDER = 1e-4  # of the largest output: tensor cores add in an order, and with a truncation, of their own
-# largest relative error of the logits that storing twelve levels of features in this type explains
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+# of the logits, the largest relative error; in half precision also MARGIN times that of torch in the same type
+LIMIT = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+MARGIN = 2.0  # torch rounds twice where the kernels round once, but few logits make a noisy sample
 
 
 def poison(conv: Convolution) -> None:
@@ -42,6 +43,11 @@ def relative(got: Tensor, expected: Tensor) -> float:
     """|got - expected| / |expected| in fp64; infinite where either holds a NaN."""
     error = ((got.double() - expected.double()).norm() / expected.double().norm()).item()
     return error if error == error else float("inf")
+
+
+def tolerance(dtype: torch.dtype, error_of_torch: float) -> float:
+    """The relative error up to which logits pass, given that of torch's own run in this type."""
+    return LIMIT[dtype] if dtype == torch.float32 else min(LIMIT[dtype], MARGIN * error_of_torch)
 
 
 def _per_tile(values: Tensor, conv: Convolution) -> Tensor:

@@ -74,12 +74,14 @@ def test_networks_are_compared(monkeypatch):
         LocalExecutor(p, Placement.single(p), [torch.device("cpu")], torch.float32, "reference")
         for p in (program, other)
     )
+    device = torch.device("cpu")
+    half = LocalExecutor(program, Placement.single(program), [device], torch.bfloat16, "eager")
     case = NetworkCase("small", torch.bfloat16, 2)
-    assert checks.compare(case, first, first, torch.device("cpu"))["error"] == 0
-    row = checks.compare(case, first, second, torch.device("cpu"))
-    assert row["error"] > row["tolerance"]
-    row = checks.compare(case, lambda x: first(x) * float("nan"), first, torch.device("cpu"))
-    assert row["error"] == float("inf")
+    row = checks.compare(case, half, half, first, device)
+    assert 0 < row["error"] == row["error_of_torch"] <= row["tolerance"]
+    for wrong in (second, lambda x: first(x) * 1.05, lambda x: first(x) * float("nan")):
+        row = checks.compare(case, wrong, half, first, device)
+        assert row["error"] > row["tolerance"]
 
 
 def test_repeats_are_counted():

@@ -1,12 +1,15 @@
-# make infer      classify the demo pictures      make test   everything that must be green, within 15 minutes
-# make setup      a virtual environment in .venv  make lint   format, lint, types
+# make infer      classify the demo pictures      make test          everything that must be green, within 15 minutes
+# make setup      a virtual environment in .venv  make test-kernels  of that, the kernels: interpreted and compiled
+# make lint       format, lint, types             make test-all      with every case of the kernels, an hour or more
+# make gpu-check  on a GPU machine, with its own Python: parity and timings in ten minutes, into OUT=results/gpu
 VENV ?= .venv
 PYTHON ?= python3
+OUT ?= results/gpu
 BIN := $(VENV)/bin
 # without an NVIDIA GPU the pinned torch is taken, whose CPU build pip prefers where it is offered
 PINS := $(if $(shell command -v nvidia-smi),,-c constraints.txt)
 
-.PHONY: setup infer test lint train
+.PHONY: setup infer test test-kernels test-all lint gpu-check train
 
 setup: $(VENV)/.ready
 
@@ -18,13 +21,24 @@ $(VENV)/.ready: setup.py constraints.txt
 infer: setup
 	$(BIN)/torchrun launch/infer.py --streams-per-gpu 1 --verify
 
-test: setup lint
+test: setup lint test-kernels
 	$(BIN)/python -m pytest
+
+# two processes: Triton interprets or compiles, as it decides when it is imported
+test-kernels: setup
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels
+	$(BIN)/python -m pytest tests/kernels
+
+test-all: export KERNEL_TESTS = all
+test-all: test
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+gpu-check:
+	$(PYTHON) launch/gpu_check.py --out $(OUT)
 
 # about half an hour on two cores; needs Debian's package dataset-fashion-mnist
 train: setup

@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .geometry import STORAGE, check_tensors, power_of_two
+from .convolution import STORAGE, check_tensors
+from .geometry import power_of_two
 from .launch import Launch
 from .sse_gate import feature_average
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,22 +73,28 @@ class Table:
         multiprocessor's half: at batch 1 the deep, small features would else leave most of the GPU idle.
         """
         processors = self.defaults["multiprocessors"]
-        if any(shape.planar for shape in shapes):
-            choice = "picture"
-        elif dtype == torch.float32:
+        if dtype == torch.float32:
             choice = "single"
+        elif any(shape.planar for shape in shapes):
+            choice = "picture"
         else:
-            tiles = [_tile(shape, self.defaults["half"]) for shape in shapes]
+            half = self.defaults["half"]
+            tiles = [_tile(shape, Tile(half["bm"], half["bn"], half["bk"])) for shape in shapes]
             programs = n * sum(tile.programs(shape) for tile, shape in zip(tiles, shapes, strict=True))
             choice = "large" if programs > 6 * processors else "half"
         base = self.defaults[choice]
-        tiles = [_tile(shape, base) for shape in shapes]
-        steps = [-(-shape.k // tile.bk) for tile, shape in zip(tiles, shapes, strict=True)]
-        work = n * sum(k * t.programs(s) for k, t, s in zip(steps, tiles, shapes, strict=True))
-        share = max(LEAST_STEPS, work / (2 * processors))
-        splits = [min(MOST_SPLITS, max(1, round(k / share))) for k in steps]
-        tiles = [Tile(t.bm, t.bn, t.bk, split) for t, split in zip(tiles, splits, strict=True)]
-        return LevelConfig(tuple(tiles), base["num_warps"], base["num_stages"])
+        shared = share_out(shapes, n, Tile(base["bm"], base["bn"], base["bk"]), 2 * processors)
+        return LevelConfig(shared, base["num_warps"], base["num_stages"])
+
+
+def share_out(shapes: Sequence[Geometry], n: int, base: Tile, programs: int) -> tuple[Tile, ...]:
+    """The base tile for each operation, with K split so that about `programs` programs have equal work."""
+    tiles = [_tile(shape, base) for shape in shapes]
+    steps = [-(-shape.k // tile.bk) for tile, shape in zip(tiles, shapes, strict=True)]
+    work = n * sum(k * t.programs(s) for k, t, s in zip(steps, tiles, shapes, strict=True))
+    share = max(LEAST_STEPS, work / programs)
+    splits = [min(MOST_SPLITS, max(1, round(k / share))) for k in steps]
+    return tuple(replace(tile, split_k=split) for tile, split in zip(tiles, splits, strict=True))
 
 
 def key(shapes: Sequence[Geometry], n: int, dtype: torch.dtype) -> str:
@@ -97,7 +103,7 @@ def key(shapes: Sequence[Geometry], n: int, dtype: torch.dtype) -> str:
     return f"{str(dtype).removeprefix('torch.')} n{n} " + " + ".join(parts)
 
 
-def _tile(shape: Geometry, base: Mapping[str, int]) -> Tile:
-    """The default tile, no wider than the operation needs."""
-    bn = min(base["bn"], max(16, power_of_two(shape.cout // shape.groups)))
-    return Tile(base["bm"], bn, min(base["bk"], max(16, power_of_two(shape.k // shape.inputs))))
+def _tile(shape: Geometry, base: Tile) -> Tile:
+    """The base tile, no wider than the operation needs."""
+    bn = min(base.bn, max(16, power_of_two(shape.cout // shape.groups)))
+    return Tile(base.bm, bn, min(base.bk, max(16, power_of_two(shape.k // shape.inputs))))

@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 import triton.language as tl
 
-from .geometry import Convolution, power_of_two
+from .convolution import Convolution
+from .geometry import power_of_two
 
-SUMS_AT_ONCE = 8192  # channel sums that a program holds at once to add them up: 64 registers a thread of 4 warps
-PIXELS_AT_ONCE = 2048  # of each channel of a picture, likewise
+CHANNELS_AT_ONCE = 128  # rows of gate weights that a program holds at once: 64 registers a thread of 4 warps
+SUMS_AT_ONCE = 8192  # channel sums, likewise
+PIXELS_AT_ONCE = 2048  # pixels of each channel of a picture, likewise
 
 
 class Constants(NamedTuple):
@@ -55,13 +57,19 @@ def constants(conv: Convolution) -> Constants:
     s, tile = conv.shape, conv.tile
     a_tiles, b_tiles = (0 if sums is None else sums.shape[1] for sums in (conv.x.a_sums, conv.x.b_sums))
     c = s.cin // s.inputs
-    bc = min(256, power_of_two(c // s.groups))
-    values = dict(
-        H=s.h, W=s.w, WOUT=s.wout, PIXELS=s.pixels, C=c, PART=c // s.groups, CIN=s.cin // s.groups, COUT=s.cout,
-        STRIDE=s.stride, GROUPS=s.groups, SHUFFLE=s.shuffle, INPUTS=s.inputs, PLANAR=s.planar, GATE=s.gate,
-        ACTIVATION=s.activation, PRECISION=conv.precision, BM=tile.bm, BN=tile.bn, BK=tile.bk, SPLIT_K=tile.split_k,
-        TILES=tile.spatial(s), PROGRAMS=tile.programs(s), A_TILES=a_tiles, B_TILES=b_tiles, BC=bc,
-        A_BT=min(SUMS_AT_ONCE // bc, power_of_two(a_tiles)), B_BT=min(SUMS_AT_ONCE // bc, power_of_two(b_tiles)),
-        BP=PIXELS_AT_ONCE,
-    )  # fmt: skip
+    part = c // s.groups
+    bc = min(CHANNELS_AT_ONCE, power_of_two(part))
+    values = {
+        "H": s.h, "W": s.w, "WOUT": s.wout, "PIXELS": s.pixels,
+        "C": c, "PART": part, "CIN": s.cin // s.groups, "COUT": s.cout,
+        "STRIDE": s.stride, "GROUPS": s.groups, "SHUFFLE": s.shuffle, "INPUTS": s.inputs, "PLANAR": s.planar,
+        "GATE": s.gate, "ACTIVATION": s.activation, "PRECISION": conv.precision,
+        "BM": tile.bm, "BN": tile.bn, "BK": tile.bk, "SPLIT_K": tile.split_k,
+        "TILES": tile.spatial(s), "PROGRAMS": tile.programs(s), "A_TILES": a_tiles, "B_TILES": b_tiles,
+        "BC": bc, "A_BT": _at_once(a_tiles, bc), "B_BT": _at_once(b_tiles, bc), "BP": PIXELS_AT_ONCE,
+    }  # fmt: skip
     return Constants(**{name: tl.constexpr(value) for name, value in values.items()})
+
+
+def _at_once(tiles: int, bc: int) -> int:
+    return min(SUMS_AT_ONCE // bc, power_of_two(tiles))

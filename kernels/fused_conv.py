@@ -74,7 +74,7 @@ def add_splits(x, s, acc, gate, i_tile, i_split):
     if last:
         acc = tl.zeros((s.BM, s.BN), dtype=tl.float32)
         gate = tl.zeros((s.BN,), dtype=tl.float32)
-        for split in range(s.SPLIT_K):
+        for split in tl.static_range(s.SPLIT_K):  # unrolled, so that all loads are under way at once
             acc += tl.load(tile + split * PART + cells, cache_modifier=".cg")
             gate += tl.load(tile + split * PART + s.BM * s.BN + columns, cache_modifier=".cg")
         tl.store(x.counters + i_tile, 0)

@@ -23,6 +23,4 @@ class Launch:
 
     def compile(self) -> Any:
         """Compile for the active driver's GPU, exactly as a call would, and start nothing."""
-        return self.kernel.warmup(
-            *self.arguments, grid=self.grid, num_warps=self.num_warps, num_stages=self.num_stages
-        )
+        return self.kernel.warmup(*self.arguments, grid=self.grid, num_warps=self.num_warps, num_stages=self.num_stages)

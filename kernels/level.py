@@ -9,8 +9,8 @@ import triton.language as tl
 
 from ..errors import ParNetError
 from .constants import constants
+from .convolution import Convolution
 from .fused_conv import fused_conv_tile
-from .geometry import Convolution
 from .launch import Launch
 
 

@@ -6,13 +6,14 @@ the operator through. The engine itself launches prepared kernels (`level.level`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import ParNetError
-from .geometry import Convolution, Geometry, Operands, Tile, allocate
+from .convolution import Convolution, Operands, allocate
+from .geometry import Geometry, Tile
 from .twins import fused_conv as twin
 
 
@@ -33,60 +34,55 @@ def fused_conv(
     groups: int = 1,
     shuffle: int = 1,
     activation: str = "silu",
-    tile: Sequence[int] = (64, 64, 64, 1),
+    bm: int = 64,
+    bn: int = 64,
+    bk: int = 64,
+    split_k: int = 1,
     num_warps: int = 4,
     num_stages: int = 4,
 ) -> tuple[Tensor, Tensor]:
     """y [N, H out, W out, O] in storage and its sums fp32 [N, T, O].
 
-    Tensors as in `geometry.Operands`: without a_sums, `a` is a picture [N, 3, H, W]; with scale and shift, the gate is
-    on the identity. tile: bm, bn, bk and split_k of `geometry.Tile`; T depends on it.
+    Tensors as in `convolution.Operands`: without a_sums, `a` is a picture [N, 3, H, W]; with scale and shift, the gate
+    is on the identity. bm, bn, bk and split_k as in `geometry.Tile`; T depends on bm.
     """
-    conv = _convolution(a, b, a_sums, b_sums, weight, bias, border, gate_weight, gate_bias, scale, shift,
-                        stride, groups, shuffle, activation, tile)  # fmt: skip
+    tensors = (a, b, a_sums, b_sums, weight, bias, border, gate_weight, gate_bias, scale, shift)
+    conv = _convolution(*tensors, stride, groups, shuffle, activation, bm, bn, bk, split_k)
     conv.check()
     twin(conv)
     return conv.x.y, conv.x.sums
 
 
 @fused_conv.register_kernel("cuda")
-def _cuda(
-    a, b, a_sums, b_sums, weight, bias, border, gate_weight, gate_bias, scale, shift, stride=1, groups=1, shuffle=1,
-    activation="silu", tile=(64, 64, 64, 1), num_warps=4, num_stages=4,
-):  # fmt: skip
+def _cuda(*arguments: Any, num_warps: int = 4, num_stages: int = 4, **options: Any) -> tuple[Tensor, Tensor]:
     from .level import level
 
-    conv = _convolution(a, b, a_sums, b_sums, weight, bias, border, gate_weight, gate_bias, scale, shift,
-                        stride, groups, shuffle, activation, tile)  # fmt: skip
+    conv = _convolution(*arguments, **options)
     level([conv], num_warps, num_stages)()
     return conv.x.y, conv.x.sums
 
 
 @fused_conv.register_fake
-def _fake(
-    a, b, a_sums, b_sums, weight, bias, border, gate_weight, gate_bias, scale, shift, stride=1, groups=1, shuffle=1,
-    activation="silu", tile=(64, 64, 64, 1), num_warps=4, num_stages=4,
-):  # fmt: skip
-    conv = _convolution(a, b, a_sums, b_sums, weight, bias, border, gate_weight, gate_bias, scale, shift,
-                        stride, groups, shuffle, activation, tile)  # fmt: skip
+def _fake(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    conv = _convolution(*arguments, **options)
+    conv.check()
     return conv.x.y, conv.x.sums
 
 
 def _convolution(
     a: Tensor, b: Tensor | None, a_sums: Tensor | None, b_sums: Tensor | None, weight: Tensor, bias: Tensor,
     border: Tensor | None, gate_weight: Tensor, gate_bias: Tensor, scale: Tensor | None, shift: Tensor | None,
-    stride: int, groups: int, shuffle: int, activation: str, tile: Sequence[int],
+    stride: int = 1, groups: int = 1, shuffle: int = 1, activation: str = "silu",
+    bm: int = 64, bn: int = 64, bk: int = 64, split_k: int = 1, num_warps: int = 4, num_stages: int = 4,
 ) -> Convolution:  # fmt: skip
-    """The convolution that the arguments describe, with new tensors for what it writes."""
+    """The convolution that the operator's arguments describe, with new tensors for what it writes."""
     if a.ndim != 4 or weight.ndim != 3:
         raise ParNetError(f"a {list(a.shape)}, weight {list(weight.shape)}: expected four and three dimensions")
     planar, inputs = a_sums is None, 1 if b is None else 2
     h, w = a.shape[2:] if planar else a.shape[1:3]
-    shape = Geometry(
-        h, w, inputs * a.shape[1 if planar else 3], weight.shape[2], stride, groups, shuffle,
-        "plain" if scale is None else "identity", activation, inputs, planar,
-    )  # fmt: skip
-    tiles = Tile(*tile)
-    made = allocate(shape, tiles, a.shape[0], a.dtype, a.device)
-    x = Operands(a, b, a_sums, b_sums, weight, bias, border, None, gate_weight, gate_bias, scale, shift, **made)
-    return Convolution(x, shape, tiles)
+    cin, gate = inputs * a.shape[1 if planar else 3], "plain" if scale is None else "identity"
+    shape = Geometry(h, w, cin, weight.shape[2], stride, groups, shuffle, gate, activation, inputs, planar)
+    tile = Tile(bm, bn, bk, split_k)
+    made = allocate(shape, tile, a.shape[0], a.dtype, a.device)
+    x = Operands(a, b, a_sums, b_sums, weight, bias, border, None, gate_weight, gate_bias, scale, shift, *made)
+    return Convolution(x, shape, tile)

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .constants import constants
-from .geometry import Convolution, check_tensors
+from .convolution import Convolution, check_tensors
 from .launch import Launch
 
 

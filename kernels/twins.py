@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .geometry import Convolution
+from .convolution import Convolution
 
 
 def fused_conv(conv: Convolution) -> None:

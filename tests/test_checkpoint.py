@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import GOLDEN, SMALL, lively
 
+from conftest import GOLDEN, SMALL, lively
 from parallel_parnet import Config, ParNetError, load_checkpoint, save_checkpoint
 
 RELEASED = GOLDEN / "official_narrow_relu.pth.tar"

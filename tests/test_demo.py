@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, launch, relative
 
+from conftest import ROOT, launch, relative
 from parallel_parnet import Engine, fold, load_checkpoint
 from parallel_parnet.preprocess import Preprocess, find_images
 

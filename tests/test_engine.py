@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import SMALL, lively, relative
 
+from conftest import SMALL, lively, relative
 from parallel_parnet import VARIANTS, Engine, ParNetError, fold
 from parallel_parnet.executors.local import MAX_SHAPES
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from conftest import ROOT, launch, relative
 
 sys.path.insert(0, str(ROOT / "launch"))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import SMALL, lively, relative
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import SMALL, lively, relative
 from parallel_parnet import Config, Engine, fold
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import Golden, golden_cases, relative
 
+from conftest import Golden, golden_cases, relative
 from parallel_parnet import Engine, Placement, Program, fold, load_checkpoint
 
 CASES = golden_cases()

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import GOLDEN, ROOT, launch, relative
 from PIL import Image
+
+from conftest import GOLDEN, ROOT, launch, relative
 
 DEMO = ROOT / "launch" / "demo"
 KEYS = {

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import SMALL, lively
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import SMALL, lively
 from parallel_parnet import Config, Engine, ParNetError, Placement, Program, create_model, fold
 
 PROGRAM = fold(lively(SMALL, 5))

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import SMALL, launch
 
+from conftest import SMALL, launch
 from parallel_parnet import Placement, create_model, fold
 from parallel_parnet.costs import Costs
 from parallel_parnet.explain import duration, gantt

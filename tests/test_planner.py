@@ -8,10 +8,10 @@ from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
-from conftest import SMALL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import SMALL
 from parallel_parnet import Config, ParNetError, Placement, Program, create_model, fold
 from parallel_parnet.costs import H200, LINKS, NVLINK_POINTS, Costs, Link, Measured, Roofline
 from parallel_parnet.planner import Bounds, Run, Schedule, schedule, simulate

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL, lively
 from torch.utils.flop_counter import FlopCounterMode
 
+from conftest import SMALL, lively
 from parallel_parnet import VARIANTS, Config, Engine, ParNetError, Program, create_model, fold
 
 # parameters in millions and GFLOPs at 224 x 224, fused: counted from the released code; the paper gives the same

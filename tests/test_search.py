@@ -5,10 +5,10 @@ from __future__ import annotations
 from itertools import chain, combinations, product
 
 import pytest
-from conftest import SMALL
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from conftest import SMALL
 from parallel_parnet import Config, ParNetError, Placement, Program, create_model, fold
 from parallel_parnet.costs import H200, LINKS, Costs, Link
 from parallel_parnet.planner import schedule

@@ -8,9 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..errors import ParNetError
 from ..kernels.classifier import classifier
 from ..kernels.config import Table
-from ..kernels.geometry import Convolution, Geometry, Operands, allocate
+from ..kernels.convolution import Convolution, Operands, allocate
+from ..kernels.geometry import Geometry
 from ..kernels.launch import Launch
 from ..kernels.level import level
 from ..kernels.packing import pack_border, pack_gate_weight, pack_weight
@@ -41,15 +43,16 @@ class Plan:
     def run(self, x_nchw: Tensor) -> Tensor:
         """Logits fp32 [N, classes], in a buffer that the next run overwrites."""
         self.picture.copy_(x_nchw)
-        for launch in self.launches:
-            launch()
+        with torch.cuda.device_of(self.picture):
+            for launch in self.launches:
+                launch()
         return self.logits
 
     def _launch(self, program: Program, group: tuple[Operation, ...]) -> Launch:
         if group[0].kind == "classifier":
             (op,) = group
             return self._classifier(op)
-        shapes = [self._geometry(program, op) for op in group]
+        shapes = [geometry(program, op, *self.shape[1:]) for op in group]
         config = self.table.level(shapes, self.shape[0], self.dtype)
         convolutions = []
         for op, shape, tile in zip(group, shapes, config.tiles, strict=True):
@@ -59,19 +62,12 @@ class Plan:
             made = allocate(shape, tile, self.shape[0], self.dtype, self.device)
             x = Operands(
                 a, b, a_sums, b_sums, w["weight"], w["bias"], w.get("border"), None, w["gate_weight"], w["gate_bias"],
-                w.get("scale"), w.get("shift"), **made,
+                w.get("scale"), w.get("shift"), *made,
             )  # fmt: skip
             convolutions.append(Convolution(x, shape, tile))
         for op, conv in zip(group, convolutions, strict=True):
             self._features[op.name] = conv.x.y, conv.x.sums
         return level(convolutions, config.num_warps, config.num_stages, f"level {group[0].level}")
-
-    def _geometry(self, program: Program, op: Operation) -> Geometry:
-        h, w = program.shape(op.inputs[0], *self.shape)[2:]
-        return Geometry(
-            h, w, op.cin, op.cout, op.stride, op.groups, op.shuffle, op.gate, op.activation, len(op.inputs),
-            planar=op.inputs[0] == INPUT,
-        )  # fmt: skip
 
     def _classifier(self, op: Operation) -> Launch:
         w = self.weights[op.name]
@@ -80,6 +76,15 @@ class Plan:
         logits = torch.empty(self.shape[0], op.cout, device=self.device)
         self._features[op.name] = logits, None
         return classifier(sums, feature.shape[1] * feature.shape[2], w["weight"], w["bias"], logits)
+
+
+def geometry(program: Program, op: Operation, h: int, w: int) -> Geometry:
+    """The shape of a convolution of the program where the pictures have h x w pixels."""
+    h, w = program.shape(op.inputs[0], 1, h, w)[2:]
+    return Geometry(
+        h, w, op.cin, op.cout, op.stride, op.groups, op.shuffle, op.gate, op.activation, len(op.inputs),
+        planar=op.inputs[0] == INPUT,
+    )  # fmt: skip
 
 
 def pack(program: Program, dtype: torch.dtype, device: torch.device) -> Weights:
@@ -99,11 +104,16 @@ def pack(program: Program, dtype: torch.dtype, device: torch.device) -> Weights:
 
 
 class GroupedExecutor:
-    """Runs a program on one GPU, one launch per level, with a plan for each shape of input."""
+    """Runs a program on one GPU, one launch per level, with a plan for each shape of input.
+
+    table: tile shapes, by default those for `device`. With a table, Triton's interpreter may run it on the CPU.
+    """
 
     name = "triton"
 
     def __init__(self, program: Program, device: torch.device, dtype: torch.dtype, table: Table | None = None) -> None:
+        if device.type != "cuda" and table is None:
+            raise ParNetError(f"executor triton runs on NVIDIA GPUs, not on {device}: choose another")
         self.program, self.device, self.precision = program, device, dtype
         self.table = table or Table.of_device(device)
         self.weights = pack(program, dtype, device)
@@ -130,9 +140,17 @@ class GroupedExecutor:
         plan, recorder = self.plan(n, h, w), Recorder(synchroniser(self.device))
         plan.picture.copy_(x_nchw)
         for launch in plan.launches:
-            with recorder.span(launch.name):
+            with recorder.span(launch.name), torch.cuda.device_of(plan.picture):
                 launch()
         return [recorder]
 
     def close(self, status: int = 0) -> None:
         """Nothing to release."""
+
+
+def offline_launches(
+    program: Program, n: int, h: int, w: int, dtype: torch.dtype, capability: tuple[int, int]
+) -> list[Launch]:
+    """The launches for a GPU that is not there: they hold no memory and cannot run, but each can `compile`."""
+    weights = pack(program, dtype, torch.device("meta"))
+    return Plan(program, weights, n, h, w, Table.load(capability)).launches

@@ -1,0 +1,126 @@
+"""What the compiler made of a launch: registers, memory, spills and instructions, with or without the GPU at hand."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+
+INSTRUCTIONS = ("HGMMA", "HMMA", "LDGSTS", "LDG", "LDL", "STL")
+SHARED_LIMIT = {(8, 0): 163 * 1024, (9, 0): 227 * 1024}  # bytes for one block, by compute capability
+REGISTERS = 65536  # of one multiprocessor, 32 bits each
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """As much of a Triton driver as compiling asks for, of a GPU that need not be there.
+
+    With it `Launch.compile` specialises as a call would. That matters: without the knowledge of what is divisible by
+    16, a different and worse kernel is compiled.
+    """
+
+    capability: tuple[int, int]
+
+    def get_current_target(self) -> GPUTarget:
+        major, minor = self.capability
+        return GPUTarget("cuda", 10 * major + minor, 32)
+
+    def get_current_device(self) -> int:
+        """A number for each architecture: Triton keeps compiled kernels by device, not by target."""
+        return 10 * self.capability[0] + self.capability[1]
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@contextmanager
+def stand_in(capability: tuple[int, int]) -> Iterator[None]:
+    """Compile for `capability` within; the driver of before returns after."""
+    before = triton.runtime.driver._active  # `active` would look for a GPU
+    triton.runtime.driver.set_active(StandIn(capability))
+    try:
+        yield
+    finally:
+        triton.runtime.driver.set_active(before)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Of one compiled kernel. registers: of a thread. shared, stack, local, spilled: bytes. counts: by opcode."""
+
+    registers: int
+    threads: int
+    shared: int
+    stack: int
+    local: int
+    spilled: int
+    instructions: int
+    counts: dict[str, int]
+
+    def complaints(self, capability: tuple[int, int]) -> list[str]:
+        """Why it would run badly, or not at all, on a GPU of this capability; nothing where all is well."""
+        found = []
+        if self.spilled or self.counts["LDL"] or self.counts["STL"]:
+            found.append(f"spills {self.spilled} bytes, {self.counts['LDL']} LDL, {self.counts['STL']} STL")
+        if self.stack or self.local:
+            found.append(f"keeps {self.stack} bytes of stack and {self.local} of local memory")
+        if self.shared > SHARED_LIMIT[capability]:
+            found.append(f"{self.shared} bytes of shared memory: {SHARED_LIMIT[capability]} are there")
+        if self.registers * self.threads > REGISTERS:
+            found.append(f"{self.registers} registers x {self.threads} threads: {REGISTERS} are there")
+        return found
+
+    @property
+    def blocks(self) -> int:
+        """Blocks that a Hopper multiprocessor holds at a time, as registers and shared memory bound them.
+
+        Registers are given to warps in units of 256, and each block takes 1 KB of shared memory for itself.
+        """
+        of_warp = -(-self.registers * 32 // 256) * 256
+        by_registers = REGISTERS // of_warp // (self.threads // 32)
+        return min(by_registers, 228 * 1024 // (self.shared + 1024), 2048 // self.threads, 32)
+
+
+def resources(compiled: Any) -> Resources:
+    """Read a compiled kernel's cubin and assemble its PTX once more, since only the assembler tells of spills."""
+    with tempfile.TemporaryDirectory() as folder:
+        cubin, ptx = Path(folder, "kernel.cubin"), Path(folder, "kernel.ptx")
+        cubin.write_bytes(compiled.asm["cubin"])
+        ptx.write_text(compiled.asm["ptx"])
+        usage = _tool("cuobjdump", "--dump-resource-usage", cubin)
+        sass = _tool("nvdisasm", "-c", cubin)
+        target = _find(r"\.target (\w+)", compiled.asm["ptx"])
+        log = _tool("ptxas", "-v", f"--gpu-name={target}", ptx, "-o", Path(folder, "again.cubin"))
+    opcodes = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)", sass, re.MULTILINE)
+    return Resources(
+        registers=int(_find(r"REG:(\d+)", usage)),
+        threads=compiled.metadata.num_warps * 32,
+        shared=compiled.metadata.shared,
+        stack=int(_find(r"STACK:(\d+)", usage)),
+        local=int(_find(r"LOCAL:(\d+)", usage)),
+        spilled=int(_find(r"(\d+) bytes spill stores", log)) + int(_find(r"(\d+) bytes spill loads", log)),
+        instructions=len(opcodes),
+        counts={name: opcodes.count(name) for name in INSTRUCTIONS},
+    )
+
+
+def _tool(name: str, *arguments: str | Path) -> str:
+    """All that one of the CUDA tools in Triton's package prints."""
+    command = [getattr(triton.knobs.nvidia, name).path, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
+def _find(pattern: str, text: str) -> str:
+    found = re.search(pattern, text)
+    if found is None:
+        raise ValueError(f"no {pattern!r} in {text[:500]!r}")
+    return found[1]

@@ -1,0 +1,73 @@
+"""Random fused convolutions of every kind, to test kernels on and to time them with."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from .convolution import Convolution, Operands, allocate
+from .geometry import Geometry, Tile
+
+KINDS = ("identity", "plain", "down", "picture", "grouped", "fusion", "fusion_down")
+
+
+def geometry(kind: str, h: int, w: int, channels: int, activation: str = "silu") -> Geometry:
+    """About `channels` channels: as many as the kind can have."""
+    even = channels + channels % 2
+    four = -(-channels // 4) * 4
+    fields: dict[str, dict] = {
+        "identity": {"cin": channels, "cout": channels, "gate": "identity"},
+        "plain": {"cin": channels, "cout": channels + 5},
+        "down": {"cin": channels, "cout": channels + 9, "stride": 2},
+        "picture": {"cin": 3, "cout": channels, "stride": 2, "planar": True},
+        "grouped": {"cin": even, "cout": even + 2, "groups": 2},
+        "fusion": {"cin": 2 * even, "cout": even, "groups": 2, "inputs": 2},
+        "fusion_down": {"cin": 2 * even, "cout": four, "stride": 2, "groups": 2, "inputs": 2, "shuffle": 2},
+    }
+    return Geometry(h, w, activation=activation, **fields[kind])
+
+
+def convolution(
+    shape: Geometry,
+    tile: Tile,
+    n: int,
+    dtype: torch.dtype,
+    seed: int,
+    border: bool | None = None,
+    input_tiles: tuple[int, int] = (3, 17),
+    device: torch.device | str = "cpu",
+) -> Convolution:
+    """Random operands of the order of one; sums of the inputs that have nothing to do with them, for so many tiles."""
+    generator, (t_a, t_b) = torch.Generator(device).manual_seed(seed), input_tiles
+
+    def random(*size: int, scale: float = 1.0) -> torch.Tensor:
+        return torch.randn(*size, generator=generator, device=device) * scale
+
+    c, rows, o = shape.cin // shape.inputs, shape.cin // shape.groups, shape.cout
+    second, identity = shape.inputs == 2, shape.gate == "identity"
+    size = (n, c, shape.h, shape.w) if shape.planar else (n, shape.h, shape.w, c)
+    pixels = shape.h * shape.w
+    x = Operands(
+        a=random(*size).to(dtype),
+        b=random(*size).to(dtype) if second else None,
+        a_sums=None if shape.planar else random(n, t_a, c, scale=pixels / t_a),
+        b_sums=random(n, t_b, c, scale=pixels / t_b) if second else None,
+        weight=random(9, rows, o, scale=(9 * rows) ** -0.5).to(dtype),
+        bias=random(o),
+        border=random(9, o) if (second if border is None else border) else None,
+        gate=None,
+        gate_weight=random(rows, o, scale=rows**-0.5).to(dtype),
+        gate_bias=random(o),
+        scale=random(o) if identity else None,
+        shift=random(o) if identity else None,
+        **allocate(shape, tile, n, dtype, torch.device(device))._asdict(),
+    )
+    return Convolution(x, shape, tile)
+
+
+def in_fp32(conv: Convolution) -> Convolution:
+    """The same rounded operands in fp32, with outputs of their own."""
+    made = allocate(conv.shape, conv.tile, conv.n, torch.float32, conv.x.a.device)
+    wide = {name: t.float() if t is not None and t.is_floating_point() else t for name, t in conv.x._asdict().items()}
+    return dataclasses.replace(conv, x=Operands(**{**wide, **made._asdict()}))

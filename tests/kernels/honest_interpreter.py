@@ -1,0 +1,165 @@
+"""Makes Triton's interpreter as strict as a GPU. `install` once, in a process that set TRITON_INTERPRET=1.
+
+* bfloat16 is computed as such. Triton 3.6 keeps it as bit patterns in uint16 and multiplies those.
+* Every lane that is not masked must lie inside a tensor argument.
+* Within a launch, no program may read or overwrite what another wrote, unless an acquire saw the other's release: the
+  programs' happens-before order is kept as in a vector clock, so an atomic that is too weak is found out although the
+  interpreter runs one program after the other.
+* Programs may be run in any order: `run_order`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import triton.language as tl
+from triton._C.libtriton import ir
+from triton.runtime import interpreter
+from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, TensorHandle
+
+ACQUIRES = (ir.MEM_SEMANTIC.ACQUIRE, ir.MEM_SEMANTIC.ACQUIRE_RELEASE)
+RELEASES = (ir.MEM_SEMANTIC.RELEASE, ir.MEM_SEMANTIC.ACQUIRE_RELEASE)
+ARITHMETIC = (np.add, np.subtract, np.multiply, np.divide, np.minimum, np.maximum, np.less, np.greater)
+
+
+class Memory:
+    """The tensor arguments of one launch: who wrote each byte, and whose writes each program may rely on."""
+
+    def __init__(self, arguments: Any) -> None:
+        self.regions: dict[int, np.ndarray] = {}  # first address -> writer of each byte, -1 for none
+        self.seen: dict[int, set[int]] = {}  # program -> programs whose writes it has acquired
+        self.released: dict[int, set[int]] = {}  # address of an atomic -> programs whose writes it hands on
+        self._add(arguments)
+
+    def _add(self, argument: Any) -> None:
+        if isinstance(argument, tuple | list):
+            for part in argument:
+                self._add(part)
+        elif hasattr(argument, "data_ptr"):
+            size = argument.numel() * argument.element_size()
+            self.regions.setdefault(argument.data_ptr(), np.full(size, -1, np.int32))
+
+    def access(self, program: int, pointers: TensorHandle, mask: TensorHandle | None, kind: str) -> None:
+        size = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
+        addresses = np.asarray(pointers.data)
+        left = addresses[np.broadcast_to(mask.data, addresses.shape)] if mask is not None else addresses
+        left = left.ravel().astype(np.int64)
+        known = np.fromiter(self.seen.get(program, set()) | {program, -1}, np.int32)
+        for first, writers in self.regions.items():
+            inside = (left >= first) & (left + size <= first + len(writers))
+            cells = left[inside] - first
+            if not np.isin(writers[cells], known).all():
+                raise RuntimeError(f"race: {kind} of what another program wrote")
+            if kind == "store":
+                for byte in range(size):
+                    writers[cells + byte] = program
+            left = left[~inside]
+        if left.size:
+            raise IndexError(f"out of bounds: {kind} of {left.size} lanes")
+
+    def synchronise(self, program: int, address: int, semantics: Any) -> None:
+        seen, released = self.seen.setdefault(program, set()), self.released.setdefault(address, set())
+        if semantics in ACQUIRES:
+            seen |= released
+        if semantics in RELEASES:
+            released |= seen | {program}
+
+
+class _State:
+    memory = Memory(())
+    order: list[int] | None = None
+    seed: int | None = None
+
+
+@contextmanager
+def run_order(seed: int | None) -> Iterator[None]:
+    """Run the programs of each launch in an order drawn from `seed`."""
+    _State.seed = seed
+    yield
+    _State.seed = None
+
+
+def install() -> None:
+    """Replace the interpreter's operations on memory and on bfloat16."""
+    builder = InterpreterBuilder
+    start, set_index = GridExecutor._init_args_hst, builder.set_grid_idx
+    load, store, atomic = builder.create_masked_load, builder.create_masked_store, builder.create_atomic_rmw
+    dot, cast, convert, binary = builder.create_dot, builder.cast_impl, builder.create_fp_to_fp, builder.binary_op
+    patch_tensor = interpreter._patch_lang_tensor
+
+    def checked_start(self, arguments, keywords):
+        _State.memory, _State.order = Memory([*arguments, *keywords.values()]), None
+        return start(self, arguments, keywords)
+
+    def shuffled_index(self, x, y, z):
+        if _State.seed is not None:
+            if _State.order is None:
+                _State.order = random.Random(_State.seed).sample(range(self.grid_dim[0]), self.grid_dim[0])
+            x = _State.order[x]
+        set_index(self, x, y, z)
+
+    def program(self) -> int:
+        (x, y, z), (width, height, _) = self.grid_idx, self.grid_dim
+        return x + width * (y + height * z)
+
+    def checked_load(self, pointers, mask, *rest):
+        _State.memory.access(program(self), pointers, mask, "load")
+        return load(self, pointers, mask, *rest)
+
+    def checked_store(self, pointers, value, mask, *rest):
+        _State.memory.access(program(self), pointers, mask, "store")
+        return store(self, pointers, value, mask, *rest)
+
+    def checked_atomic(self, operation, pointer, value, mask, semantics, scope):
+        _State.memory.synchronise(program(self), int(pointer.data.item()), semantics)
+        _State.memory.access(program(self), pointer, mask, "atomic")
+        return atomic(self, operation, pointer, value, mask, semantics, scope)
+
+    def honest_dot(self, a, b, d, precision, imprecise):
+        return dot(self, _widen(a), _widen(b), d, precision, imprecise)
+
+    def honest_cast(self, source, target):
+        if target.scalar == source.dtype.scalar:
+            return source
+        if target.scalar == tl.bfloat16:
+            return TensorHandle(_round(_widen(source).data.astype(np.float32)), tl.bfloat16)
+        return cast(self, _widen(source), target)
+
+    def honest_convert(self, source, target, mode):
+        if target.scalar == tl.bfloat16:
+            return TensorHandle(_round(_widen(source).data.astype(np.float32)), tl.bfloat16)
+        return convert(self, _widen(source), target, mode)
+
+    def honest_binary(self, left, right, operation):
+        if left.dtype.scalar == tl.bfloat16 and operation in ARITHMETIC:
+            raise NotImplementedError("bfloat16 arithmetic: cast to float32 first")
+        return binary(self, left, right, operation)
+
+    def patched_tensor(tensor, scope):
+        patch_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))  # numpy 2.4 wants .item()
+
+    GridExecutor._init_args_hst, builder.set_grid_idx = checked_start, shuffled_index
+    builder.create_masked_load, builder.create_masked_store = checked_load, checked_store
+    builder.create_atomic_rmw = checked_atomic
+    builder.create_dot, builder.cast_impl, builder.create_fp_to_fp = honest_dot, honest_cast, honest_convert
+    builder.binary_op = honest_binary
+    interpreter._patch_lang_tensor = patched_tensor
+
+
+def _widen(handle: TensorHandle) -> TensorHandle:
+    """bfloat16 as float32; anything else as it is."""
+    if handle.dtype.scalar != tl.bfloat16:
+        return handle
+    return TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+
+def _round(values: np.ndarray) -> np.ndarray:
+    """float32 to the bits of the nearest bfloat16, ties to even."""
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    rounded = ((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)

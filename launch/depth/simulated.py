@@ -9,7 +9,7 @@ from parallel_parnet import Placement, Program
 from parallel_parnet.costs import Link, Measured
 from parallel_parnet.planner import simulate
 
-FREE = Link("free", 1e-9, float("inf"), "transfers cost nothing: what the streams alone allow")
+FREE = Link("free", 0.0, float("inf"), "transfers cost nothing: what the streams alone allow")
 
 
 def lane_per_stream(program: Program, point: Point, alone: Mapping[str, float], link: Link = FREE) -> float:

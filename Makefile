@@ -1,6 +1,7 @@
 # make infer      classify the demo pictures      make test          everything that must be green, within 15 minutes
 # make setup      a virtual environment in .venv  make test-kernels  of that, the kernels: interpreted and compiled
 # make lint       format, lint, types             make test-all      with every case of the kernels, an hour or more
+# make experiment  latency against depth: figures and page
 # make gpu-check  on a GPU machine, with its own Python: parity and timings in ten minutes, into OUT=results/gpu
 VENV ?= .venv
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 # without an NVIDIA GPU the pinned torch is taken, whose CPU build pip prefers where it is offered
 PINS := $(if $(shell command -v nvidia-smi),,-c constraints.txt)
 
-.PHONY: setup infer test test-kernels test-all lint gpu-check train
+.PHONY: setup infer test test-kernels test-all lint gpu-check experiment train
 
 setup: $(VENV)/.ready
 
@@ -39,6 +40,10 @@ lint: setup
 
 gpu-check:
 	$(PYTHON) launch/gpu_check.py --out $(OUT)
+
+# an hour or so on two cores; resumes where it was interrupted
+experiment: setup
+	$(BIN)/python launch/latency_vs_depth.py --page docs/latency-vs-depth$(if $(shell command -v nvidia-smi),-gpu).md
 
 # about half an hour on two cores; needs Debian's package dataset-fashion-mnist
 train: setup

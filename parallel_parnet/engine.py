@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -15,7 +17,10 @@ from .profiling.spans import Recorder
 from .program import Program, check_input
 from .transport import Transport
 
-EXECUTORS = ("auto", "cpu", "reference", *BACKENDS)
+if TYPE_CHECKING:
+    from .executors.grouped import GroupedExecutor
+
+EXECUTORS = ("auto", "cpu", "reference", *BACKENDS, "triton")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -26,7 +31,8 @@ class Engine:
     device: "cuda" where there is one, else "cpu". Lanes of one process take the visible GPUs in turn.
     dtype: float32, bfloat16 or (on GPUs) float16.
     executor: "auto" takes OpenVINO on the CPU where it is installed, else eager mode; "cpu" is the same and insists on
-        the CPU; "reference" is the plain fp32 oracle; "eager", "inductor" and "openvino" are what they say.
+        the CPU; "reference" is the plain fp32 oracle; "eager", "inductor" and "openvino" are what they say;
+        "triton" is one kernel launch per level, on one NVIDIA GPU.
 
     With torch.distributed initialised over several ranks, each rank is a lane: the coordinator's rank calls the
     engine, all others call `serve`. Close it, or use it as a context manager, to end them. A placement of one lane
@@ -53,8 +59,14 @@ class Engine:
         placement.check(program)
         self.placement = placement
         self.lane = 0
-        self._executor: LocalExecutor | DistributedExecutor
-        if ranks > 1:
+        self._executor: LocalExecutor | DistributedExecutor | GroupedExecutor
+        if backend == "triton":
+            from .executors.grouped import GroupedExecutor  # here, since triton is only installed on Linux
+
+            if placement.lanes > 1:
+                raise ParNetError(f"executor triton runs all streams in one launch: not on {placement.lanes} lanes")
+            self._executor = GroupedExecutor(program, self.device, dtype)
+        elif ranks > 1:
             if placement.lanes != ranks:
                 raise ParNetError(f"placement of {placement.lanes} lanes on {ranks} ranks: they must be as many")
             transport = Transport.of_ranks()
@@ -131,6 +143,8 @@ def _choose(executor: str, device: torch.device, dtype: torch.dtype) -> str:
         raise ParNetError("float16 on the CPU: choose float32 or bfloat16")
     if executor == "reference" and dtype != torch.float32:
         raise ParNetError("executor reference is the fp32 oracle: leave dtype at float32")
+    if device.type == "cpu" and executor == "triton":
+        raise ParNetError("executor triton runs on NVIDIA GPUs only: choose eager")
     if device.type == "cuda" and executor in ("cpu", "openvino"):
         raise ParNetError(f"executor {executor} runs on the CPU only: choose device cpu")
     if executor in ("auto", "cpu"):

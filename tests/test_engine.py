@@ -51,6 +51,7 @@ def test_inputs_that_do_not_fit(x: object, message: str) -> None:
         ({"dtype": torch.float64}, "choose float32"),
         ({"dtype": torch.float16, "device": "cpu"}, "float16 on the CPU"),
         ({"executor": "reference", "dtype": torch.bfloat16, "device": "cpu"}, "fp32 oracle"),
+        ({"executor": "triton", "device": "cpu"}, "NVIDIA GPUs only"),
         ({"device": "mps"}, "choose cpu or cuda"),
     ],
 )

@@ -34,7 +34,8 @@ def write_page(path: Path, rows: list[dict], header: dict, figures: dict[str, Pa
         "| | a, us a level | b, us a GFLOP | c, us | depth explains | work explains | R2 |",
         "|---|---|---|---|---|---|---|",
     ]
-    fits = {name: _fit(rows, executor, column) for name, executor, column in _series(rows)}
+    tried = {name: _fit(rows, executor, column) for name, executor, column in _series(rows)}
+    fits = {name: found for name, found in tried.items() if found}
     parts += [_fit_row(name, found) for name, found in fits.items()]
     parts += ["", *(_verdict(name, found) for name, found in fits.items()), ""]
     captions = {
@@ -63,8 +64,10 @@ def _series(rows: list[dict]) -> list[tuple[str, str, str]]:
     return [*measured, simulated, ("the same with real links, simulated", "eager", "linked_lanes_ms")]
 
 
-def _fit(rows: list[dict], executor: str, column: str) -> Fit:
+def _fit(rows: list[dict], executor: str, column: str) -> Fit | None:
     chosen = [r for group in ("depth", "work") for r in select(rows, group, executor)]
+    if not (select(chosen, "depth") and select(chosen, "work")):
+        return None  # one family alone cannot part depth from work
     return fit([r["depth"] for r in chosen], [r["gflops"] for r in chosen], [r[column] for r in chosen])
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 from torch import nn
 
@@ -38,15 +40,20 @@ def _parnet(group: str, name: str, size: int) -> Point:
     return Point(group, name, lambda: fold(create_model(name).eval()), 12, 3, size)
 
 
+@cache
 def one_stream(name: str) -> Config:
-    """A network of one stream with a variant's depth, and its FLOPs as nearly as widths in steps of 4 allow."""
+    """A network of one stream with a variant's depth, and its FLOPs as nearly as its width allows."""
     wanted = variant(name)
-    goal = fold(create_model(wanted)).cost().flops
 
     def config(width: int) -> Config:
         return Config((width, wanted.planes[-1]), blocks=(8,))
 
-    return config(min(range(100, 400, 4), key=lambda w: abs(fold(create_model(config(w))).cost().flops - goal)))
+    def flops(network: Config) -> int:
+        return fold(create_model(network)).cost().flops
+
+    goal = flops(wanted)
+    width = bisect_left(range(400), goal, lo=64, key=lambda width: flops(config(width)))
+    return min(config(width - 1), config(width), key=lambda network: abs(flops(network) - goal))
 
 
 def _one_stream(group: str, name: str, size: int) -> Point:

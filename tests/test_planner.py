@@ -245,6 +245,7 @@ def test_impossible_requests() -> None:
             ),
             "not positive",
         ),
+        (lambda: H200.at(0), "above 0 and at most 1"),
         (lambda: Roofline("none", 0, 1, 0, True, 2, ""), "must be positive"),
         (lambda: Link("backwards", 0, -1, ""), "must be positive"),
     ):

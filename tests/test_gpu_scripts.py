@@ -231,6 +231,13 @@ def test_the_fastest_right_configuration_wins():
     assert late.config == configs[0] and late.timed == 1, "the default is timed however late it is"
 
 
+@pytest.mark.parametrize(("tile", "complaint"), [(Tile(64, 64, 64), None), (Tile(128, 128, 128), "shared memory")])
+def test_a_configuration_is_compiled_before_it_is_timed(tile, complaint):
+    level = tuning.Level((Geometry(14, 14, 256, 256, gate="identity"),), 1, HALF)
+    found = tuning.complaints(level, LevelConfig((tile,), 8, 4), (9, 0))
+    assert found == [] if complaint is None else any(complaint in line for line in found)
+
+
 def test_a_table_is_written_as_it_is_read(tmp_path, monkeypatch):
     trial = tuning.Trial(LevelConfig((Tile(64, 32, 64, 2), Tile(), Tile()), 8, 3), {"p50": 2.0}, {"p50": 3.0}, 2, ["x"])
     path = tmp_path / "device_name=Some_GPU.json"

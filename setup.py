@@ -18,6 +18,7 @@ setup(
         "parallel_parnet.kernels",
         "parallel_parnet.profiling",
     ],
+    package_data={"parallel_parnet.kernels": ["configs/*.json"]},
     install_requires=[
         "torch>=2.11",
         "triton>=3.6; sys_platform == 'linux'",

@@ -7,12 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from parallel_parnet import VARIANTS, ParNet, load_checkpoint
-from parallel_parnet.executors.grouped import Plan, pack
+from parallel_parnet import load_checkpoint
 from parallel_parnet.executors.segment import OPERATIONS
 from parallel_parnet.fold import fold
 from parallel_parnet.kernels import twins
-from parallel_parnet.kernels.config import Table
 from parallel_parnet.kernels.convolution import Convolution, Operands, allocate
 from parallel_parnet.kernels.geometry import Geometry, Tile
 from parallel_parnet.kernels.packing import pack_border, pack_gate_weight, pack_weight
@@ -74,16 +72,3 @@ def test_classifier(program):
     sums = x.flatten(2).unflatten(2, (3, 5)).sum(3).transpose(1, 2)
     twins.classifier(sums, 15, w["weight"], w["bias"], logits)
     torch.testing.assert_close(logits, expected)
-
-
-@pytest.mark.parametrize("name", ["parnet_s", "parnet_m", "parnet_l", "parnet_xl"])
-def test_twelve_launches(name):
-    """As many as the program says, counted from the prepared launches themselves."""
-    pytest.importorskip("triton")
-    with torch.device("meta"):
-        model = ParNet(VARIANTS[name]).eval()
-    program = fold(model.to_empty(device="cpu"))
-    weights = pack(program, torch.float16, torch.device("meta"))
-    plan = Plan(program, weights, 1, 224, 224, Table.load((9, 0)))
-    assert len(plan.launches) == program.launches == program.depth == 12
-    assert plan.logits.shape == (1, 1000)

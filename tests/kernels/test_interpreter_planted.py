@@ -1,4 +1,8 @@
-"""Bugs planted in the kernels' source text, each of which the tests must catch."""
+"""Bugs planted in the kernels' source text, each of which the tests must catch.
+
+One cannot show here: the interpreter runs a program as one thread, so it does not miss the barrier before the release.
+Tests of the compiled code look for that.
+"""
 
 from __future__ import annotations
 

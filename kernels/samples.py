@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 
@@ -75,5 +76,7 @@ def in_fp32(conv: Convolution) -> Convolution:
 
 def without_values(conv: Convolution) -> Convolution:
     """The same on torch's "meta" device: good for compiling, and for nothing else."""
-    x = {name: None if tensor is None else tensor.to("meta") for name, tensor in conv.x._asdict().items()}
+    x: dict[str, Any] = {
+        name: None if tensor is None else tensor.to("meta") for name, tensor in conv.x._asdict().items()
+    }
     return dataclasses.replace(conv, x=Operands(**x))

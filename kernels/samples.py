@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 
@@ -71,3 +72,11 @@ def in_fp32(conv: Convolution) -> Convolution:
     made = allocate(conv.shape, conv.tile, conv.n, torch.float32, conv.x.a.device)
     wide = {name: t.float() if t is not None and t.is_floating_point() else t for name, t in conv.x._asdict().items()}
     return dataclasses.replace(conv, x=Operands(**{**wide, **made._asdict()}))
+
+
+def without_values(conv: Convolution) -> Convolution:
+    """The same on torch's "meta" device: good for compiling, and for nothing else."""
+    x: dict[str, Any] = {
+        name: None if tensor is None else tensor.to("meta") for name, tensor in conv.x._asdict().items()
+    }
+    return dataclasses.replace(conv, x=Operands(**x))

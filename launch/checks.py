@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from common import DTYPES, ROOT, settle
-from gpu import capture, exact_fp32, machine, measure_rates, require_gpu
+from common import DTYPES, settle
+from gpu import capture, exact_fp32, machine, measure_rates, require_gpu, run_within
 from parallel_parnet import VARIANTS, Placement, Program, create_model, fold
 from parallel_parnet.executors.grouped import GroupedExecutor
 from parallel_parnet.executors.local import LocalExecutor
@@ -47,8 +46,7 @@ def check_machine(deadline: float, out: Path) -> dict:
 def check_compile(deadline: float, out: Path) -> dict:
     """Every kernel that the steps after this one launch."""
     found = machine(require_gpu())
-    networks = network_cases()
-    cases = [*kernel_cases(), *single_launches(networks)]
+    cases = [*kernel_cases(), *single_launches(network_cases())]
     return compile_all(cases, tuple(found["capability"]), found["gpu"], deadline)
 
 
@@ -56,7 +54,7 @@ def check_kernels(deadline: float, out: Path) -> dict:
     """Every kind of convolution, the separate gate and the classifier, against their twins in fp32."""
     device = require_gpu()
     exact_fp32()
-    rows = []
+    rows: list[dict] = []
     for seed, case in enumerate(kernel_cases()):
         if time.monotonic() > deadline:
             break
@@ -100,20 +98,19 @@ def check_sanitizer(deadline: float, out: Path) -> dict:
     """A small network under compute-sanitizer, which sees stray accesses that give the right answer."""
     if shutil.which("compute-sanitizer") is None:
         return {"passed": True, "skipped": "compute-sanitizer is not installed"}
-    rows = []
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # every tensor ends where it ends
+    rows: list[dict] = []
     for tool in ("memcheck", "racecheck"):
         left = deadline - time.monotonic()
         if left < 15:
             rows.append({"tool": tool, "left_out": "no time"})
             continue
         command = ["compute-sanitizer", f"--tool={tool}", "--error-exitcode=9", sys.executable, __file__]
-        environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # every tensor ends where it ends
-        try:
-            done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=left)
-        except subprocess.TimeoutExpired:
+        status, output, errors = run_within(command, left, environment)
+        if status is None:
             rows.append({"tool": tool, "left_out": f"not done after {left:.0f} s"})
-            continue
-        rows.append({"tool": tool, "status": done.returncode, "said": done.stdout[-1000:] + done.stderr[-500:]})
+        else:
+            rows.append({"tool": tool, "status": status, "said": output[-1000:] + errors[-500:]})
     return {"passed": all(row.get("status", 0) == 0 for row in rows), "rows": rows}
 
 

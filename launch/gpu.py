@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import os
 import platform
 import shutil
+import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -101,6 +103,22 @@ def quantiles(times: Sequence[float]) -> dict[str, float]:
     """p20, p50 and p80 in microseconds, and how many there were."""
     p20, p50, p80 = (round(float(value) * 1e6, 3) for value in np.percentile(times, [20, 50, 80]))
     return {"p20": p20, "p50": p50, "p80": p80, "n": len(times)}
+
+
+def run_within(
+    command: Sequence[str], seconds: float, environment: Mapping[str, str] | None = None
+) -> tuple[int | None, str, str]:
+    """Exit status, stdout and stderr of a command; out of time, it is killed with its children, and has no status."""
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        output, errors = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, errors = process.communicate()
+        return None, output, errors
+    return process.returncode, output, errors
 
 
 def _asked(*command: str) -> str | None:

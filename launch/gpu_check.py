@@ -14,9 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -30,7 +27,7 @@ from rich.table import Table
 import checks
 import timings
 from common import ROOT, Parser, run
-from gpu import require_gpu
+from gpu import require_gpu, run_within
 from gpu_report import markdown, verdicts
 from parallel_parnet import ParNetError
 from parallel_parnet.files import write_atomically
@@ -70,43 +67,36 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "gpu", help="folder (default: results/gpu)")
     names = [step.name for step in STEPS]
     parser.add_argument("--step", nargs="+", choices=names, default=names, help="default: all of them")
-    parser.add_argument("--inside", type=float, help=argparse.SUPPRESS)  # seconds, in the process of one step
+    # in the process of one step: when it ends, on the monotonic clock, which processes share
+    parser.add_argument("--inside", type=float, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def run_step(command: Sequence[str], seconds: float, required: bool) -> dict:
-    """What a step's process prints as its last line, or how it ended; out of time, it is killed with its children."""
+    """What a step's process prints as its last line, or how it ended."""
     started = time.monotonic()
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    try:
-        output, errors = process.communicate(timeout=seconds)
-        result = _result(output, errors, process.returncode)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        _, errors = process.communicate()
-        result = {"passed": not required, "fault": f"killed after {seconds:.0f} s", "stderr": errors[-2000:]}
+    status, output, errors = run_within(command, seconds)
+    if (result := _printed(output)) is None or status not in (0, None):
+        how = f"killed after {seconds:.0f} s" if status is None else f"exit status {status}"
+        last = errors.strip().splitlines()[-1:] or ["it said nothing"]
+        excused = status is None and not required
+        result = {"passed": excused, "fault": f"{how}: {last[0]}", "stderr": errors[-4000:]}
     return {"seconds": round(time.monotonic() - started, 1), **result}
 
 
-def _result(output: str, errors: str, status: int) -> dict:
-    lines = output.strip().splitlines()
+def _printed(output: str) -> dict | None:
+    """The result on the last line, if there is one."""
     try:
-        found = json.loads(lines[-1]) if status == 0 and lines else None
+        found = json.loads((output.strip().splitlines() or [""])[-1])
     except json.JSONDecodeError:
-        found = None
-    if isinstance(found, dict) and "passed" in found:
-        return found
-    last = errors.strip().splitlines()[-1:] or ["it said nothing"]
-    return {"passed": False, "fault": f"exit status {status}: {last[0]}", "stderr": errors[-4000:]}
+        return None
+    return found if isinstance(found, dict) and "passed" in found else None
 
 
-def run_inside(step: Step, seconds: float, out: Path) -> int:
+def run_inside(step: Step, end: float, out: Path) -> int:
     """In the process of a step: its result as one line on stdout, with the seed that repeats its random numbers."""
-    deadline = time.monotonic() + seconds - SPARE
     seed = torch.seed()
-    print(json.dumps({**step.check(deadline, out), "seed": seed}))
+    print(json.dumps({**step.check(end - SPARE, out), "seed": seed}), flush=True)
     return 0
 
 
@@ -118,7 +108,8 @@ def run_steps(steps: Sequence[Step], out: Path, console: Console) -> dict[str, d
         if seconds < 2 * SPARE:
             results[step.name] = {"passed": not step.required, "fault": "not run: the time was over", "seconds": 0.0}
         else:
-            command = [sys.executable, __file__, "--out", str(out), "--step", step.name, "--inside", str(seconds)]
+            limit = str(time.monotonic() + seconds)
+            command = [sys.executable, __file__, "--out", str(out), "--step", step.name, "--inside", limit]
             results[step.name] = run_step(command, seconds, step.required)
         write_atomically(out / "gpu-check.json", json.dumps(results, indent=1) + "\n")
         result = results[step.name]

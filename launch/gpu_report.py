@@ -19,6 +19,8 @@ def markdown(results: Results) -> str:
     """The whole report."""
     parts = ["# GPU check\n", _machine(results.get("machine", {}))]
     parts.append(_table(("step", "verdict", "seconds", "what"), verdicts(results)))
+    if rows := results.get("networks", {}).get("rows"):
+        parts.append(_parity(rows))
     if rows := results.get("timings", {}).get("rows"):
         parts += [_networks(rows), *map(_levels, rows)]
     if levels := results.get("tuning", {}).get("levels"):
@@ -59,6 +61,20 @@ def _runs(result: Mapping) -> int:
 def _machine(found: Mapping) -> str:
     keys = ("gpu", "driver", "torch", "triton", "python", "date", "commit")
     return ", ".join(f"{key} {found[key]}" for key in keys if found.get(key)) + "\n"
+
+
+def _parity(rows: Iterable[Mapping]) -> str:
+    lines = [
+        (
+            row["network"],
+            row["dtype"],
+            row["n"],
+            *(f"{row[key]:.1e}" for key in ("error", "error_of_torch", "tolerance")),
+        )
+        for row in rows
+    ]
+    title = "## Logits against fp32 torch: relative error\n"
+    return f"{title}\n{_table(('network', 'dtype', 'batch', 'grouped', 'torch in this type', 'tolerance'), lines)}"
 
 
 def _networks(rows: Iterable[Mapping]) -> str:

@@ -19,11 +19,11 @@ from parallel_parnet import Program, create_model, fold
 from parallel_parnet.executors.grouped import Plan, pack
 from parallel_parnet.kernels.compiled import stand_in
 from parallel_parnet.kernels.config import Table
-from parallel_parnet.kernels.convolution import Convolution, Operands
+from parallel_parnet.kernels.convolution import Convolution
 from parallel_parnet.kernels.geometry import Tile
 from parallel_parnet.kernels.launch import Launch
 from parallel_parnet.kernels.level import level
-from parallel_parnet.kernels.samples import KINDS, convolution, geometry
+from parallel_parnet.kernels.samples import KINDS, convolution, geometry, without_values
 
 VARIANTS = ("parnet_s", "parnet_m", "parnet_l", "parnet_xl", "parnet_cifar_1m", "parnet_fashion")
 BATCHES = (1, 4)
@@ -50,8 +50,7 @@ class KernelCase:
         return level([conv], num_warps=4, num_stages=3)
 
     def offline(self) -> list[Launch]:
-        conv = self.make(0, "cpu")
-        return [self.launch(replace(conv, x=Operands(*(None if t is None else t.to("meta") for t in conv.x))))]
+        return [self.launch(without_values(self.make(0, "cpu")))]
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,9 @@ def fill_table(levels: list[Level], minutes: float, out: Path | None, console: C
     with worker_pool() as pool, progress:
         every = progress.add_task("levels", total=len(levels))
         for i, level in enumerate(levels):
+            if i > 0 and time.monotonic() > end:
+                console.print(f"stopped after {i} of {len(levels)} levels: {minutes:g} minutes are over")
+                break
             configs = worth_trying(level, table, rates[level.dtype])
             now = time.monotonic()
             one = progress.add_task(level.key[:60], total=len(configs))
@@ -119,13 +122,10 @@ def fill_table(levels: list[Level], minutes: float, out: Path | None, console: C
             if trial.config is None:
                 console.print(f"{level.key}: no configuration passed; the first: {trial.refused[0]}")
                 continue
-            done[level.key] = trial.entry(predicted_floor(level, rates[level.dtype]))
+            done[level.key] = {"date": header["date"], **trial.entry(predicted_floor(level, rates[level.dtype]))}
             write_atomically(path, json.dumps({**header, "levels": done}, indent=1) + "\n")
             default, best = trial.default.get("p50", float("nan")), trial.best["p50"]
             console.print(f"{level.key}: {default:.2f} -> {best:.2f} us, {describe(trial.config)}, {trial.timed} timed")
-            if time.monotonic() > end:
-                console.print(f"stopped after {i + 1} of {len(levels)} levels: {minutes:g} minutes are over")
-                break
     return path
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 from triton.errors import TritonError
 
 from gpu import capture, event_times, quantiles
@@ -16,12 +15,12 @@ from parallel_parnet.executors.grouped import geometry
 from parallel_parnet.kernels.candidates import candidates, floor
 from parallel_parnet.kernels.compiled import resources, stand_in
 from parallel_parnet.kernels.config import LevelConfig, Table, key
-from parallel_parnet.kernels.convolution import Convolution, Operands
+from parallel_parnet.kernels.convolution import Convolution
 from parallel_parnet.kernels.geometry import Geometry, Tile
 from parallel_parnet.kernels.launch import Launch
 from parallel_parnet.kernels.level import level
 from parallel_parnet.kernels.rates import Rates
-from parallel_parnet.kernels.samples import convolution
+from parallel_parnet.kernels.samples import convolution, without_values
 from parity import deviation, poison
 
 MOST_SETS = 48  # of inputs, as many as it takes to exceed the L2 cache twice
@@ -123,7 +122,7 @@ def tune(
 
 def complaints(wanted: Level, config: LevelConfig, capability: tuple[int, int]) -> list[str]:
     """What is wrong with a configuration as compiled, in any process; the kernel stays in Triton's cache."""
-    offline = [replace(conv, x=Operands(*map(_without_values, conv.x))) for conv in operands(wanted, config, 0, "cpu")]
+    offline = [without_values(conv) for conv in operands(wanted, config, 0, "cpu")]
     with stand_in(capability):
         return resources(launch_of(offline, config).compile()).complaints(capability)
 
@@ -173,7 +172,3 @@ def predicted_floor(wanted: Level, rates: Rates) -> float:
 
 def _tile(tile: Tile) -> str:
     return f"{tile.bm}x{tile.bn}x{tile.bk}/{tile.split_k}"
-
-
-def _without_values(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.to("meta")

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from conftest import ROOT, SMALL, launch, lively
+from rich.console import Console
 
 sys.path.insert(0, str(ROOT / "launch"))
 
@@ -103,6 +104,8 @@ def test_repeats_are_counted():
         ("pass", False, "exit status 0"),
         ('print("passed")', False, "exit status 0"),
         ("import time; time.sleep(60)", False, "killed after 3 s"),
+        ("import time; print('{\"passed\": true}', flush=True); time.sleep(60)", True, None),
+        ("print('{\"passed\": true}'); raise SystemExit(1)", False, "exit status 1"),
     ],
 )
 def test_a_step_is_recorded_however_it_ends(code, passed, fault):
@@ -110,6 +113,18 @@ def test_a_step_is_recorded_however_it_ends(code, passed, fault):
     result = gpu_check.run_step([sys.executable, "-c", code], 3, required=True)
     assert result["passed"] is passed and (fault is None or fault in result["fault"])
     assert time.monotonic() - started < 20 and "seconds" in result
+
+
+def test_all_steps_are_tried_and_recorded(tmp_path, monkeypatch):
+    """Here each step's process finds no GPU; the next step goes on all the same."""
+    steps = [step for step in gpu_check.STEPS if step.name in ("kernels", "inductor")]
+    results = gpu_check.run_steps(steps, tmp_path, Console(quiet=True))
+    assert results == json.loads((tmp_path / "gpu-check.json").read_text())
+    assert all(not result["passed"] and "no NVIDIA GPU" in result["fault"] for result in results.values())
+    monkeypatch.setattr(gpu_check, "TOTAL", 0)
+    results = gpu_check.run_steps(steps, tmp_path, Console(quiet=True))
+    assert [result["passed"] for result in results.values()] == [False, True], "only the last may want for time"
+    assert all("the time was over" in result["fault"] for result in results.values())
 
 
 def test_report(tmp_path):
@@ -120,7 +135,11 @@ def test_report(tmp_path):
             "passed": True, "seconds": 9.0, "gpu": "Some GPU", "copy_tb_per_s": 1.0,
             "matmul_tflop_per_s": {"bfloat16": 5.0},
         },
-        "networks": {"passed": False, "seconds": 1.0, "rows": [{}], "worst": 1.5, "left_out": 2},
+        "networks": {
+            "passed": False, "seconds": 1.0, "worst": 1.5, "left_out": 2,
+            "rows": [{"network": "parnet_s", "dtype": "float16", "n": 1, "error": 3e-3, "error_of_torch": 1e-3,
+                      "tolerance": 2e-3}],
+        },
         "timings": {
             "passed": True, "seconds": 2.0, "left_out": 0,
             "rows": [
@@ -135,6 +154,7 @@ def test_report(tmp_path):
     assert verdicts[1][3] == "1 networks, worst 1.50 of the tolerance, 2 left out"
     text = gpu_report.markdown(json.loads(json.dumps(results)))
     assert "| parnet_s | bfloat16 | 12 | 10.0 (9.0 to 12.0) | 5.0 | 2.00 |" in text
+    assert "| parnet_s | float16 | 1 | 3.0e-03 | 1.0e-03 | 2.0e-03 |" in text
     assert "| level 1 | 10.0 (9.0 to 12.0) | 4.00 | 2.50 |" in text
     assert "exit status 1: no" in text and "a trace" in text
 
@@ -209,6 +229,13 @@ def test_the_fastest_right_configuration_wins():
     ]  # fmt: skip
     late = tuning.tune(configs, compiled, measured, time.monotonic() - 1, lambda: None)
     assert late.config == configs[0] and late.timed == 1, "the default is timed however late it is"
+
+
+@pytest.mark.parametrize(("tile", "complaint"), [(Tile(64, 64, 64), None), (Tile(128, 128, 128), "shared memory")])
+def test_a_configuration_is_compiled_before_it_is_timed(tile, complaint):
+    level = tuning.Level((Geometry(14, 14, 256, 256, gate="identity"),), 1, HALF)
+    found = tuning.complaints(level, LevelConfig((tile,), 8, 4), (9, 0))
+    assert found == [] if complaint is None else any(complaint in line for line in found)
 
 
 def test_a_table_is_written_as_it_is_read(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 
 import pytest
@@ -21,11 +21,11 @@ from parallel_parnet.executors.grouped import Plan, pack
 from parallel_parnet.kernels.classifier import classifier_kernel
 from parallel_parnet.kernels.compiled import resources, stand_in
 from parallel_parnet.kernels.config import CONFIGS, Table
-from parallel_parnet.kernels.convolution import Convolution, Operands
+from parallel_parnet.kernels.convolution import Convolution
 from parallel_parnet.kernels.geometry import Tile
 from parallel_parnet.kernels.launch import Launch
 from parallel_parnet.kernels.level import level
-from parallel_parnet.kernels.samples import convolution, geometry
+from parallel_parnet.kernels.samples import convolution, geometry, without_values
 from parallel_parnet.kernels.sse_gate import sse_gate
 
 VARIANTS = ("parnet_s", "parnet_m", "parnet_l", "parnet_xl")
@@ -119,7 +119,7 @@ def test_level(case: Case):
 @pytest.mark.parametrize("capability", [AMPERE, HOPPER], ids=str)
 def test_ticket_stands_between_barriers(capability, dtype):
     """All threads' stores are made before one thread releases; none reads before that thread has acquired."""
-    prepared = level([without_values("identity", 14, 384, Tile(64, 64, 64, split_k=4), dtype)])
+    prepared = level([offline("identity", 14, 384, Tile(64, 64, 64, split_k=4), dtype)])
     with stand_in(capability):
         ptx = prepared.compile().asm["ptx"]
     check_ticket(ptx)
@@ -149,7 +149,7 @@ def test_a_missing_barrier_is_noticed():
 @pytest.mark.parametrize("capability", [AMPERE, HOPPER], ids=str)
 def test_separate_gate(capability):
     """The kernel that computes all gates of a convolution in a launch of its own."""
-    conv = without_values("fusion_down", 28, 192, Tile(), torch.float16)
+    conv = offline("fusion_down", 28, 192, Tile(), torch.float16)
     with stand_in(capability):
         used = resources(sse_gate(conv, torch.empty(1, conv.shape.cout, device=META)).compile())
     assert not used.complaints(capability), used
@@ -157,13 +157,11 @@ def test_separate_gate(capability):
 
 def test_a_spill_is_noticed():
     """Tiles too large for the registers of four warps: the reader of cubins must say so."""
-    prepared = level([without_values("identity", 28, 256, Tile(128, 256, 64), torch.float16)], num_warps=4)
+    prepared = level([offline("identity", 28, 256, Tile(128, 256, 64), torch.float16)], num_warps=4)
     with stand_in(HOPPER):
         used = resources(prepared.compile())
     assert used.spilled > 0 and any("spills" in complaint for complaint in used.complaints(HOPPER)), used
 
 
-def without_values(kind: str, side: int, channels: int, tile: Tile, dtype: torch.dtype) -> Convolution:
-    """A convolution on torch's "meta" device."""
-    conv = convolution(geometry(kind, side, side, channels), tile, 1, dtype, seed=0)
-    return replace(conv, x=Operands(*(None if tensor is None else tensor.to(META) for tensor in conv.x)))
+def offline(kind: str, side: int, channels: int, tile: Tile, dtype: torch.dtype) -> Convolution:
+    return without_values(convolution(geometry(kind, side, side, channels), tile, 1, dtype, seed=0))

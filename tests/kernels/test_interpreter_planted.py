@@ -72,7 +72,7 @@ BUGS = [
     Bug("gate of the output's pixels", "s.H * s.W, s.A_BT", "s.PIXELS, s.A_BT", "down", module=sse_gate),
     Bug("gate of the first input twice", "x.b_sums, n, channel, mask_c, s.C, s.B_TILES",
         "x.a_sums, n, channel, mask_c, s.C, s.A_TILES", "fusion", module=sse_gate),
-    Bug("gate of one split only", "SPLIT_K * s.BC)", "2 * SPLIT_K * s.BC)", "wide", module=sse_gate),
+    Bug("gate of one split only", "s.PART, SPLIT_K * s.BC", "s.PART, 2 * SPLIT_K * s.BC", "wide", module=sse_gate),
 ]  # fmt: skip
 
 

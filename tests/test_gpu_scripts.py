@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from conftest import ROOT, SMALL, launch, lively
-from rich.console import Console
 
 sys.path.insert(0, str(ROOT / "launch"))
 

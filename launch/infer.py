@@ -41,7 +41,7 @@ from planning import find_link, plan_for_ranks
 KEPT_BATCHES = 16  # batches kept in memory for timing: enough that no cache holds the answer
 PROFILE_PASSES = 10
 # largest relative error against the fp32 reference that rounding explains
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 5e-3}
 
 
 @dataclass
@@ -164,12 +164,13 @@ def measure(engine: Engine, inputs: list[Tensor], args: argparse.Namespace, cons
 def stage_times(engine: Engine, x: Tensor) -> list[dict[str, float]]:
     """For each lane: median milliseconds by stage and stream, and waiting for other lanes."""
     by_name = engine.program.by_name
-    passes = [
-        [lane.totals(lambda name: by_name[name].label if name in by_name else "waiting") for lane in engine.profile(x)]
-        for _ in range(PROFILE_PASSES)
-    ]
+
+    def label(span: str) -> str:
+        return by_name[span].label if span in by_name else "waiting" if span.startswith("wait ") else span
+
+    passes = [[lane.totals(label) for lane in engine.profile(x)] for _ in range(PROFILE_PASSES)]
     return [
-        {label: median(run[lane].get(label, 0.0) for run in passes) * 1e3 for label in passes[0][lane]}
+        {stage: median(run[lane].get(stage, 0.0) for run in passes) * 1e3 for stage in passes[0][lane]}
         for lane in range(len(passes[0]))
     ]
 

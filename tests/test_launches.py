@@ -12,7 +12,8 @@ from parallel_parnet.variants import Config
 
 pytest.importorskip("triton")
 
-from parallel_parnet.executors.grouped import GroupedExecutor, offline_launches
+from parallel_parnet.executors.grouped import GroupedExecutor, Plan, pack
+from parallel_parnet.kernels.config import Table
 
 FOUR_STREAMS = Config((8, 16, 32, 64, 96), blocks=(4, 5, 5, 5), num_classes=10)
 CONFIGS = {**VARIANTS, "four streams": FOUR_STREAMS}
@@ -32,7 +33,8 @@ def program_of(config: Config) -> Program:
 def test_one_launch_per_level(name):
     program = program_of(CONFIGS[name])
     side = max(CONFIGS[name].image_size, program.size_multiple)
-    launches = offline_launches(program, 1, side, side, torch.float16, (9, 0))
+    weights = pack(program, torch.float16, torch.device("meta"))
+    launches = Plan(program, weights, 1, side, side, Table.load((9, 0))).launches
     assert len(launches) == program.launches == program.depth
     assert [len(group) for group in program.groups[:-1]] == [len(launch.arguments[0]) for launch in launches[:-1]]
     if name in ("parnet_s", "parnet_m", "parnet_l", "parnet_xl"):

@@ -146,11 +146,3 @@ class GroupedExecutor:
 
     def close(self, status: int = 0) -> None:
         """Nothing to release."""
-
-
-def offline_launches(
-    program: Program, n: int, h: int, w: int, dtype: torch.dtype, capability: tuple[int, int]
-) -> list[Launch]:
-    """The launches for a GPU that is not there: they hold no memory and cannot run, but each can `compile`."""
-    weights = pack(program, dtype, torch.device("meta"))
-    return Plan(program, weights, n, h, w, Table.load(capability)).launches

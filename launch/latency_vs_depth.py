@@ -36,7 +36,7 @@ from parallel_parnet.executors.backends import BACKENDS, has_openvino
 from parallel_parnet.files import write_atomically
 
 LOOPBACK = ROOT / "results" / "links-gloo-loopback.json"
-SECONDS = 20.0  # of timed runs for a group and executor; a tenth with --quick
+SECONDS = 8.0  # of timed runs for a group and executor; a quarter of it with --quick
 
 
 def machine(device: torch.device) -> str:
@@ -144,7 +144,7 @@ def main() -> int:
         task = progress.add_task("", total=sum(len(groups[group]) for group, _ in todo))
         for group, executor in todo:
             progress.update(task, description=f"{group}, {executor}")
-            seconds = SECONDS / 10 if args.quick else SECONDS
+            seconds = SECONDS / 4 if args.quick else SECONDS
             log.add(measure_group(groups[group], executor, device, dtype, link, seconds))
             progress.advance(task, len(groups[group]))
     figures = draw(log.rows, log.header, args.out, name)

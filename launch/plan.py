@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common import DTYPES, Parser, add_model_arguments, load_model, run, settle
-from parallel_parnet import ParNetError, Placement, Program, create_model, fold
+from parallel_parnet import VARIANTS, ParNetError, Placement, Program, create_model, fold
 from parallel_parnet.costs import H200, Costs, Device
 from parallel_parnet.explain import critical_transfers, duration, explain, gantt, lanes_in_words
 from parallel_parnet.files import write_atomically
@@ -29,7 +29,7 @@ from parallel_parnet.planner import Schedule, schedule
 from parallel_parnet.search import search
 from planning import find_link, measure
 
-TABLE_MODELS = ("parnet_s", "parnet_m", "parnet_l", "parnet_xl")
+TABLE_MODELS = tuple(VARIANTS)
 TABLE_ROWS = (  # link, device, efficiency
     ("nvlink", "h200", 1.0), ("nvlink", "h200", 0.5), ("pcie", "h200", 1.0), ("pcie", "h200", 0.5),
     ("loopback", "measured", 1.0),

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from parallel_parnet import load_checkpoint
-from parallel_parnet.executors.segment import OPERATIONS
+from parallel_parnet.executors.segment import SegmentModule
 from parallel_parnet.fold import fold
 from parallel_parnet.kernels import twins
 from parallel_parnet.kernels.convolution import Convolution, Operands, allocate
 from parallel_parnet.kernels.geometry import Geometry, Tile
 from parallel_parnet.kernels.packing import pack_border, pack_gate_weight, pack_weight
+from parallel_parnet.placement import Segment
 from parallel_parnet.program import INPUT, Operation, Program
 
 GOLDEN = Path(__file__).parent / "golden" / "official_narrow_silu.pth.tar"
@@ -23,6 +24,12 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def program() -> Program:
     return fold(load_checkpoint(GOLDEN, activation="silu"))
+
+
+def by_segment(program: Program, op: Operation, inputs: list[torch.Tensor]) -> torch.Tensor:
+    """An operation's output as the torch executors compute it."""
+    alone = Segment(0, (op.name,), op.inputs, (op.name,))
+    return SegmentModule(program, alone, torch.float32, CPU)(*inputs)[0]
 
 
 def by_twin(program: Program, op: Operation, inputs: list[torch.Tensor], bm: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -57,7 +64,7 @@ def test_every_convolution_of_a_program(program):
         if op.kind != "conv":
             continue
         inputs = [torch.randn(program.shape(name, 2, 64, 64)) for name in op.inputs]
-        expected = OPERATIONS["conv"](op, program.of(op), inputs)
+        expected = by_segment(program, op, inputs)
         y, sums = by_twin(program, op, inputs, bm=16)
         torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5, msg=lambda m, op=op: f"{op.name}: {m}")
         torch.testing.assert_close(sums.sum(1), expected.sum((2, 3)), atol=1e-3, rtol=1e-4)
@@ -66,7 +73,7 @@ def test_every_convolution_of_a_program(program):
 def test_classifier(program):
     op = program.by_name[program.output]
     x = torch.randn(2, op.cin, 5, 3)
-    expected = OPERATIONS["classifier"](op, program.of(op), [x])
+    expected = by_segment(program, op, [x])
     logits = torch.empty(2, op.cout)
     w = program.of(op)
     sums = x.flatten(2).unflatten(2, (3, 5)).sum(3).transpose(1, 2)

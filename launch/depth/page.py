@@ -9,6 +9,7 @@ from depth.figures import executors, select
 from depth.fit import Fit, fit
 from parallel_parnet.files import write_atomically
 
+GOOD = 0.9  # R2 below which the text says what the fit misses
 CLAIM = 0.8  # of the explained variance: above it, the text calls latency bound by depth or by work
 
 
@@ -21,7 +22,7 @@ def write_page(path: Path, rows: list[dict], header: dict, figures: dict[str, Pa
         f"thread(s), torch {header['torch']}: medians of interleaved runs after warm-up. To make it again:",
         "",
         "```",
-        f"python launch/latency_vs_depth.py{' --quick' if header['quick'] else ''}",
+        " ".join(["python launch/latency_vs_depth.py --executors", *executors(rows), *["--quick"] * header["quick"]]),
         "```",
         "",
         *_device_note(header),
@@ -87,6 +88,11 @@ def _verdict(name: str, f: Fit) -> str:
         bound = "latency follows work, not depth: the claim does not hold"
     else:
         bound = "latency follows both"
+    if f.r2 < GOOD:
+        bound += (
+            f" (a sum of both leaves {1 - f.r2:.0%} unexplained: where streams run side by side, latency is depth times "
+            "the work of one stream's level, a product)"
+        )
     if f.a_interval[0] <= 0:
         return f"- *{name}*: {bound}. The cost of a level cannot be told from zero, so there is no crossover to give."
     if f.crossover is None:

@@ -9,8 +9,12 @@ from depth.figures import executors, select
 from depth.fit import Fit, fit
 from parallel_parnet.files import write_atomically
 
-GOOD = 0.9  # R2 below which the text says what the fit misses
 CLAIM = 0.8  # of the explained variance: above it, the text calls latency bound by depth or by work
+
+MISSED = (
+    "Where R2 is low, a sum misses something: one lane pays for every operation, of which depth is no measure; with a "
+    "lane per stream, latency is depth times the work of one stream's level, a product: see family (a) at each width.",
+)
 
 
 def write_page(path: Path, rows: list[dict], header: dict, figures: dict[str, Path]) -> None:
@@ -38,7 +42,7 @@ def write_page(path: Path, rows: list[dict], header: dict, figures: dict[str, Pa
     tried = {name: _fit(rows, executor, column) for name, executor, column in _series(rows)}
     fits = {name: found for name, found in tried.items() if found}
     parts += [_fit_row(name, found) for name, found in fits.items()]
-    parts += ["", *(_verdict(name, found) for name, found in fits.items()), ""]
+    parts += ["", *(_verdict(name, found) for name, found in fits.items()), "", *MISSED, ""]
     captions = {
         "depth": "(a) The same 48 blocks in 1, 2, ... streams: the work stays, the depth falls.",
         "work": "(b) Depth 10 throughout, work from 1x to 16x: by wider blocks, and by more streams.",
@@ -88,11 +92,6 @@ def _verdict(name: str, f: Fit) -> str:
         bound = "latency follows work, not depth: the claim does not hold"
     else:
         bound = "latency follows both"
-    if f.r2 < GOOD:
-        bound += (
-            f" (a sum of both leaves {1 - f.r2:.0%} unexplained: where streams run side by side, latency is depth times "
-            "the work of one stream's level, a product)"
-        )
     if f.a_interval[0] <= 0:
         return f"- *{name}*: {bound}. The cost of a level cannot be told from zero, so there is no crossover to give."
     if f.crossover is None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -127,7 +128,7 @@ def batches(paths: list[Path], args: argparse.Namespace, preprocess: Preprocess,
 
 def classify(engine: Engine, args: argparse.Namespace, preprocess: Preprocess, console: Console) -> Answers:
     """Every picture once."""
-    answers, paths = Answers(), find_images(args.image or [DEMO / "pictures"])
+    answers, paths = Answers(), find_images(args.image or [os.path.relpath(DEMO / "pictures")])
     total, hidden = -(-len(paths) // args.batch_size), not console.is_terminal
     work = batches(paths, args, preprocess, answers)
     for x in track(work, "classifying", total=total, console=console, disable=hidden, transient=True):

@@ -11,7 +11,9 @@ mpl.use("agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 STYLES = {
     "eager": {"color": "#1f4e79", "marker": "o", "linestyle": "-"},
@@ -54,13 +56,24 @@ def _curve(axes: Axes, rows: list[dict], x: str, y: str, style: str, label: str 
     axes.plot([r[x] for r in rows], [r[y] for r in rows], label=label or NAMES.get(style, style), **STYLES[style])
 
 
-def _panels(titles: list[str]) -> tuple[Figure, list[Axes]]:
-    figure, grid = plt.subplots(1, len(titles), figsize=(3.4 * len(titles), 3.4), layout="constrained", squeeze=False)
-    for axes, title in zip(grid[0], titles, strict=True):
+def _panels(titles: list[str], columns: int = 4, width: float = 3.4) -> tuple[Figure, list[Axes]]:
+    columns = min(columns, len(titles))
+    rows = -(-len(titles) // columns)
+    size = (width * columns, width * rows)
+    figure, grid = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    for axes, title in zip(grid.flat, titles, strict=False):
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.3)
-    grid[0][0].set_ylabel("latency, ms")
-    return figure, list(grid[0])
+    for first in grid[:, 0]:
+        first.set_ylabel("latency, ms")
+    return figure, list(grid.flat)
+
+
+def _logarithmic(axis: Axis) -> None:
+    """Ticks as plain numbers: 1, 2, 5 of each decade."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _depth(rows: list[dict]) -> Figure | None:
@@ -85,7 +98,7 @@ def _work(rows: list[dict]) -> Figure | None:
     groups = list(dict.fromkeys(r["group"] for r in select(rows, "work")))
     if not groups:
         return None
-    figure, panels = _panels([g.removeprefix("work ") for g in groups][:6])
+    figure, panels = _panels([g.removeprefix("work ") for g in groups], columns=2, width=4.2)
     for axes, group in zip(panels, groups, strict=False):
         for executor in executors(rows):
             _curve(axes, select(rows, group, executor), "gflops", "median_ms", executor)
@@ -94,6 +107,9 @@ def _work(rows: list[dict]) -> Figure | None:
         axes.set_xlabel("work, GFLOP")
         axes.set_xscale("log")
         axes.set_yscale("log")
+        axes.set_ylim(0.5 * min(r["median_ms"] for r in select(rows, group)), None)
+        _logarithmic(axes.xaxis)
+        _logarithmic(axes.yaxis)
     panels[0].legend(fontsize=8)
     return figure
 
@@ -103,13 +119,14 @@ def _lanes(rows: list[dict]) -> Figure | None:
     eager = [r for r in rows if r["sum_ms"] is not None]
     if not eager:
         return None
-    figure, (axes,) = _panels(["one lane: simulated against measured"])
-    figure.set_size_inches(4.6, 4.2)
+    figure, (axes,) = _panels(["one lane: simulated against measured"], width=4.4)
     axes.scatter([r["median_ms"] for r in eager], [r["sum_ms"] for r in eager], s=14, color="#1f4e79")
     ends = [min(r["median_ms"] for r in eager) * 0.7, max(r["median_ms"] for r in eager) * 1.4]
     axes.plot(ends, ends, color="grey", linewidth=1, label="equal")
     axes.set_xscale("log")
     axes.set_yscale("log")
+    _logarithmic(axes.xaxis)
+    _logarithmic(axes.yaxis)
     axes.set_xlabel("measured, ms")
     axes.set_ylabel("simulated, ms")
     axes.legend(fontsize=8)
@@ -122,7 +139,7 @@ def _scaling(rows: list[dict]) -> Figure | None:
     if not groups:
         return None
     names = executors(rows)
-    figure, panels = _panels(names)
+    figure, panels = _panels(names, width=4.6)
     for axes, executor in zip(panels, names, strict=True):
         for group, marker in zip(groups, "o^s", strict=False):
             for one, line in ((False, "-"), (True, ":")):

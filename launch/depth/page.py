@@ -46,8 +46,8 @@ def write_page(path: Path, rows: list[dict], header: dict, figures: dict[str, Pa
     captions = {
         "depth": "(a) The same 48 blocks in 1, 2, ... streams: the work stays, the depth falls.",
         "work": "(b) Depth 10 throughout, work from 1x to 16x: by wider blocks, and by more streams.",
-        "lanes": "One lane: what the simulation predicts, from operations measured alone, against the network measured as "
-        "a whole. Placements on several real ranks are checked in docs/planner.md.",
+        "lanes": "One lane: what the simulation predicts, from operations measured alone, against the network measured "
+        "as a whole. Placements on several real ranks are checked in docs/planner.md.",
         "scaling": "ParNet-S to XL at 224, 256 and 320 pixels, with three streams, and with one of the same depth "
         "and work.",
     }

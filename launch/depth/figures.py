@@ -138,7 +138,7 @@ def _scaling(rows: list[dict]) -> Figure | None:
     groups = list(dict.fromkeys(r["group"] for r in select(rows, "scaling")))
     if not groups:
         return None
-    names = executors(rows)
+    names = executors(select(rows, "scaling"))
     figure, panels = _panels(names, width=4.6)
     for axes, executor in zip(panels, names, strict=True):
         for group, marker in zip(groups, "o^s", strict=False):

@@ -16,6 +16,7 @@ import csv
 import io
 import json
 import os
+import re
 import time
 from pathlib import Path
 
@@ -126,7 +127,8 @@ def main() -> int:
         "machine": machine(device), "dtype": str(dtype).removeprefix("torch."), "threads": threads,
         "torch": torch.__version__, "quick": args.quick, "link": link.name, "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
-    name = f"latency-vs-depth-{device.type}-{header['dtype']}{'-quick' if args.quick else ''}"
+    where = re.sub("[^a-z0-9]+", "-", header["machine"].lower()).strip("-")
+    name = f"latency-vs-depth-{where}-{header['dtype']}{'-quick' if args.quick else ''}"
     if not args.out.is_dir():
         raise ParNetError(f"--out {args.out}: no such folder")
     log = Log(args.out / f"{name}.json", header)

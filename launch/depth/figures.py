@@ -35,7 +35,8 @@ def draw(rows: list[dict], header: dict, folder: Path, name: str) -> dict[str, s
         drawn.suptitle(f"{header['machine']}, {header['dtype']}, {header['threads']} thread(s), batch 1", fontsize=9)
         for suffix in ("svg", "png"):
             date = {"Date": None} if suffix == "svg" else {}  # so that the same data give the same file
-            drawn.savefig(folder / f"{name}-{figure}.{suffix}", dpi=110, metadata=date)
+            with mpl.rc_context({"svg.hashsalt": name}):
+                drawn.savefig(folder / f"{name}-{figure}.{suffix}", dpi=110, metadata=date)
         plt.close(drawn)
         made[figure] = f"{name}-{figure}.svg"
     return made

@@ -30,6 +30,7 @@ def write_page(path: Path, rows: list[dict], header: dict, figures: dict[str, Pa
         "```",
         "",
         *_device_note(header),
+        *_unmeasured(rows),
         "",
         "## What the fit says",
         "",
@@ -61,6 +62,13 @@ def _device_note(header: dict) -> list[str]:
     if header["machine"].startswith("NVIDIA"):
         return []
     return ["On a GPU: not measured. The same command on a machine with one writes that page."]
+
+
+def _unmeasured(rows: list[dict]) -> list[str]:
+    """What one executor measured and another has not yet."""
+    groups = dict.fromkeys(row["group"] for row in rows)
+    missing = {name: [g for g in groups if not select(rows, g, name)] for name in executors(rows)}
+    return [f"Not measured yet with {name}: {'; '.join(left)}." for name, left in missing.items() if left]
 
 
 def _series(rows: list[dict]) -> list[tuple[str, str, str]]:

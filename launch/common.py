@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # a fresh clone runs without an install
 
 from parallel_parnet import LaneError, ParNet, ParNetError, create_model, load_checkpoint  # noqa: E402
+from parallel_parnet.transport import leave_ranks  # noqa: E402
 
 DEMO = ROOT / "launch" / "demo"
 DEMO_MODEL = "parnet_fashion"
@@ -121,7 +122,9 @@ def run(main: Callable[[], int]) -> None:
         status = 2
     except LaneError as error:
         print(f"error on rank {ranks.rank}: {error}", file=sys.stderr, flush=True)
-        status = 1
+        sys.stdout.flush()
+        os._exit(1)  # leaving the ranks in order would wait for the one that is lost
     except KeyboardInterrupt:
         status = 130
+    leave_ranks()
     sys.exit(status)

@@ -30,6 +30,12 @@ def join_ranks(device: torch.device, timeout_s: float) -> None:
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
 
 
+def leave_ranks() -> None:
+    """End what `join_ranks` began: a process that exits with the group's threads alive may be aborted by them."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 @dataclass(frozen=True)
 class Transport:
     """Point-to-point sends and receives between lanes; a rank is a lane."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -104,6 +105,10 @@ class Engine:
         """
         check_input(self.program, x_nchw)
         return self._executor(x_nchw)
+
+    def map(self, pictures: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Logits in order."""
+        return map(self, pictures)
 
     def serve(self) -> int:
         """On every rank but the coordinator's: take part in requests until it closes; returns its exit status."""

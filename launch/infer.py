@@ -40,6 +40,7 @@ from parallel_parnet.preprocess import Preprocess, find_images
 from parallel_parnet.transport import Transport, join_ranks
 from planning import find_link, plan_for_ranks
 from report import read_labels, show_latency, show_setting
+from stopping import stop_on_signals
 from stream import Pictures, classify_into
 from timed import classify_and_time
 
@@ -159,6 +160,7 @@ def describe(engine: Engine, args: argparse.Namespace, weights: str, hosts: list
 
 
 def main() -> int:
+    stop_on_signals()
     args, ranks = parse_arguments(), Ranks.from_environment()
     threads = ranks.take_threads()
     console = Console(quiet=ranks.rank != 0, highlight=False)

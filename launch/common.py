@@ -113,14 +113,14 @@ def settle(model: ParNet) -> ParNet:
 
 
 def run(main: Callable[[], int]) -> None:
-    """Exit with main's status: 2 and one line on stderr, from rank 0 alone, where the input is at fault; 1 where
-    another rank was lost or the program itself failed; 130 after
-    SIGINT; with `stop_on_signals` 143 after SIGTERM."""
+    """Exit with main's status: 2 and one line on stderr, from one rank of each machine, where the input is at fault;
+    1 where another rank was lost or the program itself failed; 130 after SIGINT; with `stop_on_signals` 143 after
+    SIGTERM."""
     ranks = Ranks.from_environment()
     try:
         status = main()
     except ParNetError as error:
-        if ranks.rank == 0:
+        if ranks.local_rank == 0:
             print(f"error: {error}", file=sys.stderr, flush=True)
         status = 2
     except LaneError as error:

@@ -37,7 +37,7 @@ from parallel_parnet import Engine, ParNetError, Placement, Program, fold
 from parallel_parnet.engine import EXECUTORS
 from parallel_parnet.files import write_atomically
 from parallel_parnet.preprocess import Preprocess, find_images
-from parallel_parnet.transport import Transport, join_ranks
+from parallel_parnet.transport import TRANSPORTS, gather, join_ranks
 from planning import find_link, plan_for_ranks
 from report import read_labels, show_latency, show_setting
 from stopping import stop_on_signals
@@ -59,6 +59,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", help="cpu, cuda or cuda:N; default: cuda where there is one")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
     parser.add_argument("--executor", choices=EXECUTORS, default="auto", help="default: %(default)s")
+    parser.add_argument("--transport", choices=TRANSPORTS, default="auto", help="of features between ranks")
     parser.add_argument("--iterations", type=int, default=50, help="timed passes (default: %(default)s)")
     parser.add_argument("--warmup", type=int, default=5, help="passes before them (default: %(default)s)")
     parser.add_argument("--verify", action="store_true", help="compare with the sequential fp32 reference")
@@ -104,7 +105,7 @@ def lane_hosts(engine: Engine, ranks: Ranks, threads: int) -> list[tuple[str, in
     if ranks.world == 1:
         return [(str(engine.lane_device(lane)), threads) for lane in range(engine.placement.lanes)]
     index = -1 if engine.device.index is None else engine.device.index
-    everyone = Transport.of_ranks().gather([threads, index])
+    everyone = gather([threads, index])
     return [(engine.device.type if i < 0 else f"{engine.device.type}:{i}", count) for count, i in everyone]
 
 
@@ -174,7 +175,7 @@ def main() -> int:
     placement, note = place(program, args, ranks, device)
     if note:
         console.print(note)
-    with Engine(program, placement, device, DTYPES[args.dtype], args.executor) as engine:
+    with Engine(program, placement, device, DTYPES[args.dtype], args.executor, args.transport) as engine:
         hosts = lane_hosts(engine, ranks, threads)
         if engine.is_coordinator:
             return coordinate(engine, args, describe(engine, args, weights, hosts, ranks.world), console)

@@ -26,7 +26,7 @@ sys.path[:0] = [str(ROOT / "launch")]
 import common  # noqa: E402
 import infer  # noqa: E402
 import lines  # noqa: E402
-from parallel_parnet import Engine, health  # noqa: E402
+from parallel_parnet import health  # noqa: E402
 from parallel_parnet.executors.distributed import DistributedExecutor  # noqa: E402
 
 PAUSE_S = 0.2  # of the writer in the middle of a line, for another rank's fault to happen
@@ -113,7 +113,7 @@ def once_when(condition: Callable[[], bool], fault: Fault) -> None:
         else:
             fault.inject()
 
-    before(DistributedExecutor, "_finish", lambda: fault.inject() if due.is_set() else None)
+    before(DistributedExecutor, "_finish", lambda: fault.inject() if due.is_set() else None)  # once in each request
     threading.Thread(target=watch, daemon=True).start()
 
 
@@ -157,7 +157,7 @@ def arm(fault: Fault, rank: int, output: Path) -> None:
     elif not mine:
         return
     elif fault.phase == "start":
-        before(common, "Ranks", fault.inject) if False else before(infer, "load_model", fault.inject)
+        before(infer, "load_model", fault.inject)
     elif fault.phase == "handshake":
         before(health, "start", fault.inject)
     elif fault.phase == "steady":

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 
-GRACE_S = 1.0  # for leaving in order; torchrun and the other ranks wait for it
+GRACE_S = 0.5  # for leaving in order; torchrun and the other ranks wait for it
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 

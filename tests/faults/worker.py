@@ -27,7 +27,7 @@ import common  # noqa: E402
 import infer  # noqa: E402
 import lines  # noqa: E402
 from parallel_parnet import health  # noqa: E402
-from parallel_parnet.executors.distributed import DistributedExecutor  # noqa: E402
+from parallel_parnet.executors import distributed  # noqa: E402
 
 PAUSE_S = 0.2  # of the writer in the middle of a line, for another rank's fault to happen
 POLL_S = 0.001
@@ -46,9 +46,9 @@ class Fault:
 
     def note(self, name: str, content: object = "") -> None:
         """Leave a note, whole when it is seen."""
-        path = Path(self.notes) / name
-        path.with_suffix(".part").write_text(str(content))
-        path.with_suffix(".part").rename(path)
+        part = Path(self.notes) / f"part.{name}"
+        part.write_text(str(content))
+        part.rename(part.with_name(name))
 
     def inject(self) -> None:
         """Let it happen in this process, now."""
@@ -113,7 +113,9 @@ def once_when(condition: Callable[[], bool], fault: Fault) -> None:
         else:
             fault.inject()
 
-    before(DistributedExecutor, "_finish", lambda: fault.inject() if due.is_set() else None)  # once in each request
+    before(
+        distributed.DistributedExecutor, "_finish", lambda: fault.inject() if due.is_set() else None
+    )  # once in each request
     threading.Thread(target=watch, daemon=True).start()
 
 
@@ -157,9 +159,9 @@ def arm(fault: Fault, rank: int, output: Path) -> None:
     elif not mine:
         return
     elif fault.phase == "start":
-        before(infer, "load_model", fault.inject)
+        before(*((infer, "load_model") if fault.seed % 2 else (health, "start")), fault.inject)
     elif fault.phase == "handshake":
-        before(health, "start", fault.inject)
+        before(distributed, "agree", fault.inject)
     elif fault.phase == "steady":
         once_when(lambda: output.exists() and output.read_bytes().count(b"\n") >= fault.after, fault)
     else:

@@ -74,6 +74,13 @@ class Transport(ABC):
         with failures_named(self.monitor, route.target):
             work.wait()
 
+    def post(self, inbox: Inbox, tag: int) -> None:
+        """Post the inbox; LaneError where the other rank is lost already."""
+        route = self.routes[tag]
+        self.monitor.operation = f"preparing to receive {route.feature}"
+        with failures_named(self.monitor, route.source):
+            inbox.post()
+
     def wait(self, inbox: Inbox, tag: int, idle: bool = False) -> Tensor:
         """The inbox's message; LaneError where the other rank is lost, or, unless `idle`, the time is over."""
         route = self.routes[tag]

@@ -161,7 +161,8 @@ def told_by(case: Case, log: str) -> set[int]:
     """Ranks that named the lost one, and what they were doing; of a lost connection, either end may be named."""
     name = r"\d+" if case.kind == "dropped socket" else str(case.rank)
     lost = rf"(?:rank {name} (?:died|stopped answering)|no answer from rank {name})"
-    return {int(rank) for rank in re.findall(rf"error on rank (\d+): {lost} while rank \1 was \w", log)}
+    late = rf"rank \1 waited \d+ s for rank {name} to start"
+    return {int(rank) for rank in re.findall(rf"error on rank (\d+): (?:{lost} while rank \1 was \w|{late})", log)}
 
 
 def pid_of(folder: Path, generation: int, rank: int) -> int | None:

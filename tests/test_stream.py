@@ -163,17 +163,20 @@ def test_a_full_disk_and_going_on_after_it(tmp_path: Path) -> None:
     assert [row["image"] for row in rows] == [str(tmp_path / "in" / f"{i:05}.png") for i in range(30)]
 
 
+def fill(file: Path) -> None:
+    with AnswerLines(file, "settings") as lines:
+        for i in range(1000):
+            lines.append(f"{i}.png", {"top5": ["x" * 150]})
+
+
 def test_a_disk_that_is_full_or_read_only(tmp_path: Path) -> None:
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8k", "small", tmp_path], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "small", tmp_path], capture_output=True, text=True)
+    if mount.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mount.stderr.strip()}")
     try:
         file = tmp_path / "a.jsonl"
-        with pytest.raises(ParNetError, match="No space left"), AnswerLines(file, "settings") as lines:
-            for i in range(100):
-                lines.append(f"{i}.png", {"top5": ["x" * 150]})
+        with pytest.raises(ParNetError, match="No space left"):
+            fill(file)
         rows = [json.loads(line) for line in file.read_text().splitlines()]
         assert [row["image"] for row in rows] == [f"{i}.png" for i in range(len(rows))] and len(rows) > 20
         subprocess.run(["mount", "-o", "remount,ro", tmp_path], check=True)

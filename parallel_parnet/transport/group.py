@@ -83,7 +83,7 @@ def failures_named(monitor: health.Monitor, culprit: int | None = None) -> Itera
     """Turn a failure of the network into a LaneError that names the lost rank and what was under way."""
     try:
         yield
-    except (RuntimeError, TimeoutError) as error:  # DistBackendError and gloo's own are RuntimeErrors
+    except (RuntimeError, OSError) as error:  # DistBackendError and gloo's own are RuntimeErrors
         if isinstance(error, LaneError):
             raise
         raise monitor.explain(_first_line(error), culprit) from error

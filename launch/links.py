@@ -13,6 +13,7 @@ import math
 import platform
 import time
 from datetime import datetime, timezone
+from itertools import product
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -94,7 +95,8 @@ def transfer_times(
 ) -> dict[str, dict[int, list[float]]]:
     """Seconds of one transfer by transport and size: half of each round trip, on rank 0; rank 1 answers.
 
-    Transports and sizes take turns, so that a busy moment of the machine falls on all of them.
+    Transports and sizes take turns, so that a busy moment of the machine falls on all of them; each goes once untimed
+    before it goes timed, so that no rank is still busy with the one before.
     """
     times: dict[str, dict[int, list[float]]] = {name: {size: [] for size in sizes} for name in transports}
     own = {size: torch.zeros(size // 4, device=device) for size in sizes}
@@ -103,22 +105,21 @@ def transfer_times(
         for name, transport in transports.items()
         for size in sizes
     }
-    for i in range(WARM_UP + repeats):
-        for (name, size), inbox in inboxes.items():
-            transport = transports[name]
-            inbox.post()
-            start = time.perf_counter()
-            if transport.lane == 0:
-                work = transport.send(own[size], 0)
-                transport.wait(inbox, 1)
-            else:
-                work = transport.send(transport.wait(inbox, 0), 1)
-            transport.finish(work, transport.lane)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            inbox.release()
-            if i >= WARM_UP:
-                times[name][size].append((time.perf_counter() - start) / 2)
+    for i, ((name, size), inbox), timed in product(range(WARM_UP + repeats), inboxes.items(), (False, True)):
+        transport = transports[name]
+        inbox.post()
+        start = time.perf_counter()
+        if transport.lane == 0:
+            work = transport.send(own[size], 0)
+            transport.wait(inbox, 1)
+        else:
+            work = transport.send(transport.wait(inbox, 0), 1)
+        transport.finish(work, transport.lane)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        inbox.release()
+        if timed and i >= WARM_UP:
+            times[name][size].append((time.perf_counter() - start) / 2)
     return times
 
 

@@ -33,6 +33,7 @@ from rich.console import Console
 
 from common import DEMO, DTYPES, Parser, Ranks, add_model_arguments, load_model, run
 from lines import AnswerLines
+from links import measure_links
 from parallel_parnet import Engine, ParNetError, Placement, Program, fold
 from parallel_parnet.engine import EXECUTORS
 from parallel_parnet.files import write_atomically
@@ -60,12 +61,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
     parser.add_argument("--executor", choices=EXECUTORS, default="auto", help="default: %(default)s")
     parser.add_argument("--transport", choices=TRANSPORTS, default="auto", help="of features between ranks")
+    parser.add_argument("--measure-links", action="store_true", help="of two ranks, for each transport, and end")
     parser.add_argument("--iterations", type=int, default=50, help="timed passes (default: %(default)s)")
     parser.add_argument("--warmup", type=int, default=5, help="passes before them (default: %(default)s)")
     parser.add_argument("--verify", action="store_true", help="compare with the sequential fp32 reference")
     parser.add_argument("--json", type=Path, help="write all results to this file")
     parser.add_argument("--jsonl", type=Path, metavar="FILE", help="append an answer per line; continues a FILE")
-    parser.add_argument("--timeout", type=float, default=60, help="seconds to wait for a rank (default: %(default)s)")
+    parser.add_argument("--timeout", type=float, default=60, help="seconds for an operation (default: %(default)s)")
     args = parser.parse_args()
     for name in ("batch_size", "iterations", "streams_per_gpu"):
         if getattr(args, name) < 1:
@@ -167,9 +169,11 @@ def main() -> int:
     console = Console(quiet=ranks.rank != 0, highlight=False)
     if not console.is_terminal:
         console.width = 120
+    device = ranks.device(args.device)
+    if args.measure_links:
+        return measure_links(args.transport, ranks, device, args.iterations, args.timeout, args.json, console)
     model, weights = load_model(args)
     program = fold(model)
-    device = ranks.device(args.device)
     if ranks.world > 1:
         join_ranks(device, args.timeout)
     placement, note = place(program, args, ranks, device)

@@ -18,9 +18,13 @@ PASSES = 15
 
 
 def find_link(text: str) -> Link:
-    """A preset, "loopback" as measured into results/, the path of another such file, or numbers as "5us,20GB/s"."""
-    if text == "loopback" or text.endswith(".json"):
-        return Link.read(LOOPBACK if text == "loopback" else Path(text))
+    """A preset, "loopback" as measured into results/, "FILE.json" or "FILE.json:NAME" of a measurement of one's own, or
+    numbers as "5us,20GB/s"."""
+    file, _, name = text.partition(".json")
+    if text == "loopback":
+        return Link.read(LOOPBACK)
+    if text.endswith(".json") or name.startswith(":"):
+        return Link.read(Path(f"{file}.json"), name[1:] or None)
     return LINKS.get(text) or Link.parse(text)
 
 

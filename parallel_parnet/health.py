@@ -180,6 +180,26 @@ class Monitor(threading.Thread):
                 return  # it is gone already
 
 
+class Operation:
+    """A context that names what the main thread is about to wait for, and turns its failure into a LaneError.
+
+    culprit: the rank that it waits for, where that is one.
+    """
+
+    def __init__(self, monitor: Monitor, action: str, culprit: int | None = None) -> None:
+        self._monitor, self._action, self._culprit = monitor, action, culprit
+
+    def __enter__(self) -> None:
+        self._monitor.operation = self._action
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is None:
+            self._monitor.operation = "computing"
+        elif isinstance(error, (RuntimeError, OSError)) and not isinstance(error, LaneError):
+            reason = str(error).splitlines()[0] if str(error) else kind.__name__  # torch's own are RuntimeErrors
+            raise self._monitor.explain(reason, self._culprit) from error
+
+
 def current() -> Monitor | None:
     """The monitor of this process's ranks, between `join_ranks` and `leave_ranks`."""
     return next((thread for thread in threading.enumerate() if isinstance(thread, Monitor)), None)

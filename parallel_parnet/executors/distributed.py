@@ -45,7 +45,7 @@ class _Request:
     shape: _Shape
     arriving: dict[int, Inbox]
     features: dict[str, Tensor] = field(default_factory=dict)
-    sends: list[tuple[Pending, int]] = field(default_factory=list)
+    sends: list[tuple[Pending | None, int]] = field(default_factory=list)
     recorder: Recorder | None = None
 
     def span(self, name: str) -> AbstractContextManager[None]:
@@ -149,7 +149,7 @@ class DistributedExecutor:
         for work, tag in self._announce(STOP, (status, 0, 0)):
             self.transport.finish(work, tag)
 
-    def _announce(self, command: int, numbers: tuple[int, ...]) -> list[tuple[Pending, int]]:
+    def _announce(self, command: int, numbers: tuple[int, ...]) -> list[tuple[Pending | None, int]]:
         header = torch.tensor([command, *numbers])
         return [(self.transport.send(header, tag), tag) for tag in self._header.values()]
 

@@ -13,7 +13,7 @@ from .group import agree, announce, gather, join_ranks, leave_ranks, share_a_hos
 
 __all__ = ["TRANSPORTS", "Transport", "agree", "announce", "choose", "gather", "join_ranks", "leave_ranks", "open_as"]
 
-TRANSPORTS = ("auto", "gloo", "nccl", "shared", "symmetric")
+TRANSPORTS = ("auto", "shared", "symmetric", "nccl", "gloo")
 
 
 def choose(name: str, device: torch.device) -> str:
@@ -27,7 +27,7 @@ def choose(name: str, device: torch.device) -> str:
     one_host, own_gpu = share_a_host(device)
     on_gpu = device.type == "cuda"
     if name == "auto":
-        return ("nccl" if own_gpu else "gloo") if on_gpu else "gloo"
+        return ("nccl" if own_gpu else "gloo") if on_gpu else ("shared" if one_host else "gloo")
     if name == "shared" and (on_gpu or not one_host):
         raise ParNetError("transport shared: for tensors on the CPU of one Linux host; choose gloo")
     if name in ("nccl", "symmetric") and not own_gpu:

@@ -9,8 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..health import Operation
 from ..placement import Transfer
-from .group import failures_named, joined
+from .group import joined
 
 IN_FLIGHT = 2  # messages of a route that may be on their way: one being read while the next arrives
 
@@ -47,6 +48,10 @@ class Transport(ABC):
 
     def __init__(self, routes: Sequence[Transfer]) -> None:
         self.monitor, self.routes = joined(), tuple(routes)
+        self._sending = [
+            Operation(self.monitor, f"sending {route.feature} to rank {route.target}", route.target) for route in routes
+        ]
+        self._waiting = [Operation(self.monitor, f"waiting for {route.feature}", route.source) for route in routes]
 
     @property
     def lane(self) -> int:
@@ -57,22 +62,19 @@ class Transport(ABC):
         """A place on `device` for messages of this shape; it may be used in turn with others of the same route."""
 
     @abstractmethod
-    def _send(self, feature: Tensor, tag: int) -> Pending:
-        """Start to send a dense tensor."""
+    def _send(self, feature: Tensor, tag: int) -> Pending | None:
+        """Start to send a dense tensor; None where nothing is left to do."""
 
-    def send(self, feature: Tensor, tag: int) -> Pending:
+    def send(self, feature: Tensor, tag: int) -> Pending | None:
         """Start to send; keep the tensor unchanged until `finish`. Ranks send a route's messages in order."""
-        route = self.routes[tag]
-        self.monitor.operation = f"sending {route.feature} to rank {route.target}"
-        with failures_named(self.monitor, route.target):
+        with self._sending[tag]:
             return self._send(feature.contiguous(memory_format=dense_format(feature.ndim)), tag)
 
-    def finish(self, work: Pending, tag: int) -> None:
+    def finish(self, work: Pending | None, tag: int) -> None:
         """Wait for a send; LaneError where the other rank is lost or the time is over."""
-        route = self.routes[tag]
-        self.monitor.operation = f"sending {route.feature} to rank {route.target}"
-        with failures_named(self.monitor, route.target):
-            work.wait()
+        if work is not None:
+            with self._sending[tag]:
+                work.wait()
 
     def post(self, inbox: Inbox, tag: int) -> None:
         """Post the inbox; LaneError where the other rank is lost already."""
@@ -83,9 +85,7 @@ class Transport(ABC):
 
     def wait(self, inbox: Inbox, tag: int, idle: bool = False) -> Tensor:
         """The inbox's message; LaneError where the other rank is lost, or, unless `idle`, the time is over."""
-        route = self.routes[tag]
-        self.monitor.operation = f"waiting for {route.feature}"
-        with failures_named(self.monitor, route.source):
+        with self._waiting[tag]:
             return inbox.wait(idle)
 
 

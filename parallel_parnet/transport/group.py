@@ -10,8 +10,7 @@ import hashlib
 import os
 import socket
 import struct
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import timedelta
 
 import torch
@@ -35,7 +34,7 @@ def join_ranks(device: torch.device, timeout_s: float) -> None:
     try:
         store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
     except (RuntimeError, ValueError) as error:
-        raise LaneError(f"no rendezvous: {_first_line(error)}") from error
+        raise LaneError(f"no rendezvous ({error})") from error
     # torchrun's static rendezvous keeps its store over restarts, with the addresses of ranks that are gone
     store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     address = local_address()
@@ -43,9 +42,8 @@ def join_ranks(device: torch.device, timeout_s: float) -> None:
         if variable not in os.environ:
             os.environ[variable] = interface_of(address)
     monitor = health.start(rank, world, dist.PrefixStore("parallel_parnet", store), address, timeout_s)
-    monitor.operation = "joining the ranks"
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
-    with failures_named(monitor):
+    with health.Operation(monitor, "joining the ranks"):
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
 
 
@@ -80,18 +78,6 @@ def interface_of(address: str) -> str:
     raise ParNetError(f"no interface has the address {address}: name gloo's in GLOO_SOCKET_IFNAME")
 
 
-@contextmanager
-def failures_named(monitor: health.Monitor, culprit: int | None = None) -> Iterator[None]:
-    """Turn a failure of the network into a LaneError that names the lost rank and what was under way."""
-    try:
-        yield
-    except (RuntimeError, TimeoutError) as error:  # DistBackendError and gloo's own are RuntimeErrors
-        if isinstance(error, LaneError):
-            raise
-        raise monitor.explain(_first_line(error), culprit) from error
-    monitor.operation = "computing"
-
-
 def joined() -> health.Monitor:
     """The monitor of the ranks that were joined."""
     if monitor := health.current():
@@ -102,8 +88,7 @@ def joined() -> health.Monitor:
 def announce(numbers: list[int], source: int) -> list[int]:
     """The numbers of rank `source`, on every rank; all give as many."""
     monitor, mine = joined(), torch.tensor(numbers, dtype=torch.int64)
-    monitor.operation = f"waiting for numbers from rank {source}"
-    with failures_named(monitor):
+    with health.Operation(monitor, f"waiting for numbers from rank {source}", source):
         dist.broadcast(mine, source)
     return mine.tolist()
 
@@ -112,8 +97,7 @@ def gather(numbers: list[int]) -> list[list[int]]:
     """Each rank's numbers, on every rank; all give as many."""
     monitor, mine = joined(), torch.tensor(numbers, dtype=torch.int64)
     parts = [torch.empty_like(mine) for _ in range(monitor.world)]
-    monitor.operation = "comparing settings"
-    with failures_named(monitor):
+    with health.Operation(monitor, "comparing settings"):
         dist.all_gather(parts, mine)
     return [part.tolist() for part in parts]
 
@@ -143,7 +127,3 @@ def share_a_host(device: torch.device) -> tuple[bool, bool]:
 
 def _number(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -24,6 +24,21 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 A, B = "10.207.83.1", "10.207.83.2"  # addresses that exist in the two namespaces alone
 
 
+def start(*command: object) -> subprocess.Popen:
+    return subprocess.Popen(
+        list(map(str, command)), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def end_of(process: subprocess.Popen) -> str:
+    """What it prints until it ends, with its ranks, within 90 seconds."""
+    try:
+        return process.communicate(timeout=90)[0]
+    finally:
+        for pid in [process.pid, *descendants(process.pid)] if process.poll() is None else []:
+            os.kill(pid, signal.SIGKILL)
+
+
 def rows_of(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
@@ -42,14 +57,11 @@ def test_torchrun_restarts_and_every_picture_is_answered_once(tmp_path: Path) ->
     """The README's command; a rank is killed from outside, as soon as there are answers."""
     file, pictures = tmp_path / "a.jsonl", folder_of(tmp_path / "in", 2000)
     command = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", "--max-restarts", "1", *INFER]
-    process = subprocess.Popen(
-        [*command, "--streams-per-gpu", "2", "--image", pictures, "--jsonl", file],
-        env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+    process = start(*command, "--streams-per-gpu", "2", "--image", pictures, "--jsonl", file)
     while process.poll() is None and not (file.exists() and file.stat().st_size > 50_000):
         time.sleep(0.01)
     os.kill(descendants(process.pid)[1], signal.SIGKILL)
-    output, _ = process.communicate(timeout=90)
+    output = end_of(process)
     assert process.returncode == 0, output
     already = re.search(r"(\d+) of 2000 pictures are there already", output)
     assert already and 100 < int(already[1]) < 2000
@@ -97,21 +109,17 @@ def two_machines() -> Iterator[tuple[str, str]]:
 
 def test_two_machines(two_machines: tuple[str, str], tmp_path: Path) -> None:
     """A rank in each of two network namespaces, and the same answers as from one process."""
-    torchrun = [*TORCHRUN, "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint={A}:29400"]
     command = [*INFER, "--streams-per-gpu", "2", "--image", folder_of(tmp_path / "in", 30), "--jsonl"]
     processes = [
-        subprocess.Popen(
-            ["ip", "netns", "exec", name, *torchrun, f"--local-addr={address}", *command, tmp_path / "two.jsonl"],
-            env=ENVIRONMENT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )  # fmt: skip
+        start("ip", "netns", "exec", name, *TORCHRUN, "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d",
+              f"--rdzv-endpoint={A}:29400", f"--rdzv-conf=is_host={int(address == A)}", f"--local-addr={address}",
+              *command, tmp_path / "two.jsonl")
         for name, address in zip(two_machines, (A, B))
-    ]
-    outputs = [process.communicate(timeout=90)[0] for process in processes]
+    ]  # fmt: skip
+    outputs = [end_of(process) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
-    subprocess.run([sys.executable, *command, tmp_path / "one.jsonl"], env=ENVIRONMENT, check=True, timeout=60)
+    alone = start(sys.executable, *command, tmp_path / "one.jsonl")
+    assert "30 pictures" in end_of(alone)
     two, one = rows_of(tmp_path / "two.jsonl"), rows_of(tmp_path / "one.jsonl")
     assert [row["image"] for row in two] == [row["image"] for row in one]
     for got, expected in zip(two, one, strict=True):

@@ -78,9 +78,7 @@ class Transport(ABC):
 
     def post(self, inbox: Inbox, tag: int) -> None:
         """Post the inbox; LaneError where the other rank is lost already."""
-        route = self.routes[tag]
-        self.monitor.operation = f"preparing to receive {route.feature}"
-        with failures_named(self.monitor, route.source):
+        with self._waiting[tag]:
             inbox.post()
 
     def wait(self, inbox: Inbox, tag: int, idle: bool = False) -> Tensor:

@@ -32,7 +32,7 @@ from worker import ROOT  # noqa: E402
 
 KINDS = ("SIGKILL", "SIGSEGV", "SIGTERM", "SIGSTOP", "exception", "dropped socket")
 PHASES = ("start", "handshake", "steady", "write", "shutdown")
-TRANSPORTS = ("gloo",)
+TRANSPORTS = ("gloo", "shared")
 
 
 def cases(trials: int, seed: int) -> list[Case]:

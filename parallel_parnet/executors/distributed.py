@@ -161,18 +161,30 @@ class DistributedExecutor:
             if not all(0 < number <= MAX_FEATURE_BYTES for number in shape):
                 raise ParNetError(f"shape {shape}")
             check_input(self.program, torch.empty(shape[0], 3, *shape[1:], device="meta"))
+            if max(self._sizes(*shape), default=0) > MAX_FEATURE_BYTES:
+                raise ParNetError(f"{shape[0]} pictures of {shape[1]} x {shape[2]} pixels")
         except ParNetError as error:
             raise LaneError(f"refused what rank {self.placement.coordinator} announced: {error}") from None
 
     def _begin(self, command: int, x_nchw: Tensor) -> _Request:
         """Announce a request to the other lanes, and send the picture."""
         n, _, h, w = x_nchw.shape
-        request = self._prepare(command, tuple(x_nchw.shape))
-        request.sends += self._announce(command, (n, h, w))
+        sizes = self._sizes(n, h, w)
+        if max(sizes, default=0) > MAX_FEATURE_BYTES:
+            raise ParNetError(
+                f"{n} pictures of {h} x {w} pixels: a feature would take {max(sizes)} bytes; give a smaller batch"
+            )
+        announcements = self._announce(command, (n, h, w))
+        request = self._prepare(command, (n, 3, h, w))
+        request.sends += announcements
         request.features[INPUT] = x_nchw.to(self.device, self.storage, memory_format=torch.channels_last)
         self._send(request, INPUT)
         self._pending.append((request, x_nchw.device))
         return request
+
+    def _sizes(self, n: int, h: int, w: int) -> list[int]:
+        """Bytes of each transfer of a request."""
+        return [math.prod(self.program.shape(t.feature, n, h, w)) * self.storage.itemsize for t in self.transfers]
 
     def _prepare(self, command: int, shape_nchw: tuple[int, ...]) -> _Request:
         """Be ready for what arrives in a request."""
@@ -264,27 +276,16 @@ class DistributedExecutor:
             if len(self._shapes) >= MAX_SHAPES:
                 del self._shapes[next(iter(self._shapes))]
             n, _, h, w = shape_nchw
-            shapes = {
-                tag: self.program.shape(t.feature, n, h, w)
-                for tag, t in enumerate(self.transfers)
-                if self.lane in (t.source, t.target)
-            }
-            for tag, shape in shapes.items():
-                if math.prod(shape) * self.storage.itemsize > MAX_FEATURE_BYTES:
-                    raise ParNetError(
-                        f"{n} pictures of {h} x {w} pixels: {self.transfers[tag].feature} would take over "
-                        f"{MAX_FEATURE_BYTES >> 30} GiB; give a smaller batch"
-                    )
-            self._shapes[shape_nchw] = _Shape(
-                [
-                    {
-                        tag: self.transport.inbox(tag, shape, self.storage, self.device)
-                        for tag, shape in shapes.items()
-                        if self.transfers[tag].target == self.lane
-                    }
-                    for _ in range(IN_FLIGHT)
-                ]
-            )
+            self.transport.reserve(self._sizes(n, h, w), self.device)
+            here = [(tag, t.feature) for tag, t in enumerate(self.transfers) if t.target == self.lane]
+            inboxes = [
+                {
+                    tag: self.transport.inbox(tag, self.program.shape(name, n, h, w), self.storage, self.device)
+                    for tag, name in here
+                }
+                for _ in range(IN_FLIGHT)
+            ]
+            self._shapes[shape_nchw] = _Shape(inboxes)
         return self._shapes[shape_nchw]
 
 

@@ -58,6 +58,13 @@ class Transport(ABC):
         return self.monitor.rank
 
     @abstractmethod
+    def reserve(self, sizes: Sequence[int], device: torch.device) -> None:
+        """Be ready for messages of so many bytes, by tag, on `device`.
+
+        Every rank calls it, with the same arguments, while no message is under way.
+        """
+
+    @abstractmethod
     def inbox(self, tag: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inbox:
         """A place on `device` for messages of this shape; it may be used in turn with others of the same route."""
 

@@ -24,8 +24,6 @@ from .group import gather
 from .semaphore import SEMAPHORE_BYTES, Semaphore
 
 PLACE_WORDS = 4  # int64s: generation, file descriptor at the sender, capacity, bytes of the message
-SPIN_S = 20e-6  # where every rank has a core: about what a large feature takes
-SHORT_SPIN_S = 20e-6  # where ranks share cores: about what falling asleep and waking cost
 ROUTE_BYTES = 2 * SEMAPHORE_BYTES + IN_FLIGHT * PLACE_WORDS * 8
 
 
@@ -48,11 +46,13 @@ class SharedMemory(Transport):
         gather([0])  # now all have it
         if self.lane == 0:
             os.close(own)
-        spin_s = SPIN_S if len(os.sched_getaffinity(0)) >= self.monitor.world else SHORT_SPIN_S
         self._routes = [
-            Route(control.mapped, tag * ROUTE_BYTES, everyone[route.source][0], self.monitor, spin_s)
+            Route(control.mapped, tag * ROUTE_BYTES, everyone[route.source][0], self.monitor)
             for tag, route in enumerate(self.routes)
         ]
+
+    def reserve(self, sizes: Sequence[int], device: torch.device) -> None:
+        """Nothing to do: a place grows when a message needs it."""
 
     def inbox(self, tag: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inbox:
         return SharedInbox(self._routes[tag], shape, dtype)
@@ -64,9 +64,9 @@ class SharedMemory(Transport):
 class Route:
     """One route's ring, at the sender or at the receiver. sender: the sending process."""
 
-    def __init__(self, control: mmap.mmap, offset: int, sender: int, monitor: Monitor, spin_s: float) -> None:
-        self.filled = Semaphore(control, offset, spin_s)
-        self.free = Semaphore(control, offset + SEMAPHORE_BYTES, spin_s)
+    def __init__(self, control: mmap.mmap, offset: int, sender: int, monitor: Monitor) -> None:
+        self.filled = Semaphore(control, offset)
+        self.free = Semaphore(control, offset + SEMAPHORE_BYTES)
         start = offset + 2 * SEMAPHORE_BYTES
         self._words = memoryview(control)[start : start + IN_FLIGHT * PLACE_WORDS * 8].cast("q")
         self._memories: list[Memory | None] = [None] * IN_FLIGHT

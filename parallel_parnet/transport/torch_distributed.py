@@ -20,12 +20,15 @@ class Gloo(Transport):
 
     name = "gloo"
 
+    def reserve(self, sizes: Sequence[int], device: torch.device) -> None:
+        """Nothing to do: gloo takes any size."""
+
     def inbox(self, tag: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inbox:
         on_gpu = device.type == "cuda"
         arriving = empty(shape, dtype, torch.device("cpu"), pinned=on_gpu)
         return GlooInbox(arriving, self.routes[tag].source, tag, empty(shape, dtype, device) if on_gpu else arriving)
 
-    def _send(self, feature: Tensor, tag: int) -> Pending:
+    def _send(self, feature: Tensor, tag: int) -> Pending | None:
         return _started(dist.isend(memory_order(feature.cpu()), self.routes[tag].target, tag=tag))
 
 
@@ -71,7 +74,7 @@ class Nccl(Gloo):
         route = self.routes[tag]
         return NcclInbox(empty(shape, dtype, device), route.source, self._pairs[route.source, route.target])
 
-    def _send(self, feature: Tensor, tag: int) -> Pending:
+    def _send(self, feature: Tensor, tag: int) -> Pending | None:
         if feature.device.type != "cuda":
             return super()._send(feature, tag)
         route = self.routes[tag]

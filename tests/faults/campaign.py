@@ -3,7 +3,7 @@
 
     python tests/faults/campaign.py --trials 1000 --seed 0 --out results/faults.jsonl
 
-Each trial is a line of --out, and a run that is started again continues it. --summary counts them.
+Each trial is a line of --out, and a run that is started again continues it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ os.environ |= {
 sys.path[:0] = [str(Path(__file__).parent)]
 
 import numpy as np  # noqa: E402
-from trial import PICTURES, Case, adopt_orphans, run_trial  # noqa: E402
-from worker import ROOT  # noqa: E402
+from recording import record  # noqa: E402
+from trial import PICTURES, Case, adopt_orphans, make_pictures, run_trial  # noqa: E402
 
 KINDS = ("SIGKILL", "SIGSEGV", "SIGTERM", "SIGSTOP", "exception", "dropped socket")
 PHASES = ("start", "handshake", "steady", "write", "shutdown")
@@ -50,14 +50,6 @@ def cases(trials: int, seed: int) -> list[Case]:
             case_seed = rng.getrandbits(32)
             found.append(Case(number, kind, phase, rank, ranks, transport, batch, after, case_seed, slow))
     return found[:trials]
-
-
-def make_pictures(folder: Path) -> None:
-    """Links to the demo's pictures."""
-    originals = sorted((ROOT / "launch" / "demo" / "pictures").glob("*.png"))
-    folder.mkdir()
-    for i in range(PICTURES):
-        (folder / f"{i:03}.png").symlink_to(originals[i % len(originals)])
 
 
 def unfaulted(case: Case, work: Path) -> bytes:
@@ -99,7 +91,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="the trial of this number alone")
     parser.add_argument("--out", type=Path, required=True, help="a line for each trial")
-    parser.add_argument("--summary", type=Path, help="write the counts to this file")
+    parser.add_argument("--record", action="store_true", help="write the counts to results/faults-<machine>.json")
     args = parser.parse_args()
     todo = cases(args.trials, args.seed)
     rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
@@ -107,7 +99,7 @@ def main() -> int:
     adopt_orphans()
     work = Path(tempfile.mkdtemp(prefix="faults-"))
     expected: dict[tuple, bytes] = {}
-    make_pictures(work / "pictures")
+    make_pictures(work / "pictures", PICTURES)
     with args.out.open("a") as out:
         for case in todo:
             if case.number in done or args.only not in (None, case.number):
@@ -126,8 +118,8 @@ def main() -> int:
                 flush=True,
             )
     result = summary(rows)
-    if args.summary:
-        args.summary.write_text(json.dumps(result, indent=1) + "\n")
+    if args.record:
+        record("faults", result)
     if not result["failures"]:
         shutil.rmtree(work)
     print(f"{result['trials']} trials, {len(result['failures'])} failures")

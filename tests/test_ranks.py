@@ -62,7 +62,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     )
     for message, setting in zip(said[0]["differences"], settings, strict=True):
         assert message.startswith(f"rank 1 differs from rank 0 in {setting}"), message
-    reasons = ("shape", "4398046511104|2147483648", "multiples of 32", "shape", "command 7", "8 bytes .* 32 were due")
+    reasons = ("shape", "4398046511104|2147483648", "multiples of 32", "shape", "command 7")
     for message, reason in zip(said[1]["refusals"], reasons, strict=True):
         assert re.search(reason, message), message
     assert run.stderr.count("error: rank 1 differs from rank 0 in program and weights") == 1

@@ -1,4 +1,4 @@
-"""Run by torchrun on two ranks: settings that differ, and messages that no honest rank sends; each rank writes JSON.
+"""Run by torchrun on two ranks: settings that differ, and requests that no coordinator makes; each rank writes JSON.
 
 refusals.py FILE. Ends with status 2, for the last of the settings that differ.
 """
@@ -46,9 +46,9 @@ def differ(program: Program, other: Program, rank: int) -> list[str]:
 
 
 def refuse(program: Program, rank: int) -> list[str]:
-    """What rank 1 says to rank 0's headers, and to a message of another size than is due."""
+    """What rank 1 says to rank 0's headers."""
     messages = []
-    for header in [*HEADERS, [RUN]]:
+    for header in HEADERS:
         engine = Engine(program, device=CPU, executor="eager")
         executor = engine._executor
         assert isinstance(executor, DistributedExecutor)

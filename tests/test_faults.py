@@ -62,14 +62,14 @@ def test_a_sample_of_faults(tmp_path: Path) -> None:
 
 def test_torchrun_restarts_and_every_picture_is_answered_once(tmp_path: Path) -> None:
     """The README's command; a rank is killed from outside, as soon as there are answers."""
-    file, pictures = tmp_path / "a.jsonl", folder_of(tmp_path / "in", 800)
+    file, pictures = tmp_path / "a.jsonl", folder_of(tmp_path / "in", 400)
     command = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", "--max-restarts", "1", *INFER]
     process = start(*command, "--streams-per-gpu", "2", "--image", pictures, "--jsonl", file)
     kill_when_answering(process, file)
     output = end_of(process)
     assert process.returncode == 0, output
-    already = re.search(r"(\d+) of 800 pictures are there already", output)
-    assert already and 10 < int(already[1]) < 800
+    already = re.search(r"(\d+) of 400 pictures are there already", output)
+    assert already and 10 < int(already[1]) < 400
     rows = rows_of(file)
     assert [row["image"] for row in rows] == [str(path) for path in sorted(pictures.iterdir())]
     answers = {json.dumps(row["top5"]) for row in rows}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -108,17 +108,17 @@ class Engine:
         check_input(self.program, x_nchw)
         return self._executor(x_nchw)
 
-    def map(self, pictures: Iterable[Tensor]) -> Iterator[Tensor]:
+    def map(self, pictures: Iterable[Tensor]) -> Generator[Tensor]:
         """Logits for each of many inputs, in order, as calls one by one would give them.
 
         With several ranks the next input is on its way while the last is computed, so that ranks do not idle in
         between; inputs are taken at most two ahead of the answers. Shapes may differ. Until the iterator ends, or is
         closed, the engine takes no other calls.
         """
-        checked = (self._checked(x_nchw) for x_nchw in pictures)
-        if isinstance(self._executor, DistributedExecutor):
-            return self._executor.map(checked)
-        return map(self._executor, checked)
+        executor, checked = self._executor, (self._checked(x_nchw) for x_nchw in pictures)
+        if isinstance(executor, DistributedExecutor):
+            return executor.map(checked)
+        return (executor(x_nchw) for x_nchw in checked)
 
     def _checked(self, x_nchw: Tensor) -> Tensor:
         check_input(self.program, x_nchw)

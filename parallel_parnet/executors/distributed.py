@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,7 +105,7 @@ class DistributedExecutor:
         self._begin(RUN, x_nchw)
         return self._answer()
 
-    def map(self, pictures: Iterable[Tensor]) -> Iterator[Tensor]:
+    def map(self, pictures: Iterable[Tensor]) -> Generator[Tensor]:
         """Logits of each in turn, the next request being announced before the last is answered."""
         try:
             for x_nchw in pictures:

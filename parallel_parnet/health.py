@@ -223,8 +223,12 @@ def start(rank: int, world: int, store: Store, address: str, timeout_s: float) -
         port = listener.getsockname()[1]
         store.set_timeout(timedelta(seconds=timeout_s))
         store.set(f"health/{rank}", f"{address} {port} {host_identity()} {os.getpid()} {token}")
+        cards: list[list[str]] = []
         try:
-            cards = [store.get(f"health/{other}").decode().split() for other in range(world)]
+            for other in range(world):
+                missing = f"rank {other}"
+                cards.append(store.get(f"health/{other}").decode().split())
+            missing = "the other ranks"
             deadline = time.monotonic() + timeout_s
             for other in range(rank):
                 connection = socket.create_connection((cards[other][0], int(cards[other][1])), timeout_s)
@@ -243,7 +247,7 @@ def start(rank: int, world: int, store: Store, address: str, timeout_s: float) -
                         continue
                 connection.close()  # a stranger
         except (OSError, RuntimeError) as error:  # the store's own error is a RuntimeError
-            raise LaneError(f"rank {rank} waited {timeout_s:g} s for the other ranks to start ({error})") from error
+            raise LaneError(f"rank {rank} waited {timeout_s:g} s for {missing} to start ({error})") from error
     monitor = Monitor(rank, peers, timeout_s)
     monitor.start()
     return monitor

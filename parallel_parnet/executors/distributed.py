@@ -119,13 +119,13 @@ class DistributedExecutor:
         """Do this lane's part of every request until the coordinator closes; returns the status it closed with."""
         tag = self._header[self.lane]
         inbox = self.transport.inbox(tag, (HEADER,), torch.int64, CPU)
-        inbox.post()
+        self.transport.post(inbox, tag)
         while True:
             command, *shape = self.transport.wait(inbox, tag, idle=True).tolist()
             inbox.release()
             if command == STOP:
                 return shape[0]
-            inbox.post()
+            self.transport.post(inbox, tag)
             self._check_header(command, shape)
             request = self._prepare(command, (shape[0], 3, *shape[1:]))
             self._finish(request)
@@ -189,8 +189,8 @@ class DistributedExecutor:
         shape = self._shape(shape_nchw)
         arriving = shape.inboxes[self._begun % IN_FLIGHT]
         self._begun += 1
-        for inbox in arriving.values():
-            inbox.post()
+        for tag, inbox in arriving.items():
+            self.transport.post(inbox, tag)
         recorder = Recorder(synchroniser(self.device)) if command == PROFILE else None
         return _Request(shape, dict(arriving), recorder=recorder)
 
@@ -256,7 +256,7 @@ class DistributedExecutor:
     def _receive_times(self, lane: int) -> Recorder:
         names, tag = self._span_names(lane), self._times[lane]
         inbox = self.transport.inbox(tag, (len(names), 2), torch.float64, CPU)
-        inbox.post()
+        self.transport.post(inbox, tag)
         times = self.transport.wait(inbox, tag).tolist()
         inbox.release()
         return Recorder.of(names, times)

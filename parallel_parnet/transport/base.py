@@ -83,6 +83,11 @@ class Transport(ABC):
             with self._sending[tag]:
                 work.wait()
 
+    def post(self, inbox: Inbox, tag: int) -> None:
+        """Post the inbox; LaneError where the other rank is lost already."""
+        with self._waiting[tag]:
+            inbox.post()
+
     def wait(self, inbox: Inbox, tag: int, idle: bool = False) -> Tensor:
         """The inbox's message; LaneError where the other rank is lost, or, unless `idle`, the time is over."""
         with self._waiting[tag]:

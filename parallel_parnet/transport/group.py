@@ -35,6 +35,8 @@ def join_ranks(device: torch.device, timeout_s: float) -> None:
         store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
     except (RuntimeError, ValueError) as error:
         raise LaneError(f"no rendezvous ({error})") from error
+    # torchrun's static rendezvous keeps its store over restarts, with the addresses of ranks that are gone
+    store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     address = local_address()
     for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         if variable not in os.environ:

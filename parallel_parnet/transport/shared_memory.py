@@ -12,7 +12,9 @@ import fcntl
 import math
 import mmap
 import os
+import weakref
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -34,22 +36,23 @@ class SharedMemory(Transport):
 
     def __init__(self, routes: Sequence[Transfer]) -> None:
         super().__init__(routes)
-        size, own = len(self.routes) * ROUTE_BYTES, -1
+        size = len(self.routes) * ROUTE_BYTES
         if self.lane == 0:
-            own, control = Memory.create(size)
+            control = Memory.create(size)
             for offset in range(0, size, ROUTE_BYTES):
                 Semaphore(control.mapped, offset).start(0)
                 Semaphore(control.mapped, offset + SEMAPHORE_BYTES).start(IN_FLIGHT)
-        everyone = gather([os.getpid(), own])
+        everyone = gather([os.getpid(), -1 if self.lane else control.descriptor])
         if self.lane:
             control = Memory.of_other(everyone[0][0], everyone[0][1], size)
-        gather([0])  # now all have it
-        if self.lane == 0:
-            os.close(own)
+        gather([0])  # now all have it, and its descriptor may go
         self._routes = [
-            Route(control.mapped, tag * ROUTE_BYTES, everyone[route.source][0], self.monitor)
+            Route(control.mapped, tag * ROUTE_BYTES, everyone[route.source][0], self.monitor, self._other(route))
             for tag, route in enumerate(self.routes)
         ]
+
+    def _other(self, route: Transfer) -> int:
+        return route.target if route.source == self.lane else route.source
 
     def reserve(self, sizes: Sequence[int], device: torch.device) -> None:
         """Nothing to do: a place grows when a message needs it."""
@@ -62,20 +65,21 @@ class SharedMemory(Transport):
 
 
 class Route:
-    """One route's ring, at the sender or at the receiver. sender: the sending process."""
+    """One route's ring, at the sender or at the receiver. sender: the sending process. other: the rank opposite."""
 
-    def __init__(self, control: mmap.mmap, offset: int, sender: int, monitor: Monitor) -> None:
+    def __init__(self, control: mmap.mmap, offset: int, sender: int, monitor: Monitor, other: int) -> None:
         self.filled = Semaphore(control, offset)
         self.free = Semaphore(control, offset + SEMAPHORE_BYTES)
         start = offset + 2 * SEMAPHORE_BYTES
         self._words = memoryview(control)[start : start + IN_FLIGHT * PLACE_WORDS * 8].cast("q")
         self._memories: list[Memory | None] = [None] * IN_FLIGHT
         self._generations = [0] * IN_FLIGHT
-        self._count, self._sender, self._monitor = 0, sender, monitor
+        self._count, self._sender, self._timeout_s = 0, sender, monitor.timeout_s
+        self._is_over = partial(monitor.is_gone, other)
 
     def write(self, feature: Tensor) -> None:
         """Copy a dense tensor into the next place, once that is free."""
-        self.free.wait(self._monitor.timeout_s, self._monitor.check)
+        self.free.wait(self._timeout_s, self._is_over)
         place = self._next()
         memory = self._memories[place]
         if memory is None or memory.size < feature.nbytes:
@@ -86,7 +90,7 @@ class Route:
 
     def read(self, due: int, idle: bool) -> tuple[int, int, Memory]:
         """The place of the next message, of `due` bytes, its generation, and its memory; give it back by `free`."""
-        self.filled.wait(None if idle else self._monitor.timeout_s, self._monitor.check)
+        self.filled.wait(None if idle else self._timeout_s, self._is_over)
         place = self._next()
         generation, descriptor, capacity, sent = self._words[place * PLACE_WORDS : (place + 1) * PLACE_WORDS]
         if sent != due or capacity < due:
@@ -105,11 +109,9 @@ class Route:
     def _replace(self, place: int, size: int) -> Memory:
         """New memory for a place, which nobody reads just now."""
         first = place * PLACE_WORDS
-        if self._memories[place] is not None:
-            os.close(self._words[first + 1])
-        descriptor, memory = Memory.create(size)
-        self._words[first], self._words[first + 1], self._words[first + 2] = self._words[first] + 1, descriptor, size
-        self._memories[place] = memory
+        memory = self._memories[place] = Memory.create(size)
+        generation = self._words[first] + 1
+        self._words[first], self._words[first + 1], self._words[first + 2] = generation, memory.descriptor, size
         return memory
 
 
@@ -135,31 +137,31 @@ class SharedInbox(Inbox):
 
 
 class Memory:
-    """Memory that other processes of this user can map, of a size that stays."""
+    """Memory that other processes of this user can map by its descriptor while this object lives; its size stays."""
 
-    def __init__(self, mapped: mmap.mmap) -> None:
-        self.mapped, self.size = mapped, len(mapped)
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
+    def __init__(self, descriptor: int, size: int) -> None:
+        weakref.finalize(self, os.close, descriptor)
+        self.descriptor, self.size, self.mapped = descriptor, size, mmap.mmap(descriptor, size)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.mapped))
 
     @classmethod
-    def create(cls, size: int) -> tuple[int, Memory]:
-        """With its descriptor, by which others find it; OSError where so much is not to be had."""
+    def create(cls, size: int) -> Memory:
+        """New memory, without a name; OSError where so much is not to be had."""
         descriptor = os.memfd_create("parallel_parnet", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.fchmod(descriptor, 0o600)
         os.posix_fallocate(descriptor, 0, size)
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-        return descriptor, cls(mmap.mmap(descriptor, size))
+        return cls(descriptor, size)
 
     @classmethod
     def of_other(cls, process: int, descriptor: int, size: int) -> Memory:
         """What another process created; RuntimeError where it has not the size that it should have."""
         own = os.open(f"/proc/{process}/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC)
-        try:
-            if os.fstat(own).st_size != size:
-                raise RuntimeError(f"shared memory of {os.fstat(own).st_size} bytes where {size} were due")
-            return cls(mmap.mmap(own, size))
-        finally:
+        found = os.fstat(own).st_size
+        if found != size:
             os.close(own)
+            raise RuntimeError(f"shared memory of {found} bytes where {size} were due")
+        return cls(own, size)
 
     def view(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A tensor at its start, in the memory format in which features cross lanes."""

@@ -126,7 +126,8 @@ def _left(port: int, segments: set[str]) -> list[str]:
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             left.append(f"port {port} still listens")
-    return left + [f"/dev/shm/{name} is left" for name in sorted(set(os.listdir("/dev/shm")) - segments)]
+    names = sorted(set(os.listdir("/dev/shm")) - segments)
+    return left + [f"/dev/shm/{name} is left" for name in names if not is_mapped(f"/dev/shm/{name}")]
 
 
 def check_detection(case: Case, seen: Seen, log: str) -> tuple[dict, list[str]]:
@@ -178,6 +179,17 @@ def state(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (OSError, IndexError):
         return "?"
+
+
+def is_mapped(path: str) -> bool:
+    """Whether some process uses the shared memory: that of others comes and goes while a trial runs."""
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        try:
+            if path in maps.read_text():
+                return True
+        except OSError:
+            continue  # the process has ended, or is another user's
+    return False
 
 
 def children_of(pid: int) -> list[int]:

@@ -1,0 +1,95 @@
+"""Segments through OpenVINO on the CPU: one lane, or lanes that share the cores and really run side by side."""
+
+from __future__ import annotations
+
+import openvino
+import torch
+from torch import Tensor
+
+from ..placement import Placement
+from ..profiling.spans import Recorder
+from ..program import INPUT, Program
+from .local import profile
+from .openvino_model import compile_model, model_of
+from .segment import SegmentModule
+from .shapes import Shapes
+
+LAYOUT = torch.contiguous_format
+CPU = torch.device("cpu")
+
+
+class _Bound:
+    """The segments for one shape of input, each bound to the features that others of them compute."""
+
+    def __init__(
+        self, program: Program, modules: list[SegmentModule], shape: tuple[int, ...], dtype: torch.dtype, threads: int
+    ) -> None:
+        n, _, h, w = shape
+        alone = len({module.segment.lane for module in modules}) == 1
+        made: dict[str, tuple[int, openvino.Tensor]] = {}  # feature: the segment that computes it, where it lies
+        self.requests: list[openvino.InferRequest] = []
+        self.pictures: list[tuple[openvino.InferRequest, int]] = []
+        self.waits: list[list[openvino.InferRequest]] = []
+        for module in modules:
+            segment = module.segment
+            shapes = [program.shape(name, n, h, w) for name in segment.reads]
+            request = compile_model(model_of(module, shapes), dtype, threads, alone).create_infer_request()
+            self.waits.append([self.requests[i] for i in dict.fromkeys(made[r][0] for r in segment.reads if r in made)])
+            for i, name in enumerate(segment.reads):
+                if name == INPUT:
+                    self.pictures.append((request, i))
+                else:
+                    request.set_input_tensor(i, made[name][1])
+            for i, name in enumerate(segment.writes):
+                made[name] = len(self.requests), request.get_output_tensor(i)
+            self.requests.append(request)
+        last, logits = made[program.output]
+        self.last, self.logits = self.requests[last], torch.from_numpy(logits.data)
+
+    def run(self, x_nchw: Tensor) -> None:
+        """Fill `logits` from pictures fp32, contiguous, which must not change meanwhile."""
+        picture = openvino.Tensor(x_nchw.numpy(), shared_memory=True)
+        for request, index in self.pictures:
+            request.set_input_tensor(index, picture)
+        if len(self.requests) == 1:
+            self.last.infer(share_inputs=True, share_outputs=True)  # in this thread: no hand-over
+            return
+        for request, waits in zip(self.requests, self.waits, strict=True):
+            for other in waits:
+                other.wait()
+            request.start_async(share_inputs=True)
+        for request in self.requests:
+            request.wait()
+
+
+class OpenVinoExecutor:
+    """Runs a placement in one process; a lane is a share of the cores.
+
+    A segment starts as soon as the segments that it reads from have ended, on threads of its lane's own, while this
+    thread goes on to start the next. Features stay where they were computed. threads: of each lane; all cores' share
+    where not given.
+    """
+
+    name = "openvino"
+
+    def __init__(self, program: Program, placement: Placement, dtype: torch.dtype, threads: int | None = None) -> None:
+        self.program, self.placement, self.precision = program, placement, dtype
+        self.threads = threads or max(1, torch.get_num_threads() // placement.lanes)
+        self.modules = [SegmentModule(program, s, torch.float32, CPU, LAYOUT) for s in placement.segments(program)]
+        self._shapes: Shapes[tuple[int, ...], _Bound] = Shapes(self._bind)
+
+    def __call__(self, x_nchw: Tensor) -> Tensor:
+        """Logits, fp32, on the picture's device."""
+        bound = self._shapes(x_nchw.shape)
+        bound.run(x_nchw.detach().to(CPU, torch.float32, memory_format=LAYOUT))
+        return bound.logits.to(x_nchw.device, copy=True)
+
+    def _bind(self, shape: tuple[int, ...]) -> _Bound:
+        return _Bound(self.program, self.modules, shape, self.precision, self.threads)
+
+    def profile(self, x_nchw: Tensor) -> list[Recorder]:
+        """Run once, operation by operation in eager mode, and return a recorder of spans for each lane."""
+        return profile(self.modules, [CPU] * self.placement.lanes, {INPUT: x_nchw.to(CPU, torch.float32)})
+
+    def close(self, status: int = 0) -> None:
+        """Nothing to release."""

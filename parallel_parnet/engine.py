@@ -237,21 +237,12 @@ class Engine:
             check_input(self.program, x_nchw)
             self._checked = x_nchw.shape, x_nchw.dtype
         raw = x_nchw.dtype == torch.uint8
-        if raw and not self._folds_pixels:
+        if raw and self._distributed is not None:  # the ranks agreed on one set of weights
             x_nchw, raw = normalise(x_nchw, self.program.config), False
         executor = self._executors.get(raw)
         if executor is None:
             executor = self._executors[raw] = self._make_executor(raw)
         return executor, x_nchw
-
-    @property
-    def _folds_pixels(self) -> bool:
-        """Whether raw pictures are normalised by the first convolution's weights.
-
-        Not where its products are rounded before the shift is added: torch rounds what leaves a convolution, and raw
-        pictures make that larger than normalised ones do. Nor on ranks, whose lanes hold one set of weights.
-        """
-        return self._distributed is None and (self.dtype == torch.float32 or self._backend in GROUPED)
 
     def _make_executor(self, raw: bool) -> Executor:
         program = fold_pixels(self.program, self.dtype) if raw else self.program

@@ -11,6 +11,7 @@ from ..profiling.spans import Recorder
 from ..program import INPUT, Program
 from .local import profile
 from .openvino_model import compile_model, model_of
+from .schedule import START, sources
 from .segment import SegmentModule
 from .shapes import Shapes
 
@@ -25,26 +26,25 @@ class _Bound:
         self, program: Program, modules: list[SegmentModule], shape: tuple[int, ...], dtype: torch.dtype, threads: int
     ) -> None:
         n, _, h, w = shape
-        alone = len({module.segment.lane for module in modules}) == 1
-        made: dict[str, tuple[int, openvino.Tensor]] = {}  # feature: the segment that computes it, where it lies
+        segments = [module.segment for module in modules]
+        alone = len({segment.lane for segment in segments}) == 1
+        features: dict[tuple[str, int], openvino.Tensor] = {}
         self.requests: list[openvino.InferRequest] = []
         self.pictures: list[tuple[openvino.InferRequest, int]] = []
         self.waits: list[list[openvino.InferRequest]] = []
-        for module in modules:
-            segment = module.segment
-            shapes = [program.shape(name, n, h, w) for name in segment.reads]
-            request = compile_model(model_of(module, shapes), dtype, threads, alone).create_infer_request()
-            self.waits.append([self.requests[i] for i in dict.fromkeys(made[r][0] for r in segment.reads if r in made)])
-            for i, name in enumerate(segment.reads):
-                if name == INPUT:
-                    self.pictures.append((request, i))
+        for i, (module, writers) in enumerate(zip(modules, sources(segments), strict=True)):
+            model = model_of(module, [program.shape(name, n, h, w) for name in module.segment.reads])
+            request = compile_model(model, dtype, threads, alone).create_infer_request()
+            for index, (name, writer) in enumerate(zip(module.segment.reads, writers, strict=True)):
+                if writer == START:
+                    self.pictures.append((request, index))
                 else:
-                    request.set_input_tensor(i, made[name][1])
-            for i, name in enumerate(segment.writes):
-                made[name] = len(self.requests), request.get_output_tensor(i)
+                    request.set_input_tensor(index, features[name, writer])
+            features |= {(name, i): request.get_output_tensor(k) for k, name in enumerate(module.segment.writes)}
+            self.waits.append([self.requests[writer] for writer in {*writers} - {START}])
             self.requests.append(request)
-        last, logits = made[program.output]
-        self.last, self.logits = self.requests[last], torch.from_numpy(logits.data)
+        logits = next(tensor for (name, _), tensor in features.items() if name == program.output)
+        self.logits = torch.from_numpy(logits.data)
 
     def run(self, x_nchw: Tensor) -> None:
         """Fill `logits` from pictures fp32, contiguous, which must not change meanwhile."""
@@ -52,7 +52,7 @@ class _Bound:
         for request, index in self.pictures:
             request.set_input_tensor(index, picture)
         if len(self.requests) == 1:
-            self.last.infer(share_inputs=True, share_outputs=True)  # in this thread: no hand-over
+            self.requests[0].infer(share_inputs=True, share_outputs=True)  # in this thread: no hand-over
             return
         for request, waits in zip(self.requests, self.waits, strict=True):
             for other in waits:

@@ -31,7 +31,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from common import DEMO, DTYPES, Parser, Ranks, add_model_arguments, load_model, run
+from common import DEMO, DTYPES, Parser, Ranks, add_model_arguments, load_model, process_age, run
 from parallel_parnet import Engine, ParNetError, Placement, Program, fold
 from parallel_parnet.engine import EXECUTORS
 from parallel_parnet.files import write_atomically
@@ -53,6 +53,7 @@ class Answers:
     logits: list[Tensor] = field(default_factory=list)
     batches: list[Tensor] = field(default_factory=list)
     skipped: list[dict[str, str]] = field(default_factory=list)
+    first_s: float = 0.0
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -83,14 +84,25 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def place(program: Program, args: argparse.Namespace, ranks: Ranks, device: torch.device) -> tuple[Placement, str]:
-    """The placement that was asked for, or the nearest that one process can have, with a line that says so."""
+def place(
+    program: Program, args: argparse.Namespace, ranks: Ranks, device: torch.device
+) -> tuple[Placement | None, str]:
+    """The placement that was asked for, or the nearest that one process can have, with a line that says so.
+
+    None where one process on a CPU is to choose by measuring.
+    """
     k, streams = args.streams_per_gpu, program.streams
     if args.placement == "auto":
+        if ranks.world == 1 and device.type == "cpu":
+            return None, ""
         link = find_link(args.link or ("nvlink" if device.type == "cuda" else "loopback"))
         return plan_for_ranks(program, ranks, device, DTYPES[args.dtype], args.img_size, args.batch_size, link), ""
     if ranks.world > 1:
         return Placement.from_streams_per_gpu(program, k, ranks.world), ""
+    if args.executor == "cuda_streams":  # one GPU, whose lanes are CUDA streams, one for each of the network's streams
+        if k < streams:
+            raise ParNetError(f"executor cuda_streams runs all streams on one GPU: give --streams-per-gpu {streams}")
+        return Placement.from_streams_per_gpu(program, 1, streams), ""
     whole_machine = device.type == "cuda" and device.index is None
     devices = torch.cuda.device_count() if whole_machine else 1
     wanted = -(-streams // max(1, k))
@@ -133,7 +145,9 @@ def classify(engine: Engine, args: argparse.Namespace, preprocess: Preprocess, c
     work = batches(paths, args, preprocess, answers)
     for x in track(work, "classifying", total=total, console=console, disable=hidden, transient=True):
         x = x.to(engine.device)
+        start = time.perf_counter()
         answers.logits.append(engine(x).cpu())
+        answers.first_s = answers.first_s or time.perf_counter() - start
         if len(answers.batches) < KEPT_BATCHES:
             answers.batches.append(x)
     if not answers.logits:
@@ -242,6 +256,8 @@ def show(result: dict, console: Console) -> None:
         console.print(
             f"note: {result['dtype']} was asked for; this device has no such arithmetic, {result['arithmetic']} ran"
         )
+    stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in result["start_up_s"].items())
+    console.print(f"start-up: {stages}; then {latency['median'] / 1e3:.4f} s a pass")
     console.print(
         f"executor {result['executor']}, {result['dtype']}, {result['size']} x {result['size']} pixels, "
         f"batch {result['batch_size']}, depth {result['depth']}, {result['world_size']} rank(s), "
@@ -252,14 +268,20 @@ def show(result: dict, console: Console) -> None:
 def lane_hosts(engine: Engine, ranks: Ranks, threads: int) -> list[tuple[str, int]]:
     """Device and compute threads of each lane."""
     if ranks.world == 1:
-        return [(str(engine.lane_device(lane)), threads) for lane in range(engine.placement.lanes)]
+        return [(str(engine.lane_device(lane)), engine.threads or threads) for lane in range(engine.placement.lanes)]
     index = -1 if engine.device.index is None else engine.device.index
     everyone = Transport.of_ranks().gather([threads, index])
     return [(engine.device.type if i < 0 else f"{engine.device.type}:{i}", count) for count, i in everyone]
 
 
 def coordinate(
-    engine: Engine, args: argparse.Namespace, weights: str, hosts: list[tuple[str, int]], ranks: Ranks, console: Console
+    engine: Engine,
+    args: argparse.Namespace,
+    weights: str,
+    hosts: list[tuple[str, int]],
+    ranks: Ranks,
+    console: Console,
+    start_up: dict[str, float],
 ) -> int:
     """The coordinator's part: classify, time, verify, report."""
     program, placement = engine.program, engine.placement
@@ -272,6 +294,7 @@ def coordinate(
     result = {
         "predictions": predictions(answers, labels),
         "logits": torch.cat(answers.logits).tolist(),
+        "start_up_s": start_up | {"first answer": answers.first_s},
         "latency_ms": measure(engine, answers.batches, args, console),
         "stages_ms": stage_times(engine, answers.batches[0]),
         "placement": {
@@ -316,8 +339,12 @@ def main() -> int:
     console = Console(quiet=ranks.rank != 0, highlight=False)
     if not console.is_terminal:
         console.width = 120
+    imported, start = process_age(), time.perf_counter()
     model, weights = load_model(args)
+    loaded = time.perf_counter()
     program = fold(model)
+    start_up = {} if imported is None else {"import": imported}
+    start_up |= {"load": loaded - start, "fold": time.perf_counter() - loaded}
     device = ranks.device(args.device)
     if ranks.world > 1:
         join_ranks(device, args.timeout)
@@ -325,9 +352,13 @@ def main() -> int:
     if note:
         console.print(note)
     with Engine(program, placement, device, DTYPES[args.dtype], args.executor) as engine:
+        if placement is None:
+            side = args.img_size or program.config.image_size
+            for name, seconds in engine.warm_up(torch.rand(args.batch_size, 3, side, side)).items():
+                console.print(f"measured: {name}: {seconds * 1e3:.3f} ms")
         hosts = lane_hosts(engine, ranks, threads)
         if engine.is_coordinator:
-            return coordinate(engine, args, weights, hosts, ranks, console)
+            return coordinate(engine, args, weights, hosts, ranks, console, start_up)
         return engine.serve()
 
 

@@ -13,8 +13,8 @@ from .program import INPUT, Program
 from .search import MAX_LANES, search
 
 HAND_OVER = 50e-6  # seconds until another lane's thread goes on; a feature is not copied
-LEAST_ROUNDS, MOST_ROUNDS, ENOUGH = 5, 50, 0.3  # seconds of measuring, once there were LEAST_ROUNDS
-HOPELESS = 1.5  # times as slow as the fastest in the first round: not measured again
+LEAST_ROUNDS, MOST_ROUNDS, ENOUGH = 5, 100, 0.3  # seconds of measuring, once there were LEAST_ROUNDS
+FIRST_ROUNDS, HOPELESS = 3, 1.5  # after so many, what was never within this factor of the fastest is left out
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ def measure(runs: Sequence[Callable[[], object]]) -> list[float]:
             break
         for i, seconds in _round(runs, racing):
             times[i].append(seconds)
-        if done == 0:
-            best = min(row[0] for row in times)
-            racing = [i for i in racing if times[i][0] <= HOPELESS * best]
+        if done + 1 == FIRST_ROUNDS:
+            best = min(map(min, times))
+            racing = [i for i in racing if min(times[i]) <= HOPELESS * best]
     return [median(row) for row in times]
 
 

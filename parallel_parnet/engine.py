@@ -89,6 +89,8 @@ class Engine:
         if self._backend in GROUPED and self.placement.lanes > 1:
             lanes = self.placement.lanes
             raise ParNetError(f"executor {self._backend} runs all streams in one launch: not on {lanes} lanes")
+        if self._backend in ON_ONE_GPU and ranks > 1:
+            raise ParNetError(f"executor {self._backend} runs on one GPU: not on {ranks} ranks")
         if self._backend in ON_ONE_GPU:
             index = self.device.index
             self.device = torch.device("cuda", torch.cuda.current_device() if index is None else index)
@@ -287,8 +289,8 @@ def _default_placement(program: Program, backend: str, ranks: int) -> Placement:
 
 
 def _check_out(program: Program, x_nchw: Tensor, out: Tensor) -> None:
-    expected = program.shape(program.output, x_nchw.shape[0], *x_nchw.shape[2:])
-    if tuple(out.shape) != expected or out.dtype != torch.float32 or out.device != x_nchw.device:
+    expected = x_nchw.shape[0], program.operations[-1].cout
+    if out.shape != expected or out.dtype != torch.float32 or out.device != x_nchw.device:
         raise ParNetError(
             f"out {list(out.shape)} of {out.dtype} on {out.device}: expected {list(expected)} of float32 on "
             f"{x_nchw.device}"

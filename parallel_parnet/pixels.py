@@ -9,15 +9,15 @@ from .program import INPUT, Program
 from .variants import Config
 
 
-def affine(config: Config) -> tuple[Tensor, Tensor]:
+def affine(config: Config, device: torch.device) -> tuple[Tensor, Tensor]:
     """Scale and shift, float64 [3], that make a value 0..255 what the network was trained on."""
-    mean, std = (torch.tensor(v, dtype=torch.float64) for v in (config.mean, config.std))
+    mean, std = (torch.tensor(v, dtype=torch.float64, device=device) for v in (config.mean, config.std))
     return 1 / (255 * std), -mean / std
 
 
 def normalise(pixels_nchw: Tensor, config: Config) -> Tensor:
     """uint8 [N, 3, H, W] to fp32, normalised."""
-    scale, shift = (v.float().view(-1, 1, 1).to(pixels_nchw.device) for v in affine(config))
+    scale, shift = (v.float().view(-1, 1, 1) for v in affine(config, pixels_nchw.device))
     return torch.addcmul(shift, pixels_nchw, scale)
 
 
@@ -28,8 +28,8 @@ def fold_pixels(program: Program, dtype: torch.dtype) -> Program:
     as `border` does. The shift is that of the weights as rounded to `dtype`: rounding them then does no more harm than
     it does to normalised pictures, though raw values are far from zero.
     """
-    scale, shift = affine(program.config)
     weights = dict(program.weights)
+    scale, shift = affine(program.config, next(iter(weights.values())).device)
     for op in program.operations:
         if INPUT not in op.inputs:
             continue

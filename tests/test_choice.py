@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from conftest import SMALL, lively, relative
 from parallel_parnet import Config, Engine, ParNetError, Placement, Program, fold
-from parallel_parnet.choice import Choice, candidates, measure
+from parallel_parnet.choice import FIRST_ROUNDS, LEAST_ROUNDS, Choice, candidates, measure
 from test_placement import random_placement
 
 pytest.importorskip("openvino")
@@ -92,7 +92,7 @@ def test_the_fastest_wins_and_the_hopeless_are_left() -> None:
 
     found = measure([lambda: run(0, 0.02), lambda: run(1, 0.002), lambda: run(2, 0.0021)])
     assert found[0] > found[1] and found[0] > found[2]
-    assert runs[0] == 1 and runs[1] == runs[2] > 5
+    assert runs[0] == FIRST_ROUNDS and runs[1] == runs[2] > LEAST_ROUNDS
 
 
 def test_warm_up_chooses_once_and_the_choice_is_kept(tmp_path: Path, two_threads: None) -> None:

@@ -32,6 +32,7 @@ class _Bound:
         self.requests: list[openvino.InferRequest] = []
         self.pictures: list[tuple[openvino.InferRequest, int]] = []
         self.waits: list[list[openvino.InferRequest]] = []
+        self.bound = 0  # address of the pictures that the requests read
         for i, (module, writers) in enumerate(zip(modules, sources(segments), strict=True)):
             model = model_of(module, [program.shape(name, n, h, w) for name in module.segment.reads])
             request = compile_model(model, dtype, threads, alone).create_infer_request()
@@ -47,10 +48,12 @@ class _Bound:
         self.logits = torch.from_numpy(logits.data)
 
     def run(self, x_nchw: Tensor) -> None:
-        """Fill `logits` from pictures fp32, contiguous, which must not change meanwhile."""
-        picture = openvino.Tensor(x_nchw.numpy(), shared_memory=True)
-        for request, index in self.pictures:
-            request.set_input_tensor(index, picture)
+        """Fill `logits` from pictures fp32, contiguous, which are read where they lie."""
+        if x_nchw.data_ptr() != self.bound:  # whoever comes again with the same memory saves 30 us
+            self.bound = x_nchw.data_ptr()
+            picture = openvino.Tensor(x_nchw.detach().numpy(), shared_memory=True)  # keeps that memory from reuse
+            for request, index in self.pictures:
+                request.set_input_tensor(index, picture)
         if len(self.requests) == 1:
             self.requests[0].infer(share_inputs=True, share_outputs=True)  # in this thread: no hand-over
             return
@@ -81,8 +84,10 @@ class OpenVinoExecutor:
     def __call__(self, x_nchw: Tensor) -> Tensor:
         """Logits, fp32, on the picture's device."""
         bound = self._shapes(x_nchw.shape)
-        bound.run(x_nchw.detach().to(CPU, torch.float32, memory_format=LAYOUT))
-        return bound.logits.to(x_nchw.device, copy=True)
+        x = x_nchw if x_nchw.is_cpu and x_nchw.dtype == torch.float32 else x_nchw.to(CPU, torch.float32)
+        bound.run(x.contiguous())
+        logits = bound.logits.clone()
+        return logits if x_nchw.is_cpu else logits.to(x_nchw.device)
 
     def _bind(self, shape: tuple[int, ...]) -> _Bound:
         return _Bound(self.program, self.modules, shape, self.precision, self.threads)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from threading import Lock
 from typing import Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from . import health
 from .choice import Choice, candidates, measure
 from .errors import ParNetError
 from .executors.backends import BACKENDS, arithmetic, has_openvino
@@ -21,7 +22,6 @@ from .pixels import fold_pixels, normalise
 from .placement import Placement
 from .profiling.spans import Recorder
 from .program import Program, check_input
-from .transport import Transport
 
 GROUPED = ("triton", "cuda_graph")
 ON_ONE_GPU = (*GROUPED, "cuda_streams")
@@ -54,9 +54,10 @@ class Engine:
     Calls from several threads take turns: there is one set of buffers. Work on a GPU goes to the caller's current CUDA
     stream; a call from another CUDA stream waits there for the call before it.
 
-    With torch.distributed initialised over several ranks, each rank is a lane: the coordinator's rank calls the
-    engine, all others call `serve`. Close it, or use it as a context manager, to end them. A placement of one lane
-    stays in its process.
+    transport: how features travel between ranks, one of `TRANSPORTS`.
+
+    Between `join_ranks` and `leave_ranks` each rank is a lane: the coordinator's rank calls the engine, all others call
+    `serve`. Close it, or use it as a context manager, to end them. A placement of one lane stays in its process.
     """
 
     def __init__(
@@ -66,11 +67,11 @@ class Engine:
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
         executor: str = "auto",
+        transport: str = "auto",
         threads: int | None = None,
     ) -> None:
-        ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        if placement is not None and placement.lanes == 1:
-            ranks = 1
+        monitor = health.current()
+        ranks = monitor.world if monitor and (placement is None or placement.lanes > 1) else 1
         self.program, self.dtype, self.threads, self._asked = program, dtype, threads, executor
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() and executor != "cpu" else "cpu"))
         self._backend = _choose(executor, self.device, dtype)
@@ -97,10 +98,10 @@ class Engine:
         elif ranks > 1:
             if self.placement.lanes != ranks:
                 raise ParNetError(f"placement of {self.placement.lanes} lanes on {ranks} ranks: they must be as many")
-            transport = Transport.of_ranks()
-            self.lane = transport.lane
+            assert monitor is not None, "several ranks have joined"
+            self.lane = monitor.rank
             self._distributed = DistributedExecutor(
-                program, self.placement, transport, self.device, dtype, self._backend
+                program, self.placement, monitor.rank, transport, self.device, dtype, self._backend
             )
             self._executors[False] = self._distributed
 
@@ -122,7 +123,7 @@ class Engine:
                     raise ParNetError(f"{placement.lanes} lanes for {len(program.operations)} operations")
             if cores not in (None, torch.get_num_threads()):
                 placement = threads = cores = None
-            engine = cls(program, placement, device, dtype, str(saved["executor"]), threads and int(threads))
+            engine = cls(program, placement, device, dtype, str(saved["executor"]), threads=threads and int(threads))
         except ParNetError as error:
             raise ParNetError(f"{path}: {error}") from None
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -183,6 +184,17 @@ class Engine:
             logits = executor(x_nchw)
             return logits if out is None else out.copy_(logits)
 
+    def map(self, pictures: Iterable[Tensor]) -> Generator[Tensor]:
+        """Logits for each of many inputs, in order, as calls one by one would give them.
+
+        With several ranks the next input is on its way while the last is computed, so that ranks do not idle in
+        between; inputs are taken at most two ahead of the answers. Shapes may differ. Until the iterator ends, or is
+        closed, the engine takes no other calls.
+        """
+        if self._distributed is not None:
+            return self._distributed.map(self._ready(x_nchw)[1] for x_nchw in pictures)
+        return (self(x_nchw) for x_nchw in pictures)
+
     def buffers(self, x_nchw: Tensor) -> tuple[Tensor, Tensor]:
         """For executors of CUDA graphs: pictures and logits of the graph for pictures of such a shape and kind.
 
@@ -220,7 +232,7 @@ class Engine:
         return dict(sorted(found.items(), key=lambda item: item[1]))
 
     def _with(self, choice: Choice) -> Engine:
-        return Engine(self.program, choice.placement, self.device, self.dtype, self._asked, choice.threads)
+        return Engine(self.program, choice.placement, self.device, self.dtype, self._asked, threads=choice.threads)
 
     def serve(self) -> int:
         """On every rank but the coordinator's: take part in requests until it closes; returns its exit status."""

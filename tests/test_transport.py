@@ -50,7 +50,7 @@ def in_child(work: Callable[[], None]) -> multiprocessing.process.BaseProcess:
 
 def test_messages_arrive_as_they_were_sent(control: Memory) -> None:
     seed = random.randrange(1 << 30)
-    shapes = [(1, 3, 8, 8), (4, 24, 64, 64), (1, 10), (2, 24, 8, 16), (300, 2)]  # places grow, and are used again
+    shapes = [(1, 3, 8, 8), (4, 24, 64, 64), (1, 8), (2, 24, 8, 16), (300, 2)]  # places grow, and are used again
     shapes = [shapes[i] for i in torch.randint(len(shapes), (40,), generator=torch.Generator().manual_seed(seed))]
 
     def messages() -> list[torch.Tensor]:
@@ -90,7 +90,7 @@ def test_a_sender_waits_for_a_free_place(control: Memory) -> None:
 
 def test_a_receiver_refuses_another_size(control: Memory) -> None:
     route(control, 0).write(torch.zeros(8))
-    with pytest.raises(RuntimeError, match="32 bytes of 32 came where 36 were due"):
+    with pytest.raises(RuntimeError, match="32 bytes came where 36 were due"):
         SharedInbox(route(control, os.getpid()), (9,), torch.float32).wait(idle=False)
 
 

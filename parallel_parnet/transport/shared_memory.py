@@ -25,8 +25,10 @@ from .base import IN_FLIGHT, Inbox, Transport
 from .group import gather
 from .semaphore import SEMAPHORE_BYTES, Semaphore
 
-PLACE_WORDS = 4  # int64s: generation, file descriptor at the sender, capacity, bytes of the message
-ROUTE_BYTES = 2 * SEMAPHORE_BYTES + IN_FLIGHT * PLACE_WORDS * 8
+PLACE_WORDS = 4  # int64s: generation, file descriptor at the sender, its size, bytes of the message
+SMALL_BYTES = 32  # of a message that fits beside them: a header, which its reader may find when the sender has ended
+PLACE_BYTES = PLACE_WORDS * 8 + SMALL_BYTES
+ROUTE_BYTES = 2 * SEMAPHORE_BYTES + IN_FLIGHT * PLACE_BYTES
 
 
 class SharedMemory(Transport):
@@ -70,9 +72,9 @@ class Route:
     def __init__(self, control: mmap.mmap, offset: int, sender: int, monitor: Monitor, other: int) -> None:
         self.filled = Semaphore(control, offset)
         self.free = Semaphore(control, offset + SEMAPHORE_BYTES)
-        start = offset + 2 * SEMAPHORE_BYTES
-        self._words = memoryview(control)[start : start + IN_FLIGHT * PLACE_WORDS * 8].cast("q")
-        self._memories: list[Memory | None] = [None] * IN_FLIGHT
+        starts = [offset + 2 * SEMAPHORE_BYTES + place * PLACE_BYTES for place in range(IN_FLIGHT)]
+        self._words = [memoryview(control)[start : start + PLACE_WORDS * 8].cast("q") for start in starts]
+        self._memories = [Memory(control, SMALL_BYTES, start + PLACE_WORDS * 8) for start in starts]
         self._generations = [0] * IN_FLIGHT
         self._count, self._sender, self._timeout_s = 0, sender, monitor.timeout_s
         self._is_over = partial(monitor.is_gone, other)
@@ -82,24 +84,25 @@ class Route:
         self.free.wait(self._timeout_s, self._is_over)
         place = self._next()
         memory = self._memories[place]
-        if memory is None or memory.size < feature.nbytes:
+        if memory.size < feature.nbytes:
             memory = self._replace(place, feature.nbytes)
         ctypes.memmove(memory.address, feature.data_ptr(), feature.nbytes)
-        self._words[place * PLACE_WORDS + 3] = feature.nbytes
+        self._words[place][3] = feature.nbytes
         self.filled.post()
 
     def read(self, due: int, idle: bool) -> tuple[int, int, Memory]:
         """The place of the next message, of `due` bytes, its generation, and its memory; give it back by `free`."""
         self.filled.wait(None if idle else self._timeout_s, self._is_over)
         place = self._next()
-        generation, descriptor, capacity, sent = self._words[place * PLACE_WORDS : (place + 1) * PLACE_WORDS]
-        if sent != due or capacity < due:
-            raise RuntimeError(f"{sent} bytes of {capacity} came where {due} were due")
-        memory = self._memories[place]
-        if memory is None or generation != self._generations[place]:
-            memory = self._memories[place] = Memory.of_other(self._sender, descriptor, capacity)
+        generation, descriptor, size, sent = self._words[place]
+        if sent != due:
+            raise RuntimeError(f"{sent} bytes came where {due} were due")
+        if generation != self._generations[place]:
+            self._memories[place] = Memory.of_other(self._sender, descriptor, size)
             self._generations[place] = generation
-        return place, generation, memory
+        if self._memories[place].size < due:
+            raise RuntimeError(f"memory of {self._memories[place].size} bytes came where {due} were due")
+        return place, generation, self._memories[place]
 
     def _next(self) -> int:
         place = self._count % IN_FLIGHT
@@ -108,10 +111,9 @@ class Route:
 
     def _replace(self, place: int, size: int) -> Memory:
         """New memory for a place, which nobody reads just now."""
-        first = place * PLACE_WORDS
         memory = self._memories[place] = Memory.create(size)
-        generation = self._words[first] + 1
-        self._words[first], self._words[first + 1], self._words[first + 2] = generation, memory.descriptor, size
+        words = self._words[place]
+        words[0], words[1], words[2] = words[0] + 1, memory.descriptor, size
         return memory
 
 
@@ -128,7 +130,7 @@ class SharedInbox(Inbox):
 
     def wait(self, idle: bool) -> Tensor:
         place, generation, memory = self.route.read(self.due, idle)
-        if self._views.get(place, (0,))[0] != generation:
+        if self._views.get(place, (-1,))[0] != generation:
             self._views[place] = generation, memory.view(self.shape, self.dtype)
         return self._views[place][1]
 
@@ -137,35 +139,40 @@ class SharedInbox(Inbox):
 
 
 class Memory:
-    """Memory that other processes of this user can map by its descriptor while this object lives; its size stays."""
+    """A part of mapped memory.
 
-    def __init__(self, descriptor: int, size: int) -> None:
-        weakref.finalize(self, os.close, descriptor)
-        self.descriptor, self.size, self.mapped = descriptor, size, mmap.mmap(descriptor, size)
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.mapped))
+    descriptor: by which other processes of this user can map it as well, while this object lives.
+    """
+
+    def __init__(self, mapped: mmap.mmap, size: int, offset: int = 0, descriptor: int = -1) -> None:
+        self.mapped, self.size, self.offset, self.descriptor = mapped, size, offset, descriptor
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(mapped, offset))
 
     @classmethod
     def create(cls, size: int) -> Memory:
-        """New memory, without a name; OSError where so much is not to be had."""
+        """New memory, without a name, of a size that stays; OSError where so much is not to be had."""
         descriptor = os.memfd_create("parallel_parnet", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.fchmod(descriptor, 0o600)
         os.posix_fallocate(descriptor, 0, size)
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-        return cls(descriptor, size)
+        memory = cls(mmap.mmap(descriptor, size), size, descriptor=descriptor)
+        weakref.finalize(memory, os.close, descriptor)
+        return memory
 
     @classmethod
     def of_other(cls, process: int, descriptor: int, size: int) -> Memory:
         """What another process created; RuntimeError where it has not the size that it should have."""
         own = os.open(f"/proc/{process}/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC)
-        found = os.fstat(own).st_size
-        if found != size:
+        try:
+            if os.fstat(own).st_size != size:
+                raise RuntimeError(f"shared memory of {os.fstat(own).st_size} bytes where {size} were due")
+            return cls(mmap.mmap(own, size), size)
+        finally:
             os.close(own)
-            raise RuntimeError(f"shared memory of {found} bytes where {size} were due")
-        return cls(own, size)
 
     def view(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A tensor at its start, in the memory format in which features cross lanes."""
-        flat = torch.frombuffer(self.mapped, dtype=dtype, count=math.prod(shape))
+        flat = torch.frombuffer(self.mapped, dtype=dtype, count=math.prod(shape), offset=self.offset)
         if len(shape) != 4:
             return flat.view(shape)
         n, c, h, w = shape

@@ -121,7 +121,9 @@ def stage_times(engine: Engine, x: Tensor) -> list[dict[str, float]]:
     by_name = engine.program.by_name
 
     def label(span: str) -> str:
-        return by_name[span].label if span in by_name else "waiting" if span.startswith("wait ") else span
+        if span in by_name:
+            return by_name[span].label
+        return {"wait": "waiting", "send": "sending"}.get(span.split(" ")[0], span)
 
     passes = [[lane.totals(label) for lane in engine.profile(x)] for _ in range(PROFILE_PASSES)]
     return [

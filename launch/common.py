@@ -61,6 +61,14 @@ class Ranks:
         return device
 
 
+def machine(device: torch.device) -> str:
+    """The device in plain words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{cores}-core {os.uname().machine.replace('_', '-')} ({torch.backends.cpu.get_cpu_capability()})"
+
+
 class Parser(argparse.ArgumentParser):
     """Raises ParNetError for wrong arguments, so that one rank speaks for all."""
 

@@ -61,9 +61,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=ROOT / "results", help="folder for results (default: results)")
     args = parser.parse_args()
-    for name in ("batch_size", "runs", "warmup"):
-        if getattr(args, name) < 1:
-            raise ParNetError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
+    for name, least in (("batch_size", 1), ("runs", 2), ("warmup", 1)):
+        if getattr(args, name) < least:
+            raise ParNetError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least {least}")
     if args.budget <= 0:
         raise ParNetError(f"--budget {args.budget:g}: must be positive")
     if not args.out.is_dir():

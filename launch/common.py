@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -67,6 +68,11 @@ def machine(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{cores}-core {os.uname().machine.replace('_', '-')} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def slug(machine: str) -> str:
+    """A machine's name for use in a file's."""
+    return re.sub("[^a-z0-9]+", "-", machine.lower()).strip("-")
 
 
 class Parser(argparse.ArgumentParser):

@@ -15,7 +15,7 @@ from benchmark.library_peers import library_peers
 from benchmark.machine import clock_mhz
 from benchmark.ours import ours
 from benchmark.overhead import host_overhead
-from benchmark.proof import agrees, expected_logits, prove_golden, prove_ours
+from benchmark.proof import agrees, disagreements, expected_logits, prove_golden, prove_ours
 from benchmark.report import Result, add_ratios, row_of
 from benchmark.running import Entry, interleave, once, set_up, shares
 from benchmark.subject import Contender, Subject
@@ -79,7 +79,7 @@ def measure(
         "header": {**header, "clock_mhz": [min(clocks), max(clocks)] if clocks else None},
         "rows": rows,
         "missing": {entry.name: entry.missing for entry in entries if entry.missing},
-        "disagree": {e.name: e.error for e in entries if e.runner is not None and not agrees(e)},
+        "disagree": disagreements(entries),
     }
 
 

@@ -11,7 +11,7 @@ from rich.progress import track
 
 from benchmark.fused import fuse
 from benchmark.measure import Settings, contenders, time_all
-from benchmark.proof import agrees, expected_logits, prove_golden, prove_ours
+from benchmark.proof import agrees, disagreements, expected_logits, prove_golden, prove_ours
 from benchmark.report import Result, row_of
 from benchmark.running import Entry, set_up
 from benchmark.subject import Subject
@@ -24,8 +24,8 @@ SIZE, PICTURES, COMPARED = 224, 8, 2
 WAYS = {"cpu": ("OpenVINO",), "cuda": ("CUDA graph of eager, fused", "torch.compile")}
 
 NOTE = (
-    'Accuracy, and speed where marked, are quoted from the poster of "Non-deep Networks" (its own hardware; ParNet-L and '
-    "XL on three GPUs), not measured here. Weights here are random, on which latency does not depend."
+    'Accuracy, and speed where marked, are quoted from the poster of "Non-deep Networks" (its own hardware; ParNet-L '
+    "and XL on three GPUs), not measured here. Weights here are random, on which latency does not depend."
 )
 
 
@@ -95,7 +95,7 @@ def measure_poster(header: dict, make: Callable[[str], Subject], settings: Setti
         "header": header,
         "rows": fastest,
         "missing": {f"{e.subject.name}, {e.name}": e.missing for e in entries if e.missing},
-        "disagree": {f"{e.subject.name}, {e.name}": e.error for e in entries if e.runner and not agrees(e)},
+        "disagree": disagreements(entries),
     }
 
 

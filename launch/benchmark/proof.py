@@ -57,9 +57,21 @@ def agrees(entry: Entry) -> bool:
     return entry.error <= LIMIT[entry.subject.dtype]
 
 
+def disagreements(entries: Iterable[Entry]) -> dict[str, str]:
+    """Names of those that run and give other logits, and how far they are off."""
+    limits = {entry.name: LIMIT[entry.subject.dtype] for entry in entries}
+    return {
+        entry.name: f"{entry.subject.name}: logits off by {entry.error:.1e}, relative (limit {limits[entry.name]:.0e})"
+        for entry in entries
+        if entry.runner is not None and not agrees(entry)
+    }
+
+
 def _hold(what: str, error: float, limit: float = LIMIT[torch.float32]) -> None:
     if not error <= limit:
-        raise ParNetError(f"parity fails, so nothing is timed: {what} is off by {error:.1e}, relative (limit {limit})")
+        raise ParNetError(
+            f"parity fails, so nothing is timed: {what} is off by {error:.1e}, relative (limit {limit:.0e})"
+        )
 
 
 def _reference(model: torch.nn.Module) -> Callable[[Tensor], Tensor]:

@@ -1,9 +1,10 @@
 #!/usr/bin/env python
 """Results of launch/bench.py as one figure and one page of tables, beside the results.
 
-    python launch/bench_report.py results/bench-infer-*.json
+    python launch/bench_report.py                                 # all that were measured on this machine
+    python launch/bench_report.py results/bench-infer-parnet_s-*.json
 
-All results must come from one machine. The figure is written as SVG and PNG.
+All results must come from one machine. The figure is written as SVG and PNG, and needs matplotlib.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmark.figure import draw
 from benchmark.report import Result, read, relation
-from common import Parser, run, slug
+from common import ROOT, Parser, Ranks, machine, run, slug
 from figures import save
 from parallel_parnet import ParNetError
 from parallel_parnet.files import write_atomically
@@ -21,9 +23,13 @@ from parallel_parnet.files import write_atomically
 
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", nargs="+", type=Path, help="JSON files, in the order of the figure's panels")
-    parser.add_argument("--out", type=Path, help="folder (default: that of the first result)")
-    return parser.parse_args()
+    parser.add_argument("results", nargs="*", type=Path, help="JSON files, in the order of the figure's panels")
+    args = parser.parse_args()
+    here = slug(machine(Ranks.from_environment().device(None)))
+    args.results = args.results or sorted((ROOT / "results").glob(f"bench-infer-*-{here}-torch*.json"))
+    if not args.results:
+        raise ParNetError("no results of this machine in results/: run launch/bench.py first, or name some files")
+    return args
 
 
 def page(results: Sequence[Result], figure: str) -> str:
@@ -74,11 +80,7 @@ def main() -> int:
     machines = {result["header"]["machine"] for result in results}
     if len(machines) > 1:
         raise ParNetError(f"results of {len(machines)} machines ({'; '.join(sorted(machines))}): give those of one")
-    try:
-        from benchmark.figure import draw
-    except ImportError:
-        raise ParNetError("the figure needs matplotlib: pip install 'parallel_parnet[bench]'") from None
-    folder = args.out or args.results[0].parent
+    folder = args.results[0].parent
     name = f"latency-by-peer-{slug(machines.pop())}"
     figure = draw(results)
     for suffix in ("svg", "png"):

@@ -40,15 +40,15 @@ def torch_peers() -> list[Contender]:
     ]
 
 
-def arithmetic(subject: Subject) -> str:
-    """What torch computes in, and whether the CPU has instructions for it."""
-    lacking = subject.device.type == "cpu" and subject.dtype == torch.bfloat16
-    lacking = lacking and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return words(subject.dtype) + (", emulated" if lacking else "")
+def emulated(subject: Subject) -> bool:
+    """Whether torch computes in a type that this CPU has no instructions for."""
+    in_bf16 = subject.device.type == "cpu" and subject.dtype == torch.bfloat16
+    return in_bf16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _runner(subject: Subject, call: Callable[[Tensor], Tensor], settings: str) -> Runner:
-    return Runner(torch.inference_mode()(call), settings, arithmetic(subject), wait=on_device(subject))
+    arithmetic = words(subject.dtype) + (", emulated" if emulated(subject) else "")
+    return Runner(torch.inference_mode()(call), settings, arithmetic, wait=on_device(subject))
 
 
 def _eager(subject: Subject, network: nn.Module, layout: str) -> Runner:
@@ -56,6 +56,10 @@ def _eager(subject: Subject, network: nn.Module, layout: str) -> Runner:
 
 
 def _compiled(subject: Subject, network: nn.Module) -> Runner:
+    if emulated(subject):
+        raise ParNetError(
+            "would compile an emulation of bf16, which this CPU lacks: see eager mode"
+        )
     module = InType(network, subject, "channels_last")
     way = {"options": {"freezing": True}} if subject.device.type == "cpu" else {"mode": "max-autotune"}
     compiled = torch.compile(module, fullgraph=True, dynamic=False, **way)

@@ -38,6 +38,7 @@ setup(
             "pre-commit",
             "pytest",
             "pytest-timeout",
+            "pytest-xdist",
             "ruff",
             "scipy",
             "setuptools>=77",

@@ -238,7 +238,7 @@ def test_overhead_is_what_the_library_does_not_take(monkeypatch: pytest.MonkeyPa
 
     wait = id
     found = overhead.host_overhead(call, wait, [torch.zeros(1)], 5)
-    assert found is not None and 0.003 <= found < 0.01
+    assert found is not None and 0.003 <= found < 0.02
     assert overhead.host_overhead(lambda x: None, wait, [torch.zeros(1)], 5) is None
     assert overhead.host_overhead(lambda x: (call(x), call(x)), wait, [torch.zeros(1)], 5) is None
     assert Library.work.__name__ == "work"  # as it was

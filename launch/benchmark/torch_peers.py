@@ -57,9 +57,7 @@ def _eager(subject: Subject, network: nn.Module, layout: str) -> Runner:
 
 def _compiled(subject: Subject, network: nn.Module) -> Runner:
     if emulated(subject):
-        raise ParNetError(
-            "would compile an emulation of bf16, which this CPU lacks: see eager mode"
-        )
+        raise ParNetError("would compile an emulation of bf16, which this CPU lacks: see eager mode")
     module = InType(network, subject, "channels_last")
     way = {"options": {"freezing": True}} if subject.device.type == "cpu" else {"mode": "max-autotune"}
     compiled = torch.compile(module, fullgraph=True, dynamic=False, **way)

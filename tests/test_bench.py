@@ -26,8 +26,8 @@ from rich.console import Console
 
 import bench
 import bench_report
+from benchmark import isolation, ours, overhead, poster
 from benchmark import measure as measuring
-from benchmark import ours, overhead, poster
 from benchmark.comparison import changes, differences
 from benchmark.fused import fuse
 from benchmark.measure import Settings, contenders, measure, worth_timing
@@ -357,16 +357,23 @@ def test_the_whole(tmp_path: Path) -> None:
         assert 0 < own["overhead_us"] < own["infer_step_time"] * 1e3
 
 
-def test_isolated(tmp_path: Path) -> None:
-    arguments = ("--runs", 3, "--warmup", 1, "--device", "cpu", "--out", tmp_path)
-    done = launch("bench.py", *arguments, "--isolate", "--only", "ours: eager", "eager, fused")
-    assert done.returncode == 0, done.stderr
-    (file,) = tmp_path.glob("*.json")
-    written = read(file)
-    assert [row["contender"] for row in written["rows"]] == ["ours: eager", "eager, fused"]
-    assert written["header"]["isolated"] is True
-    assert "--isolate" in written["header"]["command"]
-    assert written["rows"][1]["ratio"][0] > 0
+def test_a_process_of_its_own(tmp_path: Path) -> None:
+    arguments = ["--runs", "3", "--warmup", "1", "--device", "cpu"]
+    found = isolation.isolated(str(ROOT / "launch" / "bench.py"), arguments, ["eager, fused"])
+    assert [row["contender"] for row in found["rows"]] == ["eager, fused"]
+    with pytest.raises(ParNetError, match="--isolate: eager, fused: --dtype"):
+        isolation.isolated(str(ROOT / "launch" / "bench.py"), ["--dtype"], ["eager, fused"])
+
+
+def test_processes_become_one_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    times = {"ours: eager": rng.normal(8, 0.1, 50), "a peer": rng.normal(10, 0.1, 30)}
+    monkeypatch.setattr(isolation, "_one", lambda script, arguments, name: result({name: times[name]}))
+    found = isolation.isolated("bench.py", [], list(times))
+    mine, peer = found["rows"]
+    assert "ratio" not in mine
+    assert peer["ratio"][1] < 0.8 < peer["ratio"][2] < 0.85
+    assert found["missing"] == {"absent": "not installed"}
 
 
 def test_bad_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

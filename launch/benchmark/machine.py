@@ -16,7 +16,7 @@ from common import ROOT
 from gpu import asked, measure_rates
 from gpu import machine as gpu_machine
 
-SIDE, COPIED, REPEATS = 1024, 2**27, 10  # of matrices on a CPU; floats; of each measurement, the best of which counts
+SIDE, COPIED, REPEATS = 1024, 2**25, 10  # of matrices on a CPU; floats; of each measurement, the best of which counts
 PACKAGES = ("torch", "numpy", "openvino", "onnxruntime", "onnxruntime-gpu", "onnx", "onnxscript", "jax", "tensorrt")
 
 

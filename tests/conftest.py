@@ -85,7 +85,7 @@ def free_port() -> int:
 
 
 def launch(
-    script: str, *args: object, ranks: int = 0, cwd: Path = ROOT, timeout: float = 240
+    script: str | Path, *args: object, ranks: int = 0, cwd: Path = ROOT, timeout: float = 240
 ) -> subprocess.CompletedProcess:
     """Run a launch script: with python, or by torchrun with so many ranks, as in the README."""
     command = [sys.executable]

@@ -32,7 +32,7 @@ from benchmark.isolation import isolated
 from benchmark.machine import describe, possible
 from benchmark.measure import PICTURES, Settings, contenders, measure
 from benchmark.poster import SIZE, markdown, measure_poster, subject_of
-from benchmark.report import FEWEST, Result, best, read, result_name, show, write
+from benchmark.report import FEWEST, last_line, read, result_name, show, write
 from benchmark.subject import Subject, words
 from common import DEMO_MODEL, DTYPES, ROOT, Parser, Ranks, add_model_arguments, load_model, machine, run
 from gpu import exact_fp32
@@ -115,18 +115,6 @@ def introduce(header: dict, console: Console) -> None:
             f"possible here: {rate['flop_per_s'] / 1e9:.1f} GFLOP/s by a matrix product in {kind}, "
             f"{rate['bytes_per_s'] / 1e9:.1f} GB/s by a copy"
         )
-
-
-def last_line(result: Result, path: Path) -> dict:
-    """timm's columns of the fastest of ours, and how it stands against the fastest peer."""
-    mine, other = best(result["rows"], ours=True), best(result["rows"], ours=False)
-    line: dict = {"results": str(path), "contender": None, "best_peer": None, "ratio": None, "unstable": 0}
-    if fastest := mine or other:
-        timm = list(fastest)[: list(fastest).index("contender") + 1]
-        line = {**{key: fastest[key] for key in timm}, **{k: v for k, v in line.items() if k != "contender"}}
-    if mine and other:
-        line |= {"best_peer": other["contender"], "ratio": other.get("ratio")}
-    return line | {"unstable": sum(bool(row["unstable"]) for row in result["rows"])}
 
 
 def compare(old: Path, new: Path, console: Console) -> int:

@@ -6,8 +6,10 @@ import csv
 import importlib.util
 import itertools
 import json
+import os
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -41,6 +43,15 @@ from parallel_parnet import Config, Engine, ParNetError, fold
 QUIET = Console(quiet=True)
 HEADER = {"possible": {"float32": {"flop_per_s": 1e11, "bytes_per_s": 1e10}}}
 SMALL = Config((8, 16, 32, 64), num_classes=10)
+
+
+@pytest.fixture
+def _one_core() -> Iterator[None]:
+    """This process and those that it starts on one core, so that their threads do not wait for other tests'."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    yield
+    os.sched_setaffinity(0, cores)
 
 
 @cache
@@ -165,6 +176,7 @@ def test_a_peer_that_disagrees_is_not_compared() -> None:
     json.dumps(found, allow_nan=False)
 
 
+@pytest.mark.usefixtures("_one_core")
 def test_parity_failure_refuses(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     class Wrong(Engine):
         def __call__(self, x_nchw: Tensor) -> Tensor:
@@ -294,6 +306,7 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         bench_report.main()
 
 
+@pytest.mark.usefixtures("_one_core")
 def test_poster(monkeypatch: pytest.MonkeyPatch) -> None:
     def tiny() -> nn.Sequential:
         return nn.Sequential(nn.Conv2d(3, 8, 3, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
@@ -316,6 +329,7 @@ def test_poster(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "| 60.00 | 500 |" in text
 
 
+@pytest.mark.usefixtures("_one_core")
 def test_the_whole(tmp_path: Path) -> None:
     """Every peer that is installed, but for torch.compile, whose compilation takes longer than all the others, and
     some in one form instead of two."""
@@ -357,11 +371,12 @@ def test_the_whole(tmp_path: Path) -> None:
         assert 0 < own["overhead_us"] < own["infer_step_time"] * 1e3
 
 
+@pytest.mark.usefixtures("_one_core")
 def test_a_process_of_its_own(tmp_path: Path) -> None:
     arguments = ["--runs", "3", "--warmup", "1", "--device", "cpu"]
     found = isolation.isolated(str(ROOT / "launch" / "bench.py"), arguments, ["eager, fused"])
     assert [row["contender"] for row in found["rows"]] == ["eager, fused"]
-    with pytest.raises(ParNetError, match="--isolate: eager, fused: --dtype"):
+    with pytest.raises(ParNetError, match="--isolate: eager, fused: argument --dtype"):
         isolation.isolated(str(ROOT / "launch" / "bench.py"), ["--dtype"], ["eager, fused"])
 
 

@@ -29,8 +29,9 @@ def _jax(subject: Subject) -> Runner:
     if subject.device.type == "cuda" and jax.default_backend() != "gpu":
         raise ParNetError("this jax sees no GPU: pip install 'jax[cuda13]'")
     dtype = words(subject.dtype)
-    weights = {
-        name: jax.numpy.asarray(_shaped(tensor).numpy(), dtype) for name, tensor in subject.fused.state_dict().items()
+    weights = {  # norms and biases stay in fp32, as torch computes them whatever the type
+        name: jax.numpy.asarray(_shaped(tensor).numpy(), dtype if tensor.ndim == 4 else "float32")
+        for name, tensor in subject.fused.state_dict().items()
     }
     device = jax.devices()[subject.device.index or 0]
     weights = jax.device_put(weights, device)
@@ -76,8 +77,7 @@ class Network:
                 y = self.blocks(w, fusion, self.pair(w, fusion[0], feature, y))
             y = self.blocks(w, self.model.combine, self.pair(w, self.model.combine[0], features[-1], y))
         head = self.names[self.model.head["fc"]]
-        logits = y.mean((1, 2)) @ w[f"{head}.weight"].T + w[f"{head}.bias"]
-        return logits.astype("float32")
+        return y.astype("float32").mean((1, 2)) @ w[f"{head}.weight"].T + w[f"{head}.bias"]
 
     def blocks(self, w: Arrays, part: nn.Module, x: Any) -> Any:
         """Every block within a part of the network, one after the other."""
@@ -87,13 +87,13 @@ class Network:
         return x
 
     def block(self, w: Arrays, block: FusedBlock, x: Any) -> Any:
-        conv, gate = block.rbr_reparam, block.se.cvsig["conv"]
+        conv, gate, dtype = block.rbr_reparam, block.se.cvsig["conv"], x.dtype
         y = self.convolution(w, conv, x, conv.stride[0])
         if block.rbr_identity is not None:
             x = self.norm(w, block.rbr_identity, x)
         g = self.jax.nn.sigmoid(self.convolution(w, gate, x.mean((1, 2), keepdims=True)))
         y = y + x * g if block.rbr_identity is not None else y * (2 * g)
-        y = getattr(self.jax.nn, self.model.config.activation)(y)
+        y = getattr(self.jax.nn, self.model.config.activation)(y).astype(dtype)
         if conv.groups > 1:  # channel j of group g goes to place j * groups + g
             y = y.reshape(*y.shape[:3], conv.groups, -1).swapaxes(3, 4).reshape(y.shape)
         return y
@@ -103,13 +103,14 @@ class Network:
         y = self.jax.lax.conv_general_dilated(
             x, w[f"{name}.weight"], (stride, stride), [(edge, edge)] * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=conv.groups,
+            preferred_element_type=self.np.float32,  # or CPUs add up in bf16
         )  # fmt: skip
         return y if conv.bias is None else y + w[f"{name}.bias"]
 
     def norm(self, w: Arrays, norm: nn.BatchNorm2d, x: Any) -> Any:
         name = self.names[norm]
         scale = w[f"{name}.weight"] * self.jax.lax.rsqrt(w[f"{name}.running_var"] + norm.eps)
-        return x * scale + (w[f"{name}.bias"] - w[f"{name}.running_mean"] * scale)
+        return (x * scale + (w[f"{name}.bias"] - w[f"{name}.running_mean"] * scale)).astype(x.dtype)
 
     def pair(self, w: Arrays, pair: nn.Module, a: Any, b: Any) -> Any:
         """Batch norm on each, channels interleaved a0, b0, a1, b1, ..."""

@@ -23,6 +23,10 @@ from parallel_parnet.files import write_atomically
 
 SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 FEWEST = 50  # timed runs; rows with fewer say so
+TIMM = (
+    "model", "infer_samples_per_sec", "infer_step_time", "infer_batch_size", "infer_img_size", "param_count",
+    "infer_gmacs",
+)  # fmt: skip
 SHARES = (("gflop_per_s", "of_matmul"), ("gb_per_s", "of_copy"))
 KINDS = ("header", "rows", "missing", "disagree")
 
@@ -32,15 +36,9 @@ Result = dict
 
 def timm_columns(subject: Subject, median_ms: float) -> Row:
     """timm's names: milliseconds a step, millions of parameters, GMAC a picture."""
-    return {
-        "model": subject.name,
-        "infer_samples_per_sec": round(subject.batch / median_ms * 1e3, 3),
-        "infer_step_time": median_ms,
-        "infer_batch_size": subject.batch,
-        "infer_img_size": subject.size,
-        "param_count": round(subject.parameters / 1e6, 3),
-        "infer_gmacs": round(subject.flops / subject.batch / 2e9, 3),
-    }
+    speed, gmacs = round(subject.batch / median_ms * 1e3, 3), round(subject.flops / subject.batch / 2e9, 3)
+    parameters = round(subject.parameters / 1e6, 3)
+    return dict(zip(TIMM, (subject.name, speed, median_ms, subject.batch, subject.size, parameters, gmacs)))
 
 
 def row_of(entry: Entry, possible: Mapping[str, Mapping[str, float]], clocks: Sequence[float]) -> Row:
@@ -90,6 +88,19 @@ def _achieved(subject: Subject, kind: str, seconds: float, possible: Mapping[str
 def best(rows: Sequence[Row], ours: bool) -> Row | None:
     """The row with the smallest median latency, among ours or the peers."""
     return min((row for row in rows if row["ours"] == ours), key=lambda row: row["infer_step_time"], default=None)
+
+
+def last_line(result: Result, path: Path) -> Row:
+    """timm's columns of the fastest of ours, and how it stands against the fastest peer."""
+    mine, other = best(result["rows"], ours=True), best(result["rows"], ours=False)
+    fastest = mine or other or {}
+    return {
+        **{key: fastest.get(key) for key in (*TIMM, "contender")},
+        "best_peer": other and other["contender"],
+        "ratio": other and other.get("ratio"),
+        "unstable": sum(bool(row["unstable"]) for row in result["rows"]),
+        "results": str(path),
+    }
 
 
 def add_ratios(rows: Sequence[Row], paired: bool) -> None:

@@ -35,7 +35,7 @@ from benchmark.poster import SIZE, markdown, measure_poster, subject_of
 from benchmark.report import FEWEST, last_line, read, result_name, show, write
 from benchmark.subject import Subject, words
 from common import DEMO_MODEL, DTYPES, ROOT, Parser, Ranks, add_model_arguments, load_model, machine, run
-from gpu import exact_fp32
+from gpu import exact_fp32, require_gpu
 from parallel_parnet import ParNetError, fold
 from parallel_parnet.files import write_atomically
 
@@ -166,7 +166,8 @@ def main() -> int:
     if args.compare:
         return compare(*args.compare, console)
     threads, device = ranks.take_threads(), ranks.device(args.device)
-    if device.type == "cuda" and DTYPES[args.dtype] == torch.float32:
+    if device.type == "cuda":
+        require_gpu()
         exact_fp32()
     settings = Settings(args.runs, min(Settings.least, args.runs), args.warmup, args.budget)
     if args.poster:

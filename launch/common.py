@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -75,6 +76,15 @@ def machine(device: torch.device) -> str:
 def slug(machine: str) -> str:
     """A machine's name for use in a file's."""
     return re.sub("[^a-z0-9]+", "-", machine.lower()).strip("-")
+
+
+def process_age() -> float | None:
+    """Seconds since this process was started, imports included; None where only Linux would tell."""
+    try:
+        started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    except FileNotFoundError:
+        return None
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started
 
 
 class Parser(argparse.ArgumentParser):

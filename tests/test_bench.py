@@ -400,6 +400,7 @@ def test_bad_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (("--compare", tmp_path / "a", tmp_path / "b"), "no result of"),
         (("--poster", "--isolate"), "leave --isolate out"),
         (("--speed", "high"), "see --help"),
+        *[(("--device", "cuda"), "torch sees no NVIDIA GPU")] * (not torch.cuda.is_available()),
     ):
         monkeypatch.setattr(sys, "argv", ["bench.py", *map(str, arguments)])
         with pytest.raises(ParNetError, match=message):

@@ -82,9 +82,7 @@ class DistributedExecutor:
         )
         self.program, self.placement, self.lane, self.device = program, placement, lane, device
         self.name, self.precision, self.storage = backend, dtype, storage_type(backend, dtype)
-        # in the order of sending, in which lanes post their receives
-        order = {name: i for i, name in enumerate([INPUT, *program.by_name])}
-        self.transfers = sorted(placement.transfers(program), key=lambda t: order[t.feature])
+        self.transfers = placement.transfers(program)
         others = [lane for lane in range(placement.lanes) if lane != placement.coordinator]
         headers = [Transfer("the next request", placement.coordinator, lane) for lane in others]
         times = [Transfer("times", lane, placement.coordinator) for lane in others]
@@ -100,9 +98,7 @@ class DistributedExecutor:
 
     def __call__(self, x_nchw: Tensor) -> Tensor:
         """Logits, fp32, on the picture's device. On the coordinator only."""
-        if self._pending:
-            raise ParNetError("a map of this engine is still running: take all its answers, or close it, first")
-        self._begin(RUN, x_nchw)
+        self._begin(RUN, x_nchw, alone=True)
         return self._answer()
 
     def map(self, pictures: Iterable[Tensor]) -> Generator[Tensor]:
@@ -138,7 +134,7 @@ class DistributedExecutor:
 
     def profile(self, x_nchw: Tensor) -> list[Recorder]:
         """Run once, operation by operation in eager mode, transfers included: a recorder of spans for each lane."""
-        own = self._begin(PROFILE, x_nchw).recorder
+        own = self._begin(PROFILE, x_nchw, alone=True).recorder
         self._answer()
         assert own is not None
         return [own if lane == self.lane else self._receive_times(lane) for lane in range(self.placement.lanes)]
@@ -166,8 +162,10 @@ class DistributedExecutor:
         except ParNetError as error:
             raise LaneError(f"refused what rank {self.placement.coordinator} announced: {error}") from None
 
-    def _begin(self, command: int, x_nchw: Tensor) -> _Request:
-        """Announce a request to the other lanes, and send the picture."""
+    def _begin(self, command: int, x_nchw: Tensor, alone: bool = False) -> _Request:
+        """Announce a request to the other lanes, and send the picture. alone: the caller wants its answer next."""
+        if alone and self._pending:
+            raise ParNetError("a map of this engine is still running: take all its answers, or close it, first")
         n, _, h, w = x_nchw.shape
         sizes = self._sizes(n, h, w)
         if max(sizes, default=0) > MAX_FEATURE_BYTES:

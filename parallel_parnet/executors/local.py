@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,8 +12,8 @@ from ..profiling.spans import Recorder
 from ..program import INPUT, Program
 from .backends import Runner, compile_module, storage_type
 from .segment import SegmentModule
-
-MAX_SHAPES = 8  # input shapes with compiled segments; the oldest goes first
+from .shapes import MAX_SHAPES as MAX_SHAPES
+from .shapes import Shapes
 
 
 class LocalExecutor:
@@ -32,41 +32,50 @@ class LocalExecutor:
             SegmentModule(program, s, self.storage, devices[s.lane], self.memory_format)
             for s in placement.segments(program)
         ]
-        self._runners: dict[tuple[int, ...], list[Runner]] = {}
+        self._runners: Shapes[tuple[int, ...], list[Runner]] = Shapes(lambda shape: [])
 
     @torch.inference_mode()
     def __call__(self, x_nchw: Tensor) -> Tensor:
         """Logits, fp32, on the picture's device."""
-        runners = self._runners.setdefault(tuple(x_nchw.shape), [])
-        if len(self._runners) > MAX_SHAPES:
-            del self._runners[next(iter(self._runners))]
+        runners = self._runners(x_nchw.shape)
         features = self._start(x_nchw)
         for i, module in enumerate(self.modules):
-            reads = self._on_lane(module, features)
+            reads = on_device(module, self.devices[module.segment.lane], features)
             if len(runners) <= i:
                 runners.append(compile_module(module, self.name, reads, self.precision))
             features.update(zip(module.segment.writes, runners[i](*reads), strict=True))
         return features[self.program.output].to(x_nchw.device, torch.float32)
 
-    @torch.inference_mode()
     def profile(self, x_nchw: Tensor) -> list[Recorder]:
         """Run once, operation by operation in eager mode, and return a recorder of spans for each lane."""
-        recorders = [Recorder(synchroniser(device)) for device in self.devices]
-        features = self._start(x_nchw)
-        for module in self.modules:
-            outputs = module.run(self._on_lane(module, features), recorders[module.segment.lane])
-            features.update(zip(module.segment.writes, outputs, strict=True))
-        return recorders
+        return profile(self.modules, self.devices, self._start(x_nchw))
 
     def _start(self, x_nchw: Tensor) -> dict[str, Tensor]:
         return {INPUT: x_nchw.to(self.storage, memory_format=self.memory_format)}
 
-    def _on_lane(self, module: SegmentModule, features: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        device = self.devices[module.segment.lane]
-        return tuple(features[name].to(device, non_blocking=True) for name in module.segment.reads)
-
     def close(self, status: int = 0) -> None:
         """Nothing to release."""
+
+
+@torch.inference_mode()
+def profile(
+    modules: Sequence[SegmentModule], devices: Sequence[torch.device], features: dict[str, Tensor]
+) -> list[Recorder]:
+    """Run segments once, operation by operation in eager mode: a recorder of spans for each lane, each on its device.
+
+    features: the picture as `program.INPUT`, of the modules' type.
+    """
+    recorders = [Recorder(synchroniser(device)) for device in devices]
+    for module in modules:
+        lane = module.segment.lane
+        outputs = module.run(on_device(module, devices[lane], features), recorders[lane])
+        features.update(zip(module.segment.writes, outputs, strict=True))
+    return recorders
+
+
+def on_device(module: SegmentModule, device: torch.device, features: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    """What a segment reads, moved to its lane's device."""
+    return tuple(features[name].to(device, non_blocking=True) for name in module.segment.reads)
 
 
 def synchroniser(device: torch.device) -> Callable[[], None]:

@@ -54,11 +54,16 @@ def _openvino(subject: Subject, network: nn.Module) -> Runner:
     compiled = openvino.Core().compile_model(model, "CPU", settings)
     ran = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     request = compiled.create_infer_request()
+
+    def call(picture: Any) -> Any:
+        request.set_input_tensor(picture)
+        return request.infer(share_outputs=True)[0]
+
     return Runner(
-        lambda picture: request.infer([picture], share_inputs=True, share_outputs=True)[0],
-        f"convert_model(network), {settings}",
+        call,
+        f"convert_model(network), {settings}, inputs and outputs shared",
         {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}.get(ran, ran),
-        take=lambda picture: picture.numpy(),
+        take=lambda picture: openvino.Tensor(picture.numpy(), shared_memory=True),
         logits=torch.tensor,
     )
 

@@ -89,7 +89,7 @@ def watch(agent: Forked, case: Case, folder: Path, deadline: float) -> Seen:
     ended: dict[int, float] = {}
     others = {rank for rank in range(case.ranks) if rank != case.rank}
     while agent.poll() is None and time.monotonic() < deadline:
-        pids = {rank: pid_of(folder, 0, rank) for rank in range(case.ranks)}
+        pids = {rank: pid_of(folder, rank) for rank in range(case.ranks)}
         for rank, pid in pids.items():
             if rank not in ended and pid and state(pid) in "ZX?":
                 ended[rank] = time.monotonic()
@@ -167,9 +167,9 @@ def told_by(case: Case, log: str) -> set[int]:
     return {int(rank) for rank in re.findall(rf"error on rank (\d+): (?:{lost} while rank \1 was \w|{late})", log)}
 
 
-def pid_of(folder: Path, generation: int, rank: int) -> int | None:
-    """The process of a rank, once it has noted itself."""
-    note = folder / f"pid.{generation}.{rank}"
+def pid_of(folder: Path, rank: int) -> int | None:
+    """The process of a rank of the first generation, once it has noted itself."""
+    note = folder / f"pid.0.{rank}"
     return int(note.read_text()) if note.exists() else None
 
 

@@ -38,6 +38,7 @@ from parallel_parnet.files import write_atomically
 from parallel_parnet.preprocess import Preprocess, find_images
 from parallel_parnet.transport import Transport, join_ranks
 from planning import find_link, plan_for_ranks
+from tracing import add_trace_arguments, check_trace_arguments, write_traces
 
 KEPT_BATCHES = 16  # batches kept in memory for timing: enough that no cache holds the answer
 PROFILE_PASSES = 10
@@ -73,8 +74,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=5, help="passes before them (default: %(default)s)")
     parser.add_argument("--verify", action="store_true", help="compare with the sequential fp32 reference")
     parser.add_argument("--json", type=Path, help="write all results to this file")
+    add_trace_arguments(parser)
     parser.add_argument("--timeout", type=float, default=60, help="seconds to wait for a rank (default: %(default)s)")
     args = parser.parse_args()
+    check_trace_arguments(args)
     for name in ("batch_size", "iterations", "streams_per_gpu"):
         if getattr(args, name) < 1:
             raise ParNetError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
@@ -167,7 +170,7 @@ def stage_times(engine: Engine, x: Tensor) -> list[dict[str, float]]:
     by_name = engine.program.by_name
 
     def label(span: str) -> str:
-        return by_name[span].label if span in by_name else "waiting" if span.startswith("wait ") else span
+        return by_name[span].label if span in by_name else "waiting" if span.startswith("wait ") else "sending"
 
     passes = [[lane.totals(label) for lane in engine.profile(x)] for _ in range(PROFILE_PASSES)]
     return [
@@ -305,6 +308,7 @@ def coordinate(
             f"relative {relative:.1e} (limit {limit:.0e})"
         )
         status = status if relative <= limit else 1
+    write_traces(engine, answers.batches[0], args, console)
     if args.json:
         write_atomically(args.json, json.dumps(result, indent=1) + "\n")
     return status

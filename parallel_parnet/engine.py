@@ -13,6 +13,7 @@ from .executors.backends import BACKENDS, arithmetic, has_openvino
 from .executors.distributed import DistributedExecutor
 from .executors.local import LocalExecutor
 from .placement import Placement
+from .profiling.clocks import Clock
 from .profiling.spans import Recorder
 from .program import Program, check_input
 from .transport import Transport
@@ -114,6 +115,17 @@ class Engine:
         """One eager pass, operation by operation: the spans of each lane, waits for other lanes included."""
         check_input(self.program, x_nchw)
         return self._executor.profile(x_nchw)
+
+    def trace(self, x_nchw: Tensor) -> list[Recorder]:
+        """A few requests as calls run them: the spans of each lane, and what its GPU ran."""
+        check_input(self.program, x_nchw)
+        return self._executor.trace(x_nchw)
+
+    def clocks(self) -> list[Clock]:
+        """Each lane's clock against the coordinator's."""
+        if isinstance(self._executor, DistributedExecutor):
+            return self._executor.clocks()
+        return [Clock()] * self.placement.lanes
 
     def close(self, status: int = 0) -> None:
         """End the other ranks' `serve` with this status. Does nothing on them, or in one process."""

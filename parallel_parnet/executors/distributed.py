@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from ..placement import Placement
-from ..profiling.spans import Recorder
+from ..profiling.clocks import Clock, answer, ask
+from ..profiling.lanes import hear, tell
+from ..profiling.ranges import Ranges
+from ..profiling.spans import GATHER, REQUEST, Recorder, Spans, send_name, span, wait_name
+from ..profiling.traced import traced
 from ..program import INPUT, Program
 from ..transport import Pending, Transport
 from .backends import Runner, compile_module, storage_type
 from .local import MAX_SHAPES, synchroniser
 from .segment import SegmentModule
 
-STOP, RUN, PROFILE = range(3)
+STOP, RUN, PROFILE, TRACE, CLOCK = range(5)
 
 
 class _Shape:
@@ -46,13 +48,14 @@ class DistributedExecutor:
             for s in placement.segments(program)
             if s.lane == transport.lane
         ]
+        self.ranges = Ranges.of(program)
         self._shapes: dict[tuple[int, ...], _Shape] = {}
         transport.agree(program.digest)
 
     def __call__(self, x_nchw: Tensor) -> Tensor:
         """Logits, fp32, on the picture's device. On the coordinator only."""
-        self._announce(RUN, x_nchw)
-        logits = self._run(x_nchw, None)
+        with span(self.ranges, REQUEST):
+            logits = self._request(x_nchw, self.ranges)
         assert logits is not None
         return logits.to(x_nchw.device, torch.float32)
 
@@ -62,52 +65,65 @@ class DistributedExecutor:
             command, *shape = self.transport.announce([0] * 4, self.placement.coordinator)
             if command == STOP:
                 return shape[0]
+            if command == CLOCK:
+                answer(self.transport, self.placement.coordinator, len(self.transfers))
+                continue
+            picture = torch.empty(shape[0], 3, *shape[1:], device="meta")
             if command == RUN:
-                self._run(torch.empty(shape[0], 3, *shape[1:], device="meta"), None)
+                with span(self.ranges, REQUEST):
+                    self._run(picture, self.ranges)
             else:
-                self._profile(torch.empty(shape[0], 3, *shape[1:], device="meta"))
+                recorder = self._recorded(command, picture)
+                tell(self.transport, self.placement.coordinator, len(self.transfers), recorder)
 
     def profile(self, x_nchw: Tensor) -> list[Recorder]:
         """Run once, operation by operation in eager mode, waits included: a recorder of spans for each lane."""
-        self._announce(PROFILE, x_nchw)
-        own = self._profile(x_nchw)
-        recorders = []
-        for lane in range(self.placement.lanes):
-            if lane == self.transport.lane:
-                recorders.append(own)
-                continue
-            names = self._span_names(lane)
-            times = torch.empty(len(names), 2, dtype=torch.float64)
-            self.transport.wait(self.transport.receive(times, lane, len(self.transfers), "times"), "times")
-            recorders.append(Recorder.of(names, times.tolist()))
-        return recorders
+        return self._record(PROFILE, x_nchw)
+
+    def trace(self, x_nchw: Tensor) -> list[Recorder]:
+        """Run a few requests as calls run them: a recorder of spans for each lane."""
+        return self._record(TRACE, x_nchw)
+
+    def clocks(self) -> list[Clock]:
+        """Each lane's clock against the coordinator's."""
+        self.transport.announce([CLOCK, 0, 0, 0], self.placement.coordinator)
+        here, tag = self.transport.lane, len(self.transfers)
+        return [Clock() if lane == here else ask(self.transport, lane, tag) for lane in range(self.placement.lanes)]
 
     def close(self, status: int = 0) -> None:
         """End the other lanes' `serve`. On the coordinator only."""
         self.transport.announce([STOP, status, 0, 0], self.placement.coordinator)
 
+    def _request(self, x_nchw: Tensor, spans: Spans | None) -> Tensor | None:
+        coordinates = self.transport.lane == self.placement.coordinator
+        with span(spans, send_name(REQUEST) if coordinates else wait_name(REQUEST)):
+            self._announce(RUN, x_nchw)
+        return self._run(x_nchw, spans)
+
     def _announce(self, command: int, x_nchw: Tensor) -> None:
         n, _, h, w = x_nchw.shape
         self.transport.announce([command, n, h, w], self.placement.coordinator)
 
-    def _profile(self, x_nchw: Tensor) -> Recorder:
-        recorder = Recorder(synchroniser(self.device))
-        self._run(x_nchw, recorder)
-        coordinator = self.placement.coordinator
-        if self.transport.lane != coordinator:
-            by_name = {span.name: span for span in recorder.spans}
-            spans = [by_name[name] for name in self._span_names(self.transport.lane)]
-            times = torch.tensor([[s.start, s.end] for s in spans], dtype=torch.float64).view(-1, 2)
-            self.transport.wait(self.transport.send(times, coordinator, len(self.transfers), "times"), "times")
+    def _record(self, command: int, x_nchw: Tensor) -> list[Recorder]:
+        self._announce(command, x_nchw)
+        own, lanes = self._recorded(command, x_nchw), range(self.placement.lanes)
+        here, tag = self.transport.lane, len(self.transfers)
+        return [own if lane == here else hear(self.transport, lane, tag) for lane in lanes]
+
+    def _recorded(self, command: int, x_nchw: Tensor) -> Recorder:
+        synchronise = synchroniser(self.device)
+        if command == TRACE:
+            return traced(lambda spans: self._request(x_nchw, spans), self.device, synchronise, self.ranges)
+        recorder = Recorder(synchronise)
+        self._run(x_nchw, recorder, eager=True)
         return recorder
 
-    def _span_names(self, lane: int) -> list[str]:
-        waits = [wait_name(t.feature) for t in self.transfers if t.target == lane]
-        return waits + [op.name for op in self.program.operations if lane in self.placement.where[op.name]]
-
     @torch.inference_mode()
-    def _run(self, x_nchw: Tensor, recorder: Recorder | None) -> Tensor | None:
-        """This lane's part of one request; `x_nchw` matters beyond its shape on the coordinator alone."""
+    def _run(self, x_nchw: Tensor, spans: Spans | None, eager: bool = False) -> Tensor | None:
+        """This lane's part of one request; `x_nchw` matters beyond its shape on the coordinator alone.
+
+        eager: operation by operation, each in a span of its own.
+        """
         lane, shape = self.transport.lane, self._shape(tuple(x_nchw.shape))
         arriving: dict[str, tuple[Tensor, Pending]] = {}
         for tag, buffer in shape.buffers:
@@ -119,27 +135,33 @@ class DistributedExecutor:
         def receive(name: str) -> None:
             if name in arriving:
                 features[name], work = arriving.pop(name)
-                with_span(recorder, wait_name(name), lambda: self.transport.wait(work, name))
+                with span(spans, wait_name(name)):
+                    self.transport.wait(work, name)
 
         def send(name: str) -> None:
             for tag, t in enumerate(self.transfers):
                 if t.feature == name and t.source == lane:
                     feature = features[name].contiguous(memory_format=_format(features[name]))
-                    sends.append((self.transport.send(feature, t.target, tag, name), name))
+                    with span(spans, send_name(name)):
+                        sends.append((self.transport.send(feature, t.target, tag, name), name))
 
         if lane == self.placement.coordinator:
             features[INPUT] = x_nchw.to(self.device, self.storage, memory_format=torch.channels_last)
             send(INPUT)
         for i, module in enumerate(self.modules):
-            for name in module.segment.reads:
-                receive(name)
+            gathers = lane == self.placement.coordinator and arriving.keys() & module.segment.reads
+            with span(spans if gathers else None, GATHER):
+                for name in module.segment.reads:
+                    receive(name)
             reads = tuple(features[name] for name in module.segment.reads)
-            if recorder:
-                outputs = module.run(reads, recorder)
+            if eager:
+                outputs = module.run(reads, spans)
             else:
                 if len(shape.runners) <= i:
                     shape.runners.append(compile_module(module, self.name, reads, self.precision))
-                outputs = shape.runners[i](*reads)
+                by_operation = spans is not None and self.name == "eager"
+                with span(spans, module.label):
+                    outputs = module.run(reads, spans) if by_operation else shape.runners[i](*reads)
             features.update(zip(module.segment.writes, outputs, strict=True))
             for name in module.segment.writes:
                 send(name)
@@ -166,20 +188,6 @@ class DistributedExecutor:
     def _buffer(self, shape: tuple[int, ...]) -> Tensor:
         buffer = torch.empty(shape, dtype=self.storage, device=self.device)
         return buffer.contiguous(memory_format=_format(buffer))
-
-
-def wait_name(feature: str) -> str:
-    """Name of the span in which a lane waits for a feature."""
-    return f"wait {feature}"
-
-
-def with_span(recorder: Recorder | None, name: str, action: Callable[[], None]) -> None:
-    """Do it, in a span where there is a recorder."""
-    if recorder is None:
-        action()
-    else:
-        with recorder.span(name):
-            action()
 
 
 def _format(feature: Tensor) -> torch.memory_format:

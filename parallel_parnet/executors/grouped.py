@@ -16,7 +16,9 @@ from ..kernels.geometry import Geometry
 from ..kernels.launch import Launch
 from ..kernels.level import level
 from ..kernels.packing import pack_border, pack_gate_weight, pack_weight
-from ..profiling.spans import Recorder
+from ..profiling.ranges import Ranges
+from ..profiling.spans import REQUEST, Recorder, Spans, span
+from ..profiling.traced import traced
 from ..program import INPUT, Operation, Program
 from .local import MAX_SHAPES, synchroniser
 
@@ -40,12 +42,13 @@ class Plan:
         self.launches = [self._launch(program, group) for group in program.groups]
         self.logits = self._features[program.output][0]
 
-    def run(self, x_nchw: Tensor) -> Tensor:
+    def run(self, x_nchw: Tensor, spans: Spans | None = None) -> Tensor:
         """Logits fp32 [N, classes], in a buffer that the next run overwrites."""
         self.picture.copy_(x_nchw)
         with torch.cuda.device_of(self.picture):
             for launch in self.launches:
-                launch()
+                with span(spans, launch.name):
+                    launch()
         return self.logits
 
     def _launch(self, program: Program, group: tuple[Operation, ...]) -> Launch:
@@ -117,6 +120,7 @@ class GroupedExecutor:
         self.program, self.device, self.precision = program, device, dtype
         self.table = table or Table.of_device(device)
         self.weights = pack(program, dtype, device)
+        self.ranges = Ranges.of(program)
         self._plans: dict[tuple[int, ...], Plan] = {}
 
     def plan(self, n: int, h: int, w: int) -> Plan:
@@ -127,11 +131,19 @@ class GroupedExecutor:
             self._plans[n, h, w] = Plan(self.program, self.weights, n, h, w, self.table)
         return self._plans[n, h, w]
 
-    @torch.inference_mode()
     def __call__(self, x_nchw: Tensor) -> Tensor:
         """Logits, fp32, on the picture's device."""
+        with span(self.ranges, REQUEST):
+            return self._run(x_nchw, self.ranges)
+
+    def trace(self, x_nchw: Tensor) -> list[Recorder]:
+        """Run a few requests as calls run them: a recorder of spans for the one lane."""
+        return [traced(lambda spans: self._run(x_nchw, spans), self.device, synchroniser(self.device), self.ranges)]
+
+    @torch.inference_mode()
+    def _run(self, x_nchw: Tensor, spans: Spans | None) -> Tensor:
         n, _, h, w = x_nchw.shape
-        return self.plan(n, h, w).run(x_nchw).to(x_nchw.device, copy=True)
+        return self.plan(n, h, w).run(x_nchw, spans).to(x_nchw.device, copy=True)
 
     @torch.inference_mode()
     def profile(self, x_nchw: Tensor) -> list[Recorder]:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from ..placement import Placement
-from ..profiling.spans import Recorder
+from ..profiling.ranges import Ranges
+from ..profiling.spans import REQUEST, Recorder, Spans, span
+from ..profiling.traced import traced
 from ..program import INPUT, Program
 from .backends import Runner, compile_module, storage_type
 from .segment import SegmentModule
@@ -32,11 +34,21 @@ class LocalExecutor:
             SegmentModule(program, s, self.storage, devices[s.lane], self.memory_format)
             for s in placement.segments(program)
         ]
+        self.ranges = Ranges.of(program)
         self._runners: dict[tuple[int, ...], list[Runner]] = {}
 
-    @torch.inference_mode()
     def __call__(self, x_nchw: Tensor) -> Tensor:
         """Logits, fp32, on the picture's device."""
+        with span(self.ranges, REQUEST):
+            return self._run(x_nchw, self.ranges)
+
+    def trace(self, x_nchw: Tensor) -> list[Recorder]:
+        """Run a few requests as calls run them: this process's spans, on its first lane."""
+        recorder = traced(lambda spans: self._run(x_nchw, spans), self.devices[0], self._synchronise, self.ranges)
+        return [recorder, *(Recorder() for _ in self.devices[1:])]
+
+    @torch.inference_mode()
+    def _run(self, x_nchw: Tensor, spans: Spans | None) -> Tensor:
         runners = self._runners.setdefault(tuple(x_nchw.shape), [])
         if len(self._runners) > MAX_SHAPES:
             del self._runners[next(iter(self._runners))]
@@ -45,7 +57,10 @@ class LocalExecutor:
             reads = self._on_lane(module, features)
             if len(runners) <= i:
                 runners.append(compile_module(module, self.name, reads, self.precision))
-            features.update(zip(module.segment.writes, runners[i](*reads), strict=True))
+            by_operation = spans is not None and self.name == "eager"
+            with span(spans, module.label):
+                outputs = module.run(reads, spans) if by_operation else runners[i](*reads)
+            features.update(zip(module.segment.writes, outputs, strict=True))
         return features[self.program.output].to(x_nchw.device, torch.float32)
 
     @torch.inference_mode()
@@ -57,6 +72,10 @@ class LocalExecutor:
             outputs = module.run(self._on_lane(module, features), recorders[module.segment.lane])
             features.update(zip(module.segment.writes, outputs, strict=True))
         return recorders
+
+    def _synchronise(self) -> None:
+        for device in set(self.devices):
+            synchroniser(device)()
 
     def _start(self, x_nchw: Tensor) -> dict[str, Tensor]:
         return {INPUT: x_nchw.to(self.storage, memory_format=self.memory_format)}

@@ -1,0 +1,145 @@
+"""--trace and --report for every script that runs the engine: record some requests, merge the lanes, write."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from statistics import median
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from parallel_parnet import Engine, ParNetError
+from parallel_parnet.costs import Costs, Measured
+from parallel_parnet.kernels.rates import Rates
+from parallel_parnet.planner import schedule
+from parallel_parnet.profiling import advice, report, trace_format
+from parallel_parnet.profiling.clocks import Clock
+from parallel_parnet.profiling.spans import Recorder
+from parallel_parnet.profiling.timeline import Operations, Timeline
+from planning import find_link
+
+EAGER_PASSES = 5
+SIDE, COPIED, REPEATS = 1024, 2**26, 5  # of the measured floor on a CPU: matrix side, bytes, and runs of each
+
+
+def add_trace_arguments(parser: argparse.ArgumentParser) -> None:
+    """--trace and --report."""
+    parser.add_argument("--trace", type=Path, help="write a trace for Perfetto, .json or .json.gz, after the timing")
+    parser.add_argument("--report", type=Path, help="write the same as one page, .html, after the timing")
+
+
+def check_trace_arguments(args: argparse.Namespace) -> None:
+    """ParNetError, before anything has run, for a place that cannot be written."""
+    for path, endings in ((args.trace, trace_format.SUFFIXES), (args.report, (".html",))):
+        if path and not path.name.endswith(endings):
+            raise ParNetError(f"{path}: give a name that ends in {' or '.join(endings)}")
+        if path and not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+            raise ParNetError(f"{path}: cannot be written (no such folder, or not yours to write)")
+
+
+def write_traces(engine: Engine, pictures: Tensor, args: argparse.Namespace, console: Console) -> None:
+    """On the coordinator, while the other ranks serve: what --trace and --report ask for, after all measurements.
+
+    A trace that cannot be made costs one line, and not the run.
+    """
+    if not (args.trace or args.report):
+        return
+    clocks = engine.clocks()
+    real = engine.trace(pictures)
+    engine.profile(pictures)  # warm-up
+    eager = [engine.profile(pictures) for _ in range(EAGER_PASSES)]
+    try:
+        timeline = merged(engine, pictures, clocks, real, eager, getattr(args, "link", None))
+        if args.trace:
+            trace_format.write(timeline, args.trace)
+        if args.report:
+            report.write(timeline, args.report)
+        console.print(f"trace: {advice.Story.of(timeline).headline}")
+    except ParNetError as error:
+        console.print(f"warning: no trace: {error}")
+
+
+def merged(
+    engine: Engine, pictures: Tensor, clocks: list[Clock], real: list[Recorder], eager: list[list[Recorder]],
+    link: str | None = None,
+) -> Timeline:  # fmt: skip
+    """The lanes' spans on one clock, with all that a reader needs to judge them."""
+    program, placement = engine.program, engine.placement
+    size, batch = pictures.shape[-1], len(pictures)
+    costs = {row.name: row for row in program.cost(size, batch, engine.dtype.itemsize).operations}
+    spans = [span for lanes in eager for lane in lanes for span in lane.spans]
+    times = {op.name: [s.end - s.start for s in spans if s.name == op.name] for op in program.operations}
+    rates = measured_rates(engine.device, engine.dtype)
+    about = {
+        "executor": engine.executor,
+        "device": str(engine.device),
+        "dtype": str(engine.dtype).removeprefix("torch."),
+        "size": size,
+        "batch": batch,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load_average": round(os.getloadavg()[0], 1),
+        "rows": {
+            "real path": "requests as the executor runs them; the device is waited for at their end alone",
+            "operation by operation, eager": "each operation by itself in eager mode, waited for: slower in sum",
+        },
+        "clocks": [asdict(clock) | {"applied": clock.applied} for clock in clocks],
+        "operations": [
+            {
+                "name": op.name, "label": op.label, "level": op.level, "reads": list(op.inputs),
+                "flops": costs[op.name].flops, "bytes": costs[op.name].bytes, "seconds": median(times[op.name]),
+            }
+            for op in program.operations
+        ],
+        "floor": {"flops_per_s": rates.flops, "bytes_per_s": rates.bytes, "of": rates.gpu},
+    }  # fmt: skip
+    about["predicted"] = predicted(engine, pictures, {name: min(t) for name, t in times.items()}, clocks, link)
+    return Timeline.of(Operations.of(program, placement), about, clocks, real, eager)
+
+
+def predicted(
+    engine: Engine, pictures: Tensor, seconds: dict[str, float], clocks: list[Clock], link: str | None
+) -> dict:
+    """The planner's schedule of the same placement, from the operations as they were measured here."""
+    device = Measured("measured", seconds, f"each operation's fastest of {EAGER_PASSES} eager passes of this run")
+    way = find_link(link or ("nvlink" if engine.device.type == "cuda" else "loopback"))
+    size, batch = pictures.shape[-1], len(pictures)
+    costs = Costs.of(engine.program, device, way, size, batch, engine.dtype.itemsize)
+    cores = os.cpu_count() if engine.device.type == "cpu" and all(clock.shared for clock in clocks) else None
+    found = schedule(engine.program, engine.placement, costs, cores)
+    return {
+        "makespan": found.makespan,
+        "runs": [[run.lane, run.operations[0], run.start, run.end] for run in found.runs],
+        "sources": [*costs.sources, f"{cores} cores shared" if cores else "a processor for each lane"],
+    }
+
+
+def measured_rates(device: torch.device, dtype: torch.dtype) -> Rates:
+    """What the device reaches at best: a large product and a large copy, measured now."""
+    if device.type == "cuda":
+        from gpu import measure_rates  # here, since it needs triton, which is only installed on Linux
+
+        return measure_rates(device, dtype)
+    a, b = (torch.randn(SIDE, SIDE, dtype=dtype) for _ in range(2))
+    source = torch.zeros(COPIED, dtype=torch.uint8)
+    target = torch.zeros_like(source)
+
+    def fastest(work: object) -> float:
+        times = []
+        for _ in range(REPEATS):
+            start = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    threads = torch.get_num_threads()
+    copy, product = fastest(lambda: target.copy_(source)), fastest(lambda: a @ b)
+    return Rates(f"this CPU, {threads} thread(s)", 2 * COPIED / copy, 2 * SIDE**3 / product, threads)

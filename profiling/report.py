@@ -1,0 +1,121 @@
+"""One page that tells where a request's time went: lanes, operations, transfers, critical path, levels.
+
+Everything is in the file: data as JSON, drawn by report.js into report.html; a browser fetches nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ..files import write_atomically
+from ..kernels.rates import Rates
+from .advice import Story
+from .colours import COLOURS, NEUTRAL
+from .critical import COMPUTING, OVERHEAD, TRAVELLING, Step, critical_path, lane_times, overlap
+from .timeline import EAGER, REAL, Bar, Pass, Timeline
+
+HERE = Path(__file__).parent
+
+
+def write(timeline: Timeline, path: Path) -> None:
+    """Write the page; ParNetError where the place cannot be written."""
+    write_atomically(path, page(timeline))
+
+
+def page(timeline: Timeline) -> str:
+    """The page as text."""
+    data = json.dumps(content(timeline)).replace("</", "<\\/")
+    text = (HERE / "report.html").read_text(encoding="utf-8")
+    return text.replace("/*SCRIPT*/", (HERE / "report.js").read_text(encoding="utf-8")).replace("/*DATA*/", data)
+
+
+def content(timeline: Timeline) -> dict:
+    """What the page shows, times in seconds from the start of the request."""
+    story, about = Story.of(timeline), timeline.about
+    real = panel("Real path", story.one, list(story.path))
+    real["note"] = (
+        f"One request as the {about['executor']} executor runs it, the median of {len(timeline.passes(REAL))} traced "
+        "ones; bars are segments: operations that a lane runs without waiting in between."
+    )
+    panels = [real]
+    if timeline.passes(EAGER):
+        one = timeline.typical(EAGER)
+        panels.append(panel("Operation by operation", one, critical_path(one)))
+        panels[-1]["note"] = (
+            f"A second pass in eager mode, each operation by itself, the median of {len(timeline.passes(EAGER))}; "
+            "slower in sum than the real path, whatever that is."
+        )
+        panels[-1]["predicted"] = about["predicted"]
+    return {
+        "headline": story.headline,
+        "about": {key: about[key] for key in ("executor", "device", "dtype", "size", "batch", "date", "torch", "cores")}
+        | {"lanes": timeline.known.lanes, "load": about["load_average"]},
+        "colours": COLOURS | {"": NEUTRAL},
+        "labels": list(dict.fromkeys(timeline.known.labels.values())),
+        "shares": [
+            {"text": _words(s.kind, s.what), "kind": s.kind, "label": s.what, "seconds": s.seconds}
+            for s in story.shares
+        ],
+        "panels": panels,
+        "lanes": [vars(time) for time in lane_times(story.one)],
+        "total": story.one.seconds,
+        "overlap": overlap(story.one),
+        "fixes": story.fixes(timeline),
+        "levels": levels(timeline),
+        "operations": about["operations"],
+        "floor": about["floor"],
+        "clocks": about["clocks"],
+    }  # fmt: skip
+
+
+def panel(title: str, one: Pass, path: list[Step]) -> dict:
+    """One request: each lane's bars and the arrows between them; what is on the critical path is marked."""
+    critical = {id(step.bar) for step in path}
+    travelled = {id(step.bar): step.start for step in path if step.kind == TRAVELLING}
+    lanes = []
+    for lane in range(one.known.lanes):
+        bars = [_bar(bar, one, id(bar) in critical) for bar in one.leaves(lane)]
+        lanes.append({"lane": lane, "coordinator": lane == one.known.coordinator, "bars": bars})
+    arrows = [
+        {
+            "feature": arrow.feature, "from": arrow.source.lane, "to": arrow.target.lane,
+            "start": _within(arrow.source.start, one), "end": _within(arrow.target.end, one),
+            "critical": travelled.get(id(arrow.target), -1.0) >= arrow.source.start,
+        }
+        for arrow in one.arrows
+    ]  # fmt: skip
+    steps = [{"lane": s.lane, "start": s.start - one.start, "end": s.end - one.start, "kind": s.kind} for s in path]
+    return {"title": title, "seconds": one.seconds, "lanes": lanes, "arrows": arrows, "path": steps}
+
+
+def levels(timeline: Timeline) -> list[dict]:
+    """Each level's operations added up: FLOPs, bytes, seconds of each alone in eager mode, and of the floor."""
+    floor = timeline.about["floor"]
+    rates = Rates(floor["of"], floor["bytes_per_s"], floor["flops_per_s"], 0)
+    rows: dict[int, dict] = {}
+    for op in timeline.about["operations"]:
+        row = rows.setdefault(
+            op["level"], {"level": op["level"], "names": [], "seconds": 0.0, "flops": 0, "bytes": 0, "floor": 0.0}
+        )
+        row["names"].append(op["name"])
+        row["seconds"] += op["seconds"]
+        row["flops"] += op["flops"]
+        row["bytes"] += op["bytes"]
+        row["floor"] += rates.floor(op["flops"], op["bytes"])
+    return [rows[level] for level in sorted(rows)]
+
+
+def _bar(bar: Bar, one: Pass, critical: bool) -> dict:
+    return {
+        "name": bar.name, "kind": bar.kind, "label": bar.label, "level": one.known.levels.get(bar.name),
+        "start": _within(bar.start, one), "end": _within(bar.end, one), "critical": critical,
+    }  # fmt: skip
+
+
+def _within(at: float, one: Pass) -> float:
+    return min(max(at - one.start, 0.0), one.seconds)
+
+
+def _words(kind: str, what: str) -> str:
+    return {COMPUTING: f"computing {what}", TRAVELLING: f"waiting for {what}", OVERHEAD: "launches and overhead"}[kind]

@@ -36,6 +36,7 @@ from parallel_parnet import Engine, ParNetError, Placement, Program, fold
 from parallel_parnet.engine import EXECUTORS
 from parallel_parnet.files import write_atomically
 from parallel_parnet.preprocess import Preprocess, find_images
+from parallel_parnet.profiling.sampler import Sampler
 from parallel_parnet.transport import Transport, join_ranks
 from planning import find_link, plan_for_ranks
 from tracing import add_trace_arguments, check_trace_arguments, write_traces
@@ -272,10 +273,13 @@ def coordinate(
     answers = classify(engine, args, Preprocess.of(program.config, args.img_size), console)
     for skipped in answers.skipped:
         console.print(f"skipped: {skipped['reason']}")
+    with Sampler() as sampler:
+        latency = measure(engine, answers.batches, args, console)
     result = {
         "predictions": predictions(answers, labels),
         "logits": torch.cat(answers.logits).tolist(),
-        "latency_ms": measure(engine, answers.batches, args, console),
+        "latency_ms": latency,
+        "sampled": sampler.summary((args.warmup + args.iterations) * args.batch_size),
         "stages_ms": stage_times(engine, answers.batches[0]),
         "placement": {
             "streams_per_gpu": args.streams_per_gpu,
@@ -298,6 +302,7 @@ def coordinate(
     }
     status = 1 if answers.skipped else 0
     show(result, console)
+    sampler.tell(console.print)
     if args.verify:
         absolute, relative = verify(program, answers, args, engine.device)
         result |= {"max_abs_difference": absolute, "relative_difference": relative}

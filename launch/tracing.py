@@ -89,7 +89,7 @@ def merged(
         "load_average": round(os.getloadavg()[0], 1),
         "rows": {
             "real path": "requests as the executor runs them; the device is waited for at their end alone",
-            "operation by operation, eager": "each operation by itself in eager mode, waited for: slower in sum",
+            "operation by operation, eager": "other passes: each operation by itself in eager mode, and waited for",
         },
         "clocks": [asdict(clock) | {"applied": clock.applied} for clock in clocks],
         "operations": [

@@ -16,7 +16,7 @@ from .colours import COLOURS, NEUTRAL
 from .spans import GATHER, REQUEST, Spans, span
 
 DOMAIN = "parallel_parnet"
-CAPTURED = "traced requests"  # around the requests that a profiler from outside should capture
+CAPTURED = "traced"  # around the requests that a profiler from outside should capture
 
 
 @dataclass(frozen=True)

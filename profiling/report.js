@@ -77,7 +77,7 @@ function draw(panel, holder) {
   const tick = [1, 2, 5, 10].map((n) => n * power).find((n) => n >= rough);
   for (let t = 0; t <= span; t += tick) {
     out.push(`<line x1="${x(t)}" x2="${x(t)}" y1="18" y2="${height - GAP}" stroke="var(--line)"/>`);
-    if (x(t) < width - 44) out.push(`<text class="soft" x="${x(t) + 3}" y="13">${time(t)}</text>`);
+    if (x(t) < width - 44) out.push(`<text class="soft" x="${x(t) + 3}" y="13">${t ? time(t) : "0"}</text>`);
   }
   panel.lanes.forEach((row, lane) => {
     const name = `lane ${lane}${row.coordinator ? ", coordinator" : ""}`;
@@ -111,7 +111,7 @@ function timeline(panel) {
   const prediction = panel.predicted
     ? ` The thin row below each lane is the planner's prediction, ${time(panel.predicted.makespan)} against ${time(panel.seconds)} measured, from ${escape(panel.predicted.sources.join("; "))}.` : "";
   const holder = section(`<h2>${panel.title}, ${time(panel.seconds)}</h2><p class="soft"><small>${escape(panel.note)}${prediction}`
-    + ` Dark line: the critical path, paler where nothing computes. Solid arrows: transfers on it.</small></p><div class="draw"></div>`).querySelector(".draw");
+    + ` Solid arrows: transfers on the critical path.</small></p><div class="draw"></div>`).querySelector(".draw");
   listen(holder, panel);
   new ResizeObserver(() => draw(panel, holder)).observe(holder);
 }
@@ -126,14 +126,15 @@ function main() {
   const shade = (s) => s.kind === "computing" ? colour(s.label) : s.kind === "waiting" ? "var(--wait)" : "var(--soft)";
   header.innerHTML = `<h1>${escape(data.headline)}</h1><p class="soft">${a.lanes} lane(s), ${escape(a.executor)} executor, ${escape(a.device)}, ${a.dtype}, batch ${a.batch}, `
     + `${a.size} x ${a.size} pixels; ${a.cores} cores, load ${a.load}; torch ${escape(a.torch)}; ${escape(a.date)}</p>`
-    + `<div class="shares" role="img" aria-label="${escape(data.headline)}">${data.shares.map((s) => `<div title="${escape(s.text)}, ${percent(s.seconds, data.total)}" style="flex:${s.seconds};background:${shade(s)}"></div>`).join("")}</div>`
-    + `<ul class="legend">${data.shares.map((s) => `<li><i style="background:${shade(s)}"></i>${escape(s.text)} <b>${percent(s.seconds, data.total)}</b></li>`).join("")}</ul>`;
+    + `<div class="shares" role="img" aria-label="${escape(data.headline)}">${data.shares.map((s) => `<div title="${escape(s.text)}, ${percent(s.seconds, data.total)}" style="width:${100 * s.seconds / data.total}%;background:${shade(s)}"></div>`).join("")}</div>`
+    + `<ul class="legend">${data.shares.filter((s) => s.seconds > data.total / 200).map((s) => `<li><i style="background:${shade(s)}"></i>${escape(s.text)} <b>${percent(s.seconds, data.total)}</b></li>`).join("")}</ul>`;
   page.append(header);
   data.panels.forEach(timeline);
   const legend = document.createElement("ul");
   legend.className = "legend";
-  legend.innerHTML = [...data.labels.map((l) => [colour(l), l]), ["var(--wait)", "waiting or sending"], ["var(--lane)", "idle"]]
-    .map(([c, text]) => `<li><i style="background:${c}"></i>${escape(text)}</li>`).join("");
+  const swatches = [...data.labels.map((l) => [colour(l), l]), ["var(--wait)", "waiting or sending"], ["var(--lane)", "idle"]];
+  legend.innerHTML = swatches.map(([c, text]) => `<li><i style="background:${c}"></i>${escape(text)}</li>`).join("")
+    + '<li><i class="thin" style="background:var(--path)"></i>critical path, paler where nothing computes</li>';
   page.querySelector("section h2").after(legend);
   const two = document.createElement("div");
   two.className = "two";
@@ -142,10 +143,11 @@ function main() {
     [`lane ${l.lane}`, ...["computing", "waiting", "sending", "idle"].map((k) => `${time(l[k])} <span class="soft">${percent(l[k], data.total)}</span>`)]))}`
     + (data.lanes.length > 1 ? `<p><small>Two lanes or more compute during <b>${percent(data.overlap, 1)}</b> of the time in which any does.</small></p>` : ""), two);
   section(`<h2>Largest things to fix</h2><ol>${data.fixes.map((fix) => `<li>${escape(fix)}</li>`).join("")}</ol>`, two);
-  section(`<h2>Levels</h2><p class="soft"><small>Operations alone, eager mode. Floor: ${si(data.floor.flops_per_s, "FLOP/s")} and ${si(data.floor.bytes_per_s, "B/s")}, a product and a copy measured on ${escape(data.floor.of)}.</small></p>`
+  const levels = section(`<h2>Levels</h2><p class="soft"><small>Operations alone, eager mode. Floor: ${si(data.floor.flops_per_s, "FLOP/s")} and ${si(data.floor.bytes_per_s, "B/s")}, a product and a copy measured on ${escape(data.floor.of)}.</small></p>`
     + table(["level", "operations", "time", "FLOP/s", "bytes/s", "floor", "of the floor"], data.levels.map((l) =>
-      [l.level, `<span class="soft">${l.names.map(escape).join(", ")}</span>`, time(l.seconds), si(l.flops / l.seconds, "FLOP/s"), si(l.bytes / l.seconds, "B/s"), time(l.floor),
+      [l.level, l.names.map((n) => `<span class="name">${escape(n)}</span>`).join(", "), time(l.seconds), si(l.flops / l.seconds, "FLOP/s"), si(l.bytes / l.seconds, "B/s"), time(l.floor),
         `<span class="meter"><i style="width:${percent(l.floor, l.seconds)}"></i></span>${percent(l.floor, l.seconds)}`])));
+  levels.classList.add("levels");
   section(`<h2>Clocks</h2><p class="soft"><small>${data.clocks.map((c, i) => `lane ${i}: ${time(Math.abs(c.offset))} ${c.offset < 0 ? "behind" : "ahead"}, to within ${time(c.uncertainty)}${c.shared ? ", one clock with the coordinator: 0 applied" : ", applied"}`).join("; ")}.</small></p>`);
 }
 

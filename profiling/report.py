@@ -43,8 +43,8 @@ def content(timeline: Timeline) -> dict:
         one = timeline.typical(EAGER)
         panels.append(panel("Operation by operation", one, critical_path(one)))
         panels[-1]["note"] = (
-            f"A second pass in eager mode, each operation by itself, the median of {len(timeline.passes(EAGER))}; "
-            "slower in sum than the real path, whatever that is."
+            f"Another pass, the median of {len(timeline.passes(EAGER))}: eager mode, each operation by itself and "
+            "waited for. It tells the operations apart; how long a request takes, the real path tells."
         )
         panels[-1]["predicted"] = about["predicted"]
     return {
@@ -72,7 +72,7 @@ def content(timeline: Timeline) -> dict:
 def panel(title: str, one: Pass, path: list[Step]) -> dict:
     """One request: each lane's bars and the arrows between them; what is on the critical path is marked."""
     critical = {id(step.bar) for step in path}
-    travelled = {id(step.bar): step.start for step in path if step.kind == TRAVELLING}
+    followed = {id(step.bar) for step in path if step.kind == TRAVELLING}
     lanes = []
     for lane in range(one.known.lanes):
         bars = [_bar(bar, one, id(bar) in critical) for bar in one.leaves(lane)]
@@ -81,7 +81,7 @@ def panel(title: str, one: Pass, path: list[Step]) -> dict:
         {
             "feature": arrow.feature, "from": arrow.source.lane, "to": arrow.target.lane,
             "start": _within(arrow.source.start, one), "end": _within(arrow.target.end, one),
-            "critical": travelled.get(id(arrow.target), -1.0) >= arrow.source.start,
+            "critical": id(arrow.target) in followed and arrow.source.start > arrow.target.start,
         }
         for arrow in one.arrows
     ]  # fmt: skip

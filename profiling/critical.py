@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from .timeline import Arrow, Bar, Pass
 
 COMPUTING, TRAVELLING, OVERHEAD = "computing", "waiting", "overhead"
+IMMEDIATE = 50e-6  # seconds
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,15 @@ class Step:
 def critical_path(one: Pass) -> list[Step]:
     """What the answer waited for, from the request's start to its end without a gap.
 
-    Walks back from the answer. Where a lane waited for a feature that was sent after the waiting had begun, the path
-    goes on with the lane that sent it.
+    Walks back from the answer. Where a lane was held up by a feature that had not arrived, the path goes on with the
+    lane that sent it, at the moment at which it did.
     """
     return list(reversed(list(_back(one))))
+
+
+def blocked(wait: Bar) -> bool:
+    """Whether a feature came later than its reader asked for it: a wait for one that is there takes microseconds."""
+    return wait.seconds > IMMEDIATE
 
 
 def _back(one: Pass) -> Iterator[Step]:
@@ -53,11 +59,10 @@ def _back(one: Pass) -> Iterator[Step]:
             now = bar.end
         begin = max(bar.start, one.start)
         arrow = arrows.get(id(bar))
-        if arrow and arrow.source.start > bar.start:
-            begin = min(now, max(arrow.source.start, one.start))
+        if arrow and blocked(bar):
+            # clocks that disagree within their uncertainty may put a sending behind its arrival
+            begin = max(one.start, arrow.source.start) if arrow.source.start < now else begin
             lane = arrow.source.lane
-        if begin == now:  # only clocks that disagree by less than their uncertainty come here
-            begin = max(one.start, min(bar.start, arrow.source.start if arrow else bar.start))
         yield Step(*_kind(bar), bar.lane, begin, now, bar)
         now = begin
 

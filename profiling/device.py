@@ -38,8 +38,8 @@ def kernels_into(recorder: Recorder, device: torch.device) -> Iterator[None]:
     yield
     if profiler is None:
         return
-    torch.cuda.synchronize(device)
     try:
+        torch.cuda.synchronize(device)
         profiler.stop()
         recorder.spans += device_spans(profiler.events(), anchors)
     except Exception as error:

@@ -12,7 +12,7 @@ from ..files import write_atomically
 from ..kernels.rates import Rates
 from .advice import Story
 from .colours import COLOURS, NEUTRAL
-from .critical import COMPUTING, OVERHEAD, TRAVELLING, Step, critical_path, lane_times, overlap
+from .critical import COMPUTING, OVERHEAD, TRAVELLING, Step, blocked, critical_path, lane_times, overlap
 from .timeline import EAGER, REAL, Bar, Pass, Timeline
 
 HERE = Path(__file__).parent
@@ -81,7 +81,7 @@ def panel(title: str, one: Pass, path: list[Step]) -> dict:
         {
             "feature": arrow.feature, "from": arrow.source.lane, "to": arrow.target.lane,
             "start": _within(arrow.source.start, one), "end": _within(arrow.target.end, one),
-            "critical": id(arrow.target) in followed and arrow.source.start > arrow.target.start,
+            "critical": id(arrow.target) in followed and blocked(arrow.target),
         }
         for arrow in one.arrows
     ]  # fmt: skip

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import time
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
-from statistics import median
 
 import torch
 from rich.console import Console
@@ -73,8 +73,6 @@ def merged(
     program, placement = engine.program, engine.placement
     size, batch = pictures.shape[-1], len(pictures)
     costs = {row.name: row for row in program.cost(size, batch, engine.dtype.itemsize).operations}
-    spans = [span for lanes in eager for lane in lanes for span in lane.spans]
-    times = {op.name: [s.end - s.start for s in spans if s.name == op.name] for op in program.operations}
     rates = measured_rates(engine.device, engine.dtype)
     about = {
         "executor": engine.executor,
@@ -95,20 +93,28 @@ def merged(
         "operations": [
             {
                 "name": op.name, "label": op.label, "level": op.level, "reads": list(op.inputs),
-                "flops": costs[op.name].flops, "bytes": costs[op.name].bytes, "seconds": median(times[op.name]),
+                "flops": costs[op.name].flops, "bytes": costs[op.name].bytes,
             }
             for op in program.operations
         ],
         "floor": {"flops_per_s": rates.flops, "bytes_per_s": rates.bytes, "of": rates.gpu},
     }  # fmt: skip
-    about["predicted"] = predicted(engine, pictures, {name: min(t) for name, t in times.items()}, clocks, link)
+    about["predicted"] = predicted(engine, pictures, eager, clocks, link)
     return Timeline.of(Operations.of(program, placement), about, clocks, real, eager)
 
 
 def predicted(
-    engine: Engine, pictures: Tensor, seconds: dict[str, float], clocks: list[Clock], link: str | None
-) -> dict:
-    """The planner's schedule of the same placement, from the operations as they were measured here."""
+    engine: Engine, pictures: Tensor, eager: list[list[Recorder]], clocks: list[Clock], link: str | None
+) -> dict | None:
+    """The planner's schedule of the same placement, from the operations as they were measured here.
+
+    None where the executor tells no operation apart.
+    """
+    seconds: dict[str, float] = {}
+    for span in (span for lanes in eager for lane in lanes for span in lane.spans):
+        seconds[span.name] = min(span.end - span.start, seconds.get(span.name, math.inf))
+    if not engine.program.by_name.keys() <= seconds.keys():
+        return None
     device = Measured("measured", seconds, f"each operation's fastest of {EAGER_PASSES} eager passes of this run")
     way = find_link(link or ("nvlink" if engine.device.type == "cuda" else "loopback"))
     size, batch = pictures.shape[-1], len(pictures)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import median
 
 from ..files import write_atomically
 from ..kernels.rates import Rates
@@ -90,25 +91,31 @@ def panel(title: str, one: Pass, path: list[Step]) -> dict:
 
 
 def levels(timeline: Timeline) -> list[dict]:
-    """Each level's operations added up: FLOPs, bytes, seconds of each alone in eager mode, and of the floor."""
-    floor = timeline.about["floor"]
+    """Each level's operations added up: FLOPs, bytes, the floor's seconds, and the median seconds of each alone."""
+    floor, known = timeline.about["floor"], timeline.known
     rates = Rates(floor["of"], floor["bytes_per_s"], floor["flops_per_s"], 0)
-    rows: dict[int, dict] = {}
-    for op in timeline.about["operations"]:
-        row = rows.setdefault(
-            op["level"], {"level": op["level"], "names": [], "seconds": 0.0, "flops": 0, "bytes": 0, "floor": 0.0}
-        )
-        row["names"].append(op["name"])
-        row["seconds"] += op["seconds"]
-        row["flops"] += op["flops"]
-        row["bytes"] += op["bytes"]
-        row["floor"] += rates.floor(op["flops"], op["bytes"])
-    return [rows[level] for level in sorted(rows)]
+    times: dict[str, list[float]] = {}
+    for bar in timeline.bars:
+        if bar.row == EAGER and bar.kind in ("operation", "level"):
+            times.setdefault(bar.name, []).append(bar.seconds)
+    found = []
+    for level in sorted(set(known.levels.values())):
+        operations = [op for op in timeline.about["operations"] if op["level"] == level]
+        row = {
+            "level": level,
+            "names": [op["name"] for op in operations],
+            "seconds": sum(median(seconds) for name, seconds in times.items() if known.level(name) == level),
+            "flops": sum(op["flops"] for op in operations),
+            "bytes": sum(op["bytes"] for op in operations),
+            "floor": sum(rates.floor(op["flops"], op["bytes"]) for op in operations),
+        }
+        found += [row] if row["seconds"] else []
+    return found
 
 
 def _bar(bar: Bar, one: Pass, critical: bool) -> dict:
     return {
-        "name": bar.name, "kind": bar.kind, "label": bar.label, "level": one.known.levels.get(bar.name),
+        "name": bar.name, "kind": bar.kind, "label": bar.label, "level": one.known.level(bar.name),
         "start": _within(bar.start, one), "end": _within(bar.end, one), "critical": critical,
     }  # fmt: skip
 

@@ -12,6 +12,7 @@ from .clocks import Clock
 from .spans import GATHER, REQUEST, Recorder, Span
 
 REAL, EAGER = "real path", "operation by operation, eager"
+CLASSIFIER = "classifier"  # the name of the launch of the last level, where levels are launched as one
 ANNOUNCED = REQUEST  # the feature, so to speak, by which a request is announced to the other lanes
 
 
@@ -78,10 +79,18 @@ class Operations:
             return "the picture" if feature == INPUT else "the request"
         return f"{self.labels[feature]}'s features" if feature in self.labels else feature
 
+    def level(self, name: str) -> int | None:
+        """The level that an operation is on, or that a launch runs: "level 7", "classifier"."""
+        if name == CLASSIFIER:
+            return max(self.levels.values())
+        return int(name.removeprefix("level ")) if name.startswith("level ") else self.levels.get(name)
+
     def kind(self, name: str) -> tuple[str, str]:
         """Kind and label of a lane's span, by its name."""
         if name in self.labels:
             return "operation", self.labels[name]
+        if name == CLASSIFIER:
+            return "level", "head"
         first = name.split(" ")[0]
         if name in (REQUEST, GATHER) or first in ("wait", "send", "level"):
             return first, self.labels.get(name.partition(" ")[2], "")

@@ -44,7 +44,7 @@ def events(timeline: Timeline) -> dict:
         return {"pid": bar.lane, "tid": threads[bar.lane, bar.row], "ts": round((at - zero) * 1e6, 3)}
 
     for bar in sorted(timeline.bars, key=lambda bar: (bar.start, -bar.end)):
-        level = timeline.known.levels.get(bar.name)
+        level = timeline.known.level(bar.name)
         args = {"label": bar.label, "request": bar.number} | ({} if level is None else {"level": level})
         # from the rounded ends, so that what lies within a bar still does
         at, end = place(bar, bar.start), place(bar, bar.end)["ts"]

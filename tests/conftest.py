@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -86,11 +87,16 @@ def free_port() -> int:
 
 @dataclass(frozen=True)
 class TracedRun:
-    """What three ranks of launch/infer.py left behind, and the command lines that a stand-in for nsys was given."""
+    """What three ranks of launch/infer.py left behind.
+
+    nsys: the command line that a stand-in for nsys was given in each rank. ranges: what NVTX told a listener in each
+    rank; None where no C compiler could make the listener.
+    """
 
     folder: Path
     output: str
     nsys: list[list[str]]
+    ranges: list[list[str]] | None
 
     @property
     def trace(self) -> Path:
@@ -112,10 +118,16 @@ def traced_run(tmp_path_factory: pytest.TempPathFactory) -> TracedRun:
     command += ["--report", str(folder / "report.html")]
     path = f"{nsys.parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path}
+    listens = shutil.which("cc") is not None
+    if listens:
+        library, source = folder / "listener.so", ROOT / "tests" / "profiling_fixtures" / "nvtx_listener.c"
+        subprocess.run(["cc", "-D_GNU_SOURCE", "-shared", "-fPIC", "-o", library, source], check=True)
+        environment |= {"NVTX_INJECTION64_PATH": str(library), "NVTX_LISTENER_FILE": str(folder / "ranges")}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stdout + run.stderr
     lines = [(folder / f"rank{rank}.told").read_text().splitlines() for rank in range(3)]
-    return TracedRun(folder, run.stdout, lines)
+    ranges = [(folder / f"ranges.{rank}").read_text().splitlines() for rank in range(3)] if listens else None
+    return TracedRun(folder, run.stdout, lines, ranges)
 
 
 STAND_IN = """import os, pathlib, sys

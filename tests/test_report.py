@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from statistics import median
 
 import pytest
 
@@ -15,7 +16,9 @@ from parallel_parnet.costs import Costs, Link, Measured
 from parallel_parnet.placement import Placement
 from parallel_parnet.planner import schedule
 from parallel_parnet.profiling import advice, report, trace_format
-from parallel_parnet.profiling.timeline import EAGER, Timeline
+from parallel_parnet.profiling.clocks import Clock
+from parallel_parnet.profiling.spans import Recorder, Span
+from parallel_parnet.profiling.timeline import EAGER, Operations, Timeline
 
 pytestmark = pytest.mark.ranks
 needs_browser = pytest.mark.skipif(chromium() is None, reason="needs Chromium: apt install chromium")
@@ -36,9 +39,10 @@ def content(timeline: Timeline) -> dict:
     return report.content(timeline)
 
 
-def test_levels_against_the_floor(content: dict, program: Program) -> None:
+def test_levels_against_the_floor(content: dict, program: Program, timeline: Timeline) -> None:
     floor, by_level = content["floor"], program.cost().by("level")
-    seconds = {op["name"]: op["seconds"] for op in content["operations"]}
+    alone = [bar for bar in timeline.bars if bar.row == EAGER]
+    seconds = {name: median(bar.seconds for bar in alone if bar.name == name) for name in program.by_name}
     assert [row["level"] for row in content["levels"]] == list(range(1, 13))
     for row in content["levels"]:
         cost = by_level[row["level"]]
@@ -48,6 +52,17 @@ def test_levels_against_the_floor(content: dict, program: Program) -> None:
         assert row["floor"] == pytest.approx(sum(at_least))
     assert 1e8 < floor["flops_per_s"] < 1e15
     assert 1e8 < floor["bytes_per_s"] < 1e14
+
+
+def test_levels_that_are_launched_as_one(program: Program, timeline: Timeline) -> None:
+    """As the triton executor runs them: made-up times, on a known program."""
+    names = [*(f"level {i}" for i in range(1, 12)), "classifier"]
+    spans = [Span(name, float(i), i + (i + 1) * 1e-3) for i, name in enumerate(names)]
+    known = Operations.of(program, Placement.single(program))
+    rows = report.levels(Timeline.of(known, timeline.about, [Clock()], [Recorder()], [[Recorder(spans=spans)]]))
+    assert [row["seconds"] for row in rows] == pytest.approx([(i + 1) * 1e-3 for i in range(12)])
+    assert sum(row["flops"] for row in rows) == program.cost().flops
+    assert rows[-1]["names"] == ["head.fc"]
 
 
 def test_the_prediction_is_the_planners(content: dict, timeline: Timeline, program: Program) -> None:

@@ -1,7 +1,7 @@
 # make infer      classify the demo pictures      make test          everything that must be green, within 15 minutes
 # make setup      a virtual environment in .venv  make test-kernels  of that, the kernels: interpreted and compiled
 # make lint       format, lint, types             make test-all      with every case of the kernels, an hour or more
-# make experiment  latency against depth: figures and page
+# make experiment  latency against depth          make profile-example  docs/profiling.md, measured anew
 # make gpu-check  on a GPU machine, with its own Python: parity and timings in ten minutes, into OUT=results/gpu
 VENV ?= .venv
 PYTHON ?= python3
@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 # without an NVIDIA GPU the pinned torch is taken, whose CPU build pip prefers where it is offered
 PINS := $(if $(shell command -v nvidia-smi),,-c constraints.txt)
 
-.PHONY: setup infer test test-kernels test-all lint gpu-check experiment train
+.PHONY: setup infer test test-kernels test-all lint gpu-check experiment train profile-example
 
 setup: $(VENV)/.ready
 
@@ -49,3 +49,10 @@ experiment: setup
 train: setup
 	$(BIN)/python launch/train.py /usr/share/datasets/fashion-mnist \
 		--out launch/demo/parnet_fashion.safetensors --log results/train-parnet_fashion.json
+
+# the traces, pictures and words of docs/profiling.md; on a quiet machine, with Chromium
+profile-example: setup
+	for model in parnet_fashion parnet_s; do \
+		$(BIN)/torchrun --nproc-per-node 3 launch/infer.py --model $$model --device cpu --executor eager \
+			--trace results/trace-$$model-3-ranks.json.gz || exit; done
+	$(BIN)/python docs/draw_reports.py

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..explain import duration
-from .critical import COMPUTING, OVERHEAD, TRAVELLING, Share, Step, critical_path, lane_times, overlap, shares
+from .critical import COMPUTING, OVERHEAD, SENDING, TRAVELLING, Share, Step, critical_path, lane_times, overlap, shares
 from .timeline import EAGER, REAL, Pass, Timeline
 
 
@@ -32,13 +32,24 @@ class Story:
         """One sentence, such as "4.3 ms: 62% computing on the critical path, 21% waiting for stream 2's features"."""
         computing = sum(s.seconds for s in self.shares if s.kind == COMPUTING)
         parts = [f"{self.part(computing)} computing on the critical path"]
-        parts += [f"{self.part(s.seconds)} waiting for {s.what}" for s in self.shares if s.kind == TRAVELLING]
-        parts += [f"{self.part(s.seconds)} launches and overhead" for s in self.shares if s.kind == OVERHEAD]
+        parts += [f"{self.part(s.seconds)} {words(s)}" for s in self.shares if s.kind == TRAVELLING]
+        parts += [f"{self.part(s.seconds)} {words(s)}" for s in self.shares if s.kind in (SENDING, OVERHEAD)]
         return f"{duration(self.one.seconds)}: " + ", ".join(part for part in parts if not part.startswith("0%"))
 
     def fixes(self, timeline: Timeline) -> list[str]:
         """The three largest things to fix, the largest first, each with what it costs on the critical path."""
         return [f"{self.part(s.seconds)}, {duration(s.seconds)}: {_fix(s, self, timeline)}" for s in self.shares[:3]]
+
+
+def words(share: Share) -> str:
+    """What took the time."""
+    kinds = {
+        COMPUTING: f"computing {share.what}",
+        TRAVELLING: f"waiting for {share.what}",
+        SENDING: "sending",
+        OVERHEAD: "launches and overhead",
+    }
+    return kinds[share.kind]
 
 
 def _fix(share: Share, story: Story, timeline: Timeline) -> str:
@@ -52,6 +63,8 @@ def _fix(share: Share, story: Story, timeline: Timeline) -> str:
             f"waiting for {share.what} ({', '.join(names)}) after they were sent: a faster link, "
             "or a placement that keeps them on their lane (launch/plan.py, --placement auto)"
         )
+    if share.kind == SENDING:
+        return "handing features to the transport, which copies them first: fewer or smaller transfers (launch/plan.py)"
     if share.kind == OVERHEAD:
         return (
             "launches and overhead between operations: a compiled executor, or a CUDA graph; "
@@ -85,6 +98,14 @@ def explain(timeline: Timeline) -> str:
         lines.append(f"  lane {time.lane}{role}: {', '.join(parts)}")
     if timeline.known.lanes > 1:
         lines.append(f"Two lanes or more compute during {overlap(story.one):.0%} of the time in which any does.")
+    cores = timeline.about["cores"]
+    if timeline.about["device"] == "cpu" and cores < timeline.known.lanes:
+        lines.append(f"{timeline.known.lanes} lanes share {cores} core(s): part of the waiting is for a core.")
+    if predicted := timeline.about["predicted"]:
+        lines.append(
+            f"The planner predicts {duration(predicted['makespan'])} for this placement, from its operations as they "
+            "were measured one by one."
+        )
     lines.append("Largest things to fix:")
     lines += [f"  {i}. {fix}" for i, fix in enumerate(story.fixes(timeline), start=1)]
     return "\n".join(lines)

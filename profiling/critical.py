@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .timeline import Arrow, Bar, Pass
 
-COMPUTING, TRAVELLING, OVERHEAD = "computing", "waiting", "overhead"
+COMPUTING, TRAVELLING, SENDING, OVERHEAD = "computing", "waiting", "sending", "overhead"
 IMMEDIATE = 50e-6  # seconds
 
 
@@ -15,8 +15,8 @@ IMMEDIATE = 50e-6  # seconds
 class Step:
     """A piece of the critical path. what: the stage or stream that computes, the feature that travels, or "".
 
-    kind: COMPUTING; TRAVELLING, from a feature's being handed to the transport to its reader's going on; OVERHEAD:
-    neither, as between two spans, or while a feature is handed over.
+    kind: COMPUTING; TRAVELLING, from a feature's being handed to the transport to its reader's going on; SENDING, while
+    it is handed over; OVERHEAD, what lies between two spans.
     """
 
     kind: str
@@ -72,7 +72,7 @@ def _kind(bar: Bar) -> tuple[str, str]:
         return TRAVELLING, bar.feature
     if bar.kind == "kernel":
         return (TRAVELLING, "NCCL") if bar.name.startswith("nccl") else (COMPUTING, "kernels")
-    return (OVERHEAD, "") if bar.kind == "send" else (COMPUTING, bar.label)
+    return (SENDING, "") if bar.kind == "send" else (COMPUTING, bar.label)
 
 
 @dataclass(frozen=True)

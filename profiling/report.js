@@ -77,7 +77,7 @@ function draw(panel, holder) {
   const tick = [1, 2, 5, 10].map((n) => n * power).find((n) => n >= rough);
   for (let t = 0; t <= span; t += tick) {
     out.push(`<line x1="${x(t)}" x2="${x(t)}" y1="18" y2="${height - GAP}" stroke="var(--line)"/>`);
-    if (x(t) < width - 44) out.push(`<text class="soft" x="${x(t) + 3}" y="13">${t ? time(t) : "0"}</text>`);
+    if (x(t) < width - 44) out.push(`<text class="soft" x="${x(t) + 3}" y="13">${t ? time(t).replace(/\.?0+ /, " ") : "0"}</text>`);
   }
   panel.lanes.forEach((row, lane) => {
     const name = `lane ${lane}${row.coordinator ? ", coordinator" : ""}`;
@@ -86,7 +86,7 @@ function draw(panel, holder) {
     out.push(`<rect x="${left}" y="${y(lane)}" width="${width - left}" height="${ROW}" rx="4" fill="var(--lane)"/>`);
     row.bars.forEach((bar, i) => {
       const a = x(bar.start), w = Math.max(1.2, x(bar.end) - a - 0.6), side = ["wait", "send"].includes(bar.kind);
-      const fill = side ? "var(--wait)" : colour(bar.label), inset = side ? 9 : 2;
+      const fill = side ? `var(--${bar.kind})` : colour(bar.label), inset = side ? 9 : 2;
       const text = side ? bar.name : bar.kind === "operation" ? bar.name.replace("downsamples_2", "down") : bar.name;
       out.push(`<g class="bar ${bar.kind}" tabindex="0" role="img" data-at="${lane}.${i}" aria-label="${escape(bar.name)}, ${time(bar.end - bar.start)}">`
         + `<rect x="${a}" y="${y(lane) + inset}" width="${w}" height="${ROW - 2 * inset}" rx="${Math.min(3, w / 3)}" fill="${fill}"/>`
@@ -123,7 +123,7 @@ function table(head, rows) {
 
 function main() {
   const a = data.about, header = document.createElement("header");
-  const shade = (s) => s.kind === "computing" ? colour(s.label) : s.kind === "waiting" ? "var(--wait)" : "var(--soft)";
+  const shade = (s) => s.kind === "computing" ? colour(s.label) : ({ waiting: "var(--wait)", sending: "var(--send)" })[s.kind] || "var(--soft)";
   header.innerHTML = `<h1>${escape(data.headline)}</h1><p class="soft">${a.lanes} lane(s), ${escape(a.executor)} executor, ${escape(a.device)}, ${a.dtype}, batch ${a.batch}, `
     + `${a.size} x ${a.size} pixels; ${a.cores} cores, load ${a.load}; torch ${escape(a.torch)}; ${escape(a.date)}</p>`
     + `<div class="shares" role="img" aria-label="${escape(data.headline)}">${data.shares.map((s) => `<div title="${escape(s.text)}, ${percent(s.seconds, data.total)}" style="width:${100 * s.seconds / data.total}%;background:${shade(s)}"></div>`).join("")}</div>`
@@ -132,7 +132,7 @@ function main() {
   data.panels.forEach(timeline);
   const legend = document.createElement("ul");
   legend.className = "legend";
-  const swatches = [...data.labels.map((l) => [colour(l), l]), ["var(--wait)", "waiting or sending"], ["var(--lane)", "idle"]];
+  const swatches = [...data.labels.map((l) => [colour(l), l]), ["var(--wait)", "waiting"], ["var(--send)", "sending"], ["var(--lane)", "idle"]];
   legend.innerHTML = swatches.map(([c, text]) => `<li><i style="background:${c}"></i>${escape(text)}</li>`).join("")
     + '<li><i class="thin" style="background:var(--path)"></i>critical path, paler where nothing computes</li>';
   page.querySelector("section h2").after(legend);

@@ -11,9 +11,9 @@ from statistics import median
 
 from ..files import write_atomically
 from ..kernels.rates import Rates
-from .advice import Story
+from .advice import Story, words
 from .colours import COLOURS, NEUTRAL
-from .critical import COMPUTING, OVERHEAD, TRAVELLING, Step, blocked, critical_path, lane_times, overlap
+from .critical import TRAVELLING, Step, blocked, critical_path, lane_times, overlap
 from .timeline import EAGER, REAL, Bar, Pass, Timeline
 
 HERE = Path(__file__).parent
@@ -37,7 +37,7 @@ def content(timeline: Timeline) -> dict:
     real = panel("Real path", story.one, list(story.path))
     real["note"] = (
         f"One request as the {about['executor']} executor runs it, the median of {len(timeline.passes(REAL))} traced "
-        "ones; bars are segments: operations that a lane runs without waiting in between."
+        f"ones. {_grain(story.one)}"
     )
     panels = [real]
     if timeline.passes(EAGER):
@@ -55,7 +55,7 @@ def content(timeline: Timeline) -> dict:
         "colours": COLOURS | {"": NEUTRAL},
         "labels": list(dict.fromkeys(timeline.known.labels.values())),
         "shares": [
-            {"text": _words(s.kind, s.what), "kind": s.kind, "label": s.what, "seconds": s.seconds}
+            {"text": words(s), "kind": s.kind, "label": s.what, "seconds": s.seconds}
             for s in story.shares
         ],
         "panels": panels,
@@ -124,5 +124,9 @@ def _within(at: float, one: Pass) -> float:
     return min(max(at - one.start, 0.0), one.seconds)
 
 
-def _words(kind: str, what: str) -> str:
-    return {COMPUTING: f"computing {what}", TRAVELLING: f"waiting for {what}", OVERHEAD: "launches and overhead"}[kind]
+def _grain(one: Pass) -> str:
+    """What a bar stands for."""
+    kinds = {bar.kind for lane in range(one.known.lanes) for bar in one.leaves(lane)}
+    if "segment" in kinds:
+        return "Bars are segments: operations that a lane runs without waiting in between, compiled into one."
+    return "Bars are what its GPUs ran." if "kernel" in kinds else "Bars are operations, or launches of a level."

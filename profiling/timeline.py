@@ -161,15 +161,14 @@ class Pass:
         return self.end - self.start
 
     def leaves(self, lane: int) -> list[Bar]:
-        """What a lane did one after another: bars that divide no further, in order.
+        """What a lane did one after another, in order, as finely as it is known.
 
-        A segment counts as one, its operations within it do not. Where a GPU's kernels are known, they stand for what
-        the host merely launched.
+        Kernels, where a GPU's are, stand for what the host merely launched; else operations, or launches of a level;
+        else segments, which a compiled executor runs as one.
         """
         own = [bar for bar in self.bars if bar.lane == lane]
-        segments = [bar for bar in own if bar.kind == "segment"]
-        computing = [bar for bar in own if bar.kind == "kernel"] or segments
-        computing = computing or [bar for bar in own if bar.kind in ("operation", "level")]
+        by_kind = ({"kernel"}, {"operation", "level"}, {"segment"})
+        computing: list[Bar] = next((found for kinds in by_kind if (found := [b for b in own if b.kind in kinds])), [])
         return sorted(
             computing + [bar for bar in own if bar.kind in ("wait", "send")], key=lambda bar: (bar.start, bar.end)
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from statistics import median
 
@@ -21,6 +22,9 @@ from parallel_parnet.profiling.spans import Recorder, Span
 from parallel_parnet.profiling.timeline import EAGER, Operations, Timeline
 
 pytestmark = pytest.mark.ranks
+sys.path.insert(0, str(ROOT / "docs"))
+import draw_reports  # noqa: E402
+
 needs_browser = pytest.mark.skipif(chromium() is None, reason="needs Chromium: apt install chromium")
 
 
@@ -100,6 +104,12 @@ def test_words_for_people(timeline: Timeline) -> None:
     assert [line[:4] for line in lines[-3:]] == ["  1.", "  2.", "  3."]
     parts = [float(re.match(r"  \d\. (\d+)%", line)[1]) for line in lines[-3:]]  # type: ignore[index]
     assert parts == sorted(parts, reverse=True)
+
+
+def test_the_documentation_says_what_its_traces_say() -> None:
+    page = (ROOT / "docs" / "profiling.md").read_text(encoding="utf-8")
+    assert page.count("<!-- explain") == 2
+    assert draw_reports.with_words(page) == page, "python docs/draw_reports.py renews it"
 
 
 def test_nothing_in_the_data_ends_the_script(timeline: Timeline) -> None:

@@ -13,12 +13,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from parallel_parnet.files import write_atomically
 from parallel_parnet.profiling import advice, report, trace_format
 
+ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "profiling.md"
 PICTURES = {"report.png": "trace-parnet_s-3-ranks.json.gz", "report-demo.png": "trace-parnet_fashion-3-ranks.json.gz"}
 WINDOW = "1280,900"  # pixels: the headline and both timelines
@@ -26,14 +26,14 @@ FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
 )  # fmt: skip
-SAID = re.compile(r"(<!-- explain (\S+) -->\n```\n).*?(\n```)", re.DOTALL)
+SAID = re.compile(r"(<!-- explain (\S+) -->\n```\n)(?:.*?\n)?(```\n)", re.DOTALL)
 
 
 def with_words(page: str) -> str:
     """The page with what `explain` says today of each trace that it names."""
 
     def replace(found: re.Match) -> str:
-        return found[1] + advice.explain(trace_format.read(ROOT / found[2])) + found[3]
+        return found[1] + advice.explain(trace_format.read(ROOT / found[2])) + "\n" + found[3]
 
     return SAID.sub(replace, page)
 

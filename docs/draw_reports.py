@@ -26,7 +26,7 @@ FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
 )  # fmt: skip
-SAID = re.compile(r"(<!-- explain (\S+) -->\n```\n)(?:.*?\n)?(```\n)", re.DOTALL)
+SAID = re.compile(r"(<!-- explain (\S+) -->\n```\n)(?:.*?\n)??(```\n)", re.DOTALL)
 
 
 def with_words(page: str) -> str:

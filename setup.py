@@ -27,7 +27,7 @@ setup(
         "triton>=3.6; sys_platform == 'linux'",
         "numpy",
         "nvidia-ml-py",
-        "nvtx",
+        "nvtx; sys_platform != 'darwin'",  # which has no wheel for it, and no NVIDIA GPU
         "pillow",
         "rich",
         "safetensors",

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-
-import nvtx
+from typing import TYPE_CHECKING
 
 from ..program import Operation, Program
 from .colours import COLOURS, NEUTRAL
 from .spans import GATHER, REQUEST, Spans, span
+
+if TYPE_CHECKING:
+    import nvtx
 
 DOMAIN = "parallel_parnet"
 CAPTURED = "traced"  # around the requests that a profiler from outside should capture
@@ -31,6 +33,10 @@ class Ranges:
     @classmethod
     def of(cls, program: Program) -> Ranges | None:
         """None where no tool listens: then nothing is marked, at the price of a branch."""
+        try:
+            import nvtx
+        except ImportError:  # macOS, for which there is no wheel
+            return None
         domain = nvtx.get_domain(DOMAIN)
         listening = not isinstance(domain, nvtx._lib.DummyDomain)
         return cls(domain, program.by_name) if listening else None

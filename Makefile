@@ -9,6 +9,7 @@ OUT ?= results/gpu
 BIN := $(VENV)/bin
 # without an NVIDIA GPU the pinned torch is taken, whose CPU build pip prefers where it is offered
 PINS := $(if $(shell command -v nvidia-smi),,-c constraints.txt)
+BESIDE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 .PHONY: setup infer test test-kernels test-all lint gpu-check experiment train profile-example
 
@@ -22,13 +23,15 @@ $(VENV)/.ready: setup.py constraints.txt
 infer: setup
 	$(BIN)/torchrun launch/infer.py --streams-per-gpu 1 --verify
 
+# tests side by side, each with a thread; those that start ranks have the machine to themselves
 test: setup lint test-kernels
-	$(BIN)/python -m pytest
+	$(BESIDE) -m "not ranks"
+	$(BIN)/python -m pytest -m ranks
 
-# two processes: Triton interprets or compiles, as it decides when it is imported
+# two runs: Triton interprets or compiles, as it decides when it is imported
 test-kernels: setup
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels
-	$(BIN)/python -m pytest tests/kernels
+	TRITON_INTERPRET=1 $(BESIDE) tests/kernels
+	$(BESIDE) tests/kernels
 
 test-all: export KERNEL_TESTS = all
 test-all: test

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import sysconfig
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ sys.path.insert(0, str(ROOT))  # a fresh clone runs without an install
 
 from parallel_parnet import LaneError, ParNet, ParNetError, create_model, load_checkpoint  # noqa: E402
 from parallel_parnet.transport import leave_ranks  # noqa: E402
+from stopping import Stopped  # noqa: E402
 
 DEMO = ROOT / "launch" / "demo"
 DEMO_MODEL = "parnet_fashion"
@@ -116,20 +118,31 @@ def settle(model: ParNet) -> ParNet:
 
 
 def run(main: Callable[[], int]) -> None:
-    """Exit with main's status: 2 and one line on stderr, from rank 0 alone, where the input is at fault; 1 where
-    another rank was lost."""
+    """Exit with main's status: 2 and one line on stderr, from one rank of each machine, where the input is at fault;
+    1 where another rank was lost or the program itself failed; 130 after SIGINT; with `stop_on_signals` 143 after
+    SIGTERM."""
     ranks = Ranks.from_environment()
     try:
         status = main()
     except ParNetError as error:
-        if ranks.rank == 0:
+        if ranks.local_rank == 0:
             print(f"error: {error}", file=sys.stderr, flush=True)
         status = 2
     except LaneError as error:
-        print(f"error on rank {ranks.rank}: {error}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        os._exit(1)  # leaving the ranks in order would wait for the one that is lost
+        _exit_at_once(1, f"error on rank {ranks.rank}: {error}")
+    except Stopped as stopped:
+        _exit_at_once(128 + stopped.signal, f"rank {ranks.rank} was stopped by {stopped.signal.name}")
     except KeyboardInterrupt:
         status = 130
+    except Exception as error:
+        traceback.print_exc()
+        _exit_at_once(1, f"error on rank {ranks.rank}: {type(error).__name__}: {error}")
     leave_ranks()
     sys.exit(status)
+
+
+def _exit_at_once(status: int, message: str) -> NoReturn:
+    """Without leaving the ranks in order, which would wait for the others."""
+    print(message, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(status)

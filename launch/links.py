@@ -1,20 +1,19 @@
-#!/usr/bin/env python
-"""Measure what a feature costs between two ranks, for the sizes of the features of the networks.
+"""What a feature costs between two ranks: each transport that runs here, for the sizes of the networks' features.
 
-    torchrun --nproc-per-node 2 launch/links.py --json results/links-gloo-loopback.json
+    torchrun --nproc-per-node 2 launch/infer.py --measure-links --iterations 300 --json links.json
 
-A message goes there and back through the engine's transport; half the time of the round trip is one transfer. The
-planner fits a line through the medians: latency and bandwidth.
+Rank 1 sends every message back from where it arrived, so that reading it counts; half of the round trip is one
+transfer. The planner fits a line through the medians: latency and bandwidth.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import platform
 import time
 from datetime import datetime, timezone
+from itertools import product
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -22,92 +21,129 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from common import Parser, Ranks, run
+from common import Ranks
 from parallel_parnet import ParNetError, create_model, fold
 from parallel_parnet.costs import Link
 from parallel_parnet.files import write_atomically
+from parallel_parnet.placement import Transfer
 from parallel_parnet.program import INPUT
-from parallel_parnet.transport import Transport, join_ranks
+from parallel_parnet.transport import TRANSPORTS, Transport, choose, join_ranks, open_as
 
 WARM_UP = 20
+MODELS = ("parnet_s", "parnet_xl")
+ROUTES = [Transfer("a message", 0, 1), Transfer("a message", 1, 0)]
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["parnet_s", "parnet_xl"], help="default: %(default)s")
-    parser.add_argument("--repeats", type=int, default=200, help="round trips of each size (default: %(default)s)")
-    parser.add_argument("--name", default="loopback", help="of the link (default: %(default)s)")
-    parser.add_argument("--cpu", default=platform.processor() or platform.machine(), help="the machine, in words")
-    parser.add_argument("--json", type=Path, help="write the result to this file")
-    args = parser.parse_args()
-    if args.repeats < 2:
-        raise ParNetError(f"--repeats {args.repeats}: must be at least 2")
-    return args
+def measure_links(
+    wanted: str, ranks: Ranks, device: torch.device, repeats: int, timeout_s: float, file: Path | None, console: Console
+) -> int:
+    """Measure the transport `wanted`, or every one for "auto"; print a table and write `file`, on rank 0."""
+    if ranks.world != 2 or repeats < 2:
+        raise ParNetError(
+            f"--measure-links on {ranks.world} rank(s), {repeats} times: start two, torchrun --nproc-per-node 2, "
+            "and give at least --iterations 2"
+        )
+    join_ranks(device, timeout_s)
+    transports = {name: open_as(name, ROUTES) for name in possible(wanted, device)}
+    times = transfer_times(transports, feature_sizes(), repeats, device)
+    if ranks.rank:
+        return 0
+    links = [describe(name, sizes) for name, sizes in times.items()]
+    show(links, device, console)
+    result = {
+        "device": device.type,
+        "cpu": platform.processor() or platform.machine(),
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "repeats": repeats,
+        "threads": torch.get_num_threads(),
+        "links": links,
+    }
+    if file:
+        write_atomically(file, json.dumps(result, indent=1) + "\n")
+    return 0
 
 
-def feature_sizes(models: list[str]) -> list[int]:
-    """Bytes, in fp32, of the picture, the streams' features and the logits, small to large."""
+def possible(wanted: str, device: torch.device) -> list[str]:
+    """The transports that run between these ranks; ParNetError where the one that is wanted does not."""
+    if wanted != "auto":
+        return [choose(wanted, device)]
+    names = []
+    for name in TRANSPORTS[1:]:
+        try:
+            names.append(choose(name, device))
+        except ParNetError:
+            continue  # these ranks have not what it needs, on which all of them agree
+    return names
+
+
+def feature_sizes() -> list[int]:
+    """Bytes, in fp32, of the picture, the streams' features and the logits of the networks, small to large."""
     sizes = set()
-    for model in models:
-        program = fold(create_model(model))
+    for model in MODELS:
+        with torch.device("meta"):
+            network = create_model(model)
+        program = fold(network)
         side = program.config.image_size
         names = [INPUT, *(op.name for op in program.operations if op.stage != "stem")]
         sizes |= {math.prod(program.shape(name, 1, side, side)) * 4 for name in names}
     return sorted(sizes)
 
 
-def transfer_times(transport: Transport, sizes: list[int], repeats: int) -> dict[int, list[float]]:
-    """Seconds of one transfer of each size: half of each round trip, on rank 0; rank 1 answers.
+def transfer_times(
+    transports: dict[str, Transport], sizes: list[int], repeats: int, device: torch.device
+) -> dict[str, dict[int, list[float]]]:
+    """Seconds of one transfer by transport and size: half of each round trip, on rank 0; rank 1 answers.
 
-    The sizes take turns, so that a busy moment of the machine falls on all of them.
+    Transports and sizes take turns, so that a busy moment of the machine falls on all of them; each goes once untimed
+    before it goes timed, so that no rank is still busy with the one before.
     """
-    messages = {size: torch.zeros(size // 4) for size in sizes}
-    times: dict[int, list[float]] = {size: [] for size in sizes}
-    directions = [transport.send, transport.receive]
-    for i in range(WARM_UP + repeats):
-        for size, message in messages.items():
-            start = time.perf_counter()
-            for step in directions if transport.lane == 0 else reversed(directions):
-                transport.wait(step(message, 1 - transport.lane, 0, "a message"), "a message")
-            if i >= WARM_UP:
-                times[size].append((time.perf_counter() - start) / 2)
+    times: dict[str, dict[int, list[float]]] = {name: {size: [] for size in sizes} for name in transports}
+    own = {size: torch.zeros(size // 4, device=device) for size in sizes}
+    inboxes = {
+        (name, size): transport.inbox(1 - transport.lane, (size // 4,), torch.float32, device)
+        for name, transport in transports.items()
+        for size in sizes
+    }
+    for i, ((name, size), inbox), timed in product(range(WARM_UP + repeats), inboxes.items(), (False, True)):
+        transport = transports[name]
+        inbox.post()
+        start = time.perf_counter()
+        if transport.lane == 0:
+            work = transport.send(own[size], 0)
+            transport.wait(inbox, 1)
+        else:
+            work = transport.send(transport.wait(inbox, 0), 1)
+        transport.finish(work, transport.lane)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        inbox.release()
+        if timed and i >= WARM_UP:
+            times[name][size].append((time.perf_counter() - start) / 2)
     return times
 
 
-def main() -> int:
-    args, ranks = parse_arguments(), Ranks.from_environment()
-    if ranks.world != 2:
-        raise ParNetError(f"{ranks.world} rank(s): start two, torchrun --nproc-per-node 2 launch/links.py")
-    ranks.take_threads()
-    join_ranks(torch.device("cpu"), 60)
+def describe(name: str, times: dict[int, list[float]]) -> dict:
+    """A link as `Link.read` takes it."""
     rows = []
-    for size, times in transfer_times(Transport.of_ranks(), feature_sizes(args.models), args.repeats).items():
-        p10, p90 = quantiles(times, n=10)[0], quantiles(times, n=10)[-1]
-        rows.append({"bytes": size, "median_s": median(times), "p10_s": p10, "p90_s": p90})
-    if ranks.rank:
-        return 0
-    link = Link.fit(args.name, [(row["bytes"], row["median_s"]) for row in rows], "")
-    table = Table("kB", "median us", "p10", "p90", "fit us", title=f"One transfer, {args.name}", title_justify="left")
-    for row in rows:
-        numbers = (row["median_s"], row["p10_s"], row["p90_s"], link.seconds(row["bytes"]))
-        table.add_row(f"{row['bytes'] / 1e3:.1f}", *(f"{t * 1e6:.1f}" for t in numbers))
-    Console(highlight=False).print(table)
-    result = {
-        "link": args.name,
-        "transport": "gloo over loopback, through parallel_parnet.transport, one thread a rank",
-        "cpu": args.cpu,
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "repeats": args.repeats,
-        "latency_s": link.latency_s,
-        "bytes_per_s": link.bytes_per_s,
-        "messages": rows,
-    }
-    if args.json:
-        write_atomically(args.json, json.dumps(result, indent=1) + "\n")
-    print(json.dumps({key: result[key] for key in ("link", "latency_s", "bytes_per_s", "date")}))
-    return 0
+    for size, seconds in times.items():
+        p10, p90 = quantiles(seconds, n=10)[0], quantiles(seconds, n=10)[-1]
+        rows.append({"bytes": size, "median_s": median(seconds), "p10_s": p10, "p90_s": p90})
+    link = Link.fit(name, [(row["bytes"], row["median_s"]) for row in rows], "")
+    return {"link": name, "latency_s": link.latency_s, "bytes_per_s": link.bytes_per_s, "messages": rows}
 
 
-if __name__ == "__main__":
-    run(main)
+def show(links: list[dict], device: torch.device, console: Console) -> None:
+    """Medians side by side, how many times slower than the first, and the planner's fits."""
+    columns = [f"{link['link']} us (p10 to p90)" for link in links]
+    ratios = [f"{link['link']} / {links[0]['link']}" for link in links[1:]]
+    table = Table("kB", *columns, *ratios, title=f"One transfer of tensors on {device.type}", title_justify="left")
+    for rows in zip(*(link["messages"] for link in links), strict=True):
+        cells = [f"{r['median_s'] * 1e6:.0f} ({r['p10_s'] * 1e6:.0f} to {r['p90_s'] * 1e6:.0f})" for r in rows]
+        factors = [f"{row['median_s'] / rows[0]['median_s']:.1f}" for row in rows[1:]]
+        table.add_row(f"{rows[0]['bytes'] / 1e3:.0f}", *cells, *factors)
+    console.print(table)
+    for link in links:
+        console.print(
+            f"{link['link']}: {link['latency_s'] * 1e6:.0f} us + bytes / {link['bytes_per_s'] / 1e9:.2f} GB/s"
+        )

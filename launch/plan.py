@@ -43,7 +43,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--exactly", action="store_true", help="use all of them, even where fewer are faster")
     parser.add_argument(
         "--link", default="nvlink",
-        help="nvlink, peer, pcie, loopback, a file that launch/links.py wrote, or latency and bandwidth, as 5us,20GB/s",
+        help="nvlink, peer, pcie, loopback, FILE.json[:NAME] of launch/infer.py --measure-links, or as 5us,20GB/s",
     )  # fmt: skip
     parser.add_argument(
         "--device", choices=["h200", "measured"], default="h200", help="default: %(default)s (roofline)"

@@ -11,16 +11,20 @@ from common import ROOT, Ranks
 from parallel_parnet import Engine, Placement, Program
 from parallel_parnet.costs import LINKS, Costs, Link, Measured
 from parallel_parnet.search import search
-from parallel_parnet.transport import Transport
+from parallel_parnet.transport import announce
 
 LOOPBACK = ROOT / "results" / "links-gloo-loopback.json"
 PASSES = 15
 
 
 def find_link(text: str) -> Link:
-    """A preset, "loopback" as measured into results/, the path of another such file, or numbers as "5us,20GB/s"."""
-    if text == "loopback" or text.endswith(".json"):
-        return Link.read(LOOPBACK if text == "loopback" else Path(text))
+    """A preset, "loopback" as measured into results/, "FILE.json" or "FILE.json:NAME" of a measurement of one's own, or
+    numbers as "5us,20GB/s"."""
+    file, _, name = text.partition(".json")
+    if text == "loopback":
+        return Link.read(LOOPBACK)
+    if text.endswith(".json") or name.startswith(":"):
+        return Link.read(Path(f"{file}.json"), name[1:] or None)
     return LINKS.get(text) or Link.parse(text)
 
 
@@ -48,7 +52,7 @@ def plan_for_ranks(
     if ranks.rank == 0:
         seconds = measure(program, device, dtype, size, batch).seconds
         nanoseconds = [max(1, round(seconds[op.name] * 1e9)) for op in program.operations]
-    agreed = Transport.of_ranks().announce(nanoseconds, 0)
+    agreed = announce(nanoseconds, 0)
     times = {op.name: t * 1e-9 for op, t in zip(program.operations, agreed, strict=True)}
     costs = Costs.of(program, Measured("rank 0", times, "measured on rank 0"), link, size, batch, dtype.itemsize)
     return search(program, costs, ranks.world, exactly=True, runner_up=False).best.placement

@@ -79,15 +79,23 @@ class Link:
         return cls(text, latency, bandwidth, "given by hand")
 
     @classmethod
-    def read(cls, path: Path) -> Link:
-        """The fit of what launch/links.py measured; ParNetError where the file is missing or foreign."""
+    def read(cls, path: Path, name: str | None = None) -> Link:
+        """The fit of what `launch/infer.py --measure-links` measured: the link of this name, or the first.
+
+        ParNetError where the file is missing or foreign, or has no such link.
+        """
         try:
             content = json.loads(path.read_text())
-            points = [(int(row["bytes"]), float(row["median_s"])) for row in content["messages"]]
-            source = f"measured: {content['transport']}, {content['cpu']}, {content['date']}"
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ParNetError(f"{path}: no measured link ({error}); torchrun launch/links.py writes one") from None
-        return cls.fit(content["link"], points, source)
+            links = {link["link"]: content | link for link in content.get("links", [content])}
+            chosen = links[name or next(iter(links))]
+            points = [(int(row["bytes"]), float(row["median_s"])) for row in chosen["messages"]]
+            how = chosen.get("transport", f"{chosen['link']} between two ranks")
+            source = f"measured: {how}, {chosen['cpu']}, {chosen['date']}"
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+            raise ParNetError(
+                f"{path}: no measured link {name or ''} ({error}); launch/infer.py --measure-links --json writes some"
+            ) from None
+        return cls.fit(chosen["link"], points, source)
 
 
 LINKS = {

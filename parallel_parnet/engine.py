@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterable
 from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from . import health
 from .errors import ParNetError
 from .executors.backends import BACKENDS, arithmetic, has_openvino
 from .executors.distributed import DistributedExecutor
@@ -16,7 +17,6 @@ from .placement import Placement
 from .profiling.clocks import Clock
 from .profiling.spans import Recorder
 from .program import Program, check_input
-from .transport import Transport
 
 if TYPE_CHECKING:
     from .executors.grouped import GroupedExecutor
@@ -35,9 +35,10 @@ class Engine:
         the CPU; "reference" is the plain fp32 oracle; "eager", "inductor" and "openvino" are what they say;
         "triton" is one kernel launch per level, on one NVIDIA GPU.
 
-    With torch.distributed initialised over several ranks, each rank is a lane: the coordinator's rank calls the
-    engine, all others call `serve`. Close it, or use it as a context manager, to end them. A placement of one lane
-    stays in its process.
+    transport: how features travel between ranks, one of `TRANSPORTS`.
+
+    Between `join_ranks` and `leave_ranks` each rank is a lane: the coordinator's rank calls the engine, all others call
+    `serve`. Close it, or use it as a context manager, to end them. A placement of one lane stays in its process.
     """
 
     def __init__(
@@ -47,10 +48,10 @@ class Engine:
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
         executor: str = "auto",
+        transport: str = "auto",
     ) -> None:
-        ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        if placement is not None and placement.lanes == 1:
-            ranks = 1
+        monitor = health.current()
+        ranks = monitor.world if monitor and (placement is None or placement.lanes > 1) else 1
         self.program, self.dtype = program, dtype
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() and executor != "cpu" else "cpu"))
         backend = _choose(executor, self.device, dtype)
@@ -70,9 +71,11 @@ class Engine:
         elif ranks > 1:
             if placement.lanes != ranks:
                 raise ParNetError(f"placement of {placement.lanes} lanes on {ranks} ranks: they must be as many")
-            transport = Transport.of_ranks()
-            self.lane = transport.lane
-            self._executor = DistributedExecutor(program, placement, transport, self.device, dtype, backend)
+            assert monitor is not None, "several ranks have joined"
+            self.lane = monitor.rank
+            self._executor = DistributedExecutor(
+                program, placement, monitor.rank, transport, self.device, dtype, backend
+            )
         else:
             devices = [self.lane_device(lane) for lane in range(placement.lanes)]
             self._executor = LocalExecutor(program, placement, devices, dtype, backend)
@@ -105,6 +108,22 @@ class Engine:
         """
         check_input(self.program, x_nchw)
         return self._executor(x_nchw)
+
+    def map(self, pictures: Iterable[Tensor]) -> Generator[Tensor]:
+        """Logits for each of many inputs, in order, as calls one by one would give them.
+
+        With several ranks the next input is on its way while the last is computed, so that ranks do not idle in
+        between; inputs are taken at most two ahead of the answers. Shapes may differ. Until the iterator ends, or is
+        closed, the engine takes no other calls.
+        """
+        executor, checked = self._executor, (self._checked(x_nchw) for x_nchw in pictures)
+        if isinstance(executor, DistributedExecutor):
+            return executor.map(checked)
+        return (executor(x_nchw) for x_nchw in checked)
+
+    def _checked(self, x_nchw: Tensor) -> Tensor:
+        check_input(self.program, x_nchw)
+        return x_nchw
 
     def serve(self) -> int:
         """On every rank but the coordinator's: take part in requests until it closes; returns its exit status."""

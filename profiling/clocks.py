@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-
-from ..transport import Transport
 
 ROUNDS = 40
 BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -37,24 +34,18 @@ def boot() -> int:
     return int.from_bytes(hashlib.sha256(BOOT.read_bytes()).digest()[:6], "big") if BOOT.exists() else 0
 
 
-def ask(transport: Transport, lane: int, tag: int) -> Clock:
-    """Measure a lane's clock, which has to `answer`: the round trip that took least bounds the error best."""
+def reading() -> list[float]:
+    """This lane's answer to a `ping`: the time on its clock, and which clock that is."""
+    return [time.perf_counter(), boot()]
+
+
+def ask(ping: Callable[[], list[float]]) -> Clock:
+    """Measure another lane's clock. `ping` asks it for a `reading`; the quickest round trip bounds the error best."""
     trips = []
-    reply = torch.zeros(2, dtype=torch.float64)
     for _ in range(ROUNDS):
         start = time.perf_counter()
-        transport.wait(transport.send(torch.zeros(1), lane, tag, "a clock"), "a clock")
-        transport.wait(transport.receive(reply, lane, tag, "a clock"), "a clock")
+        theirs, which = ping()
         end = time.perf_counter()
-        trips.append(((end - start) / 2, reply[0].item() - (start + end) / 2))
-    uncertainty, offset = min(trips)
-    return Clock(offset, uncertainty, shared=boot() != 0 and reply[1].item() == boot())
-
-
-def answer(transport: Transport, coordinator: int, tag: int) -> None:
-    """Let the coordinator measure this lane's clock."""
-    ping = torch.zeros(1)
-    for _ in range(ROUNDS):
-        transport.wait(transport.receive(ping, coordinator, tag, "a clock"), "a clock")
-        now = torch.tensor([time.perf_counter(), boot()], dtype=torch.float64)
-        transport.wait(transport.send(now, coordinator, tag, "a clock"), "a clock")
+        trips.append(((end - start) / 2, theirs - (start + end) / 2, which))
+    uncertainty, offset, which = min(trips)
+    return Clock(offset, uncertainty, shared=boot() != 0 and which == boot())

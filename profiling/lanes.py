@@ -1,4 +1,4 @@
-"""What a lane tells the coordinator about a recorded request: its spans, as JSON, and nothing pickled."""
+"""What a lane tells the coordinator about recorded requests: its spans, as JSON, and nothing pickled."""
 
 from __future__ import annotations
 
@@ -6,27 +6,21 @@ import json
 from dataclasses import astuple
 
 import torch
+from torch import Tensor
 
 from ..errors import LaneError
-from ..transport import Transport
 from .spans import Recorder, Span
 
 
-def tell(transport: Transport, coordinator: int, tag: int, recorder: Recorder) -> None:
-    """Send a lane's spans."""
+def to_bytes(recorder: Recorder) -> Tensor:
+    """A lane's spans as bytes, uint8 [length]."""
     text = json.dumps([astuple(span) for span in recorder.spans]).encode()
-    for part in (torch.tensor([len(text)]), torch.frombuffer(bytearray(text), dtype=torch.uint8)):
-        transport.wait(transport.send(part, coordinator, tag, "spans"), "spans")
+    return torch.frombuffer(bytearray(text), dtype=torch.uint8)
 
 
-def hear(transport: Transport, lane: int, tag: int) -> Recorder:
-    """Receive them."""
-    length = torch.zeros(1, dtype=torch.int64)
-    transport.wait(transport.receive(length, lane, tag, "spans"), "spans")
-    text = torch.zeros(int(length), dtype=torch.uint8)
-    transport.wait(transport.receive(text, lane, tag, "spans"), "spans")
+def from_bytes(text: Tensor, lane: int) -> Recorder:
+    """What `to_bytes` of that lane gave; LaneError for anything else."""
     try:
-        spans = [Span(*fields) for fields in json.loads(bytes(text.tolist()))]
+        return Recorder(spans=[Span(*fields) for fields in json.loads(bytes(text.tolist()))])
     except (ValueError, TypeError) as error:
         raise LaneError(f"lane {lane} sent spans that cannot be read ({error})") from error
-    return Recorder(spans=spans)

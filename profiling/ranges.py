@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..program import Operation, Program
 from .colours import COLOURS, NEUTRAL
-from .spans import GATHER, REQUEST, Spans, span
+from .spans import GATHER, REQUEST, SENDS, Spans, span
 
 if TYPE_CHECKING:
     import nvtx
@@ -72,7 +72,7 @@ def category(name: str, operations: dict[str, Operation]) -> str:
     """The kind of work that a span holds, by its name."""
     if name in operations:
         return "operation"
-    first = name.split(" ")[0]
+    first = "send" if name == SENDS else name.split(" ")[0]
     if name in (REQUEST, GATHER, CAPTURED) or first in ("wait", "send", "level"):
         return "capture" if name == CAPTURED else first
     return "fusion" if name.startswith("fusion") else "stream"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 REQUEST = "request"  # a lane's whole part of a request
+SENDS = "wait for sends"  # at a request's end, until all that was sent has left
 GATHER = "gather"  # the coordinator's waits for what fusion reads
 
 

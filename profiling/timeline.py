@@ -9,7 +9,7 @@ from ..errors import ParNetError
 from ..placement import Placement, Transfer
 from ..program import INPUT, Program
 from .clocks import Clock
-from .spans import GATHER, REQUEST, Recorder, Span
+from .spans import GATHER, REQUEST, SENDS, Recorder, Span
 
 REAL, EAGER = "real path", "operation by operation, eager"
 CLASSIFIER = "classifier"  # the name of the launch of the last level, where levels are launched as one
@@ -92,6 +92,8 @@ class Operations:
         if name == CLASSIFIER:
             return "level", "head"
         first = name.split(" ")[0]
+        if name == SENDS:
+            return "send", ""
         if name in (REQUEST, GATHER) or first in ("wait", "send", "level"):
             return first, self.labels.get(name.partition(" ")[2], "")
         parts = name.split(", ")
@@ -190,23 +192,19 @@ def bars_of(
 
 
 def arrows(known: Operations, bars: Iterable[Bar]) -> list[Arrow]:
-    """Each send tied to the wait for what it sent: a lane sends a feature to its readers in the transfers' order."""
+    """Each send tied to the waits for what it sent."""
     ends: dict[tuple[str, int, str, int], list[Bar]] = {}
     for bar in sorted(bars, key=lambda bar: bar.start):
         if bar.kind in ("wait", "send"):
             ends.setdefault((bar.row, bar.number, bar.name, bar.lane), []).append(bar)
     found = []
-    for (row, number, name, lane), waits in ends.items():
-        if not name.startswith("wait "):
+    for (row, number, _, lane), waits in ends.items():
+        if waits[0].kind != "wait":
             continue
         feature = waits[0].feature
-        if feature == ANNOUNCED:
-            source, nth = known.coordinator, 0
-        else:
-            same = [t for t in known.transfers if t.feature == feature]
-            (transfer,) = [t for t in same if t.target == lane]
-            source, nth = transfer.source, [t for t in same if t.source == transfer.source].index(transfer)
-        sends = ends.get((row, number, f"send {feature}", source), [])
-        if nth < len(sends):
-            found.append(Arrow(feature, sends[nth], waits[0]))
+        source = known.coordinator
+        if feature != ANNOUNCED:
+            (source,) = (t.source for t in known.transfers if (t.feature, t.target) == (feature, lane))
+        if sends := ends.get((row, number, f"send {feature}", source)):
+            found.append(Arrow(feature, sends[0], waits[0]))
     return found

@@ -140,7 +140,7 @@ os.execvp(sys.argv[rest], sys.argv[rest:])
 
 
 def launch(
-    script: str, *args: object, ranks: int = 0, cwd: Path = ROOT, timeout: float = 240
+    script: str | Path, *args: object, ranks: int = 0, cwd: Path = ROOT, timeout: float = 240
 ) -> subprocess.CompletedProcess:
     """Run a launch script: with python, or by torchrun with so many ranks, as in the README."""
     command = [sys.executable]

@@ -100,8 +100,10 @@ def test_infer_places_by_itself(tmp_path: Path, ranks: int) -> None:
 @pytest.mark.ranks
 def test_links_are_measured(tmp_path: Path) -> None:
     out = tmp_path / "link.json"
-    run = launch("links.py", "--models", "parnet_xl", "--repeats", 20, "--name", "here", "--json", out, ranks=2)
+    run = launch("infer.py", "--measure-links", "--device", "cpu", "--iterations", 20, "--json", out, ranks=2)
     assert run.returncode == 0, run.stderr
-    assert json.loads(out.read_text())["bytes_per_s"] > 0
-    plan = launch("plan.py", "--gpus", 2, "--link", out)
+    links = json.loads(out.read_text())["links"]
+    assert [link["link"] for link in links] == ["shared", "gloo"]
+    assert all(link["bytes_per_s"] > 0 for link in links)
+    plan = launch("plan.py", "--gpus", 2, "--link", f"{out}:gloo")
     assert plan.returncode == 0, plan.stderr

@@ -13,7 +13,7 @@ from conftest import ROOT, TracedRun
 from parallel_parnet import Engine, fold, load_checkpoint
 from parallel_parnet.profiling.colours import COLOURS
 from parallel_parnet.profiling.ranges import CAPTURED, DOMAIN, Ranges
-from parallel_parnet.profiling.spans import REQUEST, span
+from parallel_parnet.profiling.spans import REQUEST, SENDS, span
 from parallel_parnet.profiling.traced import PASSES
 
 PROGRAM = fold(load_checkpoint(ROOT / "launch" / "demo" / "parnet_fashion.safetensors"))
@@ -64,8 +64,8 @@ def test_what_a_tool_hears(traced_run: TracedRun) -> None:
     }  # fmt: skip
     waits = {(r.name, r.around[-1]) for r in lanes[0] if r.category == "wait"}
     assert {("wait streams.1.4", "gather"), ("wait streams.2.4", "gather")} <= waits
-    assert {r.name for r in lanes[0] if r.category == "send"} == {"send input", "send request"}
-    assert {r.name for r in lanes[1] if r.category == "send"} == {"send streams.1.4"}
+    assert {r.name for r in lanes[0] if r.category == "send"} == {"send input", "send request", SENDS}
+    assert {r.name for r in lanes[1] if r.category == "send"} == {"send streams.1.4", SENDS}
 
 
 def test_when_no_tool_listens_a_range_is_a_branch() -> None:

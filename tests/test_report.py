@@ -167,7 +167,7 @@ def contrast(one: str, other: str) -> float:
 
 @needs_browser
 def test_pointing_at_an_operation_shows_its_numbers(page: Browser, content: dict, program: Program) -> None:
-    bar = next(bar for bar in content["panels"][1]["lanes"][2]["bars"] if bar["name"] == "streams.2.4")
+    bar = next(bar for bar in content["panels"][0]["lanes"][2]["bars"] if bar["name"] == "streams.2.4")
     cost = next(op for op in program.cost().operations if op.name == "streams.2.4")
     assert page.evaluate("document.getElementById('card').hidden")
     page.hover('.bar[aria-label^="streams.2.4"]')

@@ -158,26 +158,16 @@ def test_clocks_of_one_machine_agree(content: dict) -> None:
         assert abs(clock["offset"]) <= clock["uncertainty"], "the true offset is 0, and must lie within the error"
 
 
-class Skewed:
-    """A transport to a lane whose clock is ahead, and whose answers take a while."""
-
-    def __init__(self, ahead: float) -> None:
-        self.ahead = ahead
-
-    def send(self, feature: torch.Tensor, lane: int, tag: int, name: str) -> None:
-        time.sleep(random.uniform(0, 2e-4))
-
-    def receive(self, buffer: torch.Tensor, lane: int, tag: int, name: str) -> None:
-        buffer.copy_(torch.tensor([time.perf_counter() + self.ahead, -1.0], dtype=torch.float64))
-        time.sleep(random.uniform(0, 2e-4))
-
-    def wait(self, work: None, name: str) -> None:
-        """Done already."""
-
-
 def test_a_skewed_clock_is_measured_and_taken_out() -> None:
     ahead = random.uniform(-1e4, 1e4)
-    clock = clocks.ask(Skewed(ahead), 1, 0)  # type: ignore[arg-type]
+
+    def ping() -> list[float]:
+        time.sleep(random.uniform(0, 2e-4))
+        theirs = time.perf_counter() + ahead
+        time.sleep(random.uniform(0, 2e-4))
+        return [theirs, -1.0]
+
+    clock = clocks.ask(ping)
     assert abs(clock.offset - ahead) <= clock.uncertainty < 5e-3
     assert not clock.shared
     program = fold(lively(SMALL, 1))

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
-SEED = int(os.environ.get("KERNEL_SEED", random.SystemRandom().randrange(2**31)))
+# kept in the environment, where pytest-xdist's workers find it: all must draw the same sample
+SEED = int(os.environ.setdefault("KERNEL_SEED", str(random.SystemRandom().randrange(2**31))))
 ALL = os.environ.get("KERNEL_TESTS") == "all"
 
 collect_ignore_glob = ["test_compile*"] if INTERPRETING else ["test_interpreter*"]

@@ -1,0 +1,76 @@
+"""What classifying gave, for people and for programs: the top-5 of a picture, tables of answers and times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from parallel_parnet import ParNetError, Program
+
+
+def read_labels(path: Path | None, program: Program) -> list[str]:
+    """A name for each class: from the file, the checkpoint, or numbers."""
+    classes = program.config.num_classes
+    if path is None:
+        return list(program.config.labels) or [f"class {i}" for i in range(classes)]
+    try:
+        labels = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ParNetError(f"{path}: cannot be read ({error})") from None
+    if len(labels) != classes:
+        raise ParNetError(f"{path}: {len(labels)} lines for {classes} classes; give one name per line")
+    return labels
+
+
+def top5(logits: Tensor, labels: Sequence[str]) -> list[dict]:
+    """The five most probable classes of one picture's logits [classes], most probable first."""
+    values, indices = logits.softmax(0).topk(min(5, len(labels)))
+    return [
+        {"label": labels[i], "index": i, "probability": p}
+        for p, i in zip(values.tolist(), indices.tolist(), strict=True)
+    ]
+
+
+def show_predictions(predictions: list[dict], console: Console) -> None:
+    """A row for each picture."""
+    table = Table("picture", "1st", "2nd", "3rd", "4th", "5th", title="Top 5, with probabilities", title_justify="left")
+    for row in predictions:
+        table.add_row(Path(row["image"]).name, *(f"{t['label']} {t['probability']:.1%}" for t in row["top5"]))
+    console.print(table)
+
+
+def show_latency(latency: dict[str, float], title: str, console: Console) -> None:
+    """Percentiles in milliseconds."""
+    table = Table(*latency, title=title, title_justify="left")
+    table.add_row(*(str(value) if key == "n" else f"{value:.3f}" for key, value in latency.items()))
+    console.print(table)
+
+
+def show_stages(stages: list[dict[str, float]], console: Console) -> None:
+    """A row for each lane."""
+    columns = list(dict.fromkeys(label for lane in stages for label in lane))
+    table = Table("lane", *columns, title="Time by stage, ms (each operation alone, eager)", title_justify="left")
+    for lane, times in enumerate(stages):
+        table.add_row(str(lane), *(f"{times[label]:.3f}" if label in times else "" for label in columns))
+    console.print(table)
+
+
+def show_setting(setting: dict, console: Console) -> None:
+    """What ran, and where."""
+    table = Table("lane", "device", "threads", "runs", title="Placement", title_justify="left")
+    for lane in setting["placement"]["lanes"]:
+        table.add_row(str(lane["lane"]), lane["device"], str(lane["threads"]), lane["runs"])
+    console.print(table)
+    if setting["arithmetic"] != setting["dtype"]:
+        console.print(
+            f"note: {setting['dtype']} was asked for; this device has no such arithmetic, {setting['arithmetic']} ran"
+        )
+    console.print(
+        f"executor {setting['executor']}, {setting['dtype']}, {setting['size']} x {setting['size']} pixels, "
+        f"batch {setting['batch_size']}, depth {setting['depth']}, {setting['world_size']} rank(s), "
+        f"weights {setting['weights']}"
+    )

@@ -1,0 +1,114 @@
+"""What every transport is: numbered routes between lanes, each with messages that arrive in the order of sending."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..health import Operation
+from ..placement import Transfer
+from .group import joined
+
+IN_FLIGHT = 2  # messages of a route that may be on their way: one being read while the next arrives
+
+
+class Pending(Protocol):
+    """A send under way."""
+
+    def wait(self) -> object: ...
+
+
+class Inbox(ABC):
+    """Where the messages of one route arrive, all of one shape."""
+
+    @abstractmethod
+    def post(self) -> None:
+        """Say that a message may arrive, as early as possible: before other work, and before it is waited for."""
+
+    @abstractmethod
+    def wait(self, idle: bool) -> Tensor:
+        """The oldest message, which stays as it is until `release`. idle: for however long it takes."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """The message has been read: its place may be written again."""
+
+
+class Transport(ABC):
+    """Sends and receives between the ranks that `join_ranks` joined; a rank is a lane.
+
+    A tag is the index of a route: what travels, from which lane to which.
+    """
+
+    name: str
+
+    def __init__(self, routes: Sequence[Transfer]) -> None:
+        self.monitor, self.routes = joined(), tuple(routes)
+        self._sending = [
+            Operation(self.monitor, f"sending {route.feature} to rank {route.target}", route.target) for route in routes
+        ]
+        self._waiting = [Operation(self.monitor, f"waiting for {route.feature}", route.source) for route in routes]
+
+    @property
+    def lane(self) -> int:
+        return self.monitor.rank
+
+    @abstractmethod
+    def reserve(self, sizes: Sequence[int], device: torch.device) -> None:
+        """Be ready for messages of so many bytes, by tag, on `device`.
+
+        Every rank calls it, with the same arguments, while no message is under way.
+        """
+
+    @abstractmethod
+    def inbox(self, tag: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inbox:
+        """A place on `device` for messages of this shape; it may be used in turn with others of the same route."""
+
+    @abstractmethod
+    def _send(self, feature: Tensor, tag: int) -> Pending | None:
+        """Start to send a dense tensor; None where nothing is left to do."""
+
+    def send(self, feature: Tensor, tag: int) -> Pending | None:
+        """Start to send; keep the tensor unchanged until `finish`. Ranks send a route's messages in order."""
+        with self._sending[tag]:
+            return self._send(feature.contiguous(memory_format=dense_format(feature.ndim)), tag)
+
+    def finish(self, work: Pending | None, tag: int) -> None:
+        """Wait for a send; LaneError where the other rank is lost or the time is over."""
+        if work is not None:
+            with self._sending[tag]:
+                work.wait()
+
+    def post(self, inbox: Inbox, tag: int) -> None:
+        """Post the inbox; LaneError where the other rank is lost already."""
+        with self._waiting[tag]:
+            inbox.post()
+
+    def wait(self, inbox: Inbox, tag: int, idle: bool = False) -> Tensor:
+        """The inbox's message; LaneError where the other rank is lost, or, unless `idle`, the time is over."""
+        with self._waiting[tag]:
+            return inbox.wait(idle)
+
+
+def dense_format(ndim: int) -> torch.memory_format:
+    """Features [N, C, H, W] cross lanes in channels_last, everything else contiguous."""
+    return torch.channels_last if ndim == 4 else torch.contiguous_format
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device, pinned: bool = False) -> Tensor:
+    """Memory for a feature, in the format in which it crosses lanes."""
+    memory_format = dense_format(len(shape))
+    return torch.empty(tuple(shape), dtype=dtype, device=device, memory_format=memory_format, pin_memory=pinned)
+
+
+def memory_order(feature: Tensor) -> Tensor:
+    """The same memory as a contiguous tensor: a channels_last feature seen as [N, H, W, C]."""
+    if feature.is_contiguous():
+        return feature
+    view = feature.movedim(1, -1)
+    assert view.is_contiguous(), "features cross lanes in a dense memory format"
+    return view

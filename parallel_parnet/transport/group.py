@@ -1,0 +1,129 @@
+"""The ranks as a group: joining and leaving it, and what all of them must agree on before the first request.
+
+Nothing is pickled: what crosses are fixed vectors of int64 and of bytes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import socket
+import struct
+from collections.abc import Mapping
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from .. import health
+from ..errors import LaneError, ParNetError
+
+LOOPBACK = "127.0.0.1"
+FIELD = 64  # bytes of each setting that the ranks compare
+
+
+def join_ranks(device: torch.device, timeout_s: float) -> None:
+    """Join the ranks that torchrun started, and watch over them until `leave_ranks`.
+
+    Connections go over loopback where torchrun started all ranks on this host, else over the interface that leads to
+    torchrun's master; GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME overrule that. Each operation of a running request ends
+    after `timeout_s`. LaneError where a rank does not come within that time.
+    """
+    timeout = timedelta(seconds=timeout_s)
+    try:
+        store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
+    except (RuntimeError, ValueError) as error:
+        raise LaneError(f"no rendezvous ({error})") from error
+    # torchrun's static rendezvous keeps its store over restarts, with the addresses of ranks that are gone
+    store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    address = local_address()
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        if variable not in os.environ:
+            os.environ[variable] = interface_of(address)
+    monitor = health.start(rank, world, dist.PrefixStore("parallel_parnet", store), address, timeout_s)
+    backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+    with health.Operation(monitor, "joining the ranks"):
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
+
+
+def leave_ranks() -> None:
+    """End what `join_ranks` began: a process that exits with the group's threads alive may be aborted by them."""
+    if monitor := health.current():
+        monitor.leave()
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def local_address() -> str:
+    """The address at which the other ranks reach this host."""
+    if os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]:
+        return LOOPBACK
+    master = socket.getaddrinfo(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), type=socket.SOCK_DGRAM)[0]
+    with socket.socket(master[0], socket.SOCK_DGRAM) as probe:
+        probe.connect(master[4])  # sends nothing, but chooses the interface
+        return probe.getsockname()[0]
+
+
+def interface_of(address: str) -> str:
+    """The name of the network interface that has an IPv4 address; ParNetError where none has it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            try:
+                reply = fcntl.ioctl(probe, 0x8915, struct.pack("256s", name.encode()))  # SIOCGIFADDR
+            except OSError:
+                continue  # an interface without an IPv4 address
+            if socket.inet_ntoa(reply[20:24]) == address:
+                return name
+    raise ParNetError(f"no interface has the address {address}: name gloo's in GLOO_SOCKET_IFNAME")
+
+
+def joined() -> health.Monitor:
+    """The monitor of the ranks that were joined."""
+    if monitor := health.current():
+        return monitor
+    raise ParNetError("this process has not joined the others: call join_ranks first")
+
+
+def announce(numbers: list[int], source: int) -> list[int]:
+    """The numbers of rank `source`, on every rank; all give as many."""
+    monitor, mine = joined(), torch.tensor(numbers, dtype=torch.int64)
+    with health.Operation(monitor, f"waiting for numbers from rank {source}", source):
+        dist.broadcast(mine, source)
+    return mine.tolist()
+
+
+def gather(numbers: list[int]) -> list[list[int]]:
+    """Each rank's numbers, on every rank; all give as many."""
+    monitor, mine = joined(), torch.tensor(numbers, dtype=torch.int64)
+    parts = [torch.empty_like(mine) for _ in range(monitor.world)]
+    with health.Operation(monitor, "comparing settings"):
+        dist.all_gather(parts, mine)
+    return [part.tolist() for part in parts]
+
+
+def agree(settings: Mapping[str, str]) -> None:
+    """ParNetError, on every rank, that says which rank differs from rank 0 in which of the settings."""
+    texts = [text.encode()[:FIELD].ljust(FIELD) for text in settings.values()]
+    everyone = gather([byte for text in texts for byte in text])
+    for i, name in enumerate(settings):
+        answers = [bytes(b & 255 for b in row[i * FIELD : (i + 1) * FIELD]) for row in everyone]
+        for rank, answer in enumerate(answers):
+            if answer != answers[0]:
+                theirs, first = (text.decode(errors="replace").strip() for text in (answer, answers[0]))
+                raise ParNetError(
+                    f"rank {rank} differs from rank 0 in {name} ({theirs}, not {first}): start all with the same"
+                )
+
+
+def share_a_host(device: torch.device) -> tuple[bool, bool]:
+    """Whether all ranks run on one host, and whether each has a GPU of its own."""
+    on_gpu = device.type == "cuda"
+    gpu = str(torch.cuda.get_device_properties(device).uuid) if on_gpu else "none"
+    everyone = gather([_number(health.host_identity()), _number(gpu)])
+    hosts, gpus = ({row[i] for row in everyone} for i in (0, 1))
+    return len(hosts) == 1, on_gpu and len(gpus) == len(everyone)
+
+
+def _number(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")

@@ -1,0 +1,59 @@
+"""POSIX semaphores in memory that several processes map: they order memory, and a waiting process sleeps."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import time
+from collections.abc import Callable
+
+SEMAPHORE_BYTES = 64  # a cache line: more than sem_t takes anywhere, and what another core writes lies on another
+NAP_S = 0.1
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+QUICK = ctypes.PyDLL(None)  # keeps the interpreter's lock, for calls that return at once
+
+
+class Timespec(ctypes.Structure):
+    _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
+
+
+class Semaphore:
+    """Counts up with `post` and down with `wait`, at an offset of mapped memory.
+
+    A rank that waits sleeps at once: looking again and again for 20 us before it slept, a rank took the core from the
+    one that it waited for, wherever the two shared one.
+    """
+
+    def __init__(self, memory: mmap.mmap, offset: int) -> None:
+        self._cell = (ctypes.c_char * SEMAPHORE_BYTES).from_buffer(memory, offset)
+        self._address = ctypes.c_void_p(ctypes.addressof(self._cell))
+
+    def start(self, value: int) -> None:
+        """Set it up, once, before any other process uses it."""
+        _check(LIBC.sem_init(self._address, 1, value))
+
+    def post(self) -> None:
+        _check(LIBC.sem_post(self._address))
+
+    def wait(self, timeout_s: float | None, check: Callable[[], None]) -> None:
+        """Count down, once it is above zero; TimeoutError after `timeout_s`. `check` is called now and then."""
+        if QUICK.sem_trywait(self._address) == 0:
+            return
+        start = time.perf_counter()
+        while timeout_s is None or time.perf_counter() - start < timeout_s:
+            check()
+            nanoseconds = time.time_ns() + int(NAP_S * 1e9)
+            until = Timespec(nanoseconds // 10**9, nanoseconds % 10**9)
+            if LIBC.sem_timedwait(self._address, ctypes.byref(until)) == 0:
+                return
+            if ctypes.get_errno() not in (errno.ETIMEDOUT, errno.EINTR):
+                _check(-1)
+        raise TimeoutError(f"nothing for {timeout_s:g} s")
+
+
+def _check(status: int) -> None:
+    if status:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

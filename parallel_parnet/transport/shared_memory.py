@@ -1,0 +1,170 @@
+"""Features through memory that two ranks of one host map: the sender writes them once, the receiver reads in place.
+
+The memory has no name (memfd), so that no crash can leave any behind: a rank opens another's through /proc, which the
+kernel allows to the same user alone. It is sealed: no rank can shrink what another has mapped. A route is a ring of
+IN_FLIGHT places, guarded by two semaphores: `filled` counts messages that were not yet read, `free` places to write to.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import math
+import mmap
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..health import Monitor
+from ..placement import Transfer
+from .base import IN_FLIGHT, Inbox, Transport
+from .group import gather
+from .semaphore import SEMAPHORE_BYTES, Semaphore
+
+PLACE_WORDS = 4  # int64s: generation, file descriptor at the sender, capacity, bytes of the message
+ROUTE_BYTES = 2 * SEMAPHORE_BYTES + IN_FLIGHT * PLACE_WORDS * 8
+
+
+class SharedMemory(Transport):
+    """Between ranks on one Linux host, tensors on the CPU. Every rank opens it with the same routes."""
+
+    name = "shared"
+
+    def __init__(self, routes: Sequence[Transfer]) -> None:
+        super().__init__(routes)
+        size, own = len(self.routes) * ROUTE_BYTES, -1
+        if self.lane == 0:
+            own, control = Memory.create(size)
+            for offset in range(0, size, ROUTE_BYTES):
+                Semaphore(control.mapped, offset).start(0)
+                Semaphore(control.mapped, offset + SEMAPHORE_BYTES).start(IN_FLIGHT)
+        everyone = gather([os.getpid(), own])
+        if self.lane:
+            control = Memory.of_other(everyone[0][0], everyone[0][1], size)
+        gather([0])  # now all have it
+        if self.lane == 0:
+            os.close(own)
+        self._routes = [
+            Route(control.mapped, tag * ROUTE_BYTES, everyone[route.source][0], self.monitor)
+            for tag, route in enumerate(self.routes)
+        ]
+
+    def reserve(self, sizes: Sequence[int], device: torch.device) -> None:
+        """Nothing to do: a place grows when a message needs it."""
+
+    def inbox(self, tag: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inbox:
+        return SharedInbox(self._routes[tag], shape, dtype)
+
+    def _send(self, feature: Tensor, tag: int) -> None:
+        self._routes[tag].write(feature)
+
+
+class Route:
+    """One route's ring, at the sender or at the receiver. sender: the sending process."""
+
+    def __init__(self, control: mmap.mmap, offset: int, sender: int, monitor: Monitor) -> None:
+        self.filled = Semaphore(control, offset)
+        self.free = Semaphore(control, offset + SEMAPHORE_BYTES)
+        start = offset + 2 * SEMAPHORE_BYTES
+        self._words = memoryview(control)[start : start + IN_FLIGHT * PLACE_WORDS * 8].cast("q")
+        self._memories: list[Memory | None] = [None] * IN_FLIGHT
+        self._generations = [0] * IN_FLIGHT
+        self._count, self._sender, self._monitor = 0, sender, monitor
+
+    def write(self, feature: Tensor) -> None:
+        """Copy a dense tensor into the next place, once that is free."""
+        self.free.wait(self._monitor.timeout_s, self._monitor.check)
+        place = self._next()
+        memory = self._memories[place]
+        if memory is None or memory.size < feature.nbytes:
+            memory = self._replace(place, feature.nbytes)
+        ctypes.memmove(memory.address, feature.data_ptr(), feature.nbytes)
+        self._words[place * PLACE_WORDS + 3] = feature.nbytes
+        self.filled.post()
+
+    def read(self, due: int, idle: bool) -> tuple[int, int, Memory]:
+        """The place of the next message, of `due` bytes, its generation, and its memory; give it back by `free`."""
+        self.filled.wait(None if idle else self._monitor.timeout_s, self._monitor.check)
+        place = self._next()
+        generation, descriptor, capacity, sent = self._words[place * PLACE_WORDS : (place + 1) * PLACE_WORDS]
+        if sent != due or capacity < due:
+            raise RuntimeError(f"{sent} bytes of {capacity} came where {due} were due")
+        memory = self._memories[place]
+        if memory is None or generation != self._generations[place]:
+            memory = self._memories[place] = Memory.of_other(self._sender, descriptor, capacity)
+            self._generations[place] = generation
+        return place, generation, memory
+
+    def _next(self) -> int:
+        place = self._count % IN_FLIGHT
+        self._count += 1
+        return place
+
+    def _replace(self, place: int, size: int) -> Memory:
+        """New memory for a place, which nobody reads just now."""
+        first = place * PLACE_WORDS
+        if self._memories[place] is not None:
+            os.close(self._words[first + 1])
+        descriptor, memory = Memory.create(size)
+        self._words[first], self._words[first + 1], self._words[first + 2] = self._words[first] + 1, descriptor, size
+        self._memories[place] = memory
+        return memory
+
+
+class SharedInbox(Inbox):
+    """Messages of one shape, read where the sender wrote them."""
+
+    def __init__(self, route: Route, shape: Sequence[int], dtype: torch.dtype) -> None:
+        self.route, self.shape, self.dtype = route, tuple(shape), dtype
+        self.due = math.prod(shape) * dtype.itemsize
+        self._views: dict[int, tuple[int, Tensor]] = {}  # by place, with the generation of its memory
+
+    def post(self) -> None:
+        """Nothing to do: the ring has a place."""
+
+    def wait(self, idle: bool) -> Tensor:
+        place, generation, memory = self.route.read(self.due, idle)
+        if self._views.get(place, (0,))[0] != generation:
+            self._views[place] = generation, memory.view(self.shape, self.dtype)
+        return self._views[place][1]
+
+    def release(self) -> None:
+        self.route.free.post()
+
+
+class Memory:
+    """Memory that other processes of this user can map, of a size that stays."""
+
+    def __init__(self, mapped: mmap.mmap) -> None:
+        self.mapped, self.size = mapped, len(mapped)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
+
+    @classmethod
+    def create(cls, size: int) -> tuple[int, Memory]:
+        """With its descriptor, by which others find it; OSError where so much is not to be had."""
+        descriptor = os.memfd_create("parallel_parnet", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.fchmod(descriptor, 0o600)
+        os.posix_fallocate(descriptor, 0, size)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        return descriptor, cls(mmap.mmap(descriptor, size))
+
+    @classmethod
+    def of_other(cls, process: int, descriptor: int, size: int) -> Memory:
+        """What another process created; RuntimeError where it has not the size that it should have."""
+        own = os.open(f"/proc/{process}/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            if os.fstat(own).st_size != size:
+                raise RuntimeError(f"shared memory of {os.fstat(own).st_size} bytes where {size} were due")
+            return cls(mmap.mmap(own, size))
+        finally:
+            os.close(own)
+
+    def view(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A tensor at its start, in the memory format in which features cross lanes."""
+        flat = torch.frombuffer(self.mapped, dtype=dtype, count=math.prod(shape))
+        if len(shape) != 4:
+            return flat.view(shape)
+        n, c, h, w = shape
+        return flat.view(n, h, w, c).movedim(-1, 1)

@@ -1,0 +1,105 @@
+"""Transports over torch.distributed: gloo, through the host's memory and sockets, and NCCL between GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..placement import Transfer
+from .base import Inbox, Pending, Transport, empty, memory_order
+
+FOREVER = timedelta(days=365)
+
+
+class Gloo(Transport):
+    """Over sockets. Tensors on GPUs go through the host, so several ranks may share a GPU."""
+
+    name = "gloo"
+
+    def reserve(self, sizes: Sequence[int], device: torch.device) -> None:
+        """Nothing to do: gloo takes any size."""
+
+    def inbox(self, tag: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inbox:
+        on_gpu = device.type == "cuda"
+        arriving = empty(shape, dtype, torch.device("cpu"), pinned=on_gpu)
+        return GlooInbox(arriving, self.routes[tag].source, tag, empty(shape, dtype, device) if on_gpu else arriving)
+
+    def _send(self, feature: Tensor, tag: int) -> Pending | None:
+        return _started(dist.isend(memory_order(feature.cpu()), self.routes[tag].target, tag=tag))
+
+
+class GlooInbox(Inbox):
+    """arriving: the buffer on the host. feature: where it is read, on a GPU or the same buffer."""
+
+    def __init__(self, arriving: Tensor, source: int, tag: int, feature: Tensor) -> None:
+        self.arriving, self.source, self.tag, self.feature = arriving, source, tag, feature
+        self._work: dist.Work | None = None
+
+    def post(self) -> None:
+        self._work = _started(dist.irecv(memory_order(self.arriving), self.source, tag=self.tag))
+
+    def wait(self, idle: bool) -> Tensor:
+        assert self._work is not None
+        if idle:
+            self._work.wait(FOREVER)  # gloo breaks all connections when one wait is over time
+        else:
+            self._work.wait()
+        return self.feature if self.feature is self.arriving else self.feature.copy_(self.arriving)
+
+    def release(self) -> None:
+        """Nothing to do: gloo writes when the next receive is posted."""
+
+
+class Nccl(Gloo):
+    """Between GPUs, enqueued on CUDA streams: capturable into a CUDA graph once it has run. Headers go by gloo.
+
+    NCCL matches the messages of a communicator by order and not by tag, and a receive blocks what is behind it. So
+    every ordered pair of lanes has a communicator of its own, and lanes post its receives in the order of sending.
+    """
+
+    name = "nccl"
+
+    def __init__(self, routes: Sequence[Transfer]) -> None:
+        super().__init__(routes)
+        pairs = sorted({(route.source, route.target) for route in routes})
+        self._pairs = {pair: dist.new_group(list(pair), backend="nccl") for pair in pairs}
+
+    def inbox(self, tag: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inbox:
+        if device.type != "cuda":
+            return super().inbox(tag, shape, dtype, device)
+        route = self.routes[tag]
+        return NcclInbox(empty(shape, dtype, device), route.source, self._pairs[route.source, route.target])
+
+    def _send(self, feature: Tensor, tag: int) -> Pending | None:
+        if feature.device.type != "cuda":
+            return super()._send(feature, tag)
+        route = self.routes[tag]
+        return _started(dist.isend(memory_order(feature), route.target, self._pairs[route.source, route.target]))
+
+
+class NcclInbox(Inbox):
+    """Waiting makes the current CUDA stream wait, and not the host."""
+
+    def __init__(self, feature: Tensor, source: int, pair: dist.ProcessGroup) -> None:
+        self.feature, self.source, self.pair = feature, source, pair
+        self._work: dist.Work | None = None
+
+    def post(self) -> None:
+        self._work = _started(dist.irecv(memory_order(self.feature), self.source, self.pair))
+
+    def wait(self, idle: bool) -> Tensor:
+        assert self._work is not None
+        self._work.wait()
+        return self.feature
+
+    def release(self) -> None:
+        """Nothing to do: a posted receive runs after what the current CUDA stream was given before."""
+
+
+def _started(work: dist.Work | None) -> dist.Work:
+    assert work is not None, "this rank takes part in the transfer"
+    return work

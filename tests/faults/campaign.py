@@ -1,0 +1,138 @@
+#!/usr/bin/env python
+"""Faults by seed: every kind, in every phase, on every rank, over every transport, in turn and in random order.
+
+    python tests/faults/campaign.py --trials 1000 --seed 0 --out results/faults.jsonl
+
+Each trial is a line of --out, and a run that is started again continues it. --summary counts them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+os.environ |= {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}  # before torch, for none to be lost in a fork
+sys.path[:0] = [str(Path(__file__).parent)]
+
+import numpy as np  # noqa: E402
+from trial import PICTURES, Case, adopt_orphans, run_trial  # noqa: E402
+from worker import ROOT  # noqa: E402
+
+KINDS = ("SIGKILL", "SIGSEGV", "SIGTERM", "SIGSTOP", "exception", "dropped socket")
+PHASES = ("start", "handshake", "steady", "write", "shutdown")
+TRANSPORTS = ("gloo", "shared")
+
+
+def cases(trials: int, seed: int) -> list[Case]:
+    """As many cases: all combinations, shuffled, again and again; the rest of a case is random."""
+    rng, found = random.Random(seed), []
+    everything = [
+        case
+        for case in product(KINDS, PHASES, (2, 3), TRANSPORTS, (0, 1, 2))
+        if case[4] < case[2] and not (case[0] == "dropped socket" and case[1] in ("start", "handshake"))
+    ]
+    while len(found) < trials:
+        for kind, phase, ranks, transport, rank in rng.sample(everything, len(everything)):
+            batch, slow = rng.choice((1, 4)), phase != "start" and rng.random() < 0.5
+            number, after = len(found), rng.randint(1, PICTURES // 2)
+            case_seed = rng.getrandbits(32)
+            found.append(Case(number, kind, phase, rank, ranks, transport, batch, after, case_seed, slow))
+    return found[:trials]
+
+
+def make_pictures(folder: Path) -> None:
+    """Links to the demo's pictures."""
+    originals = sorted((ROOT / "launch" / "demo" / "pictures").glob("*.png"))
+    folder.mkdir()
+    for i in range(PICTURES):
+        (folder / f"{i:03}.png").symlink_to(originals[i % len(originals)])
+
+
+def unfaulted(case: Case, work: Path) -> bytes:
+    """What the case writes without its fault."""
+    folder = work / f"unfaulted-{case.number}"
+    row = run_trial(replace(case, kind="none", slow_polling=False), work / "pictures", None, folder)
+    if row["problems"]:
+        raise RuntimeError(f"without a fault: {row}")
+    return (folder / "answers.jsonl").read_bytes()
+
+
+def summary(rows: list[dict]) -> dict:
+    """Counts by kind, phase and rank, failures, and percentiles of the time until the others had ended."""
+    times = {
+        kind: [row["detection_s"] for row in rows if "detection_s" in row and row["kind"] == kind] for kind in KINDS
+    }
+    return {
+        "trials": len(rows),
+        "failures": [row for row in rows if row["problems"]],
+        **{
+            name: dict(Counter(str(row[name]) for row in rows))
+            for name in ("kind", "phase", "rank", "ranks", "transport")
+        },
+        "unnoticed_and_harmless": sum(row.get("noticed") is False for row in rows),
+        "survivors": sum(row["ranks"] - 1 for row in rows if row.get("noticed")),
+        "survivors_that_told_before_torchrun_ended_them": sum(len(row.get("told_by", [])) for row in rows),
+        "detection_s": {
+            kind: dict(zip(("p50", "p90", "p99", "max"), np.percentile(found, [50, 90, 99, 100]).round(3).tolist()))
+            for kind, found in times.items()
+            if found
+        },
+        "seconds_per_trial": round(float(np.mean([row["seconds"] for row in rows])), 2),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", type=int, help="the trial of this number alone")
+    parser.add_argument("--out", type=Path, required=True, help="a line for each trial")
+    parser.add_argument("--summary", type=Path, help="write the counts to this file")
+    args = parser.parse_args()
+    todo = cases(args.trials, args.seed)
+    rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    done = {row["number"] for row in rows}
+    adopt_orphans()
+    work = Path(tempfile.mkdtemp(prefix="faults-"))
+    expected: dict[tuple, bytes] = {}
+    make_pictures(work / "pictures")
+    with args.out.open("a") as out:
+        for case in todo:
+            if case.number in done or args.only not in (None, case.number):
+                continue
+            setting = case.ranks, case.transport, case.batch
+            if setting not in expected:
+                expected[setting] = unfaulted(case, work)
+            row = run_trial(case, work / "pictures", expected[setting], work / str(case.number))
+            rows.append(row)
+            out.write(json.dumps(row) + "\n")
+            out.flush()
+            verdict = "; ".join(row["problems"]) or "well"
+            print(
+                f"{case.number}: {case.kind} on rank {case.rank} of {case.ranks} ({case.transport}), {case.phase}: "
+                f"{verdict}, {row['seconds']} s",
+                flush=True,
+            )
+    result = summary(rows)
+    if args.summary:
+        args.summary.write_text(json.dumps(result, indent=1) + "\n")
+    if not result["failures"]:
+        shutil.rmtree(work)
+    print(f"{result['trials']} trials, {len(result['failures'])} failures")
+    return 1 if result["failures"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

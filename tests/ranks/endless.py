@@ -1,0 +1,33 @@
+"""Run by torchrun: request after request, until something happens to a rank. Each rank prints its process."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "launch"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common import Ranks, run
+from conftest import SMALL, lively
+from parallel_parnet import Engine, fold
+from parallel_parnet.transport import join_ranks
+
+
+def main() -> int:
+    ranks = Ranks.from_environment()
+    ranks.take_threads()
+    join_ranks(torch.device("cpu"), 60)
+    with Engine(fold(lively(SMALL, 0)), device="cpu", executor="eager") as engine:
+        print("rank", ranks.rank, os.getpid(), flush=True)
+        if not engine.is_coordinator:
+            return engine.serve()
+        while True:
+            engine(torch.zeros(1, 3, 32, 32))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,102 @@
+"""Run by torchrun: every transport, placement, batch and size on these ranks, against the reference, as JSON.
+
+networks.py SEED FILE
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "launch"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common import Ranks, run
+from conftest import SMALL, lively, relative
+from parallel_parnet import Engine, Placement, Program, fold
+from parallel_parnet.transport import join_ranks
+
+CPU = torch.device("cpu")
+
+
+def placements(program: Program, lanes: int) -> dict[str, Placement]:
+    """The usual one; and one where fusion wanders over the lanes, the last answers, and the stem is transferred."""
+    usual = Placement.from_streams_per_gpu(program, -(-3 // lanes), lanes)
+    if lanes == 1:
+        return {"usual": usual}
+    where = dict(usual.where)
+    for op in program.operations:
+        if op.stage == "stem":
+            where[op.name] = (0,)
+        elif op.stage in ("fusion", "head"):
+            where[op.name] = (op.level % lanes,)
+    return {"usual": usual, "wandering": Placement(lanes, where, coordinator=lanes - 1)}
+
+
+def digest(answers: list[Tensor]) -> str:
+    return hashlib.sha256(b"".join(answer.numpy().tobytes() for answer in answers)).hexdigest()
+
+
+def listening() -> list[str]:
+    """Local addresses, as /proc writes them, of the sockets that this process listens on."""
+    links = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink() and path.exists()]
+    own = {link[8:-1] for link in links if link.startswith("socket:")}
+    rows = [
+        line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/self/net/{name}").read_text().splitlines()
+    ]
+    return [row[1].split(":")[0] for row in rows if row[3] == "0A" and row[9] in own]
+
+
+def main() -> int:
+    seed, file = int(sys.argv[1]), Path(sys.argv[2])
+    ranks = Ranks.from_environment()
+    ranks.take_threads()
+    program = fold(lively(SMALL, seed))
+    torch.manual_seed(seed)
+    inputs = [torch.randn(n, 3, h, w) for n in (1, 4) for h, w in ((32, 64), (96, 32))]
+    reference = Engine(program, Placement.single(program), CPU, executor="reference")
+    join_ranks(CPU, 60)
+    results = []
+    for name, placement in placements(program, ranks.world).items():
+        for transport in ("gloo", "shared"):
+            with Engine(program, placement, CPU, executor="eager", transport=transport) as engine:
+                if not engine.is_coordinator:
+                    engine.serve()
+                    continue
+                answers = [engine(x) for x in inputs]
+                kept = [answer.clone() for answer in answers]
+                stream = [x for x in inputs for _ in range(5)] + inputs
+                mapped = list(engine.map(stream))
+                some = engine.map(iter(stream))
+                first = next(some)
+                some.close()  # the caller gives up with requests under way
+                again = [engine(x) for x in inputs]
+                spans = [span.name for lane in engine.profile(inputs[0]) for span in lane.spans]
+                results.append(
+                    {
+                        "placement": name,
+                        "transport": transport,
+                        "errors": [relative(a, reference(x)) for a, x in zip(answers, inputs, strict=True)],
+                        "digest": digest(answers),
+                        "repeated": digest(again),
+                        "mapped": digest(mapped[:20:5]),
+                        "mapped_again": digest(mapped[-4:]),
+                        "first": torch.equal(first, answers[0]),
+                        "kept": all(torch.equal(a, b) for a, b in zip(kept, answers, strict=True)),
+                        "spans": spans,
+                        "listening": listening(),
+                    }
+                )
+    if results:
+        file.with_suffix(f".{ranks.rank}.json").write_text(json.dumps(results))
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,83 @@
+"""Run by torchrun on two ranks: settings that differ, and requests that no coordinator makes; each rank writes JSON.
+
+refusals.py FILE. Ends with status 2, for the last of the settings that differ.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "launch"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common import Ranks, run
+from conftest import SMALL, lively
+from parallel_parnet import Engine, LaneError, ParNetError, Placement, Program, fold
+from parallel_parnet.executors.distributed import RUN, DistributedExecutor
+from parallel_parnet.health import SILENCE_S
+from parallel_parnet.transport import join_ranks
+
+CPU = torch.device("cpu")
+HEADERS = [[RUN, 1 << 40, 32, 32], [RUN, 1 << 31, 32, 32], [RUN, 1, 33, 32], [RUN, -1, 32, 32], [7, 1, 32, 32]]
+
+
+def differ(program: Program, other: Program, rank: int) -> list[str]:
+    """What the ranks say where rank 1 was started with something else."""
+    usual, swapped = (
+        Placement(2, {op.name: (lane if op.label == "stream 2" else 1 - lane,) for op in program.operations})
+        for lane in (0, 1)
+    )
+    messages = []
+    for options in (
+        {"program": other}, {"placement": swapped}, {"executor": "inductor"}, {"dtype": torch.bfloat16},
+        {"transport": "gloo"},
+    ):  # fmt: skip
+        settings = {"program": program, "placement": usual, "device": CPU, "executor": "eager", "transport": "shared"}
+        try:
+            Engine(**(settings | options if rank else settings))  # type: ignore[arg-type]
+        except ParNetError as error:
+            messages.append(str(error))
+    return messages
+
+
+def refuse(program: Program, rank: int) -> list[str]:
+    """What rank 1 says to rank 0's headers."""
+    messages = []
+    for header in HEADERS:
+        engine = Engine(program, device=CPU, executor="eager")
+        executor = engine._executor
+        assert isinstance(executor, DistributedExecutor)
+        if rank == 0:
+            executor.transport.send(torch.tensor(header), executor._header[1])
+            continue
+        try:
+            engine.serve()
+        except LaneError as error:
+            messages.append(str(error))
+    return messages
+
+
+def main() -> int:
+    rank, program, other = Ranks.from_environment().rank, fold(lively(SMALL, 0)), fold(lively(SMALL, 1))
+    Ranks.from_environment().take_threads()
+    join_ranks(CPU, 30)
+    differences, refusals = differ(program, other, rank), refuse(program, rank)
+    with Engine(program, device=CPU, executor="eager") as engine:
+        if rank:  # busy in a way that stops all its threads, for longer than silence is borne: no death
+            ctypes.PyDLL(None).sleep(int(SILENCE_S) + 2)
+            engine.serve()
+        else:
+            engine(torch.randn(1, 3, 32, 32))
+    file = Path(sys.argv[1]).with_suffix(f".{rank}.json")
+    file.write_text(json.dumps({"differences": differences, "refusals": refusals}))
+    Engine(other if rank else program, device=CPU)
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,89 @@
+"""Real ranks: every transport and placement against the reference; what is refused; and a rank that stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT, free_port, launch
+
+pytestmark = [pytest.mark.ranks, pytest.mark.timeout(200)]
+SCRIPTS = ROOT / "tests" / "ranks"
+SEED = random.randrange(1 << 30)
+LOOPBACK = "0100007F"
+
+
+def network_results(ranks: int, folder: Path) -> list[dict]:
+    """What networks.py found on so many ranks."""
+    before = sorted(os.listdir("/dev/shm"))
+    run = launch(SCRIPTS / "networks.py", SEED, folder / "found.json", ranks=ranks)
+    assert run.returncode == 0, run.stderr
+    assert sorted(os.listdir("/dev/shm")) == before
+    return [row for file in sorted(folder.glob("found.*.json")) for row in json.loads(file.read_text())]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_every_transport_and_placement(ranks: int, tmp_path: Path) -> None:
+    rows = network_results(ranks, tmp_path)
+    assert len(rows) == (2 if ranks == 1 else 4), f"seed {SEED}"
+    for row in rows:
+        case = f"{row['placement']}, {row['transport']}, seed {SEED}"
+        assert max(row["errors"]) < 1e-5, case
+        assert row["digest"] == row["repeated"] == row["mapped"] == row["mapped_again"], case
+        assert row["first"] and row["kept"], case
+        assert set(row["listening"]) <= {LOOPBACK}, case
+        if ranks > 1:
+            assert {"wait input", "send input", "wait for sends"} <= set(row["spans"]), case
+    for name in {row["placement"] for row in rows}:
+        assert len({row["digest"] for row in rows if row["placement"] == name}) == 1, "transports change no bit"
+    if ranks == 2:
+        assert network_results(ranks, tmp_path) == rows, "nor does another run"
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    run = launch(SCRIPTS / "refusals.py", tmp_path / "said.json", ranks=2)
+    said = [json.loads((tmp_path / f"said.{rank}.json").read_text()) for rank in range(2)]
+    assert said[0]["differences"] == said[1]["differences"]
+    settings = (
+        "program and weights",
+        "placement",
+        "executor (inductor",
+        "executor (eager in torch.bfloat16",
+        "transport",
+    )
+    for message, setting in zip(said[0]["differences"], settings, strict=True):
+        assert message.startswith(f"rank 1 differs from rank 0 in {setting}"), message
+    reasons = ("shape", "4398046511104|2147483648", "multiples of 32", "shape", "command 7")
+    for message, reason in zip(said[1]["refusals"], reasons, strict=True):
+        assert re.search(reason, message), message
+    assert run.stderr.count("error: rank 1 differs from rank 0 in program and weights") == 1
+    assert run.stderr.count("exitcode  : 2") == 2, run.stderr
+
+
+def test_a_rank_that_stops_is_named() -> None:
+    options = ["-m", "torch.distributed.run", "--nproc-per-node=3", f"--master-port={free_port()}"]
+    command = [sys.executable, *options, str(SCRIPTS / "endless.py")]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    ) as run:
+        assert run.stdout is not None and run.stderr is not None
+        pids = dict(sorted(line.split()[1:] for line in (run.stdout.readline() for _ in range(3))))
+        time.sleep(0.5)
+        start = time.monotonic()
+        os.kill(int(pids["1"]), signal.SIGSTOP)
+        line = next(line for line in run.stderr if line.startswith("error on rank"))
+        assert time.monotonic() - start < 3
+        rest = run.stderr.read()
+    for rank in (0, 2):
+        told = f"error on rank {rank}: rank 1 stopped answering while rank {rank} was "
+        assert told in line + rest
+    assert not Path(f"/proc/{pids['1']}").exists(), "nothing is left behind"

@@ -1,17 +1,20 @@
 # make infer      classify the demo pictures      make test          everything that must be green, within 15 minutes
 # make setup      a virtual environment in .venv  make test-kernels  of that, the kernels: interpreted and compiled
 # make lint       format, lint, types             make test-all      with every case of the kernels, an hour or more
+# make test-faults TRIALS=1000 SEED=0  ranks that die, hang or lose a connection   make soak  20,000 requests, memory watched
 # make experiment  latency against depth          make profile-example  docs/profiling.md, measured anew
 # make gpu-check  on a GPU machine, with its own Python: parity and timings in ten minutes, into OUT=results/gpu
 VENV ?= .venv
 PYTHON ?= python3
 OUT ?= results/gpu
+TRIALS ?= 1000
+SEED ?= 0
 BIN := $(VENV)/bin
 # without an NVIDIA GPU the pinned torch is taken, whose CPU build pip prefers where it is offered
 PINS := $(if $(shell command -v nvidia-smi),,-c constraints.txt)
 BESIDE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-.PHONY: setup infer test test-kernels test-all lint gpu-check experiment train profile-example
+.PHONY: setup infer test test-kernels test-all lint test-faults soak gpu-check experiment train profile-example
 
 setup: $(VENV)/.ready
 
@@ -40,6 +43,14 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# under an hour on two cores; a line for each trial in OUT, where it goes on when it is started again
+test-faults: OUT = results/faults-seed-$(SEED).jsonl
+test-faults: setup
+	$(BIN)/python tests/faults/campaign.py --trials $(TRIALS) --seed $(SEED) --out $(OUT) --record
+
+soak: setup
+	$(BIN)/python tests/faults/soak.py --record
 
 gpu-check:
 	$(PYTHON) launch/gpu_check.py --out $(OUT)

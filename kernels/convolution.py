@@ -24,7 +24,7 @@ Layout = tuple[tuple[int, ...], torch.dtype]
 class Operands(NamedTuple):
     """The tensors of a fused convolution, contiguous; None where it has none. "Storage" is fp32, fp16 or bf16.
 
-    a, b: inputs, storage, [N, H, W, C] each, or a picture [N, 3, H, W]; b None for one input.
+    a, b: inputs, storage, [N, H, W, C] each, or a picture [N, 3, H, W], which may be uint8; b None for one input.
     a_sums, b_sums: their channel sums per tile, fp32 [N, T, C], by whoever made them; None for a picture.
     weight: storage [9, cin / groups, O]. bias: fp32 [O]. border: fp32 [9, O] or None.
     gate: fp32 [N, O], the sigmoids where `sse_gate` computed them, else None, and then:
@@ -76,11 +76,17 @@ class Convolution:
         """N, the number of pictures."""
         return self.x.a.shape[0]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The storage type: that of the inputs, or of the weights where the input is a picture in uint8."""
+        raw = self.shape.planar and self.x.a.dtype == torch.uint8
+        return self.x.weight.dtype if raw else self.x.a.dtype
+
     def check(self) -> None:
         """ParNetError where a tensor's presence, shape, type, layout or device does not fit."""
         if self.precision not in PRECISIONS:
             raise ParNetError(f"precision {self.precision!r}: choose of {PRECISIONS}")
-        x, dtype = self.x, self.x.a.dtype
+        x, dtype = self.x, self.dtype
         if dtype not in STORAGE:
             raise ParNetError(f"a has type {dtype}: choose float32, float16 or bfloat16")
         check_tensors(x._asdict(), self._layouts(dtype), x.a.device)
@@ -90,7 +96,8 @@ class Convolution:
     def _layouts(self, dtype: torch.dtype) -> dict[str, Layout | None]:
         x, shape, n, fp32 = self.x, self.shape, self.n, torch.float32
         c, row = shape.cin // shape.inputs, ((shape.cout,), fp32)
-        feature = ((n, c, shape.h, shape.w) if shape.planar else (n, shape.h, shape.w, c)), dtype
+        size = (n, c, shape.h, shape.w) if shape.planar else (n, shape.h, shape.w, c)
+        feature = size, x.a.dtype if shape.planar else dtype
         second, gated = shape.inputs == 2, x.gate is not None
         made = outputs(shape, self.tile, n, dtype)
         return {

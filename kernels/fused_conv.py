@@ -48,10 +48,12 @@ def multiply(acc, source, i_input: tl.constexpr, x, s, n, i_group, i_split, row,
         neighbour = ((tap // 3 - 1) * s.W + tap % 3 - 1) * pixel_stride + (i_group * s.PART + c) * channel_stride
         bit = tl.where(k < K, tap, 9)  # the tenth tap is never inside: that masks a ragged last step
         lanes = ((inside[:, None] >> bit[None, :]) & 1) != 0
-        a = tl.load(picture + (pixels[:, None] + neighbour[None, :]), mask=lanes, other=0.0)
+        a = tl.load(picture + (pixels[:, None] + neighbour[None, :]), mask=lanes, other=0)
         rows = tap * s.CIN + i_input * s.PART + c
         lanes = (k < K)[:, None] & mask_o[None, :]
         b = tl.load(x.weight + (rows[:, None] * s.COUT + columns[None, :]), mask=lanes, other=0.0)
+        if source.dtype.element_ty == tl.uint8:  # 0 to 255 are exact in every storage type
+            a = a.to(tl.float32).to(b.dtype)
         acc = tl.dot(a, b, acc, input_precision=s.PRECISION)
     return acc
 

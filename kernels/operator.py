@@ -83,6 +83,6 @@ def _convolution(
     cin, gate = inputs * a.shape[1 if planar else 3], "plain" if scale is None else "identity"
     shape = Geometry(h, w, cin, weight.shape[2], stride, groups, shuffle, gate, activation, inputs, planar)
     tile = Tile(bm, bn, bk, split_k)
-    made = allocate(shape, tile, a.shape[0], a.dtype, a.device)
+    made = allocate(shape, tile, a.shape[0], weight.dtype, a.device)
     x = Operands(a, b, a_sums, b_sums, weight, bias, border, None, gate_weight, gate_bias, scale, shift, *made)
     return Convolution(x, shape, tile)

@@ -43,7 +43,7 @@ def picture_average(picture, n, c, mask, C: tl.constexpr, PIXELS: tl.constexpr, 
     for p0 in tl.range(0, PIXELS, BP, num_stages=4):
         p = p0 + tl.arange(0, BP)
         lanes = mask[:, None] & (p < PIXELS)[None, :]
-        total += tl.load(base + (c[:, None] * PIXELS + p[None, :]), mask=lanes, other=0.0).to(tl.float32)
+        total += tl.load(base + (c[:, None] * PIXELS + p[None, :]), mask=lanes, other=0).to(tl.float32)
     return tl.sum(total, axis=1) / PIXELS
 
 

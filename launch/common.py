@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import sysconfig
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -66,6 +67,15 @@ class Ranks:
         if device.type == "cuda" and device.index is None and self.world > 1:
             return torch.device("cuda", self.local_rank % max(1, torch.cuda.device_count()))
         return device
+
+
+def process_age() -> float | None:
+    """Seconds since this process was started, imports included; None where only Linux would tell."""
+    try:
+        started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    except FileNotFoundError:
+        return None
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started
 
 
 class Parser(argparse.ArgumentParser):

@@ -17,6 +17,7 @@ import triton
 
 from common import ROOT
 from parallel_parnet import ParNetError
+from parallel_parnet.executors.graph import capture as capture
 from parallel_parnet.kernels.rates import Rates
 
 SIDE = 8192  # of the matrices whose product is timed
@@ -66,20 +67,6 @@ def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
     copy, product = copy_time(), median(event_times(lambda: a @ b, REPEATS // 3))
     found = torch.cuda.get_device_properties(device)
     return Rates(found.name, 2 * COPIED / copy, 2 * SIDE**3 / product, found.multi_processor_count)
-
-
-def capture(work: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    """`work` as a CUDA graph, after two runs that load and compile what it needs."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        work()
-        work()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        work()
-    return graph
 
 
 def event_times(work: Callable[[], object], repeats: int) -> list[float]:

@@ -26,12 +26,13 @@ import argparse
 import hashlib
 import json
 import os
+import time
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from common import DEMO, DTYPES, Parser, Ranks, add_model_arguments, load_model, run
+from common import DEMO, DTYPES, Parser, Ranks, add_model_arguments, load_model, process_age, run
 from lines import AnswerLines
 from links import measure_links
 from parallel_parnet import Engine, ParNetError, Placement, Program, fold
@@ -82,14 +83,25 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def place(program: Program, args: argparse.Namespace, ranks: Ranks, device: torch.device) -> tuple[Placement, str]:
-    """The placement that was asked for, or the nearest that one process can have, with a line that says so."""
+def place(
+    program: Program, args: argparse.Namespace, ranks: Ranks, device: torch.device
+) -> tuple[Placement | None, str]:
+    """The placement that was asked for, or the nearest that one process can have, with a line that says so.
+
+    None where one process on a CPU is to choose by measuring.
+    """
     k, streams = args.streams_per_gpu, program.streams
     if args.placement == "auto":
+        if ranks.world == 1 and device.type == "cpu":
+            return None, ""
         link = find_link(args.link or ("nvlink" if device.type == "cuda" else "loopback"))
         return plan_for_ranks(program, ranks, device, DTYPES[args.dtype], args.img_size, args.batch_size, link), ""
     if ranks.world > 1:
         return Placement.from_streams_per_gpu(program, k, ranks.world), ""
+    if args.executor == "cuda_streams":  # one GPU, whose lanes are CUDA streams, one for each of the network's streams
+        if k < streams:
+            raise ParNetError(f"executor cuda_streams runs all streams on one GPU: give --streams-per-gpu {streams}")
+        return Placement.from_streams_per_gpu(program, 1, streams), ""
     whole_machine = device.type == "cuda" and device.index is None
     devices = torch.cuda.device_count() if whole_machine else 1
     wanted = -(-streams // max(1, k))
@@ -108,7 +120,7 @@ def place(program: Program, args: argparse.Namespace, ranks: Ranks, device: torc
 def lane_hosts(engine: Engine, ranks: Ranks, threads: int) -> list[tuple[str, int]]:
     """Device and compute threads of each lane."""
     if ranks.world == 1:
-        return [(str(engine.lane_device(lane)), threads) for lane in range(engine.placement.lanes)]
+        return [(str(engine.lane_device(lane)), engine.threads or threads) for lane in range(engine.placement.lanes)]
     index = -1 if engine.device.index is None else engine.device.index
     everyone = gather([threads, index])
     return [(engine.device.type if i < 0 else f"{engine.device.type}:{i}", count) for count, i in everyone]
@@ -175,17 +187,25 @@ def main() -> int:
     device = ranks.device(args.device)
     if args.measure_links:
         return measure_links(args.transport, ranks, device, args.iterations, args.timeout, args.json, console)
+    imported, start = process_age(), time.perf_counter()
     model, weights = load_model(args)
+    loaded = time.perf_counter()
     program = fold(model)
+    start_up = {"import": imported, "load": loaded - start, "fold": time.perf_counter() - loaded}
     if ranks.world > 1:
         join_ranks(device, args.timeout)
     placement, note = place(program, args, ranks, device)
     if note:
         console.print(note)
     with Engine(program, placement, device, DTYPES[args.dtype], args.executor, args.transport) as engine:
+        if placement is None:
+            side = args.img_size or program.config.image_size
+            for name, seconds in engine.warm_up(torch.rand(args.batch_size, 3, side, side)).items():
+                console.print(f"measured: {name}: {seconds * 1e3:.3f} ms")
         hosts = lane_hosts(engine, ranks, threads)
         if engine.is_coordinator:
-            return coordinate(engine, args, describe(engine, args, weights, hosts, ranks.world), console)
+            setting = describe(engine, args, weights, hosts, ranks.world) | {"start_up_s": start_up}
+            return coordinate(engine, args, setting, console)
         return engine.serve()
 
 

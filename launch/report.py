@@ -74,3 +74,9 @@ def show_setting(setting: dict, console: Console) -> None:
         f"batch {setting['batch_size']}, depth {setting['depth']}, {setting['world_size']} rank(s), "
         f"weights {setting['weights']}"
     )
+
+
+def show_start_up(seconds: dict[str, float | None], steady_ms: float, console: Console) -> None:
+    """What a start costs, stage by stage, and a pass after it."""
+    stages = ", ".join(f"{stage} {t:.2f} s" for stage, t in seconds.items() if t is not None)
+    console.print(f"start-up: {stages}; then {steady_ms:.3f} ms a pass")

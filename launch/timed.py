@@ -18,7 +18,7 @@ from torch import Tensor
 from parallel_parnet import Engine, ParNetError, Placement
 from parallel_parnet.files import write_atomically
 from parallel_parnet.profiling.sampler import Sampler
-from report import show_latency, show_predictions, show_setting, show_stages, top5
+from report import show_latency, show_predictions, show_setting, show_stages, show_start_up, top5
 from stream import Pictures, answers, progress_bar, spread
 from tracing import write_traces
 
@@ -30,11 +30,12 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 5e-3}
 
 @dataclass
 class Answers:
-    """What classifying the pictures gave; `logits` [classes] for each of `images`."""
+    """What classifying the pictures gave; `logits` [classes] for each of `images`. first_s: until the first answer."""
 
     images: list[str] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)
     skipped: list[dict[str, str]] = field(default_factory=list)
+    first_s: float = 0.0
 
 
 def classify_and_time(
@@ -44,6 +45,7 @@ def classify_and_time(
     found = classify(engine, pictures, console)
     for skipped in found.skipped:
         console.print(f"skipped: {skipped['reason']}")
+    setting["start_up_s"]["first answer"] = found.first_s
     inputs = [batch.x.to(engine.device) for batch in islice(pictures.batches(), KEPT_BATCHES)]
     with Sampler() as sampler:
         latency = measure(engine, inputs, args, console)
@@ -63,6 +65,7 @@ def classify_and_time(
     show_latency(result["latency_ms"], "Latency of one pass, ms", console)
     show_stages(result["stages_ms"], console)
     show_setting(setting, console)
+    show_start_up(setting["start_up_s"], result["latency_ms"]["median"], console)
     sampler.tell(console.print)
     status = 1 if found.skipped else 0
     if args.verify:
@@ -86,7 +89,8 @@ def classify(engine: Engine, pictures: Pictures, console: Console) -> Answers:
     found = Answers()
     with progress_bar(console) as progress:
         task = progress.add_task("classifying", total=len(pictures.paths))
-        for batch, logits in answers(engine, pictures.batches(), array("d")):
+        latencies = array("d")
+        for batch, logits in answers(engine, pictures.batches(), latencies):
             for image, row in zip(batch.images, logits, strict=True):
                 if image in batch.reasons:
                     found.skipped.append({"image": image, "reason": batch.reasons[image]})
@@ -94,6 +98,8 @@ def classify(engine: Engine, pictures: Pictures, console: Console) -> Answers:
                     found.images.append(image)
                     found.logits.append(row)
             progress.advance(task, len(batch.images))
+    if latencies:
+        found.first_s = latencies[0]
     if not found.images:
         first = found.skipped[0]["reason"]
         raise ParNetError(f"none of {len(pictures.paths)} pictures could be read; the first: {first}")
@@ -122,7 +128,9 @@ def stage_times(engine: Engine, x: Tensor) -> list[dict[str, float]]:
     by_name = engine.program.by_name
 
     def label(span: str) -> str:
-        return by_name[span].label if span in by_name else "waiting" if span.startswith("wait ") else "sending"
+        if span in by_name:
+            return by_name[span].label
+        return {"wait": "waiting", "send": "sending"}.get(span.split(" ")[0], span)
 
     passes = [[lane.totals(label) for lane in engine.profile(x)] for _ in range(PROFILE_PASSES)]
     return [

@@ -2,27 +2,51 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator, Iterable
-from typing import TYPE_CHECKING
+from pathlib import Path
+from threading import Lock
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from . import health
+from .choice import Choice, candidates, measure
 from .errors import ParNetError
 from .executors.backends import BACKENDS, arithmetic, has_openvino
 from .executors.distributed import DistributedExecutor
-from .executors.local import LocalExecutor
+from .executors.graph import GraphExecutor
+from .executors.local import LocalExecutor, synchroniser
+from .pixels import fold_pixels, normalise
 from .placement import Placement
 from .profiling.clocks import Clock
-from .profiling.spans import Recorder
+from .profiling.ranges import Ranges
+from .profiling.spans import REQUEST, Recorder, Spans, span
+from .profiling.traced import traced
 from .program import Program, check_input
 
-if TYPE_CHECKING:
-    from .executors.grouped import GroupedExecutor
-
-EXECUTORS = ("auto", "cpu", "reference", *BACKENDS, "triton")
+GROUPED = ("triton", "cuda_graph")
+ON_ONE_GPU = (*GROUPED, "cuda_streams")
+EXECUTORS = ("auto", "cpu", "reference", *BACKENDS, *ON_ONE_GPU)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Executor(Protocol):
+    """Runs a program under a placement; one call at a time."""
+
+    @property
+    def name(self) -> str: ...
+    def __call__(self, x_nchw: Tensor) -> Tensor: ...
+    def profile(self, x_nchw: Tensor) -> list[Recorder]: ...
+    def close(self, status: int = 0) -> None: ...
+
+
+@runtime_checkable
+class Marking(Protocol):
+    """An executor that can mark what it does within a call."""
+
+    def run(self, x_nchw: Tensor, spans: Spans | None) -> Tensor: ...
 
 
 class Engine:
@@ -32,8 +56,13 @@ class Engine:
     device: "cuda" where there is one, else "cpu". Lanes of one process take the visible GPUs in turn.
     dtype: float32, bfloat16 or (on GPUs) float16.
     executor: "auto" takes OpenVINO on the CPU where it is installed, else eager mode; "cpu" is the same and insists on
-        the CPU; "reference" is the plain fp32 oracle; "eager", "inductor" and "openvino" are what they say;
-        "triton" is one kernel launch per level, on one NVIDIA GPU.
+        the CPU; "reference" is the plain fp32 oracle; "eager", "inductor" and "openvino" are what they say. On one
+        NVIDIA GPU, "triton" is one kernel launch per level, "cuda_graph" the same launches captured in a CUDA graph,
+        and "cuda_streams" torch's operations with a CUDA stream per lane, captured as well.
+    threads: of each lane, for OpenVINO; without it, lanes share torch's number of threads.
+
+    Calls from several threads take turns: there is one set of buffers. Work on a GPU goes to the caller's current CUDA
+    stream; a call from another CUDA stream waits there for the call before it.
 
     transport: how features travel between ranks, one of `TRANSPORTS`.
 
@@ -49,41 +78,89 @@ class Engine:
         dtype: torch.dtype = torch.float32,
         executor: str = "auto",
         transport: str = "auto",
+        threads: int | None = None,
     ) -> None:
         monitor = health.current()
         ranks = monitor.world if monitor and (placement is None or placement.lanes > 1) else 1
-        self.program, self.dtype = program, dtype
+        self.program, self.dtype, self.threads, self._asked = program, dtype, threads, executor
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() and executor != "cpu" else "cpu"))
-        backend = _choose(executor, self.device, dtype)
-        if placement is None:
-            k = -(-program.streams // ranks)
-            placement = Placement.from_streams_per_gpu(program, k, ranks) if ranks > 1 else Placement.single(program)
-        placement.check(program)
-        self.placement = placement
+        self._backend = _choose(executor, self.device, dtype)
+        if threads is not None and threads < 1:
+            raise ParNetError(f"{threads} threads: there must be at least 1")
+        # what nobody asked for, `warm_up` may choose
+        self._open = placement is None and threads is None and ranks == 1 and executor in ("auto", "cpu")
+        self._cores: int | None = None  # that a choice was measured on
+        self.placement = placement or _default_placement(program, self._backend, ranks)
+        self.placement.check(program)
         self.lane = 0
-        self._executor: LocalExecutor | DistributedExecutor | GroupedExecutor
-        if backend == "triton":
-            from .executors.grouped import GroupedExecutor  # here, since triton is only installed on Linux
-
-            if placement.lanes > 1:
-                raise ParNetError(f"executor triton runs all streams in one launch: not on {placement.lanes} lanes")
-            self._executor = GroupedExecutor(program, self.device, dtype)
+        self._lock, self._ranges = Lock(), Ranges.of(program)
+        self._checked: tuple[torch.Size, torch.dtype] | None = None
+        self._executors: dict[bool, Executor] = {}  # for normalised and for raw pictures, made when first needed
+        self._distributed: DistributedExecutor | None = None
+        if self._backend in GROUPED and self.placement.lanes > 1:
+            lanes = self.placement.lanes
+            raise ParNetError(f"executor {self._backend} runs all streams in one launch: not on {lanes} lanes")
+        if self._backend in ON_ONE_GPU and ranks > 1:
+            raise ParNetError(f"executor {self._backend} runs on one GPU: not on {ranks} ranks")
+        if self._backend in ON_ONE_GPU:
+            index = self.device.index
+            self.device = torch.device("cuda", torch.cuda.current_device() if index is None else index)
         elif ranks > 1:
-            if placement.lanes != ranks:
-                raise ParNetError(f"placement of {placement.lanes} lanes on {ranks} ranks: they must be as many")
+            if self.placement.lanes != ranks:
+                raise ParNetError(f"placement of {self.placement.lanes} lanes on {ranks} ranks: they must be as many")
             assert monitor is not None, "several ranks have joined"
             self.lane = monitor.rank
-            self._executor = DistributedExecutor(
-                program, placement, monitor.rank, transport, self.device, dtype, backend
+            self._distributed = DistributedExecutor(
+                program, self.placement, monitor.rank, transport, self.device, dtype, self._backend
             )
-        else:
-            devices = [self.lane_device(lane) for lane in range(placement.lanes)]
-            self._executor = LocalExecutor(program, placement, devices, dtype, backend)
+            self._executors[False] = self._distributed
+
+    @classmethod
+    def load(cls, path: Path | str, device: str | torch.device | None = None) -> Engine:
+        """The engine that `save` wrote. ParNetError, naming the file, where it is damaged or does not fit the machine.
+
+        What was measured with another number of threads is left out: `warm_up` measures again.
+        """
+        program, metadata = Program.read(path)
+        try:
+            saved = json.loads(metadata["engine"])
+            dtype = {str(dtype): dtype for dtype in DTYPES}[saved["dtype"]]
+            placement, threads, cores = saved["placement"], saved["threads"], saved["cores"]
+            if placement is not None:
+                where = {name: tuple(map(int, lanes)) for name, lanes in placement["where"].items()}
+                placement = Placement(int(placement["lanes"]), where, int(placement["coordinator"]))
+                if placement.lanes > len(program.operations):
+                    raise ParNetError(f"{placement.lanes} lanes for {len(program.operations)} operations")
+            if cores not in (None, torch.get_num_threads()):
+                placement = threads = cores = None
+            engine = cls(program, placement, device, dtype, str(saved["executor"]), threads=threads and int(threads))
+        except ParNetError as error:
+            raise ParNetError(f"{path}: {error}") from None
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ParNetError(f"{path}: holds no engine ({error!r}); Engine.save writes one") from None
+        engine._cores = cores
+        return engine
+
+    def save(self, path: Path | str) -> None:
+        """Write program, placement, type, executor and what `warm_up` chose to a .safetensors file, atomically."""
+        placement = {
+            "lanes": self.placement.lanes,
+            "where": self.placement.where,
+            "coordinator": self.placement.coordinator,
+        }
+        saved = {
+            "dtype": str(self.dtype),
+            "executor": self._asked,
+            "placement": None if self._open else placement,
+            "threads": self.threads,
+            "cores": self._cores,
+        }
+        self.program.save(path, {"engine": json.dumps(saved)})
 
     @property
     def executor(self) -> str:
         """The name of the path that runs, as chosen."""
-        return self._executor.name
+        return self._backend
 
     def lane_device(self, lane: int) -> torch.device:
         """Where a lane of this process runs: the visible GPUs in turn, unless the engine was given one of them."""
@@ -101,13 +178,21 @@ class Engine:
         """Whether this rank calls the engine; the others serve."""
         return self.lane == self.placement.coordinator
 
-    def __call__(self, x_nchw: Tensor) -> Tensor:
-        """Normalised pictures [N, 3, H, W] to logits fp32 [N, classes], on the same device.
+    def __call__(self, x_nchw: Tensor, out: Tensor | None = None) -> Tensor:
+        """Pictures [N, 3, H, W] to logits fp32 [N, classes], on the same device.
 
-        H and W are multiples of `program.size_multiple`. Raises ParNetError for any other input.
+        Pictures are normalised and of a floating type, or uint8, RGB, as they are. H and W are multiples of
+        `program.size_multiple`. The logits are a tensor of their own, or `out`, filled. Raises ParNetError for any
+        other input or `out`.
         """
-        check_input(self.program, x_nchw)
-        return self._executor(x_nchw)
+        with self._lock, span(self._ranges, REQUEST):
+            executor, x_nchw = self._ready(x_nchw)
+            if out is not None:
+                _check_out(self.program, x_nchw, out)
+            if isinstance(executor, GraphExecutor):
+                return executor(x_nchw, out)
+            logits = executor(x_nchw)
+            return logits if out is None else out.copy_(logits)
 
     def map(self, pictures: Iterable[Tensor]) -> Generator[Tensor]:
         """Logits for each of many inputs, in order, as calls one by one would give them.
@@ -116,40 +201,125 @@ class Engine:
         between; inputs are taken at most two ahead of the answers. Shapes may differ. Until the iterator ends, or is
         closed, the engine takes no other calls.
         """
-        executor, checked = self._executor, (self._checked(x_nchw) for x_nchw in pictures)
-        if isinstance(executor, DistributedExecutor):
-            return executor.map(checked)
-        return (executor(x_nchw) for x_nchw in checked)
+        if self._distributed is not None:
+            return self._distributed.map(self._ready(x_nchw)[1] for x_nchw in pictures)
+        return (self(x_nchw) for x_nchw in pictures)
 
-    def _checked(self, x_nchw: Tensor) -> Tensor:
-        check_input(self.program, x_nchw)
-        return x_nchw
+    def buffers(self, x_nchw: Tensor) -> tuple[Tensor, Tensor]:
+        """For executors of CUDA graphs: pictures and logits of the graph for pictures of such a shape and kind.
+
+        Fill the first and give both to the engine, and nothing is copied: `engine(pictures, out=logits)`. Any other
+        call with pictures of this shape overwrites them.
+        """
+        with self._lock:
+            executor, x_nchw = self._ready(x_nchw)
+            if not isinstance(executor, GraphExecutor):
+                raise ParNetError(f"executor {self.executor} has no buffers to share: choose cuda_graph")
+            return executor.buffers(x_nchw.shape)
+
+    def warm_up(self, x_nchw: Tensor) -> dict[str, float]:
+        """Compile for pictures like these; on the CPU, and where nobody chose a placement, choose one by measuring.
+
+        Returns the median seconds of what was compared, by name, the chosen one's first; nothing where there was no
+        choice. `save` keeps the choice.
+        """
+        if not self._open or self._backend != "openvino":
+            self(x_nchw)
+            return {}
+        spans = self.profile(x_nchw)[0].spans  # of a second pass: the first one warms up
+        spans = self.profile(x_nchw)[0].spans
+        cores = torch.get_num_threads()
+        choices = candidates(self.program, {span.name: span.end - span.start for span in spans}, cores)
+        engines = [self._with(choice) for choice in choices]
+        for engine in engines:
+            engine(x_nchw)
+        seconds = measure([lambda engine=engine: engine(x_nchw) for engine in engines])  # type: ignore[misc]
+        best = min(range(len(engines)), key=seconds.__getitem__)
+        with self._lock:
+            self.placement, self.threads = choices[best].placement, choices[best].threads
+            self._executors, self._open, self._cores = engines[best]._executors, False, cores
+        found = dict(zip(map(str, choices), seconds, strict=True))
+        return dict(sorted(found.items(), key=lambda item: item[1]))
+
+    def _with(self, choice: Choice) -> Engine:
+        return Engine(self.program, choice.placement, self.device, self.dtype, self._asked, threads=choice.threads)
 
     def serve(self) -> int:
         """On every rank but the coordinator's: take part in requests until it closes; returns its exit status."""
-        assert isinstance(self._executor, DistributedExecutor), "only ranks beside the coordinator's serve"
-        return self._executor.serve()
+        assert self._distributed is not None, "only ranks beside the coordinator's serve"
+        return self._distributed.serve()
 
     def profile(self, x_nchw: Tensor) -> list[Recorder]:
         """One eager pass, operation by operation: the spans of each lane, waits for other lanes included."""
-        check_input(self.program, x_nchw)
-        return self._executor.profile(x_nchw)
+        with self._lock:
+            executor, x_nchw = self._ready(x_nchw)
+            return executor.profile(x_nchw)
+
+    def _ready(self, x_nchw: Tensor) -> tuple[Executor, Tensor]:
+        """The executor for such pictures, and the pictures as it takes them."""
+        if not isinstance(x_nchw, Tensor) or (x_nchw.shape, x_nchw.dtype) != self._checked:
+            check_input(self.program, x_nchw)
+            self._checked = x_nchw.shape, x_nchw.dtype
+        raw = x_nchw.dtype == torch.uint8
+        if raw and self._distributed is not None:  # the ranks agreed on one set of weights
+            x_nchw, raw = normalise(x_nchw, self.program.config), False
+        executor = self._executors.get(raw)
+        if executor is None:
+            executor = self._executors[raw] = self._make_executor(raw)
+        return executor, x_nchw
+
+    def _make_executor(self, raw: bool) -> Executor:
+        program = fold_pixels(self.program, self.dtype) if raw else self.program
+        placement, dtype = self.placement, self.dtype
+        if self._backend in GROUPED:
+            from .executors.grouped import GroupedExecutor  # here, since triton is only installed on Linux
+
+            grouped = GroupedExecutor(program, self.device, dtype, raw=raw)
+            return grouped if self._backend == "triton" else GraphExecutor(self._backend, grouped)
+        if self._backend == "cuda_streams":
+            from .executors.streams import StreamsSource
+
+            return GraphExecutor(self._backend, StreamsSource(program, placement, self.device, dtype))
+        if self._backend == "openvino":
+            from .executors.openvino_lanes import OpenVinoExecutor  # here, since the package is optional
+
+            return OpenVinoExecutor(program, placement, dtype, self.threads)
+        devices = [self.lane_device(lane) for lane in range(placement.lanes)]
+        return LocalExecutor(program, placement, devices, dtype, self._backend)
 
     def trace(self, x_nchw: Tensor) -> list[Recorder]:
-        """A few requests as calls run them: the spans of each lane, and what its GPU ran."""
-        check_input(self.program, x_nchw)
-        return self._executor.trace(x_nchw)
+        """A few requests as calls run them: the spans of each lane, and what its GPU ran.
+
+        In one process they are those of its one thread, on the coordinator's lane.
+        """
+        with self._lock:
+            executor, x_nchw = self._ready(x_nchw)
+            if self._distributed is not None:
+                return self._distributed.trace(x_nchw)
+            whole = ", ".join(dict.fromkeys(op.label for op in self.program.operations))
+
+            def request(spans: Spans) -> None:
+                if isinstance(executor, Marking):
+                    executor.run(x_nchw, spans)
+                else:
+                    with spans.span(whole):
+                        executor(x_nchw)
+
+            recorder = traced(request, self.device, self._synchronise, self._ranges)
+            return [recorder if lane == self.lane else Recorder() for lane in range(self.placement.lanes)]
 
     def clocks(self) -> list[Clock]:
         """Each lane's clock against the coordinator's."""
-        if isinstance(self._executor, DistributedExecutor):
-            return self._executor.clocks()
-        return [Clock()] * self.placement.lanes
+        return self._distributed.clocks() if self._distributed else [Clock()] * self.placement.lanes
+
+    def _synchronise(self) -> None:
+        for device in {self.lane_device(lane) for lane in range(self.placement.lanes)}:
+            synchroniser(device)()
 
     def close(self, status: int = 0) -> None:
         """End the other ranks' `serve` with this status. Does nothing on them, or in one process."""
-        if self.is_coordinator:
-            self._executor.close(status)
+        if self._distributed is not None and self.is_coordinator:
+            self._distributed.close(status)
 
     def __enter__(self) -> Engine:
         return self
@@ -159,6 +329,23 @@ class Engine:
             self.close()
         elif isinstance(error, ParNetError):
             self.close(status=2)
+
+
+def _default_placement(program: Program, backend: str, ranks: int) -> Placement:
+    """A lane per rank, or per CUDA stream; else one."""
+    lanes = program.streams if backend == "cuda_streams" else ranks
+    if lanes == 1:
+        return Placement.single(program)
+    return Placement.from_streams_per_gpu(program, -(-program.streams // lanes), lanes)
+
+
+def _check_out(program: Program, x_nchw: Tensor, out: Tensor) -> None:
+    expected = x_nchw.shape[0], program.operations[-1].cout
+    if out.shape != expected or out.dtype != torch.float32 or out.device != x_nchw.device:
+        raise ParNetError(
+            f"out {list(out.shape)} of {out.dtype} on {out.device}: expected {list(expected)} of float32 on "
+            f"{x_nchw.device}"
+        )
 
 
 def _choose(executor: str, device: torch.device, dtype: torch.dtype) -> str:
@@ -174,8 +361,8 @@ def _choose(executor: str, device: torch.device, dtype: torch.dtype) -> str:
         raise ParNetError("float16 on the CPU: choose float32 or bfloat16")
     if executor == "reference" and dtype != torch.float32:
         raise ParNetError("executor reference is the fp32 oracle: leave dtype at float32")
-    if device.type == "cpu" and executor == "triton":
-        raise ParNetError("executor triton runs on NVIDIA GPUs only: choose eager")
+    if device.type == "cpu" and executor in ON_ONE_GPU:
+        raise ParNetError(f"executor {executor} runs on NVIDIA GPUs only: choose eager")
     if device.type == "cuda" and executor in ("cpu", "openvino"):
         raise ParNetError(f"executor {executor} runs on the CPU only: choose device cpu")
     if executor in ("auto", "cpu"):

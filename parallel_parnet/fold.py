@@ -173,7 +173,7 @@ def _columns(groups: int, cin: int, cout: int, *orders: Tensor) -> Tensor:
 
 def _select(weight: Tensor, columns: Tensor) -> Tensor:
     """Reorder the input columns of each row of a kernel [cout, cin, ...]."""
-    return torch.stack([row[order] for row, order in zip(weight, columns, strict=True)])
+    return weight[torch.arange(len(weight))[:, None], columns]
 
 
 def _stored_order(cout: int, groups: int, shuffle: int) -> Tensor:

@@ -60,6 +60,7 @@ class Monitor(threading.Thread):
         self.rank, self.timeout_s, self.operation = rank, timeout_s, "starting"
         self._peers = {peer.rank: peer for peer in peers}
         self._lost: str | None = None
+        self._left: set[int] = set()
         self._known, self._speaker = threading.Event(), threading.Lock()
         self._woken, self._waker = socket.socketpair()
         self._selector = selectors.DefaultSelector()
@@ -107,17 +108,16 @@ class Monitor(threading.Thread):
         self._woken.close()
         self._waker.close()
 
-    def check(self) -> None:
-        """LaneError where another rank was lost."""
-        if self._known.is_set():
-            raise self.explain("")
+    def is_gone(self, rank: int) -> bool:
+        """Whether this rank will send nothing any more, because it left or some rank was lost."""
+        return self._known.is_set() or rank in self._left
 
     def explain(self, reason: str, culprit: int | None = None) -> LaneError:
         """The error for an operation that failed: names the lost rank, or gives the reason where none is lost.
 
         culprit: the rank that the operation waited for; where it lives but did not answer, the others hear of it.
         """
-        if not self._known.wait(BEAT_S + STOPPED_S) and culprit is not None:
+        if not self._known.wait(BEAT_S + STOPPED_S) and culprit is not None and culprit not in self._left:
             self._tell(SILENT, culprit)
         if not self._speaker.acquire(blocking=False):
             time.sleep(LAST_S)  # the monitor has told it already and is about to end this process
@@ -142,6 +142,7 @@ class Monitor(threading.Thread):
         peer.heard = time.monotonic()
         for kind, rank in (divmod(message, MAX_RANKS) for message in messages):
             if kind == LEAVING:
+                self._left.add(peer.rank)
                 self._selector.unregister(peer.connection)
                 return
             if kind != ALIVE:

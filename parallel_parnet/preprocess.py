@@ -47,8 +47,12 @@ class Preprocess:
         mean, std = torch.tensor(self.mean), torch.tensor(self.std)
         return ((pixels / 255 - mean) / std).movedim(-1, -3).contiguous()
 
+    def raw(self, path: Path | str) -> Tensor:
+        """A picture file to uint8 [3, size, size], which the engine normalises; ParNetError where it cannot be read."""
+        return torch.from_numpy(self.pixels(read_image(path)).copy()).movedim(-1, -3).contiguous()
+
     def __call__(self, path: Path | str) -> Tensor:
-        """A picture file to fp32 [3, size, size]; ParNetError where it cannot be read."""
+        """A picture file to fp32 [3, size, size], normalised; ParNetError where it cannot be read."""
         return self.normalise(torch.from_numpy(self.pixels(read_image(path)).copy()))
 
 

@@ -218,16 +218,22 @@ class Program:
     def _description(self) -> dict:
         return {"config": asdict(self.config), "operations": [asdict(op) for op in self.operations]}
 
-    def save(self, path: Path | str) -> None:
-        """Write as .safetensors, atomically, the operations as JSON in its metadata."""
+    def save(self, path: Path | str, beside: Mapping[str, str] | None = None) -> None:
+        """Write as .safetensors, atomically, the operations as JSON in its metadata, and more metadata beside them."""
         from safetensors.torch import save
 
         tensors = {k: v.contiguous() for k, v in self.weights.items()}
-        write_atomically(path, save(tensors, {"format": FORMAT, "program": json.dumps(self._description())}))
+        metadata = {"format": FORMAT, "program": json.dumps(self._description()), **(beside or {})}
+        write_atomically(path, save(tensors, metadata))
 
     @classmethod
     def load(cls, path: Path | str) -> Program:
         """Read what `save` wrote; ParNetError, naming the file, where it is missing, damaged or foreign."""
+        return cls.read(path)[0]
+
+    @classmethod
+    def read(cls, path: Path | str) -> tuple[Program, dict[str, str]]:
+        """The same, with all the metadata."""
         if not Path(path).is_file():
             raise ParNetError(f"{path}: no such program file")
         try:
@@ -249,7 +255,7 @@ class Program:
             raise ParNetError(f"{path}: {error}") from None
         except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise ParNetError(f"{path}: not a whole program file ({error})") from None
-        return program
+        return program, metadata
 
     def _check_shapes(self) -> None:
         for op in self.operations:
@@ -267,10 +273,12 @@ def check_size(program: Program, h: int, w: int) -> None:
 
 
 def check_input(program: Program, x: Tensor) -> None:
-    """ParNetError where `x` is no batch of pictures, floating point [N, 3, H, W], of a size that fits."""
+    """ParNetError where `x` is no batch of pictures, floating point or uint8 [N, 3, H, W], of a size that fits."""
     if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != 3 or x.shape[0] < 1:
         got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise ParNetError(f"input {got}: expected a tensor [N, 3, H, W]")
-    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise ParNetError(f"input of type {x.dtype}: expected float32, bfloat16 or float16, normalised")
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.uint8) or x.layout != torch.strided:
+        raise ParNetError(
+            f"input of type {x.dtype}, {x.layout}: expected float32, bfloat16 or float16, normalised, or uint8; dense"
+        )
     check_size(program, *x.shape[2:])

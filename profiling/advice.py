@@ -79,8 +79,8 @@ def _slowest(label: str, timeline: Timeline) -> str:
     """The operation of a stage or stream that takes longest when each runs alone."""
     if not timeline.passes(EAGER):
         return "a faster executor (--executor), or its operations divided among more lanes"
-    bars = [bar for bar in timeline.typical(EAGER).bars if bar.kind == "operation" and bar.label == label]
-    slowest = max(bars, key=lambda bar: bar.seconds)
+    bars = [bar for bar in timeline.typical(EAGER).bars if bar.kind in ("operation", "level")]
+    slowest = max([bar for bar in bars if bar.label == label] or bars, key=lambda bar: bar.seconds)
     return (
         f"{slowest.name} is its longest operation, {duration(slowest.seconds)} alone in eager mode: "
         "a faster executor (--executor), or other lanes for it (--placement auto)"

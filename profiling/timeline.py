@@ -97,6 +97,8 @@ class Operations:
         if name in (REQUEST, GATHER) or first in ("wait", "send", "level"):
             return first, self.labels.get(name.partition(" ")[2], "")
         parts = name.split(", ")
+        if sum(part.startswith("stream") for part in parts) > 1:
+            return "segment", "all streams"
         return "segment", next((part for part in parts if part != "stem"), parts[0])
 
 

@@ -52,6 +52,9 @@ def test_inputs_that_do_not_fit(x: object, message: str) -> None:
         ({"dtype": torch.float16, "device": "cpu"}, "float16 on the CPU"),
         ({"executor": "reference", "dtype": torch.bfloat16, "device": "cpu"}, "fp32 oracle"),
         ({"executor": "triton", "device": "cpu"}, "NVIDIA GPUs only"),
+        ({"executor": "cuda_graph", "device": "cpu"}, "NVIDIA GPUs only"),
+        ({"executor": "cuda_streams", "device": "cpu"}, "NVIDIA GPUs only"),
+        ({"threads": 0, "device": "cpu"}, "0 threads: there must be at least 1"),
         ({"device": "mps"}, "choose cpu or cuda"),
     ],
 )

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from conftest import GOLDEN, ROOT, launch, relative
+from parallel_parnet.executors.backends import has_openvino
 
 DEMO = ROOT / "launch" / "demo"
 KEYS = {
@@ -82,6 +83,18 @@ def test_ranks_give_the_same_logits(single: dict, ranks: int, k: int, options: t
     assert "waiting" in result["stages_ms"][0]
 
 
+@pytest.mark.skipif(not has_openvino(), reason="there is nothing to choose without OpenVINO")
+def test_one_process_chooses_its_placement(single: dict, tmp_path: Path) -> None:
+    run = launch("infer.py", *QUICK, "--placement", "auto", "--verify", "--json", tmp_path / "a.json")
+    assert run.returncode == 0, run.stdout + run.stderr
+    result = json.loads((tmp_path / "a.json").read_text())
+    assert relative(torch.tensor(result["logits"]), torch.tensor(single["logits"])) < 1e-5
+    chosen = result["placement"]["lanes"]
+    assert f"{len(chosen)} lane(s) of {chosen[0]['threads']} thread(s)" in run.stdout.splitlines()[0]
+    assert result["start_up_s"].keys() >= {"load", "fold", "first answer"}
+    assert all(seconds > 0 for seconds in result["start_up_s"].values())
+
+
 @pytest.mark.ranks
 def test_ranks_on_a_golden_checkpoint(tmp_path: Path) -> None:
     run = launch(
@@ -117,6 +130,7 @@ def one_line(run_stderr: str) -> str:
         (("--nonsense",), "see --help"),
         (("--iterations", "0"), "at least 1"),
         (("--streams-per-gpu", "0"), "at least 1"),
+        (("--executor", "cuda_streams", "--streams-per-gpu", "2"), "give --streams-per-gpu 3"),
         (("--model", "parnet_s", "--ema"), "--ema"),
         (("--labels", "README.md"), "give one name per line"),
         (("--json", "absent/answer.json"), "cannot be written"),

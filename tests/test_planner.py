@@ -209,6 +209,11 @@ def test_a_measured_link_is_read_from_its_file(tmp_path: Path) -> None:
     link = Link.read(file)
     assert (link.latency_s, link.bytes_per_s) == (pytest.approx(1e-4), pytest.approx(1e9))
     assert "2-core" in link.source
+    several = {**content, "links": [{"link": name, "messages": points} for name in ("shared", "gloo")]}
+    file.write_text(json.dumps(several))
+    assert (Link.read(file).name, Link.read(file, "gloo").name) == ("shared", "gloo")
+    with pytest.raises(ParNetError, match="no measured link nccl"):
+        Link.read(file, "nccl")
     for text in ("{}", "no json"):
         file.write_text(text)
         with pytest.raises(ParNetError, match="no measured link"):

@@ -39,6 +39,13 @@ def test_resize_and_crop_against_torch(size: tuple[int, int]) -> None:
     assert difference.mean() <= 0.4
 
 
+def test_raw_pictures_are_what_is_normalised(tmp_path: Path) -> None:
+    picture(300, 260).save(tmp_path / "a.png")
+    raw = PREPROCESS.raw(tmp_path / "a.png")
+    assert raw.dtype == torch.uint8 and raw.shape == (3, 224, 224) and raw.is_contiguous()
+    assert torch.equal(PREPROCESS.normalise(raw.movedim(0, -1)), PREPROCESS(tmp_path / "a.png"))
+
+
 def test_normalise() -> None:
     x = PREPROCESS.normalise(torch.tensor([0, 128, 255], dtype=torch.uint8).expand(2, 5, 3))
     expected = (torch.tensor([0, 128, 255]) / 255 - torch.tensor(PREPROCESS.mean)) / torch.tensor(PREPROCESS.std)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+
+from .segment import SegmentModule
 
 Runner = Callable[..., tuple[Tensor, ...]]
 
@@ -37,7 +38,7 @@ def arithmetic(backend: str, dtype: torch.dtype) -> torch.dtype:
 def compile_module(module: nn.Module, backend: str, reads: tuple[Tensor, ...], dtype: torch.dtype) -> Runner:
     """A function from the module's inputs to its outputs. `reads` shows shapes and memory formats to specialise for."""
     if backend == "openvino":
-        return _openvino(torch.export.export(module, reads), dtype)
+        return _openvino(module, reads, dtype)
     if backend == "inductor":
         # exported first, since torch.compile limits how often it specialises one piece of source code; freezing folds
         # layout changes of the weights into compile time
@@ -46,18 +47,14 @@ def compile_module(module: nn.Module, backend: str, reads: tuple[Tensor, ...], d
     return module
 
 
-def _openvino(graph: torch.export.ExportedProgram, dtype: torch.dtype) -> Runner:
-    import openvino
+def _openvino(module: nn.Module, reads: tuple[Tensor, ...], dtype: torch.dtype) -> Runner:
+    from .openvino_model import compile_model, convert, model_of
 
-    settings = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": {torch.float32: "f32", torch.bfloat16: "bf16"}[dtype],
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-    }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # OpenVINO's own use of torch
-        model = openvino.convert_model(graph)
-    request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+    if isinstance(module, SegmentModule):
+        model = model_of(module, [t.shape for t in reads])
+    else:
+        model = convert(torch.export.export(module, reads))
+    request = compile_model(model, dtype, torch.get_num_threads()).create_infer_request()
 
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
         results = request.infer([t.contiguous().numpy() for t in inputs], share_inputs=True, share_outputs=False)

@@ -91,9 +91,7 @@ class DistributedExecutor:
         )
         self.program, self.placement, self.lane, self.device = program, placement, lane, device
         self.name, self.precision, self.storage = backend, dtype, storage_type(backend, dtype)
-        # in the order of sending, in which lanes post their receives
-        order = {name: i for i, name in enumerate([INPUT, *program.by_name])}
-        self.transfers = sorted(placement.transfers(program), key=lambda t: order[t.feature])
+        self.transfers = placement.transfers(program)
         others = [lane for lane in range(placement.lanes) if lane != placement.coordinator]
         headers = [Transfer("the next request", placement.coordinator, lane) for lane in others]
         told = [Transfer("spans", lane, placement.coordinator) for lane in others]
@@ -110,13 +108,10 @@ class DistributedExecutor:
 
     def __call__(self, x_nchw: Tensor) -> Tensor:
         """Logits, fp32, on the picture's device. On the coordinator only."""
-        if self._pending:
-            raise ParNetError("a map of this engine is still running: take all its answers, or close it, first")
-        with span(self.ranges, REQUEST):
-            return self._request(x_nchw, self.ranges)
+        return self._request(x_nchw, self.ranges)
 
     def _request(self, x_nchw: Tensor, spans: Spans | None) -> Tensor:
-        self._begin(RUN, x_nchw, spans)
+        self._begin(RUN, x_nchw, spans, alone=True)
         return self._answer()
 
     def map(self, pictures: Iterable[Tensor]) -> Generator[Tensor]:
@@ -175,7 +170,7 @@ class DistributedExecutor:
         """Run once, operation by operation in eager mode, transfers included: a recorder of spans for each lane."""
         own = self._recorder(PROFILE)
         assert own is not None
-        self._begin(PROFILE, x_nchw, own)
+        self._begin(PROFILE, x_nchw, own, alone=True)
         self._answer()
         return self._with_others(own)
 
@@ -187,7 +182,6 @@ class DistributedExecutor:
 
     def clocks(self) -> list[Clock]:
         """Each lane's clock against the coordinator's."""
-
         lanes = range(self.placement.lanes)
         return [Clock() if lane == self.lane else ask(partial(self._ping, lane)) for lane in lanes]
 
@@ -225,8 +219,10 @@ class DistributedExecutor:
         except ParNetError as error:
             raise LaneError(f"refused what rank {self.placement.coordinator} announced: {error}") from None
 
-    def _begin(self, command: int, x_nchw: Tensor, spans: Spans | None) -> None:
-        """Announce a request to the other lanes, and send the picture."""
+    def _begin(self, command: int, x_nchw: Tensor, spans: Spans | None, alone: bool = False) -> None:
+        """Announce a request to the other lanes, and send the picture. alone: the caller wants its answer next."""
+        if alone and self._pending:
+            raise ParNetError("a map of this engine is still running: take all its answers, or close it, first")
         n, _, h, w = x_nchw.shape
         sizes = self._sizes(n, h, w)
         if max(sizes, default=0) > MAX_FEATURE_BYTES:

@@ -17,10 +17,10 @@ from ..kernels.launch import Launch
 from ..kernels.level import level
 from ..kernels.packing import pack_border, pack_gate_weight, pack_weight
 from ..profiling.ranges import Ranges
-from ..profiling.spans import REQUEST, Recorder, Spans, span
-from ..profiling.traced import traced
+from ..profiling.spans import Recorder, Spans, span
 from ..program import INPUT, Operation, Program
-from .local import MAX_SHAPES, synchroniser
+from .local import synchroniser
+from .shapes import Shapes
 
 Weights = dict[str, dict[str, Tensor]]
 
@@ -28,16 +28,18 @@ Weights = dict[str, dict[str, Tensor]]
 class Plan:
     """The launches of a forward pass over n pictures of h x w pixels, and the buffers that they read and write.
 
-    picture: storage [N, 3, H, W], to be filled before the launches. logits: fp32 [N, classes], filled by the last. A
-    run allocates nothing and waits for nothing, so a CUDA graph can hold it. On torch's "meta" device a plan serves to
-    compile its launches for a GPU that is not there.
+    picture: storage or, with `raw`, uint8 [N, 3, H, W], to be filled before the launches. logits: fp32 [N, classes],
+    filled by the last. A launch allocates nothing and waits for nothing, so a CUDA graph can hold it. On torch's "meta"
+    device a plan serves to compile its launches for a GPU that is not there.
     """
 
-    def __init__(self, program: Program, weights: Weights, n: int, h: int, w: int, table: Table) -> None:
+    def __init__(
+        self, program: Program, weights: Weights, n: int, h: int, w: int, table: Table, raw: bool = False
+    ) -> None:
         first = weights[program.operations[0].name]["weight"]
         self.dtype, self.device, self.table, self.weights = first.dtype, first.device, table, weights
         self.shape = (n, h, w)
-        self.picture = torch.empty(n, 3, h, w, dtype=self.dtype, device=self.device)
+        self.picture = torch.empty(n, 3, h, w, dtype=torch.uint8 if raw else self.dtype, device=self.device)
         self._features: dict[str, tuple[Tensor, Tensor | None]] = {INPUT: (self.picture, None)}
         self.launches = [self._launch(program, group) for group in program.groups]
         self.logits = self._features[program.output][0]
@@ -45,11 +47,15 @@ class Plan:
     def run(self, x_nchw: Tensor, spans: Spans | None = None) -> Tensor:
         """Logits fp32 [N, classes], in a buffer that the next run overwrites."""
         self.picture.copy_(x_nchw)
+        self.launch(spans)
+        return self.logits
+
+    def launch(self, spans: Spans | None = None) -> None:
+        """Fill the logits from the picture."""
         with torch.cuda.device_of(self.picture):
             for launch in self.launches:
                 with span(spans, launch.name):
                     launch()
-        return self.logits
 
     def _launch(self, program: Program, group: tuple[Operation, ...]) -> Launch:
         if group[0].kind == "classifier":
@@ -110,46 +116,44 @@ class GroupedExecutor:
     """Runs a program on one GPU, one launch per level, with a plan for each shape of input.
 
     table: tile shapes, by default those for `device`. With a table, Triton's interpreter may run it on the CPU.
+    raw: pictures are uint8, and the program is one that `pixels.fold_pixels` made.
     """
 
     name = "triton"
 
-    def __init__(self, program: Program, device: torch.device, dtype: torch.dtype, table: Table | None = None) -> None:
+    def __init__(
+        self, program: Program, device: torch.device, dtype: torch.dtype, table: Table | None = None, raw: bool = False
+    ) -> None:
         if device.type != "cuda" and table is None:
             raise ParNetError(f"executor triton runs on NVIDIA GPUs, not on {device}: choose another")
-        self.program, self.device, self.precision = program, device, dtype
+        self.program, self.device, self.precision, self.raw = program, device, dtype, raw
         self.table = table or Table.of_device(device)
         self.weights = pack(program, dtype, device)
         self.ranges = Ranges.of(program)
-        self._plans: dict[tuple[int, ...], Plan] = {}
+        self._plans: Shapes[tuple[int, ...], Plan] = Shapes(self.make)
+
+    def make(self, shape: tuple[int, ...]) -> Plan:
+        """A new plan for pictures [N, 3, H, W] of this shape."""
+        n, _, h, w = shape
+        return Plan(self.program, self.weights, n, h, w, self.table, self.raw)
 
     def plan(self, n: int, h: int, w: int) -> Plan:
         """The plan for n pictures of h x w pixels; the oldest of too many goes."""
-        if (n, h, w) not in self._plans:
-            if len(self._plans) >= MAX_SHAPES:
-                del self._plans[next(iter(self._plans))]
-            self._plans[n, h, w] = Plan(self.program, self.weights, n, h, w, self.table)
-        return self._plans[n, h, w]
+        return self._plans((n, 3, h, w))
 
     def __call__(self, x_nchw: Tensor) -> Tensor:
         """Logits, fp32, on the picture's device."""
-        with span(self.ranges, REQUEST):
-            return self._run(x_nchw, self.ranges)
-
-    def trace(self, x_nchw: Tensor) -> list[Recorder]:
-        """Run a few requests as calls run them: a recorder of spans for the one lane."""
-        return [traced(lambda spans: self._run(x_nchw, spans), self.device, synchroniser(self.device), self.ranges)]
+        return self.run(x_nchw, self.ranges)
 
     @torch.inference_mode()
-    def _run(self, x_nchw: Tensor, spans: Spans | None) -> Tensor:
-        n, _, h, w = x_nchw.shape
-        return self.plan(n, h, w).run(x_nchw, spans).to(x_nchw.device, copy=True)
+    def run(self, x_nchw: Tensor, spans: Spans | None) -> Tensor:
+        """The same, each launch marked."""
+        return self._plans(x_nchw.shape).run(x_nchw, spans).to(x_nchw.device, copy=True)
 
     @torch.inference_mode()
     def profile(self, x_nchw: Tensor) -> list[Recorder]:
         """Run once, level by level, waiting for each: a recorder of spans for the one lane."""
-        n, _, h, w = x_nchw.shape
-        plan, recorder = self.plan(n, h, w), Recorder(synchroniser(self.device))
+        plan, recorder = self._plans(x_nchw.shape), Recorder(synchroniser(self.device))
         plan.picture.copy_(x_nchw)
         for launch in plan.launches:
             with recorder.span(launch.name), torch.cuda.device_of(plan.picture):

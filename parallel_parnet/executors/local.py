@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from ..placement import Placement
 from ..profiling.ranges import Ranges
-from ..profiling.spans import REQUEST, Recorder, Spans, span
-from ..profiling.traced import traced
+from ..profiling.spans import Recorder, Spans, span
 from ..program import INPUT, Program
 from .backends import Runner, compile_module, storage_type
 from .segment import SegmentModule
-
-MAX_SHAPES = 8  # input shapes with compiled segments; the oldest goes first
+from .shapes import MAX_SHAPES as MAX_SHAPES
+from .shapes import Shapes
 
 
 class LocalExecutor:
@@ -35,26 +34,19 @@ class LocalExecutor:
             for s in placement.segments(program)
         ]
         self.ranges = Ranges.of(program)
-        self._runners: dict[tuple[int, ...], list[Runner]] = {}
+        self._runners: Shapes[tuple[int, ...], list[Runner]] = Shapes(lambda shape: [])
 
     def __call__(self, x_nchw: Tensor) -> Tensor:
         """Logits, fp32, on the picture's device."""
-        with span(self.ranges, REQUEST):
-            return self._run(x_nchw, self.ranges)
-
-    def trace(self, x_nchw: Tensor) -> list[Recorder]:
-        """Run a few requests as calls run them: this process's spans, on its first lane."""
-        recorder = traced(lambda spans: self._run(x_nchw, spans), self.devices[0], self._synchronise, self.ranges)
-        return [recorder, *(Recorder() for _ in self.devices[1:])]
+        return self.run(x_nchw, self.ranges)
 
     @torch.inference_mode()
-    def _run(self, x_nchw: Tensor, spans: Spans | None) -> Tensor:
-        runners = self._runners.setdefault(tuple(x_nchw.shape), [])
-        if len(self._runners) > MAX_SHAPES:
-            del self._runners[next(iter(self._runners))]
+    def run(self, x_nchw: Tensor, spans: Spans | None) -> Tensor:
+        """The same, each segment marked, and each operation where it is one by one that they run."""
+        runners = self._runners(x_nchw.shape)
         features = self._start(x_nchw)
         for i, module in enumerate(self.modules):
-            reads = self._on_lane(module, features)
+            reads = on_device(module, self.devices[module.segment.lane], features)
             if len(runners) <= i:
                 runners.append(compile_module(module, self.name, reads, self.precision))
             by_operation = spans is not None and self.name == "eager"
@@ -63,29 +55,36 @@ class LocalExecutor:
             features.update(zip(module.segment.writes, outputs, strict=True))
         return features[self.program.output].to(x_nchw.device, torch.float32)
 
-    @torch.inference_mode()
     def profile(self, x_nchw: Tensor) -> list[Recorder]:
         """Run once, operation by operation in eager mode, and return a recorder of spans for each lane."""
-        recorders = [Recorder(synchroniser(device)) for device in self.devices]
-        features = self._start(x_nchw)
-        for module in self.modules:
-            outputs = module.run(self._on_lane(module, features), recorders[module.segment.lane])
-            features.update(zip(module.segment.writes, outputs, strict=True))
-        return recorders
-
-    def _synchronise(self) -> None:
-        for device in set(self.devices):
-            synchroniser(device)()
+        return profile(self.modules, self.devices, self._start(x_nchw))
 
     def _start(self, x_nchw: Tensor) -> dict[str, Tensor]:
         return {INPUT: x_nchw.to(self.storage, memory_format=self.memory_format)}
 
-    def _on_lane(self, module: SegmentModule, features: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        device = self.devices[module.segment.lane]
-        return tuple(features[name].to(device, non_blocking=True) for name in module.segment.reads)
-
     def close(self, status: int = 0) -> None:
         """Nothing to release."""
+
+
+@torch.inference_mode()
+def profile(
+    modules: Sequence[SegmentModule], devices: Sequence[torch.device], features: dict[str, Tensor]
+) -> list[Recorder]:
+    """Run segments once, operation by operation in eager mode: a recorder of spans for each lane, each on its device.
+
+    features: the picture as `program.INPUT`, of the modules' type.
+    """
+    recorders = [Recorder(synchroniser(device)) for device in devices]
+    for module in modules:
+        lane = module.segment.lane
+        outputs = module.run(on_device(module, devices[lane], features), recorders[lane])
+        features.update(zip(module.segment.writes, outputs, strict=True))
+    return recorders
+
+
+def on_device(module: SegmentModule, device: torch.device, features: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    """What a segment reads, moved to its lane's device."""
+    return tuple(features[name].to(device, non_blocking=True) for name in module.segment.reads)
 
 
 def synchroniser(device: torch.device) -> Callable[[], None]:

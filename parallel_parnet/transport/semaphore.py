@@ -38,13 +38,15 @@ class Semaphore:
     def post(self) -> None:
         _check(LIBC.sem_post(self._address))
 
-    def wait(self, timeout_s: float | None, check: Callable[[], None]) -> None:
-        """Count down, once it is above zero; TimeoutError after `timeout_s`. `check` is called now and then."""
-        if QUICK.sem_trywait(self._address) == 0:
-            return
+    def wait(self, timeout_s: float | None, is_over: Callable[[], bool]) -> None:
+        """Count down, once it is above zero; TimeoutError after `timeout_s`, BrokenPipeError once nobody will post."""
         start = time.perf_counter()
         while timeout_s is None or time.perf_counter() - start < timeout_s:
-            check()
+            over = is_over()  # asked first, since the last post may come just before the end
+            if QUICK.sem_trywait(self._address) == 0:
+                return
+            if over:
+                raise BrokenPipeError("it is gone")
             nanoseconds = time.time_ns() + int(NAP_S * 1e9)
             until = Timespec(nanoseconds // 10**9, nanoseconds % 10**9)
             if LIBC.sem_timedwait(self._address, ctypes.byref(until)) == 0:

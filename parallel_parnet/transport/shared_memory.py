@@ -12,7 +12,9 @@ import fcntl
 import math
 import mmap
 import os
+import weakref
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,8 +25,10 @@ from .base import IN_FLIGHT, Inbox, Transport
 from .group import gather
 from .semaphore import SEMAPHORE_BYTES, Semaphore
 
-PLACE_WORDS = 4  # int64s: generation, file descriptor at the sender, capacity, bytes of the message
-ROUTE_BYTES = 2 * SEMAPHORE_BYTES + IN_FLIGHT * PLACE_WORDS * 8
+PLACE_WORDS = 4  # int64s: generation, file descriptor at the sender, its size, bytes of the message
+SMALL_BYTES = 32  # of a message that fits beside them: a header, which its reader may find when the sender has ended
+PLACE_BYTES = PLACE_WORDS * 8 + SMALL_BYTES
+ROUTE_BYTES = 2 * SEMAPHORE_BYTES + IN_FLIGHT * PLACE_BYTES
 
 
 class SharedMemory(Transport):
@@ -34,22 +38,23 @@ class SharedMemory(Transport):
 
     def __init__(self, routes: Sequence[Transfer]) -> None:
         super().__init__(routes)
-        size, own = len(self.routes) * ROUTE_BYTES, -1
+        size = len(self.routes) * ROUTE_BYTES
         if self.lane == 0:
-            own, control = Memory.create(size)
+            control = Memory.create(size)
             for offset in range(0, size, ROUTE_BYTES):
                 Semaphore(control.mapped, offset).start(0)
                 Semaphore(control.mapped, offset + SEMAPHORE_BYTES).start(IN_FLIGHT)
-        everyone = gather([os.getpid(), own])
+        everyone = gather([os.getpid(), -1 if self.lane else control.descriptor])
         if self.lane:
             control = Memory.of_other(everyone[0][0], everyone[0][1], size)
-        gather([0])  # now all have it
-        if self.lane == 0:
-            os.close(own)
+        gather([0])  # now all have it, and its descriptor may go
         self._routes = [
-            Route(control.mapped, tag * ROUTE_BYTES, everyone[route.source][0], self.monitor)
+            Route(control.mapped, tag * ROUTE_BYTES, everyone[route.source][0], self.monitor, self._other(route))
             for tag, route in enumerate(self.routes)
         ]
+
+    def _other(self, route: Transfer) -> int:
+        return route.target if route.source == self.lane else route.source
 
     def reserve(self, sizes: Sequence[int], device: torch.device) -> None:
         """Nothing to do: a place grows when a message needs it."""
@@ -62,40 +67,42 @@ class SharedMemory(Transport):
 
 
 class Route:
-    """One route's ring, at the sender or at the receiver. sender: the sending process."""
+    """One route's ring, at the sender or at the receiver. sender: the sending process. other: the rank opposite."""
 
-    def __init__(self, control: mmap.mmap, offset: int, sender: int, monitor: Monitor) -> None:
+    def __init__(self, control: mmap.mmap, offset: int, sender: int, monitor: Monitor, other: int) -> None:
         self.filled = Semaphore(control, offset)
         self.free = Semaphore(control, offset + SEMAPHORE_BYTES)
-        start = offset + 2 * SEMAPHORE_BYTES
-        self._words = memoryview(control)[start : start + IN_FLIGHT * PLACE_WORDS * 8].cast("q")
-        self._memories: list[Memory | None] = [None] * IN_FLIGHT
+        starts = [offset + 2 * SEMAPHORE_BYTES + place * PLACE_BYTES for place in range(IN_FLIGHT)]
+        self._words = [memoryview(control)[start : start + PLACE_WORDS * 8].cast("q") for start in starts]
+        self._memories = [Memory(control, SMALL_BYTES, start + PLACE_WORDS * 8) for start in starts]
         self._generations = [0] * IN_FLIGHT
-        self._count, self._sender, self._monitor = 0, sender, monitor
+        self._count, self._sender, self._timeout_s = 0, sender, monitor.timeout_s
+        self._is_over = partial(monitor.is_gone, other)
 
     def write(self, feature: Tensor) -> None:
         """Copy a dense tensor into the next place, once that is free."""
-        self.free.wait(self._monitor.timeout_s, self._monitor.check)
+        self.free.wait(self._timeout_s, self._is_over)
         place = self._next()
         memory = self._memories[place]
-        if memory is None or memory.size < feature.nbytes:
+        if memory.size < feature.nbytes:
             memory = self._replace(place, feature.nbytes)
         ctypes.memmove(memory.address, feature.data_ptr(), feature.nbytes)
-        self._words[place * PLACE_WORDS + 3] = feature.nbytes
+        self._words[place][3] = feature.nbytes
         self.filled.post()
 
     def read(self, due: int, idle: bool) -> tuple[int, int, Memory]:
         """The place of the next message, of `due` bytes, its generation, and its memory; give it back by `free`."""
-        self.filled.wait(None if idle else self._monitor.timeout_s, self._monitor.check)
+        self.filled.wait(None if idle else self._timeout_s, self._is_over)
         place = self._next()
-        generation, descriptor, capacity, sent = self._words[place * PLACE_WORDS : (place + 1) * PLACE_WORDS]
-        if sent != due or capacity < due:
-            raise RuntimeError(f"{sent} bytes of {capacity} came where {due} were due")
-        memory = self._memories[place]
-        if memory is None or generation != self._generations[place]:
-            memory = self._memories[place] = Memory.of_other(self._sender, descriptor, capacity)
+        generation, descriptor, size, sent = self._words[place]
+        if sent != due:
+            raise RuntimeError(f"{sent} bytes came where {due} were due")
+        if generation != self._generations[place]:
+            self._memories[place] = Memory.of_other(self._sender, descriptor, size)
             self._generations[place] = generation
-        return place, generation, memory
+        if self._memories[place].size < due:
+            raise RuntimeError(f"memory of {self._memories[place].size} bytes came where {due} were due")
+        return place, generation, self._memories[place]
 
     def _next(self) -> int:
         place = self._count % IN_FLIGHT
@@ -104,12 +111,9 @@ class Route:
 
     def _replace(self, place: int, size: int) -> Memory:
         """New memory for a place, which nobody reads just now."""
-        first = place * PLACE_WORDS
-        if self._memories[place] is not None:
-            os.close(self._words[first + 1])
-        descriptor, memory = Memory.create(size)
-        self._words[first], self._words[first + 1], self._words[first + 2] = self._words[first] + 1, descriptor, size
-        self._memories[place] = memory
+        memory = self._memories[place] = Memory.create(size)
+        words = self._words[place]
+        words[0], words[1], words[2] = words[0] + 1, memory.descriptor, size
         return memory
 
 
@@ -126,7 +130,7 @@ class SharedInbox(Inbox):
 
     def wait(self, idle: bool) -> Tensor:
         place, generation, memory = self.route.read(self.due, idle)
-        if self._views.get(place, (0,))[0] != generation:
+        if self._views.get(place, (-1,))[0] != generation:
             self._views[place] = generation, memory.view(self.shape, self.dtype)
         return self._views[place][1]
 
@@ -135,20 +139,25 @@ class SharedInbox(Inbox):
 
 
 class Memory:
-    """Memory that other processes of this user can map, of a size that stays."""
+    """A part of mapped memory.
 
-    def __init__(self, mapped: mmap.mmap) -> None:
-        self.mapped, self.size = mapped, len(mapped)
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
+    descriptor: by which other processes of this user can map it as well, while this object lives.
+    """
+
+    def __init__(self, mapped: mmap.mmap, size: int, offset: int = 0, descriptor: int = -1) -> None:
+        self.mapped, self.size, self.offset, self.descriptor = mapped, size, offset, descriptor
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(mapped, offset))
 
     @classmethod
-    def create(cls, size: int) -> tuple[int, Memory]:
-        """With its descriptor, by which others find it; OSError where so much is not to be had."""
+    def create(cls, size: int) -> Memory:
+        """New memory, without a name, of a size that stays; OSError where so much is not to be had."""
         descriptor = os.memfd_create("parallel_parnet", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.fchmod(descriptor, 0o600)
         os.posix_fallocate(descriptor, 0, size)
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-        return descriptor, cls(mmap.mmap(descriptor, size))
+        memory = cls(mmap.mmap(descriptor, size), size, descriptor=descriptor)
+        weakref.finalize(memory, os.close, descriptor)
+        return memory
 
     @classmethod
     def of_other(cls, process: int, descriptor: int, size: int) -> Memory:
@@ -157,13 +166,13 @@ class Memory:
         try:
             if os.fstat(own).st_size != size:
                 raise RuntimeError(f"shared memory of {os.fstat(own).st_size} bytes where {size} were due")
-            return cls(mmap.mmap(own, size))
+            return cls(mmap.mmap(own, size), size)
         finally:
             os.close(own)
 
     def view(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A tensor at its start, in the memory format in which features cross lanes."""
-        flat = torch.frombuffer(self.mapped, dtype=dtype, count=math.prod(shape))
+        flat = torch.frombuffer(self.mapped, dtype=dtype, count=math.prod(shape), offset=self.offset)
         if len(shape) != 4:
             return flat.view(shape)
         n, c, h, w = shape

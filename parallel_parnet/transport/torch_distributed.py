@@ -58,38 +58,35 @@ class Nccl(Gloo):
     """Between GPUs, enqueued on CUDA streams: capturable into a CUDA graph once it has run. Headers go by gloo.
 
     NCCL matches the messages of a communicator by order and not by tag, and a receive blocks what is behind it. So
-    every ordered pair of lanes has a communicator of its own, and lanes post its receives in the order of sending.
+    every route has a communicator of its own, which torch makes when the route is first used.
     """
 
     name = "nccl"
 
     def __init__(self, routes: Sequence[Transfer]) -> None:
         super().__init__(routes)
-        pairs = sorted({(route.source, route.target) for route in routes})
-        self._pairs = {pair: dist.new_group(list(pair), backend="nccl") for pair in pairs}
+        self._groups = [dist.new_group([route.source, route.target], backend="nccl") for route in routes]
 
     def inbox(self, tag: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inbox:
         if device.type != "cuda":
             return super().inbox(tag, shape, dtype, device)
-        route = self.routes[tag]
-        return NcclInbox(empty(shape, dtype, device), route.source, self._pairs[route.source, route.target])
+        return NcclInbox(empty(shape, dtype, device), self.routes[tag].source, self._groups[tag])
 
     def _send(self, feature: Tensor, tag: int) -> Pending | None:
         if feature.device.type != "cuda":
             return super()._send(feature, tag)
-        route = self.routes[tag]
-        return _started(dist.isend(memory_order(feature), route.target, self._pairs[route.source, route.target]))
+        return _started(dist.isend(memory_order(feature), self.routes[tag].target, self._groups[tag]))
 
 
 class NcclInbox(Inbox):
     """Waiting makes the current CUDA stream wait, and not the host."""
 
-    def __init__(self, feature: Tensor, source: int, pair: dist.ProcessGroup) -> None:
-        self.feature, self.source, self.pair = feature, source, pair
+    def __init__(self, feature: Tensor, source: int, group: dist.ProcessGroup) -> None:
+        self.feature, self.source, self.group = feature, source, group
         self._work: dist.Work | None = None
 
     def post(self) -> None:
-        self._work = _started(dist.irecv(memory_order(self.feature), self.source, self.pair))
+        self._work = _started(dist.irecv(memory_order(self.feature), self.source, self.group))
 
     def wait(self, idle: bool) -> Tensor:
         assert self._work is not None

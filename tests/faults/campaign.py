@@ -3,7 +3,7 @@
 
     python tests/faults/campaign.py --trials 1000 --seed 0 --out results/faults.jsonl
 
-Each trial is a line of --out, and a run that is started again continues it. --summary counts them.
+Each trial is a line of --out, and a run that is started again continues it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ os.environ |= {
 sys.path[:0] = [str(Path(__file__).parent)]
 
 import numpy as np  # noqa: E402
-from trial import PICTURES, Case, adopt_orphans, run_trial  # noqa: E402
-from worker import ROOT  # noqa: E402
+from recording import record  # noqa: E402
+from trial import PICTURES, Case, adopt_orphans, make_pictures, run_trial  # noqa: E402
 
 KINDS = ("SIGKILL", "SIGSEGV", "SIGTERM", "SIGSTOP", "exception", "dropped socket")
 PHASES = ("start", "handshake", "steady", "write", "shutdown")
@@ -41,7 +41,7 @@ def cases(trials: int, seed: int) -> list[Case]:
     everything = [
         case
         for case in product(KINDS, PHASES, (2, 3), TRANSPORTS, (0, 1, 2))
-        if case[4] < case[2] and not (case[0] == "dropped socket" and case[1] in ("start", "handshake"))
+        if case[4] < case[2] and case[:2] != ("dropped socket", "start")  # there is none yet
     ]
     while len(found) < trials:
         for kind, phase, ranks, transport, rank in rng.sample(everything, len(everything)):
@@ -50,14 +50,6 @@ def cases(trials: int, seed: int) -> list[Case]:
             case_seed = rng.getrandbits(32)
             found.append(Case(number, kind, phase, rank, ranks, transport, batch, after, case_seed, slow))
     return found[:trials]
-
-
-def make_pictures(folder: Path) -> None:
-    """Links to the demo's pictures."""
-    originals = sorted((ROOT / "launch" / "demo" / "pictures").glob("*.png"))
-    folder.mkdir()
-    for i in range(PICTURES):
-        (folder / f"{i:03}.png").symlink_to(originals[i % len(originals)])
 
 
 def unfaulted(case: Case, work: Path) -> bytes:
@@ -70,27 +62,30 @@ def unfaulted(case: Case, work: Path) -> bytes:
 
 
 def summary(rows: list[dict]) -> dict:
-    """Counts by kind, phase and rank, failures, and percentiles of the time until the others had ended."""
-    times = {
-        kind: [row["detection_s"] for row in rows if "detection_s" in row and row["kind"] == kind] for kind in KINDS
-    }
+    """Counts, failures, and percentiles of the time until the others had ended; apart where they had not met yet."""
+    counts = Counter((row["kind"], row["phase"], row["rank"]) for row in rows)
+    noticed = [row for row in rows if row.get("noticed")]
     return {
         "trials": len(rows),
         "failures": [row for row in rows if row["problems"]],
-        **{
-            name: dict(Counter(str(row[name]) for row in rows))
-            for name in ("kind", "phase", "rank", "ranks", "transport")
+        "by_kind_phase_and_rank": {
+            kind: {phase: [counts[kind, phase, rank] for rank in range(3)] for phase in PHASES} for kind in KINDS
         },
+        **{name: dict(Counter(str(row[name]) for row in rows)) for name in ("ranks", "transport", "batch")},
         "unnoticed_and_harmless": sum(row.get("noticed") is False for row in rows),
-        "survivors": sum(row["ranks"] - 1 for row in rows if row.get("noticed")),
-        "survivors_that_told_before_torchrun_ended_them": sum(len(row.get("told_by", [])) for row in rows),
-        "detection_s": {
-            kind: dict(zip(("p50", "p90", "p99", "max"), np.percentile(found, [50, 90, 99, 100]).round(3).tolist()))
-            for kind, found in times.items()
-            if found
-        },
+        "survivors": sum(row["ranks"] - 1 for row in noticed),
+        "survivors_that_told_before_torchrun_ended_them": sum(len(row["told_by"]) for row in noticed),
+        "detection_s": {kind: spread(noticed, kind, at_start=False) for kind in KINDS},
+        "detection_at_start_s": {kind: spread(noticed, kind, at_start=True) for kind in KINDS},
         "seconds_per_trial": round(float(np.mean([row["seconds"] for row in rows])), 2),
     }
+
+
+def spread(rows: list[dict], kind: str, at_start: bool) -> dict[str, float]:
+    """Percentiles of the detection times, or nothing where there are none."""
+    times = [row["detection_s"] for row in rows if row["kind"] == kind and (row["phase"] == "start") == at_start]
+    found = np.percentile(times, [50, 90, 99, 100]).round(3).tolist() if times else []
+    return dict(zip(("p50", "p90", "p99", "max"), found))
 
 
 def main() -> int:
@@ -99,7 +94,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="the trial of this number alone")
     parser.add_argument("--out", type=Path, required=True, help="a line for each trial")
-    parser.add_argument("--summary", type=Path, help="write the counts to this file")
+    parser.add_argument("--record", action="store_true", help="write the counts to results/faults-<machine>.json")
     args = parser.parse_args()
     todo = cases(args.trials, args.seed)
     rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
@@ -107,7 +102,7 @@ def main() -> int:
     adopt_orphans()
     work = Path(tempfile.mkdtemp(prefix="faults-"))
     expected: dict[tuple, bytes] = {}
-    make_pictures(work / "pictures")
+    make_pictures(work / "pictures", PICTURES)
     with args.out.open("a") as out:
         for case in todo:
             if case.number in done or args.only not in (None, case.number):
@@ -126,8 +121,8 @@ def main() -> int:
                 flush=True,
             )
     result = summary(rows)
-    if args.summary:
-        args.summary.write_text(json.dumps(result, indent=1) + "\n")
+    if args.record:
+        record("faults", result)
     if not result["failures"]:
         shutil.rmtree(work)
     print(f"{result['trials']} trials, {len(result['failures'])} failures")

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from agents import POLL_S, Forked, start_torchrun
-from worker import Fault
+from worker import ROOT, Fault
 
 PICTURES = 40
 LIMIT_S = 60.0  # of a trial; torchrun alone takes 30 s to end a rank that is stopped
@@ -121,7 +121,7 @@ def check_left(port: int, segments: set[str]) -> list[str]:
 
 
 def _left(port: int, segments: set[str]) -> list[str]:
-    left = [f"process {pid} is left" for pid in children() if state(pid) not in "ZX?"]
+    left = [f"process {pid} is left" for pid in children_of(os.getpid()) if state(pid) not in "ZX?"]
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             left.append(f"port {port} still listens")
@@ -179,9 +179,12 @@ def state(pid: int) -> str:
         return "?"
 
 
-def children() -> list[int]:
-    """Processes whose parent this one is, and orphans that it adopted."""
-    return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+def children_of(pid: int) -> list[int]:
+    """Processes whose parent it is, and orphans that it adopted; none of a process that is gone."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 def adopt_orphans() -> None:
@@ -199,8 +202,16 @@ def kill_all(agent: Forked, folder: Path) -> None:
         if state(pid) not in "ZX?":
             os.kill(pid, signal.SIGKILL)
     agent.wait(TEARDOWN_S)
-    while children():
+    while children_of(os.getpid()):
         os.waitpid(-1, 0)
+
+
+def make_pictures(folder: Path, count: int) -> None:
+    """A folder of so many links to the demo's pictures, in turn."""
+    originals = sorted((ROOT / "launch" / "demo" / "pictures").glob("*.png"))
+    folder.mkdir()
+    for i in range(count):
+        (folder / f"{i:06}.png").symlink_to(originals[i % len(originals)])
 
 
 def free_port() -> int:

@@ -115,6 +115,20 @@ def test_level(case: Case):
         assert prepared.kernel is classifier_kernel or used.counts["HMMA"] > 0, used
 
 
+@pytest.mark.parametrize("capability", [AMPERE, HOPPER], ids=str)
+def test_a_picture_in_uint8(capability):
+    """A network's first convolution, which converts raw values on their way to the tensor cores."""
+    shape, dtype = geometry("picture", SIZE, SIZE, 64), torch.bfloat16
+    config = Table.load(capability).level([shape], 1, dtype)
+    conv = convolution(shape, config.tiles[0], 1, dtype, seed=0, border=True)
+    raw = Convolution(conv.x._replace(a=conv.x.a.to(torch.uint8)), conv.shape, conv.tile)
+    prepared = level([without_values(raw)], config.num_warps, config.num_stages)
+    with stand_in(capability):
+        used = resources(prepared.compile())
+    assert not used.complaints(capability), used
+    assert used.counts["HGMMA" if capability == HOPPER else "HMMA"] > 0, used
+
+
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("capability", [AMPERE, HOPPER], ids=str)
 def test_ticket_stands_between_barriers(capability, dtype):

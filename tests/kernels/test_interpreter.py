@@ -66,6 +66,17 @@ def test_several_tiles_of_pixels_and_channels(kind, seed):
     assert_matches_twin(conv)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_picture_in_uint8(dtype, seed):
+    """Raw values, and a border on every side, as `pixels.fold_pixels` makes it."""
+    conv = convolution(geometry("picture", 7, 5, 20), Tile(16, 32, 32), 2, dtype, seed, border=True)
+    pixels = torch.randint(0, 256, conv.x.a.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    weight, gate_weight = conv.x.weight / 255, conv.x.gate_weight / 255
+    conv = Convolution(conv.x._replace(a=pixels, weight=weight, gate_weight=gate_weight), conv.shape, conv.tile)
+    level([conv])()
+    assert_matches_twin(conv)
+
+
 @pytest.mark.parametrize("dtype", DTYPES if ALL else DTYPES[1:2], ids=str)
 def test_level_of_five_operations(dtype, seed):
     """Different shapes, tiles and splits side by side; the same bits whatever the order of programs."""

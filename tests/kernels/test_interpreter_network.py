@@ -10,9 +10,12 @@ from honest_interpreter import run_order
 
 from conftest import ALL
 from parallel_parnet import load_checkpoint
+from parallel_parnet.executors.graph import GraphExecutor
 from parallel_parnet.executors.grouped import GroupedExecutor
 from parallel_parnet.fold import fold
 from parallel_parnet.kernels.config import Table
+from parallel_parnet.pixels import fold_pixels
+from parallel_parnet.preprocess import Preprocess
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CPU = torch.device("cpu")
@@ -45,6 +48,20 @@ def test_half(activation, dtype):
 def test_averaged_weights_and_a_larger_picture():
     assert run("silu", torch.float32, pictures=2, ema=True) < 1e-5
     assert run("silu", torch.float32, pictures=2, case=1) < 1e-5
+
+
+def test_raw_pictures_in_a_graph(seed):
+    """uint8 in, through the launches that a CUDA graph would replay, against the training form."""
+    model = load_checkpoint(GOLDEN / "official_narrow_silu.pth.tar", activation="silu")
+    pixels = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        expected = model(Preprocess.of(model.config).normalise(pixels.movedim(1, -1)))
+    dtype = torch.float16
+    grouped = GroupedExecutor(fold_pixels(fold(model), dtype), CPU, dtype, Table.load((9, 0)), raw=True)
+    executor = GraphExecutor("cuda_graph", grouped, capture=lambda made: made.launch)
+    logits = executor(pixels)
+    assert executor.buffers(pixels.shape)[0].dtype == torch.uint8
+    assert ((logits - expected).abs().max() / expected.abs().max()).item() < 1e-2
 
 
 def test_repeats_are_the_same_bits(seed):

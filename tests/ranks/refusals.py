@@ -50,7 +50,7 @@ def refuse(program: Program, rank: int) -> list[str]:
     messages = []
     for header in HEADERS:
         engine = Engine(program, device=CPU, executor="eager")
-        executor = engine._executor
+        executor = engine._distributed
         assert isinstance(executor, DistributedExecutor)
         if rank == 0:
             executor.transport.send(torch.tensor(header), executor._header[1])

@@ -1,0 +1,67 @@
+"""Threads inside an operation, or lanes across the cores? Ways to share a CPU, to be measured once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from .costs import Costs
+from .placement import Placement
+from .program import INPUT, Program
+from .search import MAX_LANES, search
+
+HAND_OVER = 50e-6  # seconds until another lane's thread goes on; a feature is not copied
+LEAST_ROUNDS, MOST_ROUNDS, ENOUGH = 5, 100, 0.3  # seconds of measuring, once there were LEAST_ROUNDS
+FIRST_ROUNDS, HOPELESS = 3, 1.5  # after so many, what was never within this factor of the fastest is left out
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A placement in one process, and the compute threads of each of its lanes."""
+
+    placement: Placement
+    threads: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.placement.lanes} lane(s) of {self.threads} thread(s)"
+
+
+def candidates(program: Program, seconds: Mapping[str, float], cores: int) -> list[Choice]:
+    """One lane with all cores, or with one; and the network's streams, and what the planner finds, on several lanes.
+
+    seconds: of each operation alone, for the planner.
+    """
+    found = [Choice(Placement.single(program), threads, "whole") for threads in dict.fromkeys((cores, 1))]
+    costs = Costs(seconds, dict.fromkeys((INPUT, *program.by_name), HAND_OVER))
+    for lanes in range(2, min(cores, program.streams, MAX_LANES) + 1):
+        by_stream = Placement.from_streams_per_gpu(program, -(-program.streams // lanes), lanes)
+        planned = search(program, costs, lanes, exactly=True, runner_up=False).best.placement
+        found += [Choice(by_stream, cores // lanes, "by stream")]
+        if planned != by_stream:
+            found += [Choice(planned, cores // lanes, "planned")]
+    return found
+
+
+def measure(runs: Sequence[Callable[[], object]]) -> list[float]:
+    """Median seconds of each, taking turns, so that what else the machine does meets all of them."""
+    times: list[list[float]] = [[] for _ in runs]
+    racing, began = list(range(len(runs))), time.perf_counter()
+    for done in range(MOST_ROUNDS):
+        if done >= LEAST_ROUNDS and time.perf_counter() - began > ENOUGH:
+            break
+        for i, seconds in _round(runs, racing):
+            times[i].append(seconds)
+        if done + 1 == FIRST_ROUNDS:
+            best = min(map(min, times))
+            racing = [i for i in racing if min(times[i]) <= HOPELESS * best]
+    return [median(row) for row in times]
+
+
+def _round(runs: Sequence[Callable[[], object]], racing: list[int]) -> Iterator[tuple[int, float]]:
+    for i in racing:
+        start = time.perf_counter()
+        runs[i]()
+        yield i, time.perf_counter() - start

@@ -1,0 +1,34 @@
+"""What an executor keeps for each shape of input, of which there are only so many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+Kept = TypeVar("Kept")
+
+MAX_SHAPES = 8
+
+
+class Shapes(Generic[Key, Kept]):
+    """Makes what is asked for the first time, and keeps it; the oldest of too many goes.
+
+    dropping: called before one goes, which may still be in use by a device.
+    """
+
+    def __init__(self, make: Callable[[Key], Kept], dropping: Callable[[], None] = lambda: None) -> None:
+        self._make, self._dropping = make, dropping
+        self._kept: dict[Key, Kept] = {}
+
+    def __call__(self, key: Key) -> Kept:
+        found = self._kept.get(key)
+        if found is None:
+            if len(self._kept) >= MAX_SHAPES:
+                self._dropping()
+                del self._kept[next(iter(self._kept))]
+            found = self._kept[key] = self._make(key)
+        return found
+
+    def __len__(self) -> int:
+        return len(self._kept)

@@ -1,0 +1,20 @@
+"""Where results that were measured are kept: by name and machine."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import torch
+import worker
+
+from latency_vs_depth import machine
+from parallel_parnet.files import write_atomically
+
+
+def record(name: str, result: dict) -> None:
+    """Write results/<name>-<machine>.json."""
+    here = machine(torch.device("cpu"))
+    where = re.sub("[^a-z0-9]+", "-", here.lower()).strip("-")
+    content = json.dumps({"machine": here, **result}, indent=1)
+    write_atomically(worker.ROOT / "results" / f"{name}-{where}.json", content + "\n")

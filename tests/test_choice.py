@@ -1,0 +1,175 @@
+"""The choice between threads and lanes on a CPU, and engines in files."""
+
+from __future__ import annotations
+
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conftest import SMALL, lively, relative
+from parallel_parnet import Config, Engine, ParNetError, Placement, Program, fold
+from parallel_parnet.choice import FIRST_ROUNDS, LEAST_ROUNDS, Choice, candidates, measure
+from test_placement import random_placement
+
+pytest.importorskip("openvino")
+
+from parallel_parnet.executors.openvino_lanes import OpenVinoExecutor
+
+PROGRAM = fold(lively(SMALL, 9))
+X = torch.randn(1, 3, 64, 32)
+EXPECTED = Engine(PROGRAM, device="cpu", executor="reference")(X)
+FOUR = Config((8, 16, 32, 64, 96), blocks=(1, 2, 1, 2), num_classes=10, activation="relu")
+
+
+def choices(cores: int) -> list[Choice]:
+    return candidates(PROGRAM, {op.name: 1e-3 for op in PROGRAM.operations}, cores)
+
+
+@pytest.fixture
+def two_threads() -> object:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_candidates() -> None:
+    assert [(c.placement.lanes, c.threads) for c in choices(1)] == [(1, 1)]
+    shapes = [(c.placement.lanes, c.threads) for c in choices(4)]
+    assert shapes[:2] == [(1, 4), (1, 1)]
+    assert {(2, 2), (3, 1)} == set(shapes[2:])
+
+
+def test_every_candidate_gives_the_answer_every_time() -> None:
+    for choice in choices(3):
+        executor = OpenVinoExecutor(PROGRAM, choice.placement, torch.float32, choice.threads)
+        first = executor(X)
+        assert relative(first, EXPECTED) < 1e-5
+        for _ in range(20):
+            executor(torch.randn_like(X))
+            assert torch.equal(executor(X), first), choice
+
+
+@settings(max_examples=4, deadline=None)
+@given(st.data(), st.integers(2, 3))
+def test_any_placement(data: st.DataObject, lanes: int) -> None:
+    executor = OpenVinoExecutor(PROGRAM, random_placement(PROGRAM, lanes, data.draw), torch.float32, 1)
+    for _ in range(3):
+        x = torch.randn(2, 3, 32, 32)
+        assert relative(executor(x), Engine(PROGRAM, device="cpu", executor="reference")(x)) < 1e-5
+
+
+def test_another_network_of_four_streams() -> None:
+    program = fold(lively(FOUR, 0))
+    side = program.size_multiple
+    for lanes in (1, 2):
+        executor = OpenVinoExecutor(program, Placement.from_streams_per_gpu(program, 4 // lanes, lanes), torch.float32)
+        x = torch.randn(2, 3, side, side)
+        assert relative(executor(x), Engine(program, device="cpu", executor="reference")(x)) < 1e-5
+
+
+def test_threads_take_turns(two_threads: None) -> None:
+    engine = Engine(PROGRAM, Placement.from_streams_per_gpu(PROGRAM, 2, 2), "cpu", executor="openvino")
+    pictures = [torch.randn(1, 3, 32, 32) for _ in range(30)]
+    reference = Engine(PROGRAM, device="cpu", executor="reference")
+    with ThreadPoolExecutor(4) as threads:
+        for got, x in zip(threads.map(engine, pictures), pictures, strict=True):
+            assert relative(got, reference(x)) < 1e-5
+
+
+def test_the_fastest_wins_and_the_hopeless_are_left() -> None:
+    runs = [0, 0, 0]
+
+    def run(i: int, seconds: float) -> None:
+        runs[i] += 1
+        time.sleep(seconds)
+
+    found = measure([lambda: run(0, 0.02), lambda: run(1, 0.002), lambda: run(2, 0.0021)])
+    assert found[0] > found[1] and found[0] > found[2]
+    assert runs[0] == FIRST_ROUNDS and runs[1] == runs[2] > LEAST_ROUNDS
+
+
+def test_warm_up_chooses_once_and_the_choice_is_kept(tmp_path: Path, two_threads: None) -> None:
+    engine = Engine(PROGRAM, device="cpu", executor="cpu")
+    seconds = engine.warm_up(X)
+    assert len(seconds) >= 3 and list(seconds.values()) == sorted(seconds.values())
+    assert f"{engine.placement.lanes} lane(s) of {engine.threads} thread(s)" in next(iter(seconds))
+    answer = engine(X)
+    assert relative(answer, EXPECTED) < 1e-5
+    assert engine.warm_up(X) == {}, "there is nothing left to choose"
+    engine.save(tmp_path / "e.safetensors")
+    loaded = Engine.load(tmp_path / "e.safetensors", "cpu")
+    assert loaded.placement == engine.placement and loaded.threads == engine.threads
+    assert torch.equal(loaded(X), answer)
+    assert loaded.warm_up(X) == {}
+    torch.set_num_threads(1)
+    elsewhere = Engine.load(tmp_path / "e.safetensors", "cpu")
+    assert elsewhere.placement.lanes == 1 and elsewhere.threads is None
+    assert elsewhere.warm_up(X), "measured anew on a machine with other cores"
+
+
+def test_what_was_asked_for_is_not_chosen() -> None:
+    single = Placement.single(PROGRAM)
+    for engine in (
+        Engine(PROGRAM, single, "cpu"),
+        Engine(PROGRAM, None, "cpu", executor="openvino"),
+        Engine(PROGRAM, None, "cpu", executor="eager"),
+        Engine(PROGRAM, None, "cpu", threads=1),
+    ):
+        assert engine.warm_up(X) == {}
+        assert engine.placement.lanes == 1
+
+
+def test_save_and_load(tmp_path: Path) -> None:
+    path = tmp_path / "e.safetensors"
+    placement = Placement.from_streams_per_gpu(PROGRAM, 2, 2)
+    engine = Engine(PROGRAM, placement, "cpu", torch.bfloat16, "eager")
+    engine.save(path)
+    loaded = Engine.load(path)
+    assert (loaded.placement, loaded.dtype, loaded.executor) == (placement, torch.bfloat16, "eager")
+    assert torch.equal(loaded(X), engine(X))
+    assert Program.load(path).digest == PROGRAM.digest, "it is a program's file as well"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dtype": "torch.int8"}, "holds no engine"),
+        ({"executor": "tensorrt"}, "unknown executor"),
+        ({"executor": "cuda_graph"}, "NVIDIA GPUs only"),
+        ({"placement": {"lanes": 1, "where": {}, "coordinator": 0}}, "leaves out operation"),
+        ({"placement": {"lanes": 10**9, "where": {}, "coordinator": 0}}, "1000000000 lanes for 23 operations"),
+        ({"placement": {"lanes": 1}}, "holds no engine"),
+        ({"placement": [1]}, "holds no engine"),
+        ({"threads": -1}, "-1 threads"),
+        ({"threads": "many"}, "holds no engine"),
+    ],
+    ids=str,
+)
+def test_files_that_hold_no_engine(change: dict, message: str, tmp_path: Path) -> None:
+    saved = {"dtype": "torch.float32", "executor": "eager", "placement": None, "threads": None, "cores": None}
+    path = tmp_path / "e.safetensors"
+    PROGRAM.save(path, {"engine": json.dumps(saved)})
+    assert Engine.load(path, "cpu").executor == "eager"
+    PROGRAM.save(path, {"engine": json.dumps(saved | change)})
+    with pytest.raises(ParNetError, match=rf"e\.safetensors: .*{message}"):
+        Engine.load(path, "cpu")
+
+
+def test_other_files_hold_no_engine(tmp_path: Path) -> None:
+    path = tmp_path / "p.safetensors"
+    PROGRAM.save(path)
+    with pytest.raises(ParNetError, match="holds no engine"):
+        Engine.load(path)
+    with pytest.raises(ParNetError, match="no such program file"):
+        Engine.load(tmp_path / "absent.safetensors")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(ParNetError, match=r"p\.safetensors"):
+        Engine.load(path)

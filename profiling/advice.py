@@ -100,7 +100,9 @@ def explain(timeline: Timeline) -> str:
         lines.append(f"Two lanes or more compute during {overlap(story.one):.0%} of the time in which any does.")
     cores = timeline.about["cores"]
     if timeline.about["device"] == "cpu" and cores < timeline.known.lanes:
-        lines.append(f"{timeline.known.lanes} lanes share {cores} core(s): part of the waiting is for a core.")
+        lines.append(
+            f"{timeline.known.lanes} lanes share {cores} core(s): part of the waiting, and of the sending, is for a core."
+        )
     if predicted := timeline.about["predicted"]:
         lines.append(
             f"The planner predicts {duration(predicted['makespan'])} for this placement, from its operations as they "

@@ -6,10 +6,14 @@ import copy
 import gzip
 import json
 import random
+import re
+import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -87,6 +91,18 @@ def timeline(traced_run: TracedRun) -> Timeline:
 def test_the_rules_of_the_format(content: dict) -> None:
     assert content["displayTimeUnit"] == "ms"
     assert broken_rules(content) == []
+
+
+@pytest.mark.ranks
+@pytest.mark.skipif(shutil.which("trace_processor_shell") is None, reason="needs Perfetto's trace_processor_shell")
+def test_perfetto_opens_it(traced_run: TracedRun, timeline: Timeline, tmp_path: Path) -> None:
+    query = tmp_path / "count.sql"
+    query.write_text("select count(*) as slices from slice; select count(*) as flows from flow;")
+    command = ["trace_processor_shell", "--query-file", str(query), str(traced_run.trace)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert [int(n) for n in re.findall(r"^(\d+)$", run.stdout, re.MULTILINE)] == [
+        len(timeline.bars), len(timeline.arrows)
+    ]  # fmt: skip
 
 
 def _first(content: dict, phase: str, name: str = "") -> dict:
@@ -178,8 +194,8 @@ def test_a_skewed_clock_is_measured_and_taken_out() -> None:
 
 
 @pytest.mark.ranks
-def test_reading_gives_what_was_written(timeline: Timeline, tmp_path: pytest.TempPathFactory) -> None:
-    path = tmp_path / "again.json"  # type: ignore[operator]
+def test_reading_gives_what_was_written(timeline: Timeline, tmp_path: Path) -> None:
+    path = tmp_path / "again.json"
     trace_format.write(timeline, path)
     again = trace_format.read(path)
     assert (again.known, again.about) == (timeline.known, timeline.about)

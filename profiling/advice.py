@@ -101,7 +101,7 @@ def explain(timeline: Timeline) -> str:
     cores = timeline.about["cores"]
     if timeline.about["device"] == "cpu" and cores < timeline.known.lanes:
         lines.append(
-            f"{timeline.known.lanes} lanes share {cores} core(s): part of the waiting, and of the sending, is for a core."
+            f"{timeline.known.lanes} lanes share {cores} core(s): part of the waiting and of the sending is for a core."
         )
     if predicted := timeline.about["predicted"]:
         lines.append(

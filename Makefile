@@ -3,6 +3,7 @@
 # make lint       format, lint, types             make test-all      with every case of the kernels, an hour or more
 # make test-faults TRIALS=1000 SEED=0  ranks that die, hang or lose a connection   make soak  20,000 requests, memory watched
 # make experiment  latency against depth          make profile-example  docs/profiling.md, measured anew
+# make bench      executors and peers: S and XL, fp32 and bf16, figure and page    make poster    its speed table
 # make gpu-check  on a GPU machine, with its own Python: parity and timings in ten minutes, into OUT=results/gpu
 VENV ?= .venv
 PYTHON ?= python3
@@ -14,13 +15,13 @@ BIN := $(VENV)/bin
 PINS := $(if $(shell command -v nvidia-smi),,-c constraints.txt)
 BESIDE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-.PHONY: setup infer test test-kernels test-all lint test-faults soak gpu-check experiment train profile-example
+.PHONY: setup infer test test-kernels test-all lint test-faults soak gpu-check experiment bench poster train profile-example
 
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $(PINS) -e '.[cpu,dev]'
+	$(BIN)/python -m pip install --quiet $(PINS) -e '.[bench,cpu,dev]'
 	touch $@
 
 infer: setup
@@ -58,6 +59,17 @@ gpu-check:
 # an hour or so on two cores; resumes where it was interrupted
 experiment: setup
 	$(BIN)/python launch/latency_vs_depth.py --page docs/latency-vs-depth$(if $(shell command -v nvidia-smi),-gpu).md
+
+# under ten minutes on two cores; the budgets are seconds of timed runs
+bench: setup
+	for dtype in float32 bfloat16; do \
+		$(BIN)/python launch/bench.py --model parnet_s --dtype $$dtype --budget 30 || exit 1; \
+		$(BIN)/python launch/bench.py --model parnet_xl --dtype $$dtype --budget 70 || exit 1; \
+	done
+	$(BIN)/python launch/bench_report.py
+
+poster: setup
+	$(BIN)/python launch/bench.py --poster
 
 # about half an hour on two cores; needs Debian's package dataset-fashion-mnist
 train: setup

@@ -34,6 +34,7 @@ setup(
     ],
     extras_require={
         "cpu": ["openvino>=2026.1"],
+        "bench": ["matplotlib", "onnx", "onnxruntime", "onnxscript", "openvino>=2026.1", "scipy"],
         "figures": ["matplotlib", "scipy"],
         "dev": [
             "hypothesis",

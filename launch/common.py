@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import sysconfig
 import time
@@ -67,6 +68,19 @@ class Ranks:
         if device.type == "cuda" and device.index is None and self.world > 1:
             return torch.device("cuda", self.local_rank % max(1, torch.cuda.device_count()))
         return device
+
+
+def machine(device: torch.device) -> str:
+    """The device in plain words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{cores}-core {os.uname().machine.replace('_', '-')} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def slug(machine: str) -> str:
+    """A machine's name for use in a file's."""
+    return re.sub("[^a-z0-9]+", "-", machine.lower()).strip("-")
 
 
 def process_age() -> float | None:

@@ -1,13 +1,17 @@
-"""A schedule as a picture: lanes as rows, time from left to right, readable without colour."""
+"""Figures as files, and a schedule as one: lanes as rows, time from left to right, readable without colour."""
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from parallel_parnet import ParNetError
 from parallel_parnet.files import write_atomically
 from parallel_parnet.planner import Schedule
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LOOKS = {
     "stem": ("#e4e4e4", ""), "stream 0": ("#bcdcf5", "///"), "stream 1": ("#f9ddb1", "..."),
@@ -54,6 +58,14 @@ def draw(schedule: Schedule, title: str, path: Path) -> None:
     axes.set_title(f"{title}: {schedule.makespan * unit:.1f} us, {schedule.speed_up:.2f}x over one lane (predicted)")
     patches = [Patch(facecolor=LOOKS[x][0], hatch=LOOKS[x][1], edgecolor="#666", label=x) for x in labels]
     figure.legend(handles=patches, loc="outside right upper")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=path.suffix[1:], dpi=150)
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as .svg or .png; the same data give the same SVG."""
+    from matplotlib import rc_context
+
+    is_svg, buffer = path.suffix == ".svg", io.BytesIO()
+    with rc_context({"svg.hashsalt": path.stem}):
+        figure.savefig(buffer, format=path.suffix[1:], dpi=150, metadata={"Date": None} if is_svg else {})
     write_atomically(path, buffer.getvalue())

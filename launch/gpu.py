@@ -48,8 +48,8 @@ def machine(device: torch.device) -> dict:
         "multiprocessors": found.multi_processor_count,
         "l2_bytes": found.L2_cache_size,
         "memory_bytes": found.total_memory,
-        "driver": _asked("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", f"--id={device.index}"),
-        "commit": _asked("git", "-C", str(ROOT), "rev-parse", "HEAD"),
+        "driver": asked("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", f"--id={device.index}"),
+        "commit": asked("git", "-C", str(ROOT), "rev-parse", "HEAD"),
         "torch": torch.__version__,
         "triton": triton.__version__,
         "python": platform.python_version(),
@@ -108,7 +108,7 @@ def run_within(
     return process.returncode, output, errors
 
 
-def _asked(*command: str) -> str | None:
+def asked(*command: str) -> str | None:
     """The first line that a tool prints; None where it is missing or fails."""
     if shutil.which(command[0]) is None:
         return None

@@ -15,8 +15,6 @@ import argparse
 import csv
 import io
 import json
-import os
-import re
 import time
 from pathlib import Path
 
@@ -25,7 +23,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from common import DTYPES, ROOT, Parser, Ranks, run
+from common import DTYPES, ROOT, Parser, Ranks, machine, run, slug
 from depth.figures import draw
 from depth.measure import Subject, interleaved, operation_seconds
 from depth.page import write_page
@@ -38,14 +36,6 @@ from parallel_parnet.files import write_atomically
 
 LOOPBACK = ROOT / "results" / "links-gloo-loopback.json"
 SECONDS = 8.0  # of timed runs for a group and executor; a quarter of it with --quick
-
-
-def machine(device: torch.device) -> str:
-    """The device in plain words."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores}-core {os.uname().machine.replace('_', '-')} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 class Log:
@@ -127,8 +117,7 @@ def main() -> int:
         "machine": machine(device), "dtype": str(dtype).removeprefix("torch."), "threads": threads,
         "torch": torch.__version__, "quick": args.quick, "link": link.name, "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
-    where = re.sub("[^a-z0-9]+", "-", header["machine"].lower()).strip("-")
-    name = f"latency-vs-depth-{where}-{header['dtype']}{'-quick' if args.quick else ''}"
+    name = f"latency-vs-depth-{slug(header['machine'])}-{header['dtype']}{'-quick' if args.quick else ''}"
     if not args.out.is_dir():
         raise ParNetError(f"--out {args.out}: no such folder")
     log = Log(args.out / f"{name}.json", header)

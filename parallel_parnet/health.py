@@ -237,20 +237,27 @@ def start(rank: int, world: int, store: Store, address: str, timeout_s: float) -
             while len(peers) < world - 1:
                 listener.settimeout(max(0.01, deadline - time.monotonic()))
                 connection, _ = listener.accept()
-                connection.settimeout(1.0)
-                hello = connection.recv(17, socket.MSG_WAITALL)
-                known = {peer.rank for peer in peers}
-                if len(hello) == 17 and secrets.compare_digest(hello[:16], bytes.fromhex(token)):
-                    other = hello[16]
-                    if rank < other < world and other not in known:
-                        peers.append(_peer(other, connection, cards[other], cards[rank]))
-                        continue
-                connection.close()  # a stranger
+                other = _greeting(connection, bytes.fromhex(token))
+                if rank < other < world and other not in {peer.rank for peer in peers}:
+                    peers.append(_peer(other, connection, cards[other], cards[rank]))
+                else:
+                    connection.close()
         except (OSError, RuntimeError) as error:  # the store's own error is a RuntimeError
             raise LaneError(f"rank {rank} waited {timeout_s:g} s for {missing} to start ({error})") from error
     monitor = Monitor(rank, peers, timeout_s)
     monitor.start()
     return monitor
+
+
+def _greeting(connection: socket.socket, token: bytes) -> int:
+    """The rank that has connected, or -1 for a stranger."""
+    connection.settimeout(1.0)
+    try:
+        hello = connection.recv(len(token) + 1, socket.MSG_WAITALL)
+    except OSError:
+        return -1
+    is_rank = len(hello) == len(token) + 1 and secrets.compare_digest(hello[:-1], token)
+    return hello[-1] if is_rank else -1
 
 
 def _peer(rank: int, connection: socket.socket, card: list[str], own: list[str]) -> Peer:

@@ -56,7 +56,7 @@ def test_every_candidate_gives_the_answer_every_time() -> None:
             assert torch.equal(executor(X), first), choice
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(st.data(), st.integers(2, 3))
 def test_any_placement(data: st.DataObject, lanes: int) -> None:
     executor = OpenVinoExecutor(PROGRAM, random_placement(PROGRAM, lanes, data.draw), torch.float32, 1)

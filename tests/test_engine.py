@@ -7,7 +7,8 @@ import torch
 
 from conftest import SMALL, lively, relative
 from parallel_parnet import VARIANTS, Engine, ParNetError, fold
-from parallel_parnet.executors.local import MAX_SHAPES
+from parallel_parnet.executors.backends import has_openvino
+from parallel_parnet.executors.shapes import MAX_SHAPES
 
 PROGRAM = fold(lively(SMALL, 2))
 
@@ -19,7 +20,8 @@ def test_every_variant_against_its_training_form(name: str) -> None:
     with torch.no_grad():
         expected = model(x)
     program = fold(model)
-    assert relative(Engine(program, device="cpu", executor="eager")(x), expected) < 1e-5
+    for executor in ("eager", *(["openvino"] if has_openvino() else [])):
+        assert relative(Engine(program, device="cpu", executor=executor)(x), expected) < 1e-5, executor
     if name in ("parnet_s", "parnet_fashion"):  # lively networks amplify rounding; golden ones are held to 1e-2
         assert relative(Engine(program, device="cpu", executor="eager", dtype=torch.bfloat16)(x), expected) < 3e-2
 

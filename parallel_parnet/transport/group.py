@@ -45,6 +45,7 @@ def join_ranks(device: torch.device, timeout_s: float) -> None:
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
     with health.Operation(monitor, "joining the ranks"):
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
+    gather([rank])  # a rank that finds its input at fault must not leave while another still makes its connections
 
 
 def leave_ranks() -> None:

@@ -19,6 +19,7 @@ PICTURES = 40
 LIMIT_S = 60.0  # of a trial; torchrun alone takes 30 s to end a rank that is stopped
 TIMEOUT_S = 5.0  # --timeout of the ranks
 DEATH_S, STOP_S = 1.0, 3.0  # in which a death and a stopped rank must be noticed
+START_S = 2.0  # in which every rank has come to where it waits for the others
 TEARDOWN_S = 5.0
 POLLING_S = 0.1  # torchrun's own polling of its ranks, which ends the others after a death on the same machine
 SLOW_POLLING_S = 1.3  # so that the ranks must notice for themselves, as on other machines
@@ -153,7 +154,7 @@ def check_detection(case: Case, seen: Seen, log: str) -> tuple[dict, list[str]]:
 def limit(case: Case) -> float:
     """Seconds in which the other ranks must have ended."""
     if case.phase == "start":  # the ranks have not met: torchrun notices a death, --timeout a rank that does not come
-        return TIMEOUT_S + DEATH_S if case.kind == "SIGSTOP" else DEATH_S
+        return TIMEOUT_S + START_S if case.kind == "SIGSTOP" else DEATH_S
     return DEATH_S if case.kind in ("SIGKILL", "SIGSEGV", "SIGTERM", "exception") else STOP_S
 
 

@@ -1,0 +1,94 @@
+#!/usr/bin/env python
+"""Results of launch/bench.py as one figure and one page of tables, beside the results.
+
+    python launch/bench_report.py                                 # all that were measured on this machine
+    python launch/bench_report.py results/bench-infer-parnet_s-*.json
+
+All results must come from one machine. The figure is written as SVG and PNG, and needs matplotlib.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmark.figure import draw
+from benchmark.report import Result, read, relation
+from common import ROOT, Parser, Ranks, machine, run, slug
+from figures import save
+from parallel_parnet import ParNetError
+from parallel_parnet.files import write_atomically
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", nargs="*", type=Path, help="JSON files, in the order of the figure's panels")
+    args = parser.parse_args()
+    here = slug(machine(Ranks.from_environment().device(None)))
+    args.results = args.results or sorted((ROOT / "results").glob(f"bench-infer-*-{here}-torch*.json"))
+    if not args.results:
+        raise ParNetError("no results of this machine in results/: run launch/bench.py first, or name some files")
+    return args
+
+
+def page(results: Sequence[Result], figure: str) -> str:
+    """Tables of all results as Markdown."""
+    parts = [f"![latency by contender]({figure})"]
+    for result in results:
+        header = result["header"]
+        size = header["size"]
+        parts += [
+            f"## {header['model']}, {size} x {size}, batch {header['batch_size']}, {header['dtype']}",
+            f"{header['machine']}, {header.get('gpu') or header['cpu']}, {header['threads']} thread(s), torch "
+            f"{header['torch']}, {header['date']}, commit {str(header['commit'])[:10]}.",
+            f"```\n{header['command']}\n```",
+            table(result),
+            *(f"- not here: {name}: {why}" for name, why in result["missing"].items()),
+            *(f"- not compared: {name}: {how}" for name, how in result["disagree"].items()),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def table(result: Result) -> str:
+    """One result's rows, fastest first."""
+    lines = [
+        "| contender | arithmetic | median, ms | p90 | p99 | min | n | first call, s | GFLOP/s (of a product's) "
+        "| overhead, us | best of ours / this | verdict |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in sorted(result["rows"], key=lambda row: row["infer_step_time"]):
+        latency = row["latency_ms"]
+        cells = [
+            f"**{row['contender']}**" if row["ours"] else row["contender"],
+            row["arithmetic"],
+            *(f"{latency[key]:.3f}" for key in ("median", "p90", "p99", "min")),
+            str(row["n"]),
+            f"{row['setup_s'] + row['first_call_s']:.2f}",
+            f"{row['gflop_per_s']:.1f} ({row['of_matmul']:.0%})",
+            "" if row.get("overhead_us") is None else f"{row['overhead_us']:.1f}",
+            relation(*row["ratio"]) if row.get("ratio") else "",
+            "unstable: " + "; ".join(row["unstable"]) if row["unstable"] else "stable",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    args = parse_arguments()
+    results = [read(path) for path in args.results]
+    machines = {result["header"]["machine"] for result in results}
+    if len(machines) > 1:
+        raise ParNetError(f"results of {len(machines)} machines ({'; '.join(sorted(machines))}): give those of one")
+    folder = args.results[0].parent
+    name = f"latency-by-peer-{slug(machines.pop())}"
+    figure = draw(results)
+    for suffix in ("svg", "png"):
+        save(figure, folder / f"{name}.{suffix}")
+    write_atomically(folder / f"{name}.md", page(results, f"{name}.svg"))
+    print(folder / f"{name}.md")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

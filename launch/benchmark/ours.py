@@ -1,0 +1,22 @@
+"""This project's executors as contenders."""
+
+from __future__ import annotations
+
+from benchmark.subject import Contender, Runner, Subject, on_device, words
+from parallel_parnet import Engine, ParNetError
+from parallel_parnet.engine import EXECUTORS
+
+
+def ours() -> list[Contender]:
+    """Every executor that the engine knows; those that are another's second name give way to it."""
+    return [Contender(f"ours: {name}", True, lambda subject, name=name: _build(subject, name)) for name in EXECUTORS]
+
+
+def _build(subject: Subject, name: str) -> Runner:
+    if subject.program is None:
+        raise ParNetError(f"{subject.name} is no ParNet")
+    engine = Engine(subject.program, device=subject.device, dtype=subject.dtype, executor=name)
+    if engine.executor != name and engine.executor in EXECUTORS:
+        raise ParNetError(f"another name for {engine.executor} here")
+    settings = f"executor {engine.executor}, {subject.threads} thread(s)" if subject.device.type == "cpu" else name
+    return Runner(engine, settings, words(engine.arithmetic), wait=on_device(subject))

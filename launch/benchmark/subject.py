@@ -1,0 +1,89 @@
+"""What a benchmark runs, and how a contender runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from parallel_parnet import Program
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One network at one size, batch, type and device, the same for all contenders.
+
+    network: in training form and evaluation mode, fp32, on the CPU; program: the same, folded; None if it is no ParNet.
+    fused: the network as its users deploy it, each block's branches in one convolution.
+    """
+
+    name: str
+    network: nn.Module
+    fused: nn.Module
+    program: Program | None
+    size: int
+    batch: int
+    device: torch.device
+    dtype: torch.dtype
+    threads: int
+
+    @property
+    def parameters(self) -> int:
+        """Of the form that is fastest to run."""
+        return self.program.parameters if self.program else sum(p.numel() for p in self.fused.parameters())
+
+    @cached_property
+    def flops(self) -> int:
+        """Of one pass, 2 per multiply-accumulate."""
+        if self.program:
+            return self.program.cost(self.size, self.batch).flops
+        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+            self.fused(torch.randn(self.batch, 3, self.size, self.size))
+        return counter.get_total_flops()
+
+    def pictures(self, count: int) -> list[Tensor]:
+        """Fresh random pictures, fp32 [N, 3, H, W], on the device."""
+        return [torch.randn(self.batch, 3, self.size, self.size, device=self.device) for _ in range(count)]
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A contender that is set up. `logits(call(take(picture)))` are the logits; only `call`, then `wait`, is timed.
+
+    take: hands the picture over without copying it. wait: until the answer is there. events: whether the work runs on
+    torch's current CUDA stream, so that CUDA events can time it. settings, arithmetic: in words, for the report.
+    """
+
+    call: Callable[[Any], Any]
+    settings: str
+    arithmetic: str
+    take: Callable[[Tensor], Any] = lambda picture: picture
+    logits: Callable[[Any], Tensor] = lambda answer: answer
+    wait: Callable[[Any], object] = lambda answer: None
+    events: bool = True
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to run a network. `build` raises ParNetError, saying why, where this machine cannot."""
+
+    name: str
+    ours: bool
+    build: Callable[[Subject], Runner]
+
+
+def on_device(subject: Subject) -> Callable[[Any], object]:
+    """What waits until the device has done torch's work."""
+    if subject.device.type == "cpu":
+        return lambda answer: None
+    return lambda answer: torch.cuda.synchronize(subject.device)
+
+
+def words(dtype: torch.dtype) -> str:
+    """A type's name without its module."""
+    return str(dtype).removeprefix("torch.")

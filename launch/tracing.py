@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import time
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,9 +13,9 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from common import machine
 from parallel_parnet import Engine, ParNetError
 from parallel_parnet.costs import Costs, Measured
-from parallel_parnet.kernels.rates import Rates
 from parallel_parnet.planner import schedule
 from parallel_parnet.profiling import advice, report, trace_format
 from parallel_parnet.profiling.clocks import Clock
@@ -25,7 +24,6 @@ from parallel_parnet.profiling.timeline import Operations, Timeline
 from planning import find_link
 
 EAGER_PASSES = 5
-SIDE, COPIED, REPEATS = 1024, 2**26, 5  # of the measured floor on a CPU: matrix side, bytes, and runs of each
 
 
 def add_trace_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,10 +68,12 @@ def merged(
     link: str | None = None,
 ) -> Timeline:  # fmt: skip
     """The lanes' spans on one clock, with all that a reader needs to judge them."""
+    from benchmark.machine import rates  # here, since it needs triton, which is only installed on Linux
+
     program, placement = engine.program, engine.placement
     size, batch = pictures.shape[-1], len(pictures)
     costs = {row.name: row for row in program.cost(size, batch, engine.dtype.itemsize).operations}
-    rates = measured_rates(engine.device, engine.dtype)
+    floor = rates(engine.device, engine.dtype)
     about = {
         "executor": engine.executor,
         "device": str(engine.device),
@@ -97,7 +97,10 @@ def merged(
             }
             for op in program.operations
         ],
-        "floor": {"flops_per_s": rates.flops, "bytes_per_s": rates.bytes, "of": rates.gpu},
+        "floor": {
+            "flops_per_s": floor["flop_per_s"], "bytes_per_s": floor["bytes_per_s"],
+            "of": f"{machine(engine.device)}, {torch.get_num_threads()} thread(s)",
+        },
     }  # fmt: skip
     about["predicted"] = predicted(engine, pictures, eager, clocks, link)
     return Timeline.of(Operations.of(program, placement), about, clocks, real, eager)
@@ -126,26 +129,3 @@ def predicted(
         "runs": [[run.lane, run.operations[0], run.start, run.end] for run in found.runs],
         "sources": [*costs.sources, f"{cores} cores shared" if cores else "a processor for each lane"],
     }
-
-
-def measured_rates(device: torch.device, dtype: torch.dtype) -> Rates:
-    """What the device reaches at best: a large product and a large copy, measured now."""
-    if device.type == "cuda":
-        from gpu import measure_rates  # here, since it needs triton, which is only installed on Linux
-
-        return measure_rates(device, dtype)
-    a, b = (torch.randn(SIDE, SIDE, dtype=dtype) for _ in range(2))
-    source = torch.zeros(COPIED, dtype=torch.uint8)
-    target = torch.zeros_like(source)
-
-    def fastest(work: object) -> float:
-        times = []
-        for _ in range(REPEATS):
-            start = time.perf_counter()
-            work()
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    threads = torch.get_num_threads()
-    copy, product = fastest(lambda: target.copy_(source)), fastest(lambda: a @ b)
-    return Rates(f"this CPU, {threads} thread(s)", 2 * COPIED / copy, 2 * SIDE**3 / product, threads)

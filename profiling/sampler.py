@@ -97,7 +97,7 @@ class Sampler:
             "rate_hz": self.rate,
             "gpus": gpus,
             "cpu_energy_j": self.cpu_joules,
-            "energy_per_picture_j": None if total is None else total / pictures,
+            "energy_per_picture_j": total / pictures if total is not None and pictures else None,
             "absent": self.absent,
         }
 

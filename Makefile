@@ -2,7 +2,7 @@
 # make setup      a virtual environment in .venv  make test-kernels  of that, the kernels: interpreted and compiled
 # make lint       format, lint, types             make test-all      with every case of the kernels, an hour or more
 # make test-faults TRIALS=1000 SEED=0  ranks that die, hang or lose a connection   make soak  20,000 requests, memory watched
-# make experiment  latency against depth: figures and page
+# make experiment  latency against depth          make profile-example  docs/profiling.md, measured anew
 # make bench      executors and peers: S and XL, fp32 and bf16, figure and page    make poster    its speed table
 # make gpu-check  on a GPU machine, with its own Python: parity and timings in ten minutes, into OUT=results/gpu
 VENV ?= .venv
@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 PINS := $(if $(shell command -v nvidia-smi),,-c constraints.txt)
 BESIDE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-.PHONY: setup infer test test-kernels test-all lint test-faults soak gpu-check experiment bench poster train
+.PHONY: setup infer test test-kernels test-all lint test-faults soak gpu-check experiment bench poster train profile-example
 
 setup: $(VENV)/.ready
 
@@ -75,3 +75,10 @@ poster: setup
 train: setup
 	$(BIN)/python launch/train.py /usr/share/datasets/fashion-mnist \
 		--out launch/demo/parnet_fashion.safetensors --log results/train-parnet_fashion.json
+
+# the traces, pictures and words of docs/profiling.md; on a quiet machine, with Chromium
+profile-example: setup
+	for model in parnet_fashion parnet_s; do \
+		$(BIN)/torchrun --nproc-per-node 3 launch/infer.py --model $$model --device cpu --executor eager \
+			--trace results/trace-$$model-3-ranks.json.gz || exit; done
+	$(BIN)/python docs/draw_reports.py

@@ -18,11 +18,16 @@ setup(
         "parallel_parnet.kernels",
         "parallel_parnet.profiling",
     ],
-    package_data={"parallel_parnet.kernels": ["configs/*.json"]},
+    package_data={
+        "parallel_parnet.kernels": ["configs/*.json"],
+        "parallel_parnet.profiling": ["report.html", "report.js"],
+    },
     install_requires=[
         "torch>=2.11",
         "triton>=3.6; sys_platform == 'linux'",
         "numpy",
+        "nvidia-ml-py",
+        "nvtx; sys_platform != 'darwin'",  # which has no wheel for it, and no NVIDIA GPU
         "pillow",
         "rich",
         "safetensors",

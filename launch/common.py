@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import sys
+import sysconfig
 import time
 import traceback
 from collections.abc import Callable
@@ -16,6 +17,10 @@ from typing import NoReturn
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+LAUNCH, STANDARD = str(ROOT / "launch"), sysconfig.get_path("stdlib")
+if LAUNCH in sys.path:  # behind the standard library, whose cProfile imports a `profile` that is not launch/profile.py
+    sys.path.remove(LAUNCH)
+    sys.path.insert(sys.path.index(STANDARD) + 1, LAUNCH)
 sys.path.insert(0, str(ROOT))  # a fresh clone runs without an install
 
 from parallel_parnet import LaneError, ParNet, ParNetError, create_model, load_checkpoint  # noqa: E402

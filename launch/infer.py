@@ -45,6 +45,7 @@ from report import read_labels, show_latency, show_setting
 from stopping import stop_on_signals
 from stream import Pictures, classify_into
 from timed import classify_and_time
+from tracing import add_trace_arguments, check_trace_arguments
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -67,9 +68,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=5, help="passes before them (default: %(default)s)")
     parser.add_argument("--verify", action="store_true", help="compare with the sequential fp32 reference")
     parser.add_argument("--json", type=Path, help="write all results to this file")
+    add_trace_arguments(parser)
     parser.add_argument("--jsonl", type=Path, metavar="FILE", help="append an answer per line; continues a FILE")
     parser.add_argument("--timeout", type=float, default=60, help="seconds for an operation (default: %(default)s)")
     args = parser.parse_args()
+    check_trace_arguments(args)
     for name in ("batch_size", "iterations", "streams_per_gpu"):
         if getattr(args, name) < 1:
             raise ParNetError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")

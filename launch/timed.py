@@ -17,8 +17,10 @@ from torch import Tensor
 
 from parallel_parnet import Engine, ParNetError, Placement
 from parallel_parnet.files import write_atomically
+from parallel_parnet.profiling.sampler import Sampler
 from report import show_latency, show_predictions, show_setting, show_stages, show_start_up, top5
 from stream import Pictures, answers, progress_bar, spread
+from tracing import write_traces
 
 KEPT_BATCHES = 16  # for timing: enough that no cache holds the answer
 PROFILE_PASSES = 10
@@ -45,13 +47,16 @@ def classify_and_time(
         console.print(f"skipped: {skipped['reason']}")
     setting["start_up_s"]["first answer"] = found.first_s
     inputs = [batch.x.to(engine.device) for batch in islice(pictures.batches(), KEPT_BATCHES)]
+    with Sampler() as sampler:
+        latency = measure(engine, inputs, args, console)
     result = {
         "predictions": [
             {"image": image, "top5": top5(logits, labels)}
             for image, logits in zip(found.images, found.logits, strict=True)
         ],
         "logits": torch.stack(found.logits).tolist(),
-        "latency_ms": measure(engine, inputs, args, console),
+        "latency_ms": latency,
+        "sampled": sampler.summary((args.warmup + args.iterations) * len(inputs[0])),
         "stages_ms": stage_times(engine, inputs[0]),
         **setting,
         "skipped": found.skipped,
@@ -61,6 +66,7 @@ def classify_and_time(
     show_stages(result["stages_ms"], console)
     show_setting(setting, console)
     show_start_up(setting["start_up_s"], result["latency_ms"]["median"], console)
+    sampler.tell(console.print)
     status = 1 if found.skipped else 0
     if args.verify:
         absolute, relative = verify(engine, pictures, found)
@@ -72,6 +78,7 @@ def classify_and_time(
             f"relative {relative:.1e} (limit {limit:.0e})"
         )
         status = status if relative <= limit else 1
+    write_traces(engine, inputs[0], args, console)
     if args.json:
         write_atomically(args.json, json.dumps(result, indent=1) + "\n")
     return status

@@ -6,7 +6,7 @@ import json
 from collections.abc import Generator, Iterable
 from pathlib import Path
 from threading import Lock
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,10 +17,13 @@ from .errors import ParNetError
 from .executors.backends import BACKENDS, arithmetic, has_openvino
 from .executors.distributed import DistributedExecutor
 from .executors.graph import GraphExecutor
-from .executors.local import LocalExecutor
+from .executors.local import LocalExecutor, synchroniser
 from .pixels import fold_pixels, normalise
 from .placement import Placement
-from .profiling.spans import Recorder
+from .profiling.clocks import Clock
+from .profiling.ranges import Ranges
+from .profiling.spans import REQUEST, Recorder, Spans, span
+from .profiling.traced import traced
 from .program import Program, check_input
 
 GROUPED = ("triton", "cuda_graph")
@@ -37,6 +40,13 @@ class Executor(Protocol):
     def __call__(self, x_nchw: Tensor) -> Tensor: ...
     def profile(self, x_nchw: Tensor) -> list[Recorder]: ...
     def close(self, status: int = 0) -> None: ...
+
+
+@runtime_checkable
+class Marking(Protocol):
+    """An executor that can mark what it does within a call."""
+
+    def run(self, x_nchw: Tensor, spans: Spans | None) -> Tensor: ...
 
 
 class Engine:
@@ -83,7 +93,7 @@ class Engine:
         self.placement = placement or _default_placement(program, self._backend, ranks)
         self.placement.check(program)
         self.lane = 0
-        self._lock = Lock()
+        self._lock, self._ranges = Lock(), Ranges.of(program)
         self._checked: tuple[torch.Size, torch.dtype] | None = None
         self._executors: dict[bool, Executor] = {}  # for normalised and for raw pictures, made when first needed
         self._distributed: DistributedExecutor | None = None
@@ -175,7 +185,7 @@ class Engine:
         `program.size_multiple`. The logits are a tensor of their own, or `out`, filled. Raises ParNetError for any
         other input or `out`.
         """
-        with self._lock:
+        with self._lock, span(self._ranges, REQUEST):
             executor, x_nchw = self._ready(x_nchw)
             if out is not None:
                 _check_out(self.program, x_nchw, out)
@@ -276,6 +286,35 @@ class Engine:
             return OpenVinoExecutor(program, placement, dtype, self.threads)
         devices = [self.lane_device(lane) for lane in range(placement.lanes)]
         return LocalExecutor(program, placement, devices, dtype, self._backend)
+
+    def trace(self, x_nchw: Tensor) -> list[Recorder]:
+        """A few requests as calls run them: the spans of each lane, and what its GPU ran.
+
+        In one process they are those of its one thread, on the coordinator's lane.
+        """
+        with self._lock:
+            executor, x_nchw = self._ready(x_nchw)
+            if self._distributed is not None:
+                return self._distributed.trace(x_nchw)
+            whole = ", ".join(dict.fromkeys(op.label for op in self.program.operations))
+
+            def request(spans: Spans) -> None:
+                if isinstance(executor, Marking):
+                    executor.run(x_nchw, spans)
+                else:
+                    with spans.span(whole):
+                        executor(x_nchw)
+
+            recorder = traced(request, self.device, self._synchronise, self._ranges)
+            return [recorder if lane == self.lane else Recorder() for lane in range(self.placement.lanes)]
+
+    def clocks(self) -> list[Clock]:
+        """Each lane's clock against the coordinator's."""
+        return self._distributed.clocks() if self._distributed else [Clock()] * self.placement.lanes
+
+    def _synchronise(self) -> None:
+        for device in {self.lane_device(lane) for lane in range(self.placement.lanes)}:
+            synchroniser(device)()
 
     def close(self, status: int = 0) -> None:
         """End the other ranks' `serve` with this status. Does nothing on them, or in one process."""

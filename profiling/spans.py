@@ -4,37 +4,67 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import Protocol
+
+REQUEST = "request"  # a lane's whole part of a request
+SENDS = "wait for sends"  # at a request's end, until all that was sent has left
+GATHER = "gather"  # the coordinator's waits for what fusion reads
+
+
+def wait_name(feature: str) -> str:
+    """Name of the span in which a lane waits for a feature."""
+    return f"wait {feature}"
+
+
+def send_name(feature: str) -> str:
+    """Name of the span in which a lane hands a feature to the transport."""
+    return f"send {feature}"
 
 
 @dataclass(frozen=True)
 class Span:
-    """Seconds on the lane's monotonic clock."""
+    """Seconds on the lane's monotonic clock. row: where it ran, "" for the lane itself, else a CUDA stream."""
 
     name: str
     start: float
     end: float
+    row: str = ""
+
+
+class Spans(Protocol):
+    """What executors mark their work with: a recorder, or ranges for a profiler from outside."""
+
+    def span(self, name: str) -> AbstractContextManager[object]: ...
+
+
+NOTHING: AbstractContextManager[object] = nullcontext()  # one for all: making it anew would double what off costs
+
+
+def span(spans: Spans | None, name: str) -> AbstractContextManager[object]:
+    """A span where there is something to mark; nothing but this branch where there is not."""
+    return NOTHING if spans is None else spans.span(name)
 
 
 @dataclass
 class Recorder:
-    """Collects the spans of one lane. `synchronise` waits for the device, so that a span holds its own work."""
+    """Collects the spans of one lane. `synchronise` waits for the device, so that a span holds its own work.
+
+    each: synchronise after every span; otherwise after a whole request alone, which leaves the lane's course as it is.
+    """
 
     synchronise: Callable[[], None] = lambda: None
+    each: bool = True
     spans: list[Span] = field(default_factory=list)
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.synchronise()
+        if self.each or name == REQUEST:
+            self.synchronise()
         self.spans.append(Span(name, start, time.perf_counter()))
-
-    @classmethod
-    def of(cls, names: list[str], times: list[list[float]]) -> Recorder:
-        """A recorder holding spans that another lane measured, [start, end] for each name."""
-        return cls(spans=[Span(name, *pair) for name, pair in zip(names, times, strict=True)])
 
     def totals(self, label: Callable[[str], str]) -> dict[str, float]:
         """Seconds by label of the span's name, in order of first appearance."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -82,6 +83,60 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+@dataclass(frozen=True)
+class TracedRun:
+    """What three ranks of launch/infer.py left behind.
+
+    nsys: the command line that a stand-in for nsys was given in each rank. ranges: what NVTX told a listener in each
+    rank; None where no C compiler could make the listener.
+    """
+
+    folder: Path
+    output: str
+    nsys: list[list[str]]
+    ranges: list[list[str]] | None
+
+    @property
+    def trace(self) -> Path:
+        return self.folder / "trace.json.gz"
+
+
+@pytest.fixture(scope="session")
+def traced_run(tmp_path_factory: pytest.TempPathFactory) -> TracedRun:
+    """One real run with three ranks, through launch/profile.py nsys. The nsys on its PATH notes what it is told, and
+    runs the program."""
+    folder = tmp_path_factory.mktemp("traced")
+    nsys = folder / "bin" / "nsys"
+    nsys.parent.mkdir()
+    nsys.write_text(f"#!{sys.executable}\n{STAND_IN}")
+    nsys.chmod(0o755)
+    command = [sys.executable, str(ROOT / "launch" / "profile.py"), "nsys", "--output", str(folder), "--"]
+    command += [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=3", f"--master-port={free_port()}"]
+    command += [str(ROOT / "launch" / "infer.py"), "--device", "cpu", "--executor", "eager", "--iterations", "3"]
+    command += ["--report", str(folder / "report.html")]
+    path = f"{nsys.parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path}
+    listens = shutil.which("cc") is not None
+    if listens:
+        library, source = folder / "listener.so", ROOT / "tests" / "profiling_fixtures" / "nvtx_listener.c"
+        subprocess.run(["cc", "-D_GNU_SOURCE", "-shared", "-fPIC", "-o", library, source], check=True)
+        environment |= {"NVTX_INJECTION64_PATH": str(library), "NVTX_LISTENER_FILE": str(folder / "ranges")}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert run.returncode == 0, run.stdout + run.stderr
+    lines = [(folder / f"rank{rank}.told").read_text().splitlines() for rank in range(3)]
+    ranges = [(folder / f"ranges.{rank}").read_text().splitlines() for rank in range(3)] if listens else None
+    return TracedRun(folder, run.stdout, lines, ranges)
+
+
+STAND_IN = """import os, pathlib, sys
+output = next(word for word in sys.argv if word.startswith("--output=")).removeprefix("--output=")
+file = pathlib.Path(output.replace("%q{RANK}", os.environ.get("RANK", "?")) + ".told")
+file.write_text("\\n".join(sys.argv))
+rest = next(i for i, word in enumerate(sys.argv) if i > 1 and not word.startswith("-"))
+os.execvp(sys.argv[rest], sys.argv[rest:])
+"""
 
 
 def launch(

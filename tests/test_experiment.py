@@ -12,7 +12,7 @@ import torch
 
 from conftest import ROOT, launch, relative
 
-sys.path.insert(0, str(ROOT / "launch"))
+sys.path.append(str(ROOT / "launch"))  # behind the standard library, as launch/common.py has it
 
 from torch.utils.flop_counter import FlopCounterMode
 

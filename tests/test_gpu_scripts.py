@@ -17,7 +17,7 @@ from rich.console import Console
 
 from conftest import ROOT, SMALL, launch, lively
 
-sys.path.insert(0, str(ROOT / "launch"))
+sys.path.append(str(ROOT / "launch"))  # behind the standard library, as launch/common.py has it
 
 import checks
 import gpu_check

@@ -21,6 +21,7 @@ from benchmark.running import Entry, interleave, once, set_up, shares
 from benchmark.subject import Contender, Subject
 from benchmark.torch_peers import torch_peers
 from parallel_parnet import ParNetError
+from parallel_parnet.profiling.sampler import Sampler
 
 PICTURES, COMPARED = 8, 2  # fresh ones, in turn, so that no cache holds the answer; and how many logits are compared
 TOO_SLOW, SLOW_S = 10.0, 1.0  # times the fastest's pass, and seconds: above both, listed and not timed further
@@ -68,7 +69,10 @@ def measure(
         prove_ours(entries)
         running = worth_timing(entries)
         task = progress.add_task("timing", total=settings.runs)
-        clocks = time_all(running, [pictures] * len(running), settings, lambda: progress.advance(task))
+        with Sampler() as sampler:
+            clocks = time_all(running, [pictures] * len(running), settings, lambda: progress.advance(task))
+    sampler.tell(console.print)
+    passes = sum(len(entry.latency) + settings.warm_up for entry in running)
     rows = [row_of(entry, header["possible"], clocks) for entry in running]
     for entry, row in zip(running, rows, strict=True):
         if entry.contender.ours and entry.runner is not None:
@@ -78,6 +82,7 @@ def measure(
     return {
         "header": {**header, "clock_mhz": [min(clocks), max(clocks)] if clocks else None},
         "rows": rows,
+        "sampled": sampler.summary(passes * subject.batch),  # over all contenders, which take turns
         "missing": {entry.name: entry.missing for entry in entries if entry.missing},
         "disagree": disagreements(entries),
     }

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import deque
-from collections.abc import Generator, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +16,11 @@ from torch import Tensor
 
 from ..errors import LaneError, ParNetError
 from ..placement import Placement, Transfer
-from ..profiling.spans import Recorder
+from ..profiling.clocks import Clock, ask, reading
+from ..profiling.lanes import from_bytes, to_bytes
+from ..profiling.ranges import Ranges
+from ..profiling.spans import GATHER, REQUEST, SENDS, Recorder, Spans, send_name, span, wait_name
+from ..profiling.traced import traced
 from ..program import INPUT, Program, check_input
 from ..transport import agree, choose, open_as
 from ..transport.base import IN_FLIGHT, Inbox, Pending
@@ -23,7 +28,7 @@ from .backends import Runner, compile_module, storage_type
 from .local import MAX_SHAPES, synchroniser
 from .segment import SegmentModule
 
-STOP, RUN, PROFILE = range(3)
+STOP, RUN, PROFILE, TRACE, CLOCK = range(5)
 HEADER = 4  # int64s: the command, then N, H, W, or the exit status
 MAX_FEATURE_BYTES = 1 << 32
 CPU = torch.device("cpu")
@@ -40,17 +45,21 @@ class _Shape:
 
 @dataclass
 class _Request:
-    """A request that was announced. arriving: by tag. sends: under way, with their tags."""
+    """A request that was announced. arriving: by tag. sends: under way, with their tags.
+
+    spans: what marks its work, if anything. eager: operation by operation, each in a span of its own.
+    """
 
     shape: _Shape
     arriving: dict[int, Inbox]
     features: dict[str, Tensor] = field(default_factory=dict)
     sends: list[tuple[Pending | None, int]] = field(default_factory=list)
-    recorder: Recorder | None = None
+    spans: Spans | None = None
+    eager: bool = False
 
-    def span(self, name: str) -> AbstractContextManager[None]:
-        """A span of the recorder, where there is one."""
-        return self.recorder.span(name) if self.recorder else nullcontext()
+    def span(self, name: str) -> AbstractContextManager[object]:
+        """A span, where there is something to mark."""
+        return span(self.spans, name)
 
 
 class DistributedExecutor:
@@ -85,20 +94,24 @@ class DistributedExecutor:
         self.transfers = placement.transfers(program)
         others = [lane for lane in range(placement.lanes) if lane != placement.coordinator]
         headers = [Transfer("the next request", placement.coordinator, lane) for lane in others]
-        times = [Transfer("times", lane, placement.coordinator) for lane in others]
+        told = [Transfer("spans", lane, placement.coordinator) for lane in others]
         self._header = {lane: len(self.transfers) + i for i, lane in enumerate(others)}
-        self._times = {lane: len(self.transfers) + len(headers) + i for i, lane in enumerate(others)}
-        self.transport = open_as(choose(transport, device), [*self.transfers, *headers, *times])
+        self._told = {lane: len(self.transfers) + len(headers) + i for i, lane in enumerate(others)}
+        self.transport = open_as(choose(transport, device), [*self.transfers, *headers, *told])
         self.modules = [
             SegmentModule(program, s, self.storage, device) for s in placement.segments(program) if s.lane == lane
         ]
+        self.ranges = Ranges.of(program)
         self._shapes: dict[tuple[int, ...], _Shape] = {}
         self._begun = 0
         self._pending: deque[tuple[_Request, torch.device]] = deque()
 
     def __call__(self, x_nchw: Tensor) -> Tensor:
         """Logits, fp32, on the picture's device. On the coordinator only."""
-        self._begin(RUN, x_nchw, alone=True)
+        return self._request(x_nchw, self.ranges)
+
+    def _request(self, x_nchw: Tensor, spans: Spans | None) -> Tensor:
+        self._begin(RUN, x_nchw, spans, alone=True)
         return self._answer()
 
     def map(self, pictures: Iterable[Tensor]) -> Generator[Tensor]:
@@ -107,7 +120,7 @@ class DistributedExecutor:
             for x_nchw in pictures:
                 while self._pending and tuple(x_nchw.shape) not in self._shapes:
                     yield self._answer()  # a new shape comes alone: its compiling is no reason to hold an answer back
-                self._begin(RUN, x_nchw)
+                self._begin(RUN, x_nchw, self.ranges)
                 if len(self._pending) == IN_FLIGHT:
                     yield self._answer()
             while self._pending:
@@ -118,26 +131,70 @@ class DistributedExecutor:
     def serve(self) -> int:
         """Do this lane's part of every request until the coordinator closes; returns the status it closed with."""
         tag = self._header[self.lane]
-        inbox = self.transport.inbox(tag, (HEADER,), torch.int64, CPU)
-        self.transport.post(inbox, tag)
+        header = self.transport.inbox(tag, (HEADER,), torch.int64, CPU)
+        self.transport.post(header, tag)
         while True:
-            command, *shape = self.transport.wait(inbox, tag, idle=True).tolist()
-            inbox.release()
+            command, *shape = self._next(header)
             if command == STOP:
                 return shape[0]
-            self.transport.post(inbox, tag)
+            if command == CLOCK:
+                self._tell(torch.tensor(reading(), dtype=torch.float64))
+            elif command == TRACE:
+                self._tell_spans(self._traced(lambda spans: self._serve_traced(header, spans)))
+            else:
+                recorder = self._recorder(command)
+                with span(self.ranges, REQUEST):
+                    self._finish(self._prepare(command, shape, recorder or self.ranges))
+                if recorder:
+                    self._tell_spans(recorder)
+
+    def _next(self, header: Inbox) -> list[int]:
+        """The next announcement, which is checked."""
+        tag = self._header[self.lane]
+        command, *shape = self.transport.wait(header, tag, idle=True).tolist()
+        header.release()
+        if command != STOP:
+            self.transport.post(header, tag)
+        if command not in (STOP, TRACE, CLOCK):
             self._check_header(command, shape)
-            request = self._prepare(command, (shape[0], 3, *shape[1:]))
-            self._finish(request)
-            if request.recorder:
-                self._send_times(request.recorder)
+        return [command, *shape]
+
+    def _serve_traced(self, header: Inbox, spans: Spans) -> None:
+        with span(spans, wait_name(REQUEST)):
+            command, *shape = self._next(header)
+        if command != RUN:
+            raise LaneError(f"rank {self.placement.coordinator} gave up in the middle of its traced requests")
+        self._finish(self._prepare(command, shape, spans))
 
     def profile(self, x_nchw: Tensor) -> list[Recorder]:
         """Run once, operation by operation in eager mode, transfers included: a recorder of spans for each lane."""
-        own = self._begin(PROFILE, x_nchw, alone=True).recorder
-        self._answer()
+        own = self._recorder(PROFILE)
         assert own is not None
-        return [own if lane == self.lane else self._receive_times(lane) for lane in range(self.placement.lanes)]
+        self._begin(PROFILE, x_nchw, own, alone=True)
+        self._answer()
+        return self._with_others(own)
+
+    def trace(self, x_nchw: Tensor) -> list[Recorder]:
+        """Run a few requests as calls run them: a recorder of spans for each lane."""
+        for work, tag in self._announce(TRACE, (0, 0, 0)):
+            self.transport.finish(work, tag)
+        return self._with_others(self._traced(lambda spans: self._request(x_nchw, spans)))
+
+    def clocks(self) -> list[Clock]:
+        """Each lane's clock against the coordinator's."""
+        lanes = range(self.placement.lanes)
+        return [Clock() if lane == self.lane else ask(partial(self._ping, lane)) for lane in lanes]
+
+    def _ping(self, lane: int) -> list[float]:
+        tag = self._header[lane]
+        self.transport.finish(self.transport.send(torch.tensor([CLOCK, 0, 0, 0]), tag), tag)
+        return self._hear(lane, (2,), torch.float64).tolist()
+
+    def _traced(self, request: Callable[[Spans], object]) -> Recorder:
+        return traced(request, self.device, synchroniser(self.device), self.ranges)
+
+    def _recorder(self, command: int) -> Recorder | None:
+        return Recorder(synchroniser(self.device)) if command == PROFILE else None
 
     def close(self, status: int = 0) -> None:
         """End the other lanes' `serve`. On the coordinator only."""
@@ -162,7 +219,7 @@ class DistributedExecutor:
         except ParNetError as error:
             raise LaneError(f"refused what rank {self.placement.coordinator} announced: {error}") from None
 
-    def _begin(self, command: int, x_nchw: Tensor, alone: bool = False) -> _Request:
+    def _begin(self, command: int, x_nchw: Tensor, spans: Spans | None, alone: bool = False) -> None:
         """Announce a request to the other lanes, and send the picture. alone: the caller wants its answer next."""
         if alone and self._pending:
             raise ParNetError("a map of this engine is still running: take all its answers, or close it, first")
@@ -172,27 +229,27 @@ class DistributedExecutor:
             raise ParNetError(
                 f"{n} pictures of {h} x {w} pixels: a feature would take {max(sizes)} bytes; give a smaller batch"
             )
-        announcements = self._announce(command, (n, h, w))
-        request = self._prepare(command, (n, 3, h, w))
+        with span(spans, send_name(REQUEST)):
+            announcements = self._announce(command, (n, h, w))
+        request = self._prepare(command, (n, h, w), spans)
         request.sends += announcements
         request.features[INPUT] = x_nchw.to(self.device, self.storage, memory_format=torch.channels_last)
         self._send(request, INPUT)
         self._pending.append((request, x_nchw.device))
-        return request
 
     def _sizes(self, n: int, h: int, w: int) -> list[int]:
         """Bytes of each transfer of a request."""
         return [math.prod(self.program.shape(t.feature, n, h, w)) * self.storage.itemsize for t in self.transfers]
 
-    def _prepare(self, command: int, shape_nchw: tuple[int, ...]) -> _Request:
+    def _prepare(self, command: int, shape_nhw: Sequence[int], spans: Spans | None) -> _Request:
         """Be ready for what arrives in a request."""
-        shape = self._shape(shape_nchw)
+        n, h, w = shape_nhw
+        shape = self._shape((n, 3, h, w))
         arriving = shape.inboxes[self._begun % IN_FLIGHT]
         self._begun += 1
         for tag, inbox in arriving.items():
             self.transport.post(inbox, tag)
-        recorder = Recorder(synchroniser(self.device)) if command == PROFILE else None
-        return _Request(shape, dict(arriving), recorder=recorder)
+        return _Request(shape, dict(arriving), spans=spans, eager=command == PROFILE)
 
     def _answer(self) -> Tensor:
         """Finish the oldest request."""
@@ -210,16 +267,21 @@ class DistributedExecutor:
     def _finish(self, request: _Request) -> Tensor | None:
         """This lane's part of a request: on the coordinator the logits, fp32."""
         for i, module in enumerate(self.modules):
-            for name in module.segment.reads:
-                self._receive(request, name)
+            awaited = {self.transfers[tag].feature for tag in request.arriving} - request.features.keys()
+            gathers = self.lane == self.placement.coordinator and not awaited.isdisjoint(module.segment.reads)
+            with span(request.spans if gathers else None, GATHER):
+                for name in module.segment.reads:
+                    self._receive(request, name)
             reads = tuple(request.features[name] for name in module.segment.reads)
-            if request.recorder:
-                outputs = module.run(reads, request.recorder)
+            if request.eager:
+                outputs = module.run(reads, request.spans)
             else:
                 runners = request.shape.runners
                 if len(runners) <= i:
                     runners.append(compile_module(module, self.name, reads, self.precision))
-                outputs = runners[i](*reads)
+                by_operation = request.spans is not None and self.name == "eager"
+                with request.span(module.label):
+                    outputs = module.run(reads, request.spans) if by_operation else runners[i](*reads)
             request.features.update(zip(module.segment.writes, outputs, strict=True))
             for name in module.segment.writes:
                 self._send(request, name)
@@ -227,7 +289,7 @@ class DistributedExecutor:
         if self.lane == self.placement.coordinator:
             self._receive(request, self.program.output)
             logits = request.features[self.program.output].to(torch.float32, copy=True)
-        with request.span("wait for sends"):
+        with request.span(SENDS):
             for work, tag in request.sends:
                 self.transport.finish(work, tag)
         for inbox in request.arriving.values():
@@ -243,31 +305,33 @@ class DistributedExecutor:
     def _send(self, request: _Request, name: str) -> None:
         tags = [tag for tag, t in enumerate(self.transfers) if t.feature == name and t.source == self.lane]
         if tags:
-            with request.span(f"send {name}"):
+            with request.span(send_name(name)):
                 request.sends += [(self.transport.send(request.features[name], tag), tag) for tag in tags]
 
-    def _send_times(self, recorder: Recorder) -> None:
-        by_name = {span.name: span for span in recorder.spans}
-        spans = [by_name[name] for name in self._span_names(self.lane)]
-        tag = self._times[self.lane]
-        times = torch.tensor([[span.start, span.end] for span in spans], dtype=torch.float64)
-        self.transport.finish(self.transport.send(times, tag), tag)
+    def _tell(self, numbers: Tensor) -> None:
+        """Send something else than features to the coordinator, which has to `_hear` it."""
+        tag = self._told[self.lane]
+        self.transport.finish(self.transport.send(numbers, tag), tag)
 
-    def _receive_times(self, lane: int) -> Recorder:
-        names, tag = self._span_names(lane), self._times[lane]
-        inbox = self.transport.inbox(tag, (len(names), 2), torch.float64, CPU)
+    def _hear(self, lane: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        tag = self._told[lane]
+        inbox = self.transport.inbox(tag, shape, dtype, CPU)
         self.transport.post(inbox, tag)
-        times = self.transport.wait(inbox, tag).tolist()
+        numbers = self.transport.wait(inbox, tag).clone()
         inbox.release()
-        return Recorder.of(names, times)
+        return numbers
 
-    def _span_names(self, lane: int) -> list[str]:
-        waits = [wait_name(t.feature) for t in self.transfers if t.target == lane]
-        sends = dict.fromkeys(f"send {t.feature}" for t in self.transfers if t.source == lane)
-        return [
-            *waits, *(op.name for op in self.program.operations if lane in self.placement.where[op.name]), *sends,
-            "wait for sends",
-        ]  # fmt: skip
+    def _tell_spans(self, recorder: Recorder) -> None:
+        text = to_bytes(recorder)
+        self._tell(torch.tensor([len(text)]))
+        self._tell(text)
+
+    def _with_others(self, own: Recorder) -> list[Recorder]:
+        def heard(lane: int) -> Recorder:
+            length = int(self._hear(lane, (1,), torch.int64))
+            return from_bytes(self._hear(lane, (length,), torch.uint8), lane)
+
+        return [own if lane == self.lane else heard(lane) for lane in range(self.placement.lanes)]
 
     def _shape(self, shape_nchw: tuple[int, ...]) -> _Shape:
         if shape_nchw not in self._shapes:
@@ -285,11 +349,6 @@ class DistributedExecutor:
             ]
             self._shapes[shape_nchw] = _Shape(inboxes)
         return self._shapes[shape_nchw]
-
-
-def wait_name(feature: str) -> str:
-    """Name of the span in which a lane waits for a feature."""
-    return f"wait {feature}"
 
 
 def _sources_digest() -> str:

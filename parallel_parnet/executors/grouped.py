@@ -16,7 +16,8 @@ from ..kernels.geometry import Geometry
 from ..kernels.launch import Launch
 from ..kernels.level import level
 from ..kernels.packing import pack_border, pack_gate_weight, pack_weight
-from ..profiling.spans import Recorder
+from ..profiling.ranges import Ranges
+from ..profiling.spans import Recorder, Spans, span
 from ..program import INPUT, Operation, Program
 from .local import synchroniser
 from .shapes import Shapes
@@ -43,17 +44,18 @@ class Plan:
         self.launches = [self._launch(program, group) for group in program.groups]
         self.logits = self._features[program.output][0]
 
-    def run(self, x_nchw: Tensor) -> Tensor:
+    def run(self, x_nchw: Tensor, spans: Spans | None = None) -> Tensor:
         """Logits fp32 [N, classes], in a buffer that the next run overwrites."""
         self.picture.copy_(x_nchw)
-        self.launch()
+        self.launch(spans)
         return self.logits
 
-    def launch(self) -> None:
+    def launch(self, spans: Spans | None = None) -> None:
         """Fill the logits from the picture."""
         with torch.cuda.device_of(self.picture):
             for launch in self.launches:
-                launch()
+                with span(spans, launch.name):
+                    launch()
 
     def _launch(self, program: Program, group: tuple[Operation, ...]) -> Launch:
         if group[0].kind == "classifier":
@@ -127,6 +129,7 @@ class GroupedExecutor:
         self.program, self.device, self.precision, self.raw = program, device, dtype, raw
         self.table = table or Table.of_device(device)
         self.weights = pack(program, dtype, device)
+        self.ranges = Ranges.of(program)
         self._plans: Shapes[tuple[int, ...], Plan] = Shapes(self.make)
 
     def make(self, shape: tuple[int, ...]) -> Plan:
@@ -138,10 +141,14 @@ class GroupedExecutor:
         """The plan for n pictures of h x w pixels; the oldest of too many goes."""
         return self._plans((n, 3, h, w))
 
-    @torch.inference_mode()
     def __call__(self, x_nchw: Tensor) -> Tensor:
         """Logits, fp32, on the picture's device."""
-        return self._plans(x_nchw.shape).run(x_nchw).to(x_nchw.device, copy=True)
+        return self.run(x_nchw, self.ranges)
+
+    @torch.inference_mode()
+    def run(self, x_nchw: Tensor, spans: Spans | None) -> Tensor:
+        """The same, each launch marked."""
+        return self._plans(x_nchw.shape).run(x_nchw, spans).to(x_nchw.device, copy=True)
 
     @torch.inference_mode()
     def profile(self, x_nchw: Tensor) -> list[Recorder]:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..placement import Placement
-from ..profiling.spans import Recorder
+from ..profiling.ranges import Ranges
+from ..profiling.spans import Recorder, Spans, span
 from ..program import INPUT, Program
 from .backends import Runner, compile_module, storage_type
 from .segment import SegmentModule
@@ -32,18 +33,26 @@ class LocalExecutor:
             SegmentModule(program, s, self.storage, devices[s.lane], self.memory_format)
             for s in placement.segments(program)
         ]
+        self.ranges = Ranges.of(program)
         self._runners: Shapes[tuple[int, ...], list[Runner]] = Shapes(lambda shape: [])
 
-    @torch.inference_mode()
     def __call__(self, x_nchw: Tensor) -> Tensor:
         """Logits, fp32, on the picture's device."""
+        return self.run(x_nchw, self.ranges)
+
+    @torch.inference_mode()
+    def run(self, x_nchw: Tensor, spans: Spans | None) -> Tensor:
+        """The same, each segment marked, and each operation where it is one by one that they run."""
         runners = self._runners(x_nchw.shape)
         features = self._start(x_nchw)
         for i, module in enumerate(self.modules):
             reads = on_device(module, self.devices[module.segment.lane], features)
             if len(runners) <= i:
                 runners.append(compile_module(module, self.name, reads, self.precision))
-            features.update(zip(module.segment.writes, runners[i](*reads), strict=True))
+            by_operation = spans is not None and self.name == "eager"
+            with span(spans, module.label):
+                outputs = module.run(reads, spans) if by_operation else runners[i](*reads)
+            features.update(zip(module.segment.writes, outputs, strict=True))
         return features[self.program.output].to(x_nchw.device, torch.float32)
 
     def profile(self, x_nchw: Tensor) -> list[Recorder]:

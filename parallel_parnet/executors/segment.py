@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..blocks import ACTIVATION
 from ..placement import Segment
-from ..profiling.spans import Recorder
+from ..profiling.spans import Spans, span
 from ..program import Operation, Program
 
 
@@ -31,6 +29,7 @@ class SegmentModule(nn.Module):
     ) -> None:
         super().__init__()
         self.segment = segment
+        self.label = ", ".join(dict.fromkeys(program.by_name[name].label for name in segment.operations))
         # plain dictionaries, since looking up a module's buffers by name would cost more than small operations do
         self.operations: list[tuple[Operation, dict[str, Tensor]]] = []
         for op in (program.by_name[name] for name in segment.operations):
@@ -45,12 +44,12 @@ class SegmentModule(nn.Module):
     def forward(self, *reads: Tensor) -> tuple[Tensor, ...]:
         return self.run(reads, None)
 
-    def run(self, reads: tuple[Tensor, ...], recorder: Recorder | None) -> tuple[Tensor, ...]:
-        """Run operation by operation, each in a span of its own where a recorder is given."""
+    def run(self, reads: tuple[Tensor, ...], spans: Spans | None) -> tuple[Tensor, ...]:
+        """Run operation by operation, each in a span of its own where there is something to mark."""
         features = dict(zip(self.segment.reads, reads, strict=True))
         for op, weights in self.operations:
             inputs = [features[name] for name in op.inputs]
-            with recorder.span(op.name) if recorder else nullcontext():
+            with span(spans, op.name):
                 features[op.name] = OPERATIONS[op.kind](op, weights, inputs)
         return tuple(features[name] for name in self.segment.writes)
 

@@ -1,0 +1,201 @@
+"""Nsight Systems and Nsight Compute: the right command line for a launch command, and their exports as a timeline.
+
+Options and columns as in the Nsight Systems User Guide (command line options; reports of `nsys stats`), its "SQLite
+Export Schema Reference", and the Nsight Compute CLI manual.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sqlite3
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+from ..errors import ParNetError
+from .ranges import CAPTURED, DOMAIN
+from .spans import REQUEST, Span
+from .timeline import REAL, Bar, Operations, Timeline, arrows, bars_of
+
+REPORTS = ("nvtx_pushpop_trace", "cuda_gpu_trace")  # of nsys stats
+NVTX_PUSH_POP, NVTX_DOMAIN = 59, 75  # eventType in NVTX_EVENTS
+
+
+def split_launch(command: Sequence[str]) -> tuple[list[str], list[str]]:
+    """torchrun with its own options, or nothing, and what each rank runs: the python, the script, its arguments."""
+    words = list(command)
+    script = next((i for i, word in enumerate(words) if word.endswith(".py")), None)
+    if script is None:
+        raise ParNetError("give the launch command after --, as: -- torchrun --nproc-per-node 3 launch/infer.py")
+    before, rank = words[:script], words[script:]
+    if "torch.distributed.run" in before:
+        return before, [before[0], *rank]
+    if before and Path(before[0]).name == "torchrun":
+        return before, [str(Path(before[0]).with_name("python")), *rank]
+    return [], [*(before or ["python"]), *rank]
+
+
+def nsys_command(command: Sequence[str], folder: Path, capture: str = "nvtx") -> list[str]:
+    """One report per rank in `folder`: torchrun starts `nsys profile` in place of python.
+
+    capture: "nvtx" or "cudaProfilerApi", the traced requests alone, or "none", everything. The script is told to
+    --trace, since it is then that it runs requests to be captured.
+    """
+    torchrun, rank = split_launch(command)
+    ranges = {
+        "nvtx": ["--capture-range=nvtx", f"--nvtx-capture={CAPTURED}@{DOMAIN}", "--capture-range-end=stop"],
+        "cudaProfilerApi": ["--capture-range=cudaProfilerApi", "--capture-range-end=stop"],
+        "none": [],
+    }[capture]
+    name = "rank%q{RANK}" if torchrun else "rank0"  # nsys puts the variable's value in
+    profile = [
+        "nsys", "profile", "--trace=cuda,nvtx", "--cuda-graph-trace=node", "--sample=none", "--cpuctxsw=none",
+        *ranges, "--force-overwrite=true", f"--output={folder / name}",
+    ]  # fmt: skip
+    trace = [] if "--trace" in rank else ["--trace", str(folder / "trace.json.gz")]
+    return [*torchrun, *(["--no-python"] if torchrun else []), *profile, *rank, *trace]
+
+
+def ncu_command(
+    command: Sequence[str], folder: Path, kernel: str, skip: int = 0, count: int = 1, lock_clocks: bool = True
+) -> list[str]:
+    """Nsight Compute on `count` launches of the kernels whose name matches a regular expression, after `skip`."""
+    torchrun, rank = split_launch(command)
+    name = "rank%q{RANK}" if torchrun else "rank0"
+    profile = [
+        "ncu", "--target-processes=all", "--set=full", "--graph-profiling=node", "--nvtx",
+        f"--kernel-name=regex:{kernel}",
+        f"--launch-skip={skip}", f"--launch-count={count}", *([] if lock_clocks else ["--clock-control=none"]),
+        "--force-overwrite", f"--export={folder / name}",
+    ]  # fmt: skip
+    return [*torchrun, *(["--no-python"] if torchrun else []), *profile, *rank]
+
+
+def stats_command(report: Path) -> list[str]:
+    """The exports that `read_rank` reads, beside the report: rank0_nvtx_pushpop_trace.csv and so on."""
+    reports = [word for name in REPORTS for word in ("--report", name)]
+    return [
+        "nsys", "stats", *reports, "--format=csv", "--force-export=true", "--force-overwrite=true",
+        f"--output={report.with_suffix('')}", str(report),
+    ]  # fmt: skip
+
+
+def read_rank(folder: Path, rank: int) -> tuple[list[Span], int | None]:
+    """One rank's ranges and kernels in seconds, and the moment from which they count, in ns since the epoch.
+
+    From rank0.sqlite where it exists, which knows that moment; else from the tables of `nsys stats`, as CSV or JSON,
+    which do not. ParNetError where there is neither.
+    """
+    database = folder / f"rank{rank}.sqlite"
+    if database.exists():
+        return _from_sqlite(database)
+    spans: list[Span] = []
+    for report in REPORTS:
+        files = [folder / f"rank{rank}_{report}.{ending}" for ending in ("csv", "json")]
+        file = next((file for file in files if file.exists()), None)
+        if file is None:
+            raise ParNetError(f"{files[0]}: no such export; {' '.join(stats_command(folder / f'rank{rank}.nsys-rep'))}")
+        try:
+            spans += [_span(row, report) for row in _rows(file) if _ours(row, report)]
+        except (KeyError, ValueError, TypeError) as error:
+            raise ParNetError(f"{file}: not a whole export of nsys stats ({error!r})") from None
+    return spans, None
+
+
+def merge(timeline: Timeline, folder: Path) -> Timeline:
+    """The same run with the real path as Nsight Systems saw it: its ranges, and every kernel on its CUDA stream.
+
+    `timeline` is what --trace wrote in that run. Ranks are put on one clock by their sessions' starts, or, where the
+    exports lack them, by the start of their first request. ParNetError where a rank's ranges name operations that
+    the program does not have.
+    """
+    found = [read_rank(folder, rank) for rank in range(timeline.known.lanes)]
+    epochs = [epoch for _, epoch in found if epoch is not None]
+    known = len(epochs) == len(found)
+    bars: list[Bar] = []
+    for lane, (spans, epoch) in enumerate(found):
+        offset = (min(epochs) - epoch) * 1e-9 if known and epoch else _first_request(spans, folder, lane)
+        bars += _checked(timeline.known, bars_of(timeline.known, lane, REAL, spans, offset), folder)
+    bars = _moved(bars, _start(timeline.bars, timeline.known) - _start(bars, timeline.known))
+    bars += [bar for bar in timeline.bars if bar.row != REAL and bar.kind != "kernel"]
+    about = timeline.about | {
+        "nsight_clocks": "sessions' starts (utcEpochNs)" if known else "each rank's first request taken as simultaneous"
+    }
+    return replace(timeline, bars=tuple(bars), arrows=tuple(arrows(timeline.known, bars)), about=about)
+
+
+def _start(bars: Iterable[Bar], known: Operations) -> float:
+    return min(bar.start for bar in bars if bar.lane == known.coordinator and (bar.row, bar.kind) == (REAL, REQUEST))
+
+
+def _moved(bars: Iterable[Bar], by: float) -> list[Bar]:
+    return [replace(bar, start=bar.start + by, end=bar.end + by) for bar in bars]
+
+
+def _checked(known: Operations, bars: list[Bar], folder: Path) -> list[Bar]:
+    labels = set(known.labels.values())
+    for bar in bars:
+        if bar.kind == "segment" and not labels.issuperset(bar.name.split(", ")):
+            raise ParNetError(
+                f"{folder}: lane {bar.lane} has a range {bar.name!r}, which the program of the trace does not: "
+                "ranks with differing programs, or another run's exports"
+            )
+    return bars
+
+
+def _first_request(spans: Sequence[Span], folder: Path, lane: int) -> float:
+    starts = [span.start for span in spans if span.name == REQUEST]
+    if not starts:
+        raise ParNetError(f"{folder}: rank {lane} has no range {REQUEST!r} of domain {DOMAIN}: was anything captured?")
+    return min(starts)
+
+
+def _rows(file: Path) -> list[dict]:
+    text = file.read_text(encoding="utf-8")
+    if file.suffix == ".json":
+        return json.loads(text)
+    # nsys stats may print notes before the header
+    return list(csv.DictReader(io.StringIO(text[text.index("Start (ns)") :])))
+
+
+def _ours(row: dict, report: str) -> bool:
+    wanted = row["Name"].startswith(f"{DOMAIN}:") or report != REPORTS[0]
+    return wanted and row["Name"] != f"{DOMAIN}:{CAPTURED}"
+
+
+def _span(row: dict, report: str) -> Span:
+    start = int(row["Start (ns)"])
+    end = start + int(row["Duration (ns)"])
+    name = row["Name"].removeprefix(f"{DOMAIN}:")
+    return Span(name, start * 1e-9, end * 1e-9, f"CUDA stream {row['Strm']}" if report == REPORTS[1] else "")
+
+
+def _from_sqlite(database: Path) -> tuple[list[Span], int]:
+    try:
+        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+            return _query(connection)
+    except (sqlite3.Error, TypeError) as error:
+        raise ParNetError(f"{database}: not a whole export of nsys ({error})") from None
+
+
+def _query(connection: sqlite3.Connection) -> tuple[list[Span], int]:
+    (epoch,) = connection.execute("SELECT utcEpochNs FROM TARGET_INFO_SESSION_START_TIME").fetchone()
+    domain = connection.execute(
+        "SELECT domainId FROM NVTX_EVENTS WHERE eventType = ? AND text = ?", (NVTX_DOMAIN, DOMAIN)
+    ).fetchone()
+    ranges = connection.execute(
+        "SELECT coalesce(e.text, s.value), e.start, e.end FROM NVTX_EVENTS e LEFT JOIN StringIds s ON s.id = e.textId "
+        "WHERE e.eventType = ? AND e.domainId = ? AND e.end IS NOT NULL", (NVTX_PUSH_POP, *(domain or (-1,))),
+    ).fetchall()  # fmt: skip
+    spans = [Span(name, start * 1e-9, end * 1e-9) for name, start, end in ranges if name != CAPTURED]
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if "CUPTI_ACTIVITY_KIND_KERNEL" in tables:  # tables are made only where there is something to put in
+        kernels = connection.execute(
+            "SELECT s.value, k.start, k.end, k.streamId FROM CUPTI_ACTIVITY_KIND_KERNEL k "
+            "JOIN StringIds s ON s.id = k.demangledName"
+        )
+        spans += [Span(name, start * 1e-9, end * 1e-9, f"CUDA stream {on}") for name, start, end, on in kernels]
+    return spans, epoch

@@ -1,0 +1,114 @@
+"""What NVML tells about a GPU while it works: power, energy, clocks, throttling, load, memory, heat, traffic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import pynvml
+
+# reasons that slow a GPU below what was asked of it; idling and clocks set by the user are none
+THROTTLING = {
+    "power cap": pynvml.nvmlClocksEventReasonSwPowerCap,
+    "hardware slowdown": pynvml.nvmlClocksEventReasonHwSlowdown,
+    "software thermal slowdown": pynvml.nvmlClocksEventReasonSwThermalSlowdown,
+    "hardware thermal slowdown": pynvml.nvmlClocksEventReasonHwThermalSlowdown,
+    "power brake": pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown,
+}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One moment of one GPU; None for what this GPU or driver does not tell.
+
+    power in W, energy in J since the driver was loaded, clocks in MHz, throttling by name, shares of the time in %,
+    memory in bytes, temperature in degrees Celsius, PCIe traffic in bytes/s, NVLink counters in bytes.
+    """
+
+    power: float | None = None
+    energy: float | None = None
+    sm_clock: int | None = None
+    memory_clock: int | None = None
+    throttling: tuple[str, ...] = ()
+    gpu_load: int | None = None
+    memory_load: int | None = None
+    memory_used: int | None = None
+    temperature: int | None = None
+    pcie_sent: float | None = None
+    pcie_received: float | None = None
+    nvlink_sent: float | None = None
+    nvlink_received: float | None = None
+
+
+@dataclass
+class Gpu:
+    """One GPU as NVML knows it. A query that it does not support is left out from then on."""
+
+    library: ModuleType
+    handle: object
+    name: str
+    unsupported: set[str] = field(default_factory=set)
+
+    def read(self) -> Reading:
+        """What it tells now."""
+        n, h = self.library, self.handle
+        throttled = self._ask("throttling", lambda: n.nvmlDeviceGetCurrentClocksEventReasons(h)) or 0
+        load = self._ask("load", lambda: n.nvmlDeviceGetUtilizationRates(h))
+        memory = self._ask("memory", lambda: n.nvmlDeviceGetMemoryInfo(h))
+        return Reading(
+            power=self._scaled("power", lambda: n.nvmlDeviceGetPowerUsage(h), 1e-3),
+            energy=self._scaled("energy", lambda: n.nvmlDeviceGetTotalEnergyConsumption(h), 1e-3),
+            sm_clock=self._ask("SM clock", lambda: n.nvmlDeviceGetClockInfo(h, n.NVML_CLOCK_SM)),
+            memory_clock=self._ask("memory clock", lambda: n.nvmlDeviceGetClockInfo(h, n.NVML_CLOCK_MEM)),
+            throttling=tuple(name for name, bit in THROTTLING.items() if throttled & bit),
+            gpu_load=load and load.gpu,
+            memory_load=load and load.memory,
+            memory_used=memory and memory.used,
+            temperature=self._ask("heat", lambda: n.nvmlDeviceGetTemperature(h, n.NVML_TEMPERATURE_GPU)),
+            pcie_sent=self._pcie(n.NVML_PCIE_UTIL_TX_BYTES),
+            pcie_received=self._pcie(n.NVML_PCIE_UTIL_RX_BYTES),
+            nvlink_sent=self._nvlink(n.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX),
+            nvlink_received=self._nvlink(n.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX),
+        )
+
+    def _pcie(self, counter: int) -> float | None:
+        # KB/s over the last 20 ms
+        return self._scaled(
+            f"PCIe {counter}", lambda: self.library.nvmlDeviceGetPcieThroughput(self.handle, counter), 1e3
+        )
+
+    def _nvlink(self, field_id: int) -> float | None:
+        """All links together; the field's scope is the link, and every bit of it set means all of them."""
+
+        def ask() -> int | None:
+            (value,) = self.library.nvmlDeviceGetFieldValues(self.handle, [(field_id, 0xFFFFFFFF)])
+            return value.value.ullVal if value.nvmlReturn == self.library.NVML_SUCCESS else None
+
+        return self._scaled(f"NVLink {field_id}", ask, 1024)
+
+    def _scaled(self, what: str, ask: Callable[[], int | None], unit: float) -> float | None:
+        value = self._ask(what, ask)
+        return None if value is None else value * unit
+
+    def _ask(self, what: str, ask: Callable[[], Any]) -> Any:
+        if what in self.unsupported:
+            return None
+        try:
+            return ask()
+        except self.library.NVMLError:  # not supported by this GPU, driver or permission
+            self.unsupported.add(what)
+            return None
+
+
+@contextmanager
+def open_gpus(uuids: Sequence[str], library: ModuleType = pynvml) -> Iterator[list[Gpu]]:
+    """The GPUs of these UUIDs, as torch names them. Raises pynvml.NVMLError where there is no driver."""
+    library.nvmlInit()
+    try:
+        handles = [library.nvmlDeviceGetHandleByUUID(f"GPU-{uuid.removeprefix('GPU-')}") for uuid in uuids]
+        yield [Gpu(library, handle, library.nvmlDeviceGetName(handle)) for handle in handles]
+    finally:
+        library.nvmlShutdown()

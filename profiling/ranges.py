@@ -1,0 +1,78 @@
+"""NVTX ranges: the same spans, for Nsight Systems and Nsight Compute to show and to filter by.
+
+In a domain of their own, `parallel_parnet`, with a colour for each stream and a category for each kind of work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from ..program import Operation, Program
+from .colours import COLOURS, NEUTRAL
+from .spans import GATHER, REQUEST, SENDS, Spans, span
+
+if TYPE_CHECKING:
+    import nvtx
+
+DOMAIN = "parallel_parnet"
+CAPTURED = "traced"  # around the requests that a profiler from outside should capture
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Pushes and pops ranges of a program's work. inner: marks the same spans as well."""
+
+    domain: nvtx._lib.Domain
+    operations: dict[str, Operation]
+    inner: Spans | None = None
+    attributes: dict[tuple[str, str, str], object] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, program: Program) -> Ranges | None:
+        """None where no tool listens: then nothing is marked, at the price of a branch."""
+        try:
+            import nvtx
+        except ImportError:  # macOS, for which there is no wheel
+            return None
+        domain = nvtx.get_domain(DOMAIN)
+        listening = not isinstance(domain, nvtx._lib.DummyDomain)
+        return cls(domain, program.by_name) if listening else None
+
+    def around(self, inner: Spans) -> Ranges:
+        """The same ranges, marking for `inner` too."""
+        return replace(self, inner=inner)
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        """A range; for an operation, within one for its level."""
+        op = self.operations.get(name)
+        ranges = [(f"level {op.level}", "level", op.label)] if op else []
+        ranges.append((name, category(name, self.operations), op.label if op else name.split(", ")[-1]))
+        for found in ranges:
+            self.domain.push_range(self._attributes(*found))
+        try:
+            with span(self.inner, name):
+                yield
+        finally:
+            for _ in ranges:
+                self.domain.pop_range()
+
+    def _attributes(self, name: str, kind: str, label: str) -> object:
+        key = name, kind, label
+        if key not in self.attributes:
+            colour = int(COLOURS.get(label, NEUTRAL)[1:], 16)
+            self.attributes[key] = self.domain.get_event_attributes(name, 0xFF000000 | colour, kind)
+        return self.attributes[key]
+
+
+def category(name: str, operations: dict[str, Operation]) -> str:
+    """The kind of work that a span holds, by its name."""
+    if name in operations:
+        return "operation"
+    first = "send" if name == SENDS else name.split(" ")[0]
+    if name in (REQUEST, GATHER, CAPTURED) or first in ("wait", "send", "level"):
+        return "capture" if name == CAPTURED else first
+    return "fusion" if name.startswith("fusion") else "stream"

@@ -1,0 +1,142 @@
+"""Power, energy, clocks and load while something is measured, from a thread in the background."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import ModuleType, TracebackType
+
+import pynvml
+import torch
+
+from .nvml import Gpu, Reading, open_gpus
+from .rapl import POWERCAP, Packages
+
+RATE = 20.0  # samples a second: NVML renews most of its values 10 to 50 times a second
+CLOCK_MOVED = 0.025  # between the highest and the lowest SM clock of a measurement, as a share of the highest
+
+
+@dataclass
+class Sampler:
+    """Samples this machine's GPUs and CPU packages `rate` times a second, between enter and exit.
+
+        with Sampler() as sampler:
+            times = [once(x) for x in passes]
+        result["sampled"] = sampler.summary(pictures=len(times) * batch_size)
+        sampler.tell(console.print)
+
+    GPUs are those that torch sees. Nothing is raised where there is no driver or no readable counter: `absent` says
+    why, in a line for each. library and powercap stand in for the real ones in tests.
+    """
+
+    rate: float = RATE
+    library: ModuleType = pynvml
+    powercap: Path = POWERCAP
+    uuids: Sequence[str] | None = None
+    absent: list[str] = field(default_factory=list)
+    samples: list[list[Reading]] = field(default_factory=list)
+    moments: list[float] = field(default_factory=list)
+    cpu_joules: float | None = None
+
+    def __enter__(self) -> Sampler:
+        self._stop, self._opened = threading.Event(), ExitStack()
+        self._gpus, self._packages = self._open(), Packages.find(self.powercap)
+        if self._packages.reason:
+            self.absent.append(self._packages.reason)
+        self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
+        self._sample()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._sample()
+        self._opened.close()
+
+    def _open(self) -> list[Gpu]:
+        uuids = self.uuids
+        if uuids is None:
+            count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+            uuids = [str(torch.cuda.get_device_properties(i).uuid) for i in range(count)]
+        try:
+            return self._opened.enter_context(open_gpus(uuids, self.library))
+        except self.library.NVMLError as error:
+            self.absent.append(f"GPU sampling: {error}")
+            return []
+
+    def _run(self) -> None:
+        if not (self._gpus or self._packages.found):
+            return
+        while not self._stop.wait(1 / self.rate):
+            self._sample()
+
+    def _sample(self) -> None:
+        self.moments.append(time.perf_counter())
+        self.samples.append([gpu.read() for gpu in self._gpus])
+        self.cpu_joules = self._packages.read()
+
+    def summary(self, pictures: int) -> dict:
+        """For result files: for each GPU the mean, lowest and highest of every value, and energy for each picture.
+
+        energy_j of a GPU is the difference of its own counter; where it has none, power times time.
+        """
+        seconds = self.moments[-1] - self.moments[0]
+        gpus = [self._gpu(i, gpu.name) for i, gpu in enumerate(self._gpus)]
+        joules = [gpu["energy_j"] for gpu in gpus if gpu["energy_j"] is not None]
+        total = sum(joules) + (self.cpu_joules or 0.0) if joules or self.cpu_joules is not None else None
+        return {
+            "seconds": seconds,
+            "samples": len(self.samples),
+            "rate_hz": self.rate,
+            "gpus": gpus,
+            "cpu_energy_j": self.cpu_joules,
+            "energy_per_picture_j": total / pictures if total is not None and pictures else None,
+            "absent": self.absent,
+        }
+
+    def _gpu(self, index: int, name: str) -> dict:
+        readings = [sample[index] for sample in self.samples]
+        found: dict = {"name": name, "energy_j": self._energy(readings)}
+        for column in fields(Reading):
+            values = [value for r in readings if (value := getattr(r, column.name)) is not None]
+            if column.name == "throttling":
+                found["throttling"] = sorted({reason for r in readings for reason in r.throttling})
+            elif column.name.startswith("nvlink") or column.name == "energy":
+                if values and column.name != "energy":  # counters: what was added
+                    found[column.name] = values[-1] - values[0]
+            elif values:
+                found[column.name] = {"mean": sum(values) / len(values), "min": min(values), "max": max(values)}
+        return found
+
+    def _energy(self, readings: Sequence[Reading]) -> float | None:
+        counted = [r.energy for r in readings if r.energy is not None]
+        if counted:
+            return counted[-1] - counted[0]
+        powers = [r.power for r in readings if r.power is not None]
+        return sum(powers) / len(powers) * (self.moments[-1] - self.moments[0]) if powers else None
+
+    def tell(self, say: Callable[[str], object]) -> None:
+        """The warnings, and what could not be sampled, in a line each."""
+        for line in self.warnings():
+            say(f"warning: {line}")
+        if self.absent:
+            say(f"not sampled: {'; '.join(self.absent)}")
+
+    def warnings(self) -> list[str]:
+        """What makes the measurement doubtful: throttling, and clocks that moved."""
+        found = []
+        for i, gpu in enumerate(self._gpus):
+            readings = [sample[i] for sample in self.samples]
+            if reasons := sorted({reason for r in readings for reason in r.throttling}):
+                found.append(f"{gpu.name} throttled during the measurement: {', '.join(reasons)}")
+            clocks = [r.sm_clock for r in readings if r.sm_clock is not None]
+            if clocks and max(clocks) - min(clocks) > CLOCK_MOVED * max(clocks):
+                found.append(f"{gpu.name}'s SM clock moved between {min(clocks)} and {max(clocks)} MHz")
+        return found

@@ -1,0 +1,162 @@
+"""Sampling: NVML through a made-up library, NVML's real package without a driver, and made-up RAPL counters."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pynvml
+import pytest
+import torch
+
+from parallel_parnet.profiling.rapl import Packages
+from parallel_parnet.profiling.sampler import Sampler
+
+
+class MadeUpNvml:
+    """NVML as it might answer: made up, recorded from no GPU. Constants and errors are the real package's."""
+
+    def __init__(self, throttling: int = 0, clocks: tuple[int, ...] = (1980,), energy: bool = True) -> None:
+        self.calls: list[str] = []
+        self.throttling, self.clocks, self.energy = throttling, itertools.cycle(clocks), energy
+        self.joules, self.sent = itertools.count(5_000_000, 7000), itertools.count(100, 8)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(pynvml, name)  # NVML_SUCCESS, NVMLError and other constants
+
+    def nvmlInit(self) -> None:  # noqa: N802
+        self.calls.append("init")
+
+    def nvmlShutdown(self) -> None:  # noqa: N802
+        self.calls.append("shutdown")
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
+        return uuid
+
+    def nvmlDeviceGetName(self, handle: str) -> str:  # noqa: N802
+        return f"made-up {handle}"
+
+    def nvmlDeviceGetPowerUsage(self, handle: str) -> int:  # noqa: N802
+        return 412_000
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:  # noqa: N802
+        if not self.energy:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return next(self.joules)
+
+    def nvmlDeviceGetClockInfo(self, handle: str, clock: int) -> int:  # noqa: N802
+        return next(self.clocks) if clock == pynvml.NVML_CLOCK_SM else 2619
+
+    def nvmlDeviceGetCurrentClocksEventReasons(self, handle: str) -> int:  # noqa: N802
+        return self.throttling
+
+    def nvmlDeviceGetUtilizationRates(self, handle: str) -> SimpleNamespace:  # noqa: N802
+        return SimpleNamespace(gpu=93, memory=41)
+
+    def nvmlDeviceGetMemoryInfo(self, handle: str) -> SimpleNamespace:  # noqa: N802
+        return SimpleNamespace(used=3 * 2**30)
+
+    def nvmlDeviceGetTemperature(self, handle: str, sensor: int) -> int:  # noqa: N802
+        return 58
+
+    def nvmlDeviceGetPcieThroughput(self, handle: str, counter: int) -> int:  # noqa: N802
+        return {pynvml.NVML_PCIE_UTIL_TX_BYTES: 1200, pynvml.NVML_PCIE_UTIL_RX_BYTES: 3400}[counter]
+
+    def nvmlDeviceGetFieldValues(self, handle: str, fields: list[tuple[int, int]]) -> list[SimpleNamespace]:  # noqa: N802
+        ((field, scope),) = fields
+        assert scope == 2**32 - 1, "of all links"
+        if field == pynvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX:
+            return [SimpleNamespace(nvmlReturn=pynvml.NVML_ERROR_NOT_SUPPORTED)]
+        value = SimpleNamespace(ullVal=next(self.sent))
+        return [SimpleNamespace(nvmlReturn=pynvml.NVML_SUCCESS, value=value)]
+
+
+def sampled(library: MadeUpNvml, seconds: float = 0.1, powercap: Path = Path("absent")) -> Sampler:
+    with Sampler(rate=100, library=library, uuids=["GPU-1"], powercap=powercap) as sampler:  # type: ignore[arg-type]
+        time.sleep(seconds)
+    return sampler
+
+
+def test_a_gpu() -> None:
+    library = MadeUpNvml()
+    result = sampled(library).summary(pictures=10)
+    (gpu,) = result["gpus"]
+    assert library.calls == ["init", "shutdown"]
+    assert 3 <= result["samples"] <= result["seconds"] * 100 + 2, "100 a second at most, and one at each end"
+    assert result["rate_hz"] == 100
+    assert result["seconds"] > 0.1
+    assert gpu["name"] == "made-up GPU-1"
+    assert gpu["energy_j"] == pytest.approx(7 * (result["samples"] - 1))
+    assert result["energy_per_picture_j"] == pytest.approx(gpu["energy_j"] / 10)
+    assert gpu["power"]["mean"] == pytest.approx(412)
+    assert gpu["sm_clock"] == {"mean": 1980, "min": 1980, "max": 1980}
+    assert gpu["pcie_received"]["max"] == 3.4e6
+    assert gpu["nvlink_sent"] == 8 * 1024 * (result["samples"] - 1)
+    assert "nvlink_received" not in gpu, "what a GPU does not tell is left out"
+    assert gpu["throttling"] == []
+
+
+def test_energy_without_a_counter_is_power_times_time() -> None:
+    result = sampled(MadeUpNvml(energy=False)).summary(pictures=1)
+    assert result["energy_per_picture_j"] == pytest.approx(412 * result["seconds"])
+
+
+def test_throttling_and_moving_clocks_are_told() -> None:
+    throttling = pynvml.nvmlClocksEventReasonSwPowerCap | pynvml.nvmlClocksEventReasonGpuIdle
+    sampler = sampled(MadeUpNvml(throttling, clocks=(1980, 1500)))
+    said: list[str] = []
+    sampler.tell(said.append)
+    assert said[:2] == [
+        "warning: made-up GPU-1 throttled during the measurement: power cap",
+        "warning: made-up GPU-1's SM clock moved between 1500 and 1980 MHz",
+    ]
+    assert sampled(MadeUpNvml(pynvml.nvmlClocksEventReasonGpuIdle, clocks=(1980, 1975))).warnings() == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about a machine without a driver")
+def test_without_a_driver_it_is_said_once() -> None:
+    with Sampler(powercap=Path("absent")) as sampler:
+        pass
+    said: list[str] = []
+    sampler.tell(said.append)
+    assert said == [
+        "not sampled: GPU sampling: NVML Shared Library Not Found; CPU energy: no RAPL counters under absent"
+    ]
+    summary = sampler.summary(pictures=1)
+    assert summary["gpus"] == []
+    assert summary["energy_per_picture_j"] is None
+
+
+def package(root: Path, number: int, energy: int, limit: int) -> Path:
+    folder = root / f"intel-rapl:{number}"
+    folder.mkdir(parents=True)
+    (folder / "max_energy_range_uj").write_text(f"{limit}\n")
+    (folder / "energy_uj").write_text(f"{energy}\n")
+    return folder / "energy_uj"
+
+
+def test_cpu_energy_over_the_wrap_around(tmp_path: Path) -> None:
+    first, second = package(tmp_path, 0, 999_000_000, 1_000_000_000), package(tmp_path, 1, 0, 5_000_000_000)
+    (tmp_path / "intel-rapl:0:0").mkdir()  # a part of package 0, which is counted there already
+    packages = Packages.find(tmp_path)
+    first.write_text("4000000\n")
+    second.write_text("2000000\n")
+    assert packages.read() == pytest.approx(1.000001 + 4 + 2)
+    first.write_text("6000000\n")
+    assert packages.read() == pytest.approx(1.000001 + 6 + 2)
+
+
+def test_cpu_energy_of_a_measurement(tmp_path: Path) -> None:
+    counter = package(tmp_path, 0, 10, 10**9)
+    with Sampler(powercap=tmp_path) as sampler:
+        counter.write_text("3000010\n")
+    assert sampler.summary(pictures=6)["energy_per_picture_j"] == pytest.approx(0.5)
+    assert not any("CPU" in line for line in sampler.absent)
+
+
+def test_unreadable_counters_are_told(tmp_path: Path) -> None:
+    package(tmp_path, 0, 10, 10**9).unlink()
+    (tmp_path / "intel-rapl:0" / "energy_uj").mkdir()  # root, too, cannot read this
+    assert "energy_uj cannot be read" in Packages.find(tmp_path).reason

@@ -36,8 +36,9 @@ from benchmark.report import FEWEST, last_line, read, result_name, show, write
 from benchmark.subject import Subject, words
 from common import DEMO_MODEL, DTYPES, ROOT, Parser, Ranks, add_model_arguments, load_model, machine, run
 from gpu import exact_fp32, require_gpu
-from parallel_parnet import ParNetError, fold
+from parallel_parnet import Engine, ParNetError, fold
 from parallel_parnet.files import write_atomically
+from tracing import add_trace_arguments, check_trace_arguments, write_traces
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -59,6 +60,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--compare", nargs=2, type=Path, metavar=("OLD", "NEW"), help="what changed between two results"
     )
+    add_trace_arguments(parser)
     parser.add_argument("--out", type=Path, default=ROOT / "results", help="folder for results (default: results)")
     args = parser.parse_args()
     for name, least in (("batch_size", 1), ("runs", 2), ("warmup", 1)):
@@ -70,6 +72,9 @@ def parse_arguments() -> argparse.Namespace:
         raise ParNetError(f"--out {args.out}: no such folder")
     if args.isolate and args.poster:
         raise ParNetError("--poster times networks in turns: leave --isolate out")
+    check_trace_arguments(args)
+    if (args.trace or args.report) and (args.isolate or args.poster or args.compare):
+        raise ParNetError("--trace and --report are of one network in turns: leave --isolate, --poster, --compare out")
     return args
 
 
@@ -136,6 +141,17 @@ def compare(old: Path, new: Path, console: Console) -> int:
     return 0
 
 
+def trace(subject: Subject, args: argparse.Namespace, console: Console) -> None:
+    """What --trace and --report ask for, of the engine as a user has it who chooses nothing."""
+    if not (args.trace or args.report):
+        return
+    assert subject.program is not None, "the poster's other networks are not traced"
+    picture = subject.pictures(1)[0]
+    with Engine(subject.program, device=subject.device, dtype=subject.dtype) as engine:
+        engine.warm_up(picture)
+        write_traces(engine, picture, args, console)
+
+
 def poster(
     args: argparse.Namespace,
     device: torch.device,
@@ -182,6 +198,7 @@ def main() -> int:
         header = header_of(args, subject.name, subject.size, device, threads)
         introduce(header, console)
         result = measure(subject, header, chosen, settings, progress)
+        trace(subject, args, progress)
     path = write(result, args.out, result_name("bench-infer", result["header"]))
     show(result, console)
     print(json.dumps(last_line(result, path)))

@@ -45,7 +45,7 @@ from report import read_labels, show_latency, show_setting
 from stopping import stop_on_signals
 from stream import Pictures, classify_into
 from timed import classify_and_time
-from tracing import add_trace_arguments, check_trace_arguments
+from tracing import add_trace_arguments, check_trace_arguments, write_traces
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -148,6 +148,8 @@ def coordinate(engine: Engine, args: argparse.Namespace, setting: dict, console:
         f"{args.jsonl}: {result['pictures']} pictures, of which {result['already_there']} were there already; "
         f"{result['skipped']} new ones could not be read; {result['pictures_per_s']:.1f} pictures/s"
     )
+    if args.trace or args.report:
+        write_traces(engine, next(pictures.batches()).x.to(engine.device), args, console)
     if args.json:
         write_atomically(args.json, json.dumps(result | setting, indent=1) + "\n")
     return 0

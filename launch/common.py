@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGPIPE
 from typing import NoReturn
 
 import torch
@@ -148,6 +149,7 @@ def run(main: Callable[[], int]) -> None:
     ranks = Ranks.from_environment()
     try:
         status = main()
+        sys.stdout.flush()
     except ParNetError as error:
         if ranks.local_rank == 0:
             print(f"error: {error}", file=sys.stderr, flush=True)
@@ -158,6 +160,8 @@ def run(main: Callable[[], int]) -> None:
         _exit_at_once(128 + stopped.signal, f"rank {ranks.rank} was stopped by {stopped.signal.name}")
     except KeyboardInterrupt:
         status = 130
+    except BrokenPipeError:
+        os._exit(128 + SIGPIPE)  # as a program ends whose reader, such as head, has enough; nothing more can be printed
     except Exception as error:
         traceback.print_exc()
         _exit_at_once(1, f"error on rank {ranks.rank}: {type(error).__name__}: {error}")

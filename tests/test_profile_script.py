@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
+from signal import SIGPIPE
 
 import pytest
 
@@ -193,6 +194,16 @@ def test_bad_traces(traced_run: TracedRun, tmp_path: Path) -> None:
     assert "not a trace of this project" in messages["other.json"]
     assert "ranks with differing programs" in messages["differs.json"]
     assert "damaged" in messages["damaged.json"]
+
+
+def test_a_reader_that_has_enough() -> None:
+    example = ROOT / "results" / "trace-parnet_s-3-ranks.json.gz"
+    line = [sys.executable, ROOT / "launch" / "profile.py", "explain", example]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        assert run.stdout is not None and run.stderr is not None
+        run.stdout.close()
+        assert run.stderr.read() == b""
+        assert run.wait(60) == 128 + SIGPIPE
 
 
 @pytest.mark.ranks

@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
 SMALL = Config((8, 16, 32, 64), num_classes=10)
 
+sys.path.append(str(ROOT / "launch"))  # behind the standard library, which has a `profile` of its own
+
 
 @dataclass(frozen=True)
 class Golden:

@@ -18,13 +18,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
-
-from conftest import ROOT, launch, lively, relative
-
-sys.path.insert(0, str(ROOT / "launch"))
-
 from rich.console import Console
+from torch import Tensor, nn
 
 import bench
 import bench_report
@@ -38,6 +33,7 @@ from benchmark.running import Entry, interleave, let_threads_sleep, set_up, shar
 from benchmark.statistics import median_interval, ratio, summary, verdicts
 from benchmark.subject import Contender, Runner, Subject
 from common import run
+from conftest import ROOT, launch, lively, relative
 from parallel_parnet import Config, Engine, ParNetError, fold
 
 QUIET = Console(quiet=True)

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-from conftest import ROOT, launch, relative
-
-sys.path.append(str(ROOT / "launch"))  # behind the standard library, as launch/common.py has it
-
 from torch.utils.flop_counter import FlopCounterMode
 
+from conftest import launch, relative
 from depth.fit import fit
 from depth.points import one_stream, points
 from parallel_parnet import Engine, ParNetError, Placement, create_model, fold

@@ -15,16 +15,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from conftest import ROOT, SMALL, launch, lively
-
-sys.path.append(str(ROOT / "launch"))  # behind the standard library, as launch/common.py has it
-
 import checks
 import gpu_check
 import gpu_report
 import parity
 import tune
 import tuning
+from conftest import SMALL, launch, lively
 from parallel_parnet import ParNetError, Placement, create_model, fold
 from parallel_parnet.executors.local import LocalExecutor
 from parallel_parnet.kernels import twins

@@ -14,16 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from conftest import ROOT, free_port, launch
-from parallel_parnet import Engine, ParNetError, Placement, fold, load_checkpoint
-from parallel_parnet.preprocess import Preprocess
-
-sys.path.insert(0, str(ROOT / "launch"))
-
 from rich.console import Console
 
+from conftest import ROOT, free_port, launch
 from lines import AnswerLines
+from parallel_parnet import Engine, ParNetError, Placement, fold, load_checkpoint
+from parallel_parnet.preprocess import Preprocess
 from stream import AHEAD, Batch, Pictures, classify_into, spread
 
 DEMO = ROOT / "launch" / "demo"

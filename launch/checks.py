@@ -7,8 +7,9 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -16,16 +17,19 @@ from torch import Tensor
 
 from common import DTYPES, settle
 from gpu import capture, exact_fp32, machine, measure_rates, require_gpu, run_within
-from parallel_parnet import VARIANTS, Placement, Program, create_model, fold
+from parallel_parnet import VARIANTS, Engine, Placement, Program, create_model, fold
+from parallel_parnet.engine import ON_ONE_GPU
 from parallel_parnet.executors.grouped import GroupedExecutor
 from parallel_parnet.executors.local import LocalExecutor
 from parallel_parnet.kernels import twins
 from parallel_parnet.kernels.classifier import classifier
 from parallel_parnet.kernels.sse_gate import sse_gate
-from parity import deviation, poison, relative, tolerance
+from parallel_parnet.pixels import normalise
+from parity import LIMIT, deviation, poison, relative, tolerance
 from precompile import TILES, KernelCase, NetworkCase, compile_all, kernel_cases, network_cases, single_launches
 
 INPUTS = 3  # fresh ones for every network
+USED = ("parnet_fashion", "parnet_s")
 REPEATS = 1000
 REPEATED = (("parnet_s", 1), ("parnet_xl", 1), ("parnet_xl", 4))
 Run = Callable[[Tensor], Tensor]
@@ -83,6 +87,21 @@ def check_networks(deadline: float, out: Path) -> dict:
     return {"passed": passed, "worst": round(worst, 4), "left_out": len(cases) - len(rows), "rows": rows}
 
 
+def check_executors(deadline: float, out: Path) -> dict:
+    """Every executor of one GPU, as callers use it, on the demo's network and ParNet-S."""
+    device = require_gpu()
+    exact_fp32()
+    rows, cases = [], list(product(USED, (torch.bfloat16, torch.float16), ON_ONE_GPU))
+    for variant, dtype, executor in cases:
+        if time.monotonic() > deadline:
+            break
+        program, reference = _network(variant)
+        rows.append({"network": variant, **use(Engine(program, None, device, dtype, executor), reference)})
+    worst = max((row["error"] / row["tolerance"] for row in rows), default=float("inf"))
+    passed = worst <= 1 and all(row["right"] for row in rows)
+    return {"passed": passed, "worst": round(worst, 4), "left_out": len(cases) - len(rows), "rows": rows}
+
+
 def check_repeats(deadline: float, out: Path) -> dict:
     """The same bits from a thousand runs, one by one and as a CUDA graph."""
     device, rows = require_gpu(), []
@@ -127,6 +146,31 @@ def compare(case: NetworkCase, executor: Run, eager: Run, reference: Run, device
         "error": error,
         "error_of_torch": of_torch,
         "tolerance": tolerance(case.dtype, of_torch),
+    }
+
+
+def use(engine: Engine, reference: Run) -> dict:
+    """The larger error of fresh pictures and of raw ones, and whether an answer outlives later calls, fills `out`, and
+    is the same from another CUDA stream."""
+    config, device = engine.program.config, engine.device
+    shape = INPUTS, 1, 3, config.image_size, config.image_size
+    pictures = torch.randn(shape, device=device)
+    raw = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+    answers = [engine(x) for x in pictures]
+    first, filled = answers[0].clone(), torch.full_like(answers[0], float("nan"))
+    engine(pictures[1], out=filled)
+    with torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext():
+        elsewhere = engine(pictures[2])
+    of_raw = [engine(x) for x in raw]
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    pairs = (answers, pictures), (of_raw, [normalise(x, config) for x in raw])
+    return {
+        "executor": engine.executor,
+        "dtype": str(engine.dtype).removeprefix("torch."),
+        "error": max(relative(torch.cat(got), torch.cat([reference(x) for x in given])) for got, given in pairs),
+        "tolerance": LIMIT[engine.dtype],
+        "right": all(map(torch.equal, answers, (first, filled, elsewhere))),
     }
 
 

@@ -54,6 +54,7 @@ STEPS = (
     Step("compile", 140, checks.check_compile),
     Step("kernels", 60, checks.check_kernels),
     Step("networks", 90, checks.check_networks),
+    Step("executors", 40, checks.check_executors),
     Step("repeats", 45, checks.check_repeats),
     Step("tuning", 60, timings.check_tuning),
     Step("timings", 100, timings.check_timings),

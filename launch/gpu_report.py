@@ -41,8 +41,8 @@ def _summary(name: str, result: Mapping) -> str:
         return f"{result['compiled']} launches on {result['cores']} cores, {len(result['failed'])} failed{left}"
     if name == "kernels":
         return f"{len(result['rows'])} kernels, worst {result['worst']:.2f} of what rounding allows{left}"
-    if name == "networks":
-        return f"{len(result['rows'])} networks, worst {result['worst']:.2f} of the tolerance{left}"
+    if name in ("networks", "executors"):
+        return f"{len(result['rows'])} {name}, worst {result['worst']:.2f} of the tolerance{left}"
     if name == "repeats":
         return f"{sum(row['different'] for row in result['rows'])} runs of {_runs(result)} differ{left}"
     if name == "sanitizer":

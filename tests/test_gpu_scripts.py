@@ -9,6 +9,7 @@ import itertools
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ import parity
 import tune
 import tuning
 from conftest import SMALL, launch, lively
-from parallel_parnet import ParNetError, Placement, create_model, fold
+from parallel_parnet import Engine, ParNetError, Placement, create_model, fold
 from parallel_parnet.executors.local import LocalExecutor
 from parallel_parnet.kernels import twins
 from parallel_parnet.kernels.candidates import candidates, floor, resident
@@ -80,6 +81,29 @@ def test_networks_are_compared(monkeypatch):
     for wrong in (second, lambda x: first(x) * 1.05, lambda x: first(x) * float("nan")):
         row = checks.compare(case, wrong, half, first, device)
         assert row["error"] > row["tolerance"]
+
+
+def test_executors_are_used_as_callers_do():
+    program, other = (fold(lively(replace(SMALL, image_size=64), seed)) for seed in (1, 2))
+    device = torch.device("cpu")
+    first, second = (
+        LocalExecutor(p, Placement.single(p), [device], torch.float32, "reference") for p in (program, other)
+    )
+    engine = Engine(program, None, device, torch.bfloat16, "eager")
+    row = checks.use(engine, first)
+    assert row["right"] and 0 < row["error"] <= row["tolerance"]
+    row = checks.use(engine, second)
+    assert row["right"] and row["error"] > row["tolerance"]
+
+    class Lending(Engine):
+        """Gives the same buffer to every caller."""
+
+        lent = torch.zeros(1, SMALL.num_classes)
+
+        def __call__(self, x_nchw, out=None):
+            return self.lent.copy_(super().__call__(x_nchw, out))
+
+    assert not checks.use(Lending(program, None, device, torch.bfloat16, "eager"), first)["right"]
 
 
 def test_repeats_are_counted():

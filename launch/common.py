@@ -24,7 +24,14 @@ if LAUNCH in sys.path:  # behind the standard library, whose cProfile imports a 
     sys.path.insert(sys.path.index(STANDARD) + 1, LAUNCH)
 sys.path.insert(0, str(ROOT))  # a fresh clone runs without an install
 
-from parallel_parnet import LaneError, ParNet, ParNetError, create_model, load_checkpoint  # noqa: E402
+from parallel_parnet import (  # noqa: E402
+    LaneError,
+    ParNet,
+    ParNetError,
+    create_model,
+    health,
+    load_checkpoint,
+)
 from parallel_parnet.transport import leave_ranks  # noqa: E402
 from stopping import Stopped  # noqa: E402
 
@@ -173,4 +180,6 @@ def _exit_at_once(status: int, message: str) -> NoReturn:
     """Without leaving the ranks in order, which would wait for the others."""
     print(message, file=sys.stderr, flush=True)
     sys.stdout.flush()
+    if monitor := health.current():
+        monitor.fence()
     os._exit(status)

@@ -60,6 +60,7 @@ class Monitor(threading.Thread):
         self.rank, self.timeout_s, self.operation = rank, timeout_s, "starting"
         self._peers = {peer.rank: peer for peer in peers}
         self._lost: str | None = None
+        self._stopped: Peer | None = None
         self._left: set[int] = set()
         self._known, self._speaker = threading.Event(), threading.Lock()
         self._woken, self._waker = socket.socketpair()
@@ -88,7 +89,7 @@ class Monitor(threading.Thread):
                 self._hear(key.data)
             silent = [peer for peer in self._listening() if peer.is_lost(now - peer.heard)]
             if silent:
-                self._fence(silent[0])
+                self._stopped = silent[0]
                 self._lose(SILENT, silent[0].rank)
             if now >= beat:
                 self._tell(ALIVE, self.rank)
@@ -164,6 +165,7 @@ class Monitor(threading.Thread):
             os.write(2, f"error on rank {self.rank}: {self._line()}\n".encode())
         else:
             time.sleep(LAST_S)
+        self.fence()
         os._exit(1)
 
     def _tell(self, kind: int, rank: int) -> None:
@@ -173,10 +175,11 @@ class Monitor(threading.Thread):
             except OSError:
                 continue  # gone, or too stopped to read: the reading side of the connection tells which
 
-    def _fence(self, peer: Peer) -> None:
-        if peer.pidfd >= 0:
+    def fence(self) -> None:
+        """Kill a rank that was found stopped. Told first: torchrun ends all ranks as soon as one has died."""
+        if self._stopped is not None and self._stopped.pidfd >= 0:
             try:
-                signal.pidfd_send_signal(peer.pidfd, signal.SIGKILL)
+                signal.pidfd_send_signal(self._stopped.pidfd, signal.SIGKILL)
             except ProcessLookupError:
                 return  # it is gone already
 

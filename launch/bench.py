@@ -6,7 +6,7 @@
     python launch/bench.py --poster
     python launch/bench.py --compare OLD.json NEW.json
 
-Contenders take turns in one process (A B C A B C) on fresh random pictures in fp32, from the picture on the device to
+Contenders take turns in one process (A B C C A B) on fresh random pictures in fp32, from the picture on the device to
 the logits on the device. Nothing is timed unless every executor of ours gives the reference's logits; a peer that
 disagrees is listed and not compared. Results go to a folder, as JSON and CSV; the last line on stdout is one JSON
 object.

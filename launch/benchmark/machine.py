@@ -16,7 +16,8 @@ from common import ROOT
 from gpu import asked, measure_rates
 from gpu import machine as gpu_machine
 
-SIDE, COPIED, REPEATS = 1024, 2**25, 10  # of matrices on a CPU; floats; of each measurement, the best of which counts
+SIDE, COPIED = 1024, 2**25  # of matrices on a CPU; floats
+SECONDS = 1.0  # of each measurement, the best run of which counts: shared machines are slow for tenths of a second
 PACKAGES = ("torch", "numpy", "openvino", "onnxruntime", "onnxruntime-gpu", "onnx", "onnxscript", "jax", "tensorrt")
 
 
@@ -75,8 +76,8 @@ def possible(device: torch.device, dtype: torch.dtype) -> dict[str, dict[str, fl
 
 
 def _best(work: Callable[[], object]) -> float:
-    times = []
-    for _ in range(REPEATS):
+    times, end = [], time.perf_counter() + SECONDS
+    while not times or time.perf_counter() < end:
         start = time.perf_counter()
         work()
         times.append(time.perf_counter() - start)

@@ -1,4 +1,4 @@
-"""Setting contenders up and timing them in turns: A B C A B C, so that a slow spell of the machine hits all alike."""
+"""Setting contenders up and timing them in turns, so that a slow spell of the machine hits all alike."""
 
 from __future__ import annotations
 
@@ -125,11 +125,13 @@ def interleave(
     counts: Sequence[int],
     tick: Callable[[], object],
 ) -> None:
-    """Time each entry so many times, in turns, on its own pictures in turn. Those with fewer runs than others are
-    spread evenly over the rounds. `tick` is called after every round."""
-    rounds = max(counts, default=0)
+    """Time each entry so many times, in turns, on its own pictures in turn. Every round has an order of its own, so
+    that nobody always comes after the same one. Those with fewer runs than others are spread evenly over the rounds.
+    `tick` is called after every round."""
+    rounds, draw = max(counts, default=0), np.random.default_rng()
     for r in range(rounds):
-        for entry, own, count in zip(entries, pictures, counts, strict=True):
+        for i in draw.permutation(len(entries)):
+            entry, own, count = entries[i], pictures[i], counts[i]
             if (r + 1) * count // rounds == r * count // rounds:
                 continue
             if entry.subject.device.type == "cpu":

@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from common import Ranks
+from common import Ranks, machine
 from parallel_parnet import ParNetError, create_model, fold
 from parallel_parnet.costs import Link
 from parallel_parnet.files import write_atomically
@@ -52,7 +52,7 @@ def measure_links(
     show(links, device, console)
     result = {
         "device": device.type,
-        "cpu": platform.processor() or platform.machine(),
+        "cpu": machine(torch.device("cpu")),
         "date": datetime.now(timezone.utc).date().isoformat(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "repeats": repeats,

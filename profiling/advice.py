@@ -59,10 +59,10 @@ def _fix(share: Share, story: Story, timeline: Timeline) -> str:
         names = dict.fromkeys(
             s.what for s in story.path if s.kind == TRAVELLING and timeline.known.source(s.what) == share.what
         )
-        return (
-            f"waiting for {share.what} ({', '.join(names)}) after they were sent: a faster link, "
-            "or a placement that keeps them on their lane (launch/plan.py, --placement auto)"
-        )
+        ways = ["a faster link", "a placement that keeps it on its lane (launch/plan.py, --placement auto)"]
+        if crowded(timeline):
+            ways.insert(0, "a core for each lane")
+        return f"waiting for {share.what} ({', '.join(names)}) after it was sent: {', or '.join(ways)}"
     if share.kind == SENDING:
         return "handing features to the transport, which copies them first: fewer or smaller transfers (launch/plan.py)"
     if share.kind == OVERHEAD:
@@ -87,6 +87,11 @@ def _slowest(label: str, timeline: Timeline) -> str:
     )
 
 
+def crowded(timeline: Timeline) -> bool:
+    """Whether lanes outnumber the cores that they share."""
+    return timeline.about["device"] == "cpu" and timeline.about["cores"] < timeline.known.lanes
+
+
 def explain(timeline: Timeline) -> str:
     """All of it as lines of text."""
     story = Story.of(timeline)
@@ -98,10 +103,10 @@ def explain(timeline: Timeline) -> str:
         lines.append(f"  lane {time.lane}{role}: {', '.join(parts)}")
     if timeline.known.lanes > 1:
         lines.append(f"Two lanes or more compute during {overlap(story.one):.0%} of the time in which any does.")
-    cores = timeline.about["cores"]
-    if timeline.about["device"] == "cpu" and cores < timeline.known.lanes:
+    if crowded(timeline):
         lines.append(
-            f"{timeline.known.lanes} lanes share {cores} core(s): part of the waiting and of the sending is for a core."
+            f"{timeline.known.lanes} lanes share {timeline.about['cores']} core(s): part of the waiting and of the "
+            "sending is for a core."
         )
     if predicted := timeline.about["predicted"]:
         lines.append(

@@ -41,16 +41,21 @@ def _panel(axes: Axes, result: Result) -> None:
         error = [[max(0.0, median - low)], [max(0.0, high - median)]]
         axes.barh(i, median, 0.7, xerr=error, error_kw={"linewidth": 1}, **(OURS if row["ours"] else PEERS))
         few = "" if row["n"] >= FEWEST else f" (n = {row['n']})"
-        axes.annotate(f"{median:.3g}{few}", (high, i), (4, 0), textcoords="offset points", va="center", fontsize=7)
-    axes.set_yticks(range(len(rows)), [row["contender"] for row in rows], fontsize=7)
+        figures = f"{median:.0f}" if median >= 100 else f"{median:.3g}"
+        axes.annotate(figures + few, (high, i), (4, 0), textcoords="offset points", va="center", fontsize=7)
+    asked = SHORT[header["dtype"]]
+    ran = [" ".join(SHORT.get(word, word) for word in row["arithmetic"].split(", ")) for row in rows]
+    as_asked = set(ran) == {asked}
+    names = [
+        row["contender"] if as_asked else f"{row['contender']} [{kind}]" for row, kind in zip(rows, ran, strict=True)
+    ]
+    axes.set_yticks(range(len(rows)), names, fontsize=7)
     for label, row in zip(axes.get_yticklabels(), rows, strict=True):
         label.set_fontweight("bold" if row["ours"] else "normal")
     axes.invert_yaxis()
     axes.margins(x=0.15)
     axes.spines[["top", "right"]].set_visible(False)
-    asked = SHORT[header["dtype"]]
-    ran = {SHORT.get(row["arithmetic"], row["arithmetic"]) for row in rows}
-    note = "" if ran == {asked} else f" asked for; ran in {', '.join(sorted(ran))}"
+    note = "" if as_asked else " asked for; in brackets, what ran"
     size, batch = header["size"], header["batch_size"]
     axes.set_title(f"{header['model']}, {size} x {size}, batch {batch}, {asked}{note}", fontsize=9)
     axes.set_xlabel("ms a pass", fontsize=8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmark.subject import Contender, Runner, Subject, on_device, words
+from benchmark.torch_peers import emulated
 from parallel_parnet import Engine, ParNetError
 from parallel_parnet.engine import EXECUTORS
 
@@ -19,4 +20,6 @@ def _build(subject: Subject, name: str) -> Runner:
     if engine.executor != name and engine.executor in EXECUTORS:
         raise ParNetError(f"another name for {engine.executor} here")
     settings = f"executor {engine.executor}, {subject.threads} thread(s)" if subject.device.type == "cpu" else name
-    return Runner(engine, settings, words(engine.arithmetic), wait=on_device(subject))
+    is_emulated = engine.arithmetic == subject.dtype and emulated(subject)
+    arithmetic = words(engine.arithmetic) + (", emulated" if is_emulated else "")
+    return Runner(engine, settings, arithmetic, wait=on_device(subject))

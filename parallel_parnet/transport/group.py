@@ -21,6 +21,7 @@ from ..errors import LaneError, ParNetError
 
 LOOPBACK = "127.0.0.1"
 FIELD = 64  # bytes of each setting that the ranks compare
+GATHER = 1 << 20  # a tag that no route has
 
 
 def join_ranks(device: torch.device, timeout_s: float) -> None:
@@ -95,11 +96,25 @@ def announce(numbers: list[int], source: int) -> list[int]:
 
 
 def gather(numbers: list[int]) -> list[list[int]]:
-    """Each rank's numbers, on every rank; all give as many."""
+    """Each rank's numbers, on every rank; all give as many.
+
+    Rank by rank rather than by a collective, whose failure would not tell which rank is lost.
+    """
     monitor, mine = joined(), torch.tensor(numbers, dtype=torch.int64)
-    parts = [torch.empty_like(mine) for _ in range(monitor.world)]
-    with health.Operation(monitor, "comparing settings"):
-        dist.all_gather(parts, mine)
+    parts = [mine if rank == monitor.rank else torch.empty_like(mine) for rank in range(monitor.world)]
+    under_way: list[tuple[int, dist.Work | None]] = []
+    for start in (
+        lambda rank: dist.isend(mine, rank, tag=GATHER),
+        lambda rank: dist.irecv(parts[rank], rank, tag=GATHER),
+    ):
+        for rank in range(monitor.world):
+            if rank != monitor.rank:
+                with health.Operation(monitor, f"comparing settings with rank {rank}", rank):
+                    under_way.append((rank, start(rank)))
+    for rank, work in under_way:
+        with health.Operation(monitor, f"comparing settings with rank {rank}", rank):
+            assert work is not None, "this rank is in the group"
+            work.wait()
     return [part.tolist() for part in parts]
 
 

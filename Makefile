@@ -60,7 +60,7 @@ gpu-check:
 experiment: setup
 	$(BIN)/python launch/latency_vs_depth.py --page docs/latency-vs-depth$(if $(shell command -v nvidia-smi),-gpu).md
 
-# under ten minutes on two cores; the budgets are seconds of timed runs
+# about ten minutes on two cores; the budgets are seconds of timed runs
 bench: setup
 	for dtype in float32 bfloat16; do \
 		$(BIN)/python launch/bench.py --model parnet_s --dtype $$dtype --budget 25 || exit 1; \

@@ -77,6 +77,14 @@ def _logarithmic(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def _curves(axes: Axes, rows: list[dict], group: str, x: str) -> None:
+    """One lane by every executor, and simulated lanes with and without a link."""
+    for executor in executors(rows):
+        _curve(axes, select(rows, group, executor), x, "median_ms", executor)
+    _curve(axes, select(rows, group, "eager"), x, "lanes_ms", "lanes")
+    _curve(axes, select(rows, group, "eager"), x, "linked_lanes_ms", "linked")
+
+
 def _depth(rows: list[dict]) -> Figure | None:
     """(a): the same blocks, arranged in 1 to 24 streams."""
     groups = list(dict.fromkeys(r["group"] for r in select(rows, "depth")))
@@ -84,10 +92,7 @@ def _depth(rows: list[dict]) -> Figure | None:
         return None
     figure, panels = _panels([f"48 blocks, {g.split(', ')[1]}" for g in groups])
     for axes, group in zip(panels, groups, strict=True):
-        for executor in executors(rows):
-            _curve(axes, select(rows, group, executor), "depth", "median_ms", executor)
-        _curve(axes, select(rows, group, "eager"), "depth", "lanes_ms", "lanes")
-        _curve(axes, select(rows, group, "eager"), "depth", "linked_lanes_ms", "linked")
+        _curves(axes, rows, group, "depth")
         axes.set_xlabel("depth, levels")
         axes.set_ylim(bottom=0)
     panels[0].legend(fontsize=8)
@@ -101,10 +106,7 @@ def _work(rows: list[dict]) -> Figure | None:
         return None
     figure, panels = _panels([g.removeprefix("work ") for g in groups], columns=2, width=4.2)
     for axes, group in zip(panels, groups, strict=False):
-        for executor in executors(rows):
-            _curve(axes, select(rows, group, executor), "gflops", "median_ms", executor)
-        _curve(axes, select(rows, group, "eager"), "gflops", "lanes_ms", "lanes")
-        _curve(axes, select(rows, group, "eager"), "gflops", "linked_lanes_ms", "linked")
+        _curves(axes, rows, group, "gflops")
         axes.set_xlabel("work, GFLOP")
         axes.set_xscale("log")
         axes.set_yscale("log")

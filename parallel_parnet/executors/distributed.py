@@ -25,8 +25,9 @@ from ..program import INPUT, Program, check_input
 from ..transport import agree, choose, open_as
 from ..transport.base import IN_FLIGHT, Inbox, Pending
 from .backends import Runner, compile_module, storage_type
-from .local import MAX_SHAPES, synchroniser
+from .local import synchroniser
 from .segment import SegmentModule
+from .shapes import Shapes
 
 STOP, RUN, PROFILE, TRACE, CLOCK = range(5)
 HEADER = 4  # int64s: the command, then N, H, W, or the exit status
@@ -102,7 +103,7 @@ class DistributedExecutor:
             SegmentModule(program, s, self.storage, device) for s in placement.segments(program) if s.lane == lane
         ]
         self.ranges = Ranges.of(program)
-        self._shapes: dict[tuple[int, ...], _Shape] = {}
+        self._shapes: Shapes[tuple[int, ...], _Shape] = Shapes(self._make_shape)
         self._begun = 0
         self._pending: deque[tuple[_Request, torch.device]] = deque()
 
@@ -244,7 +245,7 @@ class DistributedExecutor:
     def _prepare(self, command: int, shape_nhw: Sequence[int], spans: Spans | None) -> _Request:
         """Be ready for what arrives in a request."""
         n, h, w = shape_nhw
-        shape = self._shape((n, 3, h, w))
+        shape = self._shapes((n, 3, h, w))
         arriving = shape.inboxes[self._begun % IN_FLIGHT]
         self._begun += 1
         for tag, inbox in arriving.items():
@@ -333,22 +334,18 @@ class DistributedExecutor:
 
         return [own if lane == self.lane else heard(lane) for lane in range(self.placement.lanes)]
 
-    def _shape(self, shape_nchw: tuple[int, ...]) -> _Shape:
-        if shape_nchw not in self._shapes:
-            if len(self._shapes) >= MAX_SHAPES:
-                del self._shapes[next(iter(self._shapes))]
-            n, _, h, w = shape_nchw
-            self.transport.reserve(self._sizes(n, h, w), self.device)
-            here = [(tag, t.feature) for tag, t in enumerate(self.transfers) if t.target == self.lane]
-            inboxes = [
-                {
-                    tag: self.transport.inbox(tag, self.program.shape(name, n, h, w), self.storage, self.device)
-                    for tag, name in here
-                }
-                for _ in range(IN_FLIGHT)
-            ]
-            self._shapes[shape_nchw] = _Shape(inboxes)
-        return self._shapes[shape_nchw]
+    def _make_shape(self, shape_nchw: tuple[int, ...]) -> _Shape:
+        n, _, h, w = shape_nchw
+        self.transport.reserve(self._sizes(n, h, w), self.device)
+        here = [(tag, t.feature) for tag, t in enumerate(self.transfers) if t.target == self.lane]
+        inboxes = [
+            {
+                tag: self.transport.inbox(tag, self.program.shape(name, n, h, w), self.storage, self.device)
+                for tag, name in here
+            }
+            for _ in range(IN_FLIGHT)
+        ]
+        return _Shape(inboxes)
 
 
 def _sources_digest() -> str:

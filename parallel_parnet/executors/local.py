@@ -13,7 +13,6 @@ from ..profiling.spans import Recorder, Spans, span
 from ..program import INPUT, Program
 from .backends import Runner, compile_module, storage_type
 from .segment import SegmentModule
-from .shapes import MAX_SHAPES as MAX_SHAPES
 from .shapes import Shapes
 
 

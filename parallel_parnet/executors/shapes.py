@@ -30,5 +30,8 @@ class Shapes(Generic[Key, Kept]):
             found = self._kept[key] = self._make(key)
         return found
 
+    def __contains__(self, key: Key) -> bool:
+        return key in self._kept
+
     def __len__(self) -> int:
         return len(self._kept)

@@ -84,7 +84,7 @@ def _run_and_exit(work: Callable[[], object]) -> NoReturn:
         status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
-    except BaseException:
+    except BaseException:  # whatever it is, a process of its own would end by it in this way
         traceback.print_exc()
     finally:
         sys.stdout.flush()

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +79,14 @@ def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
         return tensor.fill_(float("nan")) if real else tensor
 
     monkeypatch.setattr(torch, "empty", poisoned)
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """Each test ends with as many threads as it began with: the last bits of an answer depend on how many there are."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 def free_port() -> int:

@@ -182,10 +182,8 @@ def test_parity_failure_refuses(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     monkeypatch.setattr(ours, "Engine", Wrong)
     monkeypatch.setattr(bench, "possible", lambda device, dtype: HEADER["possible"])
     monkeypatch.setattr(sys, "argv", ["bench.py", "--only", "ours: eager", "--device", "cpu", "--out", str(tmp_path)])
-    threads = torch.get_num_threads()
     with pytest.raises(SystemExit) as left:
         run(bench.main)
-    torch.set_num_threads(threads)
     assert left.value.code == 2
     errors = capsys.readouterr().err.strip().splitlines()[-1]
     assert errors.startswith("error: parity fails, so nothing is timed: ours: eager is off by 1.0e-03")

@@ -32,11 +32,8 @@ def choices(cores: int) -> list[Choice]:
 
 
 @pytest.fixture
-def two_threads() -> object:
-    before = torch.get_num_threads()
+def two_threads() -> None:
     torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_candidates() -> None:

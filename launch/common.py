@@ -159,7 +159,7 @@ def run(main: Callable[[], int]) -> None:
         sys.stdout.flush()
     except ParNetError as error:
         if ranks.local_rank == 0:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            _say(f"error: {error}")
         status = 2
     except LaneError as error:
         _exit_at_once(1, f"error on rank {ranks.rank}: {error}")
@@ -170,16 +170,21 @@ def run(main: Callable[[], int]) -> None:
     except BrokenPipeError:
         os._exit(128 + SIGPIPE)  # as a program ends whose reader, such as head, has enough; nothing more can be printed
     except Exception as error:
-        traceback.print_exc()
-        _exit_at_once(1, f"error on rank {ranks.rank}: {type(error).__name__}: {error}")
+        _exit_at_once(1, f"{traceback.format_exc()}error on rank {ranks.rank}: {type(error).__name__}: {error}")
     leave_ranks()
     sys.exit(status)
 
 
 def _exit_at_once(status: int, message: str) -> NoReturn:
     """Without leaving the ranks in order, which would wait for the others."""
-    print(message, file=sys.stderr, flush=True)
+    _say(message)
     sys.stdout.flush()
     if monitor := health.current():
         monitor.fence()
     os._exit(status)
+
+
+def _say(message: str) -> None:
+    """In one write, so that lines of ranks that share stderr stay whole also where PYTHONUNBUFFERED is set."""
+    sys.stderr.write(f"{message}\n")
+    sys.stderr.flush()

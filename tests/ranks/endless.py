@@ -22,7 +22,9 @@ def main() -> int:
     ranks.take_threads()
     join_ranks(torch.device("cpu"), 60)
     with Engine(fold(lively(SMALL, 0)), device="cpu", executor="eager") as engine:
-        print("rank", ranks.rank, os.getpid(), flush=True)
+        # one string: with PYTHONUNBUFFERED print would write its arguments one by one, between those of other ranks
+        sys.stdout.write(f"rank {ranks.rank} {os.getpid()}\n")
+        sys.stdout.flush()
         if not engine.is_coordinator:
             return engine.serve()
         while True:

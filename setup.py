@@ -19,7 +19,7 @@ setup(
         "parallel_parnet.profiling",
     ],
     package_data={
-        "parallel_parnet.kernels": ["configs/*.json"],
+        "parallel_parnet.kernels": ["configs/*.json", "native.c"],
         "parallel_parnet.profiling": ["report.html", "report.js"],
     },
     install_requires=[

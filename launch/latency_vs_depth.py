@@ -31,9 +31,10 @@ from depth.points import Point, points
 from depth.simulated import lane_per_stream
 from parallel_parnet import ParNetError, Program
 from parallel_parnet.costs import LINKS, Link
-from parallel_parnet.executors.backends import BACKENDS, has_openvino
+from parallel_parnet.executors.backends import lacking
 from parallel_parnet.files import write_atomically
 
+EXECUTORS = ("eager", "inductor", "openvino")  # which run any network of torch
 LOOPBACK = ROOT / "results" / "links-gloo-loopback.json"
 SECONDS = 8.0  # of timed runs for a group and executor; a quarter of it with --quick
 
@@ -96,7 +97,7 @@ def measure_group(
 def arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer networks and runs")
-    parser.add_argument("--executors", nargs="+", choices=BACKENDS, help="default: eager, and openvino if installed")
+    parser.add_argument("--executors", nargs="+", choices=EXECUTORS, help="default: eager, and openvino if installed")
     parser.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
     parser.add_argument("--only", metavar="TEXT", default="", help="groups whose names contain this")
@@ -110,8 +111,8 @@ def main() -> int:
     if ranks.world > 1:
         raise ParNetError("the experiment runs in one process: start it with python")
     threads, device, dtype = ranks.take_threads(), ranks.device(args.device), DTYPES[args.dtype]
-    default = ["eager", "openvino"] if device.type == "cpu" and has_openvino() and not args.quick else ["eager"]
-    executors = args.executors or default
+    has_openvino = device.type == "cpu" and not lacking("openvino")
+    executors = args.executors or (["eager", "openvino"] if has_openvino and not args.quick else ["eager"])
     link = Link.read(LOOPBACK) if device.type == "cpu" else LINKS["nvlink"]
     header = {
         "machine": machine(device), "dtype": str(dtype).removeprefix("torch."), "threads": threads,

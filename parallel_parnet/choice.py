@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,34 +20,39 @@ FIRST_ROUNDS, HOPELESS = 3, 1.5  # after so many, what was never within this fac
 
 @dataclass(frozen=True)
 class Choice:
-    """A placement in one process, and the compute threads of each of its lanes."""
+    """An executor, a placement in one process, and the compute threads of each of its lanes."""
 
+    executor: str
     placement: Placement
     threads: int
     name: str
 
     def __str__(self) -> str:
-        return f"{self.name}, {self.placement.lanes} lane(s) of {self.threads} thread(s)"
+        return f"{self.executor}, {self.name}, {self.placement.lanes} lane(s) of {self.threads} thread(s)"
 
 
-def candidates(program: Program, seconds: Mapping[str, float], cores: int) -> list[Choice]:
+def candidates(program: Program, seconds: Mapping[str, float], cores: int, executors: Sequence[str]) -> list[Choice]:
     """One lane with all cores, or with one; and the network's streams, and what the planner finds, on several lanes.
 
-    seconds: of each operation alone, for the planner.
+    seconds: of each operation alone, for the planner. executors: of them, OpenVINO takes several lanes as well.
     """
-    found = [Choice(Placement.single(program), threads, "whole") for threads in dict.fromkeys((cores, 1))]
+    single = Placement.single(program)
+    found = [Choice(e, single, threads, "whole") for e in executors for threads in dict.fromkeys((cores, 1))]
+    if "openvino" not in executors:
+        return found
     costs = Costs(seconds, dict.fromkeys((INPUT, *program.by_name), HAND_OVER))
     for lanes in range(2, min(cores, program.streams, MAX_LANES) + 1):
         by_stream = Placement.from_streams_per_gpu(program, -(-program.streams // lanes), lanes)
         planned = search(program, costs, lanes, exactly=True, runner_up=False).best.placement
-        found += [Choice(by_stream, cores // lanes, "by stream")]
+        found += [Choice("openvino", by_stream, cores // lanes, "by stream")]
         if planned != by_stream:
-            found += [Choice(planned, cores // lanes, "planned")]
+            found += [Choice("openvino", planned, cores // lanes, "planned")]
     return found
 
 
 def measure(runs: Sequence[Callable[[], object]]) -> list[float]:
-    """Median seconds of each, taking turns, so that what else the machine does meets all of them."""
+    """Median seconds of each, taking turns, so that what else the machine does meets all of them. Every round has an
+    order of its own: threads that spin after a run slow down whoever comes next."""
     times: list[list[float]] = [[] for _ in runs]
     racing, began = list(range(len(runs))), time.perf_counter()
     for done in range(MOST_ROUNDS):
@@ -61,7 +67,7 @@ def measure(runs: Sequence[Callable[[], object]]) -> list[float]:
 
 
 def _round(runs: Sequence[Callable[[], object]], racing: list[int]) -> Iterator[tuple[int, float]]:
-    for i in racing:
+    for i in random.sample(racing, len(racing)):
         start = time.perf_counter()
         runs[i]()
         yield i, time.perf_counter() - start

@@ -14,7 +14,7 @@ from torch import Tensor
 from . import health
 from .choice import Choice, candidates, measure
 from .errors import ParNetError
-from .executors.backends import BACKENDS, arithmetic, has_openvino
+from .executors.backends import BACKENDS, ON_CPUS, arithmetic, has_bf16, lacking
 from .executors.distributed import DistributedExecutor
 from .executors.graph import GraphExecutor
 from .executors.local import LocalExecutor, synchroniser
@@ -55,11 +55,12 @@ class Engine:
     placement: which lane runs what; one lane, or one lane per rank, where not given.
     device: "cuda" where there is one, else "cpu". Lanes of one process take the visible GPUs in turn.
     dtype: float32, bfloat16 or (on GPUs) float16.
-    executor: "auto" takes OpenVINO on the CPU where it is installed, else eager mode; "cpu" is the same and insists on
-        the CPU; "reference" is the plain fp32 oracle; "eager", "inductor" and "openvino" are what they say. On one
-        NVIDIA GPU, "triton" is one kernel launch per level, "cuda_graph" the same launches captured in a CUDA graph,
-        and "cuda_streams" torch's operations with a CUDA stream per lane, captured as well.
-    threads: of each lane, for OpenVINO; without it, lanes share torch's number of threads.
+    executor: "auto" takes eager mode, or on the CPU what can be had of "native" (our own kernels, always fp32, which
+        need a C compiler) and "openvino"; "cpu" is the same and insists on the CPU; "reference" is the plain fp32
+        oracle; "inductor" is torch.compile. On one NVIDIA GPU, "triton" is one kernel launch per level, "cuda_graph"
+        the same launches captured in a CUDA graph, and "cuda_streams" torch's operations with a CUDA stream per lane,
+        captured as well.
+    threads: of each lane, for native and OpenVINO; without it, lanes share torch's number of threads.
 
     Calls from several threads take turns: there is one set of buffers. Work on a GPU goes to the caller's current CUDA
     stream; a call from another CUDA stream waits there for the call before it.
@@ -119,7 +120,8 @@ class Engine:
     def load(cls, path: Path | str, device: str | torch.device | None = None) -> Engine:
         """The engine that `save` wrote. ParNetError, naming the file, where it is damaged or does not fit the machine.
 
-        What was measured with another number of threads is left out: `warm_up` measures again.
+        What was measured with another number of threads, or by an executor that is not here, is left out:
+        `warm_up` measures again.
         """
         program, metadata = Program.read(path)
         try:
@@ -131,9 +133,12 @@ class Engine:
                 placement = Placement(int(placement["lanes"]), where, int(placement["coordinator"]))
                 if placement.lanes > len(program.operations):
                     raise ParNetError(f"{placement.lanes} lanes for {len(program.operations)} operations")
-            if cores not in (None, torch.get_num_threads()):
+            chosen = str(saved.get("chosen", saved["executor"]))
+            if cores is not None and (cores != torch.get_num_threads() or lacking(chosen)):
                 placement = threads = cores = None
             engine = cls(program, placement, device, dtype, str(saved["executor"]), threads=threads and int(threads))
+            if cores is not None and engine.device.type == "cpu":
+                engine._backend = _choose(chosen, engine.device, dtype)
         except ParNetError as error:
             raise ParNetError(f"{path}: {error}") from None
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -151,6 +156,7 @@ class Engine:
         saved = {
             "dtype": str(self.dtype),
             "executor": self._asked,
+            "chosen": self._backend,
             "placement": None if self._open else placement,
             "threads": self.threads,
             "cores": self._cores,
@@ -218,31 +224,33 @@ class Engine:
             return executor.buffers(x_nchw.shape)
 
     def warm_up(self, x_nchw: Tensor) -> dict[str, float]:
-        """Compile for pictures like these; on the CPU, and where nobody chose a placement, choose one by measuring.
+        """Compile for pictures like these; on the CPU, where nobody chose, choose executor and placement by measuring.
 
         Returns the median seconds of what was compared, by name, the chosen one's first; nothing where there was no
         choice. `save` keeps the choice.
         """
-        if not self._open or self._backend != "openvino":
+        executors = _for_cpu(self.dtype) if self._open and self.device.type == "cpu" else []
+        if not executors:
             self(x_nchw)
             return {}
         spans = self.profile(x_nchw)[0].spans  # of a second pass: the first one warms up
         spans = self.profile(x_nchw)[0].spans
         cores = torch.get_num_threads()
-        choices = candidates(self.program, {span.name: span.end - span.start for span in spans}, cores)
+        choices = candidates(self.program, {s.name: s.end - s.start for s in spans}, cores, executors)
         engines = [self._with(choice) for choice in choices]
         for engine in engines:
             engine(x_nchw)
         seconds = measure([lambda engine=engine: engine(x_nchw) for engine in engines])  # type: ignore[misc]
         best = min(range(len(engines)), key=seconds.__getitem__)
         with self._lock:
-            self.placement, self.threads = choices[best].placement, choices[best].threads
+            chosen = choices[best]
+            self._backend, self.placement, self.threads = chosen.executor, chosen.placement, chosen.threads
             self._executors, self._open, self._cores = engines[best]._executors, False, cores
         found = dict(zip(map(str, choices), seconds, strict=True))
         return dict(sorted(found.items(), key=lambda item: item[1]))
 
     def _with(self, choice: Choice) -> Engine:
-        return Engine(self.program, choice.placement, self.device, self.dtype, self._asked, threads=choice.threads)
+        return Engine(self.program, choice.placement, self.device, self.dtype, choice.executor, threads=choice.threads)
 
     def serve(self) -> int:
         """On every rank but the coordinator's: take part in requests until it closes; returns its exit status."""
@@ -285,7 +293,7 @@ class Engine:
 
             return OpenVinoExecutor(program, placement, dtype, self.threads)
         devices = [self.lane_device(lane) for lane in range(placement.lanes)]
-        return LocalExecutor(program, placement, devices, dtype, self._backend)
+        return LocalExecutor(program, placement, devices, dtype, self._backend, self.threads)
 
     def trace(self, x_nchw: Tensor) -> list[Recorder]:
         """A few requests as calls run them: the spans of each lane, and what its GPU ran.
@@ -363,10 +371,16 @@ def _choose(executor: str, device: torch.device, dtype: torch.dtype) -> str:
         raise ParNetError("executor reference is the fp32 oracle: leave dtype at float32")
     if device.type == "cpu" and executor in ON_ONE_GPU:
         raise ParNetError(f"executor {executor} runs on NVIDIA GPUs only: choose eager")
-    if device.type == "cuda" and executor in ("cpu", "openvino"):
+    if device.type == "cuda" and executor in ("cpu", *ON_CPUS):
         raise ParNetError(f"executor {executor} runs on the CPU only: choose device cpu")
     if executor in ("auto", "cpu"):
-        return "openvino" if device.type == "cpu" and has_openvino() else "eager"
-    if executor == "openvino" and not has_openvino():
-        raise ParNetError("executor openvino: not installed here; pip install openvino, or choose eager")
+        return [*(_for_cpu(dtype) if device.type == "cpu" else []), "eager"][0]
+    if reason := lacking(executor):
+        raise ParNetError(f"executor {executor}: {reason}, or choose eager")
     return executor
+
+
+def _for_cpu(dtype: torch.dtype) -> list[str]:
+    """Executors that can be had here, the likely fastest first; native where the arithmetic is fp32 anyway."""
+    in_fp32 = dtype == torch.float32 or not has_bf16()
+    return [name for name in ("native", "openvino") if not lacking(name) and (name != "native" or in_fp32)]

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from parallel_parnet import Config, ParNet, create_model
+from parallel_parnet.executors.backends import ON_CPUS, lacking
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
+OPTIONAL = [executor for executor in ON_CPUS if not lacking(executor)]  # that can be had here
 SMALL = Config((8, 16, 32, 64), num_classes=10)
 
 sys.path.append(str(ROOT / "launch"))  # behind the standard library, which has a `profile` of its own

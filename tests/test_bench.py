@@ -329,7 +329,7 @@ def test_the_whole(tmp_path: Path) -> None:
     some in one form instead of two."""
     peers = ["eager", "eager, channels_last", "eager, fused", "OpenVINO", "ONNX Runtime", "JAX, fused", "TensorRT"]
     arguments = ("--runs", 4, "--warmup", 1, "--device", "cpu", "--out", tmp_path)
-    done = launch("bench.py", *arguments, "--only", "ours: eager", "ours: openvino", *peers)
+    done = launch("bench.py", *arguments, "--only", "ours: auto", "ours: eager", "ours: openvino", *peers)
     assert done.returncode == 0, done.stderr
     (file,) = tmp_path.glob("*.json")
     torch_version = ".".join(torch.__version__.split(".")[:2])
@@ -363,6 +363,8 @@ def test_the_whole(tmp_path: Path) -> None:
     if "ours: openvino" in names:
         (own,) = (row for row in written["rows"] if row["contender"] == "ours: openvino")
         assert 0 < own["overhead_us"] < own["infer_step_time"] * 1e3
+        (chosen,) = (row for row in written["rows"] if row["contender"] == "ours: auto")
+        assert "lane(s) of" in chosen["settings"], "what warm_up chose"
 
 
 @pytest.mark.usefixtures("_one_core")

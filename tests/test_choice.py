@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import SMALL, lively, relative
+from conftest import OPTIONAL, SMALL, lively, relative
 from parallel_parnet import Config, Engine, ParNetError, Placement, Program, fold
 from parallel_parnet.choice import FIRST_ROUNDS, LEAST_ROUNDS, Choice, candidates, measure
 from test_placement import random_placement
@@ -28,7 +28,7 @@ FOUR = Config((8, 16, 32, 64, 96), blocks=(1, 2, 1, 2), num_classes=10, activati
 
 
 def choices(cores: int) -> list[Choice]:
-    return candidates(PROGRAM, {op.name: 1e-3 for op in PROGRAM.operations}, cores)
+    return candidates(PROGRAM, {op.name: 1e-3 for op in PROGRAM.operations}, cores, ["openvino"])
 
 
 @pytest.fixture
@@ -109,6 +109,28 @@ def test_warm_up_chooses_once_and_the_choice_is_kept(tmp_path: Path, two_threads
     elsewhere = Engine.load(tmp_path / "e.safetensors", "cpu")
     assert elsewhere.placement.lanes == 1 and elsewhere.threads is None
     assert elsewhere.warm_up(X), "measured anew on a machine with other cores"
+
+
+@pytest.mark.skipif("native" not in OPTIONAL, reason="there is no C compiler")
+def test_another_executor_may_win(tmp_path: Path, two_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def third(runs: list) -> list[float]:
+        for run in runs:
+            assert relative(run(), EXPECTED) < 1e-5
+        return [3.0, 4.0, 1.0, *[2.0] * (len(runs) - 3)]  # native with two threads and with one, then OpenVINO
+
+    monkeypatch.setattr("parallel_parnet.engine.measure", third)
+    engine = Engine(PROGRAM, None, "cpu")
+    assert engine.executor == "native"
+    assert next(iter(engine.warm_up(X))) == "openvino, whole, 1 lane(s) of 2 thread(s)"
+    assert (engine.executor, engine.threads) == ("openvino", 2)
+    answer, path = engine(X), tmp_path / "e.safetensors"
+    engine.save(path)
+    loaded = Engine.load(path, "cpu")
+    assert loaded.executor == "openvino" and torch.equal(loaded(X), answer)
+    loaded.save(path)
+    monkeypatch.setattr("parallel_parnet.engine.lacking", lambda executor: executor == "openvino" and "it")
+    without = Engine.load(path, "cpu")
+    assert (without.executor, without.threads) == ("native", None), "what was chosen, not asked for, may be left out"
 
 
 def test_what_was_asked_for_is_not_chosen() -> None:

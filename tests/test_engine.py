@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
-from conftest import SMALL, lively, relative
+from conftest import OPTIONAL, SMALL, lively, relative
 from parallel_parnet import VARIANTS, Engine, ParNetError, fold
-from parallel_parnet.executors.backends import has_openvino
+from parallel_parnet.executors.backends import lacking
 from parallel_parnet.executors.shapes import MAX_SHAPES
+from parallel_parnet.kernels.native import library
 
 PROGRAM = fold(lively(SMALL, 2))
 
@@ -20,7 +23,7 @@ def test_every_variant_against_its_training_form(name: str) -> None:
     with torch.no_grad():
         expected = model(x)
     program = fold(model)
-    for executor in ("eager", *(["openvino"] if has_openvino() else [])):
+    for executor in ("eager", *OPTIONAL):
         assert relative(Engine(program, device="cpu", executor=executor)(x), expected) < 1e-5, executor
     if name in ("parnet_s", "parnet_fashion"):  # lively networks amplify rounding; golden ones are held to 1e-2
         assert relative(Engine(program, device="cpu", executor="eager", dtype=torch.bfloat16)(x), expected) < 3e-2
@@ -65,13 +68,34 @@ def test_options_that_do_not_fit(options: dict, message: str) -> None:
         Engine(PROGRAM, **options)
 
 
+@pytest.fixture
+def _bare(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Without optional packages and a compiler."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setenv("CC", "no-such-compiler")
+    for cached in (lacking, library):
+        cached.cache_clear()
+    yield
+    for cached in (lacking, library):
+        cached.cache_clear()
+
+
+@pytest.mark.usefixtures("_bare")
+def test_what_cannot_be_had() -> None:
+    for executor, reason in (("openvino", "not installed here; pip install openvino"), ("native", "no C compiler")):
+        with pytest.raises(ParNetError, match=f"executor {executor}: {reason}.*, or choose eager"):
+            Engine(PROGRAM, device="cpu", executor=executor)
+    engine = Engine(PROGRAM, device="cpu")
+    assert engine.executor == "eager" and engine.warm_up(torch.zeros(1, 3, 32, 32)) == {}
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU answers")
 def test_no_gpu() -> None:
     with pytest.raises(ParNetError, match="no NVIDIA GPU"):
         Engine(PROGRAM, device="cuda")
 
 
-@pytest.mark.parametrize("executor", ["reference", "eager", "auto"])
+@pytest.mark.parametrize("executor", ["reference", "eager", "auto", *OPTIONAL])
 def test_answers_do_not_alias(executor: str) -> None:
     engine = Engine(PROGRAM, device="cpu", executor=executor)
     x = torch.randn(1, 3, 64, 64)
@@ -84,8 +108,9 @@ def test_answers_do_not_alias(executor: str) -> None:
     assert first.dtype == torch.float32
 
 
-def test_sizes_and_batches_may_change() -> None:
-    engine = Engine(PROGRAM, device="cpu", executor="eager")
+@pytest.mark.parametrize("executor", ["eager", *OPTIONAL])
+def test_sizes_and_batches_may_change(executor: str) -> None:
+    engine = Engine(PROGRAM, device="cpu", executor=executor)
     reference = Engine(PROGRAM, device="cpu", executor="reference")
     shapes = [(n, h, w) for n in (1, 3) for h in (32, 64) for w in (32, 96, 128)]
     assert len(shapes) > MAX_SHAPES

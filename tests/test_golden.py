@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from conftest import Golden, golden_cases, relative
+from conftest import OPTIONAL, Golden, golden_cases, relative
 from parallel_parnet import Engine, Placement, Program, fold, load_checkpoint
 
 CASES = golden_cases()
@@ -24,9 +24,10 @@ def test_training_form(golden: Golden) -> None:
 
 
 @pytest.mark.parametrize("dtype", LIMIT, ids=str)
+@pytest.mark.parametrize("executor", ["eager", *OPTIONAL])
 @pytest.mark.parametrize("golden", CASES)
-def test_eager(golden: Golden, dtype: torch.dtype) -> None:
-    engine = Engine(program_of(golden), device="cpu", dtype=dtype, executor="eager")
+def test_one_lane(golden: Golden, executor: str, dtype: torch.dtype) -> None:
+    engine = Engine(program_of(golden), device="cpu", dtype=dtype, executor=executor)
     assert relative(engine(golden.input), golden.logits) < LIMIT[dtype]
 
 
@@ -39,10 +40,8 @@ def test_reference_under_placements(golden: Golden, k: int, lanes: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", LIMIT, ids=str)
-@pytest.mark.parametrize("executor", ["openvino", "inductor"])
+@pytest.mark.parametrize("executor", ["inductor", *OPTIONAL])
 def test_compiled(executor: str, dtype: torch.dtype) -> None:
-    if executor == "openvino":
-        pytest.importorskip("openvino")
     golden = CASES[1].values[0]
     program = program_of(golden)
     engine = Engine(program, Placement.from_streams_per_gpu(program, 1, 3), "cpu", dtype, executor)

@@ -10,8 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import GOLDEN, ROOT, launch, relative
-from parallel_parnet.executors.backends import has_openvino
+from conftest import GOLDEN, OPTIONAL, ROOT, launch, relative
 
 DEMO = ROOT / "launch" / "demo"
 KEYS = {
@@ -63,7 +62,7 @@ def test_the_demo_is_right(single: dict) -> None:
     ("ranks", "k", "options"),
     [
         (3, 1, ("--executor", "eager")),
-        (2, 2, ("--executor", "eager", "--batch-size", 4)),
+        (2, 2, ("--executor", ["eager", *OPTIONAL][-1], "--batch-size", 4)),
         (3, 2, ("--executor", "auto")),
         (3, 1, ("--executor", "auto", "--dtype", "bf16")),
     ],
@@ -83,7 +82,7 @@ def test_ranks_give_the_same_logits(single: dict, ranks: int, k: int, options: t
     assert "waiting" in result["stages_ms"][0]
 
 
-@pytest.mark.skipif(not has_openvino(), reason="there is nothing to choose without OpenVINO")
+@pytest.mark.skipif("openvino" not in OPTIONAL, reason="there is nothing to choose without OpenVINO")
 def test_one_process_chooses_its_placement(single: dict, tmp_path: Path) -> None:
     run = launch("infer.py", *QUICK, "--placement", "auto", "--verify", "--json", tmp_path / "a.json")
     assert run.returncode == 0, run.stdout + run.stderr

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import GOLDEN, SMALL, lively, relative
+from conftest import GOLDEN, OPTIONAL, SMALL, lively, relative
 from parallel_parnet import Config, Engine, ParNet, Placement, fold, load_checkpoint
-from parallel_parnet.executors.backends import has_openvino
 from parallel_parnet.executors.segment import SegmentModule
 from parallel_parnet.pixels import fold_pixels
 from parallel_parnet.placement import Segment
@@ -19,7 +18,7 @@ MODEL = lively(SMALL, 7)
 PROGRAM = fold(MODEL)
 CPU = torch.device("cpu")
 LIMIT = 1e-4  # lively networks amplify rounding on flat pictures; a shift that counts padding is 100 times further off
-EXECUTORS = ["reference", "eager", *(["openvino"] if has_openvino() else [])]
+EXECUTORS = ["reference", "eager", *OPTIONAL]
 
 
 def expected(model: ParNet, pixels: Tensor) -> Tensor:

@@ -9,7 +9,10 @@ from parallel_parnet.engine import EXECUTORS
 
 
 def ours() -> list[Contender]:
-    """Every executor that the engine knows; those that are another's second name give way to it."""
+    """Every executor that the engine knows; those that are another's second name give way to it.
+
+    "ours: auto" is the engine after `warm_up`, where that has something to choose.
+    """
     return [Contender(f"ours: {name}", True, lambda subject, name=name: _build(subject, name)) for name in EXECUTORS]
 
 
@@ -17,9 +20,11 @@ def _build(subject: Subject, name: str) -> Runner:
     if subject.program is None:
         raise ParNetError(f"{subject.name} is no ParNet")
     engine = Engine(subject.program, device=subject.device, dtype=subject.dtype, executor=name)
-    if engine.executor != name and engine.executor in EXECUTORS:
+    chosen = engine.warm_up(subject.pictures(1)[0]) if name == "auto" else {}
+    if engine.executor != name and not chosen:
         raise ParNetError(f"another name for {engine.executor} here")
-    settings = f"executor {engine.executor}, {subject.threads} thread(s)" if subject.device.type == "cpu" else name
+    plain = f"executor {name}, {subject.threads} thread(s)" if subject.device.type == "cpu" else name
+    settings = next(iter(chosen), plain)
     is_emulated = engine.arithmetic == subject.dtype and emulated(subject)
     arithmetic = words(engine.arithmetic) + (", emulated" if is_emulated else "")
     return Runner(engine, settings, arithmetic, wait=on_device(subject))

@@ -12,7 +12,11 @@ from typing import Any
 from torch import Tensor
 
 # module, class and method by which executors hand the work over
-HANDED_TO = (("openvino", "InferRequest", "infer"), ("torch.cuda", "CUDAGraph", "replay"))
+HANDED_TO = (
+    ("openvino", "InferRequest", "infer"),
+    ("parallel_parnet.executors.native_plan", "NativePlan", "run"),
+    ("torch.cuda", "CUDAGraph", "replay"),
+)
 
 
 @contextmanager

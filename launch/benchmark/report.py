@@ -56,7 +56,7 @@ def row_of(entry: Entry, possible: Mapping[str, Mapping[str, float]], clocks: Se
         "settings": runner.settings,
         "error": entry.error,
         "setup_s": round(entry.setup, 3),
-        "first_call_s": round(entry.first_call, 3),
+        "first_call_s": round(entry.first_call, 6),
         "n": len(entry.latency),
         "latency_ms": latency,
         "median_interval_ms": [round(t * 1e3, 5) for t in median_interval(entry.latency)],

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from benchmark.subject import Contender, Runner, Subject, on_device, words
 from gpu import capture
 from parallel_parnet import ParNetError
+from parallel_parnet.executors.backends import has_bf16
 
 FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -43,7 +44,7 @@ def torch_peers() -> list[Contender]:
 def emulated(subject: Subject) -> bool:
     """Whether torch computes in a type that this CPU has no instructions for."""
     in_bf16 = subject.device.type == "cpu" and subject.dtype == torch.bfloat16
-    return in_bf16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return in_bf16 and not has_bf16()
 
 
 def _runner(subject: Subject, call: Callable[[Tensor], Tensor], settings: str) -> Runner:

@@ -1,32 +1,52 @@
-"""Ways to run a segment on the CPU or on a GPU through torch: as it is, by Inductor, or by OpenVINO."""
+"""Ways to run a segment on the CPU or on a GPU through torch: as it is, by Inductor, OpenVINO or the CPU kernels."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import ParNetError
+from ..kernels import native
+from .native_plan import NativePlan
 from .segment import SegmentModule
 
 Runner = Callable[..., tuple[Tensor, ...]]
 
-BACKENDS = ("eager", "inductor", "openvino")
+BACKENDS = ("eager", "inductor", "openvino", "native")
+ON_CPUS = ("openvino", "native")  # where they can be had
 
 
-def has_openvino() -> bool:
-    """Whether the optional package is installed."""
-    return importlib.util.find_spec("openvino") is not None
+@cache
+def lacking(backend: str) -> str | None:
+    """What a backend lacks on this machine, and what to do."""
+    if backend == "openvino" and importlib.util.find_spec("openvino") is None:
+        return "not installed here; pip install openvino"
+    if backend == "native":
+        try:
+            native.library()
+        except ParNetError as error:
+            return str(error)
+    return None
+
+
+def has_bf16() -> bool:
+    """Whether this CPU computes in bf16; torch emulates it elsewhere, slowly."""
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def storage_type(backend: str, dtype: torch.dtype) -> torch.dtype:
     """Type of features and weights as torch sees them. OpenVINO is told the precision and converts by itself."""
-    return torch.float32 if backend == "openvino" else dtype
+    return torch.float32 if backend in ON_CPUS else dtype
 
 
 def arithmetic(backend: str, dtype: torch.dtype) -> torch.dtype:
-    """The type that convolutions really run in: OpenVINO takes fp32 on CPUs without bf16 instructions."""
+    """The type that convolutions really run in: native always fp32, OpenVINO on CPUs without bf16 instructions."""
+    if backend == "native":
+        return torch.float32
     if backend == "openvino" and dtype == torch.bfloat16:
         import openvino
 
@@ -35,8 +55,16 @@ def arithmetic(backend: str, dtype: torch.dtype) -> torch.dtype:
     return dtype
 
 
-def compile_module(module: nn.Module, backend: str, reads: tuple[Tensor, ...], dtype: torch.dtype) -> Runner:
-    """A function from the module's inputs to its outputs. `reads` shows shapes and memory formats to specialise for."""
+def compile_module(
+    module: nn.Module, backend: str, reads: tuple[Tensor, ...], dtype: torch.dtype, threads: int | None = None
+) -> Runner:
+    """A function from the module's inputs to its outputs. `reads` shows shapes and memory formats to specialise for.
+
+    threads: of the CPU kernels, torch's number where not given.
+    """
+    if backend == "native":
+        assert isinstance(module, SegmentModule), "the kernels are those of programs"
+        return NativePlan(module, [t.shape for t in reads], threads or torch.get_num_threads())
     if backend == "openvino":
         return _openvino(module, reads, dtype)
     if backend == "inductor":

@@ -20,13 +20,22 @@ class LocalExecutor:
     """Runs a placement's segments in order, each on the device of its lane, moving features between devices.
 
     Backend "reference" is eager mode in the plain NCHW layout: the oracle that others are held against.
+    threads: of each segment, for the native kernels.
     """
 
     def __init__(
-        self, program: Program, placement: Placement, devices: list[torch.device], dtype: torch.dtype, backend: str
+        self,
+        program: Program,
+        placement: Placement,
+        devices: list[torch.device],
+        dtype: torch.dtype,
+        backend: str,
+        threads: int | None = None,
     ) -> None:
         self.program, self.devices, self.name, self.precision = program, devices, backend, dtype
-        self.memory_format = torch.contiguous_format if backend == "reference" else torch.channels_last
+        self.threads = threads
+        plain = backend in ("reference", "native")
+        self.memory_format = torch.contiguous_format if plain else torch.channels_last
         self.storage = storage_type(backend, dtype)
         self.modules = [
             SegmentModule(program, s, self.storage, devices[s.lane], self.memory_format)
@@ -47,7 +56,7 @@ class LocalExecutor:
         for i, module in enumerate(self.modules):
             reads = on_device(module, self.devices[module.segment.lane], features)
             if len(runners) <= i:
-                runners.append(compile_module(module, self.name, reads, self.precision))
+                runners.append(compile_module(module, self.name, reads, self.precision, self.threads))
             by_operation = spans is not None and self.name == "eager"
             with span(spans, module.label):
                 outputs = module.run(reads, spans) if by_operation else runners[i](*reads)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -40,6 +42,13 @@ class SegmentModule(nn.Module):
                 is_kernel = tensor.ndim == 4
                 weights[name] = tensor.contiguous(memory_format=memory_format) if is_kernel else tensor
             self.operations.append((op, weights))
+        self._packed: dict[Hashable, dict[str, Tensor]] = {}
+
+    def packed(self, key: Hashable, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Weights as a backend reads them, made once for all shapes of input."""
+        if key not in self._packed:
+            self._packed[key] = make()
+        return self._packed[key]
 
     def forward(self, *reads: Tensor) -> tuple[Tensor, ...]:
         return self.run(reads, None)

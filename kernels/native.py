@@ -1,0 +1,132 @@
+"""The CPU kernels of native.c: compiled once for this machine, their structs, and weights as they read them."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import ParNetError
+
+SOURCE = Path(__file__).with_name("native.c")
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=gnu11")
+IMPORT, GATE, DIRECT, WINOGRAD, CLASSIFIER = range(5)
+SLACK = 64  # floats behind what vectors read: the last one reaches over the end
+POINTER, INT, PAIR, INTS = ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p * 2, ctypes.c_int32 * 2
+
+Panels = Sequence[tuple[int, int, int]]
+
+
+class Panel(ctypes.Structure):
+    """Stored output channels that are computed together, from the inputs' parts of one group."""
+
+    _fields_ = [(name, INT) for name in ("group", "first", "count")]
+
+
+class Op(ctypes.Structure):
+    """An operation, as native.c explains it."""
+
+    _fields_ = [
+        ("x", PAIR), ("y", POINTER), ("sums", POINTER), ("x_sums", PAIR), ("weight", POINTER), ("bias", POINTER),
+        ("scale", POINTER), ("shift", POINTER), ("gate_weight", POINTER), ("gate_bias", POINTER),
+        ("multiply", POINTER), ("add", POINTER), ("panels", POINTER), ("strides", ctypes.c_int64 * 4),
+        ("h", INT), ("w", INT), ("c", INT), ("inputs", INT), ("cout", INT), ("groups", INT), ("stride", INT),
+        ("panel_count", INT), ("chunks", INT), ("x_chunks", INTS), ("silu", INT), ("border", INT),
+    ]  # fmt: skip
+
+
+class Task(ctypes.Structure):
+    """What a thread takes, as native.c explains it."""
+
+    _fields_ = [(name, INT) for name in ("op", "kind", "n", "chunk", "start", "stop", "panel_start", "panel_stop")]
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """native.c, compiled for this machine and kept in the user's cache. ParNetError, saying why, where that fails."""
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None:
+        raise ParNetError("no C compiler: install gcc, or set CC")
+    made_for = [subprocess.run([compiler, *o], capture_output=True).stdout for o in (["--version"], _TARGET)]
+    key = hashlib.sha256(b"".join([SOURCE.read_bytes(), repr(FLAGS).encode(), *made_for])).hexdigest()[:16]
+    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    path = cache_home / "parallel_parnet" / f"native-{key}.so"
+    try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+                made = Path(folder) / path.name
+                subprocess.run([compiler, *FLAGS, "-o", made, SOURCE], check=True, capture_output=True, text=True)
+                made.replace(path)
+        return ctypes.CDLL(str(path))
+    except subprocess.CalledProcessError as error:
+        raise ParNetError(f"{compiler} failed: {error.stderr.strip().splitlines()[-1:]}") from None
+    except OSError as error:
+        raise ParNetError(f"{path}: {error}") from None
+
+
+_TARGET = ["-march=native", "-E", "-dM", "-x", "c", os.devnull]  # names every instruction set
+
+
+def zeros(*shape: int) -> Tensor:
+    """fp32, with SLACK behind it."""
+    size = prod(shape)
+    return torch.zeros(size + SLACK)[:size].view(shape)
+
+
+def with_slack(tensor: Tensor) -> Tensor:
+    """A copy, fp32, with SLACK behind it."""
+    return zeros(*tensor.shape).copy_(tensor)
+
+
+def panels(cout: int, groups: int, shuffle: int) -> Panels:
+    """(group, first, count) of each panel, in the order in which channels are stored."""
+    width, rest = library().panel_width(), cout // (groups * shuffle)
+    return [
+        (chunk % groups, chunk * rest + first, min(width, rest - first))
+        for chunk in range(groups * shuffle)
+        for first in range(0, rest, width)
+    ]
+
+
+def stored(rows: Tensor, groups: int, shuffle: int) -> Tensor:
+    """Output channels, the first dimension, as they are stored: (groups, shuffle, rest) to (shuffle, groups, rest)."""
+    return rows.unflatten(0, (groups, shuffle, -1)).transpose(0, 1).flatten(0, 2)
+
+
+def pack_direct(weight: Tensor, inputs: int, which: Panels) -> Tensor:
+    """[cout, cin / groups, 3, 3], channels as stored, to [panels, K, panel width]: K by input, tap and channel."""
+    return _pack(weight.unflatten(1, (inputs, -1)).permute(0, 1, 3, 4, 2).flatten(1), which)
+
+
+def pack_winograd(weight: Tensor, which: Panels) -> Tensor:
+    """The same to G w G', [16, panels, cin / groups, panel width]."""
+    g = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+    return _pack(torch.einsum("ia,jb,okab->ijok", g, g, weight).flatten(0, 1), which)
+
+
+def _pack(rows: Tensor, which: Panels) -> Tensor:
+    """[..., cout, K] to [..., panels, K, panel width]; zeros where a panel has fewer channels."""
+    packed = zeros(*rows.shape[:-2], len(which), rows.shape[-1], library().panel_width())
+    for i, (_, first, count) in enumerate(which):
+        packed[..., i, :, :count] = rows[..., first : first + count, :].transpose(-1, -2)
+    return packed
+
+
+def bias_by_edge(bias: Tensor, border: Tensor) -> Tensor:
+    """[cout] and [cout, 3, 3] to [16, cout]: the border's taps inside the picture added, by which of them lack.
+
+    Rows by 4 vertical + horizontal, each 1 where the first taps lack, 2 where the last do, 3 where both.
+    """
+    kept = torch.tensor([[1.0, 1, 1], [0, 1, 1], [1, 1, 0], [0, 1, 0]])
+    return bias + torch.einsum("va,hb,oab->vho", kept, kept, border).flatten(0, 1)

@@ -20,8 +20,8 @@ from parallel_parnet import Engine, create_model, fold
 from peers import PEERS
 
 SIZE, PICTURES, COMPARED = 224, 8, 2
-# the way that is fastest for most networks on each kind of device; ParNet's is this project's engine
-WAYS = {"cpu": ("OpenVINO",), "cuda": ("CUDA graph of eager, fused", "torch.compile")}
+# the ways that are fastest for most networks on each kind of device; ParNet's is this project's engine
+WAYS = {"cpu": ("OpenVINO", "ONNX Runtime"), "cuda": ("CUDA graph of eager, fused", "torch.compile")}
 
 NOTE = (
     'Accuracy, and speed where marked, are quoted from the poster of "Non-deep Networks" (its own hardware; ParNet-L '

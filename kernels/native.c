@@ -20,7 +20,7 @@ enum { VL = 4, NV = 4, MR = 6 };
 enum { VL = 4, NV = 2, MR = 6 };
 #endif
 /* a tile of MR pixels by NR channels fills the registers */
-enum { NR = VL * NV, MAX_RUNS = 18, MAX_PIXELS = 4096 };
+enum { NR = VL * NV, MAX_RUNS = 18, MAX_PIXELS = 256 /* of a task */ };
 
 typedef float vf __attribute__((vector_size(VL * 4), aligned(4)));
 typedef int32_t vi __attribute__((vector_size(VL * 4), aligned(4)));

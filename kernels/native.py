@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -20,6 +21,7 @@ from ..errors import ParNetError
 
 SOURCE = Path(__file__).with_name("native.c")
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=gnu11")
+TARGET = ("-march=native", "-E", "-dM", "-x", "c", os.devnull)  # names every instruction set
 IMPORT, GATE, DIRECT, WINOGRAD, CLASSIFIER = range(5)
 SLACK = 64  # floats behind what vectors read: the last one reaches over the end
 POINTER, INT, PAIR, INTS = ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p * 2, ctypes.c_int32 * 2
@@ -54,28 +56,26 @@ class Task(ctypes.Structure):
 @cache
 def library() -> ctypes.CDLL:
     """native.c, compiled for this machine and kept in the user's cache. ParNetError, saying why, where that fails."""
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if compiler is None:
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    if not compiler or shutil.which(compiler[0]) is None:
         raise ParNetError("no C compiler: install gcc, or set CC")
-    made_for = [subprocess.run([compiler, *o], capture_output=True).stdout for o in (["--version"], _TARGET)]
+    made_for = [subprocess.run([*compiler, *o], capture_output=True).stdout for o in (["--version"], TARGET)]
     key = hashlib.sha256(b"".join([SOURCE.read_bytes(), repr(FLAGS).encode(), *made_for])).hexdigest()[:16]
-    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     path = cache_home / "parallel_parnet" / f"native-{key}.so"
     try:
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=path.parent) as folder:
                 made = Path(folder) / path.name
-                subprocess.run([compiler, *FLAGS, "-o", made, SOURCE], check=True, capture_output=True, text=True)
+                subprocess.run([*compiler, *FLAGS, "-o", made, SOURCE], check=True, capture_output=True, text=True)
                 made.replace(path)
         return ctypes.CDLL(str(path))
     except subprocess.CalledProcessError as error:
-        raise ParNetError(f"{compiler} failed: {error.stderr.strip().splitlines()[-1:]}") from None
+        said = (error.stderr.strip().splitlines() or [f"exit status {error.returncode}"])[0]
+        raise ParNetError(f"{shlex.join(compiler)} could not compile {SOURCE.name}: {said}") from None
     except OSError as error:
         raise ParNetError(f"{path}: {error}") from None
-
-
-_TARGET = ["-march=native", "-E", "-dM", "-x", "c", os.devnull]  # names every instruction set
 
 
 def zeros(*shape: int) -> Tensor:

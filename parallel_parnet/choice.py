@@ -31,22 +31,22 @@ class Choice:
         return f"{self.executor}, {self.name}, {self.placement.lanes} lane(s) of {self.threads} thread(s)"
 
 
-def candidates(program: Program, seconds: Mapping[str, float], cores: int, executors: Sequence[str]) -> list[Choice]:
-    """One lane with all cores, or with one; and the network's streams, and what the planner finds, on several lanes.
-
-    seconds: of each operation alone, for the planner. executors: of them, OpenVINO takes several lanes as well.
-    """
+def on_one_lane(program: Program, cores: int, executors: Sequence[str]) -> list[Choice]:
+    """With all cores, or with one, by each executor."""
     single = Placement.single(program)
-    found = [Choice(e, single, threads, "whole") for e in executors for threads in dict.fromkeys((cores, 1))]
-    if "openvino" not in executors:
-        return found
+    return [Choice(e, single, threads, "whole") for e in executors for threads in dict.fromkeys((cores, 1))]
+
+
+def on_lanes(program: Program, seconds: Mapping[str, float], cores: int, executor: str) -> list[Choice]:
+    """The network's streams, and what the planner finds, on several lanes. seconds: of each operation alone."""
+    found = []
     costs = Costs(seconds, dict.fromkeys((INPUT, *program.by_name), HAND_OVER))
     for lanes in range(2, min(cores, program.streams, MAX_LANES) + 1):
         by_stream = Placement.from_streams_per_gpu(program, -(-program.streams // lanes), lanes)
         planned = search(program, costs, lanes, exactly=True, runner_up=False).best.placement
-        found += [Choice("openvino", by_stream, cores // lanes, "by stream")]
+        found += [Choice(executor, by_stream, cores // lanes, "by stream")]
         if planned != by_stream:
-            found += [Choice("openvino", planned, cores // lanes, "planned")]
+            found += [Choice(executor, planned, cores // lanes, "planned")]
     return found
 
 

@@ -1,10 +1,11 @@
 #!/usr/bin/env python
 """Results of launch/bench.py as one figure and one page of tables, beside the results.
 
-    python launch/bench_report.py                                 # all that were measured on this machine
+    python launch/bench_report.py                                 # of this machine
     python launch/bench_report.py results/bench-infer-parnet_s-*.json
 
-All results must come from one machine. The figure is written as SVG and PNG, and needs matplotlib.
+The page has every result of the machine; the figure has ParNet-S and XL at 224 pixels and batch 1, or the results that
+are named, which must come from one machine. It is written as SVG and PNG, and needs matplotlib.
 """
 
 from __future__ import annotations
@@ -20,16 +21,25 @@ from figures import save
 from parallel_parnet import ParNetError
 from parallel_parnet.files import write_atomically
 
+FIGURE = ("bench-infer-parnet_s-224-", "bench-infer-parnet_xl-224-")
+
 
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", nargs="*", type=Path, help="JSON files, in the order of the figure's panels")
     args = parser.parse_args()
     here = slug(machine(Ranks.from_environment().device(None)))
-    args.results = args.results or sorted((ROOT / "results").glob(f"bench-infer-*-{here}-torch*.json"))
+    args.results = args.results or [
+        path for path in results_of(ROOT / "results", here) if path.name.startswith(FIGURE) and "-b1-" in path.name
+    ]
     if not args.results:
-        raise ParNetError("no results of this machine in results/: run launch/bench.py first, or name some files")
+        raise ParNetError("no results of this machine in results/: run make bench first, or name some files")
     return args
+
+
+def results_of(folder: Path, machine: str) -> list[Path]:
+    """Files of all results of a machine, which is named as in file names."""
+    return sorted(folder.glob(f"bench-infer-*-{machine}-torch*.json"))
 
 
 def page(results: Sequence[Result], figure: str) -> str:
@@ -81,11 +91,13 @@ def main() -> int:
     if len(machines) > 1:
         raise ParNetError(f"results of {len(machines)} machines ({'; '.join(sorted(machines))}): give those of one")
     folder = args.results[0].parent
-    name = f"latency-by-peer-{slug(machines.pop())}"
+    where = slug(machines.pop())
+    name = f"latency-by-peer-{where}"
     figure = draw(results)
+    everything = sorted({*args.results, *results_of(folder, where)})
     for suffix in ("svg", "png"):
         save(figure, folder / f"{name}.{suffix}")
-    write_atomically(folder / f"{name}.md", page(results, f"{name}.svg"))
+    write_atomically(folder / f"{name}.md", page([read(path) for path in everything], f"{name}.svg"))
     print(folder / f"{name}.md")
     return 0
 

@@ -59,23 +59,26 @@ def library() -> ctypes.CDLL:
     compiler = shlex.split(os.environ.get("CC", "cc"))
     if not compiler or shutil.which(compiler[0]) is None:
         raise ParNetError("no C compiler: install gcc, or set CC")
-    made_for = [subprocess.run([*compiler, *o], capture_output=True).stdout for o in (["--version"], TARGET)]
-    key = hashlib.sha256(b"".join([SOURCE.read_bytes(), repr(FLAGS).encode(), *made_for])).hexdigest()[:16]
-    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    path = cache_home / "parallel_parnet" / f"native-{key}.so"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "parallel_parnet"
     try:
+        made_for = [_run(*compiler, "--version"), _run(*compiler, *TARGET), repr(FLAGS), SOURCE.read_text()]
+        path = folder / f"native-{hashlib.sha256(''.join(made_for).encode()).hexdigest()[:16]}.so"
         if not path.exists():
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-                made = Path(folder) / path.name
-                subprocess.run([*compiler, *FLAGS, "-o", made, SOURCE], check=True, capture_output=True, text=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder) as beside:
+                made = Path(beside) / path.name
+                _run(*compiler, *FLAGS, "-o", str(made), str(SOURCE))
                 made.replace(path)
         return ctypes.CDLL(str(path))
-    except subprocess.CalledProcessError as error:
-        said = (error.stderr.strip().splitlines() or [f"exit status {error.returncode}"])[0]
+    except subprocess.SubprocessError as error:
+        said = str(getattr(error, "stderr", None) or error).strip().splitlines()[0]
         raise ParNetError(f"{shlex.join(compiler)} could not compile {SOURCE.name}: {said}") from None
     except OSError as error:
-        raise ParNetError(f"{path}: {error}") from None
+        raise ParNetError(f"{folder}: {error.strerror or error}") from None
+
+
+def _run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
 
 
 def zeros(*shape: int) -> Tensor:

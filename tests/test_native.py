@@ -141,9 +141,9 @@ def test_compiled_once_for_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     build()
     assert made.stat().st_mtime_ns == before
     monkeypatch.setenv("CC", "false")
-    with pytest.raises(ParNetError, match=r"false could not compile native\.c: exit status 1"):
+    with pytest.raises(ParNetError, match=r"false could not compile native\.c: .* exit status 1"):
         build()
     monkeypatch.setenv("XDG_CACHE_HOME", str(made))
     monkeypatch.delenv("CC")
-    with pytest.raises(ParNetError, match=str(made)):
+    with pytest.raises(ParNetError, match=f"{made}.*Not a directory"):
         build()

@@ -63,8 +63,8 @@ experiment: setup
 # about ten minutes on two cores; the budgets are seconds of timed runs
 bench: setup
 	for dtype in float32 bfloat16; do \
-		$(BIN)/python launch/bench.py --model parnet_s --dtype $$dtype --budget 24 || exit 1; \
-		$(BIN)/python launch/bench.py --model parnet_xl --dtype $$dtype --budget 55 || exit 1; \
+		$(BIN)/python launch/bench.py --model parnet_s --dtype $$dtype --budget 18 || exit 1; \
+		$(BIN)/python launch/bench.py --model parnet_xl --dtype $$dtype --budget 45 || exit 1; \
 	done
 	$(BIN)/python launch/bench_report.py
 

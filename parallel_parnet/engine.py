@@ -390,4 +390,4 @@ def _choose(executor: str, device: torch.device, dtype: torch.dtype) -> str:
 def _for_cpu(dtype: torch.dtype) -> list[str]:
     """Executors that can be had here, the likely fastest first; native where the arithmetic is fp32 anyway."""
     in_fp32 = dtype == torch.float32 or not has_bf16()
-    return [name for name in ("native", "openvino") if not lacking(name) and (name != "native" or in_fp32)]
+    return [name for name in ON_CPUS if not lacking(name) and (name != "native" or in_fp32)]

@@ -53,6 +53,8 @@ def on_lanes(program: Program, seconds: Mapping[str, float], cores: int, executo
 def measure(runs: Sequence[Callable[[], object]]) -> list[float]:
     """Median seconds of each, taking turns, so that what else the machine does meets all of them. Every round has an
     order of its own: threads that spin after a run slow down whoever comes next."""
+    if not runs:
+        return []
     times: list[list[float]] = [[] for _ in runs]
     racing, began = list(range(len(runs))), time.perf_counter()
     for done in range(MOST_ROUNDS):

@@ -144,6 +144,12 @@ def test_lanes_of_a_hopeless_executor_are_not_tried(two_threads: None, monkeypat
     assert len(Engine(PROGRAM, None, "cpu").warm_up(X)) == 4
 
 
+def test_one_core_has_no_lanes_to_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)
+    monkeypatch.setattr("parallel_parnet.engine.HOPELESS", float("inf"))
+    assert len(Engine(PROGRAM, None, "cpu").warm_up(X)) == len(OPTIONAL)
+
+
 def test_what_was_asked_for_is_not_chosen() -> None:
     single = Placement.single(PROGRAM)
     for engine in (

@@ -96,8 +96,8 @@ class Engine:
             raise ParNetError(f"{threads} threads: there must be at least 1")
         if is_forked() and self.device.type == "cpu" and (several := threads or torch.get_num_threads()) > 1:
             raise ParNetError(
-                f"{several} compute threads in a forked process, where its parent's are gone: leave them at 1, or start "
-                "the process by spawn"
+                f"{several} compute threads in a forked process, where its parent's are gone: leave them at 1, or "
+                "start the process by spawn"
             )
         # what nobody asked for, `warm_up` may choose
         self._open = placement is None and threads is None and ranks == 1 and executor in ("auto", "cpu")

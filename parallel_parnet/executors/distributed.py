@@ -215,7 +215,7 @@ class DistributedExecutor:
                 raise ParNetError(f"command {command}")
             if not all(0 < number <= MAX_FEATURE_BYTES for number in shape):
                 raise ParNetError(f"shape {shape}")
-            check_input(self.program, torch.empty(shape[0], 3, *shape[1:], device="meta"))
+            check_input(self.program, torch.empty(shape[0], 3, *shape[1:], dtype=torch.float32, device="meta"))
             if max(self._sizes(*shape), default=0) > MAX_FEATURE_BYTES:
                 raise ParNetError(f"{shape[0]} pictures of {shape[1]} x {shape[2]} pixels")
         except ParNetError as error:

@@ -78,7 +78,8 @@ class NativePlan:
         n, c, h, w = shape
         chunks = -(-h // ROWS)
         x = self._features[name] = self._feature(n, h, w, c, chunks)
-        index = self._add(Op(x=self._array(native.POINTER, [0]), y=_at(x.padded), sums=_at(x.sums), h=h, w=w, cout=c, chunks=chunks))
+        picture = self._array(native.POINTER, [0])  # which each call fills in
+        index = self._add(Op(x=picture, y=_at(x.padded), sums=_at(x.sums), h=h, w=w, cout=c, chunks=chunks))
         return [Task(index, native.IMPORT, *part) for part in _parts(n, h, ROWS)]
 
     def _level(self, operations: list[tuple[Operation, dict[str, Tensor]]]) -> list[Task]:

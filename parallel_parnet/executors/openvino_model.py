@@ -61,13 +61,12 @@ def _convolution(op: Operation, w: dict[str, Node], inputs: list[Node]) -> Node:
         inside = _constant(np.ones((1, 1, *_shape(x)[2:])))  # constant, so OpenVINO works the border out beforehand
         y = ov.add(y, _conv(inside, w["border"], 1, op.stride, 1))
     average = ov.reduce_mean(x, [2, 3], keep_dims=True)
-    gate = ov.add(_conv(average, w["gate_weight"], op.groups, 1, 0), _per_channel(w["gate_bias"]))
-    gate = ov.sigmoid(gate)
+    gate = ov.sigmoid(ov.add(_conv(average, w["gate_weight"], op.groups, 1, 0), _per_channel(w["gate_bias"])))
+    # the gate comes last, since in bf16 a product of two vectors would be rounded on its own
     if op.gate == "identity":
-        y = ov.add(y, ov.multiply(x, ov.multiply(w["scale"], gate)))
-        y = ov.add(y, ov.multiply(w["shift"], gate))
+        y = ov.add(y, ov.multiply(ov.add(ov.multiply(x, w["scale"]), w["shift"]), gate))
     else:
-        y = ov.multiply(y, ov.multiply(gate, _constant(2.0)))
+        y = ov.multiply(ov.multiply(y, _constant(2.0)), gate)
     y = ov.swish(y) if op.activation == "silu" else ov.relu(y)
     if op.shuffle > 1:
         n, c, h, width = _shape(y)

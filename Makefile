@@ -20,8 +20,8 @@ BESIDE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: setup.py constraints.txt
-	@echo "Installing into $(VENV), once: torch, the libraries it is compared with, and tools for tests. With a CPU build of"
-	@echo "torch 0.7 GB to download, two minutes; 3 GB where the index has only its CUDA build, as for x86-64 Linux."
+	@echo "Installing into $(VENV), once: torch, the libraries it is compared with, tools for tests. 0.6 GB to download, or"
+	@echo "3 GB where pip can get no CPU build of torch, as x86-64 Linux's index has none; one to five minutes at 200 Mbit/s."
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install $(PINS) -e '.[bench,cpu,dev]'
 	touch $@

@@ -6,9 +6,15 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
+from importlib.metadata import requires
 from pathlib import Path
 
+import pytest
+from packaging.requirements import Requirement
+
 from conftest import ROOT
+
+PINS = [Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
 
 
 def run(*command: object, cwd: Path) -> str:
@@ -42,3 +48,25 @@ def test_a_wheel_in_a_fresh_environment(tmp_path: Path) -> None:
 def test_no_install_is_needed(tmp_path: Path) -> None:
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from parallel_parnet.profiling import spans; print(spans)"
     assert str(ROOT) in run(sys.executable, "-c", code, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("version", ["3.10", "3.11", "3.12", "3.13"])
+def test_one_pin_for_each_python(version: str) -> None:
+    environment = {"python_version": version, "python_full_version": f"{version}.0"}
+    apply = [pin for pin in PINS if pin.marker is None or pin.marker.evaluate(environment)]
+    assert sorted(pin.name for pin in apply) == sorted({pin.name for pin in PINS})
+    assert all(str(pin.specifier).startswith("==") for pin in apply)
+
+
+def test_pins_fit_each_other() -> None:
+    """What an installed package demands of another that is pinned; CUDA builds of torch demand one triton."""
+    here = {pin.name: pin for pin in PINS if pin.marker is None or pin.marker.evaluate()}
+    demands = [(name, Requirement(line)) for name in here for line in requires(name) or []]
+    held = [
+        (name, demand, version)
+        for name, demand in demands
+        if demand.name in here and (demand.marker is None or demand.marker.evaluate({"extra": ""}))
+        for version in [next(iter(here[demand.name].specifier)).version]
+    ]
+    assert held, "onnx and others demand a numpy"
+    assert not [row for row in held if not row[1].specifier.contains(row[2])]

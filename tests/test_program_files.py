@@ -38,7 +38,7 @@ many = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCh
 class Forged(Program):
     """Checked by nobody, and described as its maker likes: its file has a digest that is right."""
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, original: None) -> None:
         self.__dict__["description"] = {"config": asdict(self.config), "operations": list(map(asdict, self.operations))}
 
     def _description(self) -> dict:

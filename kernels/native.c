@@ -32,14 +32,16 @@ typedef struct {
 } Panel;
 
 typedef struct {
-    const float *x[2]; /* the inputs; IMPORT reads x[0] by its strides */
-    float *y, *sums;   /* sums: [N][chunks][cout], of the channels of y */
-    const float *x_sums[2], *weight, *bias, *scale, *shift, *gate_weight, *gate_bias;
+    const float **x;                 /* the inputs; IMPORT reads x[0] by its strides */
+    const float *const *x_sums;      /* of the inputs, each of x_chunks */
+    const int32_t *x_chunks;
+    float *y, *sums; /* sums: [N][chunks][cout], of the channels of y */
+    const float *weight, *bias, *scale, *shift, *gate_weight, *gate_bias;
     float *multiply, *add; /* what GATE makes of the gate: [N][cout] each */
     const Panel *panels;
     int64_t strides[4]; /* of IMPORT's input: N, C, H, W */
     int32_t h, w, c;    /* of each input */
-    int32_t inputs, cout, groups, stride, panel_count, chunks, x_chunks[2];
+    int32_t inputs, cout, groups, stride, panel_count, chunks;
     int32_t silu, border; /* border: bias has a row for each way in which a pixel lacks taps */
 } Op;
 

@@ -16,7 +16,7 @@ from . import c_library
 SOURCE = Path(__file__).with_name("native.c")
 IMPORT, GATE, DIRECT, WINOGRAD, CLASSIFIER = range(5)
 SLACK = 64  # floats behind what vectors read: the last one reaches over the end
-POINTER, INT, PAIR, INTS = ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p * 2, ctypes.c_int32 * 2
+POINTER, INT = ctypes.c_void_p, ctypes.c_int32
 
 Panels = Sequence[tuple[int, int, int]]
 
@@ -31,11 +31,12 @@ class Op(ctypes.Structure):
     """An operation, as native.c explains it."""
 
     _fields_ = [
-        ("x", PAIR), ("y", POINTER), ("sums", POINTER), ("x_sums", PAIR), ("weight", POINTER), ("bias", POINTER),
+        ("x", ctypes.POINTER(POINTER)), ("x_sums", ctypes.POINTER(POINTER)), ("x_chunks", ctypes.POINTER(INT)),
+        ("y", POINTER), ("sums", POINTER), ("weight", POINTER), ("bias", POINTER),
         ("scale", POINTER), ("shift", POINTER), ("gate_weight", POINTER), ("gate_bias", POINTER),
         ("multiply", POINTER), ("add", POINTER), ("panels", POINTER), ("strides", ctypes.c_int64 * 4),
         ("h", INT), ("w", INT), ("c", INT), ("inputs", INT), ("cout", INT), ("groups", INT), ("stride", INT),
-        ("panel_count", INT), ("chunks", INT), ("x_chunks", INTS), ("silu", INT), ("border", INT),
+        ("panel_count", INT), ("chunks", INT), ("silu", INT), ("border", INT),
     ]  # fmt: skip
 
 
@@ -54,7 +55,7 @@ def library() -> ctypes.CDLL:
 def zeros(*shape: int) -> Tensor:
     """fp32, with SLACK behind it."""
     size = prod(shape)
-    return torch.zeros(size + SLACK)[:size].view(shape)
+    return torch.zeros(size + SLACK, dtype=torch.float32, device="cpu")[:size].view(shape)
 
 
 def with_slack(tensor: Tensor) -> Tensor:
@@ -84,7 +85,7 @@ def pack_direct(weight: Tensor, inputs: int, which: Panels) -> Tensor:
 
 def pack_winograd(weight: Tensor, which: Panels) -> Tensor:
     """The same to G w G', [16, panels, cin / groups, panel width]."""
-    g = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+    g = _matrix([1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1])
     return _pack(torch.einsum("ia,jb,okab->ijok", g, g, weight).flatten(0, 1), which)
 
 
@@ -101,5 +102,9 @@ def bias_by_edge(bias: Tensor, border: Tensor) -> Tensor:
 
     Rows by 4 vertical + horizontal, each 1 where the first taps lack, 2 where the last do, 3 where both.
     """
-    kept = torch.tensor([[1.0, 1, 1], [0, 1, 1], [1, 1, 0], [0, 1, 0]])
+    kept = _matrix([1, 1, 1], [0, 1, 1], [1, 1, 0], [0, 1, 0])
     return bias + torch.einsum("va,hb,oab->vho", kept, kept, border).flatten(0, 1)
+
+
+def _matrix(*rows: list[float]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float32, device="cpu")

@@ -43,7 +43,7 @@ def convolution(
     generator, (t_a, t_b) = torch.Generator(device).manual_seed(seed), input_tiles
 
     def random(*size: int, scale: float = 1.0) -> torch.Tensor:
-        return torch.randn(*size, generator=generator, device=device) * scale
+        return torch.randn(*size, generator=generator, dtype=torch.float32, device=device) * scale
 
     c, rows, o = shape.cin // shape.inputs, shape.cin // shape.groups, shape.cout
     second, identity = shape.inputs == 2, shape.gate == "identity"

@@ -19,7 +19,7 @@ def fused_conv(conv: Convolution) -> None:
     weight = x.weight.float().view(3, 3, s.cin // s.groups, s.cout).permute(3, 2, 0, 1)
     y = F.conv2d(_input(conv), weight, x.bias, s.stride, padding=1, groups=s.groups)
     if x.border is not None:
-        inside = torch.ones(1, 1, s.h, s.w, device=y.device)
+        inside = torch.ones(1, 1, s.h, s.w, dtype=torch.float32, device=y.device)
         y += F.conv2d(inside, x.border.T.reshape(s.cout, 1, 3, 3), None, s.stride, padding=1)
     gate = sse_gate(conv) if x.gate is None else x.gate
     if s.gate == "identity":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from collections.abc import Generator, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +21,7 @@ from .executors.choosing import GROUPED, ON_ONE_GPU, choose, for_cpu, notes, war
 from .executors.distributed import DistributedExecutor
 from .executors.graph import GraphExecutor
 from .executors.local import LocalExecutor, synchroniser
+from .forking import is_forked
 from .pixels import fold_pixels, normalise
 from .placement import Placement
 from .profiling.clocks import Clock
@@ -27,6 +30,7 @@ from .profiling.spans import REQUEST, Recorder, Spans, span
 from .profiling.traced import traced
 from .program import Program, check_input
 from .saved import Saved
+from .settings import with_own_settings
 
 MOST_THREADS = 1024  # the CPU kernels' runtime ends the process where it cannot start them all
 
@@ -72,6 +76,7 @@ class Engine:
     `serve`. Close it, or use it as a context manager, to end them. A placement of one lane stays in its process.
     """
 
+    @with_own_settings
     def __init__(
         self,
         program: Program,
@@ -92,13 +97,18 @@ class Engine:
             warn(note)
         if threads is not None and (type(threads) is not int or not 1 <= threads <= MOST_THREADS):
             raise ParNetError(f"{threads!r} threads: there must be at least 1, and at most {MOST_THREADS}")
+        if is_forked() and self.device.type == "cpu" and (several := threads or torch.get_num_threads()) > 1:
+            raise ParNetError(
+                f"{several} compute threads in a forked process, where its parent's are gone: leave them at 1, or "
+                "start the process by spawn"
+            )
         # what nobody asked for, `warm_up` may choose
         self._open = placement is None and threads is None and ranks == 1 and executor in ("auto", "cpu")
         self._cores: int | None = None  # that a choice was measured on
         self.placement = placement or _default_placement(program, self._backend, ranks)
         self.placement.check(program)
         self.lane = 0
-        self._lock, self._ranges = Lock(), Ranges.of(program)
+        self._lock, self._ranges, self._process = Lock(), Ranges.of(program), os.getpid()
         self._checked: tuple[torch.Size, torch.dtype] | None = None
         self._executors: dict[bool, Executor] = {}  # for normalised and for raw pictures, made when first needed
         self._distributed: DistributedExecutor | None = None
@@ -121,6 +131,7 @@ class Engine:
             self._executors[False] = self._distributed
 
     @classmethod
+    @with_own_settings
     def load(cls, path: Path | str, device: str | torch.device | None = None) -> Engine:
         """The engine that `save` wrote. ParNetError, naming the file, where it is damaged or does not fit the machine.
 
@@ -141,6 +152,7 @@ class Engine:
         engine._cores = cores
         return engine
 
+    @with_own_settings
     def save(self, path: Path | str) -> None:
         """Write program, placement, type, executor and what `warm_up` chose to a .safetensors file, atomically."""
         placement = None if self._open else self.placement
@@ -168,6 +180,7 @@ class Engine:
         """Whether this rank calls the engine; the others serve."""
         return self.lane == self.placement.coordinator
 
+    @with_own_settings
     def __call__(self, x_nchw: Tensor, out: Tensor | None = None) -> Tensor:
         """Pictures [N, 3, H, W] to logits fp32 [N, classes], on the same device.
 
@@ -175,14 +188,16 @@ class Engine:
         `program.size_multiple`. The logits are a tensor of their own, or `out`, filled. Raises ParNetError for any
         other input or `out`.
         """
-        with self._lock, span(self._ranges, REQUEST):
+        with self._turn(), span(self._ranges, REQUEST):
             executor, x_nchw = self._ready(x_nchw)
             if out is not None:
                 _check_out(self.program, x_nchw, out)
             if isinstance(executor, GraphExecutor):
                 return executor(x_nchw, out)
             logits = executor(x_nchw)
-            return logits if out is None else out.copy_(logits)
+            if out is not None:
+                return out.copy_(logits)
+            return logits.clone() if logits.is_inference() else logits  # which nobody could change or train with
 
     def map(self, pictures: Iterable[Tensor]) -> Generator[Tensor]:
         """Logits for each of many inputs, in order, as calls one by one would give them.
@@ -192,21 +207,24 @@ class Engine:
         closed, the engine takes no other calls.
         """
         if self._distributed is not None:
+            self._turn()
             return self._distributed.map(self._ready(x_nchw)[1] for x_nchw in pictures)
         return (self(x_nchw) for x_nchw in pictures)
 
+    @with_own_settings
     def buffers(self, x_nchw: Tensor) -> tuple[Tensor, Tensor]:
         """For executors of CUDA graphs: pictures and logits of the graph for pictures of such a shape and kind.
 
         Fill the first and give both to the engine, and nothing is copied: `engine(pictures, out=logits)`. Any other
         call with pictures of this shape overwrites them.
         """
-        with self._lock:
+        with self._turn():
             executor, x_nchw = self._ready(x_nchw)
             if not isinstance(executor, GraphExecutor):
                 raise ParNetError(f"executor {self.executor} has no buffers to share: choose cuda_graph")
             return executor.buffers(x_nchw.shape)
 
+    @with_own_settings
     def warm_up(self, x_nchw: Tensor) -> dict[str, float]:
         """Compile for pictures like these; on the CPU, where nobody chose, choose executor and placement by measuring.
 
@@ -227,10 +245,13 @@ class Engine:
             lanes = on_lanes(self.program, seconds, cores, "openvino")
             tried = sorted([*tried, *self._try(lanes, x_nchw)], key=lambda row: row[0])
         _, best, chosen = tried[0]
-        with self._lock:
+        with self._turn():
             self._backend, self.placement, self.threads = best.executor, best.placement, best.threads
             self._executors, self._open, self._cores = chosen._executors, False, cores
-        return {str(choice): seconds for seconds, choice, _ in tried}
+        found = {str(choice): seconds for seconds, choice, _ in tried}
+        del tried, several, chosen
+        gc.collect()  # what lost has weights, and threads that no fork of this process could end
+        return found
 
     def _try(self, choices: Sequence[Choice], x_nchw: Tensor) -> list[tuple[float, Choice, Engine]]:
         """Median seconds of each choice, and its engine, the fastest first."""
@@ -242,16 +263,27 @@ class Engine:
         seconds = measure([partial(engine, x_nchw) for engine in engines])
         return sorted(zip(seconds, choices, engines, strict=True), key=lambda row: row[0])
 
+    @with_own_settings
     def serve(self) -> int:
         """On every rank but the coordinator's: take part in requests until it closes; returns its exit status."""
         assert self._distributed is not None, "only ranks beside the coordinator's serve"
         return self._distributed.serve()
 
+    @with_own_settings
     def profile(self, x_nchw: Tensor) -> list[Recorder]:
         """One eager pass, operation by operation: the spans of each lane, waits for other lanes included."""
-        with self._lock:
+        with self._turn():
             executor, x_nchw = self._ready(x_nchw)
             return executor.profile(x_nchw)
+
+    def _turn(self) -> Lock:
+        """What a call holds while it runs. ParNetError in a fork, where it may be held for ever, and threads lack."""
+        if os.getpid() != self._process:
+            raise ParNetError(
+                "this engine was made before a fork, which takes no threads along: make it in the child process, or "
+                "start that by spawn"
+            )
+        return self._lock
 
     def _ready(self, x_nchw: Tensor) -> tuple[Executor, Tensor]:
         """The executor for such pictures, and the pictures as it takes them."""
@@ -285,12 +317,13 @@ class Engine:
         devices = [self.lane_device(lane) for lane in range(placement.lanes)]
         return LocalExecutor(program, placement, devices, dtype, self._backend, self.threads)
 
+    @with_own_settings
     def trace(self, x_nchw: Tensor) -> list[Recorder]:
         """A few requests as calls run them: the spans of each lane, and what its GPU ran.
 
         In one process they are those of its one thread, on the coordinator's lane.
         """
-        with self._lock:
+        with self._turn():
             executor, x_nchw = self._ready(x_nchw)
             if self._distributed is not None:
                 return self._distributed.trace(x_nchw)
@@ -306,6 +339,7 @@ class Engine:
             recorder = traced(request, self.device, self._synchronise, self._ranges)
             return [recorder if lane == self.lane else Recorder() for lane in range(self.placement.lanes)]
 
+    @with_own_settings
     def clocks(self) -> list[Clock]:
         """Each lane's clock against the coordinator's."""
         return self._distributed.clocks() if self._distributed else [Clock()] * self.placement.lanes
@@ -314,6 +348,7 @@ class Engine:
         for device in {self.lane_device(lane) for lane in range(self.placement.lanes)}:
             synchroniser(device)()
 
+    @with_own_settings
     def close(self, status: int = 0) -> None:
         """End the other ranks' `serve` with this status. Does nothing on them, or in one process."""
         if self._distributed is not None and self.is_coordinator:

@@ -7,12 +7,15 @@ stream to another changes nothing but the depth.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from .errors import ParNetError
 from .program import INPUT, Operation, Program
+from .settings import with_own_settings
 from .variants import Config
 
 
+@with_own_settings
 def arranged(blocks: int, streams: int, width: int, size: int, seed: int = 0) -> Program:
     """`blocks` RepVGG-SSE blocks of `width` channels at size / 2 pixels, in `streams` chains of equal length.
 
@@ -22,7 +25,11 @@ def arranged(blocks: int, streams: int, width: int, size: int, seed: int = 0) ->
     """
     if blocks < 1 or streams < 1 or width < 1 or blocks % streams:
         raise ParNetError(f"{blocks} blocks in {streams} streams: the streams must divide the blocks")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+
     stem = Operation("stem", "conv", "stem", None, 1, (INPUT,), 3, width, stride=2, gate="plain", activation="silu")
     operations, ends = [stem], []
     for stream in range(streams):
@@ -40,17 +47,16 @@ def arranged(blocks: int, streams: int, width: int, size: int, seed: int = 0) ->
     operations.sort(key=lambda op: op.level)
     level = blocks // streams + 2
     head = Operation("head.fc", "classifier", "head", None, level, tuple(ends), streams * width, 10)
-    weights: dict[str, torch.Tensor] = {}
+    weights: dict[str, Tensor] = {}
     for op in operations:
-        noise = torch.randn(op.cout, op.cin, 3, 3, generator=generator)
-        weights[f"{op.name}.weight"] = noise / (9 * op.cin) ** 0.5
-        weights[f"{op.name}.bias"] = 0.1 * torch.randn(op.cout, generator=generator)
-        weights[f"{op.name}.gate_weight"] = torch.randn(op.cout, op.cin, generator=generator) / op.cin**0.5
-        weights[f"{op.name}.gate_bias"] = torch.zeros(op.cout)
+        weights[f"{op.name}.weight"] = noise(op.cout, op.cin, 3, 3) / (9 * op.cin) ** 0.5
+        bias = weights[f"{op.name}.bias"] = 0.1 * noise(op.cout)
+        weights[f"{op.name}.gate_weight"] = noise(op.cout, op.cin) / op.cin**0.5
+        weights[f"{op.name}.gate_bias"] = torch.zeros_like(bias)
         if op.gate == "identity":
-            weights[f"{op.name}.scale"] = torch.ones(op.cout)
-            weights[f"{op.name}.shift"] = torch.zeros(op.cout)
-    weights["head.fc.weight"] = torch.randn(10, streams * width, generator=generator) / (streams * width) ** 0.5
-    weights["head.fc.bias"] = torch.zeros(10)
+            weights[f"{op.name}.scale"] = torch.ones_like(bias)
+            weights[f"{op.name}.shift"] = torch.zeros_like(bias)
+    weights["head.fc.weight"] = noise(10, streams * width) / (streams * width) ** 0.5
+    weights["head.fc.bias"] = torch.zeros(10, dtype=torch.float32, device="cpu")
     config = Config((width, width), blocks=(blocks,), num_classes=10, image_size=size, crop=1.0)
     return Program(config, (*operations, head), weights)

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from .blocks import Block, ConvBN, Fusion, Pair, RepVGGSSE
 from .model import ParNet
 from .program import INPUT, Operation, Program
+from .settings import with_own_settings
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class _Builder:
     def add(self, op: Operation, weights: dict[str, Tensor]) -> None:
         self.operations.append(op)
         for name, tensor in weights.items():
-            self.weights[f"{op.name}.{name}"] = tensor.detach().float().contiguous()
+            self.weights[f"{op.name}.{name}"] = tensor.detach().to(CPU, torch.float32).contiguous()
 
     def block(
         self,
@@ -52,8 +55,8 @@ class _Builder:
         stride = 2 if isinstance(branches.rbr_1x1, nn.Sequential) else 1
         groups, cout, cin = block.groups, *branches.rbr_dense.conv.weight.shape[:2]
         weight, bias = _branches(branches)
-        gate_weight = branches.se.weight.detach().double().flatten(1)
-        gate_bias = torch.zeros(cout, dtype=torch.float64)
+        gate_weight = _exact(branches.se.weight).flatten(1)
+        gate_bias = torch.zeros(cout, dtype=torch.float64, device=CPU)
         columns = _columns(groups, cin, cout, *(f.order for f in inputs))
         weight, gate_weight = _select(weight, columns), _select(gate_weight, columns)
         weights = {"bias": bias}
@@ -65,7 +68,7 @@ class _Builder:
                 torch.cat([v[f.order].view(groups, -1) for v, f in zip(vectors, inputs, strict=True)], 1)
                 for vectors in zip(*affine, strict=True)
             )
-            rows = torch.arange(cout) // (cout // groups)  # the group of each output channel
+            rows = torch.arange(cout, device=CPU) // (cout // groups)  # the group of each output channel
             gate_bias = (gate_weight * shift[rows]).sum(1)
             gate_weight = gate_weight * scale[rows]
             if pair:
@@ -83,6 +86,7 @@ class _Builder:
         return _Feature(name, _stored_order(cout, groups, shuffle), level)
 
 
+@with_own_settings
 def fold(model: ParNet) -> Program:
     """The program of a model's evaluation mode: fused convolutions and a classifier, on as few levels as can be.
 
@@ -94,7 +98,7 @@ def fold(model: ParNet) -> Program:
 
 def _fold(model: ParNet) -> Program:
     config, b = model.config, _Builder(model.config.activation)
-    x = _Feature(INPUT, torch.arange(3), 0)
+    x = _Feature(INPUT, torch.arange(3, device=CPU), 0)
     stems: dict[int, _Feature] = {}
     features = []
     for name, block in model.inits.named_modules():
@@ -121,7 +125,7 @@ def _fold(model: ParNet) -> Program:
     op = Operation(
         "head.fc", "classifier", "head", None, y.level + 1, (y.name,), fc.in_features, fc.out_features
     )  # fmt: skip
-    b.add(op, {"weight": fc.weight[:, y.order], "bias": fc.bias})
+    b.add(op, {"weight": _exact(fc.weight)[:, y.order], "bias": _exact(fc.bias)})
     operations = sorted(b.operations, key=lambda op: op.level)
     return Program(config, tuple(operations), b.weights)
 
@@ -129,13 +133,17 @@ def _fold(model: ParNet) -> Program:
 def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Scale and shift of a batch norm in evaluation mode."""
     assert norm.running_mean is not None and norm.running_var is not None
-    scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
-    return scale, norm.bias.double() - norm.running_mean.double() * scale
+    scale = _exact(norm.weight) / torch.sqrt(_exact(norm.running_var) + norm.eps)
+    return scale, _exact(norm.bias) - _exact(norm.running_mean) * scale
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(CPU, torch.float64)
 
 
 def _conv_bn(branch: ConvBN) -> tuple[Tensor, Tensor]:
     scale, shift = _affine(branch.bn)
-    return branch.conv.weight.double() * scale[:, None, None, None], shift
+    return _exact(branch.conv.weight) * scale[:, None, None, None], shift
 
 
 def _branches(block: RepVGGSSE) -> tuple[Tensor, Tensor]:
@@ -162,7 +170,7 @@ def _columns(groups: int, cin: int, cout: int, *orders: Tensor) -> Tensor:
     parts = []
     for i, order in enumerate(orders):
         part = order.view(groups, -1)
-        first = torch.arange(groups)[:, None] * part.shape[1]
+        first = torch.arange(groups, device=CPU)[:, None] * part.shape[1]
         part = part - first
         assert part.min() >= 0 and part.max() < part.shape[1], "a group's channels must be stored together"
         parts.append(part * len(orders) + i)
@@ -173,10 +181,10 @@ def _columns(groups: int, cin: int, cout: int, *orders: Tensor) -> Tensor:
 
 def _select(weight: Tensor, columns: Tensor) -> Tensor:
     """Reorder the input columns of each row of a kernel [cout, cin, ...]."""
-    return weight[torch.arange(len(weight))[:, None], columns]
+    return weight[torch.arange(len(weight), device=CPU)[:, None], columns]
 
 
 def _stored_order(cout: int, groups: int, shuffle: int) -> Tensor:
     """The training form's channels, in stored order: it shuffles channel j of group g to place j * groups + g."""
-    computed = torch.arange(cout).view(-1, groups).T  # [groups, cout / groups]
+    computed = torch.arange(cout, device=CPU).view(-1, groups).T  # [groups, cout / groups]
     return computed.reshape(groups, shuffle, -1).transpose(0, 1).flatten()

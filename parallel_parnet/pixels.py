@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .program import INPUT, Program
+from .settings import with_own_settings
 from .variants import Config
 
 
@@ -15,12 +16,14 @@ def affine(config: Config, device: torch.device) -> tuple[Tensor, Tensor]:
     return 1 / (255 * std), -mean / std
 
 
+@with_own_settings
 def normalise(pixels_nchw: Tensor, config: Config) -> Tensor:
     """uint8 [N, 3, H, W] to fp32, normalised."""
     scale, shift = (v.float().view(-1, 1, 1) for v in affine(config, pixels_nchw.device))
     return torch.addcmul(shift, pixels_nchw, scale)
 
 
+@with_own_settings
 def fold_pixels(program: Program, dtype: torch.dtype) -> Program:
     """The program that gives for uint8 pictures what `program` gives for them normalised.
 

@@ -9,7 +9,7 @@ import torch
 
 from conftest import OPTIONAL, SMALL, lively, relative
 from parallel_parnet import VARIANTS, Engine, ParNetError, ParNetWarning, fold
-from parallel_parnet.executors.backends import lacking
+from parallel_parnet.executors.backends import missing
 from parallel_parnet.executors.choosing import warn
 from parallel_parnet.executors.shapes import MAX_SHAPES
 from parallel_parnet.kernels.native import library
@@ -76,10 +76,10 @@ def _bare(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Without optional packages and a compiler."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setenv("CC", "no-such-compiler")
-    for cached in (lacking, library, warn):
+    for cached in (missing, library, warn):
         cached.cache_clear()
     yield
-    for cached in (lacking, library, warn):
+    for cached in (missing, library, warn):
         cached.cache_clear()
 
 

@@ -15,6 +15,7 @@ from conftest import OPTIONAL, SMALL, lively, relative
 from parallel_parnet import Config, Engine, ParNetError, Placement, Program, fold
 from parallel_parnet.executors.native_plan import Feature, NativePlan
 from parallel_parnet.executors.segment import SegmentModule
+from parallel_parnet.families import arranged
 from parallel_parnet.kernels import native
 from test_placement import random_placement
 
@@ -143,3 +144,9 @@ def test_compiled_once_for_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("CC", "false")
     with pytest.raises(ParNetError, match=r"false could not compile native\.c: .* exit status 1"):
         build()
+
+
+@pytest.mark.parametrize("streams", [1, 2, 3, 8, 24])
+def test_a_classifier_of_any_number_of_features(streams: int) -> None:
+    program, x = arranged(24, streams, 16, 32), torch.randn(2, 3, 32, 64)
+    assert relative(plan_of(program, x.shape, threads=2)(x)[0], reference(program, x)) < 1e-5

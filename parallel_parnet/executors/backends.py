@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ParNetError
+from ..forking import is_forked
 from ..kernels import native
 from .native_plan import NativePlan
 from .segment import SegmentModule
@@ -18,10 +19,18 @@ Runner = Callable[..., tuple[Tensor, ...]]
 
 BACKENDS = ("eager", "inductor", "openvino", "native")
 ON_CPUS = ("native", "openvino")  # where they can be had; the likely fastest first
+NOT_FORKED = ("openvino", "inductor")  # which have pools of threads of their own
+
+
+def lacking(backend: str) -> str | None:
+    """What a backend lacks in this process, and what to do."""
+    if backend in NOT_FORKED and is_forked():
+        return "its threads do not survive a fork; start the process by spawn"
+    return missing(backend)
 
 
 @cache
-def lacking(backend: str) -> str | None:
+def missing(backend: str) -> str | None:
     """What a backend lacks on this machine, and what to do."""
     if backend == "openvino" and importlib.util.find_spec("openvino") is None:
         return "not installed here; pip install openvino"

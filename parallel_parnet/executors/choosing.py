@@ -55,7 +55,7 @@ def notes(executor: str, chosen: str, device: torch.device, dtype: torch.dtype) 
 @cache  # once for a process, from wherever its engines are made
 def warn(note: str) -> None:
     """A warning at the line that made the engine."""
-    warnings.warn(note, ParNetWarning, stacklevel=3)
+    warnings.warn(note, ParNetWarning, stacklevel=4)  # past the engine and what wraps its functions
 
 
 def _in_fp32(dtype: torch.dtype) -> bool:

@@ -22,6 +22,7 @@ from ..profiling.ranges import Ranges
 from ..profiling.spans import GATHER, REQUEST, SENDS, Recorder, Spans, send_name, span, wait_name
 from ..profiling.traced import traced
 from ..program import INPUT, Program, check_input
+from ..settings import with_own_settings
 from ..transport import agree, choose, open_as
 from ..transport.base import IN_FLIGHT, Inbox, Pending
 from .backends import Runner, compile_module, storage_type
@@ -139,7 +140,7 @@ class DistributedExecutor:
             if command == STOP:
                 return shape[0]
             if command == CLOCK:
-                self._tell(torch.tensor(reading(), dtype=torch.float64))
+                self._tell(torch.tensor(reading(), dtype=torch.float64, device=CPU))
             elif command == TRACE:
                 self._tell_spans(self._traced(lambda spans: self._serve_traced(header, spans)))
             else:
@@ -188,7 +189,7 @@ class DistributedExecutor:
 
     def _ping(self, lane: int) -> list[float]:
         tag = self._header[lane]
-        self.transport.finish(self.transport.send(torch.tensor([CLOCK, 0, 0, 0]), tag), tag)
+        self.transport.finish(self.transport.send(_numbers(CLOCK, 0, 0, 0), tag), tag)
         return self._hear(lane, (2,), torch.float64).tolist()
 
     def _traced(self, request: Callable[[Spans], object]) -> Recorder:
@@ -204,7 +205,7 @@ class DistributedExecutor:
             self.transport.finish(work, tag)
 
     def _announce(self, command: int, numbers: tuple[int, ...]) -> list[tuple[Pending | None, int]]:
-        header = torch.tensor([command, *numbers])
+        header = _numbers(command, *numbers)
         return [(self.transport.send(header, tag), tag) for tag in self._header.values()]
 
     def _check_header(self, command: int, shape: list[int]) -> None:
@@ -214,12 +215,13 @@ class DistributedExecutor:
                 raise ParNetError(f"command {command}")
             if not all(0 < number <= MAX_FEATURE_BYTES for number in shape):
                 raise ParNetError(f"shape {shape}")
-            check_input(self.program, torch.empty(shape[0], 3, *shape[1:], device="meta"))
+            check_input(self.program, torch.empty(shape[0], 3, *shape[1:], dtype=torch.float32, device="meta"))
             if max(self._sizes(*shape), default=0) > MAX_FEATURE_BYTES:
                 raise ParNetError(f"{shape[0]} pictures of {shape[1]} x {shape[2]} pixels")
         except ParNetError as error:
             raise LaneError(f"refused what rank {self.placement.coordinator} announced: {error}") from None
 
+    @with_own_settings
     def _begin(self, command: int, x_nchw: Tensor, spans: Spans | None, alone: bool = False) -> None:
         """Announce a request to the other lanes, and send the picture. alone: the caller wants its answer next."""
         if alone and self._pending:
@@ -252,6 +254,7 @@ class DistributedExecutor:
             self.transport.post(inbox, tag)
         return _Request(shape, dict(arriving), spans=spans, eager=command == PROFILE)
 
+    @with_own_settings
     def _answer(self) -> Tensor:
         """Finish the oldest request."""
         request, device = self._pending.popleft()
@@ -324,7 +327,7 @@ class DistributedExecutor:
 
     def _tell_spans(self, recorder: Recorder) -> None:
         text = to_bytes(recorder)
-        self._tell(torch.tensor([len(text)]))
+        self._tell(_numbers(len(text)))
         self._tell(text)
 
     def _with_others(self, own: Recorder) -> list[Recorder]:
@@ -346,6 +349,10 @@ class DistributedExecutor:
             for _ in range(IN_FLIGHT)
         ]
         return _Shape(inboxes)
+
+
+def _numbers(*numbers: int) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.int64, device=CPU)
 
 
 def _sources_digest() -> str:

@@ -82,7 +82,7 @@ class Plan:
         w = self.weights[op.name]
         feature, sums = self._features[op.inputs[0]]
         assert sums is not None
-        logits = torch.empty(self.shape[0], op.cout, device=self.device)
+        logits = torch.empty(self.shape[0], op.cout, dtype=torch.float32, device=self.device)
         self._features[op.name] = logits, None
         return classifier(sums, feature.shape[1] * feature.shape[2], w["weight"], w["bias"], logits)
 

@@ -78,7 +78,8 @@ class NativePlan:
         n, c, h, w = shape
         chunks = -(-h // ROWS)
         x = self._features[name] = self._feature(n, h, w, c, chunks)
-        index = self._add(Op(y=_at(x.padded), sums=_at(x.sums), h=h, w=w, cout=c, chunks=chunks))
+        picture = self._array(native.POINTER, [0])  # which each call fills in
+        index = self._add(Op(x=picture, y=_at(x.padded), sums=_at(x.sums), h=h, w=w, cout=c, chunks=chunks))
         return [Task(index, native.IMPORT, *part) for part in _parts(n, h, ROWS)]
 
     def _level(self, operations: list[tuple[Operation, dict[str, Tensor]]]) -> list[Task]:
@@ -107,8 +108,7 @@ class NativePlan:
         which = native.panels(op.cout, op.groups, op.shuffle)
         y = self._features[op.name] = self._feature(self.n, h // op.stride, width // op.stride, op.cout, chunks)
         weights = self.module.packed((op.name, winograd), lambda: _pack(op, w, len(inputs), which, winograd))
-        table = (Panel * len(which))(*(Panel(*panel) for panel in which))
-        self._kept.append(table)
+        table = self._array(Panel, [Panel(*panel) for panel in which])
         gates = [native.zeros(self.n, op.cout) for _ in range(2)]
         self._kept += gates
         index = self._add(
@@ -130,7 +130,7 @@ class NativePlan:
         return [Task(index, kind, *part, *some) for part in parts for some in panels]
 
     def _classifier(self, op: Operation, w: dict[str, Tensor], inputs: list[Feature]) -> list[Task]:
-        logits = self._logits[op.name] = torch.empty(self.n, op.cout)
+        logits = self._logits[op.name] = torch.empty(self.n, op.cout, dtype=torch.float32, device="cpu")
         weights = self.module.packed(
             (op.name,), lambda: {name: native.with_slack(w[name]) for name in ("weight", "bias")}
         )
@@ -147,11 +147,16 @@ class NativePlan:
     def _inputs(self, inputs: list[Feature]) -> dict:
         x, (h, w) = inputs[0], inputs[0].size
         return {
-            "x": native.PAIR(*(_at(i.padded) for i in inputs)),
-            "x_sums": native.PAIR(*(_at(i.sums) for i in inputs)),
-            "x_chunks": native.INTS(*(i.sums.shape[1] for i in inputs)),
+            "x": self._array(native.POINTER, [_at(i.padded) for i in inputs]),
+            "x_sums": self._array(native.POINTER, [_at(i.sums) for i in inputs]),
+            "x_chunks": self._array(native.INT, [i.sums.shape[1] for i in inputs]),
             "h": h, "w": w, "c": x.padded.shape[3], "inputs": len(inputs),
         }  # fmt: skip
+
+    def _array(self, kind: type, values: Sequence[object]) -> ctypes.Array:
+        made = (kind * len(values))(*values)
+        self._kept.append(made)
+        return made
 
     def _add(self, op: Op) -> int:
         self._ops.append(op)
@@ -179,8 +184,8 @@ class NativePlan:
     def _call(self, tasks: list[Task], ends: list[int]) -> tuple:
         """The arguments of native.c's `run`."""
         counts = [2 * len(ends), len(self._ops) * self.n]
-        states, gates = (torch.zeros(count, dtype=torch.int32) for count in counts)
-        scratch = torch.empty(self.threads * self._scratch)
+        states, gates = (torch.zeros(count, dtype=torch.int32, device="cpu") for count in counts)
+        scratch = torch.empty(self.threads * self._scratch, dtype=torch.float32, device="cpu")
         self._kept += [states, gates, scratch]
         return (
             (Op * len(self._ops))(*self._ops), (Task * len(tasks))(*tasks), (native.INT * len(ends))(*ends), len(ends),

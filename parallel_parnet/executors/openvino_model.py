@@ -13,7 +13,6 @@ import openvino
 import torch
 from openvino import Model, Node
 from openvino import opset13 as ov
-from torch import Tensor
 
 from ..program import Operation
 from .segment import SegmentModule
@@ -50,7 +49,7 @@ def model_of(module: SegmentModule, shapes: Sequence[Sequence[int]]) -> Model:
     features: dict[str, Node] = dict(zip(module.segment.reads, inputs, strict=True))
     for op, weights in module.operations:
         make = _classifier if op.kind == "classifier" else _convolution
-        constants = {name: _constant(tensor) for name, tensor in weights.items()}
+        constants = {name: _constant(tensor.float().numpy()) for name, tensor in weights.items()}
         features[op.name] = make(op, constants, [features[name] for name in op.inputs])
     return Model([features[name] for name in module.segment.writes], inputs)
 
@@ -59,16 +58,15 @@ def _convolution(op: Operation, w: dict[str, Node], inputs: list[Node]) -> Node:
     x = inputs[0] if len(inputs) == 1 else _pair(inputs, op.groups)
     y = ov.add(_conv(x, w["weight"], op.groups, op.stride, 1), _per_channel(w["bias"]))
     if "border" in w:
-        inside = _constant(torch.ones(1, 1, *_shape(x)[2:]))  # constant, so OpenVINO works the border out beforehand
+        inside = _constant(np.ones((1, 1, *_shape(x)[2:])))  # constant, so OpenVINO works the border out beforehand
         y = ov.add(y, _conv(inside, w["border"], 1, op.stride, 1))
     average = ov.reduce_mean(x, [2, 3], keep_dims=True)
-    gate = ov.add(_conv(average, w["gate_weight"], op.groups, 1, 0), _per_channel(w["gate_bias"]))
-    gate = ov.sigmoid(gate)
+    gate = ov.sigmoid(ov.add(_conv(average, w["gate_weight"], op.groups, 1, 0), _per_channel(w["gate_bias"])))
+    # the gate comes last, since in bf16 a product of two vectors would be rounded on its own
     if op.gate == "identity":
-        y = ov.add(y, ov.multiply(x, ov.multiply(w["scale"], gate)))
-        y = ov.add(y, ov.multiply(w["shift"], gate))
+        y = ov.add(y, ov.multiply(ov.add(ov.multiply(x, w["scale"]), w["shift"]), gate))
     else:
-        y = ov.multiply(y, ov.multiply(gate, _constant(torch.tensor(2.0))))
+        y = ov.multiply(ov.multiply(y, _constant(2.0)), gate)
     y = ov.swish(y) if op.activation == "silu" else ov.relu(y)
     if op.shuffle > 1:
         n, c, h, width = _shape(y)
@@ -103,8 +101,8 @@ def _per_channel(vector: Node) -> Node:
     return ov.reshape(vector, [1, -1, 1, 1], False)
 
 
-def _constant(tensor: Tensor) -> Node:
-    return ov.constant(np.ascontiguousarray(tensor.float().numpy()))
+def _constant(values: np.ndarray | float) -> Node:
+    return ov.constant(np.ascontiguousarray(values, np.float32))
 
 
 def _shape(node: Node) -> list[int]:

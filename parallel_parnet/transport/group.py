@@ -89,7 +89,7 @@ def joined() -> health.Monitor:
 
 def announce(numbers: list[int], source: int) -> list[int]:
     """The numbers of rank `source`, on every rank; all give as many."""
-    monitor, mine = joined(), torch.tensor(numbers, dtype=torch.int64)
+    monitor, mine = joined(), torch.tensor(numbers, dtype=torch.int64, device="cpu")
     with health.Operation(monitor, f"waiting for numbers from rank {source}", source):
         dist.broadcast(mine, source)
     return mine.tolist()
@@ -100,7 +100,7 @@ def gather(numbers: list[int]) -> list[list[int]]:
 
     Rank by rank rather than by a collective, whose failure would not tell which rank is lost.
     """
-    monitor, mine = joined(), torch.tensor(numbers, dtype=torch.int64)
+    monitor, mine = joined(), torch.tensor(numbers, dtype=torch.int64, device="cpu")
     parts = [mine if rank == monitor.rank else torch.empty_like(mine) for rank in range(monitor.world)]
     under_way: list[tuple[int, dist.Work | None]] = []
     for start in (

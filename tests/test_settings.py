@@ -1,0 +1,157 @@
+"""What the caller has set in torch, and a fork, change no answer; and the engine leaves both as they were."""
+
+from __future__ import annotations
+
+import ast
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import pytest
+import torch
+
+from conftest import OPTIONAL, ROOT, SMALL, lively, relative
+from parallel_parnet import Engine, ParNetError, fold
+from parallel_parnet.families import arranged
+
+EXECUTORS = ["reference", "eager", *OPTIONAL]
+MODEL = lively(SMALL, 2)
+PROGRAM = fold(MODEL)
+FACTORIES = {
+    "arange", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn", "randperm", "tensor", "zeros",
+}  # fmt: skip
+TYPED = FACTORIES - {"arange", "randint", "randperm"}  # which the caller's default type would change
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@contextmanager
+def default_device() -> Iterator[None]:
+    torch.set_default_device("meta")
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+SETTINGS: dict[str, Callable[[], AbstractContextManager]] = {
+    "float16": lambda: default_dtype(torch.float16),
+    "bfloat16": lambda: default_dtype(torch.bfloat16),
+    "float64": lambda: default_dtype(torch.float64),
+    "device": lambda: torch.device("meta"),
+    "default device": default_device,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "inference mode": torch.inference_mode,
+    "gradients": torch.enable_grad,
+}
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_settings_of_the_caller(setting: str, executor: str) -> None:
+    """For an engine that is warm and meets a new shape, and for one made from the start; raw pictures as well."""
+    pictures = [torch.randn(2, 3, 64, 64), torch.randn(1, 3, 32, 96), torch.randint(0, 256, (1, 3, 32, 32)).byte()]
+    reference = Engine(PROGRAM, device="cpu", executor="reference")
+    expected = [reference(x) for x in pictures]
+    warm = Engine(PROGRAM, device="cpu", executor=executor)
+    warm(pictures[0])
+    with SETTINGS[setting]():
+        program = fold(MODEL)
+        fresh = Engine(program, device="cpu", executor=executor)
+        got = [[engine(x) for x in pictures] for engine in (warm, fresh)]
+        family = arranged(4, 2, 4, 32)
+        before = torch.get_default_dtype(), torch.is_autocast_enabled("cpu"), torch.is_inference_mode_enabled()
+        fresh.warm_up(pictures[0])
+        assert before == (
+            torch.get_default_dtype(), torch.is_autocast_enabled("cpu"), torch.is_inference_mode_enabled()
+        )  # fmt: skip
+    assert program.digest == PROGRAM.digest and family.digest == arranged(4, 2, 4, 32).digest
+    for answers in [*got, [fresh(x) for x in pictures]]:
+        assert all(relative(*pair) < 1e-5 for pair in zip(answers, expected, strict=True))
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_answers_are_the_callers(executor: str) -> None:
+    """They can be changed in place, and trained with, also where the caller was in inference mode."""
+    engine, x = Engine(PROGRAM, device="cpu", executor=executor), torch.randn(1, 3, 32, 32, requires_grad=True)
+    with torch.inference_mode():
+        engine(x)
+    logits = engine(x)
+    logits -= logits.max()
+    weight = torch.ones(10, requires_grad=True)
+    (logits * weight).sum().backward()
+    assert weight.grad is not None and torch.equal(weight.grad, logits[0])
+
+
+def test_whatever_allocates_says_type_and_device() -> None:
+    """The default type is the process's: nothing else can keep it out of buffers whose addresses kernels are given."""
+    wrong = []
+    for folder in ("parallel_parnet", "kernels", "profiling"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call) and ast.unparse(node.func) in {f"torch.{name}" for name in FACTORIES}:
+                    said = {word.arg for word in node.keywords}
+                    needed = {"device", "dtype"} if ast.unparse(node.func).split(".")[1] in TYPED else {"device"}
+                    if needed - said and path.name != "settings.py":  # which asks what the default device is
+                        wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} {ast.unparse(node)[:60]}")
+    assert not wrong, wrong
+
+
+def in_a_fork(work: Callable[[], str]) -> str:
+    """What `work` gives in a forked child, which is ended where it hangs."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        try:
+            os.write(write, work().encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with open(read) as pipe:
+        said = pipe.read()
+    assert os.waitpid(child, 0)[1] == 0, "the child hung or died"
+    return said
+
+
+@pytest.mark.parametrize("executor", ["auto", *EXECUTORS, "inductor"])
+def test_a_fork_works_or_says_so(executor: str) -> None:
+    x = torch.randn(1, 3, 128, 128)
+    engine = Engine(PROGRAM, device="cpu", executor=executor)
+    if executor == "auto":
+        engine.warm_up(x)
+    expected = engine(x)
+
+    def of_the_parent() -> str:
+        try:
+            return str(engine(x))
+        except ParNetError as error:
+            return str(error)
+
+    def of_the_child() -> str:
+        try:
+            made = Engine(fold(MODEL), device="cpu", executor=executor)
+            made.warm_up(x)
+            return "equal" if relative(made(x), expected) < 1e-5 else "different"
+        except ParNetError as error:
+            return str(error)
+
+    def with_more_threads() -> str:
+        try:
+            return str(Engine(PROGRAM, device="cpu", executor=executor, threads=2)(x))
+        except ParNetError as error:
+            return str(error)
+
+    assert "made before a fork" in in_a_fork(of_the_parent)
+    needs_a_pool = executor in ("openvino", "inductor")
+    assert ("do not survive a fork" if needs_a_pool else "equal") in in_a_fork(of_the_child)
+    assert "2 compute threads in a forked process" in in_a_fork(with_more_threads) or needs_a_pool
+    assert torch.equal(engine(x), expected), "the parent goes on"

@@ -37,7 +37,7 @@ class _Builder:
     def add(self, op: Operation, weights: dict[str, Tensor]) -> None:
         self.operations.append(op)
         for name, tensor in weights.items():
-            self.weights[f"{op.name}.{name}"] = tensor.detach().to(CPU, torch.float32).contiguous()
+            self.weights[f"{op.name}.{name}"] = tensor.float().contiguous()
 
     def block(
         self,
@@ -138,7 +138,8 @@ def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 def _exact(tensor: Tensor) -> Tensor:
-    return tensor.detach().to(CPU, torch.float64)
+    """On the CPU, unless the model is one of shapes alone, for compiling."""
+    return tensor.detach().to("meta" if tensor.is_meta else CPU, torch.float64)
 
 
 def _conv_bn(branch: ConvBN) -> tuple[Tensor, Tensor]:

@@ -1,14 +1,8 @@
-"""The CPU kernels of native.c: compiled once for this machine, their structs, and weights as they read them."""
+"""The CPU kernels of native.c: their structs, and weights as they read them."""
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import shlex
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from functools import cache
 from math import prod
@@ -17,11 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import ParNetError
+from . import c_library
 
 SOURCE = Path(__file__).with_name("native.c")
-FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=gnu11")
-TARGET = ("-march=native", "-E", "-dM", "-x", "c", os.devnull)  # names every instruction set
 IMPORT, GATE, DIRECT, WINOGRAD, CLASSIFIER = range(5)
 SLACK = 64  # floats behind what vectors read: the last one reaches over the end
 POINTER, INT = ctypes.c_void_p, ctypes.c_int32
@@ -56,30 +48,8 @@ class Task(ctypes.Structure):
 
 @cache
 def library() -> ctypes.CDLL:
-    """native.c, compiled for this machine and kept in the user's cache. ParNetError, saying why, where that fails."""
-    compiler = shlex.split(os.environ.get("CC", "cc"))
-    if not compiler or shutil.which(compiler[0]) is None:
-        raise ParNetError("no C compiler: install gcc, or set CC")
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "parallel_parnet"
-    try:
-        made_for = [_run(*compiler, "--version"), _run(*compiler, *TARGET), repr(FLAGS), SOURCE.read_text()]
-        path = folder / f"native-{hashlib.sha256(''.join(made_for).encode()).hexdigest()[:16]}.so"
-        if not path.exists():
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder) as beside:
-                made = Path(beside) / path.name
-                _run(*compiler, *FLAGS, "-o", str(made), str(SOURCE))
-                made.replace(path)
-        return ctypes.CDLL(str(path))
-    except subprocess.SubprocessError as error:
-        said = str(getattr(error, "stderr", None) or error).strip().splitlines()[0]
-        raise ParNetError(f"{shlex.join(compiler)} could not compile {SOURCE.name}: {said}") from None
-    except OSError as error:
-        raise ParNetError(f"{folder}: {error.strerror or error}") from None
-
-
-def _run(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+    """native.c, compiled for this machine. ParNetError, saying why, where that fails."""
+    return c_library.load(SOURCE)
 
 
 def zeros(*shape: int) -> Tensor:

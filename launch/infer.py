@@ -26,7 +26,9 @@ import argparse
 import hashlib
 import json
 import os
+import sys
 import time
+import warnings
 from pathlib import Path
 
 import torch
@@ -35,8 +37,8 @@ from rich.console import Console
 from common import DEMO, DTYPES, Parser, Ranks, add_model_arguments, load_model, process_age, run
 from lines import AnswerLines
 from links import measure_links
-from parallel_parnet import Engine, ParNetError, Placement, Program, fold
-from parallel_parnet.engine import EXECUTORS
+from parallel_parnet import Engine, ParNetError, ParNetWarning, Placement, Program, fold
+from parallel_parnet.executors.choosing import EXECUTORS
 from parallel_parnet.files import write_atomically
 from parallel_parnet.preprocess import Preprocess, find_images
 from parallel_parnet.transport import TRANSPORTS, gather, join_ranks
@@ -199,7 +201,10 @@ def main() -> int:
     placement, note = place(program, args, ranks, device)
     if note:
         console.print(note)
+    warnings.simplefilter("ignore", ParNetWarning)  # which every rank gives: the coordinator's notes are enough
     with Engine(program, placement, device, DTYPES[args.dtype], args.executor, args.transport) as engine:
+        for line in engine.notes if engine.is_coordinator else []:
+            print(f"note: {line}", file=sys.stderr)
         if placement is None:
             side = args.img_size or program.config.image_size
             for name, seconds in engine.warm_up(torch.rand(args.batch_size, 3, side, side)).items():

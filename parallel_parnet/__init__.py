@@ -2,7 +2,7 @@
 
 from .checkpoint import load_checkpoint, save_checkpoint
 from .engine import Engine
-from .errors import LaneError, ParNetError
+from .errors import LaneError, ParNetError, ParNetWarning
 from .fold import fold
 from .model import ParNet, create_model
 from .placement import Placement
@@ -10,6 +10,6 @@ from .program import Program
 from .variants import VARIANTS, Config
 
 __all__ = [
-    "VARIANTS", "Config", "Engine", "LaneError", "ParNet", "ParNetError", "Placement", "Program", "create_model",
-    "fold", "load_checkpoint", "save_checkpoint",
+    "VARIANTS", "Config", "Engine", "LaneError", "ParNet", "ParNetError", "ParNetWarning", "Placement", "Program",
+    "create_model", "fold", "load_checkpoint", "save_checkpoint",
 ]  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 from collections.abc import Generator, Iterable, Sequence
 from functools import partial
@@ -17,7 +16,8 @@ from torch import Tensor
 from . import health
 from .choice import HOPELESS, Choice, measure, on_lanes, on_one_lane
 from .errors import ParNetError
-from .executors.backends import BACKENDS, ON_CPUS, arithmetic, has_bf16, lacking
+from .executors.backends import arithmetic, lacking
+from .executors.choosing import GROUPED, ON_ONE_GPU, choose, for_cpu, notes, warn
 from .executors.distributed import DistributedExecutor
 from .executors.graph import GraphExecutor
 from .executors.local import LocalExecutor, synchroniser
@@ -29,12 +29,10 @@ from .profiling.ranges import Ranges
 from .profiling.spans import REQUEST, Recorder, Spans, span
 from .profiling.traced import traced
 from .program import Program, check_input
+from .saved import Saved
 from .settings import with_own_settings
 
-GROUPED = ("triton", "cuda_graph")
-ON_ONE_GPU = (*GROUPED, "cuda_streams")
-EXECUTORS = ("auto", "cpu", "reference", *BACKENDS, *ON_ONE_GPU)
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MOST_THREADS = 1024  # the CPU kernels' runtime ends the process where it cannot start them all
 
 
 class Executor(Protocol):
@@ -72,6 +70,8 @@ class Engine:
 
     transport: how features travel between ranks, one of `TRANSPORTS`.
 
+    notes: why "auto" or "cpu" had to pass over the CPU kernels; warned of as well (ParNetWarning), once a process.
+
     Between `join_ranks` and `leave_ranks` each rank is a lane: the coordinator's rank calls the engine, all others call
     `serve`. Close it, or use it as a context manager, to end them. A placement of one lane stays in its process.
     """
@@ -91,9 +91,12 @@ class Engine:
         ranks = monitor.world if monitor and (placement is None or placement.lanes > 1) else 1
         self.program, self.dtype, self.threads, self._asked = program, dtype, threads, executor
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() and executor != "cpu" else "cpu"))
-        self._backend = _choose(executor, self.device, dtype)
-        if threads is not None and threads < 1:
-            raise ParNetError(f"{threads} threads: there must be at least 1")
+        self._backend = choose(executor, self.device, dtype)
+        self.notes = notes(executor, self._backend, self.device, dtype)
+        for note in self.notes:
+            warn(note)
+        if threads is not None and (type(threads) is not int or not 1 <= threads <= MOST_THREADS):
+            raise ParNetError(f"{threads!r} threads: there must be at least 1, and at most {MOST_THREADS}")
         if is_forked() and self.device.type == "cpu" and (several := threads or torch.get_num_threads()) > 1:
             raise ParNetError(
                 f"{several} compute threads in a forked process, where its parent's are gone: leave them at 1, or "
@@ -137,44 +140,24 @@ class Engine:
         """
         program, metadata = Program.read(path)
         try:
-            saved = json.loads(metadata["engine"])
-            dtype = {str(dtype): dtype for dtype in DTYPES}[saved["dtype"]]
-            placement, threads, cores = saved["placement"], saved["threads"], saved["cores"]
-            if placement is not None:
-                where = {name: tuple(map(int, lanes)) for name, lanes in placement["where"].items()}
-                placement = Placement(int(placement["lanes"]), where, int(placement["coordinator"]))
-                if placement.lanes > len(program.operations):
-                    raise ParNetError(f"{placement.lanes} lanes for {len(program.operations)} operations")
-            chosen = str(saved.get("chosen", saved["executor"]))
-            if cores is not None and (cores != torch.get_num_threads() or lacking(chosen)):
+            saved = Saved.of(metadata, program)
+            placement, threads, cores = saved.placement, saved.threads, saved.cores
+            if cores is not None and (cores != torch.get_num_threads() or lacking(saved.chosen)):
                 placement = threads = cores = None
-            engine = cls(program, placement, device, dtype, str(saved["executor"]), threads=threads and int(threads))
+            engine = cls(program, placement, device, saved.dtype, saved.executor, threads=threads)
             if cores is not None and engine.device.type == "cpu":
-                engine._backend = _choose(chosen, engine.device, dtype)
+                engine._backend = choose(saved.chosen, engine.device, saved.dtype)
         except ParNetError as error:
             raise ParNetError(f"{path}: {error}") from None
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ParNetError(f"{path}: holds no engine ({error!r}); Engine.save writes one") from None
         engine._cores = cores
         return engine
 
     @with_own_settings
     def save(self, path: Path | str) -> None:
         """Write program, placement, type, executor and what `warm_up` chose to a .safetensors file, atomically."""
-        placement = {
-            "lanes": self.placement.lanes,
-            "where": self.placement.where,
-            "coordinator": self.placement.coordinator,
-        }
-        saved = {
-            "dtype": str(self.dtype),
-            "executor": self._asked,
-            "chosen": self._backend,
-            "placement": None if self._open else placement,
-            "threads": self.threads,
-            "cores": self._cores,
-        }
-        self.program.save(path, {"engine": json.dumps(saved)})
+        placement = None if self._open else self.placement
+        saved = Saved(self.dtype, self._asked, self._backend, placement, self.threads, self._cores)
+        self.program.save(path, {"engine": saved.text()})
 
     @property
     def executor(self) -> str:
@@ -248,7 +231,7 @@ class Engine:
         Returns the median seconds of what was compared, by name, the chosen one's first; nothing where there was no
         choice. `save` keeps the choice.
         """
-        executors = _for_cpu(self.dtype) if self._open and self.device.type == "cpu" else []
+        executors = for_cpu(self.dtype) if self._open and self.device.type == "cpu" else []
         if not executors:
             self(x_nchw)
             return {}
@@ -396,33 +379,3 @@ def _check_out(program: Program, x_nchw: Tensor, out: Tensor) -> None:
             f"out {list(out.shape)} of {out.dtype} on {out.device}: expected {list(expected)} of float32 on "
             f"{x_nchw.device}"
         )
-
-
-def _choose(executor: str, device: torch.device, dtype: torch.dtype) -> str:
-    if executor not in EXECUTORS:
-        raise ParNetError(f"unknown executor {executor!r}: choose one of {', '.join(EXECUTORS)}")
-    if dtype not in DTYPES:
-        raise ParNetError(f"dtype {dtype}: choose float32, bfloat16 or float16")
-    if device.type not in ("cpu", "cuda"):
-        raise ParNetError(f"device {device}: choose cpu or cuda")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ParNetError(f"device {device}: torch sees no NVIDIA GPU here; choose cpu")
-    if device.type == "cpu" and dtype == torch.float16:
-        raise ParNetError("float16 on the CPU: choose float32 or bfloat16")
-    if executor == "reference" and dtype != torch.float32:
-        raise ParNetError("executor reference is the fp32 oracle: leave dtype at float32")
-    if device.type == "cpu" and executor in ON_ONE_GPU:
-        raise ParNetError(f"executor {executor} runs on NVIDIA GPUs only: choose eager")
-    if device.type == "cuda" and executor in ("cpu", *ON_CPUS):
-        raise ParNetError(f"executor {executor} runs on the CPU only: choose device cpu")
-    if executor in ("auto", "cpu"):
-        return [*(_for_cpu(dtype) if device.type == "cpu" else []), "eager"][0]
-    if reason := lacking(executor):
-        raise ParNetError(f"executor {executor}: {reason}, or choose eager")
-    return executor
-
-
-def _for_cpu(dtype: torch.dtype) -> list[str]:
-    """Executors that can be had here, the likely fastest first; native where the arithmetic is fp32 anyway."""
-    in_fp32 = dtype == torch.float32 or not has_bf16()
-    return [name for name in ON_CPUS if not lacking(name) and (name != "native" or in_fp32)]

@@ -5,5 +5,9 @@ class ParNetError(ValueError):
     """Says what is wrong with the user's input and what would be right."""
 
 
+class ParNetWarning(UserWarning):
+    """Says what is not as it could be; the answers are right."""
+
+
 class LaneError(RuntimeError):
     """Another lane died, hangs or cannot be reached; says what was under way."""

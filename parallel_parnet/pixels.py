@@ -46,7 +46,7 @@ def fold_pixels(program: Program, dtype: torch.dtype) -> Program:
             w["shift"] = w["shift"] + w["scale"] * shift
             w["scale"] = w["scale"] * scale
         weights |= {f"{op.name}.{name}": tensor.float().contiguous() for name, tensor in w.items()}
-    return Program(program.config, program.operations, weights)
+    return Program(program.config, program.operations, weights, program)
 
 
 def _along(channels: Tensor, weight: Tensor) -> Tensor:

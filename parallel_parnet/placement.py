@@ -93,7 +93,7 @@ class Placement:
             if len(set(on)) != len(on) or not all(0 <= lane < self.lanes for lane in on):
                 raise ParNetError(f"operation {op.name} on lanes {on}: name each of 0 to {self.lanes - 1} once at most")
         if foreign := sorted(self.where.keys() - program.by_name.keys()):
-            raise ParNetError(f"placement names {foreign[0]}, which the program does not have")
+            raise ParNetError(f"placement names {foreign[0]!r}, which the program does not have")
 
     def _holders(self, feature: str) -> tuple[int, ...]:
         return (self.coordinator,) if feature == INPUT else self.where[feature]

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import InitVar, asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -17,12 +17,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .contract import INPUT, check
 from .errors import ParNetError
 from .files import write_atomically
 from .variants import Config
 
-FORMAT = "parallel_parnet.program.1"
-INPUT = "input"
+FORMAT, DIGEST = "parallel_parnet.program.1", "digest"
 
 
 @dataclass(frozen=True)
@@ -100,22 +100,18 @@ class Cost:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """Operations in an order in which they can run, and their weights, fp32 on the CPU, as "<operation>.<weight>"."""
+    """Operations in an order in which they can run, and their weights, fp32 on the CPU, as "<operation>.<weight>".
+
+    The last operation is the classifier. Raises ParNetError for what breaks a rule of `Operation` (`contract`).
+    """
 
     config: Config
     operations: tuple[Operation, ...]
     weights: Mapping[str, Tensor]
+    original: InitVar[Program | None] = None  # the weights it shares with this one are not read again to check them
 
-    def __post_init__(self) -> None:
-        levels = {INPUT: 0}
-        for op in self.operations:
-            if unknown := [name for name in op.inputs if name not in levels]:
-                raise ParNetError(f"operation {op.name} reads {unknown[0]}, which no earlier operation makes")
-            if op.level != 1 + max(levels[name] for name in op.inputs):
-                raise ParNetError(f"operation {op.name} stands on level {op.level}, not one above its inputs")
-            if op.name in levels:
-                raise ParNetError(f"operation {op.name} appears twice")
-            levels[op.name] = op.level
+    def __post_init__(self, original: Program | None) -> None:
+        check(self, {} if original is None else original.weights)
 
     @cached_property
     def by_name(self) -> dict[str, Operation]:
@@ -160,29 +156,33 @@ class Program:
         """SHA-256 of operations and weights: equal digests give equal answers."""
         sha = hashlib.sha256(json.dumps(self._description(), sort_keys=True).encode())
         for name in sorted(self.weights):
-            sha.update(name.encode() + self.weights[name].contiguous().numpy().tobytes())
+            sha.update(name.encode())
+            sha.update(self.weights[name].contiguous().numpy().data)
         return sha.hexdigest()
 
     def of(self, op: Operation) -> dict[str, Tensor]:
         """The weights of one operation, by their short names."""
-        prefix = op.name + "."
-        return {k[len(prefix) :]: v for k, v in self.weights.items() if k.startswith(prefix)}
+        split = ((name.rpartition("."), tensor) for name, tensor in self.weights.items())
+        return {short: tensor for (owner, _, short), tensor in split if owner == op.name}
 
-    def scale(self, feature: str) -> int:
-        """Picture pixels per pixel of a feature map, along one side."""
-        op = self.by_name.get(feature)
-        return 1 if op is None else op.stride * self.scale(op.inputs[0])
+    @cached_property
+    def scales(self) -> dict[str, int]:
+        """Picture pixels per pixel of each feature map, along one side."""
+        found = {INPUT: 1}
+        for op in self.operations:
+            found[op.name] = op.stride * found[op.inputs[0]]
+        return found
 
     @cached_property
     def size_multiple(self) -> int:
         """Picture heights and widths must be multiples of this: 32, or more where four streams need it."""
-        return math.lcm(32, max(self.scale(op.name) for op in self.operations))
+        return math.lcm(32, max(self.scales.values()))
 
     def shape(self, feature: str, n: int, h: int, w: int) -> tuple[int, ...]:
         """[N, C, H, W] of a feature, or [N, classes] of the logits, for N pictures of h x w pixels."""
         if feature == INPUT:
             return (n, 3, h, w)
-        op, scale = self.by_name[feature], self.scale(feature)
+        op, scale = self.by_name[feature], self.scales[feature]
         return (n, op.cout) if op.kind == "classifier" else (n, op.cout, h // scale, w // scale)
 
     def cost(self, size: int | None = None, batch: int = 1, itemsize: int = 4) -> Cost:
@@ -224,7 +224,7 @@ class Program:
 
         tensors = {k: v.contiguous() for k, v in self.weights.items()}
         metadata = {"format": FORMAT, "program": json.dumps(self._description()), **(beside or {})}
-        write_atomically(path, save(tensors, metadata))
+        write_atomically(path, save(tensors, metadata | {DIGEST: self._seal(metadata)}))
 
     @classmethod
     def load(cls, path: Path | str) -> Program:
@@ -245,24 +245,19 @@ class Program:
                 raise ParNetError(f"not a program: its metadata lack format={FORMAT}")
             description = json.loads(metadata["program"])
             config = Config.of(description["config"])
-            program = cls(
-                config,
-                tuple(Operation(**{**op, "inputs": tuple(op["inputs"])}) for op in description["operations"]),
-                weights,
-            )
-            program._check_shapes()
+            operations = (Operation(**{**op, "inputs": tuple(op["inputs"])}) for op in description["operations"])
+            program = cls(config, tuple(operations), weights)
+            if metadata.pop(DIGEST, None) != program._seal(metadata):
+                raise ParNetError("damaged: its digest does not match")
         except ParNetError as error:
             raise ParNetError(f"{path}: {error}") from None
-        except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ParNetError(f"{path}: not a whole program file ({error})") from None
+        except (SafetensorError, OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise ParNetError(f"{path}: not a whole program file ({error!r})") from None
         return program, metadata
 
-    def _check_shapes(self) -> None:
-        for op in self.operations:
-            weight = self.weights.get(f"{op.name}.weight")
-            expected = (op.cout, op.cin) if op.kind == "classifier" else (op.cout, op.cin // op.groups, 3, 3)
-            if weight is None or tuple(weight.shape) != expected:
-                raise ParNetError(f"operation {op.name} needs weights of shape {expected}")
+    def _seal(self, metadata: Mapping[str, str]) -> str:
+        """SHA-256 of all that a file holds beside the seal itself."""
+        return hashlib.sha256(json.dumps([self.digest, metadata], sort_keys=True).encode()).hexdigest()
 
 
 def check_size(program: Program, h: int, w: int) -> None:

@@ -15,8 +15,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from parallel_parnet import Config, ParNet, create_model
+from parallel_parnet import Config, ParNet, Program, create_model
+from parallel_parnet.contract import INPUT, shapes
 from parallel_parnet.executors.backends import ON_CPUS, lacking
+from parallel_parnet.program import Operation
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -68,6 +70,18 @@ def lively(config: Config | str, seed: int) -> ParNet:
             module.momentum = 1.0
     model.train()(torch.randn(4, 3, 64, 64))
     return model.eval()
+
+
+def conv(name: str, stage: str, stream: int | None, level: int, inputs: tuple[str, ...]) -> Operation:
+    """A convolution to 8 channels, of the picture or of features of 8 channels."""
+    cin = 3 if inputs == (INPUT,) else 8 * len(inputs)
+    return Operation(name, "conv", stage, stream, level, inputs, cin, 8, gate="plain", activation="silu")
+
+
+def weightless(*operations: Operation) -> Program:
+    """A program of 10 classes for those who look at operations alone: all its weights are zeros."""
+    weights = {f"{op.name}.{name}": torch.zeros(shape) for op in operations for name, shape in shapes(op).items()}
+    return Program(Config((8, 16), blocks=(1,), num_classes=10), operations, weights)
 
 
 @pytest.fixture(autouse=True)

@@ -173,6 +173,11 @@ def test_save_and_load(tmp_path: Path) -> None:
     assert Program.load(path).digest == PROGRAM.digest, "it is a program's file as well"
 
 
+def everywhere(on: object) -> dict:
+    """A placement of one lane as a file holds it."""
+    return {"lanes": 1, "where": dict.fromkeys(PROGRAM.by_name, on), "coordinator": 0}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -184,12 +189,23 @@ def test_save_and_load(tmp_path: Path) -> None:
         ({"placement": {"lanes": 1}}, "holds no engine"),
         ({"placement": [1]}, "holds no engine"),
         ({"threads": -1}, "-1 threads"),
-        ({"threads": "many"}, "holds no engine"),
+        ({"placement": 0}, "holds no engine"),
+        ({"placement": everywhere("0")}, "lane '0'"),
+        ({"placement": everywhere([0.0])}, "lane 0.0"),
+        ({"placement": everywhere([0]) | {"lanes": True}}, "lane True"),
+        ({"threads": "many"}, "'many' threads"),
+        ({"threads": 10**9}, "1000000000 threads: .* at most 1024"),
+        ({"threads": True}, "True threads"),
+        ({"cores": 2.0}, "2.0 cores"),
+        ({"chosen": ["native"]}, "unknown executor"),
+        ({"dtype": []}, "holds no engine"),
+        ({"more": 1}, "holds no engine"),
     ],
     ids=str,
 )
 def test_files_that_hold_no_engine(change: dict, message: str, tmp_path: Path) -> None:
-    saved = {"dtype": "torch.float32", "executor": "eager", "placement": None, "threads": None, "cores": None}
+    saved = {"dtype": "torch.float32", "executor": "eager", "chosen": "eager"}
+    saved |= dict.fromkeys(("placement", "threads", "cores"))
     path = tmp_path / "e.safetensors"
     PROGRAM.save(path, {"engine": json.dumps(saved)})
     assert Engine.load(path, "cpu").executor == "eager"

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from conftest import OPTIONAL, SMALL, lively, relative
-from parallel_parnet import VARIANTS, Engine, ParNetError, fold
+from parallel_parnet import VARIANTS, Engine, ParNetError, ParNetWarning, fold
 from parallel_parnet.executors.backends import missing
+from parallel_parnet.executors.choosing import warn
 from parallel_parnet.executors.shapes import MAX_SHAPES
 from parallel_parnet.kernels.native import library
 
@@ -60,6 +61,8 @@ def test_inputs_that_do_not_fit(x: object, message: str) -> None:
         ({"executor": "cuda_graph", "device": "cpu"}, "NVIDIA GPUs only"),
         ({"executor": "cuda_streams", "device": "cpu"}, "NVIDIA GPUs only"),
         ({"threads": 0, "device": "cpu"}, "0 threads: there must be at least 1"),
+        ({"threads": 10**6, "device": "cpu"}, "at most 1024"),
+        ({"threads": 1.5, "device": "cpu"}, r"1\.5 threads"),
         ({"device": "mps"}, "choose cpu or cuda"),
     ],
 )
@@ -73,10 +76,10 @@ def _bare(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Without optional packages and a compiler."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setenv("CC", "no-such-compiler")
-    for cached in (missing, library):
+    for cached in (missing, library, warn):
         cached.cache_clear()
     yield
-    for cached in (missing, library):
+    for cached in (missing, library, warn):
         cached.cache_clear()
 
 
@@ -85,7 +88,10 @@ def test_what_cannot_be_had() -> None:
     for executor, reason in (("openvino", "not installed here; pip install openvino"), ("native", "no C compiler")):
         with pytest.raises(ParNetError, match=f"executor {executor}: {reason}.*, or choose eager"):
             Engine(PROGRAM, device="cpu", executor=executor)
-    engine = Engine(PROGRAM, device="cpu")
+    with pytest.warns(ParNetWarning, match="executor eager runs, since native cannot be had: no C compiler") as said:
+        engine, *_ = (Engine(PROGRAM, device="cpu") for _ in range(2))
+    assert len(said) == 1 and said[0].filename == __file__, "once, and at the line that made the engine"
+    assert engine.notes == [str(said[0].message)]
     assert engine.executor == "eager" and engine.warm_up(torch.zeros(1, 3, 32, 32)) == {}
 
 

@@ -95,6 +95,17 @@ def test_one_process_chooses_its_placement(single: dict, tmp_path: Path) -> None
 
 
 @pytest.mark.ranks
+@pytest.mark.skipif("openvino" not in OPTIONAL, reason="says what takes the place of native")
+@pytest.mark.parametrize("ranks", [0, 3])
+def test_one_line_says_why_native_cannot_be_had(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    run = launch("infer.py", *QUICK, ranks=ranks)
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.count("native") == 1, run.stderr
+    assert "note: executor openvino runs, since native cannot be had: no C compiler: install gcc" in run.stderr
+
+
+@pytest.mark.ranks
 def test_ranks_on_a_golden_checkpoint(tmp_path: Path) -> None:
     run = launch(
         "infer.py", *QUICK, "--checkpoint", GOLDEN / "official_narrow_silu.pth.tar", "--ema", "--img-size", 96,

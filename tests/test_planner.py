@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import SMALL
-from parallel_parnet import Config, ParNetError, Placement, Program, create_model, fold
+from conftest import SMALL, conv, weightless
+from parallel_parnet import ParNetError, Placement, Program, create_model, fold
 from parallel_parnet.costs import H200, LINKS, NVLINK_POINTS, Costs, Link, Measured, Roofline
 from parallel_parnet.planner import Bounds, Run, Schedule, schedule, simulate
 from parallel_parnet.program import INPUT, Operation
@@ -21,9 +21,10 @@ PARNET = fold(create_model(SMALL))
 
 
 def program(*operations: tuple[str, int, tuple[str, ...]]) -> Program:
-    """Convolutions from (name, level, inputs), without weights: the planner needs none."""
-    config = Config((8, 16), blocks=(1,))
-    return Program(config, tuple(Operation(n, "conv", "stream", 0, at, ins, 8, 8) for n, at, ins in operations), {})
+    """Convolutions and, last, a classifier from (name, level, inputs)."""
+    *before, (head, level, reads) = operations
+    convolutions = [conv(name, "stream", 0, at, inputs) for name, at, inputs in before]
+    return weightless(*convolutions, Operation(head, "classifier", "head", None, level, reads, 8 * len(reads), 10))
 
 
 # a picture goes to a; b and c read a; d reads both

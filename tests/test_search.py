@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from conftest import SMALL
+from conftest import SMALL, conv, weightless
 from parallel_parnet import Config, ParNetError, Placement, Program, create_model, fold
 from parallel_parnet.costs import H200, LINKS, Costs, Link
 from parallel_parnet.planner import schedule
@@ -31,14 +31,15 @@ def programs(draw: st.DrawFn) -> Program:
         known = [INPUT] if i == 0 else names[:i]
         inputs = tuple(sorted(draw(st.sets(st.sampled_from(known), min_size=1, max_size=2))))
         levels[name] = 1 + max(levels[x] for x in inputs)
-        stage = "stem" if i < 2 else "stream"
-        operations.append(Operation(name, "conv", stage, None if i < 2 else i, levels[name], inputs, 8, 8))
+        stage, stream = ("stem", None) if i < 2 else ("stream", i - 2)
+        operations.append(conv(name, stage, stream, levels[name], inputs))
     read = {name for op in operations for name in op.inputs}
     inputs = tuple(name for name in names if name not in read)
     last = 1 + max(levels[x] for x in inputs)
     assume(last > max(levels[name] for name in names))
     operations.sort(key=lambda op: op.level)
-    return Program(CONFIG, (*operations, Operation("last", "conv", "fusion", None, last, inputs, 8, 8)), {})
+    head = Operation("last", "classifier", "head", None, last, inputs, 8 * len(inputs), 10)
+    return weightless(*operations, head)
 
 
 def costs_of(program: Program, data: st.DataObject) -> Costs:

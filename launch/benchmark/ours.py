@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmark.subject import Contender, Runner, Subject, on_device, words
 from benchmark.torch_peers import emulated
 from parallel_parnet import Engine, ParNetError
-from parallel_parnet.engine import EXECUTORS
+from parallel_parnet.executors.choosing import EXECUTORS
 
 
 def ours() -> list[Contender]:

@@ -1,0 +1,63 @@
+"""Which executor runs: what was asked for, or the likely fastest that can be had here."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+
+import torch
+
+from ..errors import ParNetError, ParNetWarning
+from .backends import BACKENDS, ON_CPUS, has_bf16, lacking
+
+GROUPED = ("triton", "cuda_graph")
+ON_ONE_GPU = (*GROUPED, "cuda_streams")
+EXECUTORS = ("auto", "cpu", "reference", *BACKENDS, *ON_ONE_GPU)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def choose(executor: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The executor for "auto" and "cpu", else the one that was named. ParNetError where it cannot run there."""
+    if executor not in EXECUTORS:
+        raise ParNetError(f"unknown executor {executor!r}: choose one of {', '.join(EXECUTORS)}")
+    if dtype not in DTYPES:
+        raise ParNetError(f"dtype {dtype}: choose float32, bfloat16 or float16")
+    if device.type not in ("cpu", "cuda"):
+        raise ParNetError(f"device {device}: choose cpu or cuda")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ParNetError(f"device {device}: torch sees no NVIDIA GPU here; choose cpu")
+    if device.type == "cpu" and dtype == torch.float16:
+        raise ParNetError("float16 on the CPU: choose float32 or bfloat16")
+    if executor == "reference" and dtype != torch.float32:
+        raise ParNetError("executor reference is the fp32 oracle: leave dtype at float32")
+    if device.type == "cpu" and executor in ON_ONE_GPU:
+        raise ParNetError(f"executor {executor} runs on NVIDIA GPUs only: choose eager")
+    if device.type == "cuda" and executor in ("cpu", *ON_CPUS):
+        raise ParNetError(f"executor {executor} runs on the CPU only: choose device cpu")
+    if executor in ("auto", "cpu"):
+        return [*(for_cpu(dtype) if device.type == "cpu" else []), "eager"][0]
+    if reason := lacking(executor):
+        raise ParNetError(f"executor {executor}: {reason}, or choose eager")
+    return executor
+
+
+def for_cpu(dtype: torch.dtype) -> list[str]:
+    """Executors that can be had here, the likely fastest first."""
+    return [name for name in ON_CPUS if not lacking(name) and (name != "native" or _in_fp32(dtype))]
+
+
+def notes(executor: str, chosen: str, device: torch.device, dtype: torch.dtype) -> list[str]:
+    """What the user should know where the kernels for CPUs would have been chosen, and cannot be had."""
+    reason = executor in ("auto", "cpu") and device.type == "cpu" and _in_fp32(dtype) and lacking("native")
+    return [f"executor {chosen} runs, since native cannot be had: {reason}"] if reason else []
+
+
+@cache  # once for a process, from wherever its engines are made
+def warn(note: str) -> None:
+    """A warning at the line that made the engine."""
+    warnings.warn(note, ParNetWarning, stacklevel=4)  # past the engine and what wraps its functions
+
+
+def _in_fp32(dtype: torch.dtype) -> bool:
+    """Whether the arithmetic is fp32 anyway: then native, which knows no other, is a choice."""
+    return dtype == torch.float32 or not has_bf16()

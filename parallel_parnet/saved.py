@@ -1,0 +1,62 @@
+"""What an engine's file says beside its program."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+
+from .errors import ParNetError
+from .executors.choosing import DTYPES, EXECUTORS
+from .placement import Placement
+from .program import Program
+
+
+@dataclass(frozen=True)
+class Saved:
+    """An engine's settings. executor: as asked for; chosen: what ran. cores: that placement and threads were measured
+    on, None where nothing was measured."""
+
+    dtype: torch.dtype
+    executor: str
+    chosen: str
+    placement: Placement | None
+    threads: int | None
+    cores: int | None
+
+    def text(self) -> str:
+        """As JSON."""
+        return json.dumps(asdict(self) | {"dtype": str(self.dtype)})
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, str], program: Program) -> Saved:
+        """From a file's metadata. ParNetError where a value is missing, foreign, or of another type or range."""
+        try:
+            fields = json.loads(metadata["engine"])
+            fields["dtype"] = {str(dtype): dtype for dtype in DTYPES}[fields["dtype"]]
+            if fields["placement"] is not None:
+                fields["placement"] = _placement(**fields["placement"])
+            saved = cls(**fields)
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise ParNetError(f"holds no engine ({error!r}); Engine.save writes one") from None
+        for executor in (saved.executor, saved.chosen):
+            if executor not in EXECUTORS:
+                raise ParNetError(f"unknown executor {executor!r}: choose one of {', '.join(EXECUTORS)}")
+        for name in ("threads", "cores"):
+            value = getattr(saved, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise ParNetError(f"{value!r} {name}: there must be at least 1")
+        if saved.placement is not None:
+            if saved.placement.lanes > len(program.operations):
+                raise ParNetError(f"{saved.placement.lanes} lanes for {len(program.operations)} operations")
+            saved.placement.check(program)
+        return saved
+
+
+def _placement(lanes: int, where: Mapping[str, list[int]], coordinator: int) -> Placement:
+    placement = Placement(lanes, {name: tuple(on) for name, on in where.items()}, coordinator)
+    if wrong := [x for on in ((lanes, coordinator), *placement.where.values()) for x in on if type(x) is not int]:
+        raise TypeError(f"lane {wrong[0]!r}")
+    return placement

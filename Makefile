@@ -20,8 +20,8 @@ BESIDE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: setup.py constraints.txt
-	@echo "Installing into $(VENV), once: torch, the libraries it is compared with, tools for tests. 0.6 GB to download, or"
-	@echo "3 GB where pip can get no CPU build of torch, as x86-64 Linux's index has none; one to five minutes at 200 Mbit/s."
+	@echo "Installing into $(VENV), once: torch, the libraries it is compared with, and tools for tests: 0.6 GB to download"
+	@echo "with a CPU build of torch, 3 GB where the index offers only a CUDA build, as the public one for x86-64 Linux."
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install $(PINS) -e '.[bench,cpu,dev]'
 	touch $@

@@ -28,7 +28,7 @@ setup(
         "numpy",
         "nvidia-ml-py",
         "nvtx; sys_platform != 'darwin'",  # which has no wheel for it, and no NVIDIA GPU
-        "pillow",
+        "pillow>=11",
         "rich",
         "safetensors",
     ],

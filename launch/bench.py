@@ -17,7 +17,6 @@ Exit status: 0; 2 for wrong input, or where parity fails.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -37,7 +36,7 @@ from benchmark.subject import Subject, words
 from common import DEMO_MODEL, DTYPES, ROOT, Parser, Ranks, add_model_arguments, load_model, machine, run
 from gpu import exact_fp32, require_gpu
 from parallel_parnet import Engine, ParNetError, fold
-from parallel_parnet.files import write_atomically
+from parallel_parnet.files import as_json, write_atomically
 from tracing import add_trace_arguments, check_trace_arguments, write_traces
 
 
@@ -137,7 +136,7 @@ def compare(old: Path, new: Path, console: Console) -> int:
     console.print(table)
     for key, a, b in differences(*results):
         console.print(f"{key}: {a} before, {b} now", soft_wrap=True)
-    print(json.dumps({change.contender: {**vars(change), "verdict": change.verdict} for change in found}))
+    print(as_json({change.contender: {**vars(change), "verdict": change.verdict} for change in found}))
     return 0
 
 
@@ -168,7 +167,7 @@ def poster(
     path = write(result, args.out, result_name("bench", header))
     write_atomically(path.with_suffix(".md"), markdown(result))
     console.print(markdown(result), soft_wrap=True)
-    print(json.dumps({"results": str(path), "rows": len(result["rows"])}))
+    print(as_json({"results": str(path), "rows": len(result["rows"])}))
     return 0
 
 
@@ -201,7 +200,7 @@ def main() -> int:
         trace(subject, args, progress)
     path = write(result, args.out, result_name("bench-infer", result["header"]))
     show(result, console)
-    print(json.dumps(last_line(result, path)))
+    print(as_json(last_line(result, path)))
     return 0
 
 

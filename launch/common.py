@@ -54,11 +54,12 @@ class Ranks:
 
     @classmethod
     def from_environment(cls) -> Ranks:
-        """What torchrun says in RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE."""
-        get = os.environ.get
-        return cls(
-            int(get("RANK", 0)), int(get("WORLD_SIZE", 1)), int(get("LOCAL_RANK", 0)), int(get("LOCAL_WORLD_SIZE", 1))
-        )
+        """What torchrun says in RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE; other launchers leave the local ones
+        out, whose ranks then count as this machine's. ParNetError where they cannot be right."""
+        world = _number("WORLD_SIZE", 1, 1)
+        rank = _number("RANK", 0, 0, world - 1)
+        local_world = _number("LOCAL_WORLD_SIZE", world, 1, world)
+        return cls(rank, world, _number("LOCAL_RANK", rank % local_world, 0, local_world - 1), local_world)
 
     def take_threads(self) -> int:
         """Give this process its share of the cores, at least one thread, and say how many."""
@@ -76,6 +77,17 @@ class Ranks:
         if device.type == "cuda" and device.index is None and self.world > 1:
             return torch.device("cuda", self.local_rank % max(1, torch.cuda.device_count()))
         return device
+
+
+def _number(name: str, default: int, least: int, most: int = 1 << 20) -> int:
+    text = os.environ.get(name)
+    if text is None:
+        return default
+    if not text.isdecimal() or not least <= int(text) <= most:
+        raise ParNetError(
+            f"{name}={text!r} in the environment: torchrun sets {least} to {most}; without it, unset {name}"
+        )
+    return int(text)
 
 
 def machine(device: torch.device) -> str:
@@ -153,24 +165,28 @@ def run(main: Callable[[], int]) -> None:
     """Exit with main's status: 2 and one line on stderr, from one rank of each machine, where the input is at fault;
     1 where another rank was lost or the program itself failed; 130 after SIGINT; with `stop_on_signals` 143 after
     SIGTERM."""
-    ranks = Ranks.from_environment()
+    try:
+        ranks = Ranks.from_environment()
+        rank, speaks = ranks.rank, ranks.local_rank == 0
+    except ParNetError:  # which those will meet again that ask for their rank
+        rank, speaks = 0, True
     try:
         status = main()
         sys.stdout.flush()
     except ParNetError as error:
-        if ranks.local_rank == 0:
+        if speaks:
             _say(f"error: {error}")
         status = 2
     except LaneError as error:
-        _exit_at_once(1, f"error on rank {ranks.rank}: {error}")
+        _exit_at_once(1, f"error on rank {rank}: {error}")
     except Stopped as stopped:
-        _exit_at_once(128 + stopped.signal, f"rank {ranks.rank} was stopped by {stopped.signal.name}")
+        _exit_at_once(128 + stopped.signal, f"rank {rank} was stopped by {stopped.signal.name}")
     except KeyboardInterrupt:
         status = 130
     except BrokenPipeError:
         os._exit(128 + SIGPIPE)  # as a program ends whose reader, such as head, has enough; nothing more can be printed
     except Exception as error:
-        _exit_at_once(1, f"{traceback.format_exc()}error on rank {ranks.rank}: {type(error).__name__}: {error}")
+        _exit_at_once(1, f"{traceback.format_exc()}error on rank {rank}: {type(error).__name__}: {error}")
     leave_ranks()
     sys.exit(status)
 

@@ -30,7 +30,7 @@ from common import ROOT, Parser, run
 from gpu import require_gpu, run_within
 from gpu_report import markdown, verdicts
 from parallel_parnet import ParNetError
-from parallel_parnet.files import write_atomically
+from parallel_parnet.files import as_json, write_atomically, write_json
 
 TOTAL = 585  # seconds for all steps
 SPARE = 8  # seconds before its limit when a step begins nothing new
@@ -97,7 +97,7 @@ def _printed(output: str) -> dict | None:
 def run_inside(step: Step, end: float, out: Path) -> int:
     """In the process of a step: its result as one line on stdout, with the seed that repeats its random numbers."""
     seed = torch.seed()
-    print(json.dumps({**step.check(end - SPARE, out), "seed": seed}), flush=True)
+    print(as_json({**step.check(end - SPARE, out), "seed": seed}), flush=True)
     return 0
 
 
@@ -112,7 +112,7 @@ def run_steps(steps: Sequence[Step], out: Path, console: Console) -> dict[str, d
             limit = str(time.monotonic() + seconds)
             command = [sys.executable, __file__, "--out", str(out), "--step", step.name, "--inside", limit]
             results[step.name] = run_step(command, seconds, step.required)
-        write_atomically(out / "gpu-check.json", json.dumps(results, indent=1) + "\n")
+        write_json(out / "gpu-check.json", results)
         result = results[step.name]
         console.print(f"{step.name}: {'passed' if result['passed'] else 'FAILED'} in {result['seconds']} s")
     return results

@@ -16,8 +16,8 @@ that is there is continued: a picture that has its line is not computed again. "
 network, weights, picture size, precision and labels; a FILE made with others is refused. A line is whole or absent,
 whatever dies; it is on the disk itself a second later, or when the run ends.
 
-Exit status: 0; 1 where --verify found a difference, a rank was lost, or, without --jsonl, a picture of a folder was
-skipped; 2 for wrong input; 130 and 143 after SIGINT and SIGTERM.
+Exit status: 0; 1 where --verify found a difference, a rank was lost, logits were no numbers, or, without --jsonl, a
+picture of a folder was skipped; 2 for wrong input; 130 and 143 after SIGINT and SIGTERM.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from lines import AnswerLines
 from links import measure_links
 from parallel_parnet import Engine, ParNetError, ParNetWarning, Placement, Program, fold
 from parallel_parnet.executors.choosing import EXECUTORS
-from parallel_parnet.files import write_atomically
-from parallel_parnet.preprocess import Preprocess, find_images
+from parallel_parnet.files import write_json
+from parallel_parnet.preprocess import Preprocess, find_images, passed_over
 from parallel_parnet.transport import TRANSPORTS, gather, join_ranks
 from planning import find_link, plan_for_ranks
 from report import read_labels, show_latency, show_setting
@@ -53,7 +53,9 @@ from tracing import add_trace_arguments, check_trace_arguments, write_traces
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_arguments(parser)
-    parser.add_argument("--image", action="append", type=Path, help="picture or folder; may be repeated")
+    parser.add_argument(
+        "--image", action="append", type=Path, help="picture or folder; may be repeated; what is transparent is black"
+    )
     parser.add_argument("--labels", type=Path, help="text file with a class name per line")
     parser.add_argument("--img-size", type=int, help="pixels; default: the network's own")
     parser.add_argument("-b", "--batch-size", type=int, default=1, help="pictures per pass (default: %(default)s)")
@@ -137,6 +139,9 @@ def coordinate(engine: Engine, args: argparse.Namespace, setting: dict, console:
     given = args.image or [os.path.relpath(DEMO / "pictures")]
     named = frozenset(path for path in given if Path(path).is_file())
     paths = list(dict.fromkeys(find_images(given)))
+    for folder in (Path(path) for path in given if Path(path) not in named):
+        if left_out := passed_over(folder):
+            console.print(f"note: {left_out}", markup=False)
     pictures = Pictures(paths, args.batch_size, Preprocess.of(program.config, args.img_size), named)
     if args.jsonl is None:
         return classify_and_time(engine, pictures, labels, setting, args, console)
@@ -153,8 +158,8 @@ def coordinate(engine: Engine, args: argparse.Namespace, setting: dict, console:
     if args.trace or args.report:
         write_traces(engine, next(pictures.batches()).x.to(engine.device), args, console)
     if args.json:
-        write_atomically(args.json, json.dumps(result | setting, indent=1) + "\n")
-    return 0
+        write_json(args.json, result | setting)
+    return 1 if result["faults"] else 0
 
 
 def describe(engine: Engine, args: argparse.Namespace, weights: str, hosts: list[tuple[str, int]], world: int) -> dict:

@@ -32,7 +32,7 @@ from depth.simulated import lane_per_stream
 from parallel_parnet import ParNetError, Program
 from parallel_parnet.costs import LINKS, Link
 from parallel_parnet.executors.backends import lacking
-from parallel_parnet.files import write_atomically
+from parallel_parnet.files import as_json, write_atomically, write_json
 
 EXECUTORS = ("eager", "inductor", "openvino")  # which run any network of torch
 LOOPBACK = ROOT / "results" / "links-gloo-loopback.json"
@@ -61,7 +61,7 @@ class Log:
     def add(self, rows: list[dict]) -> None:
         """Keep these rows, on disk too, as JSON and as CSV."""
         self.rows += rows
-        write_atomically(self.path, json.dumps({"header": self.header, "rows": self.rows}, indent=1) + "\n")
+        write_json(self.path, {"header": self.header, "rows": self.rows})
         table = io.StringIO()
         writer = csv.DictWriter(table, fieldnames=list(self.rows[0]), lineterminator="\n")
         writer.writeheader()
@@ -142,7 +142,7 @@ def main() -> int:
     figures = draw(log.rows, log.header, args.out, name)
     page = args.page or args.out / f"{name}.md"
     write_page(page, log.rows, log.header, {name: args.out / file for name, file in figures.items()})
-    print(json.dumps({"results": str(log.path), "page": str(page), "rows": len(log.rows)}))
+    print(as_json({"results": str(log.path), "page": str(page), "rows": len(log.rows)}))
     return 0
 
 

@@ -8,7 +8,6 @@ transfer. The planner fits a line through the medians: latency and bandwidth.
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 import time
@@ -24,7 +23,7 @@ from rich.table import Table
 from common import Ranks, machine
 from parallel_parnet import ParNetError, create_model, fold
 from parallel_parnet.costs import Link
-from parallel_parnet.files import write_atomically
+from parallel_parnet.files import write_json
 from parallel_parnet.placement import Transfer
 from parallel_parnet.program import INPUT
 from parallel_parnet.transport import TRANSPORTS, Transport, choose, join_ranks, open_as
@@ -60,7 +59,7 @@ def measure_links(
         "links": links,
     }
     if file:
-        write_atomically(file, json.dumps(result, indent=1) + "\n")
+        write_json(file, result)
     return 0
 
 

@@ -13,7 +13,7 @@ ROUNDING = {torch.float32: 0.0, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8
 ORDER = 1e-4  # of the largest output: tensor cores add in an order, and with a truncation, of their own
 # of the logits, the largest relative error; in half precision also MARGIN times that of torch in the same type
 LIMIT = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
-MARGIN = 2.0  # torch rounds twice where the kernels round once, but few logits make a noisy sample
+MARGIN = 3.0  # few logits make a noisy sample; and OpenVINO rounds averages and gates, for all pixels alike
 
 
 def poison(conv: Convolution) -> None:

@@ -12,7 +12,6 @@ Predicted from stated numbers: nothing here runs on several GPUs. --device h200 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from common import DTYPES, Parser, add_model_arguments, load_model, run, settle
 from parallel_parnet import VARIANTS, ParNetError, Placement, Program, create_model, fold
 from parallel_parnet.costs import H200, Costs, Device
 from parallel_parnet.explain import critical_transfers, duration, explain, gantt, lanes_in_words
-from parallel_parnet.files import write_atomically
+from parallel_parnet.files import as_json, write_json
 from parallel_parnet.planner import Schedule, schedule
 from parallel_parnet.search import search
 from planning import find_link, measure
@@ -159,9 +158,9 @@ def main() -> int:
         "runner_up": answer.runner_up and summary(answer.runner_up),
     }
     if args.json == "-":
-        sys.stdout.write(json.dumps(result) + "\n")
+        sys.stdout.write(as_json(result) + "\n")
     elif args.json:
-        write_atomically(args.json, json.dumps(result, indent=1) + "\n")
+        write_json(args.json, result)
     return 0
 
 

@@ -28,7 +28,7 @@ from rich.table import Table
 from common import ROOT, Parser, run, settle
 from parallel_parnet import Engine, ParNetError, Placement, Program, create_model, fold
 from parallel_parnet.costs import Costs
-from parallel_parnet.files import write_atomically
+from parallel_parnet.files import as_json, write_json
 from parallel_parnet.planner import schedule
 from planning import find_link, measure
 
@@ -125,8 +125,8 @@ def main() -> int:
         "cases": rows,
     }
     if args.json:
-        write_atomically(args.json, json.dumps(result, indent=1) + "\n")
-    print(json.dumps({key: result[key] for key in ("median_absolute_error", "date", "cores")}))
+        write_json(args.json, result)
+    print(as_json({key: result[key] for key in ("median_absolute_error", "date", "cores")}))
     return 0
 
 

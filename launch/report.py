@@ -26,6 +26,13 @@ def read_labels(path: Path | None, program: Program) -> list[str]:
     return labels
 
 
+def fault_of(image: str, logits: Tensor) -> str | None:
+    """What is wrong with a picture's logits [classes], if anything."""
+    if logits.isfinite().all():
+        return None
+    return f"{image}: its logits are no finite numbers, so the network's weights are out of all proportion"
+
+
 def top5(logits: Tensor, labels: Sequence[str]) -> list[dict]:
     """The five most probable classes of one picture's logits [classes], most probable first."""
     values, indices = logits.softmax(0).topk(min(5, len(labels)))

@@ -22,7 +22,7 @@ from torch import Tensor
 from lines import AnswerLines
 from parallel_parnet import Engine, ParNetError
 from parallel_parnet.preprocess import Preprocess, read_image
-from report import top5
+from report import fault_of, top5
 
 DECODERS = min(4, os.cpu_count() or 1)
 AHEAD = 2 * DECODERS  # batches decoded before the engine asks for them: memory stays bounded, ranks do not wait
@@ -121,18 +121,20 @@ def classify_into(
     already = sum(str(path) in lines.done for path in pictures.paths)
     if already:
         console.print(f"{lines.path}: {already} of {total} pictures are there already, continuing")
-    skipped, start = 0, time.perf_counter()
+    skipped, faults, start = 0, 0, time.perf_counter()
     with progress_bar(console) as progress:
         task = progress.add_task("classifying", total=total, completed=already)
         for batch, logits in answers(engine, pictures.batches(lines.done), seconds):
             new = [(i, image) for i, image in enumerate(batch.images) if image not in lines.done]
             for i, image in new:
-                reason = batch.reasons.get(image)
+                fault = fault_of(image, logits[i])
+                reason = batch.reasons.get(image) or fault
                 lines.append(image, {"top5": top5(logits[i], labels)} if reason is None else {"reason": reason})
                 skipped += reason is not None
+                faults += fault is not None
             progress.advance(task, len(new))
     answered, elapsed = total - already, time.perf_counter() - start
     return {
-        "pictures": total, "already_there": already, "skipped": skipped,
+        "pictures": total, "already_there": already, "skipped": skipped, "faults": faults,
         "seconds": elapsed, "pictures_per_s": answered / elapsed, "latency_ms": spread(seconds) if seconds else {},
     }  # fmt: skip

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import json
 import time
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from common import run
 from parallel_parnet import ParNet, create_model
 from parallel_parnet.checkpoint import load_checkpoint, save_checkpoint
 from parallel_parnet.errors import ParNetError
-from parallel_parnet.files import write_atomically
+from parallel_parnet.files import as_json, write_json
 from parallel_parnet.preprocess import Preprocess
 
 
@@ -128,14 +127,14 @@ def main() -> int:
     preprocess = Preprocess.of(model.config)
     test = load_split(args.data, "t10k", preprocess)
     if args.evaluate:
-        print(json.dumps({"checkpoint": str(args.out), "test_accuracy": accuracy(model, *test, preprocess)}))
+        print(as_json({"checkpoint": str(args.out), "test_accuracy": accuracy(model, *test, preprocess)}))
         return 0
     result = train(model, args, load_split(args.data, "train", preprocess), test)
     save_checkpoint(model, args.out)
     if args.log:
         settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "evaluate"}
         record = {"settings": settings, "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"), **result}
-        write_atomically(args.log, json.dumps(record, indent=1) + "\n")
+        write_json(args.log, record)
     return 0
 
 

@@ -25,7 +25,7 @@ from rich.table import Table as Lines
 from common import DTYPES, Parser, run
 from gpu import exact_fp32, machine, measure_rates, require_gpu
 from parallel_parnet import ParNetError, create_model, fold
-from parallel_parnet.files import write_atomically
+from parallel_parnet.files import write_json
 from parallel_parnet.kernels.candidates import candidates
 from parallel_parnet.kernels.config import CONFIGS, Table
 from parallel_parnet.kernels.rates import H200
@@ -123,7 +123,7 @@ def fill_table(levels: list[Level], minutes: float, out: Path | None, console: C
                 console.print(f"{level.key}: no configuration passed; the first: {trial.refused[0]}")
                 continue
             done[level.key] = {"date": header["date"], **trial.entry(predicted_floor(level, rates[level.dtype]))}
-            write_atomically(path, json.dumps({**header, "levels": done}, indent=1) + "\n")
+            write_json(path, {**header, "levels": done})
             default, best = trial.default.get("p50", float("nan")), trial.best["p50"]
             console.print(f"{level.key}: {default:.2f} -> {best:.2f} us, {describe(trial.config)}, {trial.timed} timed")
     return path

@@ -19,16 +19,18 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import ParNetError
 from .files import write_atomically
 from .model import ParNet
+from .settings import with_own_settings
 from .variants import Config
 
 FORMAT = "parallel_parnet.checkpoint.1"
 
 
+@with_own_settings
 def load_checkpoint(path: Path | str, ema: bool = False, activation: str | None = None) -> ParNet:
     """A model in evaluation mode with the weights, widths, block counts and classes of the file.
 
@@ -43,14 +45,16 @@ def load_checkpoint(path: Path | str, ema: bool = False, activation: str | None 
         if path.suffix == ".safetensors":
             if ema:
                 raise ParNetError("a .safetensors file holds one set of weights: leave ema out")
-            config, state = _read_safetensors(path)
+            config, epsilons, state = _read_safetensors(path)
         else:
-            state = _read_released(path, ema)
+            state, epsilons = _read_released(path, ema), {}
             config = infer_config(state)
         if activation is not None:
             config = replace(config, activation=activation)
-        model = ParNet(config)
+        with torch.device("meta"):  # nothing to initialise, and no default type: the tensors of the file take its place
+            model = ParNet(config)
         _load(model, state)
+        _set_epsilons(model, epsilons)
     except ParNetError as error:
         raise ParNetError(f"{path}: {error}") from None
     return model.eval()
@@ -61,11 +65,25 @@ def save_checkpoint(model: ParNet, path: Path | str) -> None:
     from safetensors.torch import save
 
     state = {k: v.detach().contiguous().cpu() for k, v in model.state_dict().items() if v.is_floating_point()}
-    metadata = {"format": FORMAT, "config": json.dumps(asdict(model.config))}
+    epsilons = {name: norm.eps for name, norm in _norms(model).items()}
+    metadata = {"format": FORMAT, "config": json.dumps(asdict(model.config)), "eps": json.dumps(epsilons)}
     write_atomically(path, save(state, metadata))
 
 
-def _read_safetensors(path: Path) -> tuple[Config, dict[str, Tensor]]:
+def _norms(model: ParNet) -> dict[str, nn.BatchNorm2d]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
+
+
+def _set_epsilons(model: ParNet, epsilons: Mapping[str, float]) -> None:
+    """What batch norms add to a variance; those that the file does not name keep torch's default."""
+    norms = _norms(model)
+    for name, eps in epsilons.items():
+        if name not in norms or not isinstance(eps, float) or not 0 < eps < 1:
+            raise ParNetError(f"eps {eps!r} of batch norm {name!r}: give one in 0..1 to a norm that the network has")
+        norms[name].eps = eps
+
+
+def _read_safetensors(path: Path) -> tuple[Config, dict[str, float], dict[str, Tensor]]:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -75,10 +93,12 @@ def _read_safetensors(path: Path) -> tuple[Config, dict[str, Tensor]]:
     if metadata.get("format") != FORMAT:
         raise ParNetError(f"not a ParNet checkpoint: its metadata lack format={FORMAT}")
     try:
-        config = Config.of(json.loads(metadata["config"]))
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        config, epsilons = Config.of(json.loads(metadata["config"])), json.loads(metadata.get("eps", "{}"))
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, RecursionError) as error:
         raise ParNetError(f"its configuration cannot be read ({error})") from None
-    return config, state
+    if not isinstance(epsilons, dict):
+        raise ParNetError("its eps is no object of batch norms and numbers")
+    return config, epsilons, state
 
 
 def _read_released(path: Path, ema: bool) -> dict[str, Tensor]:
@@ -134,4 +154,8 @@ def _load(model: ParNet, state: Mapping[str, Tensor]) -> None:
             raise ParNetError(f"{name} has shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}")
         if not state[name].is_floating_point() or not torch.isfinite(state[name]).all():
             raise ParNetError(f"{name} holds values that are no finite numbers")
-    model.load_state_dict({name: state[name] for name in own}, strict=False)
+        if name.endswith("running_var") and (state[name] < 0).any():
+            raise ParNetError(f"{name} holds negative variances")
+    counts = {k: torch.zeros((), dtype=torch.int64, device="cpu") for k in model.state_dict().keys() - own.keys()}
+    weights = {name: state[name].to("cpu", torch.float32, copy=True) for name in own}
+    model.load_state_dict(weights | counts, assign=True)

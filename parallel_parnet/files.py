@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from .errors import ParNetError
 
@@ -26,3 +29,21 @@ def write_atomically(path: Path | str, content: bytes | str) -> None:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
         raise ParNetError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write `value` as a JSON file, atomically."""
+    write_atomically(path, as_json(value, indent=1) + "\n")
+
+
+def as_json(value: Any, indent: int | None = None) -> str:
+    """As any parser takes it: "nan" and "inf" are words, since JSON has no such numbers."""
+    return json.dumps(_in_words(value), indent=indent, allow_nan=False)
+
+
+def _in_words(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _in_words(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_in_words(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -13,9 +13,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from .errors import ParNetError
+from .settings import with_own_settings
 from .variants import Config
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+BACKGROUND = (0, 0, 0)  # of what is transparent: what such pixels mostly hold, and networks were trained on
+STRAIGHT = {"La": "LA", "RGBa": "RGBA"}  # of modes whose colours were multiplied by their alpha
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,8 @@ class Preprocess:
         return cls(size or config.image_size, config.crop, config.mean, config.std)
 
     def pixels(self, image: Image.Image) -> np.ndarray:
-        """Any picture to uint8 [size, size, 3], upright as its EXIF orientation says."""
-        image = ImageOps.exif_transpose(image).convert("RGB")
+        """Any picture to uint8 [size, size, 3], as `to_rgb` makes it."""
+        image = to_rgb(image)
         scale = round(self.size / self.crop) / min(image.size)
         target = [max(self.size, round(side * scale)) for side in image.size]
         if target != list(image.size):
@@ -42,10 +45,11 @@ class Preprocess:
         left, top = ((side - self.size) // 2 for side in target)
         return np.asarray(image.crop((left, top, left + self.size, top + self.size)))
 
+    @with_own_settings
     def normalise(self, pixels: Tensor) -> Tensor:
         """uint8 [..., H, W, 3] to fp32 [..., 3, H, W]."""
-        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
-        return ((pixels / 255 - mean) / std).movedim(-1, -3).contiguous()
+        mean, std = (torch.tensor(v, dtype=torch.float32, device=pixels.device) for v in (self.mean, self.std))
+        return ((pixels.float() / 255 - mean) / std).movedim(-1, -3).contiguous()
 
     def raw(self, path: Path | str) -> Tensor:
         """A picture file to uint8 [3, size, size], which the engine normalises; ParNetError where it cannot be read."""
@@ -56,20 +60,43 @@ class Preprocess:
         return self.normalise(torch.from_numpy(self.pixels(read_image(path)).copy()))
 
 
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any picture with 8 bits a channel, upright as its EXIF orientation says, and on BACKGROUND where transparent.
+
+    16-bit grey goes from 0..65535 to 0..255. ParNetError for grey of 32 bits or in floating point: no file says which
+    value is white.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F"):
+        raise ParNetError("grey of 32 bits a pixel, of which nobody knows what is white; save it with 8 or 16")
+    if image.mode.startswith("I;16"):
+        grey, hidden = np.asarray(image).astype(np.uint16), image.info.get("transparency")
+        colour = np.repeat((grey / 257).round().astype(np.uint8)[..., None], 3, axis=2)
+        if hidden is not None:
+            colour[grey == hidden] = BACKGROUND
+        return Image.fromarray(colour)
+    if image.has_transparency_data:
+        straight = image.convert(STRAIGHT.get(image.mode, image.mode)).convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), straight).convert("RGB")
+    return image.convert("RGB")
+
+
 def read_image(path: Path | str) -> Image.Image:
-    """A decoded picture; ParNetError for what is missing, no picture, damaged, or suspiciously large."""
+    """A picture as `to_rgb` makes it; ParNetError for what is missing, no picture, damaged, or suspiciously large."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 image.load()
-                return image.copy() if image.size != (0, 0) else image
+                return to_rgb(image)
     except FileNotFoundError:
         raise ParNetError(f"{path}: no such file") from None
     except UnidentifiedImageError:
         raise ParNetError(f"{path}: not a picture; give a PNG, JPEG or WebP file") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise ParNetError(f"{path}: over {Image.MAX_IMAGE_PIXELS} pixels; scale it down first") from None
+    except ParNetError as error:
+        raise ParNetError(f"{path}: {error}") from None
     except (OSError, SyntaxError, ValueError) as error:  # Pillow's plugins raise all three for damaged files
         raise ParNetError(f"{path}: cannot be decoded ({error})") from None
 
@@ -81,10 +108,28 @@ def find_images(paths: Iterable[Path | str]) -> list[Path]:
         if not path.exists():
             raise ParNetError(f"{path}: no such file or folder")
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+            inside = sorted(p for p in _visible(path) if p.suffix.lower() in SUFFIXES and not p.is_dir())
             if not inside:
                 raise ParNetError(f"{path}: no pictures in this folder ({', '.join(SUFFIXES)})")
             found += inside
         else:
             found.append(path)
     return found
+
+
+def passed_over(folder: Path) -> str | None:
+    """What `find_images` left out of a folder, in words, if anything: other files, and folders in it."""
+    others = [p for p in _visible(folder) if p.is_dir() or p.suffix.lower() not in SUFFIXES]
+    files = [p for p in others if not p.is_dir()]
+    kinds = sorted({p.suffix.lower() or "no suffix" for p in files})
+    said = []
+    if files:
+        shown = ", ".join(kinds[:5]) + (", ..." if len(kinds) > 5 else "")
+        said.append(f"{len(files)} file(s) passed over ({shown})")
+    if folders := len(others) - len(files):
+        said.append(f"{folders} folder(s) in it not searched")
+    return f"{folder}: {', '.join(said)}" if said else None
+
+
+def _visible(folder: Path) -> list[Path]:
+    return [p for p in folder.iterdir() if not p.name.startswith(".")]

@@ -7,12 +7,14 @@ streams in the ratio 1 : 2 : 4, and a last width that brings the fused parameter
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from .errors import ParNetError
 
 ACTIVATIONS = ("silu", "relu")
+MOST = 1 << 20  # of anything that is counted: more is a damaged file, which would only fill the memory
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -20,6 +22,10 @@ FASHION_MEAN, FASHION_STD = (0.286,) * 3, (0.353,) * 3
 FASHION_LABELS = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True)
@@ -47,21 +53,36 @@ class Config:
     labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("planes", "blocks", "stem_strides", "mean", "std", "labels"):
+            if not isinstance(getattr(self, name), tuple):
+                raise ParNetError(f"{name} {getattr(self, name)!r}: give a tuple")
         streams = len(self.planes) - 1
         if not 1 <= streams <= 4:
             raise ParNetError(f"planes {self.planes}: give 2 to 5 widths (1 to 4 streams, then the last convolution)")
         if len(self.blocks) != streams:
             raise ParNetError(f"blocks {self.blocks}: give one count for each of the {streams} streams")
-        if min(self.planes) < 1 or min(self.blocks) < 1 or self.num_classes < 1:
-            raise ParNetError(f"widths, block counts and classes must be positive: {self}")
+        counts = (*self.planes, *self.blocks, self.num_classes, self.image_size)
+        if not all(type(count) is int and 1 <= count <= MOST for count in counts):
+            raise ParNetError(f"widths, block counts, classes and pixels must be positive, to {MOST}: {self}")
         if bad := [p for p in self.planes[1:streams] if p % 4]:
             raise ParNetError(f"width {bad[0]}: streams that take part in fusion need a width divisible by 4")
         if self.activation not in ACTIVATIONS:
             raise ParNetError(f"activation {self.activation!r}: choose one of {', '.join(ACTIVATIONS)}")
         if any(s not in (1, 2) for s in self.stem_strides) or len(self.stem_strides) != 2:
             raise ParNetError(f"stem_strides {self.stem_strides}: two strides, each 1 or 2")
+        if not (_is_number(self.dropout) and 0 <= self.dropout < 1 and _is_number(self.crop) and 0 < self.crop <= 1):
+            raise ParNetError(
+                f"dropout {self.dropout!r}, crop {self.crop!r}: give dropout in 0..1 and crop in 0..1, not 0"
+            )
+        for name, colours in (("mean", self.mean), ("std", self.std)):
+            if len(colours) != 3 or not all(map(_is_number, colours)):
+                raise ParNetError(f"{name} {colours}: give a number for each of red, green and blue")
+        if min(self.std) <= 0:
+            raise ParNetError(f"std {self.std}: pictures are divided by it, so it must be positive")
         if self.labels and len(self.labels) != self.num_classes:
             raise ParNetError(f"{len(self.labels)} labels for {self.num_classes} classes: give one per class, or none")
+        if not all(isinstance(label, str) for label in self.labels):
+            raise ParNetError(f"labels {self.labels[:3]}...: give names")
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> Config:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
-from conftest import GOLDEN, SMALL, lively
-from parallel_parnet import Config, ParNetError, load_checkpoint, save_checkpoint
+from conftest import GOLDEN, SMALL, lively, relative
+from parallel_parnet import Config, Engine, ParNet, ParNetError, fold, load_checkpoint, save_checkpoint
 
 RELEASED = GOLDEN / "official_narrow_relu.pth.tar"
 
@@ -140,3 +143,74 @@ def test_nowhere_to_write(tmp_path: Path) -> None:
     with pytest.raises(ParNetError, match="cannot be written"):
         save_checkpoint(lively(SMALL, 0), tmp_path / "folder.safetensors")
     assert [p.name for p in tmp_path.iterdir()] == ["folder.safetensors"]
+
+
+@torch.no_grad()
+def test_own_format_keeps_eps(tmp_path: Path) -> None:
+    model, x = lively(SMALL, 3), torch.randn(2, 3, 64, 64)
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for i, norm in enumerate(norms):
+        norm.eps = (1e-3, 0.1, 1e-5)[i % 3]
+    save_checkpoint(model, tmp_path / "c.safetensors")
+    assert torch.equal(load_checkpoint(tmp_path / "c.safetensors")(x), model(x))
+    assert relative(fold_and_run(load_checkpoint(tmp_path / "c.safetensors"), x), model(x)) < 1e-5
+    with safe_open(tmp_path / "c.safetensors", "pt") as file:
+        metadata, tensors = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    for eps in ('{"inits.0.0.block.rbr_dense.bn": 0.0}', '{"inits": 1e-5}', "[]", "{", '{"inits.0": NaN}'):
+        save_file(tensors, tmp_path / "w.safetensors", metadata | {"eps": eps})
+        with pytest.raises(ParNetError, match=r"w\.safetensors: "):
+            load_checkpoint(tmp_path / "w.safetensors")
+    del metadata["eps"]
+    save_file(tensors, tmp_path / "old.safetensors", metadata)
+    assert all(
+        norm.eps == 1e-5 for norm in load_checkpoint(tmp_path / "old.safetensors").modules()
+        if isinstance(norm, torch.nn.BatchNorm2d)
+    )  # fmt: skip
+
+
+def fold_and_run(model: ParNet, x: torch.Tensor) -> torch.Tensor:
+    return Engine(fold(model), device="cpu", executor="reference")(x)
+
+
+def test_variances_cannot_be_negative(tmp_path: Path) -> None:
+    state = lively(SMALL, 0).state_dict()
+    state["streams.1.0.block.rbr_1x1.bn.running_var"][2] = -1e-3
+    torch.save(state, tmp_path / "c.pth")
+    with pytest.raises(ParNetError, match=r"streams\.1\.0\.block\.rbr_1x1\.bn\.running_var holds negative variances"):
+        load_checkpoint(tmp_path / "c.pth")
+
+
+def test_weights_that_overflow_when_folded() -> None:
+    model = lively(SMALL, 0)
+    with torch.no_grad():
+        model.streams[0][1].block.rbr_dense.conv.weight.fill_(1e38)
+        model.streams[0][1].block.rbr_dense.bn.weight.fill_(1e3)
+    with pytest.raises(ParNetError, match=r"streams\.0\.1\.weight holds values that are no finite numbers"):
+        fold(model)
+
+
+@pytest.mark.parametrize("setting", [
+    {"std": (0.0, 1.0, 1.0)}, {"std": (1.0, float("nan"), 1.0)}, {"mean": (float("inf"), 0.0, 0.0)},
+    {"mean": (0.0, 0.0)}, {"crop": 0.0}, {"crop": 1.5}, {"crop": "1"}, {"image_size": 0}, {"image_size": 32.0},
+    {"num_classes": True},
+    {"planes": (8, 16.0, 32, 64)}, {"blocks": (1, 1, 10**9)}, {"dropout": 1.0}, {"labels": tuple(range(10))},
+    {"planes": 8}, {"stem_strides": (1, 3)},
+], ids=str)  # fmt: skip
+def test_configurations_that_cannot_be_right(setting: dict) -> None:
+    with pytest.raises(
+        ParNetError, match=next(iter(setting)).split("_")[-1] if "image" not in str(setting) else "pixels"
+    ):
+        replace(SMALL, **setting)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_callers_default_type_rounds_no_weights(dtype: torch.dtype) -> None:
+    expected = load_checkpoint(RELEASED).state_dict()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            loaded = load_checkpoint(RELEASED)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
+    assert all(parameter.requires_grad for parameter in loaded.parameters())

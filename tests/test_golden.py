@@ -7,13 +7,24 @@ import torch
 
 from conftest import OPTIONAL, Golden, golden_cases, relative
 from parallel_parnet import Engine, Placement, Program, fold, load_checkpoint
+from parity import LIMIT, tolerance
 
 CASES = golden_cases()
-LIMIT = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+DTYPES = (torch.float32, torch.bfloat16)
+# Three roundings a level (weights, what leaves a convolution, what is stored) of 1.6e-3 each, root mean square, make
+# 9e-3 of the logits over 11 levels. Who rounds more, as OpenVINO does averages and gates, is held to torch's own error.
+BY_TORCH = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 
 def program_of(golden: Golden) -> Program:
     return fold(load_checkpoint(golden.checkpoint, ema=golden.ema, activation=golden.activation))
+
+
+def limit(golden: Golden, program: Program, executor: str, dtype: torch.dtype) -> float:
+    if executor == "eager":
+        return BY_TORCH[dtype]
+    torchs = Engine(program, device="cpu", dtype=dtype, executor="eager")(golden.input)
+    return tolerance(dtype, relative(torchs, golden.logits))
 
 
 @pytest.mark.parametrize("golden", CASES)
@@ -23,12 +34,13 @@ def test_training_form(golden: Golden) -> None:
         assert relative(model(golden.input), golden.logits) < 1e-5
 
 
-@pytest.mark.parametrize("dtype", LIMIT, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("executor", ["eager", *OPTIONAL])
 @pytest.mark.parametrize("golden", CASES)
 def test_one_lane(golden: Golden, executor: str, dtype: torch.dtype) -> None:
-    engine = Engine(program_of(golden), device="cpu", dtype=dtype, executor=executor)
-    assert relative(engine(golden.input), golden.logits) < LIMIT[dtype]
+    program = program_of(golden)
+    engine = Engine(program, device="cpu", dtype=dtype, executor=executor)
+    assert relative(engine(golden.input), golden.logits) < limit(golden, program, executor, dtype)
 
 
 @pytest.mark.parametrize("golden", CASES)
@@ -39,21 +51,21 @@ def test_reference_under_placements(golden: Golden, k: int, lanes: int) -> None:
     assert relative(engine(golden.input), golden.logits) < 1e-5
 
 
-@pytest.mark.parametrize("dtype", LIMIT, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("executor", ["inductor", *OPTIONAL])
 def test_compiled(executor: str, dtype: torch.dtype) -> None:
     golden = CASES[1].values[0]
     program = program_of(golden)
     engine = Engine(program, Placement.from_streams_per_gpu(program, 1, 3), "cpu", dtype, executor)
-    assert relative(engine(golden.input), golden.logits) < LIMIT[dtype]
+    assert relative(engine(golden.input), golden.logits) < limit(golden, program, executor, dtype)
 
 
 def test_the_activation_matters() -> None:
-    """The tolerance would notice the wrong activation, and plain weights taken for averaged ones."""
+    """Any tolerance would notice the wrong activation, and plain weights taken for averaged ones."""
     golden = CASES[1].values[0]
     assert golden.activation == "silu"
     for wrong in (
         load_checkpoint(golden.checkpoint, ema=golden.ema, activation="relu"),
         load_checkpoint(golden.checkpoint, ema=not golden.ema, activation="silu"),
     ):
-        assert relative(Engine(fold(wrong), executor="reference")(golden.input), golden.logits) > 1e-2
+        assert relative(Engine(fold(wrong), executor="reference")(golden.input), golden.logits) > LIMIT[torch.bfloat16]

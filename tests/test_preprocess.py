@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from parallel_parnet import ParNetError
-from parallel_parnet.preprocess import Preprocess, find_images, read_image
+from parallel_parnet.preprocess import Preprocess, find_images, passed_over, read_image, to_rgb
 from parallel_parnet.variants import VARIANTS
 
 PREPROCESS = Preprocess.of(VARIANTS["parnet_s"])
@@ -111,3 +111,49 @@ def test_folders(tmp_path: Path) -> None:
         find_images([tmp_path / "none"])
     with pytest.raises(ParNetError, match="no such file or folder"):
         find_images([tmp_path / "absent"])
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_grey_of_16_bits(suffix: str, tmp_path: Path) -> None:
+    grey = np.asarray(picture(60, 40, "L"))
+    Image.fromarray(grey).save(tmp_path / "8.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / f"16{suffix}")
+    assert torch.equal(PREPROCESS.raw(tmp_path / f"16{suffix}"), PREPROCESS.raw(tmp_path / "8.png"))
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_grey_of_unknown_range(kind: type, tmp_path: Path) -> None:
+    Image.fromarray(np.asarray(picture(60, 40, "L")).astype(kind)).save(tmp_path / "p.tif")
+    with pytest.raises(ParNetError, match=r"p\.tif: grey of 32 bits .* save it with 8 or 16"):
+        PREPROCESS(tmp_path / "p.tif")
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "La", "RGBa", "P", "L", "RGB"])
+def test_the_colour_of_what_is_transparent_does_not_matter(mode: str) -> None:
+    """The left half is hidden, the right half is seen."""
+    answers = []
+    for hidden in (40, 200):
+        level = np.full((64, 64), 120, np.uint8)
+        level[:, :32] = hidden
+        if mode in ("P", "L", "RGB"):  # as in a PNG whose one level, or colour, is transparent
+            image = Image.fromarray(level).convert(mode)
+            image.info["transparency"] = (hidden,) * 3 if mode == "RGB" else image.getpixel((0, 0))
+        else:
+            alpha = np.where(np.arange(64) < 32, 0, 255).astype(np.uint8) * np.ones((64, 1), np.uint8)
+            image = Image.merge("LA", [Image.fromarray(level), Image.fromarray(alpha)])
+            image = (image if mode in ("LA", "La") else image.convert("RGBA")).convert(mode)
+        answers.append(np.asarray(to_rgb(image)))
+    assert np.array_equal(*answers)
+    assert (answers[0][:, :32] == 0).all() and (abs(answers[0][:, 32:].astype(int) - 120) <= 1).all()
+
+
+def test_what_is_left_out_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+    assert passed_over(tmp_path) is None
+    for name in ("._a.jpg", ".hidden.png", "b.txt", "c", "d.NEF"):
+        (tmp_path / name).touch()
+    (tmp_path / "e.png").mkdir()
+    assert [path.name for path in find_images([tmp_path])] == ["a.jpg"]
+    assert passed_over(tmp_path) == (
+        f"{tmp_path}: 3 file(s) passed over (.nef, .txt, no suffix), 1 folder(s) in it not searched"
+    )

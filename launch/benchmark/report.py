@@ -19,7 +19,7 @@ from benchmark.statistics import median_interval, ratio, summary, verdicts
 from benchmark.subject import Subject, words
 from common import slug
 from parallel_parnet import ParNetError
-from parallel_parnet.files import write_atomically
+from parallel_parnet.files import write_atomically, write_json
 
 SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 FEWEST = 50  # timed runs; rows with fewer say so
@@ -134,7 +134,7 @@ def result_name(kind: str, header: Mapping) -> str:
 def write(result: Result, folder: Path, name: str) -> Path:
     """The result as JSON, and beside it its rows as CSV without the single times; the path of the JSON."""
     path = folder / f"{name}.json"
-    write_atomically(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
+    write_json(path, result)
     flat = [{k: v for k, v in row.items() if k not in ("rounds", "samples_ms")} for row in result["rows"]]
     table = io.StringIO()
     writer = csv.DictWriter(table, list(dict.fromkeys(key for row in flat for key in row)), lineterminator="\n")

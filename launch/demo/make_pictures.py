@@ -6,7 +6,6 @@ python launch/demo/make_pictures.py /usr/share/datasets/fashion-mnist
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -15,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from PIL import Image
 
 from common import DEMO
-from parallel_parnet.files import write_atomically
+from parallel_parnet.files import write_json
 from parallel_parnet.variants import FASHION_LABELS
 from train import read_idx
 
@@ -26,4 +25,4 @@ for index, name in enumerate(FASHION_LABELS):
     file = f"{index}-{name.lower().replace('/', '-').replace(' ', '-')}.png"
     Image.fromarray(images[first]).save(DEMO / "pictures" / file, optimize=True)
     truth[file] = name
-write_atomically(DEMO / "labels.json", json.dumps(truth, indent=1) + "\n")
+write_json(DEMO / "labels.json", truth)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -153,7 +154,7 @@ class NativePlan:
             "h": h, "w": w, "c": x.padded.shape[3], "inputs": len(inputs),
         }  # fmt: skip
 
-    def _array(self, kind: type, values: Sequence[object]) -> ctypes.Array:
+    def _array(self, kind: Any, values: Sequence[object]) -> ctypes.Array:
         made = (kind * len(values))(*values)
         self._kept.append(made)
         return made

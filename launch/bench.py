@@ -33,7 +33,7 @@ from benchmark.measure import PICTURES, Settings, contenders, measure
 from benchmark.poster import SIZE, markdown, measure_poster, subject_of
 from benchmark.report import FEWEST, last_line, read, result_name, show, write
 from benchmark.subject import Subject, words
-from common import DEMO_MODEL, DTYPES, ROOT, Parser, Ranks, add_model_arguments, load_model, machine, run
+from common import DEMO_MODEL, DTYPES, ROOT, Parser, Ranks, add_model_arguments, load_model, machine, plain_console, run
 from gpu import exact_fp32, require_gpu
 from parallel_parnet import Engine, ParNetError, fold
 from parallel_parnet.files import as_json, write_atomically
@@ -175,7 +175,7 @@ def main() -> int:
     args, ranks = parse_arguments(), Ranks.from_environment()
     if ranks.world > 1:
         raise ParNetError("the benchmark runs in one process: start it with python")
-    console, progress = Console(highlight=False), Console(stderr=True)
+    console, progress = plain_console(), plain_console(stderr=True)
     if not console.is_terminal:
         console.width = 160
     if args.compare:

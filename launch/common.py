@@ -13,9 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGPIPE
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
+from rich.console import Console
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCH, STANDARD = str(ROOT / "launch"), sysconfig.get_path("stdlib")
@@ -88,6 +89,11 @@ def _number(name: str, default: int, least: int, most: int = 1 << 20) -> int:
             f"{name}={text!r} in the environment: torchrun sets {least} to {most}; without it, unset {name}"
         )
     return int(text)
+
+
+def plain_console(**options: Any) -> Console:
+    """For names of files and classes, which are the user's: a bracket in one is no markup, and a colon no emoji."""
+    return Console(highlight=False, markup=False, emoji=False, **options)
 
 
 def machine(device: torch.device) -> str:

@@ -17,7 +17,7 @@ import triton
 from rich.console import Console
 from rich.progress import track
 
-from common import ROOT, Parser, run
+from common import ROOT, Parser, plain_console, run
 from parallel_parnet import create_model, fold
 from parallel_parnet.executors.grouped import Plan, pack
 from parallel_parnet.files import write_atomically
@@ -116,7 +116,7 @@ def section(name: str, rows: list[Row], rates: Rates) -> str:
 
 
 def main() -> int:
-    args, console = parse_arguments(), Console(highlight=False)
+    args, console = parse_arguments(), plain_console()
     parts = [
         INTRODUCTION.format(
             size=SIZE, major=HOPPER[0], minor=HOPPER[1], torch=torch.__version__.partition("+")[0],

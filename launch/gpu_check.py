@@ -26,7 +26,7 @@ from rich.table import Table
 
 import checks
 import timings
-from common import ROOT, Parser, run
+from common import ROOT, Parser, plain_console, run
 from gpu import require_gpu, run_within
 from gpu_report import markdown, verdicts
 from parallel_parnet import ParNetError
@@ -119,7 +119,7 @@ def run_steps(steps: Sequence[Step], out: Path, console: Console) -> dict[str, d
 
 
 def main() -> int:
-    args, console = parse_arguments(), Console(highlight=False)
+    args, console = parse_arguments(), plain_console()
     require_gpu()
     chosen = [step for step in STEPS if step.name in args.step]
     if args.inside is not None:

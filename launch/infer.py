@@ -34,7 +34,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from common import DEMO, DTYPES, Parser, Ranks, add_model_arguments, load_model, process_age, run
+from common import DEMO, DTYPES, Parser, Ranks, add_model_arguments, load_model, plain_console, process_age, run
 from lines import AnswerLines
 from links import measure_links
 from parallel_parnet import Engine, ParNetError, ParNetWarning, Placement, Program, fold
@@ -141,7 +141,7 @@ def coordinate(engine: Engine, args: argparse.Namespace, setting: dict, console:
     paths = list(dict.fromkeys(find_images(given)))
     for folder in (Path(path) for path in given if Path(path) not in named):
         if left_out := passed_over(folder):
-            console.print(f"note: {left_out}", markup=False)
+            console.print(f"note: {left_out}")
     pictures = Pictures(paths, args.batch_size, Preprocess.of(program.config, args.img_size), named)
     if args.jsonl is None:
         return classify_and_time(engine, pictures, labels, setting, args, console)
@@ -190,7 +190,7 @@ def main() -> int:
     stop_on_signals()
     args, ranks = parse_arguments(), Ranks.from_environment()
     threads = ranks.take_threads()
-    console = Console(quiet=ranks.rank != 0, highlight=False)
+    console = plain_console(quiet=ranks.rank != 0)
     if not console.is_terminal:
         console.width = 120
     device = ranks.device(args.device)

@@ -20,10 +20,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from common import DTYPES, ROOT, Parser, Ranks, machine, run, slug
+from common import DTYPES, ROOT, Parser, Ranks, machine, plain_console, run, slug
 from depth.figures import draw
 from depth.measure import Subject, interleaved, operation_seconds
 from depth.page import write_page
@@ -132,7 +131,7 @@ def main() -> int:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=plain_console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=sum(len(groups[group]) for group, _ in todo))
         for group, executor in todo:
             progress.update(task, description=f"{group}, {executor}")

@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from common import DTYPES, Parser, add_model_arguments, load_model, run, settle
+from common import DTYPES, Parser, add_model_arguments, load_model, plain_console, run, settle
 from parallel_parnet import VARIANTS, ParNetError, Placement, Program, create_model, fold
 from parallel_parnet.costs import H200, Costs, Device
 from parallel_parnet.explain import critical_transfers, duration, explain, gantt, lanes_in_words
@@ -135,7 +135,7 @@ def main() -> int:
     if args.gpus < 1:
         raise ParNetError(f"--gpus {args.gpus}: must be at least 1")
     find_link(args.link)  # a wrong link is told before anything is measured
-    console = Console(highlight=False, stderr=args.json == "-")
+    console = plain_console(stderr=args.json == "-")
     console.width = console.width if console.is_terminal else 120
     program = fold(load_model(args)[0])
     costs, device = costs_of(

@@ -22,10 +22,9 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
-from common import ROOT, Parser, run, settle
+from common import ROOT, Parser, plain_console, run, settle
 from parallel_parnet import Engine, ParNetError, Placement, Program, create_model, fold
 from parallel_parnet.costs import Costs
 from parallel_parnet.files import as_json, write_json
@@ -113,7 +112,7 @@ def main() -> int:
                 model, case, f"{row['predicted_s'] * 1e3:.1f}", f"{row['measured_s'] * 1e3:.1f}",
                 f"{row['error']:+.1%}", f"{row['load_average']:.1f}",
             )  # fmt: skip
-    Console(highlight=False).print(table)
+    plain_console().print(table)
     result = {
         "cpu": args.cpu,
         "cores": cores,

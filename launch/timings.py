@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
-from common import DTYPES, settle
+from common import DTYPES, plain_console, settle
 from gpu import capture, event_times, measure_rates, quantiles, require_gpu
 from parallel_parnet import Placement, Program, create_model, fold
 from parallel_parnet.executors.grouped import GroupedExecutor, Plan
@@ -35,7 +34,7 @@ def check_tuning(deadline: float, out: Path) -> dict:
     levels = levels_of(fold(create_model(variant).to("meta").eval()), 1, DTYPES[dtype])
     costliest = sorted(levels, key=lambda level: predicted_floor(level, rates), reverse=True)[:TUNED_LEVELS]
     path = out / f"device_name={rates.gpu.replace(' ', '_')}.json"
-    fill_table(costliest, (deadline - WIND_DOWN - time.monotonic()) / 60, path, Console(stderr=True, width=200))
+    fill_table(costliest, (deadline - WIND_DOWN - time.monotonic()) / 60, path, plain_console(stderr=True, width=200))
     tuned = read_table(path)
     return {"passed": bool(tuned), "left_out": len(costliest) - len(tuned), "levels": tuned}
 

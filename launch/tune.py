@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table as Lines
 
-from common import DTYPES, Parser, run
+from common import DTYPES, Parser, plain_console, run
 from gpu import exact_fp32, machine, measure_rates, require_gpu
 from parallel_parnet import ParNetError, create_model, fold
 from parallel_parnet.files import write_json
@@ -136,7 +136,7 @@ def outcome(compiling: Future[list[str]]) -> list[str]:
 
 
 def main() -> int:
-    args, console = parse_arguments(), Console(highlight=False)
+    args, console = parse_arguments(), plain_console()
     if not args.dry_run:
         require_gpu()
     levels = wanted_levels(args)

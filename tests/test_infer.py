@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from common import plain_console
 from conftest import GOLDEN, OPTIONAL, ROOT, launch, relative
 from parallel_parnet import Engine, fold, load_checkpoint, save_checkpoint
 from parallel_parnet.files import write_json
 from parallel_parnet.preprocess import Preprocess, find_images
+from report import show_predictions
 from stream import Pictures
 from timed import Answers, verify
 
@@ -287,6 +290,13 @@ def test_what_a_folder_holds_beside_pictures(tmp_path: Path) -> None:
     file = tmp_path / "deeper [b]" / "answers.jsonl"
     run = launch("infer.py", *QUICK, "--image", tmp_path, "--jsonl", file)
     assert run.returncode == 0, run.stderr
-    said = "".join(run.stdout.splitlines())
-    assert "1 file(s) passed over (.nef), 1 folder(s) in it not searched" in said
+    said = " ".join(run.stdout.split())
+    assert "1 file(s) passed over (.nef), 1 folder(s) in it not searched" in said and "/deeper [b]/answers" in said
     assert len(file.read_text().splitlines()) == 1
+
+
+def test_names_are_no_markup() -> None:
+    written = StringIO()
+    top5 = [{"label": label, "index": i, "probability": 0.2} for i, label in enumerate(("[/b]", "[red]x", ":dog:"))]
+    show_predictions([{"image": "a [/i].png", "top5": top5}], plain_console(file=written, width=100))
+    assert all(name in written.getvalue() for name in ("[/b]", "[red]x", ":dog:", "a [/i].png"))

@@ -36,8 +36,8 @@ test: setup lint test-kernels
 
 # two runs: Triton interprets or compiles, as it decides when it is imported
 test-kernels: setup
-	TRITON_INTERPRET=1 $(BESIDE) tests/kernels
-	$(BESIDE) tests/kernels
+	TRITON_INTERPRET=1 $(BESIDE) tests/kernels/gpu/triton
+	$(BESIDE) tests/kernels/gpu/triton
 
 test-all: export KERNEL_TESTS = all
 test-all: test

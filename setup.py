@@ -1,5 +1,5 @@
-"""Packaging. kernels/ and profiling/ are installed only inside the package, through the links in parallel_parnet/:
-top-level packages of those names would collide with others' (see docs/architecture.md)."""
+"""Packaging. kernels/, profiling/ and launch/demo/ are installed only inside the package, through the links in
+parallel_parnet/: top-level packages of those names would collide with others' (see docs/architecture.md)."""
 
 from pathlib import Path
 
@@ -15,13 +15,19 @@ setup(
     python_requires=">=3.10",
     packages=[
         *find_packages(include=["parallel_parnet", "parallel_parnet.*"]),
-        "parallel_parnet.kernels",
+        "parallel_parnet.demo",
+        "parallel_parnet.kernels.cpu",
+        "parallel_parnet.kernels.gpu",
         "parallel_parnet.profiling",
     ],
     package_data={
-        "parallel_parnet.kernels": ["configs/*.json", "native.c"],
+        "parallel_parnet.commands.plan": ["*.json"],
+        "parallel_parnet.demo": ["*.json", "*.safetensors", "pictures/*.png"],
+        "parallel_parnet.kernels.cpu": ["native.c"],
+        "parallel_parnet.kernels.gpu": ["configs/*.json"],
         "parallel_parnet.profiling": ["report.html", "report.js"],
     },
+    entry_points={"console_scripts": ["parnet = parallel_parnet.commands:main"]},
     install_requires=[
         "torch>=2.11",
         "triton>=3.6; sys_platform == 'linux'",

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from parallel_parnet import Placement, create_model, fold
 from parallel_parnet.files import write_atomically
-from parallel_parnet.program import INPUT, Operation
+from parallel_parnet.program.program import INPUT, Operation
 
 STEP, ROW, BOX_W, BOX_H, LEFT, TOP = 78, 92, 66, 44, 104, 66
 COLOURS = {

@@ -16,8 +16,8 @@ from draw_lanes import COLOURS
 
 from parallel_parnet import Placement, create_model, fold
 from parallel_parnet.files import write_atomically
-from parallel_parnet.placement import Segment
-from parallel_parnet.program import INPUT, Program
+from parallel_parnet.program.placement import Segment
+from parallel_parnet.program.program import INPUT, Program
 
 COLUMN, LEFT, TOP, LEVEL, BOX = 270, 90, 236, 34, 128
 RED, GREY = "#b00020", "#777"

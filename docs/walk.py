@@ -13,7 +13,12 @@ import torch.nn.functional as F
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from parallel_parnet import Engine, Placement, fold, load_checkpoint  # noqa: E402
+from parallel_parnet import (  # noqa: E402
+    Engine,
+    Placement,
+    fold,
+    load_checkpoint,
+)
 from parallel_parnet.executors.schedule import fork_and_join  # noqa: E402
 from parallel_parnet.preprocess import Preprocess, find_images  # noqa: E402
 

@@ -1,13 +1,13 @@
 """ParNet with its streams really running in parallel. The public names, nothing else."""
 
-from .checkpoint import load_checkpoint, save_checkpoint
 from .engine import Engine
 from .errors import LaneError, ParNetError, ParNetWarning
-from .fold import fold
-from .model import ParNet, create_model
-from .placement import Placement
-from .program import Program
-from .variants import VARIANTS, Config
+from .network.checkpoint import load_checkpoint, save_checkpoint
+from .network.model import ParNet, create_model
+from .network.variants import VARIANTS, Config
+from .program.fold import fold
+from .program.placement import Placement
+from .program.program import Program
 
 __all__ = [
     "VARIANTS", "Config", "Engine", "LaneError", "ParNet", "ParNetError", "ParNetWarning", "Placement", "Program",

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from .costs import Costs
-from .placement import Placement
-from .program import INPUT, Program
-from .search import MAX_LANES, search
+from .planning.costs import Costs
+from .planning.search import MAX_LANES, search
+from .program.placement import Placement
+from .program.program import INPUT, Program
 
 HAND_OVER = 50e-6  # seconds until another lane's thread goes on; a feature is not copied
 LEAST_ROUNDS, MOST_ROUNDS, ENOUGH = 5, 100, 0.3  # seconds of measuring, once there were LEAST_ROUNDS

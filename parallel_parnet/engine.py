@@ -13,24 +13,24 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from . import health
 from .choice import HOPELESS, Choice, measure, on_lanes, on_one_lane
 from .errors import ParNetError
+from .executors.available import GROUPED, ON_ONE_GPU, choose, for_cpu, notes, warn
 from .executors.backends import arithmetic, lacking
-from .executors.choosing import GROUPED, ON_ONE_GPU, choose, for_cpu, notes, warn
 from .executors.distributed import DistributedExecutor
 from .executors.graph import GraphExecutor
 from .executors.local import LocalExecutor, synchroniser
 from .forking import is_forked
-from .pixels import fold_pixels, normalise
-from .placement import Placement
 from .profiling.clocks import Clock
 from .profiling.ranges import Ranges
 from .profiling.spans import REQUEST, Recorder, Spans, span
 from .profiling.traced import traced
-from .program import Program, check_input
+from .program.pixels import fold_pixels, normalise
+from .program.placement import Placement
+from .program.program import Program, check_input
 from .saved import Saved
 from .settings import with_own_settings
+from .transport import health
 
 MOST_THREADS = 1024  # the CPU kernels' runtime ends the process where it cannot start them all
 

@@ -13,8 +13,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from .errors import ParNetError
+from .network.variants import Config
 from .settings import with_own_settings
-from .variants import Config
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 BACKGROUND = (0, 0, 0)  # of what is transparent: what such pixels mostly hold, and networks were trained on

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 import torch
 
 from .errors import ParNetError
-from .executors.choosing import DTYPES, EXECUTORS
-from .placement import Placement
-from .program import Program
+from .executors.available import DTYPES, EXECUTORS
+from .program.placement import Placement
+from .program.program import Program
 
 
 @dataclass(frozen=True)

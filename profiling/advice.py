@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..explain import duration
+from ..planning.explain import duration
 from .critical import COMPUTING, OVERHEAD, SENDING, TRAVELLING, Share, Step, critical_path, lane_times, overlap, shares
 from .timeline import EAGER, REAL, Pass, Timeline
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from ..program import Operation, Program
+from ..program.program import Operation, Program
 from .colours import COLOURS, NEUTRAL
 from .spans import GATHER, REQUEST, SENDS, Spans, span
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 
 from ..files import write_atomically
-from ..kernels.rates import Rates
+from ..kernels.gpu.rates import Rates
 from .advice import Story, words
 from .colours import COLOURS, NEUTRAL
 from .critical import TRAVELLING, Step, blocked, critical_path, lane_times, overlap

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..errors import ParNetError
-from ..placement import Placement, Transfer
-from ..program import INPUT, Program
+from ..program.placement import Placement, Transfer
+from ..program.program import INPUT, Program
 from .clocks import Clock
 from .spans import GATHER, REQUEST, SENDS, Recorder, Span
 

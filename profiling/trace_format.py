@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..errors import ParNetError
 from ..files import write_atomically
-from ..placement import Transfer
+from ..program.placement import Transfer
 from .timeline import EAGER, REAL, Arrow, Bar, Operations, Timeline
 
 FORMAT = "parallel_parnet.trace.1"

@@ -13,19 +13,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from parallel_parnet import Config, ParNet, Program, create_model
-from parallel_parnet.contract import INPUT, shapes
+from parallel_parnet import Config, ParNet, Placement, Program, create_model
 from parallel_parnet.executors.backends import ON_CPUS, lacking
-from parallel_parnet.program import Operation
+from parallel_parnet.program.contract import INPUT, shapes
+from parallel_parnet.program.program import Operation
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
 OPTIONAL = [executor for executor in ON_CPUS if not lacking(executor)]  # that can be had here
 SMALL = Config((8, 16, 32, 64), num_classes=10)
-
-sys.path.append(str(ROOT / "launch"))  # behind the standard library, which has a `profile` of its own
 
 
 @dataclass(frozen=True)
@@ -82,6 +81,13 @@ def weightless(*operations: Operation) -> Program:
     """A program of 10 classes for those who look at operations alone: all its weights are zeros."""
     weights = {f"{op.name}.{name}": torch.zeros(shape) for op in operations for name, shape in shapes(op).items()}
     return Program(Config((8, 16), blocks=(1,), num_classes=10), operations, weights)
+
+
+def random_placement(program: Program, lanes: int, draw: st.DrawFn) -> Placement:
+    """Any operation on any lanes, whichever they are."""
+    subsets = st.sets(st.integers(0, lanes - 1), min_size=1).map(lambda s: tuple(sorted(s)))
+    where = {op.name: draw(subsets) for op in program.operations}
+    return Placement(lanes, where, coordinator=draw(st.integers(0, lanes - 1)))
 
 
 @pytest.fixture(autouse=True)
@@ -147,7 +153,7 @@ def traced_run(tmp_path_factory: pytest.TempPathFactory) -> TracedRun:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path}
     listens = shutil.which("cc") is not None
     if listens:
-        library, source = folder / "listener.so", ROOT / "tests" / "profiling_fixtures" / "nvtx_listener.c"
+        library, source = folder / "listener.so", ROOT / "tests" / "profiling" / "fixtures" / "nvtx_listener.c"
         subprocess.run(["cc", "-D_GNU_SOURCE", "-shared", "-fPIC", "-o", library, source], check=True)
         environment |= {"NVTX_INJECTION64_PATH": str(library), "NVTX_LISTENER_FILE": str(folder / "ranges")}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)

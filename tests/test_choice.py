@@ -12,10 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import OPTIONAL, SMALL, lively, relative
+from conftest import OPTIONAL, SMALL, lively, random_placement, relative
 from parallel_parnet import Config, Engine, ParNetError, Placement, Program, fold
 from parallel_parnet.choice import FIRST_ROUNDS, LEAST_ROUNDS, Choice, measure, on_lanes, on_one_lane
-from test_placement import random_placement
 
 pytest.importorskip("openvino")
 

@@ -9,10 +9,10 @@ import torch
 
 from conftest import OPTIONAL, SMALL, lively, relative
 from parallel_parnet import VARIANTS, Engine, ParNetError, ParNetWarning, fold
+from parallel_parnet.executors.available import warn
 from parallel_parnet.executors.backends import missing
-from parallel_parnet.executors.choosing import warn
 from parallel_parnet.executors.shapes import MAX_SHAPES
-from parallel_parnet.kernels.native import library
+from parallel_parnet.kernels.cpu.native import library
 
 PROGRAM = fold(lively(SMALL, 2))
 

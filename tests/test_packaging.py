@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import sysconfig
@@ -13,6 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from conftest import ROOT
+from parallel_parnet.commands import COMMANDS, start
 
 PINS = [Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
 
@@ -23,26 +25,61 @@ def run(*command: object, cwd: Path) -> str:
     return done.stdout
 
 
-def test_a_wheel_in_a_fresh_environment(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a fresh environment in which the wheel is installed, with torch and others as they are here."""
+    tmp_path = tmp_path_factory.mktemp("installed")
     pip = (sys.executable, "-m", "pip")
     run(*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, ROOT, cwd=tmp_path)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names} == {"parallel_parnet", f"{wheel.name.split('-py')[0]}.dist-info"}
-    assert {"parallel_parnet/profiling/spans.py", "parallel_parnet/kernels/native.c"} <= set(names)
+    assert {"parallel_parnet/profiling/spans.py", "parallel_parnet/kernels/cpu/native.c"} <= set(names)
     run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "env", cwd=tmp_path)
     python = tmp_path / "env" / "bin" / "python"
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip())
     run(*pip, "install", "--no-deps", "--target", site, wheel, cwd=tmp_path)
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")  # torch and others, as they are here
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (site / "bin" / "parnet").rename(python.with_name("parnet"))  # where pip puts it without --target
+    return tmp_path / "env"
+
+
+def test_a_wheel_in_a_fresh_environment(installed: Path, tmp_path: Path) -> None:
     code = (
         "import importlib.util as u, parallel_parnet, parallel_parnet.profiling.spans;"
-        "print(parallel_parnet.__file__, u.find_spec('kernels'), u.find_spec('profiling'))"
+        "print(parallel_parnet.__file__, *(u.find_spec(name) for name in ('kernels', 'profiling', 'demo', 'launch')))"
     )
-    where, kernels, profiling = run(python, "-c", code, cwd=tmp_path).split()
-    assert Path(where).is_relative_to(site)
-    assert kernels == "None"
-    assert profiling == "None" or sys.version_info >= (3, 15)
+    where, *others = run(installed / "bin" / "python", "-c", code, cwd=tmp_path).split()
+    assert Path(where).is_relative_to(installed)
+    assert others[0] == "None" and others[2:] == ["None", "None"]
+    assert others[1] == "None" or sys.version_info >= (3, 15)
+
+
+@pytest.mark.parametrize("command", [
+    ("bin/python", "bin/parnet", "infer"),
+    ("bin/python", "-m", "torch.distributed.run", "-m", "parallel_parnet.commands.infer", "--streams-per-gpu", 1),
+])  # fmt: skip
+def test_the_demo_in_an_empty_folder(command: tuple, installed: Path, tmp_path: Path) -> None:
+    first, *rest = command
+    words = [installed / word if str(word).startswith("bin/") else word for word in rest]
+    said = run(installed / first, *words, "--json", "a.json", "--iterations", 3, "--verify", cwd=tmp_path)
+    assert "equal up to rounding" in said and "Ankle boot 97.1%" in said
+    rows = json.loads((tmp_path / "a.json").read_text())["predictions"]
+    assert [Path(row["image"]).name.split("-")[0] for row in rows] == [str(row["top5"][0]["index"]) for row in rows]
+
+
+def test_the_other_commands_of_an_install(installed: Path, tmp_path: Path) -> None:
+    parnet = installed / "bin" / "python", installed / "bin" / "parnet"
+    assert all(f"  {name} " in run(*parnet, "--help", cwd=tmp_path) for name in COMMANDS)
+    assert "lanes over loopback" in run(*parnet, "plan", "--gpus", 3, "--link", "loopback", "--exactly", cwd=tmp_path)
+    wrong = subprocess.run([*parnet, "infre"], capture_output=True, text=True, timeout=60)
+    assert wrong.returncode == 2 and wrong.stderr.startswith("error: parnet infre: no such command\n")
+
+
+def test_an_extra_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "parallel_parnet.commands.bench.command", None)
+    with pytest.raises(SystemExit, match=r"bench needs .*: pip install 'parallel_parnet\[bench\]'"):
+        start("bench")
 
 
 def test_no_install_is_needed(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from parallel_parnet import ParNetError
+from parallel_parnet.network.variants import VARIANTS
 from parallel_parnet.preprocess import Preprocess, find_images, passed_over, read_image, to_rgb
-from parallel_parnet.variants import VARIANTS
 
 PREPROCESS = Preprocess.of(VARIANTS["parnet_s"])
 

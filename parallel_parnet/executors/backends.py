@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import ParNetError
 from ..forking import is_forked
-from ..kernels import native
+from ..kernels.cpu import native
 from .native_plan import NativePlan
 from .segment import SegmentModule
 

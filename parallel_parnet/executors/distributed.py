@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from ..errors import LaneError, ParNetError
-from ..placement import Placement, Transfer
 from ..profiling.clocks import Clock, ask, reading
 from ..profiling.lanes import from_bytes, to_bytes
 from ..profiling.ranges import Ranges
 from ..profiling.spans import GATHER, REQUEST, SENDS, Recorder, Spans, send_name, span, wait_name
 from ..profiling.traced import traced
-from ..program import INPUT, Program, check_input
+from ..program.placement import Placement, Transfer
+from ..program.program import INPUT, Program, check_input
 from ..settings import with_own_settings
 from ..transport import agree, choose, open_as
 from ..transport.base import IN_FLIGHT, Inbox, Pending
@@ -358,7 +358,7 @@ def _numbers(*numbers: int) -> Tensor:
 def _sources_digest() -> str:
     """Of the package's code that decides what a lane computes: it changes with the version, and with any edit."""
     root, digest = Path(__file__).parents[1], hashlib.sha256()
-    for folder in ("", "executors", "kernels", "transport"):
-        for path in sorted((root / folder).glob("*.py")):
-            digest.update(f"{folder}/{path.name}".encode() + path.read_bytes())
+    for folder in ("executors", "kernels", "network", "program", "transport"):
+        for path in sorted(path for path in (root / folder).rglob("*") if path.suffix in (".py", ".c")):
+            digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()

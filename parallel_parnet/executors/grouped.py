@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from ..errors import ParNetError
-from ..kernels.classifier import classifier
-from ..kernels.config import Table
-from ..kernels.convolution import Convolution, Operands, allocate
-from ..kernels.geometry import Geometry
-from ..kernels.launch import Launch
-from ..kernels.level import level
-from ..kernels.packing import pack_border, pack_gate_weight, pack_weight
+from ..kernels.gpu.classifier import classifier
+from ..kernels.gpu.config import Table
+from ..kernels.gpu.convolution import Convolution, Operands, allocate
+from ..kernels.gpu.geometry import Geometry
+from ..kernels.gpu.launch import Launch
+from ..kernels.gpu.level import level
+from ..kernels.gpu.packing import pack_border, pack_gate_weight, pack_weight
 from ..profiling.ranges import Ranges
 from ..profiling.spans import Recorder, Spans, span
-from ..program import INPUT, Operation, Program
+from ..program.program import INPUT, Operation, Program
 from .local import synchroniser
 from .shapes import Shapes
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..placement import Placement
 from ..profiling.ranges import Ranges
 from ..profiling.spans import Recorder, Spans, span
-from ..program import INPUT, Program
+from ..program.placement import Placement
+from ..program.program import INPUT, Program
 from .backends import Runner, compile_module, storage_type
 from .segment import SegmentModule
 from .shapes import Shapes

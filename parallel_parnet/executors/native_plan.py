@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels import native
-from ..kernels.native import Op, Panel, Task
-from ..program import Operation
+from ..kernels.cpu import native
+from ..kernels.cpu.native import Op, Panel, Task
+from ..program.program import Operation
 from .segment import SegmentModule
 
 # of a task, at most; the same for any number of threads, since sums are kept by task

@@ -6,9 +6,9 @@ import openvino
 import torch
 from torch import Tensor
 
-from ..placement import Placement
 from ..profiling.spans import Recorder
-from ..program import INPUT, Program
+from ..program.placement import Placement
+from ..program.program import INPUT, Program
 from .local import profile
 from .openvino_model import compile_model, model_of
 from .schedule import START, sources

@@ -14,7 +14,7 @@ import torch
 from openvino import Model, Node
 from openvino import opset13 as ov
 
-from ..program import Operation
+from ..program.program import Operation
 from .segment import SegmentModule
 
 

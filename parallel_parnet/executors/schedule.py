@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..placement import Segment
-from ..program import INPUT
+from ..program.placement import Segment
+from ..program.program import INPUT
 
 START = -1  # the event after the picture is in its buffer
 

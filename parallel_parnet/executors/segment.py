@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..blocks import ACTIVATION
-from ..placement import Segment
+from ..network.blocks import ACTIVATION
 from ..profiling.spans import Spans, span
-from ..program import Operation, Program
+from ..program.placement import Segment
+from ..program.program import Operation, Program
 
 
 class SegmentModule(nn.Module):

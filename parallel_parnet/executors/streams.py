@@ -11,9 +11,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..placement import Placement
 from ..profiling.spans import Recorder
-from ..program import INPUT, Program
+from ..program.placement import Placement
+from ..program.program import INPUT, Program
 from .local import profile
 from .schedule import START, Record, Run, Step, Wait, fork_and_join, sources
 from .segment import SegmentModule

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from ..errors import ParNetError
-from ..placement import Transfer
+from ..program.placement import Transfer
 from .base import Transport
 from .group import agree, announce, gather, join_ranks, leave_ranks, share_a_host
 

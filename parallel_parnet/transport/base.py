@@ -9,9 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..health import Operation
-from ..placement import Transfer
+from ..program.placement import Transfer
 from .group import joined
+from .health import Operation
 
 IN_FLIGHT = 2  # messages of a route that may be on their way: one being read while the next arrives
 

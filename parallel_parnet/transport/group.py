@@ -16,8 +16,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from .. import health
 from ..errors import LaneError, ParNetError
+from . import health
 
 LOOPBACK = "127.0.0.1"
 FIELD = 64  # bytes of each setting that the ranks compare

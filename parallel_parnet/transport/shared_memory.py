@@ -19,10 +19,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..health import Monitor
-from ..placement import Transfer
+from ..program.placement import Transfer
 from .base import IN_FLIGHT, Inbox, Transport
 from .group import gather
+from .health import Monitor
 from .semaphore import SEMAPHORE_BYTES, Semaphore
 
 PLACE_WORDS = 4  # int64s: generation, file descriptor at the sender, its size, bytes of the message

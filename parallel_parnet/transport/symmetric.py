@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.distributed._symmetric_memory as symm_mem
 from torch import Tensor
 
-from ..placement import Transfer
+from ..program.placement import Transfer
 from .base import IN_FLIGHT, Inbox, Pending, memory_order
 from .group import gather
 from .torch_distributed import Gloo

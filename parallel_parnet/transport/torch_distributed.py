@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..placement import Transfer
+from ..program.placement import Transfer
 from .base import Inbox, Pending, Transport, empty, memory_order
 
 FOREVER = timedelta(days=365)

@@ -8,7 +8,7 @@ import re
 import torch
 import worker
 
-from latency_vs_depth import machine
+from parallel_parnet.commands.depth.command import machine
 from parallel_parnet.files import write_atomically
 
 

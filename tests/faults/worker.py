@@ -21,13 +21,13 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "launch")]
+sys.path[:0] = [str(ROOT)]
 
-import common  # noqa: E402
-import infer  # noqa: E402
-import lines  # noqa: E402
-from parallel_parnet import health  # noqa: E402
+from parallel_parnet.commands import common  # noqa: E402
+from parallel_parnet.commands.infer import command as infer  # noqa: E402
+from parallel_parnet.commands.infer import lines  # noqa: E402
 from parallel_parnet.executors import distributed  # noqa: E402
+from parallel_parnet.transport import health  # noqa: E402
 
 PAUSE_S = 0.2  # of the writer in the middle of a line, for another rank's fault to happen
 POLL_S = 0.001

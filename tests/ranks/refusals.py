@@ -12,15 +12,15 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "launch"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import Ranks, run
 from conftest import SMALL, lively
 from parallel_parnet import Engine, LaneError, ParNetError, Placement, Program, fold
+from parallel_parnet.commands.common import Ranks, run
 from parallel_parnet.executors.distributed import RUN, DistributedExecutor
-from parallel_parnet.health import SILENCE_S
 from parallel_parnet.transport import join_ranks
+from parallel_parnet.transport.health import SILENCE_S
 
 CPU = torch.device("cpu")
 HEADERS = [[RUN, 1 << 40, 32, 32], [RUN, 1 << 31, 32, 32], [RUN, 1, 33, 32], [RUN, -1, 32, 32], [7, 1, 32, 32]]

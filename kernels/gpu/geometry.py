@@ -1,0 +1,101 @@
+"""The shape of a fused convolution, and how it is cut into tiles. Numbers only.
+
+Shape letters: N pictures; H, W input height and width; P output pixels of one picture (rows x columns); C input
+channels of one tensor; K = 9 cin / groups; O output channels; T spatial tiles of one picture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...errors import ParNetError
+
+GATES = ("identity", "plain")
+ACTIVATIONS = ("silu", "relu")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A 3x3 convolution with padding 1 of pictures of h x w pixels.
+
+    cin: input channels over all `inputs` tensors, one or two of cin / inputs channels each.
+    stride, groups, shuffle, gate and activation as in `program.Operation`.
+    planar: the input is the picture, [N, C, H, W], and comes without sums; any other input is [N, H, W, C].
+    """
+
+    h: int
+    w: int
+    cin: int
+    cout: int
+    stride: int = 1
+    groups: int = 1
+    shuffle: int = 1
+    gate: str = "plain"
+    activation: str = "silu"
+    inputs: int = 1
+    planar: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.h, self.w, self.cin, self.cout) < 1 or self.stride not in (1, 2) or self.groups not in (1, 2):
+            raise ParNetError(f"{self}: sizes must be positive, stride and groups 1 or 2")
+        if self.inputs not in (1, 2) or self.cin % (self.inputs * self.groups):
+            raise ParNetError(f"cin {self.cin}: must divide into {self.inputs} inputs x {self.groups} groups")
+        if self.shuffle < 1 or self.cout % (self.groups * self.shuffle):
+            raise ParNetError(f"cout {self.cout}: must divide into {self.groups} groups x {self.shuffle} chunks")
+        if self.gate not in GATES or self.activation not in ACTIVATIONS:
+            raise ParNetError(f"gate {self.gate!r}, activation {self.activation!r}: choose of {GATES}, {ACTIVATIONS}")
+        if self.gate == "identity" and (self.cin != self.cout or self.stride + self.groups + self.inputs > 3):
+            raise ParNetError("gate 'identity': needs one input of cout channels, stride 1 and no groups")
+        if self.planar and self.inputs * self.groups > 1:
+            raise ParNetError("a planar picture is the only input of a convolution without groups")
+        if max(self.h * self.w * self.cin, self.pixels * self.cout, 9 * self.cin * self.cout) >= 2**31:
+            raise ParNetError(f"{self}: one picture, or the weights, hold 2^31 values or more")
+
+    @property
+    def hout(self) -> int:
+        return (self.h + self.stride - 1) // self.stride
+
+    @property
+    def wout(self) -> int:
+        return (self.w + self.stride - 1) // self.stride
+
+    @property
+    def pixels(self) -> int:
+        """P, the output pixels of a picture."""
+        return self.hout * self.wout
+
+    @property
+    def k(self) -> int:
+        """K, the terms of each output value's sum."""
+        return 9 * self.cin // self.groups
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What one program computes: `bm` pixels x `bn` output channels, in steps of `bk` of K, a `split_k`-th of K."""
+
+    bm: int = 64
+    bn: int = 64
+    bk: int = 64
+    split_k: int = 1
+
+    def __post_init__(self) -> None:
+        if any(b < 16 or b & (b - 1) for b in (self.bm, self.bn, self.bk)) or self.split_k < 1:
+            raise ParNetError(f"{self}: bm, bn and bk must be powers of two from 16, split_k positive")
+
+    def spatial(self, shape: Geometry) -> int:
+        """T: no tile crosses from one picture to the next, so that each channel sum belongs to one picture."""
+        return -(-shape.pixels // self.bm)
+
+    def channels(self, shape: Geometry) -> int:
+        """Tiles over the output channels of all groups; none crosses from one group to the next."""
+        return shape.groups * -(-(shape.cout // shape.groups) // self.bn)
+
+    def programs(self, shape: Geometry) -> int:
+        """Programs for one picture."""
+        return self.spatial(shape) * self.channels(shape) * self.split_k
+
+
+def power_of_two(n: int) -> int:
+    """The least power of two that is n or more."""
+    return 1 << max(n - 1, 0).bit_length()

@@ -1,0 +1,60 @@
+"""What a person starts: `parnet NAME`, from a clone `python launch/NAME.py`, and `python -m parallel_parnet.commands
+NAME` wherever the package is found. Each has a room of its own; what several of them share lies beside this file."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import NamedTuple
+
+from .common import run
+
+
+class Command(NamedTuple):
+    """module: below this package, with a function `main` that returns the exit status. extra: what pip adds for it."""
+
+    module: str
+    purpose: str
+    extra: str = ""
+
+
+COMMANDS = {
+    "infer": Command("infer.command", "classify pictures, and tell the latency"),
+    "bench": Command("bench.command", "time every executor and every installed peer side by side", "bench"),
+    "bench-report": Command("bench.page", "the benchmark's results as one figure and one page", "bench"),
+    "plan": Command("plan.command", "the fastest placement on so many GPUs, its schedule, and why", "figures"),
+    "plan-check": Command("plan.check", "the planner's predictions against this machine"),
+    "latency-vs-depth": Command("depth.command", "does latency follow depth, or work? the experiment", "figures"),
+    "profile": Command("profile.command", "Nsight, and what a trace says about where the time goes"),
+    "train": Command("train.command", "train a network on a folder in the MNIST layout"),
+    "gpu-check": Command("gpu.check", "prove and time the kernels on the GPU at hand, in ten minutes"),
+    "tune": Command("gpu.tune", "time kernel configurations on the GPU at hand, and keep the best"),
+    "compile-report": Command("gpu.compile_report", "what the compiler makes of every level, without a GPU"),
+}
+
+
+def start(name: str) -> None:
+    """Run a command with the arguments in sys.argv, and exit with its status."""
+    command = COMMANDS[name]
+    try:
+        main = import_module(f".{command.module}", __name__).main
+    except ModuleNotFoundError as error:
+        extra = f"[{command.extra}]" if command.extra else ""
+        sys.exit(f"error: {name} needs {error.name}: pip install 'parallel_parnet{extra}'")
+    run(main)
+
+
+def main() -> None:
+    """The console script `parnet`."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in COMMANDS:
+        sys.argv[:2] = [f"parnet {name}"]
+        start(name)
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.purpose}" for name, command in COMMANDS.items()]
+    usage = "\n".join(["usage: parnet NAME ...; each takes --help", *lines])
+    if name in ("-h", "--help"):
+        print(usage)
+        sys.exit()
+    print(f"error: parnet {name}: no such command\n{usage}", file=sys.stderr)
+    sys.exit(2)

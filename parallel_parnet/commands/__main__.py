@@ -1,0 +1,3 @@
+from parallel_parnet.commands import main
+
+main()

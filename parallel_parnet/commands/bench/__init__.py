@@ -1,0 +1,1 @@
+"""Executors and peers side by side: the benchmark."""

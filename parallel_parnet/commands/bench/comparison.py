@@ -1,0 +1,54 @@
+"""Two results of the same benchmark: what changed beyond noise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .rows import Result
+from .statistics import VARIATION, ratio
+
+SAME = ("model", "size", "batch_size", "dtype")  # results that differ in one of these answer different questions
+PASSING = ("date", "command")
+
+
+@dataclass(frozen=True)
+class Change:
+    """A contender's new median latency over its old one, with a 95% interval."""
+
+    contender: str
+    old_ms: float
+    new_ms: float
+    value: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> str:
+        """A change must show in the interval, and exceed what differs between two runs of the same thing."""
+        if self.low <= 1 <= self.high or abs(self.value - 1) <= VARIATION:
+            return "no change"
+        return "faster" if self.value < 1 else "slower"
+
+
+def changes(old: Result, new: Result) -> list[Change]:
+    """For every contender that both results timed."""
+    before = {row["contender"]: row for row in old["rows"]}
+    found = []
+    for row in new["rows"]:
+        if earlier := before.get(row["contender"]):
+            value = ratio(row["samples_ms"], earlier["samples_ms"], paired=False)
+            found.append(Change(row["contender"], earlier["infer_step_time"], row["infer_step_time"], *value))
+    return found
+
+
+def differences(old: Result, new: Result) -> Iterator[tuple[str, object, object]]:
+    """What else is not as it was: versions, machine, settings, and contenders that came or went."""
+    a, b = old["header"], new["header"]
+    for key in dict.fromkeys((*a, *b)):
+        if key not in (*PASSING, *SAME, "possible", "clock_mhz") and a.get(key) != b.get(key):
+            yield key, a.get(key), b.get(key)
+    rows = [{row["contender"]: row["settings"] for row in result["rows"]} for result in (old, new)]
+    for name in dict.fromkeys((*rows[0], *rows[1])):
+        if rows[0].get(name) != rows[1].get(name):
+            yield f"settings of {name}", rows[0].get(name), rows[1].get(name)

@@ -1,0 +1,172 @@
+"""Inference libraries as their documentation sets them up for latency. Each takes the network from torch by itself."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import warnings
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from parallel_parnet import ParNetError
+
+from ..gpu.device import capture
+from .peer_torch import InType
+from .subject import Contender, Runner, Subject, on_device, words
+
+
+def library_peers() -> list[Contender]:
+    """OpenVINO and ONNX Runtime on CPUs, ONNX Runtime and TensorRT on GPUs, from the network as trained and fused."""
+    return [
+        Contender("OpenVINO", False, lambda s: _openvino(s, s.network)),
+        Contender("OpenVINO, fused", False, lambda s: _openvino(s, s.fused)),
+        Contender("ONNX Runtime", False, lambda s: _onnxruntime(s, s.network)),
+        Contender("ONNX Runtime, fused", False, lambda s: _onnxruntime(s, s.fused)),
+        Contender("TensorRT", False, lambda s: _tensorrt(s, s.network)),
+        Contender("TensorRT, fused", False, lambda s: _tensorrt(s, s.fused)),
+    ]
+
+
+def need(module: str, package: str) -> ModuleType:
+    """An optional package; ParNetError where it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise ParNetError(f"not installed here: pip install {package}") from None
+
+
+def _openvino(subject: Subject, network: nn.Module) -> Runner:
+    if subject.device.type != "cpu":
+        raise ParNetError("runs on the CPU here")
+    openvino = need("openvino", "openvino")
+    (picture,) = subject.pictures(1)
+    hints = {torch.float32: "f32", torch.bfloat16: "bf16"}
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": hints[subject.dtype],
+        "INFERENCE_NUM_THREADS": subject.threads,
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's tracer, about shapes that are constant here
+        model = openvino.convert_model(network, example_input=picture, input=[list(picture.shape)])
+    compiled = openvino.Core().compile_model(model, "CPU", settings)
+    ran = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    request = compiled.create_infer_request()
+
+    def call(picture: Any) -> Any:
+        request.set_input_tensor(picture)
+        return request.infer(share_outputs=True)[0]
+
+    return Runner(
+        call,
+        f"convert_model(network), {settings}, inputs and outputs shared",
+        {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}.get(ran, ran),
+        take=lambda picture: openvino.Tensor(picture.numpy(), shared_memory=True),
+        logits=torch.tensor,
+    )
+
+
+def _onnxruntime(subject: Subject, network: nn.Module) -> Runner:
+    ort = need("onnxruntime", "'parallel_parnet[bench]'")
+    options = ort.SessionOptions()
+    if subject.device.type == "cuda":
+        return _onnxruntime_cuda(subject, network, ort, options)
+    options.intra_op_num_threads = subject.threads
+    # its threads would go on spinning for tens of milliseconds, on the cores of whoever runs next
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    session = ort.InferenceSession(onnx(network, subject), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return Runner(
+        lambda picture: session.run(None, {name: picture})[0],
+        f"intra_op_num_threads={subject.threads}, session.force_spinning_stop=1, all graph optimisations",
+        "float32",  # its CPU provider has no convolution in bf16
+        take=lambda picture: picture.numpy(),
+        logits=torch.from_numpy,
+    )
+
+
+def _onnxruntime_cuda(subject: Subject, network: nn.Module, ort: ModuleType, options: Any) -> Runner:
+    """With bound buffers and a CUDA graph, which it captures in the first run."""
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        raise ParNetError("its CUDA provider is not installed here: pip install onnxruntime-gpu")
+    provider = {
+        "device_id": str(subject.device.index or 0),
+        "cudnn_conv_algo_search": "EXHAUSTIVE",
+        "enable_cuda_graph": "1",
+        "use_tf32": "0",
+    }
+    module = InType(network, subject, "NCHW")
+    session = ort.InferenceSession(onnx(module, subject), options, providers=[("CUDAExecutionProvider", provider)])
+    (picture,) = subject.pictures(1)
+    with torch.inference_mode():
+        logits = torch.empty_like(module(picture))
+    binding = session.io_binding()
+    ends = (("input", session.get_inputs()[0].name, picture), ("output", session.get_outputs()[0].name, logits))
+    for kind, name, tensor in ends:
+        bind = getattr(binding, f"bind_{kind}")
+        bind(name, "cuda", subject.device.index or 0, "float32", tuple(tensor.shape), tensor.data_ptr())
+
+    def call(x_nchw: Tensor) -> Tensor:
+        picture.copy_(x_nchw)
+        torch.cuda.current_stream().synchronize()  # it runs on a CUDA stream of its own
+        session.run_with_iobinding(binding)
+        return logits
+
+    return Runner(call, f"{provider}, bound buffers", words(subject.dtype), wait=on_device(subject), events=False)
+
+
+def _tensorrt(subject: Subject, network: nn.Module) -> Runner:
+    """Through its ONNX parser, with the types of the network, and captured as its trtexec does with --useCudaGraph."""
+    if subject.device.type != "cuda":
+        raise ParNetError("needs an NVIDIA GPU")
+    trt = need("tensorrt", "tensorrt")
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    definition = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(definition, logger)
+    if not parser.parse(onnx(InType(network, subject, "NCHW"), subject)):
+        raise ParNetError(f"its parser refuses the network: {parser.get_error(0)}")
+    config = builder.create_builder_config()
+    config.builder_optimization_level = 5
+    config.clear_flag(trt.BuilderFlag.TF32)
+    plan = builder.build_serialized_network(definition, config)
+    if plan is None:
+        raise ParNetError("it builds no engine from the network")
+    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+    context = engine.create_execution_context()
+    (picture,) = subject.pictures(1)
+    names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+    (output,) = (name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT)
+    logits = torch.empty(tuple(engine.get_tensor_shape(output)), device=subject.device)
+    for name in names:
+        context.set_tensor_address(name, (logits if name == output else picture).data_ptr())
+    graph = capture(lambda: context.execute_async_v3(torch.cuda.current_stream().cuda_stream))
+
+    def call(x_nchw: Tensor, owner: object = context) -> Tensor:  # whose memory the graph uses
+        picture.copy_(x_nchw)
+        graph.replay()
+        return logits
+
+    settings = "ONNX parser, strongly typed, builder_optimization_level=5, TF32 off, CUDA graph"
+    return Runner(call, settings, words(subject.dtype), wait=on_device(subject))
+
+
+def onnx(network: nn.Module, subject: Subject) -> bytes:
+    """The network as torch exports it; ParNetError without what torch needs for that."""
+    for package in ("onnx", "onnxscript"):
+        need(package, "'parallel_parnet[bench]'")
+    (picture,) = subject.pictures(1)
+    exporter = logging.getLogger("torch.onnx")
+    level = exporter.level
+    exporter.setLevel(logging.ERROR)  # it warns that torchvision is missing, which nothing here needs
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the exporter's own use of torch
+            exported = torch.onnx.export(network, (picture,), dynamo=True, verbose=False)
+    finally:
+        exporter.setLevel(level)
+    assert exported is not None
+    return exported.model_proto.SerializeToString()

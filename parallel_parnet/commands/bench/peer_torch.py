@@ -1,0 +1,83 @@
+"""torch as its users run it: eager mode, torch.compile, and a CUDA graph of eager mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+from parallel_parnet import ParNetError
+from parallel_parnet.executors.backends import has_bf16
+
+from ..gpu.device import capture
+from .subject import Contender, Runner, Subject, on_device, words
+
+FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+class InType(nn.Module):
+    """A network in a type and memory format of its own, between fp32 pictures and fp32 logits."""
+
+    def __init__(self, network: nn.Module, subject: Subject, layout: str) -> None:
+        super().__init__()
+        self.dtype, self.memory_format = subject.dtype, FORMATS[layout]
+        network = deepcopy(network).to(subject.device, subject.dtype)
+        self.network = network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+
+    def forward(self, x_nchw: Tensor) -> Tensor:
+        return self.network(x_nchw.to(self.dtype, memory_format=self.memory_format)).float()
+
+
+def torch_peers() -> list[Contender]:
+    """Eager mode and torch.compile on every device, CUDA graphs on GPUs."""
+    return [
+        Contender("eager", False, lambda s: _eager(s, s.network, "NCHW")),
+        Contender("eager, channels_last", False, lambda s: _eager(s, s.network, "channels_last")),
+        Contender("eager, fused", False, lambda s: _eager(s, s.fused, "channels_last")),
+        Contender("CUDA graph of eager, fused", False, _graph),
+        Contender("torch.compile", False, lambda s: _compiled(s, s.network)),
+        Contender("torch.compile, fused", False, lambda s: _compiled(s, s.fused)),
+    ]
+
+
+def emulated(subject: Subject) -> bool:
+    """Whether torch computes in a type that this CPU has no instructions for."""
+    in_bf16 = subject.device.type == "cpu" and subject.dtype == torch.bfloat16
+    return in_bf16 and not has_bf16()
+
+
+def _runner(subject: Subject, call: Callable[[Tensor], Tensor], settings: str) -> Runner:
+    arithmetic = words(subject.dtype) + (", emulated" if emulated(subject) else "")
+    return Runner(torch.inference_mode()(call), settings, arithmetic, wait=on_device(subject))
+
+
+def _eager(subject: Subject, network: nn.Module, layout: str) -> Runner:
+    return _runner(subject, InType(network, subject, layout), f"inference_mode, {layout}, .to({words(subject.dtype)})")
+
+
+def _compiled(subject: Subject, network: nn.Module) -> Runner:
+    if emulated(subject):
+        raise ParNetError("would compile an emulation of bf16, which this CPU lacks: see eager mode")
+    module = InType(network, subject, "channels_last")
+    way = {"options": {"freezing": True}} if subject.device.type == "cpu" else {"mode": "max-autotune"}
+    compiled = torch.compile(module, fullgraph=True, dynamic=False, **way)
+    return _runner(subject, compiled, f"torch.compile(dynamic=False, {way}), channels_last")
+
+
+def _graph(subject: Subject) -> Runner:
+    if subject.device.type == "cpu":
+        raise ParNetError("needs an NVIDIA GPU")
+    module = InType(subject.fused, subject, "channels_last")
+    (picture,) = subject.pictures(1)
+    answer: list[Tensor] = []
+    with torch.inference_mode():
+        graph = capture(lambda: answer.append(module(picture)))
+
+    def call(x_nchw: Tensor) -> Tensor:
+        picture.copy_(x_nchw)
+        graph.replay()
+        return answer[-1]
+
+    return _runner(subject, call, "channels_last, cuDNN, captured once; picture copied in, logits not copied out")

@@ -1,0 +1,123 @@
+"""The poster's speed table on this machine: accuracy and its own speeds quoted, ours measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from parallel_parnet import Engine, create_model, fold
+
+from ..common import settle
+from .fused import fuse
+from .measure import Settings, contenders, time_all
+from .poster_networks import PEERS
+from .proof import agrees, disagreements, expected_logits, prove_golden, prove_ours
+from .rows import Result, row_of
+from .running import Entry, set_up
+from .subject import Subject
+
+SIZE, PICTURES, COMPARED = 224, 8, 2
+# the ways that are fastest for most networks on each kind of device; ParNet's is this project's engine
+WAYS = {"cpu": ("OpenVINO", "ONNX Runtime"), "cuda": ("CUDA graph of eager, fused", "torch.compile")}
+
+NOTE = (
+    'Accuracy, and speed where marked, are quoted from the poster of "Non-deep Networks" (its own hardware; ParNet-L '
+    "and XL on three GPUs), not measured here. Weights here are random, on which latency does not depend."
+)
+
+
+@dataclass(frozen=True)
+class Quoted:
+    """As the poster of "Non-deep Networks" has it: ImageNet top-1 in percent, pictures a second on its hardware."""
+
+    name: str
+    depth: int
+    top1: float
+    speed: int
+
+
+QUOTED = (
+    Quoted("resnet34", 34, 74.12, 306),
+    Quoted("resnet50", 50, 77.53, 222),
+    Quoted("repvgg_b1g4", 28, 77.59, 376),
+    Quoted("repvgg_b2g4", 28, 79.38, 300),
+    Quoted("parnet_s", 12, 75.19, 280),
+    Quoted("parnet_m", 12, 76.60, 265),
+    Quoted("parnet_l", 12, 77.66, 249),
+    Quoted("parnet_xl", 12, 78.55, 230),
+)
+
+
+def subject_of(name: str, device: torch.device, dtype: torch.dtype, threads: int) -> Subject:
+    """A network of the table at batch 1, with random weights."""
+    torch.manual_seed(0)
+    if name in PEERS:
+        network = PEERS[name][0]().eval().requires_grad_(False)
+        return Subject(name, network, network, None, SIZE, 1, device, dtype, threads)
+    model = settle(create_model(name)).requires_grad_(False)
+    return Subject(name, model, fuse(model), fold(model), SIZE, 1, device, dtype, threads)
+
+
+def ways_of(subject: Subject) -> list[str]:
+    """Names of the contenders that run a network here: ParNet by the executor that the engine chooses."""
+    if subject.program is None:
+        return list(WAYS[subject.device.type])
+    return [f"ours: {Engine(subject.program, device=subject.device, dtype=subject.dtype).executor}"]
+
+
+def measure_poster(header: dict, make: Callable[[str], Subject], settings: Settings, console: Console) -> Result:
+    """A row for each network: the fastest of its ways, all networks timed in turns in one process."""
+    prove_golden()
+    entries: list[Entry] = []
+    pictures = []
+    for quoted in track(QUOTED, "setting up", console=console, transient=True):
+        subject = make(quoted.name)
+        own = subject.pictures(PICTURES)
+        expected = expected_logits(subject, own[:COMPARED])
+        for contender in contenders(ways_of(subject)):
+            entries.append(set_up(contender, subject, own[:COMPARED], expected))
+            pictures.append(own)
+    prove_ours(entries)
+    fit = [i for i, entry in enumerate(entries) if entry.runner is not None and agrees(entry)]
+    running = [entries[i] for i in fit]
+    clocks = time_all(running, [pictures[i] for i in fit], settings, lambda: None)
+    rows = [row_of(entry, header["possible"], clocks) for entry in running]
+    fastest = []
+    for quoted in QUOTED:
+        own = [row for row in rows if row["model"] == quoted.name]
+        if own:
+            row = min(own, key=lambda row: row["infer_step_time"])
+            fastest.append({**row, "depth": quoted.depth, "top1_poster": quoted.top1, "speed_poster": quoted.speed})
+    return {
+        "header": header,
+        "rows": fastest,
+        "missing": {f"{e.subject.name}, {e.name}": e.missing for e in entries if e.missing},
+        "disagree": disagreements(entries),
+    }
+
+
+def markdown(result: Result) -> str:
+    """The table, with where and how it was measured beneath it."""
+    header = result["header"]
+    lines = [
+        "| network | depth | parameters, M | GFLOP | top-1, % (poster) | pictures/s (poster) | pictures/s here "
+        "| ms here (95% interval of the median) | by |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        low, high = row["median_interval_ms"]
+        lines.append(
+            f"| {row['model']} | {row['depth']} | {row['param_count']:.1f} | {2 * row['infer_gmacs']:.1f} "
+            f"| {row['top1_poster']:.2f} | {row['speed_poster']} | {row['infer_samples_per_sec']:.1f} "
+            f"| {row['infer_step_time']:.2f} ({low:.2f} to {high:.2f}) | {row['contender']} |"
+        )
+    where = (
+        f"Here: {header['machine']}, {header.get('cpu') or header.get('gpu')}, {header['dtype']}, batch 1, "
+        f"{header['threads']} thread(s), torch {header['torch']}, {header['date']}; medians of interleaved runs."
+    )
+    absent = [f"Not measured: {name} ({why})." for name, why in result["missing"].items()]
+    return "\n".join([*lines, "", NOTE, where, *absent]) + "\n"

@@ -1,0 +1,79 @@
+"""Nothing is timed that gives wrong answers: what must hold before a benchmark starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from parallel_parnet import Engine, ParNetError, fold, load_checkpoint
+
+from ..common import ROOT
+from ..gpu.parity import LIMIT, relative
+from .running import Entry
+from .subject import Subject
+
+GOLDEN = ROOT / "tests" / "golden"
+
+
+def prove_golden(folder: Path = GOLDEN) -> None:
+    """Logits that the released code gave for the golden checkpoints, by the reference executor."""
+    files = sorted(folder.glob("*.golden.pt"))
+    if not files:
+        raise ParNetError(f"{folder}: no golden files, so parity cannot be shown; run in a whole checkout")
+    for path in files:
+        content = torch.load(path, weights_only=True)
+        checkpoint = path.with_name(path.name.replace(".golden.pt", ".pth.tar"))
+        reference = _reference(load_checkpoint(checkpoint, activation=content["activation"]))
+        for case in content["cases"]:
+            if "logits" in case:
+                _hold(f"the reference on {path.name}", relative(reference(case["input"]), case["logits"]))
+
+
+@torch.inference_mode()
+def expected_logits(subject: Subject, pictures: Sequence[Tensor]) -> list[Tensor]:
+    """fp32 logits on the CPU, by the reference executor, after a check that the network in training form agrees."""
+    pictures = [picture.cpu() for picture in pictures]
+    trained = [subject.network(picture) for picture in pictures]
+    if subject.program is None:
+        return trained
+    reference = Engine(subject.program, device="cpu", executor="reference")
+    logits = [reference(picture) for picture in pictures]
+    for got, wanted in zip(logits, trained, strict=True):
+        _hold("the folded network", relative(got, wanted))
+    return logits
+
+
+def prove_ours(entries: Iterable[Entry]) -> None:
+    """Every executor of ours within the limit of its type."""
+    for entry in entries:
+        if entry.contender.ours and entry.runner is not None:
+            _hold(entry.name, entry.error, LIMIT[entry.subject.dtype])
+
+
+def agrees(entry: Entry) -> bool:
+    """Whether a contender gave the reference's logits, as nearly as its type allows."""
+    return entry.error <= LIMIT[entry.subject.dtype]
+
+
+def disagreements(entries: Iterable[Entry]) -> dict[str, str]:
+    """Names of those that run and give other logits, and how far they are off."""
+    limits = {entry.name: LIMIT[entry.subject.dtype] for entry in entries}
+    return {
+        entry.name: f"{entry.subject.name}: logits off by {entry.error:.1e}, relative (limit {limits[entry.name]:.0e})"
+        for entry in entries
+        if entry.runner is not None and not agrees(entry)
+    }
+
+
+def _hold(what: str, error: float, limit: float = LIMIT[torch.float32]) -> None:
+    if not error <= limit:
+        raise ParNetError(
+            f"parity fails, so nothing is timed: {what} is off by {error:.1e}, relative (limit {limit:.0e})"
+        )
+
+
+def _reference(model: torch.nn.Module) -> Callable[[Tensor], Tensor]:
+    return Engine(fold(model), device="cpu", executor="reference")

@@ -1,0 +1,205 @@
+"""Rows of results, their files, and what people read."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from parallel_parnet import ParNetError
+from parallel_parnet.files import write_atomically, write_json
+
+from ..common import slug
+from .running import Entry
+from .statistics import median_interval, ratio, summary, verdicts
+from .subject import Subject, words
+
+SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+FEWEST = 50  # timed runs; rows with fewer say so
+TIMM = (
+    "model", "infer_samples_per_sec", "infer_step_time", "infer_batch_size", "infer_img_size", "param_count",
+    "infer_gmacs",
+)  # fmt: skip
+SHARES = (("gflop_per_s", "of_matmul"), ("gb_per_s", "of_copy"))
+KINDS = ("header", "rows", "missing", "disagree")
+
+Row = dict
+Result = dict
+
+
+def timm_columns(subject: Subject, median_ms: float) -> Row:
+    """timm's names: milliseconds a step, millions of parameters, GMAC a picture."""
+    speed, gmacs = round(subject.batch / median_ms * 1e3, 3), round(subject.flops / subject.batch / 2e9, 3)
+    parameters = round(subject.parameters / 1e6, 3)
+    return dict(zip(TIMM, (subject.name, speed, median_ms, subject.batch, subject.size, parameters, gmacs)))
+
+
+def row_of(entry: Entry, possible: Mapping[str, Mapping[str, float]], clocks: Sequence[float]) -> Row:
+    """All about a contender that was timed, timm's columns first."""
+    subject, runner, latency = entry.subject, entry.runner, summary(entry.latency)
+    assert runner is not None
+    on_gpu = subject.device.type == "cuda"
+    timed_on_gpu = on_gpu and all(map(math.isfinite, entry.device))
+    return {
+        **timm_columns(subject, latency["median"]),
+        "contender": entry.name,
+        "ours": entry.contender.ours,
+        "dtype": words(subject.dtype),
+        "arithmetic": runner.arithmetic,
+        "settings": runner.settings,
+        "error": entry.error,
+        "setup_s": round(entry.setup, 3),
+        "first_call_s": round(entry.first_call, 6),
+        "n": len(entry.latency),
+        "latency_ms": latency,
+        "median_interval_ms": [round(t * 1e3, 5) for t in median_interval(entry.latency)],
+        "enqueue_ms": summary(entry.enqueue) if on_gpu else None,
+        "device_ms": summary(entry.device) if timed_on_gpu else None,
+        "unstable": verdicts(entry.latency, entry.enqueue, entry.device, clocks),
+        **_achieved(subject, runner.arithmetic.split(",")[0], latency["median"] / 1e3, possible),
+        "rounds": entry.rounds,
+        "samples_ms": [round(t * 1e3, 5) for t in entry.latency],
+    }
+
+
+def _achieved(subject: Subject, kind: str, seconds: float, possible: Mapping[str, Mapping[str, float]]) -> Row:
+    """Rates over the median pass, and their shares of a matrix product's and a copy's. Bytes as the program has them:
+    each operation's inputs, weights and output once."""
+    if subject.program is None:
+        return {}
+    itemsize = getattr(torch, kind).itemsize
+    flops = subject.flops / seconds
+    moved = subject.program.cost(subject.size, subject.batch, itemsize).bytes / seconds
+    return {
+        "gflop_per_s": round(flops / 1e9, 2),
+        "of_matmul": round(flops / possible[kind]["flop_per_s"], 4),
+        "gb_per_s": round(moved / 1e9, 2),
+        "of_copy": round(moved / possible[kind]["bytes_per_s"], 4),
+    }
+
+
+def best(rows: Sequence[Row], ours: bool) -> Row | None:
+    """The row with the smallest median latency, among ours or the peers."""
+    return min((row for row in rows if row["ours"] == ours), key=lambda row: row["infer_step_time"], default=None)
+
+
+def last_line(result: Result, path: Path) -> Row:
+    """timm's columns of the fastest of ours, and how it stands against the fastest peer."""
+    mine, other = best(result["rows"], ours=True), best(result["rows"], ours=False)
+    fastest = mine or other or {}
+    return {
+        **{key: fastest.get(key) for key in (*TIMM, "contender")},
+        "best_peer": other and other["contender"],
+        "ratio": other and other.get("ratio"),
+        "unstable": sum(bool(row["unstable"]) for row in result["rows"]),
+        "results": str(path),
+    }
+
+
+def add_ratios(rows: Sequence[Row], paired: bool) -> None:
+    """To every peer's row, the latency of the best of ours over its own: value and 95% interval.
+
+    paired: rows were timed in turns in one process, so times of the same round belong together.
+    """
+    mine = best(rows, ours=True)
+    if mine is None:
+        return
+    for row in rows:
+        if row["ours"]:
+            continue
+        a, b = mine["samples_ms"], row["samples_ms"]
+        if paired:
+            by_round = dict(zip(mine["rounds"], a, strict=True)), dict(zip(row["rounds"], b, strict=True))
+            shared = sorted(by_round[0].keys() & by_round[1].keys())
+            a, b = ([times[r] for r in shared] for times in by_round)
+        if min(len(a), len(b)) > 1:
+            row["ratio"] = [round(value, 5) for value in ratio(a, b, paired)]
+
+
+def result_name(kind: str, header: Mapping) -> str:
+    """A file's name without its ending, from what was measured on what: bench-infer-parnet_s-224-bf16-b1-..."""
+    torch_version = ".".join(header["torch"].split("+")[0].split(".")[:2])
+    model = re.sub("[^A-Za-z0-9_.]+", "-", header["model"])
+    what = f"{model}-{header['size']}-{SHORT[header['dtype']]}-b{header['batch_size']}"
+    return f"{kind}-{what}-{slug(header['machine'])}-torch{torch_version}"
+
+
+def write(result: Result, folder: Path, name: str) -> Path:
+    """The result as JSON, and beside it its rows as CSV without the single times; the path of the JSON."""
+    path = folder / f"{name}.json"
+    write_json(path, result)
+    flat = [{k: v for k, v in row.items() if k not in ("rounds", "samples_ms")} for row in result["rows"]]
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(dict.fromkeys(key for row in flat for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: json.dumps(v) if isinstance(v, list | dict) else v for k, v in row.items()} for row in flat)
+    write_atomically(path.with_suffix(".csv"), table.getvalue())
+    return path
+
+
+def read(path: Path) -> Result:
+    """A result of this benchmark; ParNetError where the file is missing or something else."""
+    try:
+        result = json.loads(path.read_text())
+        if missing := [key for key in KINDS if key not in result]:
+            raise KeyError(missing[0])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ParNetError(f"{path}: no result of launch/bench.py ({error})") from None
+    return result
+
+
+def relation(value: float, low: float, high: float) -> str:
+    """A ratio with its interval, and what it says."""
+    says = "ours faster" if high < 1 else "ours slower" if low > 1 else "no difference shown"
+    return f"{value:.3f} ({low:.3f} to {high:.3f}), {says}"
+
+
+def show(result: Result, console: Console) -> None:
+    """Tables of latency and of set-up, then what is missing, what disagrees, and what to mistrust."""
+    rows = sorted(result["rows"], key=lambda row: row["infer_step_time"])
+    on_gpu = any(row["enqueue_ms"] for row in rows)
+    extra = ("enqueue", "device") if on_gpu else ()
+    heads = ("contender", "median", "p90", "p95", "p99", "min", "n", *extra, "best of ours / this")
+    table = Table(*heads, title="Latency of one pass, ms", title_justify="left")
+    for row in rows:
+        latency = (f"{row['latency_ms'][key]:.3f}" for key in ("median", "p90", "p95", "p99", "min"))
+        more = (f"{row[f'{key}_ms']['median']:.3f}" if row[f"{key}_ms"] else "" for key in extra)
+        n = f"{row['n']}{'' if row['n'] >= FEWEST else ' (few)'}"
+        ratios = relation(*row["ratio"]) if row.get("ratio") else ""
+        table.add_row(row["contender"], *latency, n, *more, ratios, style="bold" if row["ours"] else None)
+    console.print(table)
+    heads = (
+        "contender",
+        "arithmetic",
+        "error",
+        "set-up s",
+        "first call s",
+        "GFLOP/s",
+        "GB/s",
+        "overhead us",
+        "verdict",
+    )
+    table = Table(*heads, title="Set-up, what is reached of what is possible, verdict", title_justify="left")
+    for row in rows:
+        reached = (f"{row[rate]:.1f} ({row[share]:.0%})" for rate, share in SHARES)
+        overhead = row.get("overhead_us")
+        table.add_row(
+            row["contender"], row["arithmetic"], f"{row['error']:.1e}", f"{row['setup_s']:.2f}",
+            f"{row['first_call_s']:.2f}", *reached, "" if overhead is None else f"{overhead:.1f}",
+            "unstable: " + "; ".join(row["unstable"]) if row["unstable"] else "stable",
+        )  # fmt: skip
+    console.print(table)
+    for row in rows:
+        console.print(f"{row['contender']}: {row['settings']}", soft_wrap=True)
+    for name, why in result["missing"].items():
+        console.print(f"not here: {name}: {why}", soft_wrap=True)
+    for name, how in result["disagree"].items():
+        console.print(f"not compared: {name}: {how}", soft_wrap=True)

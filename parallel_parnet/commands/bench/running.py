@@ -1,0 +1,146 @@
+"""Setting contenders up and timing them in turns, so that a slow spell of the machine hits all alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from parallel_parnet import ParNetError
+
+from ..gpu.parity import relative
+from .subject import Contender, Runner, Subject
+
+PAUSE, LONGEST_PAUSE = 0.002, 0.1  # seconds
+
+
+@dataclass
+class Entry:
+    """A contender on one subject: how it was set up, and its times in seconds, each with the round it was taken in.
+
+    missing: why it does not run here. second_call: the first that compiles nothing. error: of its logits against the
+    fp32 reference, relative; the worst picture's.
+    """
+
+    contender: Contender
+    subject: Subject
+    runner: Runner | None = None
+    missing: str = ""
+    setup: float = 0.0
+    first_call: float = 0.0
+    second_call: float = 0.0
+    error: float = float("inf")
+    rounds: list[int] = field(default_factory=list)
+    latency: list[float] = field(default_factory=list)
+    enqueue: list[float] = field(default_factory=list)
+    device: list[float] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.contender.name
+
+
+@dataclass(frozen=True)
+class Run:
+    """Seconds from call to answer, from call to return, and on the GPU between two CUDA events (else NaN)."""
+
+    answer: Any
+    latency: float
+    enqueue: float
+    device: float
+
+
+def once(runner: Runner, picture: Tensor) -> Run:
+    """One run, timed."""
+    taken, marks = runner.take(picture), []
+    if picture.is_cuda and runner.events:
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+        marks[0].record()
+    start = time.perf_counter()
+    answer = runner.call(taken)
+    returned = time.perf_counter()
+    if marks:
+        marks[1].record()
+    runner.wait(answer)
+    latency = time.perf_counter() - start
+    device = marks[0].elapsed_time(marks[1]) / 1e3 if marks else float("nan")
+    return Run(answer, latency, returned - start, device)
+
+
+def set_up(contender: Contender, subject: Subject, pictures: Sequence[Tensor], expected: Sequence[Tensor]) -> Entry:
+    """Build a contender, run it on two or more pictures, and compare its logits with the expected ones.
+
+    A peer that fails in any way is an entry that says how; one of ours may only say that this machine cannot run it.
+    """
+    entry, times, errors = Entry(contender, subject), [], []
+    try:
+        start = time.perf_counter()
+        runner = contender.build(subject)
+        entry.setup = time.perf_counter() - start
+        for picture, wanted in zip(pictures, expected, strict=True):
+            done = once(runner, picture)
+            times.append(done.latency)
+            errors.append(relative(runner.logits(done.answer).cpu(), wanted))
+    except ParNetError as error:
+        entry.missing = str(error)
+    except Exception as error:
+        if contender.ours:
+            raise
+        entry.missing = f"failed: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+    else:
+        entry.runner, entry.error = runner, max(errors)
+        entry.first_call, entry.second_call = times[:2]
+    return entry
+
+
+def let_threads_sleep() -> None:
+    """Wait until this process burns no CPU time: thread pools spin after a run, on the cores of whoever runs next."""
+    end = time.perf_counter() + LONGEST_PAUSE
+    while time.perf_counter() < end:
+        before = time.process_time()
+        time.sleep(PAUSE)
+        if time.process_time() - before < PAUSE / 4:
+            return
+
+
+def shares(seconds: Sequence[float], runs: int, least: int, budget: float) -> list[int]:
+    """Timed runs for contenders that take so many seconds: `least` each, and up to `runs`, fastest first, while the
+    whole stays within the budget."""
+    counts = [min(least, runs)] * len(seconds)
+    left = budget - sum(n * s for n, s in zip(counts, seconds, strict=True))
+    for i in np.argsort(seconds, kind="stable"):
+        more = int(np.clip(left / seconds[i], 0, runs - counts[i]))
+        counts[i] += more
+        left -= more * seconds[i]
+    return counts
+
+
+def interleave(
+    entries: Sequence[Entry],
+    pictures: Sequence[Sequence[Tensor]],
+    counts: Sequence[int],
+    tick: Callable[[], object],
+) -> None:
+    """Time each entry so many times, in turns, on its own pictures in turn. Every round has an order of its own, so
+    that nobody always comes after the same one. Those with fewer runs than others are spread evenly over the rounds.
+    `tick` is called after every round."""
+    rounds, draw = max(counts, default=0), np.random.default_rng()
+    for r in range(rounds):
+        for i in draw.permutation(len(entries)):
+            entry, own, count = entries[i], pictures[i], counts[i]
+            if (r + 1) * count // rounds == r * count // rounds:
+                continue
+            if entry.subject.device.type == "cpu":
+                let_threads_sleep()
+            assert entry.runner is not None
+            done = once(entry.runner, own[r % len(own)])
+            entry.rounds.append(r)
+            entry.latency.append(done.latency)
+            entry.enqueue.append(done.enqueue)
+            entry.device.append(done.device)
+        tick()

@@ -1,0 +1,201 @@
+"""What every command needs: its rank, the network to run, and errors in one line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from signal import SIGPIPE
+from typing import Any, NoReturn
+
+import torch
+from rich.console import Console
+
+from parallel_parnet import LaneError, ParNet, ParNetError, create_model, load_checkpoint
+from parallel_parnet.transport import health, leave_ranks
+
+from .stopping import Stopped
+
+ROOT = Path(__file__).resolve().parents[2]
+CLONE = (ROOT / "launch").is_dir()
+RESULTS = ROOT / "results" if CLONE else Path()
+DEMO = (ROOT / "parallel_parnet" / "demo").resolve()  # launch/demo, and in a wheel the package's own
+DEMO_MODEL = "parnet_fashion"
+DTYPES = {
+    "float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
+    "float16": torch.float16, "fp16": torch.float16,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that torchrun started; alone without torchrun."""
+
+    rank: int
+    world: int
+    local_rank: int
+    local_world: int
+
+    @classmethod
+    def from_environment(cls) -> Ranks:
+        """What torchrun says in RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE; other launchers leave the local ones
+        out, whose ranks then count as this machine's. ParNetError where they cannot be right."""
+        world = _number("WORLD_SIZE", 1, 1)
+        rank = _number("RANK", 0, 0, world - 1)
+        local_world = _number("LOCAL_WORLD_SIZE", world, 1, world)
+        return cls(rank, world, _number("LOCAL_RANK", rank % local_world, 0, local_world - 1), local_world)
+
+    def take_threads(self) -> int:
+        """Give this process its share of the cores, at least one thread, and say how many."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = max(1, cores // self.local_world)
+        torch.set_num_threads(threads)
+        return threads
+
+    def device(self, wanted: str | None) -> torch.device:
+        """The device of this rank: ranks of one machine take its GPUs in turn."""
+        try:
+            device = torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
+        except RuntimeError:
+            raise ParNetError(f"--device {wanted}: choose cpu or cuda") from None
+        if device.type == "cuda" and device.index is None and self.world > 1:
+            return torch.device("cuda", self.local_rank % max(1, torch.cuda.device_count()))
+        return device
+
+
+def _number(name: str, default: int, least: int, most: int = 1 << 20) -> int:
+    text = os.environ.get(name)
+    if text is None:
+        return default
+    if not text.isdecimal() or not least <= int(text) <= most:
+        raise ParNetError(
+            f"{name}={text!r} in the environment: torchrun sets {least} to {most}; without it, unset {name}"
+        )
+    return int(text)
+
+
+def plain_console(**options: Any) -> Console:
+    """For names of files and classes, which are the user's: a bracket in one is no markup, and a colon no emoji."""
+    return Console(highlight=False, markup=False, emoji=False, **options)
+
+
+def machine(device: torch.device) -> str:
+    """The device in plain words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{cores}-core {os.uname().machine.replace('_', '-')} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def slug(machine: str) -> str:
+    """A machine's name for use in a file's."""
+    return re.sub("[^a-z0-9]+", "-", machine.lower()).strip("-")
+
+
+def process_age() -> float | None:
+    """Seconds since this process was started, imports included; None where only Linux would tell."""
+    try:
+        started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    except FileNotFoundError:
+        return None
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises ParNetError for wrong arguments, so that one rank speaks for all."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ParNetError(f"{message}; see --help")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """--model or --checkpoint, and what goes with them, named as in timm."""
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("-m", "--model", help=f"variant, with random weights but for the demo (default: {DEMO_MODEL})")
+    source.add_argument("--checkpoint", type=Path, help="released .pth.tar or own .safetensors")
+    parser.add_argument("--ema", action="store_true", help="take the checkpoint's averaged weights")
+    parser.add_argument("--activation", choices=["silu", "relu"], help="default: the checkpoint's own, else silu")
+    parser.add_argument("--num-classes", type=int, help="of a variant with random weights")
+    parser.add_argument("--seed", type=int, default=0, help="of random weights (default: %(default)s)")
+
+
+def load_model(args: argparse.Namespace) -> tuple[ParNet, str]:
+    """The network in evaluation mode, and where its weights come from: a file's path, or "random"."""
+    demo = args.checkpoint is None and args.model in (None, DEMO_MODEL)
+    checkpoint = DEMO / f"{DEMO_MODEL}.safetensors" if demo and args.num_classes is None else args.checkpoint
+    if checkpoint is not None:
+        if args.num_classes is not None:
+            raise ParNetError("--num-classes: a checkpoint has its own; leave it out")
+        model = load_checkpoint(checkpoint, ema=args.ema, activation=args.activation)
+        return model, str(checkpoint.relative_to(ROOT) if demo else checkpoint)
+    if args.ema:
+        raise ParNetError("--ema: random weights have no average; give a --checkpoint")
+    torch.manual_seed(args.seed)
+    model = create_model(args.model or DEMO_MODEL, num_classes=args.num_classes, activation=args.activation)
+    return settle(model), "random"
+
+
+@torch.no_grad()
+def settle(model: ParNet) -> ParNet:
+    """Fit the batch norms of random weights to noise, so that features neither vanish nor grow over the levels.
+
+    Vanished features would time denormal numbers, and hide every difference between two executors.
+    """
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    model.train()(torch.randn(4, 3, 64, 64))
+    for norm in norms:
+        norm.momentum = 0.1
+    return model.eval()
+
+
+def run(main: Callable[[], int]) -> None:
+    """Exit with main's status: 2 and one line on stderr, from one rank of each machine, where the input is at fault;
+    1 where another rank was lost or the program itself failed; 130 after SIGINT; with `stop_on_signals` 143 after
+    SIGTERM."""
+    try:
+        ranks = Ranks.from_environment()
+        rank, speaks = ranks.rank, ranks.local_rank == 0
+    except ParNetError:  # which those will meet again that ask for their rank
+        rank, speaks = 0, True
+    try:
+        status = main()
+        sys.stdout.flush()
+    except ParNetError as error:
+        if speaks:
+            _say(f"error: {error}")
+        status = 2
+    except LaneError as error:
+        _exit_at_once(1, f"error on rank {rank}: {error}")
+    except Stopped as stopped:
+        _exit_at_once(128 + stopped.signal, f"rank {rank} was stopped by {stopped.signal.name}")
+    except KeyboardInterrupt:
+        status = 130
+    except BrokenPipeError:
+        os._exit(128 + SIGPIPE)  # as a program ends whose reader, such as head, has enough; nothing more can be printed
+    except Exception as error:
+        _exit_at_once(1, f"{traceback.format_exc()}error on rank {rank}: {type(error).__name__}: {error}")
+    leave_ranks()
+    sys.exit(status)
+
+
+def _exit_at_once(status: int, message: str) -> NoReturn:
+    """Without leaving the ranks in order, which would wait for the others."""
+    _say(message)
+    sys.stdout.flush()
+    if monitor := health.current():
+        monitor.fence()
+    os._exit(status)
+
+
+def _say(message: str) -> None:
+    """In one write, so that lines of ranks that share stderr stay whole also where PYTHONUNBUFFERED is set."""
+    sys.stderr.write(f"{message}\n")
+    sys.stderr.flush()

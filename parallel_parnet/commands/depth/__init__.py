@@ -1,0 +1,1 @@
+"""Latency against depth: the experiment."""

@@ -1,0 +1,145 @@
+"""Does latency follow depth, or work? Measure families of networks that part the two, fit, draw, and say.
+
+    python launch/latency_vs_depth.py            # resumes where it was interrupted
+    python launch/latency_vs_depth.py --quick    # three minutes on two CPU cores
+
+Families: (a) the same blocks in one to many streams: depth varies, work does not; (b) the same depth, work growing by
+width or by streams; (c) batches and resolutions; (d) the published networks. Each is measured on this device with
+every executor asked for, and simulated with a lane per stream.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from parallel_parnet import ParNetError, Program
+from parallel_parnet.executors.backends import lacking
+from parallel_parnet.files import as_json, write_atomically, write_json
+from parallel_parnet.planning.costs import LINKS, Link
+
+from ..common import DTYPES, RESULTS, Parser, Ranks, machine, plain_console, slug
+from .curves import draw
+from .measure import Subject, interleaved, operation_seconds
+from .page import write_page
+from .points import Point, points
+from .simulated import lane_per_stream
+
+EXECUTORS = ("eager", "inductor", "openvino")  # which run any network of torch
+LOOPBACK = RESULTS / "links-gloo-loopback.json"
+SECONDS = 8.0  # of timed runs for a group and executor; a quarter of it with --quick
+
+
+class Log:
+    """Rows measured so far, in a JSON file that is whole after every group."""
+
+    def __init__(self, path: Path, header: dict) -> None:
+        self.path, self.header = path, header
+        self.rows: list[dict] = []
+        if path.exists():
+            try:
+                content = json.loads(path.read_text())
+                old, self.rows = content["header"], content["rows"]
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise ParNetError(f"{path}: no result of this experiment ({error}); move it away") from None
+            if changed := [key for key in header if key != "date" and old.get(key) != header[key]]:
+                raise ParNetError(f"{path}: measured with another {changed[0]}, {old.get(changed[0])}; move it away")
+
+    def has(self, group: str, executor: str) -> bool:
+        """Whether this group was measured with this executor."""
+        return any(row["group"] == group and row["executor"] == executor for row in self.rows)
+
+    def add(self, rows: list[dict]) -> None:
+        """Keep these rows, on disk too, as JSON and as CSV."""
+        self.rows += rows
+        write_json(self.path, {"header": self.header, "rows": self.rows})
+        table = io.StringIO()
+        writer = csv.DictWriter(table, fieldnames=list(self.rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_atomically(self.path.with_suffix(".csv"), table.getvalue())
+
+
+def measure_group(
+    group: list[Point], executor: str, device: torch.device, dtype: torch.dtype, link: Link, seconds: float
+) -> list[dict]:
+    """A row for each network of the group."""
+    subjects = [Subject.prepare(point, executor, device, dtype) for point in group]
+    rows = []
+    for subject, times in zip(subjects, interleaved(subjects, device, seconds), strict=True):
+        point = subject.point
+        p20, p50, p80 = np.percentile(times, [20, 50, 80])
+        row = {
+            "group": point.group, "network": point.network, "executor": executor, "depth": point.depth,
+            "streams": point.streams, "batch": point.batch, "size": point.size, "gflops": round(subject.gflops, 6),
+            "parameters": subject.parameters, "median_ms": round(p50, 4), "p20_ms": round(p20, 4),
+            "p80_ms": round(p80, 4), "n": len(times), "sum_ms": None,
+            "lanes_ms": None, "linked_lanes_ms": None,
+        }  # fmt: skip
+        if executor == "eager" and isinstance(subject.network, Program):
+            alone = operation_seconds(subject.network, point, device, dtype)
+            row["sum_ms"] = round(sum(alone.values()) * 1e3, 4)
+            row["lanes_ms"] = round(lane_per_stream(subject.network, point, alone) * 1e3, 4)
+            row["linked_lanes_ms"] = round(lane_per_stream(subject.network, point, alone, link) * 1e3, 4)
+        rows.append(row)
+    return rows
+
+
+def arguments() -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer networks and runs")
+    parser.add_argument("--executors", nargs="+", choices=EXECUTORS, help="default: eager, and openvino if installed")
+    parser.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
+    parser.add_argument("--only", metavar="TEXT", default="", help="groups whose names contain this")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for results (default: results)")
+    parser.add_argument("--page", type=Path, help="Markdown page to write; default: beside the results")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args, ranks = arguments(), Ranks.from_environment()
+    if ranks.world > 1:
+        raise ParNetError("the experiment runs in one process: start it with python")
+    threads, device, dtype = ranks.take_threads(), ranks.device(args.device), DTYPES[args.dtype]
+    has_openvino = device.type == "cpu" and not lacking("openvino")
+    executors = args.executors or (["eager", "openvino"] if has_openvino and not args.quick else ["eager"])
+    link = Link.read(LOOPBACK) if device.type == "cpu" else LINKS["nvlink"]
+    header = {
+        "machine": machine(device), "dtype": str(dtype).removeprefix("torch."), "threads": threads,
+        "torch": torch.__version__, "quick": args.quick, "link": link.name, "date": time.strftime("%Y-%m-%d"),
+    }  # fmt: skip
+    name = f"latency-vs-depth-{slug(header['machine'])}-{header['dtype']}{'-quick' if args.quick else ''}"
+    if not args.out.is_dir():
+        raise ParNetError(f"--out {args.out}: no such folder")
+    log = Log(args.out / f"{name}.json", header)
+    groups = {name: group for name, group in points(args.quick).items() if args.only in name}
+    if not groups:
+        raise ParNetError(f"--only {args.only}: choose part of one of {', '.join(points(args.quick))}")
+    todo = [(group, executor) for group in groups for executor in executors if not log.has(group, executor)]
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=plain_console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=sum(len(groups[group]) for group, _ in todo))
+        for group, executor in todo:
+            progress.update(task, description=f"{group}, {executor}")
+            seconds = SECONDS / 4 if args.quick else SECONDS
+            log.add(measure_group(groups[group], executor, device, dtype, link, seconds))
+            progress.advance(task, len(groups[group]))
+    figures = draw(log.rows, log.header, args.out, name)
+    page = args.page or args.out / f"{name}.md"
+    write_page(page, log.rows, log.header, {name: args.out / file for name, file in figures.items()})
+    print(as_json({"results": str(log.path), "page": str(page), "rows": len(log.rows)}))
+    return 0

@@ -1,0 +1,83 @@
+"""Latencies of a group of networks, measured side by side."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from parallel_parnet import Engine, Program
+from parallel_parnet.executors.backends import compile_module
+
+from .points import Network, Point
+
+WARM_UP = 3
+FEWEST, MOST = 7, 60  # rounds
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network ready to run: `once` runs it on its input; `operation_s` are seconds of each operation alone."""
+
+    point: Point
+    once: Callable[[], object]
+    gflops: float
+    parameters: int
+    network: Network
+
+    @classmethod
+    def prepare(cls, point: Point, executor: str, device: torch.device, dtype: torch.dtype) -> Subject:
+        """Build the network and compile it, outside of any timing."""
+        torch.manual_seed(0)
+        network = point.build()
+        x = torch.randn(point.batch, 3, point.size, point.size, device=device)
+        if isinstance(network, Program):
+            engine = Engine(network, device=device, dtype=dtype, executor=executor)
+            flops = network.cost(point.size, point.batch).flops
+            subject = cls(point, lambda: engine(x), flops / 1e9, network.parameters, network)
+        else:
+            network = network.to(device, dtype).to(memory_format=torch.channels_last).eval()
+            x = x.to(dtype).contiguous(memory_format=torch.channels_last)
+            with torch.inference_mode():
+                with FlopCounterMode(display=False) as counter:
+                    network(x)
+                run = compile_module(network, executor, (x,), dtype)
+            parameters = sum(p.numel() for p in network.parameters())
+            once = torch.inference_mode()(lambda: run(x))
+            subject = cls(point, once, counter.get_total_flops() / 1e9, parameters, network)
+        for _ in range(WARM_UP):
+            subject.timed(device)
+        return subject
+
+    def timed(self, device: torch.device) -> float:
+        """Milliseconds of one run, from call to answer."""
+        start = time.perf_counter()
+        self.once()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return (time.perf_counter() - start) * 1e3
+
+
+def interleaved(subjects: Sequence[Subject], device: torch.device, seconds: float) -> list[list[float]]:
+    """Milliseconds of many runs of each, in rounds A B C A B C, so that a slow spell of the machine hits all alike."""
+    first = [s.timed(device) for s in subjects]
+    rounds = int(np.clip(seconds * 1e3 / sum(first), FEWEST, MOST))
+    times: list[list[float]] = [[] for _ in subjects]
+    for _ in range(rounds):
+        for subject, own in zip(subjects, times, strict=True):
+            own.append(subject.timed(device))
+    return times
+
+
+def operation_seconds(program: Program, point: Point, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """Each operation's median seconds in eager mode, one after another: what a simulation of lanes starts from."""
+    engine = Engine(program, device=device, dtype=dtype, executor="eager")
+    x = torch.randn(point.batch, 3, point.size, point.size, device=device)
+    engine(x)
+    passes = [engine.profile(x)[0].totals(str) for _ in range(FEWEST)]
+    return {name: statistics.median(run[name] for run in passes) for name in passes[0]}

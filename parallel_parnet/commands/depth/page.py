@@ -1,0 +1,152 @@
+"""The experiment's page: what was measured, what the fit says, and where that contradicts the claim."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from parallel_parnet.files import write_atomically
+
+from .curves import executors, select
+from .fit import Fit, fit
+
+CLAIM = 0.8  # of the explained variance: above it, the text calls latency bound by depth or by work
+
+MISSED = (
+    "Where R2 is low, a sum misses something: one lane pays for every operation, of which depth is no measure; with a "
+    "lane per stream, latency is depth times the work of one stream's level, a product: see family (a) at each width.",
+)
+
+
+def write_page(path: Path, rows: list[dict], header: dict, figures: dict[str, Path]) -> None:
+    """Write the page as Markdown; figures by name."""
+    parts = [
+        "# Latency against depth",
+        "",
+        f"Measured on {header['date']} on a {header['machine']}, {header['dtype']}, {header['threads']} compute "
+        f"thread(s), torch {header['torch']}: medians of interleaved runs after warm-up. To make it again:",
+        "",
+        "```",
+        " ".join(["python launch/latency_vs_depth.py --executors", *executors(rows), *["--quick"] * header["quick"]]),
+        "```",
+        "",
+        *_device_note(header),
+        *_unmeasured(rows),
+        "",
+        "## What the fit says",
+        "",
+        "`T = a x depth + b x work + c`, least squares on relative errors over families (a) and (b), with 95% "
+        "intervals by resampling. Shares are of the variance of relative latency that each term explains.",
+        "",
+        "| | a, us a level | b, us a GFLOP | c, us | depth explains | work explains | R2 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    tried = {name: _fit(rows, executor, column) for name, executor, column in _series(rows)}
+    fits = {name: found for name, found in tried.items() if found}
+    parts += [_fit_row(name, found) for name, found in fits.items()]
+    parts += ["", *(_verdict(name, found) for name, found in fits.items()), "", *MISSED, ""]
+    captions = {
+        "depth": "(a) The same 48 blocks in 1, 2, ... streams: the work stays, the depth falls.",
+        "work": "(b) Depth 10 throughout, work from 1x to 16x: by wider blocks, and by more streams.",
+        "lanes": "One lane: what the simulation predicts, from operations measured alone, against the network measured "
+        "as a whole. Placements on several real ranks are checked in docs/planner.md.",
+        "scaling": "ParNet-S to XL at 224, 256 and 320 pixels, with three streams, and with one of the same depth "
+        "and work.",
+    }
+    for name, file in figures.items():
+        parts += [f"![{captions[name]}]({os.path.relpath(file, path.parent)})", "", captions[name], ""]
+    parts += _paragraphs(rows) + _table(rows)
+    write_atomically(path, "\n".join(parts) + "\n")
+
+
+def _device_note(header: dict) -> list[str]:
+    if header["machine"].startswith("NVIDIA"):
+        return []
+    return ["On a GPU: not measured. The same command on a machine with one writes that page."]
+
+
+def _unmeasured(rows: list[dict]) -> list[str]:
+    """What one executor measured and another has not yet."""
+    groups = dict.fromkeys(row["group"] for row in rows)
+    missing = {name: [g for g in groups if not select(rows, g, name)] for name in executors(rows)}
+    return [f"Not measured yet with {name}: {'; '.join(left)}." for name, left in missing.items() if left]
+
+
+def _series(rows: list[dict]) -> list[tuple[str, str, str]]:
+    measured = [(f"{name}, one lane, measured", name, "median_ms") for name in executors(rows)]
+    simulated = ("a lane per stream, simulated", "eager", "lanes_ms")
+    return [*measured, simulated, ("the same with real links, simulated", "eager", "linked_lanes_ms")]
+
+
+def _fit(rows: list[dict], executor: str, column: str) -> Fit | None:
+    chosen = [r for group in ("depth", "work") for r in select(rows, group, executor)]
+    if not (select(chosen, "depth") and select(chosen, "work")):
+        return None  # one family alone cannot part depth from work
+    return fit([r["depth"] for r in chosen], [r["gflops"] for r in chosen], [r[column] for r in chosen])
+
+
+def _fit_row(name: str, f: Fit) -> str:
+    def cell(value: float, interval: tuple[float, float]) -> str:
+        return f"{value * 1e3:.0f} ({interval[0] * 1e3:.0f} to {interval[1] * 1e3:.0f})"
+
+    cells = [cell(f.a, f.a_interval), cell(f.b, f.b_interval), cell(f.c, f.c_interval)]
+    return f"| {name} | {' | '.join(cells)} | {f.share_depth:.0%} | {f.share_work:.0%} | {f.r2:.2f} |"
+
+
+def _verdict(name: str, f: Fit) -> str:
+    depth = f.share_depth / (f.share_depth + f.share_work)
+    if depth > CLAIM:
+        bound = "latency follows depth: the claim holds"
+    elif depth < 1 - CLAIM:
+        bound = "latency follows work, not depth: the claim does not hold"
+    else:
+        bound = "latency follows both"
+    if f.a_interval[0] <= 0:
+        return f"- *{name}*: {bound}. The cost of a level cannot be told from zero, so there is no crossover to give."
+    if f.crossover is None:
+        return f"- *{name}*: {bound}."
+    return (
+        f"- *{name}*: {bound}. A level costs as much as {f.crossover * 1e3:.1f} MFLOP of work: networks with less than "
+        "that on a level are bound by depth here, those with more by work."
+    )
+
+
+def _paragraphs(rows: list[dict]) -> list[str]:
+    """What families (a) and (b) show, in numbers."""
+    parts = ["## In numbers", ""]
+    for group in dict.fromkeys(r["group"] for r in select(rows, "depth")):
+        own = sorted(select(rows, group, "eager"), key=lambda r: r["depth"])
+        low, high = own[0], own[-1]
+        parts.append(
+            f"- {group}: from depth {high['depth']} to {low['depth']} at the same work, one lane (eager) goes from "
+            f"{high['median_ms']:.2f} to {low['median_ms']:.2f} ms ({high['median_ms'] / low['median_ms']:.2f}x), "
+            f"simulated lanes from {high['lanes_ms']:.2f} to {low['lanes_ms']:.2f} ms "
+            f"({high['lanes_ms'] / low['lanes_ms']:.2f}x)."
+        )
+    for group in dict.fromkeys(r["group"] for r in select(rows, "work")):
+        own = sorted(select(rows, group, "eager"), key=lambda r: r["gflops"])
+        low, high = own[0], own[-1]
+        parts.append(
+            f"- {group}: {high['gflops'] / low['gflops']:.0f}x the work at depth {low['depth']} takes one lane (eager) "
+            f"{high['median_ms'] / low['median_ms']:.1f}x the time, simulated lanes "
+            f"{high['lanes_ms'] / low['lanes_ms']:.1f}x."
+        )
+    return [*parts, ""]
+
+
+def _table(rows: list[dict]) -> list[str]:
+    """(d): the published networks."""
+    names = executors(rows)
+    parts = [
+        "## The published networks",
+        "",
+        "| network | depth | GFLOP | " + " | ".join(f"{n}, ms" for n in names) + " |",
+    ]
+    parts.append("|---|---|---|" + "---|" * len(names))
+    published = select(rows, "published")
+    for network in dict.fromkeys(r["network"] for r in published):
+        own = {r["executor"]: r for r in published if r["network"] == network}
+        first = next(iter(own.values()))
+        cells = [f"{own[n]['median_ms']:.1f}" if n in own else "" for n in names]
+        parts.append(f"| {network} | {first['depth']} | {first['gflops']:.1f} | {' | '.join(cells)} |")
+    return parts

@@ -1,0 +1,71 @@
+"""Figures as files, and a schedule as one: lanes as rows, time from left to right, readable without colour."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from parallel_parnet import ParNetError
+from parallel_parnet.files import write_atomically
+from parallel_parnet.planning.planner import Schedule
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LOOKS = {
+    "stem": ("#e4e4e4", ""), "stream 0": ("#bcdcf5", "///"), "stream 1": ("#f9ddb1", "..."),
+    "stream 2": ("#cbe8c2", "xxx"), "stream 3": ("#f3f3a8", "|||"), "fusion": ("#e3cdea", "---"),
+    "head": ("#f6c6c6", "+++"),
+}  # fmt: skip
+HEIGHT = 0.6
+FORMATS = (".svg", ".png")
+
+
+def draw(schedule: Schedule, title: str, path: Path) -> None:
+    """Write the schedule as .svg or .png. Raises ParNetError without matplotlib, or for another ending."""
+    if path.suffix not in FORMATS:
+        raise ParNetError(f"--figure {path}: give a name that ends in {' or '.join(FORMATS)}")
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.patches import Patch
+    except ImportError:
+        raise ParNetError("--figure needs matplotlib: pip install 'parallel_parnet[figures]'") from None
+    lanes, unit = schedule.placement.lanes, 1e6
+    figure = Figure(figsize=(11, 1.2 + 0.9 * lanes), layout="constrained")
+    axes = figure.subplots()
+    labels: dict[str, None] = {}
+    for run in schedule.runs:
+        at = run.start
+        for name in run.operations:  # a launch of several operations is divided evenly among them
+            label = schedule.program.by_name[name].label
+            labels[label] = None
+            share = (run.end - run.start) / len(run.operations)
+            colour, hatch = LOOKS[label]
+            axes.barh(
+                run.lane, share * unit, HEIGHT, at * unit, color=colour, hatch=hatch, edgecolor="#666", linewidth=0.5
+            )
+            at += share
+    for sent in schedule.transfers:
+        ends = (sent.start * unit, sent.transfer.source), (sent.end * unit, sent.transfer.target)
+        critical = sent in schedule.critical_path
+        style = {"arrowstyle": "-|>", "lw": 2.0 if critical else 1.0, "ls": "-" if critical else "--"}
+        axes.annotate("", ends[1], ends[0], arrowprops=style)
+    axes.set_yticks(range(lanes), [f"lane {lane}" for lane in range(lanes)])
+    axes.invert_yaxis()
+    axes.set_xlim(0, schedule.makespan * unit * 1.01)
+    axes.set_xlabel("microseconds; thick arrows: transfers that the answer waits for")
+    axes.set_title(f"{title}: {schedule.makespan * unit:.1f} us, {schedule.speed_up:.2f}x over one lane (predicted)")
+    patches = [Patch(facecolor=LOOKS[x][0], hatch=LOOKS[x][1], edgecolor="#666", label=x) for x in labels]
+    figure.legend(handles=patches, loc="outside right upper")
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as .svg or .png; the same data give the same SVG."""
+    from matplotlib import rc_context
+
+    is_svg, buffer = path.suffix == ".svg", io.BytesIO()
+    with rc_context({"svg.hashsalt": path.stem}):
+        figure.savefig(buffer, format=path.suffix[1:], dpi=150, metadata={"Date": None} if is_svg else {})
+    write_atomically(path, buffer.getvalue())

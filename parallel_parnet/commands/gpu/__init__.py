@@ -1,0 +1,1 @@
+"""Proofs, times and tables of kernels on the GPU at hand."""

@@ -1,0 +1,117 @@
+"""What the scripts that measure on a GPU share: the machine, its rates, CUDA graphs, times and their spread."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+import triton
+
+from parallel_parnet import ParNetError
+from parallel_parnet.executors.graph import capture as capture
+from parallel_parnet.kernels.gpu.rates import Rates
+
+from ..common import ROOT
+
+SIDE = 8192  # of the matrices whose product is timed
+COPIED = 2**31  # bytes, several times any cache
+REPEATS = 30
+
+
+def require_gpu() -> torch.device:
+    """The GPU to measure on; ParNetError where torch sees none."""
+    if not torch.cuda.is_available():
+        raise ParNetError("torch sees no NVIDIA GPU here: run this on a machine that has one")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def exact_fp32() -> None:
+    """Let references in fp32 be fp32: torch's convolutions take TF32 by default."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def machine(device: torch.device) -> dict:
+    """Date, GPU and versions, as every file of results records them."""
+    found = torch.cuda.get_device_properties(device)
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "gpu": found.name,
+        "capability": [found.major, found.minor],
+        "multiprocessors": found.multi_processor_count,
+        "l2_bytes": found.L2_cache_size,
+        "memory_bytes": found.total_memory,
+        "driver": asked("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", f"--id={device.index}"),
+        "commit": asked("git", "-C", str(ROOT), "rev-parse", "HEAD"),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
+    """Bytes per second of a large copy, read and written, and FLOP/s of a large product of random numbers."""
+
+    def copy_time() -> float:
+        source, target = (torch.randint(0, 255, (COPIED,), dtype=torch.uint8, device=device) for _ in range(2))
+        return median(event_times(lambda: target.copy_(source), REPEATS))
+
+    a, b = (torch.randn(SIDE, SIDE, dtype=dtype, device=device) for _ in range(2))
+    copy, product = copy_time(), median(event_times(lambda: a @ b, REPEATS // 3))
+    found = torch.cuda.get_device_properties(device)
+    return Rates(found.name, 2 * COPIED / copy, 2 * SIDE**3 / product, found.multi_processor_count)
+
+
+def event_times(work: Callable[[], object], repeats: int) -> list[float]:
+    """Seconds of each run on the GPU, between two events, after three runs that do not count."""
+    for _ in range(3):
+        work()
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
+        work()
+        mark.record()
+    torch.cuda.synchronize()
+    return [start.elapsed_time(end) * 1e-3 for start, end in pairwise(marks)]
+
+
+def median(times: Sequence[float]) -> float:
+    return float(np.median(times))
+
+
+def quantiles(times: Sequence[float]) -> dict[str, float]:
+    """p20, p50 and p80 in microseconds, and how many there were."""
+    p20, p50, p80 = (round(float(value) * 1e6, 3) for value in np.percentile(times, [20, 50, 80]))
+    return {"p20": p20, "p50": p50, "p80": p80, "n": len(times)}
+
+
+def run_within(
+    command: Sequence[str], seconds: float, environment: Mapping[str, str] | None = None
+) -> tuple[int | None, str, str]:
+    """Exit status, stdout and stderr of a command; out of time, it is killed with its children, and has no status."""
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        output, errors = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, errors = process.communicate()
+        return None, output, errors
+    return process.returncode, output, errors
+
+
+def asked(*command: str) -> str | None:
+    """The first line that a tool prints; None where it is missing or fails."""
+    if shutil.which(command[0]) is None:
+        return None
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip().splitlines()[0] if done.returncode == 0 and done.stdout.strip() else None

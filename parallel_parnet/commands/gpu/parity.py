@@ -1,0 +1,58 @@
+"""How far a kernel, or a whole network, is from fp32 torch: numbers that say pass or fail by themselves."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from parallel_parnet.kernels.gpu import twins
+from parallel_parnet.kernels.gpu.convolution import Convolution
+from parallel_parnet.kernels.gpu.samples import in_fp32
+
+ROUNDING = {torch.float32: 0.0, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}  # half a unit in the last place
+ORDER = 1e-4  # of the largest output: tensor cores add in an order, and with a truncation, of their own
+# of the logits, the largest relative error; in half precision also MARGIN times that of torch in the same type
+LIMIT = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+MARGIN = 3.0  # few logits make a noisy sample; and OpenVINO rounds averages and gates, for all pixels alike
+
+
+def poison(conv: Convolution) -> None:
+    """Fill everything that the convolution must write with NaN; split-K's counters stay, as they must be zero."""
+    for tensor in (conv.x.y, conv.x.sums, conv.x.workspace):
+        if tensor is not None:
+            tensor.fill_(float("nan"))
+
+
+def deviation(conv: Convolution) -> float:
+    """Of a convolution that has run: its largest error over what rounding allows. Up to 1 passes; NaN is infinite.
+
+    y may be off by one rounding of the exact answer, and its sums by their own order of additions.
+    """
+    exact = in_fp32(conv)
+    twins.fused_conv(exact)
+    y, reference = conv.x.y.float(), exact.x.y
+    allowed = 1.01 * ROUNDING[conv.x.y.dtype] * reference.abs() + ORDER * reference.abs().max() + 1e-7
+    stored = _per_tile(y.double(), conv)
+    magnitude = _per_tile(y.double().abs(), conv)
+    errors = [(y - reference).abs() / allowed, (conv.x.sums - stored).abs() / (1e-5 * magnitude + 1e-9)]
+    worst = max(error.max().item() if not error.isnan().any() else float("inf") for error in errors)
+    return float(worst)
+
+
+def relative(got: Tensor, expected: Tensor) -> float:
+    """|got - expected| / |expected| in fp64; infinite where either holds a NaN."""
+    error = ((got.double() - expected.double()).norm() / expected.double().norm()).item()
+    return error if error == error else float("inf")
+
+
+def tolerance(dtype: torch.dtype, error_of_torch: float) -> float:
+    """The relative error up to which logits pass, given that of torch's own run in this type."""
+    return LIMIT[dtype] if dtype == torch.float32 else min(LIMIT[dtype], MARGIN * error_of_torch)
+
+
+def _per_tile(values: Tensor, conv: Convolution) -> Tensor:
+    """Sums [N, T, O] over each spatial tile of values [N, H, W, O]."""
+    flat = torch.nn.functional.pad(
+        values.flatten(1, 2), (0, 0, 0, conv.x.sums.shape[1] * conv.tile.bm - conv.shape.pixels)
+    )
+    return flat.unflatten(1, (-1, conv.tile.bm)).sum(2)

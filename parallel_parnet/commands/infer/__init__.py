@@ -1,0 +1,1 @@
+"""Classify pictures, and tell the latency."""

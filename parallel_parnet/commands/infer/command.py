@@ -1,0 +1,221 @@
+"""Classify pictures with ParNet, its streams on as many devices as there are, and tell the latency.
+
+    python launch/infer.py
+    torchrun launch/infer.py --streams-per-gpu 1
+    torchrun --nproc-per-node 3 launch/infer.py --streams-per-gpu 1 --image FOLDER --json answer.json
+    torchrun --nproc-per-node 2 launch/infer.py --placement auto
+    torchrun --standalone --nproc-per-node 3 --max-restarts 3 launch/infer.py --image FOLDER --jsonl answers.jsonl
+
+--streams-per-gpu counts the network's parallel branches inside one inference. It has nothing to do with the
+concurrent requests that trtexec (--infStreams) and OpenVINO (-nstreams) call streams.
+
+--jsonl FILE is for thousands of pictures: requests follow one another without a gap, and each picture is one line of
+FILE, an object with "image" and "top5", or "image" and "reason" where a picture of a folder could not be read. A FILE
+that is there is continued: a picture that has its line is not computed again. "settings" in each line stands for
+network, weights, picture size, precision and labels; a FILE made with others is refused. A line is whole or absent,
+whatever dies; it is on the disk itself a second later, or when the run ends.
+
+Exit status: 0; 1 where --verify found a difference, a rank was lost, logits were no numbers, or, without --jsonl, a
+picture of a folder was skipped; 2 for wrong input; 130 and 143 after SIGINT and SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from parallel_parnet import Engine, ParNetError, ParNetWarning, Placement, Program, fold
+from parallel_parnet.executors.available import EXECUTORS
+from parallel_parnet.files import write_json
+from parallel_parnet.preprocess import Preprocess, find_images, passed_over
+from parallel_parnet.transport import TRANSPORTS, gather, join_ranks
+
+from ..common import DEMO, DTYPES, Parser, Ranks, add_model_arguments, load_model, plain_console, process_age
+from ..plan.measured import find_link, plan_for_ranks
+from ..stopping import stop_on_signals
+from ..tracing import add_trace_arguments, check_trace_arguments, write_traces
+from .few import classify_and_time
+from .lines import AnswerLines
+from .links import measure_links
+from .many import Pictures, classify_into
+from .tables import read_labels, show_latency, show_setting
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_model_arguments(parser)
+    parser.add_argument(
+        "--image", action="append", type=Path, help="picture or folder; may be repeated; what is transparent is black"
+    )
+    parser.add_argument("--labels", type=Path, help="text file with a class name per line")
+    parser.add_argument("--img-size", type=int, help="pixels; default: the network's own")
+    parser.add_argument("-b", "--batch-size", type=int, default=1, help="pictures per pass (default: %(default)s)")
+    parser.add_argument("--streams-per-gpu", type=int, default=1, help="branches per device (default: %(default)s)")
+    parser.add_argument("--placement", choices=["streams", "auto"], default="streams", help="auto: measure and plan")
+    parser.add_argument("--link", help="for --placement auto, as launch/plan.py (default: loopback, on GPUs nvlink)")
+    parser.add_argument("--strict", action="store_true", help="refuse rather than fold streams onto fewer devices")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N; default: cuda where there is one")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
+    parser.add_argument("--executor", choices=EXECUTORS, default="auto", help="default: %(default)s")
+    parser.add_argument("--transport", choices=TRANSPORTS, default="auto", help="of features between ranks")
+    parser.add_argument("--measure-links", action="store_true", help="of two ranks, for each transport, and end")
+    parser.add_argument("--iterations", type=int, default=50, help="timed passes (default: %(default)s)")
+    parser.add_argument("--warmup", type=int, default=5, help="passes before them (default: %(default)s)")
+    parser.add_argument("--verify", action="store_true", help="compare with the sequential fp32 reference")
+    parser.add_argument("--json", type=Path, help="write all results to this file")
+    add_trace_arguments(parser)
+    parser.add_argument("--jsonl", type=Path, metavar="FILE", help="append an answer per line; continues a FILE")
+    parser.add_argument("--timeout", type=float, default=60, help="seconds for an operation (default: %(default)s)")
+    args = parser.parse_args()
+    check_trace_arguments(args)
+    for name in ("batch_size", "iterations", "streams_per_gpu"):
+        if getattr(args, name) < 1:
+            raise ParNetError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
+    if args.warmup < 0 or args.timeout <= 0:
+        raise ParNetError("--warmup must not be negative, and --timeout must be positive")
+    if args.verify and args.jsonl:
+        raise ParNetError("--verify keeps all logits in memory: leave it out with --jsonl")
+    return args
+
+
+def place(
+    program: Program, args: argparse.Namespace, ranks: Ranks, device: torch.device
+) -> tuple[Placement | None, str]:
+    """The placement that was asked for, or the nearest that one process can have, with a line that says so.
+
+    None where one process on a CPU is to choose by measuring.
+    """
+    k, streams = args.streams_per_gpu, program.streams
+    if args.placement == "auto":
+        if ranks.world == 1 and device.type == "cpu":
+            return None, ""
+        link = find_link(args.link or ("nvlink" if device.type == "cuda" else "loopback"))
+        return plan_for_ranks(program, ranks, device, DTYPES[args.dtype], args.img_size, args.batch_size, link), ""
+    if ranks.world > 1:
+        return Placement.from_streams_per_gpu(program, k, ranks.world), ""
+    if args.executor == "cuda_streams":  # one GPU, whose lanes are CUDA streams, one for each of the network's streams
+        if k < streams:
+            raise ParNetError(f"executor cuda_streams runs all streams on one GPU: give --streams-per-gpu {streams}")
+        return Placement.from_streams_per_gpu(program, 1, streams), ""
+    whole_machine = device.type == "cuda" and device.index is None
+    devices = torch.cuda.device_count() if whole_machine else 1
+    wanted = -(-streams // max(1, k))
+    if devices >= wanted:
+        return Placement.from_streams_per_gpu(program, k, wanted), ""
+    note = (
+        f"this process sees {devices} device ({device.type}) where {k} stream(s) per GPU want {wanted}: "
+        f"{streams} streams share {devices} lane(s); "
+        f"torchrun --nproc-per-node {wanted} gives each lane a process of its own"
+    )
+    if args.strict:
+        raise ParNetError(note)
+    return Placement.from_streams_per_gpu(program, -(-streams // devices), devices), f"note: {note}"
+
+
+def lane_hosts(engine: Engine, ranks: Ranks, threads: int) -> list[tuple[str, int]]:
+    """Device and compute threads of each lane."""
+    if ranks.world == 1:
+        return [(str(engine.lane_device(lane)), engine.threads or threads) for lane in range(engine.placement.lanes)]
+    index = -1 if engine.device.index is None else engine.device.index
+    everyone = gather([threads, index])
+    return [(engine.device.type if i < 0 else f"{engine.device.type}:{i}", count) for count, i in everyone]
+
+
+def coordinate(engine: Engine, args: argparse.Namespace, setting: dict, console: Console) -> int:
+    """The coordinator's part: the pictures, to a file where there are many, or shown and timed."""
+    program = engine.program
+    if setting["weights"] == "random":
+        console.print("note: no checkpoint was given; the weights are random, so only the times mean anything")
+    labels = read_labels(args.labels, program)
+    given = args.image or [os.path.relpath(DEMO / "pictures")]
+    named = frozenset(path for path in given if Path(path).is_file())
+    paths = list(dict.fromkeys(find_images(given)))
+    for folder in (Path(path) for path in given if Path(path) not in named):
+        if left_out := passed_over(folder):
+            console.print(f"note: {left_out}")
+    pictures = Pictures(paths, args.batch_size, Preprocess.of(program.config, args.img_size), named)
+    if args.jsonl is None:
+        return classify_and_time(engine, pictures, labels, setting, args, console)
+    basis = [program.digest, setting["size"], setting["dtype"], labels]
+    with AnswerLines(args.jsonl, hashlib.sha256(json.dumps(basis).encode()).hexdigest()[:16]) as lines:
+        result = classify_into(lines, engine, pictures, labels, console)
+    show_setting(setting, console)
+    if result["latency_ms"]:
+        show_latency(result["latency_ms"], "Latency of a request, ms, its queues included", console)
+    console.print(
+        f"{args.jsonl}: {result['pictures']} pictures, of which {result['already_there']} were there already; "
+        f"{result['skipped']} new ones could not be read; {result['pictures_per_s']:.1f} pictures/s"
+    )
+    if args.trace or args.report:
+        write_traces(engine, next(pictures.batches()).x.to(engine.device), args, console)
+    if args.json:
+        write_json(args.json, result | setting)
+    return 1 if result["faults"] else 0
+
+
+def describe(engine: Engine, args: argparse.Namespace, weights: str, hosts: list[tuple[str, int]], world: int) -> dict:
+    """What runs, and where."""
+    program, placement = engine.program, engine.placement
+    return {
+        "placement": {
+            "streams_per_gpu": args.streams_per_gpu,
+            "lanes": [
+                {"lane": i, "device": device, "threads": threads, "runs": runs}
+                for i, ((device, threads), runs) in enumerate(zip(hosts, placement.describe(program), strict=True))
+            ],
+            "operations": {name: list(lanes) for name, lanes in placement.where.items()},
+        },
+        "executor": engine.executor,
+        "device": str(engine.device),
+        "dtype": str(engine.dtype).removeprefix("torch."),
+        "arithmetic": str(engine.arithmetic).removeprefix("torch."),
+        "world_size": world,
+        "depth": program.depth,
+        "batch_size": args.batch_size,
+        "size": args.img_size or program.config.image_size,
+        "weights": weights,
+    }
+
+
+def main() -> int:
+    stop_on_signals()
+    args, ranks = parse_arguments(), Ranks.from_environment()
+    threads = ranks.take_threads()
+    console = plain_console(quiet=ranks.rank != 0)
+    if not console.is_terminal:
+        console.width = 120
+    device = ranks.device(args.device)
+    if args.measure_links:
+        return measure_links(args.transport, ranks, device, args.iterations, args.timeout, args.json, console)
+    imported, start = process_age(), time.perf_counter()
+    model, weights = load_model(args)
+    loaded = time.perf_counter()
+    program = fold(model)
+    start_up = {"import": imported, "load": loaded - start, "fold": time.perf_counter() - loaded}
+    if ranks.world > 1:
+        join_ranks(device, args.timeout)
+    placement, note = place(program, args, ranks, device)
+    if note:
+        console.print(note)
+    warnings.simplefilter("ignore", ParNetWarning)  # which every rank gives: the coordinator's notes are enough
+    with Engine(program, placement, device, DTYPES[args.dtype], args.executor, args.transport) as engine:
+        for line in engine.notes if engine.is_coordinator else []:
+            print(f"note: {line}", file=sys.stderr)
+        if placement is None:
+            side = args.img_size or program.config.image_size
+            for name, seconds in engine.warm_up(torch.rand(args.batch_size, 3, side, side)).items():
+                console.print(f"measured: {name}: {seconds * 1e3:.3f} ms")
+        hosts = lane_hosts(engine, ranks, threads)
+        if engine.is_coordinator:
+            setting = describe(engine, args, weights, hosts, ranks.world) | {"start_up_s": start_up}
+            return coordinate(engine, args, setting, console)
+        return engine.serve()

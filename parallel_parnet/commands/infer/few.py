@@ -1,0 +1,155 @@
+"""A few pictures, all kept in memory: classified, the pass timed one at a time, and compared with the reference."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from array import array
+from dataclasses import dataclass, field
+from itertools import cycle, islice
+from statistics import median
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from parallel_parnet import Engine, ParNetError, Placement
+from parallel_parnet.files import write_json
+from parallel_parnet.profiling.sampler import Sampler
+
+from ..gpu.parity import relative, tolerance
+from ..tracing import write_traces
+from .many import Pictures, answers, progress_bar, spread
+from .tables import fault_of, show_latency, show_predictions, show_setting, show_stages, show_start_up, top5
+
+KEPT_BATCHES = 16  # for timing: enough that no cache holds the answer
+PROFILE_PASSES = 10
+
+
+@dataclass
+class Answers:
+    """What classifying the pictures gave; `logits` [classes] for each of `images`. first_s: until the first answer."""
+
+    images: list[str] = field(default_factory=list)
+    logits: list[Tensor] = field(default_factory=list)
+    skipped: list[dict[str, str]] = field(default_factory=list)
+    first_s: float = 0.0
+
+
+def classify_and_time(
+    engine: Engine, pictures: Pictures, labels: list[str], setting: dict, args: argparse.Namespace, console: Console
+) -> int:
+    """Classify every picture, time, verify where asked, report; returns the exit status."""
+    found = classify(engine, pictures, console)
+    for skipped in found.skipped:
+        console.print(f"skipped: {skipped['reason']}")
+    setting["start_up_s"]["first answer"] = found.first_s
+    inputs = [batch.x.to(engine.device) for batch in islice(pictures.batches(), KEPT_BATCHES)]
+    with Sampler() as sampler:
+        latency = measure(engine, inputs, args, console)
+    result = {
+        "predictions": [
+            {"image": image, "top5": top5(logits, labels)}
+            for image, logits in zip(found.images, found.logits, strict=True)
+        ],
+        "logits": torch.stack(found.logits).tolist(),
+        "latency_ms": latency,
+        "sampled": sampler.summary((args.warmup + args.iterations) * len(inputs[0])),
+        "stages_ms": stage_times(engine, inputs[0]),
+        **setting,
+        "skipped": found.skipped,
+    }
+    show_predictions(result["predictions"], console)
+    show_latency(result["latency_ms"], "Latency of one pass, ms", console)
+    show_stages(result["stages_ms"], console)
+    show_setting(setting, console)
+    show_start_up(setting["start_up_s"], result["latency_ms"]["median"], console)
+    sampler.tell(console.print)
+    status = 1 if found.skipped else 0
+    if args.verify:
+        absolute, error, limit = verify(engine, pictures, found)
+        result |= {"max_abs_difference": absolute, "relative_difference": error, "limit": limit}
+        equal = error <= limit
+        console.print(
+            f"verify: {'equal up to rounding' if equal else 'DIFFERENT'}: largest difference from the sequential "
+            f"reference {absolute:.2e}, relative {error:.1e} (limit {limit:.0e})"
+        )
+        status = status if equal else 1
+    write_traces(engine, inputs[0], args, console)
+    if args.json:
+        write_json(args.json, result)
+    return status
+
+
+def classify(engine: Engine, pictures: Pictures, console: Console) -> Answers:
+    """Every picture once."""
+    found = Answers()
+    with progress_bar(console) as progress:
+        task = progress.add_task("classifying", total=len(pictures.paths))
+        latencies = array("d")
+        for batch, logits in answers(engine, pictures.batches(), latencies):
+            for image, row in zip(batch.images, logits, strict=True):
+                if reason := batch.reasons.get(image) or fault_of(image, row):
+                    found.skipped.append({"image": image, "reason": reason})
+                else:
+                    found.images.append(image)
+                    found.logits.append(row)
+            progress.advance(task, len(batch.images))
+    if latencies:
+        found.first_s = latencies[0]
+    if not found.images:
+        first = found.skipped[0]["reason"]
+        raise ParNetError(f"none of {len(pictures.paths)} pictures has an answer; the first: {first}")
+    return found
+
+
+def measure(engine: Engine, inputs: list[Tensor], args: argparse.Namespace, console: Console) -> dict[str, float]:
+    """Milliseconds from input on the device to logits on the device, one pass at a time."""
+
+    def once(x: Tensor) -> float:
+        start = time.perf_counter()
+        engine(x)
+        if engine.device.type == "cuda":
+            torch.cuda.synchronize(engine.device)
+        return time.perf_counter() - start
+
+    for x in islice(cycle(inputs), args.warmup):
+        once(x)
+    passes, hidden = islice(cycle(inputs), args.iterations), not console.is_terminal
+    timed = track(passes, "timing", total=args.iterations, console=console, disable=hidden, transient=True)
+    return spread([once(x) for x in timed])
+
+
+def stage_times(engine: Engine, x: Tensor) -> list[dict[str, float]]:
+    """For each lane: median milliseconds by stage and stream, and waiting for other lanes."""
+    by_name = engine.program.by_name
+
+    def label(span: str) -> str:
+        if span in by_name:
+            return by_name[span].label
+        return {"wait": "waiting", "send": "sending"}.get(span.split(" ")[0], span)
+
+    passes = [[lane.totals(label) for lane in engine.profile(x)] for _ in range(PROFILE_PASSES)]
+    return [
+        {stage: median(run[lane].get(stage, 0.0) for run in passes) * 1e3 for stage in passes[0][lane]}
+        for lane in range(len(passes[0]))
+    ]
+
+
+def verify(engine: Engine, pictures: Pictures, found: Answers) -> tuple[float, float, float]:
+    """Of all logits, against the sequential fp32 reference: the largest absolute difference, the relative one, and the
+    limit of the latter, which in reduced precision follows from what rounding does to these pictures in torch."""
+    program, single = engine.program, Placement.single(engine.program)
+
+    def logits(executor: str, dtype: torch.dtype) -> Tensor:
+        run = Engine(program, single, engine.device, dtype, executor)
+        rows = {}
+        for batch in pictures.batches():
+            rows |= zip(batch.images, run(batch.x.to(engine.device)).cpu(), strict=True)
+        return torch.stack([rows[image] for image in found.images])
+
+    got, expected = torch.stack(found.logits), logits("reference", torch.float32)
+    of_torch = 0.0 if engine.dtype == torch.float32 else relative(logits("eager", engine.dtype), expected)
+    absolute = (got - expected).abs().max().item()
+    return absolute, relative(got, expected), tolerance(engine.dtype, of_torch)

@@ -1,0 +1,141 @@
+"""Pictures through the engine as a stream of requests: decoded in the background, answered in the order given."""
+
+from __future__ import annotations
+
+import os
+import time
+from array import array
+from collections import deque
+from collections.abc import Container, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+from torch import Tensor
+
+from parallel_parnet import Engine, ParNetError
+from parallel_parnet.preprocess import Preprocess, read_image
+
+from .lines import AnswerLines
+from .tables import fault_of, top5
+
+DECODERS = min(4, os.cpu_count() or 1)
+AHEAD = 2 * DECODERS  # batches decoded before the engine asks for them: memory stays bounded, ranks do not wait
+PERCENTILES = {"median": 50, "p90": 90, "p95": 95, "p99": 99}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures of one request; `x` fp32 [N, 3, H, W] is black where a picture could not be read, for a `reason`."""
+
+    images: tuple[str, ...]
+    x: Tensor
+    reasons: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What is to be classified, in this order; a bad picture ends the run where it was `named`, else it is skipped."""
+
+    paths: list[Path]
+    batch_size: int
+    preprocess: Preprocess
+    named: frozenset[Path] = frozenset()
+
+    def batches(self, done: Container[str] = ()) -> Iterator[Batch]:
+        """Batches decoded by threads. The same ones whatever is `done`, save those of which nothing is left to do, so
+        that a continued run computes a picture exactly as an uninterrupted one does."""
+        cuts = range(0, len(self.paths), self.batch_size)
+        groups = (self.paths[i : i + self.batch_size] for i in cuts)
+        todo = (group for group in groups if any(str(path) not in done for path in group))
+        pool, waiting = ThreadPoolExecutor(DECODERS, "decode"), deque[tuple[list[Path], Future]]()
+        try:
+            while True:
+                waiting.extend(
+                    (group, pool.submit(self._decode, group)) for group in islice(todo, AHEAD - len(waiting))
+                )
+                if not waiting:
+                    return
+                group, decoded = waiting.popleft()
+                pixels, reasons = decoded.result()
+                yield Batch(tuple(map(str, group)), self.preprocess.normalise(torch.from_numpy(pixels)), reasons)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _decode(self, group: list[Path]) -> tuple[np.ndarray, dict[str, str]]:
+        size, reasons = self.preprocess.size, {}
+        pixels = np.zeros((len(group), size, size, 3), np.uint8)
+        for i, path in enumerate(group):
+            try:
+                pixels[i] = self.preprocess.pixels(read_image(path))
+            except ParNetError as error:
+                if path in self.named:
+                    raise
+                reasons[str(path)] = str(error)
+        return pixels, reasons
+
+
+def answers(engine: Engine, work: Iterable[Batch], seconds: array[float]) -> Iterator[tuple[Batch, Tensor]]:
+    """Each batch with its logits, fp32 [N, classes] on the CPU; `seconds` gets its latency, queues included."""
+    under_way = deque[tuple[Batch, float]]()
+
+    def requests() -> Iterator[Tensor]:
+        for batch in work:
+            under_way.append((batch, time.perf_counter()))
+            yield batch.x.to(engine.device)
+
+    for logits in engine.map(requests()):
+        batch, start = under_way.popleft()
+        seconds.append(time.perf_counter() - start)
+        yield batch, logits.cpu()
+
+
+def spread(seconds: Sequence[float]) -> dict[str, float]:
+    """Percentiles and mean in milliseconds, and how many there were."""
+    milliseconds = np.asarray(seconds) * 1e3
+    found = np.percentile(milliseconds, list(PERCENTILES.values())).tolist()
+    return dict(zip(PERCENTILES, found, strict=True)) | {"mean": float(milliseconds.mean()), "n": len(seconds)}
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:.0f} pictures/s")
+
+
+def progress_bar(console: Console) -> Progress:
+    """Of pictures, with their rate; nothing where the console is no terminal."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn()
+    return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+
+
+def classify_into(
+    lines: AnswerLines, engine: Engine, pictures: Pictures, labels: list[str], console: Console
+) -> dict[str, float | int | dict]:
+    """Append the answer of every picture that `lines` lacks; returns counts, pictures per second and latency."""
+    total, seconds = len(pictures.paths), array("d")
+    already = sum(str(path) in lines.done for path in pictures.paths)
+    if already:
+        console.print(f"{lines.path}: {already} of {total} pictures are there already, continuing")
+    skipped, faults, start = 0, 0, time.perf_counter()
+    with progress_bar(console) as progress:
+        task = progress.add_task("classifying", total=total, completed=already)
+        for batch, logits in answers(engine, pictures.batches(lines.done), seconds):
+            new = [(i, image) for i, image in enumerate(batch.images) if image not in lines.done]
+            for i, image in new:
+                fault = fault_of(image, logits[i])
+                reason = batch.reasons.get(image) or fault
+                lines.append(image, {"top5": top5(logits[i], labels)} if reason is None else {"reason": reason})
+                skipped += reason is not None
+                faults += fault is not None
+            progress.advance(task, len(new))
+    answered, elapsed = total - already, time.perf_counter() - start
+    return {
+        "pictures": total, "already_there": already, "skipped": skipped, "faults": faults,
+        "seconds": elapsed, "pictures_per_s": answered / elapsed, "latency_ms": spread(seconds) if seconds else {},
+    }  # fmt: skip

@@ -1,0 +1,1 @@
+"""Which placement is the fastest, and why."""

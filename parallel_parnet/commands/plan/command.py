@@ -1,0 +1,164 @@
+"""How many GPUs should run ParNet, and which operations each: the fastest placement, its schedule, and why.
+
+    python launch/plan.py --model parnet_xl --gpus 3 --link nvlink
+    python launch/plan.py --model parnet_xl --gpus 3 --link 5us,20GB/s --exactly --figure plan.svg
+    python launch/plan.py --device measured --link loopback --dtype float32
+    python launch/plan.py --table
+
+Predicted from stated numbers: nothing here runs on several GPUs. --device h200 is a roofline, so a floor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from parallel_parnet import VARIANTS, ParNetError, Placement, Program, create_model, fold
+from parallel_parnet.files import as_json, write_json
+from parallel_parnet.planning.costs import H200, Costs, Device
+from parallel_parnet.planning.explain import critical_transfers, duration, explain, gantt, lanes_in_words
+from parallel_parnet.planning.planner import Schedule, schedule
+from parallel_parnet.planning.search import search
+
+from ..common import DTYPES, Parser, add_model_arguments, load_model, plain_console, settle
+from .measured import find_link, measure
+
+TABLE_MODELS = tuple(VARIANTS)
+TABLE_ROWS = (  # link, device, efficiency
+    ("nvlink", "h200", 1.0), ("nvlink", "h200", 0.5), ("pcie", "h200", 1.0), ("pcie", "h200", 0.5),
+    ("loopback", "measured", 1.0),
+)  # fmt: skip
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_model_arguments(parser)
+    parser.add_argument("--gpus", type=int, default=3, help="lanes that there are (default: %(default)s)")
+    parser.add_argument("--exactly", action="store_true", help="use all of them, even where fewer are faster")
+    parser.add_argument(
+        "--link", default="nvlink",
+        help="nvlink, peer, pcie, loopback, FILE.json[:NAME] of launch/infer.py --measure-links, or as 5us,20GB/s",
+    )  # fmt: skip
+    parser.add_argument(
+        "--device", choices=["h200", "measured"], default="h200", help="default: %(default)s (roofline)"
+    )
+    parser.add_argument(
+        "--efficiency", type=float, default=1.0, help="share of the roofline that kernels reach, assumed"
+    )
+    parser.add_argument("--img-size", type=int, help="pixels; default: the network's own")
+    parser.add_argument("-b", "--batch-size", type=int, default=1, help="pictures per pass (default: %(default)s)")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on the h200, float32 as measured here")
+    parser.add_argument("--json", help="write the result to this file; - for a last line of output")
+    parser.add_argument("--figure", type=Path, help="write the schedule as .svg or .png (needs matplotlib)")
+    parser.add_argument("--table", action="store_true", help="S to XL on 1 to 3 lanes over all links, as Markdown")
+    return parser.parse_args()
+
+
+def costs_of(
+    program: Program, link: str, device: str, efficiency: float = 1.0, size: int | None = None, batch: int = 1,
+    dtype: str | None = None,
+) -> tuple[Costs, Device]:  # fmt: skip
+    """The costs, and the device that they come from."""
+    kind, chosen = DTYPES[dtype or ("bfloat16" if device == "h200" else "float32")], find_link(link)
+    lane = H200.at(efficiency) if device == "h200" else measure(program, torch.device("cpu"), kind, size, batch)
+    return Costs.of(program, lane, chosen, size, batch, kind.itemsize), lane
+
+
+def summary(result: Schedule) -> dict:
+    """A schedule as JSON, in seconds."""
+    return {
+        "lanes": result.placement.lanes,
+        "makespan_s": result.makespan,
+        "speed_up": result.speed_up,
+        "idle_s": [result.idle(lane) for lane in range(result.placement.lanes)],
+        "bounds_s": {"work": result.bounds.work, "span": result.bounds.span, "lower": result.bounds.lower},
+        "placement": {name: list(lanes) for name, lanes in result.placement.where.items()},
+        "critical_path": [
+            {"what": str(item), "start_s": item.start, "end_s": item.end} for item in result.critical_path
+        ],
+    }
+
+
+def show(result: Schedule, title: str, console: Console) -> None:
+    """The schedule as tables and bars."""
+    table = Table(
+        "makespan", "speed-up", "work / lanes", "longest path", "transfers", title=title, title_justify="left"
+    )
+    bounds = result.bounds
+    table.add_row(
+        duration(result.makespan), f"{result.speed_up:.2f}x", duration(bounds.work / bounds.lanes),
+        duration(bounds.span), f"{len(result.transfers)}, {len(critical_transfers(result))} critical",
+    )  # fmt: skip
+    console.print(table)
+    console.print("\n".join(lanes_in_words(result)))
+    console.print(gantt(result, min(100, console.width - 11)))
+
+
+def print_table() -> None:
+    """The answers for docs/planner.md: the fastest placement on exactly 1, 2 and 3 lanes, and a stream per lane."""
+    titles = (
+        "",
+        "link",
+        "lanes are",
+        "1 lane",
+        "2 lanes",
+        "3 lanes",
+        "3, by streams",
+        "best",
+        "the answer waits for transfers of",
+    )
+    print(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}")
+    for model in TABLE_MODELS:
+        program = fold(settle(create_model(model)))
+        for link, kind, efficiency in TABLE_ROWS:
+            costs, device = costs_of(program, link, kind, efficiency)
+            found = [search(program, costs, n, exactly=True, runner_up=False).best for n in (1, 2, 3)]
+            best = min(found, key=lambda result: result.makespan)
+            found.append(schedule(program, Placement.from_streams_per_gpu(program, 1, 3), costs))
+            cells = [duration(found[0].makespan), *(f"{duration(s.makespan)}, {s.speed_up:.2f}x" for s in found[1:])]
+            waits = ", ".join(s.transfer.feature for s in critical_transfers(best)) or "none"
+            print(f"| {' | '.join((model, link, device.name, *cells, str(best.placement.lanes), waits))} |")
+
+
+def main() -> int:
+    args = parse_arguments()
+    if args.table:
+        print_table()
+        return 0
+    if args.efficiency != 1 and args.device == "measured":
+        raise ParNetError("--efficiency is a share of the roofline: leave it out with --device measured")
+    if args.gpus < 1:
+        raise ParNetError(f"--gpus {args.gpus}: must be at least 1")
+    find_link(args.link)  # a wrong link is told before anything is measured
+    console = plain_console(stderr=args.json == "-")
+    console.width = console.width if console.is_terminal else 120
+    program = fold(load_model(args)[0])
+    costs, device = costs_of(
+        program, args.link, args.device, args.efficiency, args.img_size, args.batch_size, args.dtype
+    )
+    answer = search(program, costs, args.gpus, args.exactly)
+    lanes = answer.best.placement.lanes
+    show(answer.best, f"Fastest placement, {lanes} of {args.gpus} lane(s), predicted", console)
+    console.print(explain(answer, args.link))
+    console.print("computed, not measured, from: " + "; ".join(costs.sources), soft_wrap=True)
+    if args.figure:
+        from ..drawing import draw
+
+        draw(answer.best, f"{lanes} lanes over {args.link}, {device.name}", args.figure)
+    result = {
+        "link": args.link,
+        "device": device.name,
+        "sources": list(costs.sources),
+        "best": summary(answer.best),
+        "runner_up": answer.runner_up and summary(answer.runner_up),
+    }
+    if args.json == "-":
+        sys.stdout.write(as_json(result) + "\n")
+    elif args.json:
+        write_json(args.json, result)
+    return 0

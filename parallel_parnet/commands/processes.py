@@ -1,0 +1,23 @@
+"""Commands in processes of their own, from a clone and from an install alike."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+
+def module(name: str) -> list[str]:
+    """What starts a module below `parallel_parnet.commands`, in the environment that `environment` gives."""
+    return [sys.executable, "-m", f"{__package__}.{name}"]
+
+
+def command(name: str) -> list[str]:
+    """The same for a command, by the name that a person types."""
+    return [sys.executable, "-m", str(__package__), name]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process's, and `more`, with the package on the path whether it is installed or not."""
+    found = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(found), **more}

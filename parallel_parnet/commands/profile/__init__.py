@@ -1,0 +1,1 @@
+"""Nsight, and what traces tell."""

@@ -1,0 +1,1 @@
+"""What is trained: sizes, blocks, the network, its checkpoints."""

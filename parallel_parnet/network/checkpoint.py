@@ -1,0 +1,161 @@
+"""Checkpoint files to models: the released .pth.tar layout, and the project's own .safetensors.
+
+A released file holds `state_dict` and perhaps `state_dict_ema`, names with or without `module.` in front. Everything
+but the activation follows from names and shapes: a 1x1 branch behind a pooling layer is called `rbr_1x1.1`, so even
+strides can be read. (The paper says SiLU; the released evaluation code runs ReLU by accident of its configuration, so
+the activation is the caller's choice.)
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ..errors import ParNetError
+from ..files import write_atomically
+from ..settings import with_own_settings
+from .model import ParNet
+from .variants import Config
+
+FORMAT = "parallel_parnet.checkpoint.1"
+
+
+@with_own_settings
+def load_checkpoint(path: Path | str, ema: bool = False, activation: str | None = None) -> ParNet:
+    """A model in evaluation mode with the weights, widths, block counts and classes of the file.
+
+    ema: take the moving average of the weights, which a released file may carry beside the plain ones.
+    activation: "silu" or "relu"; not given, what the file says (.safetensors) or SiLU (.pth.tar).
+    Raises ParNetError, naming the file, where it is missing, truncated, foreign, or does not fit together.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ParNetError(f"{path}: no such checkpoint file")
+    try:
+        if path.suffix == ".safetensors":
+            if ema:
+                raise ParNetError("a .safetensors file holds one set of weights: leave ema out")
+            config, epsilons, state = _read_safetensors(path)
+        else:
+            state, epsilons = _read_released(path, ema), {}
+            config = infer_config(state)
+        if activation is not None:
+            config = replace(config, activation=activation)
+        with torch.device("meta"):  # nothing to initialise, and no default type: the tensors of the file take its place
+            model = ParNet(config)
+        _load(model, state)
+        _set_epsilons(model, epsilons)
+    except ParNetError as error:
+        raise ParNetError(f"{path}: {error}") from None
+    return model.eval()
+
+
+def save_checkpoint(model: ParNet, path: Path | str) -> None:
+    """Write weights and configuration as .safetensors, atomically."""
+    from safetensors.torch import save
+
+    state = {k: v.detach().contiguous().cpu() for k, v in model.state_dict().items() if v.is_floating_point()}
+    epsilons = {name: norm.eps for name, norm in _norms(model).items()}
+    metadata = {"format": FORMAT, "config": json.dumps(asdict(model.config)), "eps": json.dumps(epsilons)}
+    write_atomically(path, save(state, metadata))
+
+
+def _norms(model: ParNet) -> dict[str, nn.BatchNorm2d]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
+
+
+def _set_epsilons(model: ParNet, epsilons: Mapping[str, float]) -> None:
+    """What batch norms add to a variance; those that the file does not name keep torch's default."""
+    norms = _norms(model)
+    for name, eps in epsilons.items():
+        if name not in norms or not isinstance(eps, float) or not 0 < eps < 1:
+            raise ParNetError(f"eps {eps!r} of batch norm {name!r}: give one in 0..1 to a norm that the network has")
+        norms[name].eps = eps
+
+
+def _read_safetensors(path: Path) -> tuple[Config, dict[str, float], dict[str, Tensor]]:
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError) as error:
+        raise ParNetError(f"not a whole .safetensors file ({error})") from None
+    if metadata.get("format") != FORMAT:
+        raise ParNetError(f"not a ParNet checkpoint: its metadata lack format={FORMAT}")
+    try:
+        config, epsilons = Config.of(json.loads(metadata["config"])), json.loads(metadata.get("eps", "{}"))
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, RecursionError) as error:
+        raise ParNetError(f"its configuration cannot be read ({error})") from None
+    if not isinstance(epsilons, dict):
+        raise ParNetError("its eps is no object of batch norms and numbers")
+    return config, epsilons, state
+
+
+def _read_released(path: Path, ema: bool) -> dict[str, Tensor]:
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ParNetError(f"not a whole PyTorch checkpoint ({reason})") from None
+    if not isinstance(content, Mapping):
+        raise ParNetError("not a ParNet checkpoint: it holds no dictionary")
+    key = "state_dict_ema" if ema else "state_dict"
+    if ema and key not in content:
+        raise ParNetError("holds no EMA weights (state_dict_ema): leave ema out")
+    state = content.get(key, content)
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ParNetError("not a ParNet checkpoint: it holds no state_dict of tensors")
+    return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def infer_config(state: Mapping[str, Tensor]) -> Config:
+    """Widths, block counts, strides and classes from the names and shapes of a released state_dict."""
+
+    def rows(name: str) -> int:
+        if name not in state or state[name].ndim == 0:
+            raise ParNetError(f"not a ParNet checkpoint: it lacks {name}")
+        return state[name].shape[0]
+
+    places = [re.match(r"streams\.(\d+)\.(\d+)\.", name) for name in state]
+    counts: dict[int, int] = {}
+    for stream, block in (map(int, place.groups()) for place in places if place):
+        counts[stream] = max(counts.get(stream, 0), block + 1)
+    if sorted(counts) != list(range(len(counts))) or not counts:
+        raise ParNetError("not a ParNet checkpoint: it has no streams.0, streams.1, ...")
+    dense = "block.rbr_dense.conv.weight"
+    planes = [rows(f"streams.{i}.0.{dense}") for i in range(len(counts))] + [rows(f"combine.3.{dense}")]
+    first, second = (2 if any(n.startswith(f"inits.0.{i}.block.rbr_1x1.1.") for n in state) else 1 for i in (0, 1))
+    return Config(
+        planes=tuple(planes),
+        blocks=tuple(counts[i] for i in range(len(counts))),
+        num_classes=rows("head.fc.weight"),
+        stem_strides=(first, second),
+    )
+
+
+def _load(model: ParNet, state: Mapping[str, Tensor]) -> None:
+    own = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
+    if missing := sorted(own.keys() - state.keys()):
+        raise ParNetError(f"{len(missing)} tensors are missing, {missing[0]} among them")
+    if extra := sorted(k for k in state.keys() - own.keys() if not k.endswith("num_batches_tracked")):
+        raise ParNetError(f"{len(extra)} tensors belong to no part of this network, {extra[0]} among them")
+    for name, tensor in own.items():
+        if state[name].shape != tensor.shape:
+            raise ParNetError(f"{name} has shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}")
+        if not state[name].is_floating_point() or not torch.isfinite(state[name]).all():
+            raise ParNetError(f"{name} holds values that are no finite numbers")
+        if name.endswith("running_var") and (state[name] < 0).any():
+            raise ParNetError(f"{name} holds negative variances")
+    counts = {k: torch.zeros((), dtype=torch.int64, device="cpu") for k in model.state_dict().keys() - own.keys()}
+    weights = {name: state[name].to("cpu", torch.float32, copy=True) for name in own}
+    model.load_state_dict(weights | counts, assign=True)

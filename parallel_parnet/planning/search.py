@@ -1,0 +1,229 @@
+"""The fastest placement on so many lanes, exactly: dynamic programming over the levels of the program.
+
+The space: every operation on any lane, and stem operations on several at once, the lowest of which sends. What the
+future needs to know of lanes that have run some levels is when they, their ports and their latest features are ready.
+Nothing ever starts later because something else ended earlier, so of two states with the same lanes to come, one that
+is nowhere later replaces the other. States whose lower bound exceeds a limit are dropped, and the limit grows until a
+placement is found below it. Only sums and comparisons of the given numbers, in a fixed order: the same costs give the
+same placement everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from itertools import combinations
+
+from ..errors import ParNetError
+from ..program.placement import Placement
+from ..program.program import INPUT, Operation, Program
+from .costs import Costs
+from .planner import Bounds, Schedule, schedule
+
+MAX_LANES = 4  # states multiply with every lane: ParNet takes about a second on 3 lanes, and ten on 4
+WIDER = 1.15  # factor by which the limit grows
+
+Lanes = tuple[int, ...]
+Kind = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """best: the fastest schedule, of these the one with the fewest transfers.
+
+    runner_up: the fastest of another kind: one in which other streams end together on a lane, or on the coordinator's.
+    None where there is no other kind.
+    """
+
+    best: Schedule
+    runner_up: Schedule | None
+
+
+def search(program: Program, costs: Costs, lanes: int, exactly: bool = False, runner_up: bool = True) -> Answer:
+    """The fastest placement on at most, or exactly, so many lanes, lane 0 being the coordinator.
+
+    The coordinator counts as used even where it only holds picture and answer. Lanes compute side by side.
+    Raises ParNetError for a number of lanes that cannot be used or searched.
+    """
+    if lanes < 1:
+        raise ParNetError(f"{lanes} lanes: there must be at least 1")
+    if lanes > MAX_LANES:
+        raise ParNetError(f"{lanes} lanes: placements are searched for at most {MAX_LANES}")
+    space = _Space(program, costs, lanes)
+    first = space.fastest(exactly, ())
+    if first is None:
+        raise ParNetError(f"no placement of {len(program.operations)} operations uses exactly {lanes} lanes")
+    second = space.fastest(exactly, {space.kind(first)}) if runner_up else None
+
+    def result(state: _State) -> Schedule:
+        return schedule(program, Placement(state.used, state.where), costs)
+
+    return Answer(result(first), result(second) if second else None)
+
+
+@dataclass(frozen=True)
+class _State:
+    """Lanes that have run all levels up to one.
+
+    where: lanes of the operations decided so far. free, port: seconds from which each lane, and its way out, is idle.
+    made: when the level's features were ready, by feature and lane. ready: when the inputs of operations that are
+    decided and not yet run have arrived, by operation and lane. used: lanes touched, which are the first ones.
+    """
+
+    where: dict[str, Lanes]
+    free: tuple[float, ...]
+    port: tuple[float, ...]
+    made: dict[tuple[str, int], float]
+    ready: dict[tuple[str, int], float]
+    used: int
+    transfers: int
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """All that must not be larger in a state that replaces this one."""
+        return (*self.free, *self.port, *self.made.values(), *self.ready.values(), self.transfers)
+
+
+class _Space:
+    """The states of a program's levels on so many lanes."""
+
+    def __init__(self, program: Program, costs: Costs, lanes: int) -> None:
+        self.program, self.costs, self.lanes = program, costs, lanes
+        self.levels = [[op for op in program.operations if op.level == level] for level in range(program.depth + 1)]
+        self.readers = {
+            name: [op for op in program.operations if name in op.inputs] for name in (INPUT, *program.by_name)
+        }
+        self.ends = [name for name, op in program.by_name.items() if op.stage == "stream" and self._leaves(op)]
+        self.tail = dict.fromkeys(self.readers, 0.0)  # seconds that must follow a feature
+        for op in reversed(program.operations):
+            for name in op.inputs:
+                self.tail[name] = max(self.tail[name], costs.seconds([op]) + self.tail[op.name])
+        work = [sum(map(costs.seconds, costs.launches(ops))) for ops in self.levels]
+        self.left = [sum(work[level + 1 :]) for level in range(len(work))]  # seconds of work above each level
+
+    def _leaves(self, op: Operation) -> bool:
+        return all(reader.stream != op.stream for reader in self.readers[op.name])
+
+    def kind(self, state: _State) -> Kind:
+        """Which streams end together and which on the coordinator: lanes renumbered as they first appear."""
+        number = {0: 0}
+        return tuple(number.setdefault(state.where[name][0], len(number)) for name in self.ends)
+
+    def fastest(self, exactly: bool, without: Collection[Kind]) -> _State | None:
+        """The best final state that is of none of these kinds."""
+        limit = Bounds.of(self.program, self.costs, self.lanes).lower
+        worst = sum(map(self.costs.seconds, [[op] for op in self.program.operations])) * self.lanes
+        worst += sum(self.costs.transfer.values()) * self.lanes
+        while limit < worst * WIDER:
+            limit *= WIDER
+            found = self._below(limit, without)
+            if exactly:
+                found = [state for state in found if state.used == self.lanes]
+            if found:
+                return min(found, key=lambda state: (self._end(state), state.transfers))
+        return None
+
+    def _below(self, limit: float, without: Collection[Kind]) -> list[_State]:
+        """The best final states of each kind that end by the limit."""
+        nothing = (0.0,) * self.lanes
+        states = [_State({}, nothing, nothing, {(INPUT, 0): 0.0}, {}, 1, 0)]
+        for level in range(1, self.program.depth + 1):
+            groups: dict[tuple, list[_State]] = {}
+            for state in states:
+                for child in self._next(state, level):
+                    if self._bound(child, level) <= limit:
+                        # where kinds are forbidden, the lanes on which streams ended are part of what lies ahead
+                        ends = tuple(child.where.get(name) for name in self.ends) if without else ()
+                        groups.setdefault((child.used, *child.made, *child.ready, ends), []).append(child)
+            states = [state for group in groups.values() for state in _best(group)]
+            if without:
+                states = [s for s in states if any(e not in s.where for e in self.ends) or self.kind(s) not in without]
+        return [state for state in states if self._end(state) <= limit]
+
+    def _next(self, state: _State, level: int) -> Iterator[_State]:
+        """Run a level, wherever the readers of the features below it may go."""
+        features = [op.name for op in self.levels[level - 1]] or [INPUT]
+        new = [op for op in self.program.operations if {*op.inputs} & {*features} and op.name not in state.where]
+        for choice, used in self._choices(new, state.used):
+            where = {**state.where, **choice}
+            if all(self._useful(name, where) for name in features):
+                yield self._run(state, level, where, used, *self._send(state, features, where))
+
+    def _choices(self, operations: list[Operation], used: int) -> Iterator[tuple[dict[str, Lanes], int]]:
+        """Lanes for each operation. Lanes that have done nothing are alike: they are taken in order."""
+        if not operations:
+            yield {}, used
+            return
+        op, *others = operations
+        for count in range(1, self.lanes + 1 if op.stage == "stem" else 2):
+            for lanes in combinations(range(self.lanes), count):
+                fresh = [lane for lane in lanes if lane >= used]
+                if fresh == list(range(used, used + len(fresh))):
+                    for choice, total in self._choices(others, used + len(fresh)):
+                        yield {op.name: lanes, **choice}, total
+
+    def _useful(self, feature: str, where: dict[str, Lanes]) -> bool:
+        """Whether each lane that computes a feature, where they are several, reads it too."""
+        lanes = where.get(feature, (0,))
+        return len(lanes) == 1 or {*lanes} <= {lane for op in self.readers[feature] for lane in where[op.name]}
+
+    def _send(
+        self, state: _State, features: list[str], where: dict[str, Lanes]
+    ) -> tuple[list[float], dict[tuple[str, int], float], int]:
+        """Ports, arrivals and the number of transfers once the features of a level are with all their readers."""
+        port, ready, transfers = list(state.port), dict(state.ready), state.transfers
+        for name in features:
+            held = {lane: at for (feature, lane), at in state.made.items() if feature == name}
+            source = min(held)
+            for op in self.readers[name]:
+                for lane in where[op.name]:
+                    if lane not in held:
+                        port[source] = max(port[source], held[source]) + self.costs.transfer[name]
+                        held[lane] = port[source]
+                        transfers += 1
+                    ready[op.name, lane] = max(ready.get((op.name, lane), 0.0), held[lane])
+        return port, ready, transfers
+
+    def _run(
+        self, state: _State, level: int, where: dict[str, Lanes], used: int, port: list[float],
+        ready: dict[tuple[str, int], float], transfers: int,
+    ) -> _State:  # fmt: skip
+        """The state after a level's launches on every lane."""
+        free, ends = list(state.free), {}
+        for lane in range(used):
+            for launch in self.costs.launches(op for op in self.levels[level] if lane in where[op.name]):
+                start = max(free[lane], *(ready.pop((op.name, lane)) for op in launch))
+                free[lane] = start + self.costs.seconds(launch)
+                ends.update({(op.name, lane): free[lane] for op in launch})
+        made = {(op.name, lane): ends[op.name, lane] for op in self.levels[level] for lane in where[op.name]}
+        ready = dict(sorted(ready.items()))
+        now = min([*made.values(), *ready.values()])  # nothing more starts before: idling until then changes nothing
+        return _State(
+            where, tuple(max(t, now) for t in free), tuple(max(t, now) for t in port), made, ready, used, transfers
+        )
+
+    def _bound(self, state: _State, level: int) -> float:
+        """No placement that goes on from a state is faster."""
+        first: dict[str, float] = {}
+        for (name, _), at in state.made.items():
+            first[name] = min(at, first.get(name, math.inf))
+        paths = [at + self.tail[name] for name, at in first.items()]
+        for (name, lane), at in state.ready.items():
+            paths.append(max(at, state.free[lane]) + self.costs.seconds([self.program.by_name[name]]) + self.tail[name])
+        return max(*paths, (sum(state.free) + self.left[level]) / self.lanes)
+
+    def _end(self, state: _State) -> float:
+        """Makespan of a final state."""
+        (lane,) = state.where[self.program.output]
+        end = state.made[self.program.output, lane]
+        return end if lane == 0 else max(end, state.port[lane]) + self.costs.transfer[self.program.output]
+
+
+def _best(states: list[_State]) -> list[_State]:
+    """Without those that another state replaces."""
+    kept: list[tuple[tuple[float, ...], _State]] = []
+    for times, state in sorted(((state.times, state) for state in states), key=lambda pair: pair[0]):
+        if not any(all(a <= b for a, b in zip(other, times, strict=True)) for other, _ in kept):
+            kept.append((times, state))
+    return [state for _, state in kept]

@@ -1,0 +1,1 @@
+"""What runs, as data: the folded program, its contract, and where its operations run."""

@@ -1,0 +1,132 @@
+"""What a program must be before anything runs it: compiled kernels address memory by its numbers, unchecked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import ParNetError
+from ..network.variants import ACTIVATIONS
+
+if TYPE_CHECKING:
+    from .program import Operation, Program
+
+INPUT = "input"
+CHOICES = {
+    "kind": ("conv", "classifier"),
+    "stage": ("stem", "stream", "fusion", "head"),
+    "stride": (1, 2),
+    "gate": ("identity", "plain", "none"),
+    "activation": (*ACTIVATIONS, "none"),
+}
+COUNTS = ("level", "cin", "cout", "stride", "groups", "shuffle")
+MAX_SCALE = 1024  # picture pixels per pixel of a feature: more would only ask for pictures that no memory holds
+
+
+class Made(NamedTuple):
+    """A feature: level and width (channels), and picture pixels per pixel along one side."""
+
+    level: int
+    width: int
+    scale: int
+
+
+def check(program: Program, finite: Mapping[str, Tensor]) -> None:
+    """ParNetError, naming operation or tensor, where operations, weights and configuration break `Operation`'s rules
+    or do not fit each other. finite: tensors that were checked before, by name."""
+    features = {INPUT: Made(0, 3, 1)}
+    for op in program.operations:
+        for fault in _faults(op, features):
+            raise ParNetError(f"operation {op.name!r}: {fault}")
+        features[op.name] = Made(op.level, op.cout, op.stride * features[op.inputs[0]].scale)
+    if [op.kind for op in program.operations[-1:]] != ["classifier"]:
+        raise ParNetError("the last operation must be a classifier")
+    if early := [op.name for op in program.operations[:-1] if op.kind == "classifier"]:
+        raise ParNetError(f"operation {early[0]!r}: a classifier must be the last operation, and the only one")
+    classes, made = program.config.num_classes, program.operations[-1].cout
+    if made != classes:
+        raise ParNetError(f"the classifier gives {made} logits for a configuration of {classes} classes")
+    streams = {op.stream for op in program.operations if op.stream is not None}
+    if streams != set(range(len(streams))):
+        raise ParNetError(f"streams {sorted(streams)}: number them from 0, without a gap")
+    _check_weights(program, finite)
+
+
+def shapes(op: Operation) -> dict[str, tuple[int, ...]]:
+    """The shape of each weight of an operation; `border` alone may lack."""
+    if op.kind == "classifier":
+        return {"weight": (op.cout, op.cin), "bias": (op.cout,)}
+    rows = ("bias", "gate_bias", "scale", "shift") if op.gate == "identity" else ("bias", "gate_bias")
+    k = op.cin // op.groups
+    kernels = {"weight": (op.cout, k, 3, 3), "gate_weight": (op.cout, k), "border": (op.cout, 3, 3)}
+    return kernels | dict.fromkeys(rows, (op.cout,))
+
+
+def _faults(op: Operation, features: Mapping[str, Made]) -> Iterator[str]:
+    """What is wrong with an operation; only the first is to be believed, since later rules rely on earlier ones."""
+    if not isinstance(op.name, str) or not op.name or not op.name.isprintable():
+        yield "its name must be of printable characters"
+    if op.name in features:
+        yield "appears twice"
+    for name in COUNTS:
+        value = getattr(op, name)
+        if type(value) is not int or value < 1:
+            yield f"{name} {value!r}: must be an integer from 1"
+    for name, choices in CHOICES.items():
+        if getattr(op, name) not in choices:
+            yield f"{name} {getattr(op, name)!r}: choose one of {', '.join(map(str, choices))}"
+    numbered = type(op.stream) is int and op.stream >= 0
+    if not (numbered if op.stage == "stream" else op.stream is None):
+        yield f"stream {op.stream!r} in stage {op.stage}: an integer from 0 in the stage stream, none elsewhere"
+    if not isinstance(op.inputs, tuple) or not op.inputs or not all(isinstance(name, str) for name in op.inputs):
+        yield f"inputs {op.inputs!r}: names of features, at least one"
+    if unknown := [name for name in op.inputs if name not in features]:
+        yield f"reads {unknown[0]!r}, which no earlier operation makes"
+    inputs = [features[name] for name in op.inputs]
+    if op.level != 1 + max(x.level for x in inputs):
+        yield f"stands on level {op.level}, not one above its inputs"
+    if op.cin != sum(x.width for x in inputs):
+        yield f"cin {op.cin}: its inputs have {sum(x.width for x in inputs)} channels"
+    if len({(x.width, x.scale) for x in inputs}) > 1:
+        yield "its inputs must be of one width and one resolution"
+    if op.kind == "classifier":
+        if (op.stride, op.groups, op.shuffle, op.gate, op.activation) != (1, 1, 1, "none", "none"):
+            yield "a classifier has no stride, groups, shuffle, gate or activation"
+        if INPUT in op.inputs:
+            yield "a classifier reads features, not the picture"
+        return
+    if "none" in (op.gate, op.activation):
+        yield f"gate {op.gate}, activation {op.activation}: a convolution has both"
+    if len(op.inputs) > 2:
+        yield f"{len(op.inputs)} inputs: a convolution reads one or two"
+    if INPUT in op.inputs and len(op.inputs) * op.groups > 1:
+        yield "reads the picture: it must be its only input, and in one group"
+    if inputs[0].width % op.groups or op.cout % (op.groups * op.shuffle):
+        yield f"{op.groups} groups must divide each input's channels, and times {op.shuffle} chunks also cout {op.cout}"
+    if op.gate == "identity" and (op.cin, op.stride, op.groups, len(op.inputs), op.shuffle) != (op.cout, 1, 1, 1, 1):
+        yield "gate identity needs one input, cin equal to cout, stride 1, and neither groups nor shuffle"
+    if op.stride * inputs[0].scale > MAX_SCALE:
+        yield f"a pixel for {op.stride * inputs[0].scale} of the picture: at most {MAX_SCALE}"
+
+
+def _check_weights(program: Program, finite: Mapping[str, Tensor]) -> None:
+    expected = {f"{op.name}.{name}": shape for op in program.operations for name, shape in shapes(op).items()}
+    required = {name for name in expected if not name.endswith(".border")}
+    if missing := sorted(required - program.weights.keys()):
+        raise ParNetError(f"{len(missing)} tensors are missing, {missing[0]!r} among them")
+    if foreign := sorted(program.weights.keys() - expected.keys()):
+        raise ParNetError(f"{len(foreign)} tensors belong to no operation, {foreign[0]!r} among them")
+    for name, tensor in program.weights.items():
+        if tensor.shape != expected[name] or tensor.dtype != torch.float32 or tensor.layout != torch.strided:
+            got = f"{list(tensor.shape)} of {tensor.dtype}, {tensor.layout}"
+            raise ParNetError(f"{name} is {got}: expected {list(expected[name])} of float32, dense")
+        if not (tensor.is_meta or tensor is finite.get(name) or _finite(tensor)):
+            raise ParNetError(f"{name} holds values that are no finite numbers")
+
+
+def _finite(tensor: Tensor) -> bool:
+    """In one pass without temporaries, a twentieth of isfinite's time: extremes are NaN where any value is."""
+    return bool(torch.isfinite(torch.stack(tensor.aminmax())).all())

@@ -1,0 +1,191 @@
+"""Training form to program: batch norms, branches, interleaving and shuffles disappear into weights.
+
+Exact up to rounding, also at the borders (a batch norm before a padded convolution shifts only the taps that lie
+inside the picture: the `border` weights). Worked in float64, stored in fp32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ..network.blocks import Block, ConvBN, Fusion, Pair, RepVGGSSE
+from ..network.model import ParNet
+from ..settings import with_own_settings
+from .program import INPUT, Operation, Program
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class _Feature:
+    """A feature map while folding: `order[stored channel]` is the channel's number in the training form."""
+
+    name: str
+    order: Tensor
+    level: int
+
+
+@dataclass
+class _Builder:
+    activation: str
+    operations: list[Operation] = field(default_factory=list)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, op: Operation, weights: dict[str, Tensor]) -> None:
+        self.operations.append(op)
+        for name, tensor in weights.items():
+            self.weights[f"{op.name}.{name}"] = tensor.float().contiguous()
+
+    def block(
+        self,
+        name: str,
+        stage: str,
+        stream: int | None,
+        block: nn.Module,
+        *inputs: _Feature,
+        pair: nn.Module | None = None,
+        shuffle: int = 1,
+    ) -> _Feature:
+        """Fold a block that reads one feature, or two through a pair."""
+        assert isinstance(block, Block) and isinstance(pair, Pair | None)
+        branches = block.block
+        stride = 2 if isinstance(branches.rbr_1x1, nn.Sequential) else 1
+        groups, cout, cin = block.groups, *branches.rbr_dense.conv.weight.shape[:2]
+        weight, bias = _branches(branches)
+        gate_weight = _exact(branches.se.weight).flatten(1)
+        gate_bias = torch.zeros(cout, dtype=torch.float64, device=CPU)
+        columns = _columns(groups, cin, cout, *(f.order for f in inputs))
+        weight, gate_weight = _select(weight, columns), _select(gate_weight, columns)
+        weights = {"bias": bias}
+        identity = branches.rbr_identity
+        norms = (pair.b1, pair.b2) if pair else (identity,) if isinstance(identity, nn.BatchNorm2d) else ()
+        if norms:  # gates average what left the norms; for a pair, so does the convolution
+            affine = [_affine(norm) for norm in norms]
+            scale, shift = (
+                torch.cat([v[f.order].view(groups, -1) for v, f in zip(vectors, inputs, strict=True)], 1)
+                for vectors in zip(*affine, strict=True)
+            )
+            rows = torch.arange(cout, device=CPU) // (cout // groups)  # the group of each output channel
+            gate_bias = (gate_weight * shift[rows]).sum(1)
+            gate_weight = gate_weight * scale[rows]
+            if pair:
+                weights["border"] = (weight * shift[rows, :, None, None]).sum(1)
+                weight = weight * scale[rows, :, None, None]
+            else:
+                weights |= {"scale": scale[0], "shift": shift[0]}
+        level = 1 + max(f.level for f in inputs)
+        op = Operation(
+            name, "conv", stage, stream, level, tuple(f.name for f in inputs), cin * groups, cout,
+            stride=stride, groups=groups, shuffle=shuffle,
+            gate="plain" if identity is None else "identity", activation=self.activation,
+        )  # fmt: skip
+        self.add(op, weights | {"weight": weight, "gate_weight": gate_weight, "gate_bias": gate_bias})
+        return _Feature(name, _stored_order(cout, groups, shuffle), level)
+
+
+@with_own_settings
+def fold(model: ParNet) -> Program:
+    """The program of a model's evaluation mode: fused convolutions and a classifier, on as few levels as can be.
+
+    The model is left as it is. For three streams with 4, 5 and 5 blocks: 22 convolutions on 11 levels, and one more.
+    """
+    with torch.no_grad():
+        return _fold(model)
+
+
+def _fold(model: ParNet) -> Program:
+    config, b = model.config, _Builder(model.config.activation)
+    x = _Feature(INPUT, torch.arange(3, device=CPU), 0)
+    stems: dict[int, _Feature] = {}
+    features = []
+    for name, block in model.inits.named_modules():
+        if isinstance(block, Block):
+            x = b.block(f"inits.{name}", "stem", None, block, x)
+            stems[int(name.split(".")[0])] = x
+    for i, stream in enumerate(model.streams):
+        y = stems[i]
+        for j, block in enumerate(stream.children()):
+            y = b.block(f"streams.{i}.{j}", "stream", i, block, y)
+        features.append(y)
+    y = features[0]
+    if len(features) > 1:
+        y = b.block("downsamples_2.0", "fusion", None, model.downsamples_2[0], y)
+        for i, fusion in enumerate(list(model.downsamples_2)[1:], start=1):
+            assert isinstance(fusion, Fusion)
+            # the next reader is grouped in two, so each half of its channels must lie together
+            name, pair = f"downsamples_2.{i}", fusion[0]
+            y = b.block(name, "fusion", None, fusion[2], features[i], y, pair=pair, shuffle=2)
+        y = b.block("combine.2", "fusion", None, model.combine[2], features[-1], y, pair=model.combine[0])
+    y = b.block("combine.3", "fusion", None, model.combine[3], y)
+    fc = model.head["fc"]
+    assert isinstance(fc, nn.Linear)
+    op = Operation(
+        "head.fc", "classifier", "head", None, y.level + 1, (y.name,), fc.in_features, fc.out_features
+    )  # fmt: skip
+    b.add(op, {"weight": _exact(fc.weight)[:, y.order], "bias": _exact(fc.bias)})
+    operations = sorted(b.operations, key=lambda op: op.level)
+    return Program(config, tuple(operations), b.weights)
+
+
+def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Scale and shift of a batch norm in evaluation mode."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = _exact(norm.weight) / torch.sqrt(_exact(norm.running_var) + norm.eps)
+    return scale, _exact(norm.bias) - _exact(norm.running_mean) * scale
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    """On the CPU, unless the model is one of shapes alone, for compiling."""
+    return tensor.detach().to("meta" if tensor.is_meta else CPU, torch.float64)
+
+
+def _conv_bn(branch: ConvBN) -> tuple[Tensor, Tensor]:
+    scale, shift = _affine(branch.bn)
+    return _exact(branch.conv.weight) * scale[:, None, None, None], shift
+
+
+def _branches(block: RepVGGSSE) -> tuple[Tensor, Tensor]:
+    """One 3x3 kernel and bias for both branches. A pooled 1x1 kernel is spread over the four taps that it averages."""
+    weight, bias = _conv_bn(block.rbr_dense)
+    pooled = isinstance(block.rbr_1x1, nn.Sequential)
+    branch = block.rbr_1x1[1] if isinstance(block.rbr_1x1, nn.Sequential) else block.rbr_1x1
+    assert isinstance(branch, ConvBN)
+    pointwise, bias_1x1 = _conv_bn(branch)
+    weight = weight.clone()
+    if pooled:
+        weight[:, :, 1:, 1:] += pointwise / 4
+    else:
+        weight[:, :, 1:2, 1:2] += pointwise
+    return weight, bias + bias_1x1
+
+
+def _columns(groups: int, cin: int, cout: int, *orders: Tensor) -> Tensor:
+    """[cout, cin / groups]: which input column of the trained kernel each stored input channel multiplies.
+
+    Two inputs were interleaved a0, b0, a1, b1, ... before being cut into groups; each group now reads its part of a,
+    then its part of b, both in the order in which they are stored.
+    """
+    parts = []
+    for i, order in enumerate(orders):
+        part = order.view(groups, -1)
+        first = torch.arange(groups, device=CPU)[:, None] * part.shape[1]
+        part = part - first
+        assert part.min() >= 0 and part.max() < part.shape[1], "a group's channels must be stored together"
+        parts.append(part * len(orders) + i)
+    columns = torch.cat(parts, 1)
+    assert columns.shape == (groups, cin)
+    return columns.repeat_interleave(cout // groups, 0)
+
+
+def _select(weight: Tensor, columns: Tensor) -> Tensor:
+    """Reorder the input columns of each row of a kernel [cout, cin, ...]."""
+    return weight[torch.arange(len(weight), device=CPU)[:, None], columns]
+
+
+def _stored_order(cout: int, groups: int, shuffle: int) -> Tensor:
+    """The training form's channels, in stored order: it shuffles channel j of group g to place j * groups + g."""
+    computed = torch.arange(cout, device=CPU).view(-1, groups).T  # [groups, cout / groups]
+    return computed.reshape(groups, shuffle, -1).transpose(0, 1).flatten()

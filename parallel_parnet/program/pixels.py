@@ -1,0 +1,54 @@
+"""Raw pictures, uint8 0..255: normalised in front of the network, or by its first convolution's own weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..network.variants import Config
+from ..settings import with_own_settings
+from .program import INPUT, Program
+
+
+def affine(config: Config, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Scale and shift, float64 [3], that make a value 0..255 what the network was trained on."""
+    mean, std = (torch.tensor(v, dtype=torch.float64, device=device) for v in (config.mean, config.std))
+    return 1 / (255 * std), -mean / std
+
+
+@with_own_settings
+def normalise(pixels_nchw: Tensor, config: Config) -> Tensor:
+    """uint8 [N, 3, H, W] to fp32, normalised."""
+    scale, shift = (v.float().view(-1, 1, 1) for v in affine(config, pixels_nchw.device))
+    return torch.addcmul(shift, pixels_nchw, scale)
+
+
+@with_own_settings
+def fold_pixels(program: Program, dtype: torch.dtype) -> Program:
+    """The program that gives for uint8 pictures what `program` gives for them normalised.
+
+    Padding is black for the kernel, and average for the network: so the shift counts only the taps inside the picture,
+    as `border` does. The shift is that of the weights as rounded to `dtype`: rounding them then does no more harm than
+    it does to normalised pictures, though raw values are far from zero.
+    """
+    weights = dict(program.weights)
+    scale, shift = affine(program.config, next(iter(weights.values())).device)
+    for op in program.operations:
+        if INPUT not in op.inputs:
+            continue
+        w = {name: tensor.double() for name, tensor in program.of(op).items()}
+        for name in ("weight", "gate_weight"):
+            w[name] = (w[name] * _along(scale, w[name])).to(dtype).double()
+        offset = shift / scale
+        w["border"] = w.get("border", 0) + (w["weight"] * _along(offset, w["weight"])).sum(1)
+        w["gate_bias"] = w["gate_bias"] + (w["gate_weight"] * _along(offset, w["gate_weight"])).sum(1)
+        if op.gate == "identity":
+            w["shift"] = w["shift"] + w["scale"] * shift
+            w["scale"] = w["scale"] * scale
+        weights |= {f"{op.name}.{name}": tensor.float().contiguous() for name, tensor in w.items()}
+    return Program(program.config, program.operations, weights, program)
+
+
+def _along(channels: Tensor, weight: Tensor) -> Tensor:
+    """A value for each input channel, shaped to multiply a weight [cout, cin, ...]."""
+    return channels.view(1, -1, *[1] * (weight.ndim - 2))

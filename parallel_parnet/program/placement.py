@@ -1,0 +1,154 @@
+"""Which lane runs which operation, and what must cross between lanes.
+
+A lane runs operations one after another: a rank, a GPU, or the CPU of one process. An operation may run on several
+lanes at once (the stem does, as in the released code: recomputing it is cheaper than waiting for it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..errors import ParNetError
+from .program import INPUT, Program
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """A feature that one lane computes and another reads."""
+
+    feature: str
+    source: int
+    target: int
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Operations that a lane runs without waiting for another lane in between.
+
+    reads: features that come from earlier segments or other lanes. writes: features that others read.
+    """
+
+    lane: int
+    operations: tuple[str, ...]
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """where: each operation's lanes, the first of them being the one that sends its output to lanes without it.
+
+    The coordinator lane holds the picture at the start and the logits at the end.
+    """
+
+    lanes: int
+    where: Mapping[str, tuple[int, ...]]
+    coordinator: int = 0
+
+    @classmethod
+    def from_streams_per_gpu(cls, program: Program, k: int, lanes: int) -> Placement:
+        """At most `k` of the network's streams on each of `lanes` lanes, in order, fewer on the first.
+
+        The first lane is the coordinator: it also runs fusion and classifier. Each lane recomputes the stem that its
+        streams need. Raises ParNetError where k x lanes does not cover the streams, or a lane would stay empty.
+        """
+        streams = program.streams
+        if k < 1 or lanes < 1:
+            raise ParNetError(f"{k} streams per GPU on {lanes} lanes: both must be at least 1")
+        if k * lanes < streams:
+            raise ParNetError(
+                f"{lanes} lanes x {k} streams per GPU do not cover {streams} streams: "
+                f"give {-(-streams // k)} lanes or --streams-per-gpu {-(-streams // lanes)}"
+            )
+        if lanes > streams:
+            raise ParNetError(f"{lanes} lanes for {streams} streams: start at most {streams} ranks")
+        lane_of = [lanes - 1 - (streams - 1 - i) * lanes // streams for i in range(streams)]
+        where: dict[str, set[int]] = {op.name: set() for op in program.operations}
+        for op in reversed(program.operations):
+            if op.stage == "stream":
+                assert op.stream is not None
+                where[op.name].add(lane_of[op.stream])
+            elif op.stage != "stem":
+                where[op.name].add(0)
+            if op.stage in ("stem", "stream"):
+                for name in op.inputs:
+                    if name != INPUT and program.by_name[name].stage == "stem":
+                        where[name] |= where[op.name]
+        return cls(lanes, {name: tuple(sorted(on)) for name, on in where.items()})
+
+    @classmethod
+    def single(cls, program: Program) -> Placement:
+        """Everything on one lane."""
+        return cls(1, {op.name: (0,) for op in program.operations})
+
+    def check(self, program: Program) -> None:
+        """ParNetError where an operation is left out or put on a lane that does not exist."""
+        if not 0 <= self.coordinator < self.lanes:
+            raise ParNetError(f"coordinator lane {self.coordinator} of {self.lanes} lanes: count from 0")
+        for op in program.operations:
+            on = self.where.get(op.name, ())
+            if not on:
+                raise ParNetError(f"placement leaves out operation {op.name}")
+            if len(set(on)) != len(on) or not all(0 <= lane < self.lanes for lane in on):
+                raise ParNetError(f"operation {op.name} on lanes {on}: name each of 0 to {self.lanes - 1} once at most")
+        if foreign := sorted(self.where.keys() - program.by_name.keys()):
+            raise ParNetError(f"placement names {foreign[0]!r}, which the program does not have")
+
+    def _holders(self, feature: str) -> tuple[int, ...]:
+        return (self.coordinator,) if feature == INPUT else self.where[feature]
+
+    def transfers(self, program: Program) -> list[Transfer]:
+        """Every feature that crosses lanes, once for each lane that reads it, in program order."""
+        found: dict[Transfer, None] = {}
+        for op in program.operations:
+            for lane in self.where[op.name]:
+                for name in op.inputs:
+                    if lane not in self._holders(name):
+                        found[Transfer(name, self._holders(name)[0], lane)] = None
+        if self.coordinator not in self.where[program.output]:
+            found[Transfer(program.output, self.where[program.output][0], self.coordinator)] = None
+        return list(found)
+
+    def segments(self, program: Program) -> list[Segment]:
+        """The lanes' work, cut where a lane must receive first, or send before it goes on.
+
+        In an order in which one process can run them all: what a segment reads was written by an earlier one.
+        """
+        transfers = self.transfers(program)
+        sent = {(t.feature, t.source) for t in transfers}
+        received = {(t.feature, t.target) for t in transfers}
+        runs: list[tuple[int, list[str]]] = []
+        for lane in range(self.lanes):
+            run: list[str] = []
+            arrived: set[str] = set()
+            for op in (op for op in program.operations if lane in self.where[op.name]):
+                needed = {name for name in op.inputs if (name, lane) in received} - arrived
+                arrived |= needed
+                if run and (needed or (run[-1], lane) in sent):
+                    runs.append((lane, run))
+                    run = []
+                run.append(op.name)
+            if run:
+                runs.append((lane, run))
+        runs.sort(key=lambda item: program.by_name[item[1][0]].level)
+        return [self._segment(program, lane, run, sent) for lane, run in runs]
+
+    def _segment(self, program: Program, lane: int, run: list[str], sent: set[tuple[str, int]]) -> Segment:
+        inside = set(run)
+        reads = dict.fromkeys(name for n in run for name in program.by_name[n].inputs if name not in inside)
+        later = {
+            name for op in program.operations if lane in self.where[op.name] and op.name not in inside
+            for name in op.inputs
+        }  # fmt: skip
+        writes = [n for n in run if n in later or (n, lane) in sent or n == program.output]
+        return Segment(lane, tuple(run), tuple(reads), tuple(writes))
+
+    def describe(self, program: Program) -> list[str]:
+        """Each lane's stages, such as "stem, stream 0, fusion, head"."""
+        labels: list[dict[str, None]] = [{} for _ in range(self.lanes)]
+        for op in program.operations:
+            for lane in self.where[op.name]:
+                labels[lane][op.label] = None
+        order = ["stem", *(f"stream {i}" for i in range(program.streams)), "fusion", "head"]
+        return [", ".join(sorted(lane, key=order.index)) for lane in labels]

@@ -1,0 +1,279 @@
+"""The folded network as data: operations on levels, their weights, their cost.
+
+Nothing here computes a picture; executors do. Shape letters: N batch, C channels, H and W height and width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import InitVar, asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import ParNetError
+from ..files import write_atomically
+from ..network.variants import Config
+from .contract import INPUT, check
+
+FORMAT, DIGEST = "parallel_parnet.program.1", "digest"
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A step of the program; its output is a feature map of the same name.
+
+    kind: "conv", a gated 3x3 convolution with padding 1, or "classifier", a linear layer on the global averages of its
+        inputs, one after the other.
+    stage: "stem", "stream", "fusion" or "head"; stream: its number in the stage "stream", else None.
+    level: length of the longest path from the picture; operations of one level can run side by side.
+    inputs: features read; by a convolution one or two of equal width, of which its group g reads the g-th part.
+    stride, groups: of the convolution. Output channels are computed group by group, cout / groups each.
+    shuffle: each group's channels are stored in this many chunks, chunk after chunk: (groups, shuffle, rest) becomes
+        (shuffle, groups, rest). What is left of the network's channel shuffle once the readers' weights are permuted.
+    gate: "identity": act(conv + bias + (scale x + shift) sigmoid(g)); "plain": act((conv + bias) 2 sigmoid(g)), with
+        g = gate_weight avg(x) + gate_bias; "none" for the classifier.
+
+    Weights, by name: `weight` [cout, cin / groups, 3, 3] or [classes, cin], `bias` [cout], `gate_weight`
+    [cout, cin / groups], `gate_bias` [cout], `scale` and `shift` [cout], and, where a batch norm stood before the
+    convolution, `border` [cout, 3, 3]: what each tap adds to the output where it lies inside the picture.
+    """
+
+    name: str
+    kind: str
+    stage: str
+    stream: int | None
+    level: int
+    inputs: tuple[str, ...]
+    cin: int
+    cout: int
+    stride: int = 1
+    groups: int = 1
+    shuffle: int = 1
+    gate: str = "none"
+    activation: str = "none"
+
+    @property
+    def label(self) -> str:
+        """Its stage as people say it: "stem", "stream 1", "fusion", "head"."""
+        return self.stage if self.stream is None else f"stream {self.stream}"
+
+
+@dataclass(frozen=True)
+class OperationCost:
+    """flops: 2 per multiply-accumulate. bytes: each input and weight read once, the output written once."""
+
+    name: str
+    label: str
+    level: int
+    flops: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of each operation at one picture size, batch and storage type, in program order."""
+
+    operations: tuple[OperationCost, ...]
+
+    @property
+    def flops(self) -> int:
+        return sum(row.flops for row in self.operations)
+
+    @property
+    def bytes(self) -> int:
+        return sum(row.bytes for row in self.operations)
+
+    def by(self, field: str) -> dict[int | str, Cost]:
+        """The same per "level" or per "label" (stage and stream), in order of first appearance."""
+        groups: dict[int | str, list[OperationCost]] = {}
+        for row in self.operations:
+            groups.setdefault(getattr(row, field), []).append(row)
+        return {key: Cost(tuple(rows)) for key, rows in groups.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """Operations in an order in which they can run, and their weights, fp32 on the CPU, as "<operation>.<weight>".
+
+    The last operation is the classifier. Raises ParNetError for what breaks a rule of `Operation` (`contract`).
+    """
+
+    config: Config
+    operations: tuple[Operation, ...]
+    weights: Mapping[str, Tensor]
+    original: InitVar[Program | None] = None  # the weights it shares with this one are not read again to check them
+
+    def __post_init__(self, original: Program | None) -> None:
+        check(self, {} if original is None else original.weights)
+
+    @cached_property
+    def by_name(self) -> dict[str, Operation]:
+        """Operations by name."""
+        return {op.name: op for op in self.operations}
+
+    @property
+    def output(self) -> str:
+        """The feature that holds the logits."""
+        return self.operations[-1].name
+
+    @property
+    def streams(self) -> int:
+        """Number of parallel streams."""
+        return len({op.stream for op in self.operations} - {None})
+
+    @property
+    def depth(self) -> int:
+        """Number of levels: the steps that no parallel machine can avoid."""
+        return max(op.level for op in self.operations)
+
+    @cached_property
+    def groups(self) -> tuple[tuple[Operation, ...], ...]:
+        """Operations that one kernel launch runs side by side: those of one level and kind, level after level."""
+        found: dict[tuple[int, str], list[Operation]] = {}
+        for op in sorted(self.operations, key=lambda op: op.level):
+            found.setdefault((op.level, op.kind), []).append(op)
+        return tuple(map(tuple, found.values()))
+
+    @property
+    def launches(self) -> int:
+        """Kernel launches of a forward pass: 12 for ParNet."""
+        return len(self.groups)
+
+    @property
+    def parameters(self) -> int:
+        """Number of values in the weights."""
+        return sum(t.numel() for t in self.weights.values())
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of operations and weights: equal digests give equal answers."""
+        sha = hashlib.sha256(json.dumps(self._description(), sort_keys=True).encode())
+        for name in sorted(self.weights):
+            sha.update(name.encode())
+            sha.update(self.weights[name].contiguous().numpy().data)
+        return sha.hexdigest()
+
+    def of(self, op: Operation) -> dict[str, Tensor]:
+        """The weights of one operation, by their short names."""
+        split = ((name.rpartition("."), tensor) for name, tensor in self.weights.items())
+        return {short: tensor for (owner, _, short), tensor in split if owner == op.name}
+
+    @cached_property
+    def scales(self) -> dict[str, int]:
+        """Picture pixels per pixel of each feature map, along one side."""
+        found = {INPUT: 1}
+        for op in self.operations:
+            found[op.name] = op.stride * found[op.inputs[0]]
+        return found
+
+    @cached_property
+    def size_multiple(self) -> int:
+        """Picture heights and widths must be multiples of this: 32, or more where four streams need it."""
+        return math.lcm(32, max(self.scales.values()))
+
+    def shape(self, feature: str, n: int, h: int, w: int) -> tuple[int, ...]:
+        """[N, C, H, W] of a feature, or [N, classes] of the logits, for N pictures of h x w pixels."""
+        if feature == INPUT:
+            return (n, 3, h, w)
+        op, scale = self.by_name[feature], self.scales[feature]
+        return (n, op.cout) if op.kind == "classifier" else (n, op.cout, h // scale, w // scale)
+
+    def cost(self, size: int | None = None, batch: int = 1, itemsize: int = 4) -> Cost:
+        """Cost for `batch` square pictures of `size` pixels (the network's own if None), `itemsize` bytes a value."""
+        side = size or self.config.image_size
+        check_size(self, side, side)
+        rows = []
+        for op in self.operations:
+            shapes = [self.shape(name, batch, side, side) for name in (*op.inputs, op.name)]
+            values = sum(map(math.prod, shapes))
+            weights = self.of(op)
+            pixels = math.prod(shapes[-1][2:])
+            macs = batch * (pixels * weights["weight"].numel())
+            if "gate_weight" in weights:
+                macs += batch * weights["gate_weight"].numel()
+            size_of_weights = sum(t.numel() for t in weights.values())
+            rows.append(OperationCost(op.name, op.label, op.level, 2 * macs, (values + size_of_weights) * itemsize))
+        return Cost(tuple(rows))
+
+    def table(self, size: int | None = None) -> str:
+        """The program as text, one operation a line, with FLOPs at the given picture size."""
+        cost = {row.name: row for row in self.cost(size).operations}
+        lines = [f"{'level':>5}  {'operation':<17} {'stage':<9} {'reads':<36} {'shape':>14}  {'gate':<8} {'MFLOP':>9}"]
+        for op in sorted(self.operations, key=lambda op: op.level):
+            shape = f"{op.cin}>{op.cout}" + (f" /{op.stride}" if op.stride > 1 else "")
+            shape += f" g{op.groups}" if op.groups > 1 else ""
+            reads, mflop = " + ".join(op.inputs), cost[op.name].flops / 1e6
+            lines.append(
+                f"{op.level:>5}  {op.name:<17} {op.label:<9} {reads:<36} {shape:>14}  {op.gate:<8} {mflop:>9.1f}"
+            )
+        return "\n".join(lines)
+
+    def _description(self) -> dict:
+        return {"config": asdict(self.config), "operations": [asdict(op) for op in self.operations]}
+
+    def save(self, path: Path | str, beside: Mapping[str, str] | None = None) -> None:
+        """Write as .safetensors, atomically, the operations as JSON in its metadata, and more metadata beside them."""
+        from safetensors.torch import save
+
+        tensors = {k: v.contiguous() for k, v in self.weights.items()}
+        metadata = {"format": FORMAT, "program": json.dumps(self._description()), **(beside or {})}
+        write_atomically(path, save(tensors, metadata | {DIGEST: self._seal(metadata)}))
+
+    @classmethod
+    def load(cls, path: Path | str) -> Program:
+        """Read what `save` wrote; ParNetError, naming the file, where it is missing, damaged or foreign."""
+        return cls.read(path)[0]
+
+    @classmethod
+    def read(cls, path: Path | str) -> tuple[Program, dict[str, str]]:
+        """The same, with all the metadata."""
+        if not Path(path).is_file():
+            raise ParNetError(f"{path}: no such program file")
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                # cloned into aligned memory, since libraries choose their arithmetic, to the last bit, by alignment
+                weights = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping)
+            if metadata.get("format") != FORMAT:
+                raise ParNetError(f"not a program: its metadata lack format={FORMAT}")
+            description = json.loads(metadata["program"])
+            config = Config.of(description["config"])
+            operations = (Operation(**{**op, "inputs": tuple(op["inputs"])}) for op in description["operations"])
+            program = cls(config, tuple(operations), weights)
+            if metadata.pop(DIGEST, None) != program._seal(metadata):
+                raise ParNetError("damaged: its digest does not match")
+        except ParNetError as error:
+            raise ParNetError(f"{path}: {error}") from None
+        except (SafetensorError, OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise ParNetError(f"{path}: not a whole program file ({error!r})") from None
+        return program, metadata
+
+    def _seal(self, metadata: Mapping[str, str]) -> str:
+        """SHA-256 of all that a file holds beside the seal itself."""
+        return hashlib.sha256(json.dumps([self.digest, metadata], sort_keys=True).encode()).hexdigest()
+
+
+def check_size(program: Program, h: int, w: int) -> None:
+    """ParNetError where pictures of h x w pixels do not fit the program."""
+    m = program.size_multiple
+    if h < m or w < m or h % m or w % m:
+        raise ParNetError(f"picture size {h} x {w}: height and width must be positive multiples of {m}")
+
+
+def check_input(program: Program, x: Tensor) -> None:
+    """ParNetError where `x` is no batch of pictures, floating point or uint8 [N, 3, H, W], of a size that fits."""
+    if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != 3 or x.shape[0] < 1:
+        got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise ParNetError(f"input {got}: expected a tensor [N, 3, H, W]")
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.uint8) or x.layout != torch.strided:
+        raise ParNetError(
+            f"input of type {x.dtype}, {x.layout}: expected float32, bfloat16 or float16, normalised, or uint8; dense"
+        )
+    check_size(program, *x.shape[2:])

@@ -1,0 +1,403 @@
+"""The benchmark: its statistics on data with a known answer, what it refuses, its files, and a small run of it all."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from conftest import launch, lively, relative
+from parallel_parnet import Config, Engine, ParNetError, fold
+from parallel_parnet.commands.bench import command as bench
+from parallel_parnet.commands.bench import isolation, ours, overhead, poster
+from parallel_parnet.commands.bench import measure as measuring
+from parallel_parnet.commands.bench import page as bench_report
+from parallel_parnet.commands.bench.comparison import changes, differences
+from parallel_parnet.commands.bench.fused import fuse
+from parallel_parnet.commands.bench.measure import Settings, contenders, measure, worth_timing
+from parallel_parnet.commands.bench.rows import add_ratios, read, result_name, write
+from parallel_parnet.commands.bench.running import Entry, interleave, let_threads_sleep, set_up, shares
+from parallel_parnet.commands.bench.statistics import median_interval, ratio, summary, verdicts
+from parallel_parnet.commands.bench.subject import Contender, Runner, Subject
+from parallel_parnet.commands.common import run
+
+QUIET = Console(quiet=True)
+HEADER = {"possible": {"float32": {"flop_per_s": 1e11, "bytes_per_s": 1e10}}}
+SMALL = Config((8, 16, 32, 64), num_classes=10)
+
+
+@pytest.fixture
+def _one_core() -> Iterator[None]:
+    """This process and those that it starts on one core, so that their threads do not wait for other tests'."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    yield
+    os.sched_setaffinity(0, cores)
+
+
+@cache
+def subject() -> Subject:
+    model = lively(SMALL, 0).requires_grad_(False)
+    return Subject("small", model, fuse(model), fold(model), 64, 1, torch.device("cpu"), torch.float32, 1)
+
+
+def result(times: dict[str, np.ndarray], **header: object) -> dict:
+    """A result as the benchmark writes it, from made-up times in ms; names that begin with "ours" are ours."""
+    rows = [
+        {
+            "model": "small", "infer_samples_per_sec": 1e3 / np.median(ms), "infer_step_time": float(np.median(ms)),
+            "infer_batch_size": 1, "contender": name, "ours": name.startswith("ours"), "arithmetic": "float32",
+            "settings": "as it comes", "error": 1e-7, "n": len(ms), "unstable": [], "latency_ms": summary(ms / 1e3),
+            "median_interval_ms": [t * 1e3 for t in median_interval(ms / 1e3)], "setup_s": 0.1, "first_call_s": 0.2,
+            "gflop_per_s": 1.0, "of_matmul": 0.5, "rounds": list(range(len(ms))), "samples_ms": list(ms),
+        }
+        for name, ms in times.items()
+    ]  # fmt: skip
+    told = {
+        "model": "small", "size": 64, "batch_size": 1, "dtype": "float32", "machine": "2-core x86-64 (AVX2)",
+        "cpu": "a CPU", "threads": 2, "torch": "2.13.0+cpu", "date": "2026-01-01T00:00:00", "commit": "abc",
+        "command": "python launch/bench.py",
+    }  # fmt: skip
+    add_ratios(rows, paired=True)
+    return {"header": told | header, "rows": rows, "missing": {"absent": "not installed"}, "disagree": {}}
+
+
+def test_intervals_cover_a_known_ratio() -> None:
+    covered, widths = 0, []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        spell = rng.lognormal(0, 0.3, 50)  # what slows the machine slows both
+        a, b = (base * spell * rng.lognormal(0, 0.01, 50) for base in (0.8, 1.0))
+        value, low, high = ratio(a, b, paired=True, seed=seed)
+        covered += low <= 0.8 <= high
+        assert low <= value <= high
+        unpaired = ratio(a, b, paired=False, seed=seed)
+        widths.append((high - low) / (unpaired[2] - unpaired[1]))
+    assert covered >= 52  # 95% of 60, less four standard deviations
+    assert np.median(widths) < 0.3
+
+
+def test_verdicts() -> None:
+    rng = np.random.default_rng(0)
+    calm, wild = rng.normal(1, 0.005, 50), rng.normal(1, 0.1, 50)
+    unknown = [float("nan")] * 50
+    assert verdicts(calm, calm, unknown, []) == []
+    assert verdicts(calm, calm, unknown, [2000, 2001]) == []
+    assert "times vary by" in verdicts(wild, wild, unknown, [])[0]
+    assert "clocks moved by 20.0%" in verdicts(calm, calm, unknown, [2000, 1600])
+    assert verdicts(wild, 0.1 * calm, calm, []) == []  # the GPU's own time decides where it is known
+    assert "enqueue takes 90%" in verdicts(calm, 0.9 * calm, calm, [])[0]
+
+
+def test_the_budget_goes_to_the_fastest_first() -> None:
+    assert shares([1.0, 0.1, 0.5], runs=50, least=5, budget=float("inf")) == [50, 50, 50]
+    counts = shares([1.0, 0.1, 0.5], runs=50, least=5, budget=20)
+    assert counts == [5, 50, 20]
+    assert shares([1.0, 2.0], runs=50, least=5, budget=1) == [5, 5]
+
+
+def test_turns_are_taken() -> None:
+    order: list[str] = []
+
+    def entry(name: str) -> Entry:
+        return Entry(Contender(name, False, None), subject(), Runner(lambda x: order.append(name), "", ""))  # type: ignore[arg-type]
+
+    pictures = [torch.zeros(1), torch.ones(1)]
+    entries, ticks = [entry("a"), entry("b")], []
+    interleave(entries, [pictures] * 2, [4, 2], lambda: ticks.append(1))
+    assert sorted(order[:1]) + sorted(order[1:3]) + order[3:4] + sorted(order[4:]) == list("aabaab"), "round by round"
+    assert entries[0].rounds == [0, 1, 2, 3]
+    assert entries[1].rounds == [1, 3]
+    assert len(ticks) == 4
+
+
+@pytest.mark.parametrize(("busy_for", "waits"), [(0, 1), (5, 6)])
+def test_waits_for_spinning_threads(busy_for: int, waits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads, sleeps = itertools.count(), []
+    monkeypatch.setattr(time, "process_time", lambda: min(next(reads), 2 * busy_for) * 0.001)
+    monkeypatch.setattr(time, "sleep", sleeps.append)
+    let_threads_sleep()
+    assert len(sleeps) == waits
+
+
+def test_waits_no_longer_than_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = itertools.count()
+    monkeypatch.setattr(time, "process_time", lambda: next(reads) * 1.0)
+    start = time.perf_counter()
+    let_threads_sleep()
+    assert time.perf_counter() - start >= 0.1
+
+
+def planted(name: str, wrong: float, is_ours: bool = False) -> Contender:
+    """A contender whose logits are off by so much, relative."""
+
+    def build(subject: Subject) -> Runner:
+        def call(x: Tensor) -> Tensor:
+            logits = subject.network(x)
+            return logits + wrong * logits.norm() * nn.functional.one_hot(torch.tensor([1]), 10)
+
+        return Runner(call, "planted", "float32")
+
+    return Contender(name, is_ours, build)
+
+
+def test_a_peer_that_disagrees_is_not_compared() -> None:
+    def fails(subject: Subject) -> Runner:
+        raise RuntimeError("out of luck\nand of more")
+
+    (eager,) = contenders(["ours: eager"])
+    peers = [planted("right", 0), planted("wrong", 1e-4), planted("nan", float("nan")), Contender("bad", False, fails)]
+    found = measure(subject(), HEADER, [eager, *peers], Settings(runs=3, least=3, warm_up=1), QUIET)
+    assert [row["contender"] for row in found["rows"]] == ["ours: eager", "right"]
+    assert found["disagree"].keys() == {"wrong", "nan"}
+    assert "off by 1.0e-04" in found["disagree"]["wrong"]
+    assert found["missing"] == {"bad": "failed: RuntimeError: out of luck"}
+    low, high = found["rows"][1]["ratio"][1:]
+    assert 0 < low <= high
+    json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.usefixtures("_one_core")
+def test_parity_failure_refuses(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    class Wrong(Engine):
+        def __call__(self, x_nchw: Tensor) -> Tensor:
+            logits = super().__call__(x_nchw)
+            return logits + 1e-3 * logits.norm() * nn.functional.one_hot(torch.tensor([1]), 10)
+
+    monkeypatch.setattr(ours, "Engine", Wrong)
+    monkeypatch.setattr(bench, "possible", lambda device, dtype: HEADER["possible"])
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--only", "ours: eager", "--device", "cpu", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as left:
+        run(bench.main)
+    assert left.value.code == 2
+    errors = capsys.readouterr().err.strip().splitlines()[-1]
+    assert errors.startswith("error: parity fails, so nothing is timed: ours: eager is off by 1.0e-03")
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_parity_failures_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = subject()
+    other = fold(lively(SMALL, 1))
+    with pytest.raises(ParNetError, match="the folded network is off"):
+        measure(replace(right, program=other), HEADER, [planted("x", 0)], Settings(), QUIET)
+    monkeypatch.setattr(measuring.prove_golden, "__defaults__", (tmp_path,))
+    with pytest.raises(ParNetError, match="no golden files"):
+        measure(right, HEADER, [planted("x", 0)], Settings(), QUIET)
+
+
+def test_failures_of_ours_are_not_listed_but_raised() -> None:
+    def fails(subject: Subject) -> Runner:
+        raise RuntimeError("a defect")
+
+    pictures = subject().pictures(2)
+    with pytest.raises(RuntimeError, match="a defect"):
+        set_up(Contender("ours: broken", True, fails), subject(), pictures, pictures)
+
+
+def test_slow_contenders_are_listed() -> None:
+    runner = Runner(lambda x: x, "", "")
+    seconds = {"fast": 0.2, "fair": 1.9, "slow": 2.1}
+    entries = [
+        Entry(Contender(name, False, None), subject(), runner, second_call=s, error=0.0)  # type: ignore[arg-type]
+        for name, s in seconds.items()
+    ]
+    assert [entry.name for entry in worth_timing(entries)] == ["fast", "fair"]
+    assert "2.10 s a pass" in entries[2].missing
+
+
+def test_fused_network_is_the_same() -> None:
+    model = lively(Config((8, 16, 32, 64), activation="relu"), 3)
+    x = torch.randn(2, 3, 96, 64)
+    with torch.no_grad():
+        expected, got = model(x), fuse(model)(x)
+    assert relative(got, expected) < 1e-5
+    convolutions = [m for m in fuse(model).modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+    assert len(convolutions) == 22
+
+
+def test_overhead_is_what_the_library_does_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Library:
+        def work(self) -> None:
+            time.sleep(0.02)
+
+    library = Library()
+    monkeypatch.setitem(sys.modules, "planted_library", SimpleNamespace(Library=Library))
+    monkeypatch.setattr(overhead, "HANDED_TO", (("planted_library", "Library", "work"),))
+
+    def call(x: Tensor) -> None:
+        time.sleep(0.003)
+        library.work()
+
+    wait = id
+    found = overhead.host_overhead(call, wait, [torch.zeros(1)], 5)
+    assert found is not None and 0.003 <= found < 0.02
+    assert overhead.host_overhead(lambda x: None, wait, [torch.zeros(1)], 5) is None
+    assert overhead.host_overhead(lambda x: (call(x), call(x)), wait, [torch.zeros(1)], 5) is None
+    assert Library.work.__name__ == "work"  # as it was
+
+
+def test_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    rng = np.random.default_rng(1)
+    base = {name: 10 * rng.lognormal(0, 0.01, 50) for name in ("ours: eager", "same", "quicker", "worse", "gone")}
+    now = {"ours: eager": 10 * rng.lognormal(0, 0.01, 50), "same": base["same"] * 1.01}
+    now |= {"quicker": base["quicker"] * 0.8, "worse": base["worse"] * 1.2}
+    old, new = result(base), result(now, torch="2.14.0")
+    verdict = {change.contender: change.verdict for change in changes(old, new)}
+    assert verdict == {"ours: eager": "no change", "same": "no change", "quicker": "faster", "worse": "slower"}
+    other = {key for key, *_ in differences(old, new)}
+    assert other == {"torch", "settings of gone"}
+    paths = [write(r, tmp_path, name) for r, name in ((old, "old"), (new, "new"), (result(now, size=32), "small"))]
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--compare", *map(str, paths[:2])])
+    assert bench.main() == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert json.loads(printed[-1])["quicker"]["verdict"] == "faster"
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--compare", str(paths[0]), str(paths[2])])
+    with pytest.raises(ParNetError, match=r"size is 64 in old\.json and 32 in small\.json"):
+        bench.main()
+    paths[0].write_text("{}")
+    with pytest.raises(ParNetError, match=r"no result of launch/bench.py"):
+        read(paths[0])
+
+
+def test_names_of_files() -> None:
+    header = {"torch": "2.13.0+cpu", "machine": "NVIDIA H200", "model": "parnet_xl", "size": 224}
+    header |= {"dtype": "bfloat16", "batch_size": 1}
+    assert result_name("bench-infer", header) == "bench-infer-parnet_xl-224-bf16-b1-nvidia-h200-torch2.13"
+
+
+def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    rng = np.random.default_rng(2)
+    made = result({"ours: eager": rng.normal(8, 0.1, 50), "a peer": rng.normal(10, 0.1, 20)})
+    path = write(made, tmp_path, "one")
+    monkeypatch.setattr(sys, "argv", ["bench_report.py", str(path), str(path)])
+    assert bench_report.main() == 0
+    text = Path(capsys.readouterr().out.strip()).read_text()
+    assert "| **ours: eager** | float32 |" in text
+    assert "ours faster" in text
+    assert "not here: absent: not installed" in text
+    figure = path.with_name("latency-by-peer-2-core-x86-64-avx2.svg").read_text()
+    assert figure.count("<!-- a peer -->") == 2  # a panel for each result
+    assert "(n = 20)" in figure
+    assert "2-core x86-64 (AVX2)" in figure
+    other = write(result({"ours: eager": np.ones(5)}, machine="another"), tmp_path, "other")
+    monkeypatch.setattr(sys, "argv", ["bench_report.py", str(path), str(other)])
+    with pytest.raises(ParNetError, match="results of 2 machines"):
+        bench_report.main()
+
+
+@pytest.mark.usefixtures("_one_core")
+def test_poster(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tiny() -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(3, 8, 3, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+
+    monkeypatch.setitem(poster.PEERS, "tiny", (tiny, 2))
+    monkeypatch.setitem(poster.WAYS, "cpu", ("eager, channels_last", "CUDA graph"))
+    rows = (poster.Quoted("tiny", 2, 50.0, 1000), poster.Quoted("parnet_fashion", 12, 60.0, 500))
+    monkeypatch.setattr(poster, "QUOTED", rows)
+    monkeypatch.setattr(poster, "SIZE", 64)
+
+    def make(name: str) -> Subject:
+        return poster.subject_of(name, torch.device("cpu"), torch.float32, 1)
+
+    header = result({})["header"] | HEADER
+    found = poster.measure_poster(header, make, Settings(runs=3, least=3, warm_up=1), QUIET)
+    assert [row["model"] for row in found["rows"]] == ["tiny", "parnet_fashion"]
+    assert found["missing"].keys() == {"tiny, CUDA graph of eager, fused"}
+    text = poster.markdown(found)
+    assert "| tiny | 2 | 0.0 |" in text
+    assert "| 60.00 | 500 |" in text
+
+
+@pytest.mark.usefixtures("_one_core")
+def test_the_whole(tmp_path: Path) -> None:
+    """Every peer that is installed, but for torch.compile, whose compilation takes longer than all the others, and
+    some in one form instead of two."""
+    peers = ["eager", "eager, channels_last", "eager, fused", "OpenVINO", "ONNX Runtime", "JAX, fused", "TensorRT"]
+    arguments = ("--runs", 4, "--warmup", 1, "--device", "cpu", "--out", tmp_path)
+    done = launch("bench.py", *arguments, "--only", "ours: auto", "ours: eager", "ours: openvino", *peers)
+    assert done.returncode == 0, done.stderr
+    (file,) = tmp_path.glob("*.json")
+    torch_version = ".".join(torch.__version__.split(".")[:2])
+    assert file.name.startswith("bench-infer-parnet_fashion-32-fp32-b1-")
+    assert file.name.endswith(f"-torch{torch_version}.json")
+    written = read(file)
+    names = {row["contender"] for row in written["rows"]}
+    slow = {name for name, why in written["missing"].items() if why.startswith("too slow")}  # on a busy machine
+    assert {"ours: eager", "eager", "eager, channels_last", "eager, fused"} <= names | slow
+    for name, package in (("OpenVINO", "openvino"), ("ONNX Runtime", "onnxruntime"), ("JAX, fused", "jax")):
+        assert (name in names | slow) == (importlib.util.find_spec(package) is not None), written["missing"]
+    assert written["missing"]["TensorRT"] == "needs an NVIDIA GPU"
+    assert written["disagree"] == {}
+    for row in written["rows"]:
+        assert row["n"] == 4 == len(row["samples_ms"])
+        assert row["error"] < 1e-5
+        assert row["first_call_s"] > 0
+        assert ("ratio" in row) != row["ours"]
+    for key in ("torch", "python", "commit", "date", "threads", "command", "possible"):
+        assert written["header"][key]
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert list(last)[:7] == [
+        "model", "infer_samples_per_sec", "infer_step_time", "infer_batch_size", "infer_img_size", "param_count",
+        "infer_gmacs",
+    ]  # fmt: skip
+    assert last["ratio"][1] <= last["ratio"][0] <= last["ratio"][2]
+    rows = list(csv.reader(file.with_suffix(".csv").read_text().splitlines()))
+    assert rows[0][:7] == list(last)[:7]
+    assert len(rows) == len(names) + 1
+    assert "4 runs are few" in done.stdout
+    if "ours: openvino" in names:
+        (own,) = (row for row in written["rows"] if row["contender"] == "ours: openvino")
+        assert 0 < own["overhead_us"] < own["infer_step_time"] * 1e3
+        (chosen,) = (row for row in written["rows"] if row["contender"] == "ours: auto")
+        assert "lane(s) of" in chosen["settings"], "what warm_up chose"
+
+
+@pytest.mark.usefixtures("_one_core")
+def test_a_process_of_its_own(tmp_path: Path) -> None:
+    arguments = ["--runs", "3", "--warmup", "1", "--device", "cpu"]
+    found = isolation.isolated(arguments, ["eager, fused"])
+    assert [row["contender"] for row in found["rows"]] == ["eager, fused"]
+    with pytest.raises(ParNetError, match="--isolate: eager, fused: argument --dtype"):
+        isolation.isolated(["--dtype"], ["eager, fused"])
+
+
+def test_processes_become_one_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    times = {"ours: eager": rng.normal(8, 0.1, 50), "a peer": rng.normal(10, 0.1, 30)}
+    monkeypatch.setattr(isolation, "_one", lambda arguments, name: result({name: times[name]}))
+    found = isolation.isolated([], list(times))
+    mine, peer = found["rows"]
+    assert "ratio" not in mine
+    assert peer["ratio"][1] < 0.8 < peer["ratio"][2] < 0.85
+    assert found["missing"] == {"absent": "not installed"}
+
+
+def test_bad_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for arguments, message in (
+        (("--out", tmp_path / "absent"), "no such folder"),
+        (("--runs", 1), "must be at least 2"),
+        (("--budget", 0), "must be positive"),
+        (("--only", "nobody"), "choose one of"),
+        (("--compare", tmp_path / "a", tmp_path / "b"), "no result of"),
+        (("--poster", "--isolate"), "leave --isolate out"),
+        (("--speed", "high"), "see --help"),
+        *[(("--device", "cuda"), "torch sees no NVIDIA GPU")] * (not torch.cuda.is_available()),
+    ):
+        monkeypatch.setattr(sys, "argv", ["bench.py", *map(str, arguments)])
+        with pytest.raises(ParNetError, match=message):
+            bench.main()

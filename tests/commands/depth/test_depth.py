@@ -1,0 +1,136 @@
+"""The experiment: its families, its fit on data with a known answer, and a run that is interrupted and resumed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from conftest import launch, relative
+from parallel_parnet import Engine, ParNetError, Placement, create_model, fold
+from parallel_parnet.commands.bench.poster_networks import PEERS
+from parallel_parnet.commands.depth.fit import fit
+from parallel_parnet.commands.depth.points import one_stream, points
+from parallel_parnet.program.families import arranged
+
+# millions of parameters and GFLOPs, as the poster gives them
+PUBLISHED = {
+    "resnet34": (21.8, 7.3), "resnet50": (25.6, 8.2), "repvgg_b1g4": (36.1, 14.6), "repvgg_b2g4": (55.8, 22.7),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_peers_have_their_published_size(name: str) -> None:
+    network = PEERS[name][0]().eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        assert network(torch.randn(1, 3, 224, 224)).shape == (1, 1000)
+    parameters, gflops = PUBLISHED[name]
+    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(parameters, rel=0.01)
+    assert counter.get_total_flops() / 1e9 == pytest.approx(gflops, rel=0.01)
+
+
+def test_arrangements_differ_in_depth_alone() -> None:
+    programs = {k: arranged(24, k, 8, 32) for k in (1, 2, 3, 4, 6, 8, 12, 24)}
+    assert {k: p.depth for k, p in programs.items()} == {k: 24 // k + 2 for k in programs}
+    flops = [p.cost().flops for p in programs.values()]
+    assert max(flops) < 1.001 * min(flops)
+    assert all(p.streams == k for k, p in programs.items())
+    with pytest.raises(ParNetError, match="must divide"):
+        arranged(24, 5, 8, 32)
+
+
+def test_arrangements_run_on_lanes() -> None:
+    program = arranged(12, 4, 8, 32)
+    x = torch.randn(2, 3, 32, 32)
+    alone = Engine(program, executor="reference", device="cpu")(x)
+    lanes = Engine(program, Placement.from_streams_per_gpu(program, 1, 4), "cpu", executor="eager")(x)
+    assert relative(lanes, alone) < 1e-5
+    assert alone.std() > 0.01
+
+
+def test_one_stream_matches_three() -> None:
+    for name in ("parnet_s", "parnet_xl"):
+        one, three = fold(create_model(one_stream(name))), fold(create_model(name))
+        assert one.depth == three.depth == 12
+        assert one.streams == 1
+        assert one.cost().flops == pytest.approx(three.cost().flops, rel=0.02)
+
+
+def test_points_tell_the_truth() -> None:
+    for group in points(quick=True).values():
+        for point in group:
+            network = point.build()
+            if point.network not in PEERS:
+                assert network.depth == point.depth
+                assert network.streams == point.streams
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_fit_recovers_known_coefficients(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    depth, work = rng.uniform(4, 50, 60), rng.uniform(0.1, 5, 60)
+    exact = 0.2 * depth + 3.0 * work + 1.0
+    found = fit(depth, work, exact)
+    assert (found.a, found.b, found.c) == pytest.approx((0.2, 3.0, 1.0), rel=1e-6)
+    assert found.r2 == pytest.approx(1)
+    assert found.share_depth + found.share_work == pytest.approx(found.r2)
+    assert found.crossover == pytest.approx(0.2 / 3.0, rel=1e-6)
+    noisy = fit(depth, work, exact * rng.normal(1, 0.05, 60))
+    assert noisy.a_interval[0] < noisy.a < noisy.a_interval[1]
+    assert noisy.a == pytest.approx(0.2, rel=0.2)
+    assert noisy.b == pytest.approx(3.0, rel=0.1)
+
+
+def test_fit_tells_depth_from_work() -> None:
+    rng = np.random.default_rng(0)
+    depth, work = rng.uniform(4, 50, 60), rng.uniform(0.1, 5, 60)
+    by_depth, by_work = fit(depth, work, depth + 1.0), fit(depth, work, work + 1.0)
+    assert by_depth.share_depth > 0.95
+    assert by_depth.crossover is None or by_depth.crossover > 1e6
+    assert by_work.share_work > 0.9
+
+
+def test_fits_that_cannot_be() -> None:
+    with pytest.raises(ParNetError, match="four or more"):
+        fit([1, 2, 3], [1, 2, 3], [1, 2, 3])
+    with pytest.raises(ParNetError, match="not in step"):
+        fit([1, 2, 3, 4, 5], [2, 4, 6, 8, 10], [1, 2, 3, 4, 5])
+
+
+def test_a_run_resumes(tmp_path: Path) -> None:
+    quick = ("--quick", "--device", "cpu", "--executors", "eager", "--out", tmp_path)
+    first = launch("latency_vs_depth.py", *quick, "--only", "by width")
+    assert first.returncode == 0, first.stderr
+    (file,) = tmp_path.glob("*.json")
+    before = json.loads(file.read_text())["rows"]
+    assert len(before) == 5
+    again = launch("latency_vs_depth.py", *quick, "--only", "width")  # the same group, and two more
+    assert again.returncode == 0, again.stderr
+    after = json.loads(file.read_text())["rows"]
+    assert after[:5] == before
+    assert len(after) == 5 + 4 + 4 + 5  # depth at two widths, work by width, work by streams at one width
+    assert json.loads(again.stdout.splitlines()[-1])["rows"] == len(after)
+    page = next(tmp_path.glob("*.md")).read_text()
+    assert "not measured" in page
+    for figure in tmp_path.glob("*.svg"):
+        assert figure.name in page
+    assert all(row["median_ms"] > 0 and row["lanes_ms"] <= row["sum_ms"] * 1.001 for row in after)
+    file.write_text("{")
+    refused = launch("latency_vs_depth.py", *quick)
+    assert refused.returncode == 2
+    assert "no result of this experiment" in refused.stderr
+
+
+def test_bad_requests(tmp_path: Path) -> None:
+    for arguments, message in (
+        (("--out", tmp_path / "absent"), "no such folder"),
+        (("--only", "nothing"), "choose part of one of"),
+        (("--device", "toaster"), "choose cpu or cuda"),
+    ):
+        run = launch("latency_vs_depth.py", "--quick", *arguments)
+        assert run.returncode == 2
+        assert message in run.stderr

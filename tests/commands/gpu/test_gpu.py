@@ -1,0 +1,282 @@
+"""The scripts for a GPU, as far as they go without one: comparisons, steps, reports, the choice of a winner.
+
+The doubles stand for what only a GPU can do: times, and kernels that are right, wrong or refused.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from conftest import SMALL, launch, lively
+from parallel_parnet import Engine, ParNetError, Placement, create_model, fold
+from parallel_parnet.commands.gpu import check as gpu_check
+from parallel_parnet.commands.gpu import level_tuning as tuning
+from parallel_parnet.commands.gpu import page as gpu_report
+from parallel_parnet.commands.gpu import parity, tune
+from parallel_parnet.commands.gpu import proofs as checks
+from parallel_parnet.commands.gpu.precompile import KernelCase, NetworkCase, compile_all
+from parallel_parnet.executors.local import LocalExecutor
+from parallel_parnet.kernels.gpu import twins
+from parallel_parnet.kernels.gpu.candidates import candidates, floor, resident
+from parallel_parnet.kernels.gpu.config import LevelConfig, Table
+from parallel_parnet.kernels.gpu.geometry import Geometry, Tile
+from parallel_parnet.kernels.gpu.rates import H200
+from parallel_parnet.kernels.gpu.samples import KINDS, convolution, geometry
+
+HALF = torch.float16
+XL_LEVEL_5 = tuple(Geometry(side, side, c, c, gate="identity") for c, side in ((200, 56), (400, 28), (800, 14)))
+LEVEL = tuning.Level(XL_LEVEL_5, 1, HALF)
+
+
+def test_without_a_gpu_one_line_says_so(tmp_path):
+    for script, arguments in (("tune.py", ()), ("gpu_check.py", ("--out", tmp_path / "out"))):
+        done = launch(script, *arguments)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and "no NVIDIA GPU" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+# --- parity
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", parity.ROUNDING, ids=str)
+def test_a_right_kernel_passes(kind, dtype):
+    conv = convolution(geometry(kind, 9, 7, 20), Tile(16, 16, 16), 2, dtype, seed=torch.seed() % 2**31)
+    parity.poison(conv)
+    twins.fused_conv(conv)
+    assert parity.deviation(conv) <= 1
+
+
+@pytest.mark.parametrize("fault", ["one value", "unwritten", "one sum", "unwritten sum"])
+def test_a_wrong_kernel_fails(fault):
+    conv = convolution(geometry("identity", 9, 7, 20), Tile(16, 16, 16), 2, HALF, seed=3)
+    twins.fused_conv(conv)
+    target = conv.x.sums if "sum" in fault else conv.x.y
+    target.view(-1)[7] = float("nan") if "unwritten" in fault else target.view(-1)[7] + 0.1
+    assert parity.deviation(conv) > 1
+
+
+def test_networks_are_compared(monkeypatch):
+    monkeypatch.setitem(checks.VARIANTS, "small", SMALL)
+    program, other = (fold(lively(SMALL, seed)) for seed in (1, 2))
+    first, second = (
+        LocalExecutor(p, Placement.single(p), [torch.device("cpu")], torch.float32, "reference")
+        for p in (program, other)
+    )
+    device = torch.device("cpu")
+    half = LocalExecutor(program, Placement.single(program), [device], torch.bfloat16, "eager")
+    case = NetworkCase("small", torch.bfloat16, 2)
+    row = checks.compare(case, half, half, first, device)
+    assert 0 < row["error"] == row["error_of_torch"] <= row["tolerance"]
+    for wrong in (second, lambda x: first(x) * 1.05, lambda x: first(x) * float("nan")):
+        row = checks.compare(case, wrong, half, first, device)
+        assert row["error"] > row["tolerance"]
+
+
+def test_executors_are_used_as_callers_do():
+    program, other = (fold(lively(replace(SMALL, image_size=64), seed)) for seed in (1, 2))
+    device = torch.device("cpu")
+    first, second = (
+        LocalExecutor(p, Placement.single(p), [device], torch.float32, "reference") for p in (program, other)
+    )
+    engine = Engine(program, None, device, torch.bfloat16, "eager")
+    row = checks.use(engine, first)
+    assert row["right"] and 0 < row["error"] <= row["tolerance"]
+    row = checks.use(engine, second)
+    assert row["right"] and row["error"] > row["tolerance"]
+
+    class Lending(Engine):
+        """Gives the same buffer to every caller."""
+
+        lent = torch.zeros(1, SMALL.num_classes)
+
+        def __call__(self, x_nchw, out=None):
+            return self.lent.copy_(super().__call__(x_nchw, out))
+
+    assert not checks.use(Lending(program, None, device, torch.bfloat16, "eager"), first)["right"]
+
+
+def test_repeats_are_counted():
+    logits, runs = torch.zeros(3), itertools.count()
+    assert checks.repeat(lambda: logits.fill_(2.0), logits, 10) == {"runs": 10, "different": 0, "finite": True}
+    assert checks.repeat(lambda: logits.fill_(next(runs) % 5 == 4), logits, 10)["different"] == 2
+    assert checks.repeat(lambda: None, logits, 10)["different"] == 10, "NaN differs from itself"
+
+
+# --- steps and report
+
+
+@pytest.mark.parametrize(
+    ("code", "passed", "fault"),
+    [
+        ('print("noise"); print(\'{"passed": true, "n": 3}\')', True, None),
+        ("print('{\"passed\": false}')", False, None),
+        ("raise ValueError('broken')", False, "broken"),
+        ("pass", False, "exit status 0"),
+        ('print("passed")', False, "exit status 0"),
+        ("import time; time.sleep(60)", False, "killed after 3 s"),
+        ("import time; print('{\"passed\": true}', flush=True); time.sleep(60)", True, None),
+        ("print('{\"passed\": true}'); raise SystemExit(1)", False, "exit status 1"),
+    ],
+)
+def test_a_step_is_recorded_however_it_ends(code, passed, fault):
+    started = time.monotonic()
+    result = gpu_check.run_step([sys.executable, "-c", code], 3, required=True)
+    assert result["passed"] is passed and (fault is None or fault in result["fault"])
+    assert time.monotonic() - started < 20 and "seconds" in result
+
+
+def test_all_steps_are_tried_and_recorded(tmp_path, monkeypatch):
+    """Here each step's process finds no GPU; the next step goes on all the same."""
+    steps = [step for step in gpu_check.STEPS if step.name in ("kernels", "inductor")]
+    results = gpu_check.run_steps(steps, tmp_path, Console(quiet=True))
+    assert results == json.loads((tmp_path / "gpu-check.json").read_text())
+    assert all(not result["passed"] and "no NVIDIA GPU" in result["fault"] for result in results.values())
+    monkeypatch.setattr(gpu_check, "TOTAL", 0)
+    results = gpu_check.run_steps(steps, tmp_path, Console(quiet=True))
+    assert [result["passed"] for result in results.values()] == [False, True], "only the last may want for time"
+    assert all("the time was over" in result["fault"] for result in results.values())
+
+
+def test_report(tmp_path):
+    spread = {"p20": 9.0, "p50": 10.0, "p80": 12.0, "n": 100}
+    level = {"level": "level 1", "us": spread, "computed_floor_us": 4.0}
+    results = {
+        "machine": {
+            "passed": True, "seconds": 9.0, "gpu": "Some GPU", "copy_tb_per_s": 1.0,
+            "matmul_tflop_per_s": {"bfloat16": 5.0},
+        },
+        "networks": {
+            "passed": False, "seconds": 1.0, "worst": 1.5, "left_out": 2,
+            "rows": [{"network": "parnet_s", "dtype": "float16", "n": 1, "error": 3e-3, "error_of_torch": 1e-3,
+                      "tolerance": 2e-3}],
+        },
+        "timings": {
+            "passed": True, "seconds": 2.0, "left_out": 0,
+            "rows": [
+                {"network": "parnet_s", "dtype": "bfloat16", "launches": 12, "us": {"grouped": spread},
+                 "levels": [level], "computed_floor_us": 5.0}
+            ],
+        },
+        "sanitizer": {"passed": False, "seconds": 3.0, "fault": "exit status 1: no", "stderr": "a trace"},
+    }  # fmt: skip
+    verdicts = gpu_report.verdicts(results)
+    assert [row[1] for row in verdicts] == ["passed", "FAILED", "passed", "FAILED"]
+    assert verdicts[1][3] == "1 networks, worst 1.50 of the tolerance, 2 left out"
+    text = gpu_report.markdown(json.loads(json.dumps(results)))
+    assert "| parnet_s | bfloat16 | 12 | 10.0 (9.0 to 12.0) | 5.0 | 2.00 |" in text
+    assert "| parnet_s | float16 | 1 | 3.0e-03 | 1.0e-03 | 2.0e-03 |" in text
+    assert "| level 1 | 10.0 (9.0 to 12.0) | 4.00 | 2.50 |" in text
+    assert "exit status 1: no" in text and "a trace" in text
+
+
+def test_kernels_are_compiled_on_all_cores():
+    """In processes of their own; what fails is named, what there is no time for is counted."""
+    cases = [KernelCase("down", HALF, Tile(64, 32, 32)), NetworkCase("parnet_fashion", HALF, 1, index=11)]
+    wrong = NetworkCase("parnet_nowhere", HALF, 1, index=0)
+    done = compile_all([*cases, wrong], (9, 0), "", time.monotonic() + 120)
+    assert done["compiled"] == 2 and done["left_out"] == 0 and list(done["failed"]) == [str(wrong)]
+    assert not done["passed"]
+    late = compile_all(cases, (9, 0), "", time.monotonic())
+    assert late["left_out"] == 2 and late["passed"]
+
+
+# --- tuning
+
+
+@pytest.mark.parametrize("dtype", [HALF, torch.float32], ids=str)
+def test_candidates_fit_and_are_ranked(dtype):
+    ranked = candidates(XL_LEVEL_5, 1, dtype, H200)
+    assert len(ranked) > 20
+    predicted = [candidate.predicted for candidate in ranked]
+    assert predicted == sorted(predicted) and predicted[0] >= floor(XL_LEVEL_5, 1, dtype, H200)
+    assert all(resident(candidate.config, dtype) > 0 for candidate in ranked)
+
+
+def test_the_floor_is_that_of_the_program():
+    """Two ways to count the same work: by the program's cost, and by a level's shapes."""
+    program = fold(create_model("parnet_s").to("meta").eval())
+    by_level = list(program.cost(itemsize=2).by("level").values())
+    levels = tuning.levels_of(program, 1, HALF)
+    assert floor(levels[2].shapes, 1, HALF, H200) == pytest.approx(
+        H200.floor(by_level[2].flops, by_level[2].bytes), rel=0.05
+    )
+
+
+def test_levels_that_repeat_are_tuned_once():
+    program = fold(create_model("parnet_s").to("meta").eval())
+    levels = tuning.levels_of(program, 1, HALF)
+    assert len(levels) == 10, "levels 5 and 6 are alike, and the classifier has nothing to tune"
+    assert levels[4].key == tuning.Level(levels[4].shapes, 1, HALF).key
+
+
+def test_the_default_is_tried_first():
+    table = Table.load((9, 0))
+    configs = tuning.worth_trying(LEVEL, table, H200)
+    assert configs[0] == table.level(XL_LEVEL_5, 1, HALF) and len(configs) == len(set(configs))
+
+
+def test_the_fastest_right_configuration_wins():
+    configs = [LevelConfig((Tile(64, 64, 64, split),), 4, 4) for split in (1, 2, 3, 4, 5)]
+    times = {1: 3e-6, 2: 1e-6, 4: 2e-6}
+
+    def measured(config):
+        split = config.tiles[0].split_k
+        if split == 3:
+            raise tuning.RefusedError("wrong by 7.0 times what rounding allows")
+        if split == 5:
+            raise RuntimeError("out of memory")
+        return [times[split]] * 3
+
+    def compiled(config):
+        return ["spills 8 bytes"] if config.tiles[0].split_k == 2 else []
+
+    steps = []
+    trial = tuning.tune(configs, compiled, measured, time.monotonic() + 60, lambda: steps.append(1))
+    assert trial.config == configs[3] and trial.best["p50"] == 2.0 and trial.default["p50"] == 3.0
+    assert len(steps) == 5 and trial.timed == 2
+    assert [reason.split(": ")[1] for reason in trial.refused] == [
+        "spills 8 bytes", "wrong by 7.0 times what rounding allows", "out of memory",
+    ]  # fmt: skip
+    late = tuning.tune(configs, compiled, measured, time.monotonic() - 1, lambda: None)
+    assert late.config == configs[0] and late.timed == 1, "the default is timed however late it is"
+
+
+@pytest.mark.parametrize(("tile", "complaint"), [(Tile(64, 64, 64), None), (Tile(128, 128, 128), "shared memory")])
+def test_a_configuration_is_compiled_before_it_is_timed(tile, complaint):
+    level = tuning.Level((Geometry(14, 14, 256, 256, gate="identity"),), 1, HALF)
+    found = tuning.complaints(level, LevelConfig((tile,), 8, 4), (9, 0))
+    assert found == [] if complaint is None else any(complaint in line for line in found)
+
+
+def test_a_table_is_written_as_it_is_read(tmp_path, monkeypatch):
+    trial = tuning.Trial(LevelConfig((Tile(64, 32, 64, 2), Tile(), Tile()), 8, 3), {"p50": 2.0}, {"p50": 3.0}, 2, ["x"])
+    path = tmp_path / "device_name=Some_GPU.json"
+    path.write_text(json.dumps({"levels": {LEVEL.key: trial.entry(1e-6)}}))
+    table = Table(Table.load((9, 0)).defaults, tune.read_table(path))
+    assert table.level(XL_LEVEL_5, 1, HALF) == trial.config
+    path.write_text("{")
+    with pytest.raises(ParNetError, match="not a table"):
+        tune.read_table(path)
+    assert tune.read_table(Path("nowhere.json")) == {}
+
+
+def test_dry_run_lists_candidates():
+    done = launch("tune.py", "--dry-run", "--model", "parnet_fashion", "--dtype", "bf16", "--show", 2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("worth timing") == 10 and "no measurement" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [("--minutes", 0), ("--batch-size", 0), ("--model", "parnet_xxl", "--dry-run")])
+def test_wrong_arguments(arguments):
+    done = launch("tune.py", *arguments)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1

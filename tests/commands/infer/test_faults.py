@@ -1,0 +1,135 @@
+"""Ranks that die, hang or disagree, and what is left of them. Many more by seed: make test-faults."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_many import ORIGINALS, descendants, folder_of
+
+from conftest import GOLDEN, ROOT, free_port
+
+pytestmark = pytest.mark.ranks
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
+INFER = (str(ROOT / "launch" / "infer.py"), "--device", "cpu", "--executor", "eager")
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+A, B = "10.207.83.1", "10.207.83.2"  # addresses that exist in the two namespaces alone
+
+
+def start(*command: object) -> subprocess.Popen:
+    return subprocess.Popen(
+        list(map(str, command)), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def end_of(process: subprocess.Popen) -> str:
+    """What it prints until it ends, with its ranks, within 90 seconds."""
+    try:
+        return process.communicate(timeout=90)[0]
+    finally:
+        for pid in [process.pid, *descendants(process.pid)] if process.poll() is None else []:
+            os.kill(pid, signal.SIGKILL)
+
+
+def kill_when_answering(process: subprocess.Popen, file: Path) -> None:
+    """Kill torchrun's last rank once a few answers are there."""
+    while process.poll() is None and not (file.exists() and file.stat().st_size > 5_000):
+        time.sleep(0.01)
+    os.kill(descendants(process.pid)[-1], signal.SIGKILL)
+
+
+def rows_of(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_a_sample_of_faults(tmp_path: Path) -> None:
+    """Each of six trials checks detection, the output and what is left; the seed is fresh."""
+    seed = int.from_bytes(os.urandom(3), "big")
+    command = [sys.executable, str(ROOT / "tests" / "faults" / "campaign.py"), "--trials", "6", "--seed", str(seed)]
+    run = subprocess.run([*command, "--out", tmp_path / "out"], capture_output=True, text=True, timeout=200)
+    failed = [row for row in rows_of(tmp_path / "out") if row["problems"]]
+    assert run.returncode == 0 and not failed, f"seed {seed}: {failed}\n{run.stderr}"
+    assert len(rows_of(tmp_path / "out")) == 6
+
+
+def test_torchrun_restarts_and_every_picture_is_answered_once(tmp_path: Path) -> None:
+    """The README's command; a rank is killed from outside, as soon as there are answers."""
+    file, pictures = tmp_path / "a.jsonl", folder_of(tmp_path / "in", 400)
+    command = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", "--max-restarts", "1", *INFER]
+    process = start(*command, "--streams-per-gpu", "2", "--image", pictures, "--jsonl", file)
+    kill_when_answering(process, file)
+    output = end_of(process)
+    assert process.returncode == 0, output
+    already = re.search(r"(\d+) of 400 pictures are there already", output)
+    assert already and 10 < int(already[1]) < 400
+    rows = rows_of(file)
+    assert [row["image"] for row in rows] == [str(path) for path in sorted(pictures.iterdir())]
+    answers = {json.dumps(row["top5"]) for row in rows}
+    assert len(answers) == len(ORIGINALS), "the same picture has the same answer, to the last bit, before and after"
+
+
+def test_a_rank_with_other_weights_is_refused(tmp_path: Path) -> None:
+    """bash gives each rank a checkpoint of its own."""
+    checkpoints = f"({GOLDEN}/official_narrow_silu.pth.tar {GOLDEN}/official_narrow_relu.pth.tar)"
+    script = f"c={checkpoints}; exec {sys.executable} {' '.join(INFER)} --streams-per-gpu 2 --checkpoint ${{c[$RANK]}}"
+    command = [*TORCHRUN, "--nproc-per-node=2", f"--master-port={free_port()}", "--no-python", "bash", "-c", script]
+    run = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert run.returncode != 0
+    errors = [line for line in run.stderr.splitlines() if line.startswith("error")]
+    assert len(errors) == 1 and "rank 1 differs from rank 0 in" in errors[0], run.stderr
+    assert "exitcode  : 2" in run.stderr
+
+
+@pytest.fixture
+def two_machines() -> Iterator[tuple[str, str]]:
+    """Two network namespaces with a cable between them."""
+    names = f"parnet-a-{os.getpid()}", f"parnet-b-{os.getpid()}"
+    ends = f"pna{os.getpid()}"[:15], f"pnb{os.getpid()}"[:15]
+    steps = [
+        ["netns", "add", names[0]], ["netns", "add", names[1]],
+        ["link", "add", ends[0], "netns", names[0], "type", "veth", "peer", "name", ends[1], "netns", names[1]],
+    ]  # fmt: skip
+    for name, end, address in zip(names, ends, (A, B)):
+        steps += [["-n", name, "address", "add", f"{address}/24", "dev", end]]
+        steps += [["-n", name, "link", "set", device, "up"] for device in (end, "lo")]
+    try:
+        for step in steps:
+            try:
+                subprocess.run(["ip", *step], check=True, capture_output=True, text=True)
+            except (OSError, subprocess.CalledProcessError) as error:
+                pytest.skip(f"no network namespaces here: {getattr(error, 'stderr', None) or error}")
+        yield names
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+
+
+def test_two_machines(two_machines: tuple[str, str], tmp_path: Path) -> None:
+    """A rank on a core in each of two network namespaces; one is killed, and all answers are those of one process."""
+    infer = [*INFER, "--streams-per-gpu", "2", "--image", folder_of(tmp_path / "in", 300), "--jsonl"]
+    meet = ["--nnodes=2", "--nproc-per-node=1", f"--master-addr={A}", "--master-port=29400", "--max-restarts=1"]
+    cores = sorted(os.sched_getaffinity(0))
+    pinned = [["taskset", "--cpu-list", str(core)] for core in (cores[0], cores[-1])]
+    file = tmp_path / "two.jsonl"
+    processes = [
+        start(*pinned[i], "ip", "netns", "exec", name, *TORCHRUN, *meet, f"--node-rank={i}", *infer, file)
+        for i, name in enumerate(two_machines)
+    ]
+    kill_when_answering(processes[1], file)
+    outputs = [end_of(process) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert "error on rank 0: rank 1 died while rank 0 was" in outputs[0] and "are there already" in outputs[0]
+    assert "300 pictures" in end_of(start(*pinned[0], sys.executable, *infer, tmp_path / "one.jsonl"))
+    two, one = rows_of(tmp_path / "two.jsonl"), rows_of(tmp_path / "one.jsonl")
+    assert [row["image"] for row in two] == [row["image"] for row in one]
+    for got, expected in zip(two, one, strict=True):
+        for t, e in zip(got["top5"], expected["top5"], strict=True):
+            assert t["label"] == e["label"] and t["probability"] == pytest.approx(e["probability"], rel=1e-5)

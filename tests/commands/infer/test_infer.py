@@ -1,0 +1,302 @@
+"""launch/infer.py as its users run it: one process, and real ranks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from conftest import GOLDEN, OPTIONAL, ROOT, launch, relative
+from parallel_parnet import Engine, fold, load_checkpoint, save_checkpoint
+from parallel_parnet.commands.common import plain_console
+from parallel_parnet.commands.infer.few import Answers, verify
+from parallel_parnet.commands.infer.many import Pictures
+from parallel_parnet.commands.infer.tables import show_predictions
+from parallel_parnet.files import write_json
+from parallel_parnet.preprocess import Preprocess, find_images
+
+DEMO = ROOT / "launch" / "demo"
+KEYS = {
+    "predictions", "logits", "latency_ms", "placement", "executor", "device", "dtype", "world_size", "depth",
+    "max_abs_difference",
+}  # fmt: skip
+QUICK = ("--device", "cpu", "--iterations", 3, "--warmup", 1)
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """What one process with the plain reference answers."""
+    file = tmp_path_factory.mktemp("single") / "answer.json"
+    run = launch("infer.py", *QUICK, "--executor", "reference", "--json", file)
+    assert run.returncode == 0, run.stderr
+    return json.loads(file.read_text())
+
+
+@pytest.mark.ranks
+def test_torchrun_with_defaults(single: dict, tmp_path: Path) -> None:
+    run = launch("infer.py", "--streams-per-gpu", 1, "--verify", "--json", tmp_path / "a.json", ranks=1)
+    assert run.returncode == 0, run.stderr
+    result = json.loads((tmp_path / "a.json").read_text())
+    assert result.keys() >= KEYS
+    assert relative(torch.tensor(result["logits"]), torch.tensor(single["logits"])) < 1e-5
+    assert result["latency_ms"].keys() == {"median", "p90", "p95", "p99", "mean", "n"}
+    assert result["latency_ms"]["n"] == 50
+    assert result["depth"] == 12
+    labels = json.loads((DEMO / "labels.json").read_text())
+    assert [Path(row["image"]).name for row in result["predictions"]] == list(labels)
+    for row, logits in zip(result["predictions"], result["logits"], strict=True):
+        probabilities = torch.tensor(logits).softmax(0)
+        assert [t["index"] for t in row["top5"]] == probabilities.topk(5).indices.tolist()
+        assert row["top5"][0]["probability"] == pytest.approx(probabilities.max().item(), abs=1e-6)
+    if not torch.cuda.is_available():
+        assert "3 streams share 1 lane" in run.stdout
+    for word in ("Ankle boot", "median", "stream 2", "Placement", "equal up to rounding"):
+        assert word in run.stdout
+
+
+def test_the_demo_is_right(single: dict) -> None:
+    labels = json.loads((DEMO / "labels.json").read_text())
+    right = sum(row["top5"][0]["label"] == labels[Path(row["image"]).name] for row in single["predictions"])
+    assert right >= 9
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(
+    ("ranks", "k", "options"),
+    [
+        (3, 1, ("--executor", "eager")),
+        (2, 2, ("--executor", ["eager", *OPTIONAL][-1], "--batch-size", 4)),
+        (3, 2, ("--executor", "auto")),
+        (3, 1, ("--executor", "auto", "--dtype", "bf16")),
+    ],
+)
+def test_ranks_give_the_same_logits(single: dict, ranks: int, k: int, options: tuple, tmp_path: Path) -> None:
+    run = launch(
+        "infer.py", *QUICK, "--streams-per-gpu", k, *options, "--verify", "--json", tmp_path / "a.json", ranks=ranks
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    result = json.loads((tmp_path / "a.json").read_text())
+    assert relative(torch.tensor(result["logits"]), torch.tensor(single["logits"])) < result["limit"]
+    assert result["limit"] == 1e-5 or "bf16" in options
+    assert result["world_size"] == ranks
+    assert len(result["placement"]["lanes"]) == ranks
+    assert all(lane["threads"] >= 1 for lane in result["placement"]["lanes"])
+    assert run.stdout.count("Placement") == 1, "rank 0 alone prints"
+    assert "waiting" in result["stages_ms"][0]
+
+
+@pytest.mark.skipif("openvino" not in OPTIONAL, reason="there is nothing to choose without OpenVINO")
+def test_one_process_chooses_its_placement(single: dict, tmp_path: Path) -> None:
+    run = launch("infer.py", *QUICK, "--placement", "auto", "--verify", "--json", tmp_path / "a.json")
+    assert run.returncode == 0, run.stdout + run.stderr
+    result = json.loads((tmp_path / "a.json").read_text())
+    assert relative(torch.tensor(result["logits"]), torch.tensor(single["logits"])) < 1e-5
+    chosen = result["placement"]["lanes"]
+    assert f"{len(chosen)} lane(s) of {chosen[0]['threads']} thread(s)" in run.stdout.splitlines()[0]
+    assert result["start_up_s"].keys() >= {"load", "fold", "first answer"}
+    assert all(seconds > 0 for seconds in result["start_up_s"].values())
+
+
+@pytest.mark.ranks
+@pytest.mark.skipif("openvino" not in OPTIONAL, reason="says what takes the place of native")
+@pytest.mark.parametrize("ranks", [0, 3])
+def test_one_line_says_why_native_cannot_be_had(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    run = launch("infer.py", *QUICK, ranks=ranks)
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.count("native") == 1, run.stderr
+    assert "note: executor openvino runs, since native cannot be had: no C compiler: install gcc" in run.stderr
+
+
+@pytest.mark.ranks
+def test_ranks_on_a_golden_checkpoint(tmp_path: Path) -> None:
+    run = launch(
+        "infer.py", *QUICK, "--checkpoint", GOLDEN / "official_narrow_silu.pth.tar", "--ema", "--img-size", 96,
+        "--image", DEMO / "pictures", "--verify", "--json", tmp_path / "a.json", ranks=3,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout + run.stderr
+    result = json.loads((tmp_path / "a.json").read_text())
+    assert result["size"] == 96
+    assert len(result["logits"][0]) == 1000
+    assert result["predictions"][0]["top5"][0]["label"].startswith("class ")
+
+
+def one_line(run_stderr: str) -> str:
+    """The one line of error that the script, not torchrun, wrote."""
+    lines = [line for line in run_stderr.splitlines() if line.startswith("error")]
+    assert len(lines) == 1, run_stderr
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--model", "parnet_xxl"), "choose one of parnet_s"),
+        (("--checkpoint", "absent.pth.tar"), "no such checkpoint"),
+        (("--checkpoint", "README.md"), "not a whole PyTorch checkpoint"),
+        (("--image", "absent.png"), "no such file"),
+        (("--image", "README.md"), "not a picture"),
+        (("--image", "tests"), "no pictures in this folder"),
+        (("--img-size", "50"), "multiples of 32"),
+        (("--dtype", "float16", "--device", "cpu"), "choose float32 or bfloat16"),
+        (("--executor", "tensorrt"), "invalid choice"),
+        (("--nonsense",), "see --help"),
+        (("--iterations", "0"), "at least 1"),
+        (("--streams-per-gpu", "0"), "at least 1"),
+        (("--executor", "cuda_streams", "--streams-per-gpu", "2"), "give --streams-per-gpu 3"),
+        (("--model", "parnet_s", "--ema"), "--ema"),
+        (("--labels", "README.md"), "give one name per line"),
+        (("--json", "absent/answer.json"), "cannot be written"),
+        (("--device", "toaster"), "choose cpu or cuda"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_bad_input(arguments: tuple, message: str) -> None:
+    run = launch("infer.py", *QUICK, *arguments)
+    assert run.returncode == 2
+    assert message in one_line(run.stderr)
+    assert "Traceback" not in run.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about one device")
+def test_strict() -> None:
+    run = launch("infer.py", *QUICK, "--streams-per-gpu", 1, "--strict")
+    assert run.returncode == 2
+    assert "share 1 lane" in one_line(run.stderr)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(
+    ("ranks", "arguments", "message"),
+    [
+        (2, ("--streams-per-gpu", 1), "do not cover 3 streams"),
+        (4, ("--streams-per-gpu", 1), "at most 3 ranks"),
+        (3, ("--image", "README.md"), "not a picture"),
+        (3, ("--checkpoint", "absent.pth.tar"), "no such checkpoint"),
+    ],
+)
+def test_bad_input_with_ranks(ranks: int, arguments: tuple, message: str) -> None:
+    run = launch("infer.py", *QUICK, *arguments, ranks=ranks, timeout=60)
+    assert run.returncode != 0
+    assert message in one_line(run.stderr)
+    for rank in range(ranks):
+        assert f"rank {rank}" not in run.stdout
+    assert "exitcode  : 2" in run.stderr, "torchrun's summary tells the ranks' status"
+    assert "exitcode  : 1 " not in run.stderr
+
+
+def test_a_bad_picture_in_a_folder(tmp_path: Path) -> None:
+    good = sorted((DEMO / "pictures").glob("*.png"))[:2]
+    for picture in good:
+        shutil.copy(picture, tmp_path)
+    (tmp_path / "bad.png").write_bytes(good[0].read_bytes()[:-30])
+    (tmp_path / "text.jpg").write_text("hello")
+    Image.open(good[0]).convert("RGB").save(tmp_path / "z.webp")
+    run = launch("infer.py", *QUICK, "--image", tmp_path, "--json", tmp_path / "a.json", "--verify", "-b", 2)
+    assert run.returncode == 1
+    result = json.loads((tmp_path / "a.json").read_text())
+    assert [Path(row["image"]).name for row in result["predictions"]] == [p.name for p in good] + ["z.webp"]
+    assert [Path(row["image"]).name for row in result["skipped"]] == ["bad.png", "text.jpg"]
+    assert "skipped" in run.stdout
+    for name in [p.name for p in good] + ["z.webp"]:
+        (tmp_path / name).unlink()
+    run = launch("infer.py", *QUICK, "--image", tmp_path)
+    assert run.returncode == 2
+    assert "none of 2 pictures" in one_line(run.stderr)
+
+
+NO_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"WORLD_SIZE": "1", "RANK": "3"}, "RANK='3' in the environment: torchrun sets 0 to 0"),
+        ({"WORLD_SIZE": "2", "RANK": "two"}, "RANK='two'"),
+        ({"RANK": ""}, "RANK=''"),
+        ({"WORLD_SIZE": "0", "RANK": "0"}, "WORLD_SIZE='0'"),
+        ({"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "1"}, "LOCAL_RANK='1'"),
+        ({"WORLD_SIZE": "1", "RANK": "0", "LOCAL_WORLD_SIZE": "0"}, "LOCAL_WORLD_SIZE='0'"),
+    ],
+    ids=str,
+)
+def test_ranks_that_cannot_be(environment: dict, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in NO_RANKS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    run = launch("infer.py", *QUICK)
+    assert run.returncode == 2
+    assert message in one_line(run.stderr)
+    assert launch("plan.py", "--help").returncode == 0, "what needs no rank goes on"
+
+
+def test_a_launcher_that_sets_no_local_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in NO_RANKS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert launch("infer.py", *QUICK).returncode == 0
+
+
+@pytest.fixture
+def checkpoint_gone_mad(tmp_path: Path) -> Path:
+    """Weights that are finite, and give logits that are not."""
+    model = load_checkpoint(DEMO / "parnet_fashion.safetensors")
+    with torch.no_grad():
+        for block in model.streams[0]:
+            block.block.rbr_dense.bn.weight *= 1e15
+    save_checkpoint(model, tmp_path / "mad.safetensors")
+    return tmp_path / "mad.safetensors"
+
+
+def test_logits_that_are_no_numbers(checkpoint_gone_mad: Path, tmp_path: Path) -> None:
+    options = (*QUICK, "--checkpoint", checkpoint_gone_mad, "--verify")
+    run = launch("infer.py", *options)
+    assert run.returncode == 2
+    assert "none of 10 pictures has an answer" in one_line(run.stderr) and "no finite numbers" in run.stderr
+    assert "nan" not in run.stdout and "equal" not in run.stdout
+    run = launch("infer.py", *options[:-1], "--jsonl", tmp_path / "answers.jsonl")
+    assert run.returncode == 1
+    rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert len(rows) == 10 and all("no finite numbers" in row["reason"] for row in rows)
+
+
+def test_a_comparison_with_nan_fails(tmp_path: Path) -> None:
+    """Whatever makes an executor's logits NaN, `verify` is no place that lets them pass."""
+    program = fold(load_checkpoint(DEMO / "parnet_fashion.safetensors"))
+    images = [str(path) for path in find_images([DEMO / "pictures"])]
+    pictures = Pictures([Path(image) for image in images], 1, Preprocess.of(program.config))
+    found = Answers(images, [torch.full((10,), torch.nan)] * len(images))
+    for dtype in (torch.float32, torch.bfloat16):
+        _, error, limit = verify(Engine(program, device="cpu", dtype=dtype), pictures, found)
+        assert not error <= limit
+    write_json(tmp_path / "a.json", {"error": error, "rows": [(torch.nan, 1.5)]})
+    assert json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail) == {
+        "error": "inf", "rows": [["nan", 1.5]],
+    }  # fmt: skip
+
+
+def test_what_a_folder_holds_beside_pictures(tmp_path: Path) -> None:
+    shutil.copy(DEMO / "pictures" / "7-sneaker.png", tmp_path)
+    (tmp_path / "._7-sneaker.png").write_bytes(b"AppleDouble")
+    (tmp_path / "raw.nef").touch()
+    (tmp_path / "deeper [b]").mkdir()
+    file = tmp_path / "deeper [b]" / "answers.jsonl"
+    run = launch("infer.py", *QUICK, "--image", tmp_path, "--jsonl", file)
+    assert run.returncode == 0, run.stderr
+    said = " ".join(run.stdout.split())
+    assert "1 file(s) passed over (.nef), 1 folder(s) in it not searched" in said and "/deeper [b]/answers" in said
+    assert len(file.read_text().splitlines()) == 1
+
+
+def test_names_are_no_markup() -> None:
+    written = StringIO()
+    top5 = [{"label": label, "index": i, "probability": 0.2} for i, label in enumerate(("[/b]", "[red]x", ":dog:"))]
+    show_predictions([{"image": "a [i].png", "top5": top5}], plain_console(file=written, width=100))
+    assert all(name in written.getvalue() for name in ("[/b]", "[red]x", ":dog:", "a [i].png"))

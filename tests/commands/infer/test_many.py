@@ -1,0 +1,218 @@
+"""A stream of requests into a file of lines: each picture once, whatever was cut off, and no other file touched."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from conftest import ROOT, free_port, launch
+from parallel_parnet import Engine, ParNetError, Placement, fold, load_checkpoint
+from parallel_parnet.commands.infer.lines import AnswerLines
+from parallel_parnet.commands.infer.many import AHEAD, Batch, Pictures, classify_into, spread
+from parallel_parnet.preprocess import Preprocess
+
+DEMO = ROOT / "launch" / "demo"
+ORIGINALS = sorted((DEMO / "pictures").glob("*.png"))
+INFER = (sys.executable, str(ROOT / "launch" / "infer.py"), "--device", "cpu", "--executor", "eager")
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    program = fold(load_checkpoint(DEMO / "parnet_fashion.safetensors"))
+    return Engine(program, Placement.single(program), "cpu", executor="eager")
+
+
+def folder_of(folder: Path, count: int) -> Path:
+    """A folder of links to the demo's pictures, in turn."""
+    folder.mkdir()
+    for i in range(count):
+        (folder / f"{i:05}.png").symlink_to(ORIGINALS[i % len(ORIGINALS)])
+    return folder
+
+
+def answer(engine: Engine, pictures: list[Path], file: Path, batch: int = 1) -> dict:
+    work = Pictures(pictures, batch, Preprocess.of(engine.program.config))
+    with AnswerLines(file, "settings") as lines:
+        return classify_into(lines, engine, work, list(engine.program.config.labels), Console(quiet=True))
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_file_that_was_cut_anywhere_is_completed_to_the_same_bytes(
+    engine: Engine, batch: int, tmp_path: Path
+) -> None:
+    pictures = sorted(folder_of(tmp_path / "in", 23).iterdir())
+    pictures[7].unlink()
+    pictures[7].write_text("no picture")
+    whole = tmp_path / "whole.jsonl"
+    result = answer(engine, pictures, whole, batch)
+    assert (result["pictures"], result["already_there"], result["skipped"]) == (23, 0, 1)
+    rows = [json.loads(line) for line in whole.read_text().splitlines()]
+    assert [row["image"] for row in rows] == [str(path) for path in pictures]
+    assert "not a picture" in rows[7]["reason"] and "top5" not in rows[7]
+    content = whole.read_bytes()
+    ends = [i + 1 for i, byte in enumerate(content) if byte == ord("\n")]
+    rng = random.Random()
+    for cut in [0, 1, ends[0] - 1, ends[0], len(content) - 1, *(rng.randrange(len(content)) for _ in range(10))]:
+        file = tmp_path / f"cut-{cut}.jsonl"
+        file.write_bytes(content[:cut])
+        result = answer(engine, pictures, file, batch)
+        assert result["already_there"] == sum(end <= cut for end in ends)
+        assert file.read_bytes() == content, f"cut after {cut} bytes"
+
+
+def test_the_answers_are_the_engines(engine: Engine, tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    answer(engine, ORIGINALS, file, batch=3)
+    preprocess = Preprocess.of(engine.program.config)
+    labels = json.loads((DEMO / "labels.json").read_text())
+    right = 0
+    for path, line in zip(ORIGINALS, file.read_text().splitlines(), strict=True):
+        probabilities = engine(preprocess(path)[None])[0].softmax(0)
+        top5 = json.loads(line)["top5"]
+        assert [t["index"] for t in top5] == probabilities.topk(5).indices.tolist()
+        assert torch.allclose(torch.tensor([t["probability"] for t in top5]), probabilities.topk(5).values, rtol=1e-4)
+        right += top5[0]["label"] == labels[path.name]
+    assert right >= 9
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"my notes\n", "line 1 is no answer"),
+        (b"my notes, without an end of line", "line 1 is no answer"),
+        (b'{"image": "a", "top5": []}\n', "line 1 is no answer"),
+        (b'{"image": "a", "settings": "settings"}\n[1]\n', "line 2 is no answer"),
+        (b'{"image": "a", "settings": "others"}\n', "another network, picture size, precision or labels"),
+        (b'{"image": "a", "settings": "settings"}\n' * 2, "line 2 has a a second time"),
+    ],
+)
+def test_a_file_that_is_not_ours_is_refused_and_left_alone(content: bytes, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(content)
+    with pytest.raises(ParNetError, match=message):
+        AnswerLines(file, "settings")
+    assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize("path", ["/dev/full", ".", "absent/a.jsonl"])
+def test_no_file(path: str, tmp_path: Path) -> None:
+    with pytest.raises(ParNetError, match=r"not a regular file|cannot be written"):
+        AnswerLines(tmp_path / path, "settings")
+
+
+def test_one_writer_at_a_time(tmp_path: Path) -> None:
+    with AnswerLines(tmp_path / "a", "settings"), pytest.raises(ParNetError, match="another run is writing it"):
+        AnswerLines(tmp_path / "a", "settings")
+    AnswerLines(tmp_path / "a", "settings").close()
+
+
+def test_pictures_are_decoded_a_bounded_number_ahead(tmp_path: Path) -> None:
+    decoded = []
+
+    class Counting(Preprocess):
+        def pixels(self, image):  # type: ignore[no-untyped-def]
+            decoded.append(1)
+            return super().pixels(image)
+
+    pictures = Pictures(sorted(folder_of(tmp_path / "in", 100).iterdir()), 1, Counting(32, 1.0, (0,) * 3, (1,) * 3))
+    work = pictures.batches()
+    for taken in range(1, 20):
+        assert isinstance(next(work), Batch)
+        time.sleep(0.01)
+        assert len(decoded) <= taken + AHEAD
+    work.close()
+    assert len(decoded) < 60, "closing gives up what was not begun"
+
+
+def test_percentiles() -> None:
+    found = spread([i / 1000 for i in range(101)])
+    assert found == pytest.approx({"median": 50, "p90": 90, "p95": 95, "p99": 99, "mean": 50, "n": 101})
+
+
+def small_files() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+
+
+def test_a_full_disk_and_going_on_after_it(tmp_path: Path) -> None:
+    """The limit on a file's size fails as a full disk does: part of a line is taken, the rest refused."""
+    command = [*INFER, "--image", str(folder_of(tmp_path / "in", 30)), "--jsonl", str(tmp_path / "a.jsonl")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, preexec_fn=small_files)
+    assert run.returncode == 2
+    assert run.stderr.count("\n") == 1 and "a.jsonl: cannot be written (File too large)" in run.stderr
+    rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert 5 < len(rows) < 30
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0 and f"{len(rows)} of 30 pictures are there already" in run.stdout
+    rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert [row["image"] for row in rows] == [str(tmp_path / "in" / f"{i:05}.png") for i in range(30)]
+
+
+def fill(file: Path) -> None:
+    with AnswerLines(file, "settings") as lines:
+        for i in range(1000):
+            lines.append(f"{i}.png", {"top5": ["x" * 150]})
+
+
+def test_a_disk_that_is_full_or_read_only(tmp_path: Path) -> None:
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "small", tmp_path], capture_output=True, text=True)
+    if mount.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mount.stderr.strip()}")
+    try:
+        file = tmp_path / "a.jsonl"
+        with pytest.raises(ParNetError, match="No space left"):
+            fill(file)
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        assert [row["image"] for row in rows] == [f"{i}.png" for i in range(len(rows))] and len(rows) > 20
+        subprocess.run(["mount", "-o", "remount,ro", tmp_path], check=True)
+        with pytest.raises(ParNetError, match="Read-only"):
+            AnswerLines(file, "settings")
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("ranks", [0, pytest.param(2, marks=pytest.mark.ranks)])
+def test_signals_end_all_ranks_and_leave_whole_lines(number: signal.Signals, ranks: int, tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    python, *infer = INFER
+    torchrun = [python, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", f"--master-port={free_port()}"]
+    options = ["--streams-per-gpu", "2", "--image", str(folder_of(tmp_path / "in", 5000)), "--jsonl", str(file)]
+    process = subprocess.Popen(
+        [*(torchrun if ranks else [python]), *infer, *options],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    while process.poll() is None and not (file.exists() and file.stat().st_size):
+        time.sleep(0.05)
+    started = descendants(process.pid)
+    assert len(started) == ranks
+    process.send_signal(number)
+    sent = time.monotonic()
+    output, _ = process.communicate(timeout=30)
+    assert time.monotonic() - sent < 5
+    assert process.returncode == (1 if ranks else 128 + number), output
+    assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
+    lines = file.read_text().splitlines(keepends=True)
+    assert 0 < len(lines) < 5000 and all(line.endswith("}\n") for line in lines)
+
+
+def descendants(pid: int) -> list[int]:
+    """Children of a process, and theirs."""
+    found = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return found + [grandchild for child in found for grandchild in descendants(child)]
+
+
+def test_verify_needs_all_logits(tmp_path: Path) -> None:
+    run = launch("infer.py", "--device", "cpu", "--jsonl", tmp_path / "a.jsonl", "--verify")
+    assert run.returncode == 2 and "leave it out with --jsonl" in run.stderr

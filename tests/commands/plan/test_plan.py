@@ -1,0 +1,109 @@
+"""launch/plan.py, --placement auto and the words and bars of a schedule, as users meet them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from conftest import SMALL, launch
+from parallel_parnet import Placement, create_model, fold
+from parallel_parnet.planning.costs import Costs
+from parallel_parnet.planning.explain import duration, gantt
+from parallel_parnet.planning.planner import schedule
+from parallel_parnet.program.program import INPUT
+
+PARNET = fold(create_model(SMALL))
+
+
+def test_bars() -> None:
+    """Operations take 1, transfers 2: a character for each second."""
+    costs = Costs(dict.fromkeys(PARNET.by_name, 1.0), dict.fromkeys([INPUT, *PARNET.by_name], 2.0))
+    result = schedule(PARNET, Placement.from_streams_per_gpu(PARNET, 1, 3), costs)
+    assert result.makespan == 18
+    lines = [line[10:] for line in gantt(result, width=36).splitlines()]
+    assert lines[1] == "|s|s|0|0|0|0|f" + "." * 10 + "|f....|f|f|h"
+    assert lines[2] == ">>>1>>>2"
+    assert lines[3] == "...." + "|s|s|s|1|1|1|1|1" + "." * 16
+    assert lines[4] == " " * 20 + ">>>0"
+    assert lines[5] == "." * 8 + "|s|s|s|s|2|2|2|2|2" + "." * 10
+    assert lines[6] == " " * 26 + ">>>0"
+
+
+def test_a_launch_of_several_operations_shows_them_all() -> None:
+    costs = Costs(dict.fromkeys(PARNET.by_name, 1.0), dict.fromkeys([INPUT, *PARNET.by_name], 2.0), grouped=True)
+    result = schedule(PARNET, Placement.single(PARNET), costs)
+    assert gantt(result, width=92).splitlines()[1][10:].startswith("|sss|sss|s0s0s0s|s01s01s01s0|012012012")
+
+
+def test_durations() -> None:
+    assert [duration(t) for t in (2.5, 0.0314, 71.48e-6, 2e-7)] == ["2.5 s", "31.4 ms", "71.5 us", "0.2 us"]
+
+
+def test_plan(tmp_path: Path) -> None:
+    figure = tmp_path / "plan.svg"
+    run = launch("plan.py", "--model", "parnet_xl", "--gpus", 3, "--link", "peer", "--figure", figure, "--json", "-")
+    assert run.returncode == 0, run.stderr
+    result = json.loads(run.stdout.splitlines()[-1])
+    best = result["best"]
+    assert best["lanes"] == 3
+    assert best["speed_up"] > 1.3
+    assert best["bounds_s"]["lower"] <= best["makespan_s"] <= result["runner_up"]["makespan_s"]
+    assert best["critical_path"][-1]["end_s"] == best["makespan_s"]
+    assert "3 lanes over peer" in run.stderr
+    assert "is on the critical path" in run.stderr
+    assert "computed, not measured" in run.stderr
+    assert figure.read_text().lstrip().startswith("<?xml")
+
+
+def test_plan_with_times_of_this_machine(tmp_path: Path) -> None:
+    out = tmp_path / "plan.json"
+    run = launch(
+        "plan.py", "--device", "measured", "--gpus", 2, "--exactly", "--link", "1us,100GB/s", "--json", out
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert "lane 1" in run.stdout
+    assert json.loads(out.read_text())["best"]["lanes"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--gpus", 0), "--gpus 0: must be at least 1"),
+        (("--link", "5us,-1GB/s"), "bandwidth -1e+09 bytes/s; it must be positive"),
+        (("--link", "absent.json"), "no measured link"),
+        (("--efficiency", 0.5, "--device", "measured"), "leave it out"),
+        (("--dtype", "float32"), "give --dtype bfloat16"),
+        (("--gpus", 1, "--figure", "plan.pdf"), "ends in .svg or .png"),
+    ],
+)
+def test_wrong_requests(arguments: tuple, message: str) -> None:
+    run = launch("plan.py", *arguments)
+    assert run.returncode == 2
+    assert len(run.stderr.splitlines()) == 1
+    assert message in run.stderr
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("ranks", [0, 1, 2])
+def test_infer_places_by_itself(tmp_path: Path, ranks: int) -> None:
+    out = tmp_path / "answer.json"
+    run = launch("infer.py", "--placement", "auto", "--iterations", 5, "--verify", "--json", out, ranks=ranks)
+    assert run.returncode == 0, run.stderr
+    result = json.loads(out.read_text())
+    lanes = {lane for on in result["placement"]["operations"].values() for lane in on}
+    assert lanes == set(range(max(1, ranks)))
+    assert result["relative_difference"] < 1e-5
+
+
+@pytest.mark.ranks
+def test_links_are_measured(tmp_path: Path) -> None:
+    out = tmp_path / "link.json"
+    run = launch("infer.py", "--measure-links", "--device", "cpu", "--iterations", 20, "--json", out, ranks=2)
+    assert run.returncode == 0, run.stderr
+    links = json.loads(out.read_text())["links"]
+    assert [link["link"] for link in links] == ["shared", "gloo"]
+    assert all(link["bytes_per_s"] > 0 for link in links)
+    plan = launch("plan.py", "--gpus", 2, "--link", f"{out}:gloo")
+    assert plan.returncode == 0, plan.stderr

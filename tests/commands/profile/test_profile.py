@@ -1,0 +1,247 @@
+"""launch/profile.py: command lines for Nsight, its exports, words and pages from traces, and its errors."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import random
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterable
+from contextlib import closing
+from pathlib import Path
+from signal import SIGPIPE
+
+import pytest
+
+from conftest import ROOT, TracedRun, launch
+from parallel_parnet import ParNetError
+from parallel_parnet.profiling import advice, nsight, report, trace_format
+from parallel_parnet.profiling.ranges import CAPTURED, DOMAIN
+from parallel_parnet.profiling.timeline import REAL, Bar
+
+FIXTURES = ROOT / "tests" / "profiling" / "fixtures"
+THREE = ["torchrun", "--nproc-per-node", "3", "launch/infer.py", "--batch-size", "2"]
+
+
+def test_nsys_with_one_process_and_with_ranks() -> None:
+    alone = nsight.nsys_command(["python", "launch/infer.py"], Path("out"))
+    assert alone == [
+        "nsys", "profile", "--trace=cuda,nvtx", "--cuda-graph-trace=node", "--sample=none", "--cpuctxsw=none",
+        "--capture-range=nvtx", "--nvtx-capture=traced@parallel_parnet", "--capture-range-end=stop",
+        "--force-overwrite=true", "--output=out/rank0", "python", "launch/infer.py", "--trace", "out/trace.json.gz",
+    ]  # fmt: skip
+    ranks = nsight.nsys_command([*THREE, "--trace", "mine.json"], Path("out"), "cudaProfilerApi")
+    assert ranks[:5] == ["torchrun", "--nproc-per-node", "3", "--no-python", "nsys"]
+    assert "--capture-range=cudaProfilerApi" in ranks
+    assert ranks[-7:] == [
+        "--output=out/rank%q{RANK}", "python", "launch/infer.py", "--batch-size", "2", "--trace", "mine.json",
+    ]  # fmt: skip
+    assert not any(word.startswith("--capture-range") for word in nsight.nsys_command(THREE, Path("out"), "none"))
+
+
+def test_the_python_of_a_torchrun_elsewhere() -> None:
+    assert "/env/bin/python" in nsight.nsys_command(["/env/bin/torchrun", "launch/infer.py"], Path("out"))
+    module = ["/env/bin/python3", "-m", "torch.distributed.run", "launch/infer.py"]
+    assert nsight.nsys_command(module, Path("out")).count("/env/bin/python3") == 2
+
+
+def test_ncu_on_one_kernel() -> None:
+    line = nsight.ncu_command(THREE, Path("out"), "level.*", skip=7, count=2, lock_clocks=False)
+    assert line[:5] == [*THREE[:3], "--no-python", "ncu"]
+    wanted = {
+        "--kernel-name=regex:level.*", "--launch-skip=7", "--launch-count=2", "--clock-control=none",
+        "--graph-profiling=node", "--export=out/rank%q{RANK}",
+    }  # fmt: skip
+    assert wanted <= set(line)
+    assert not any("--clock-control" in word for word in nsight.ncu_command(THREE, Path("out"), "level"))
+
+
+@pytest.mark.ranks
+def test_every_rank_ran_under_its_own_nsys(traced_run: TracedRun) -> None:
+    for line in traced_run.nsys:
+        assert line[1] == "profile"
+        assert f"--output={traced_run.folder}/rank%q{{RANK}}" in line
+        assert line[line.index(sys.executable) + 1] == str(ROOT / "launch" / "infer.py")
+
+
+def exported(bars: Iterable[Bar], ahead: float) -> list[tuple[str, int, int]]:
+    """A lane's real path as ranges in nanoseconds of a session that began `ahead` seconds before the trace."""
+    found = [(b.name, round((b.start + ahead) * 1e9), round((b.end + ahead) * 1e9)) for b in bars if b.row == REAL]
+    return sorted(found, key=lambda r: r[1])
+
+
+def write_tables(folder: Path, rank: int, ranges: list[tuple[str, int, int]], kernels: list[tuple]) -> None:
+    """Both tables of nsys stats, in the layout of the recorded headers in tests/profiling_fixtures."""
+    for name, rows in ((nsight.REPORTS[0], ranges), (nsight.REPORTS[1], kernels)):
+        header = next(csv.reader((FIXTURES / f"{name}.csv").read_text().splitlines()[2:]))
+        with (folder / f"rank{rank}_{name}.csv").open("w", newline="") as file:
+            file.write("NOTICE: Existing SQLite export found: rank.sqlite\nProcessing [rank.sqlite]...\n")
+            writer = csv.DictWriter(file, header, restval="")
+            writer.writeheader()
+            for text, start, end, *stream in rows:
+                named = {
+                    "Name": text if stream else f"{DOMAIN}:{text}",
+                    "Start (ns)": start,
+                    "Duration (ns)": end - start,
+                }
+                writer.writerow(named | ({"Strm": stream[0]} if stream else {}))
+
+
+def write_database(file: Path, epoch: int, ranges: list[tuple[str, int, int]], kernels: list[tuple]) -> None:
+    """What nsys export --type sqlite writes, as far as its schema's reference names what is read here."""
+    with closing(sqlite3.connect(file)) as db:
+        db.execute("CREATE TABLE TARGET_INFO_SESSION_START_TIME (utcEpochNs INT)")
+        db.execute("CREATE TABLE StringIds (id INTEGER PRIMARY KEY, value TEXT)")
+        db.execute("CREATE TABLE NVTX_EVENTS (start INT, end INT, eventType INT, text TEXT, textId INT, domainId INT)")
+        db.execute("CREATE TABLE CUPTI_ACTIVITY_KIND_KERNEL (start INT, end INT, streamId INT, demangledName INT)")
+        db.execute("INSERT INTO TARGET_INFO_SESSION_START_TIME VALUES (?)", (epoch,))
+        db.execute("INSERT INTO NVTX_EVENTS VALUES (0, NULL, 75, ?, NULL, 3)", (DOMAIN,))
+        db.execute("INSERT INTO NVTX_EVENTS VALUES (1, 9, 59, 'somebody else', NULL, 0)")
+        names = {name: i for i, name in enumerate({r[0] for r in (*ranges, *kernels)})}
+        db.executemany("INSERT INTO StringIds VALUES (?, ?)", [(i, name) for name, i in names.items()])
+        rows = [(start, end, 59, names[name]) for name, start, end in ranges]
+        db.executemany("INSERT INTO NVTX_EVENTS VALUES (?, ?, ?, NULL, ?, 3)", rows)
+        rows = [(start, end, stream, names[name]) for name, start, end, stream in kernels]
+        db.executemany("INSERT INTO CUPTI_ACTIVITY_KIND_KERNEL VALUES (?, ?, ?, ?)", rows)
+        db.commit()
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("kind", ["tables", "databases"])
+def test_exports_give_the_timeline_back(traced_run: TracedRun, tmp_path: Path, kind: str) -> None:
+    """The real run's ranges, put into Nsight's layout with made-up sessions and kernels, are read as they were."""
+    timeline = trace_format.read(traced_run.trace)
+    starts = [request_start(timeline.bars, lane) for lane in range(3)]
+    for lane in range(3):
+        own, ahead = [bar for bar in timeline.bars if bar.lane == lane], random.uniform(1, 9)
+        ranges = exported(own, ahead)
+        kernels = [(f"kernel_{i}", start, (start + end) // 2, 7) for i, (_, start, end) in enumerate(ranges[-3:])]
+        ranges.insert(0, (CAPTURED, ranges[0][1] - 5, max(end for _, _, end in ranges) + 5))
+        if kind == "tables":
+            write_tables(tmp_path, lane, ranges, kernels)
+        else:
+            write_database(tmp_path / f"rank{lane}.sqlite", 10**18 + round(-ahead * 1e9), ranges, kernels)
+    merged = nsight.merge(timeline, tmp_path)
+    kernels_found = [bar for bar in merged.bars if bar.kind == "kernel"]
+    assert {bar.row for bar in kernels_found} == {"CUDA stream 7"}
+    assert len(kernels_found) == 9
+    # tables know no moment that they have in common: each rank's first request is taken as simultaneous
+    shifts = [starts[0] - start if kind == "tables" else 0.0 for start in starts]
+    assert placed(merged.bars, [0.0] * 3) == pytest.approx(placed(timeline.bars, shifts), abs=3e-6)
+    assert len(merged.arrows) == len(timeline.arrows)
+    assert ("utcEpochNs" in merged.about["nsight_clocks"]) == (kind == "databases")
+    assert advice.explain(merged)
+
+
+def request_start(bars: Iterable[Bar], lane: int) -> float:
+    return min(bar.start for bar in bars if (bar.lane, bar.row, bar.name) == (lane, REAL, "request"))
+
+
+def placed(bars: Iterable[Bar], shifts: list[float]) -> dict[tuple, float]:
+    """Both ends of every bar but kernels, its real path moved by its lane's shift."""
+    return {
+        (b.lane, b.row, b.number, b.name, end): getattr(b, end) + (shifts[b.lane] if b.row == REAL else 0.0)
+        for b in bars
+        for end in ("start", "end")
+        if b.kind != "kernel"
+    }
+
+
+@pytest.mark.ranks
+def test_exports_of_another_program(traced_run: TracedRun, tmp_path: Path) -> None:
+    timeline = trace_format.read(traced_run.trace)
+    for lane in range(3):
+        ranges = exported([bar for bar in timeline.bars if bar.lane == lane], 1.0)
+        spoiled = [(name.replace("stream 2", "stream 7"), start, end) for name, start, end in ranges]
+        write_tables(tmp_path, lane, spoiled, [])
+    with pytest.raises(ParNetError, match=r"lane 2 has a range 'stem, stream 7'.*differing programs"):
+        nsight.merge(timeline, tmp_path)
+    (tmp_path / "rank1_cuda_gpu_trace.csv").unlink()
+    with pytest.raises(ParNetError, match="no such export; nsys stats"):
+        nsight.merge(timeline, tmp_path)
+
+
+def test_a_recorded_table_is_read() -> None:
+    spans, epoch = nsight.read_rank(FIXTURES, 0)
+    assert epoch is None
+    assert [(s.name, s.row) for s in spans[:3]] == [("request", ""), ("stem, stream 0", ""), ("wait streams.1.4", "")]
+    assert spans[-1].row == "CUDA stream 7"
+    assert spans[-1].end - spans[-1].start == pytest.approx(10_000e-9)
+
+
+@pytest.mark.ranks
+def test_bad_traces(traced_run: TracedRun, tmp_path: Path) -> None:
+    data = traced_run.trace.read_bytes()
+    content = json.loads(gzip.decompress(data))
+    cases = {"cut.json.gz": data[: len(data) // 2], "cut.json": gzip.decompress(data)[:-100], "other.json": b"[]"}
+    next(e for e in content["traceEvents"] if e["name"] == "streams.2.1")["name"] = "streams.9.9"
+    cases["differs.json"] = json.dumps(content).encode()
+    del content["traceEvents"][-1]["ts"]
+    cases["damaged.json"] = json.dumps(content).replace("streams.9.9", "streams.2.1").encode()
+    messages = {}
+    for name, spoiled in cases.items():
+        (tmp_path / name).write_bytes(spoiled)
+        with pytest.raises(ParNetError) as error:
+            trace_format.read(tmp_path / name)
+        messages[name] = str(error.value)
+        assert "\n" not in messages[name]
+        assert name in messages[name] or "lane" in messages[name]
+    assert "not a whole trace" in messages["cut.json.gz"]
+    assert "not a whole trace" in messages["cut.json"]
+    assert "not a trace of this project" in messages["other.json"]
+    assert "ranks with differing programs" in messages["differs.json"]
+    assert "damaged" in messages["damaged.json"]
+
+
+def test_a_reader_that_has_enough() -> None:
+    example = ROOT / "results" / "trace-parnet_s-3-ranks.json.gz"
+    line = [sys.executable, ROOT / "launch" / "profile.py", "explain", example]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        assert run.stdout is not None and run.stderr is not None
+        run.stdout.close()
+        assert run.stderr.read() == b""
+        assert run.wait(60) == 128 + SIGPIPE
+
+
+@pytest.mark.ranks
+def test_the_script_explains_and_draws(traced_run: TracedRun, tmp_path: Path) -> None:
+    run = launch("profile.py", "explain", traced_run.trace)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == advice.explain(trace_format.read(traced_run.trace))
+    absent = tmp_path / "absent" / "page.html"
+    with pytest.raises(ParNetError, match="cannot be written"):
+        report.write(trace_format.read(traced_run.trace), absent)
+
+
+def one_error(run: subprocess.CompletedProcess) -> str:
+    assert run.returncode == 2, run.stdout
+    (line,) = run.stderr.strip().splitlines()
+    return line
+
+
+def test_without_nsys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    line = one_error(launch("profile.py", "nsys", "--", *THREE))
+    assert "nsys is not on the PATH" in line
+    assert "torchrun --nproc-per-node 3 launch/infer.py --batch-size 2 --trace trace.json" in line
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_runs(tmp_path: Path) -> None:
+    line = one_error(launch("infer.py", "--report", tmp_path / "absent" / "page.html"))
+    assert "page.html: cannot be written" in line
+
+
+def test_the_standard_librarys_profile_stays_what_it_is() -> None:
+    """torch imports cProfile, which imports `profile`: not launch/profile.py, for any script and what it starts."""
+    code = (
+        f"import sys, runpy; sys.path[0] = {str(ROOT / 'launch')!r};"
+        f"runpy.run_path({str(ROOT / 'launch' / 'profile.py')!r}); import cProfile, profile; print(profile.__file__);"
+        "import subprocess, os; os.environ['PYTHONPATH'] = os.pathsep.join(sys.path);"
+        "subprocess.run([sys.executable, '-c', 'import cProfile, profile; print(profile.__file__)'], check=True)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert len(run.stdout.splitlines()) == 2
+    assert str(ROOT) not in run.stdout

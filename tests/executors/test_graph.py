@@ -1,0 +1,160 @@
+"""What surrounds a CUDA graph, with a stand-in for the graph: it runs the pass again over the same buffers."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor
+
+from conftest import SMALL, lively, relative
+from parallel_parnet import Engine, ParNetError, fold
+from parallel_parnet.executors.graph import GraphExecutor, Pass, Replay
+from parallel_parnet.executors.local import LocalExecutor
+from parallel_parnet.executors.shapes import MAX_SHAPES, Shapes
+from parallel_parnet.profiling.spans import Recorder
+from parallel_parnet.program.placement import Placement
+from parallel_parnet.program.program import Program
+
+PROGRAM = fold(lively(SMALL, 8))
+CPU = torch.device("cpu")
+REFERENCE = Engine(PROGRAM, device="cpu", executor="reference")
+
+
+class EagerPass:
+    """Reads its picture when it starts and writes its logits a while after, as a device would."""
+
+    def __init__(self, eager: LocalExecutor, shape: torch.Size, delay: float) -> None:
+        self.eager, self.delay, self.runs = eager, delay, 0
+        self.picture = torch.empty(shape)
+        self.logits = torch.empty(shape[0], 10)
+
+    def launch(self) -> None:
+        self.runs += 1
+        logits = self.eager(self.picture)
+        time.sleep(self.delay)
+        self.logits.copy_(logits)
+
+
+class EagerSource:
+    def __init__(self, program: Program, delay: float = 0.0) -> None:
+        self.device, self.delay = CPU, delay
+        self.eager = LocalExecutor(program, Placement.single(program), [CPU], torch.float32, "eager")
+        self.made: list[EagerPass] = []
+
+    def make(self, shape: torch.Size) -> EagerPass:
+        self.made.append(EagerPass(self.eager, shape, self.delay))
+        return self.made[-1]
+
+    def profile(self, x_nchw: Tensor) -> list[Recorder]:
+        return self.eager.profile(x_nchw)
+
+
+def replayed(made: Pass) -> Replay:
+    made.launch()  # as a capture warms up: over whatever the buffers hold
+    return made.launch
+
+
+def engine_of(source: EagerSource) -> Engine:
+    """An engine that runs the stand-in in place of a GPU's graph."""
+    engine = Engine(PROGRAM, device="cpu", executor="eager")
+    engine._executors[False] = GraphExecutor("cuda_graph", source, replayed)
+    return engine
+
+
+def test_answers_are_copies_and_inputs_stay() -> None:
+    engine, x = engine_of(EagerSource(PROGRAM)), torch.randn(2, 3, 32, 64)
+    untouched = x.clone()
+    first = engine(x)
+    kept = first.clone()
+    assert relative(first, REFERENCE(x)) < 1e-5
+    engine(torch.randn(2, 3, 32, 64))
+    assert torch.equal(first, kept)
+    assert torch.equal(x, untouched)
+
+
+def test_a_graph_for_each_shape_and_no_more() -> None:
+    source = EagerSource(PROGRAM)
+    engine = engine_of(source)
+    for _ in range(2):
+        for x in (torch.randn(1, 3, 32, 32), torch.randn(2, 3, 32, 32).bfloat16(), torch.randn(1, 3, 64, 32)):
+            assert relative(engine(x), REFERENCE(x.float())) < 1e-5
+    assert [tuple(made.picture.shape) for made in source.made] == [(1, 3, 32, 32), (2, 3, 32, 32), (1, 3, 64, 32)]
+
+
+@pytest.mark.parametrize("x", [torch.randn(1, 3, 32, 128)[..., ::2], torch.randn(1, 64, 32, 3).permute(0, 3, 2, 1)])
+def test_any_strides(x: Tensor) -> None:
+    assert relative(engine_of(EagerSource(PROGRAM))(x), REFERENCE(x)) < 1e-5
+
+
+def test_pictures_that_need_gradients() -> None:
+    engine, x = engine_of(EagerSource(PROGRAM)), torch.randn(1, 3, 32, 32, requires_grad=True)
+    for _ in range(2):
+        assert relative(engine(x), REFERENCE(x.detach())) < 1e-5
+
+
+def test_pictures_elsewhere_are_refused() -> None:
+    with pytest.raises(ParNetError, match="pictures on meta: executor cuda_graph takes them on cpu alone"):
+        engine_of(EagerSource(PROGRAM))(torch.empty(1, 3, 32, 32, device="meta"))
+
+
+@pytest.mark.parametrize("executor", ["graph", "eager"])
+def test_an_output_of_ones_own(executor: str) -> None:
+    engine = engine_of(EagerSource(PROGRAM)) if executor == "graph" else Engine(PROGRAM, None, CPU, executor=executor)
+    x, out = torch.randn(2, 3, 32, 32), torch.full((2, 10), float("nan"))
+    assert engine(x, out=out) is out
+    assert relative(out, REFERENCE(x)) < 1e-5
+    for wrong in (torch.empty(1, 10), torch.empty(2, 10).double(), torch.empty(2, 10, device="meta")):
+        with pytest.raises(ParNetError, match=r"expected \[2, 10\] of float32 on cpu"):
+            engine(x, out=wrong)
+
+
+def test_shared_buffers_are_not_copied() -> None:
+    engine, x = engine_of(EagerSource(PROGRAM)), torch.randn(1, 3, 32, 32)
+    pictures, logits = engine.buffers(x)
+    pictures.copy_(x)
+    assert engine(pictures, out=logits) is logits
+    assert relative(logits, REFERENCE(x)) < 1e-5
+    other = torch.randn(1, 3, 32, 32)
+    engine(other)
+    assert relative(logits, REFERENCE(other)) < 1e-5, "the buffers are the graph's own"
+    with pytest.raises(ParNetError, match="eager has no buffers"):
+        Engine(PROGRAM, device="cpu", executor="eager").buffers(x)
+
+
+def test_threads_take_turns() -> None:
+    engine = engine_of(EagerSource(PROGRAM, delay=0.002))
+    pictures = [torch.randn(1, 3, 32, 32) for _ in range(40)]
+    expected = [REFERENCE(x) for x in pictures]
+    with ThreadPoolExecutor(8) as threads:
+        for got, right in zip(threads.map(engine, pictures), expected, strict=True):
+            assert relative(got, right) < 1e-5
+
+
+def test_without_turns_threads_would_mix_their_pictures() -> None:
+    """The test above would see a missing lock."""
+    executor = GraphExecutor("cuda_graph", EagerSource(PROGRAM, delay=0.002), replayed)
+    pictures = [torch.randn(1, 3, 32, 32) for _ in range(40)]
+    executor(pictures[0])
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(executor, pictures))
+    assert any(relative(got, REFERENCE(x)) > 1e-3 for got, x in zip(answers, pictures, strict=True))
+
+
+def test_the_oldest_of_too_many_shapes_goes() -> None:
+    made: list[int] = []
+    events: list[str] = []
+
+    def make(key: int) -> int:
+        made.append(key)
+        return key * key
+
+    shapes = Shapes(make, lambda: events.append("dropping"))
+    for key in (*range(MAX_SHAPES), 3):
+        assert shapes(key) == key * key
+    assert made == list(range(MAX_SHAPES)) and not events
+    assert shapes(100) == 10000 and events == ["dropping"] and len(shapes) == MAX_SHAPES
+    shapes(1), shapes(0)
+    assert made == [*range(MAX_SHAPES), 100, 0], "the first was dropped, the second kept"

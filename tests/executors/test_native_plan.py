@@ -1,0 +1,151 @@
+"""The CPU kernels: against plain torch on networks of any shape, and the same bits however they are run."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from conftest import OPTIONAL, SMALL, lively, random_placement, relative
+from parallel_parnet import Config, Engine, ParNetError, Placement, Program, fold
+from parallel_parnet.executors.native_plan import Feature, NativePlan
+from parallel_parnet.executors.segment import SegmentModule
+from parallel_parnet.kernels.cpu import native
+from parallel_parnet.program.families import arranged
+
+pytestmark = pytest.mark.skipif("native" not in OPTIONAL, reason="there is no C compiler")
+
+CPU = torch.device("cpu")
+PROGRAM = fold(lively(SMALL, 3))
+
+
+def reference(program: Program, x: Tensor) -> Tensor:
+    return Engine(program, device="cpu", executor="reference")(x)
+
+
+def plan_of(program: Program, shape: tuple[int, ...], threads: int = 1) -> NativePlan:
+    (segment,) = Placement.single(program).segments(program)
+    return NativePlan(SegmentModule(program, segment, torch.float32, CPU), [shape], threads)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_networks_of_any_shape(data: st.DataObject) -> None:
+    """Widths that fill no vector, features of odd sizes, batches; every task leaves its neighbours alone."""
+    streams = data.draw(st.integers(1, 4))
+    config = Config(
+        tuple(4 * data.draw(st.integers(1, 12)) for _ in range(streams + 1)),
+        blocks=tuple(data.draw(st.integers(1, 2)) for _ in range(streams)),
+        num_classes=data.draw(st.integers(8, 40)),
+        activation=data.draw(st.sampled_from(("silu", "relu"))),
+    )
+    program = fold(lively(config, data.draw(st.integers(0, 99))))
+    m = program.size_multiple
+    x = torch.randn(data.draw(st.integers(1, 3)), 3, m * data.draw(st.integers(1, 3)), m * data.draw(st.integers(1, 3)))
+    plan = plan_of(program, x.shape, data.draw(st.integers(1, 3)))
+    poison(plan)
+    assert relative(plan(x)[0], reference(program, x)) < 3e-5
+    for feature in features(plan):
+        inside = feature.padded.clone()
+        inside[:, 1:-1, 1:-1] = 0
+        assert not inside.any(), "the border is still zeros"
+
+
+def features(plan: NativePlan) -> list[Feature]:
+    return [kept for kept in plan._kept if isinstance(kept, Feature)]
+
+
+def poison(plan: NativePlan) -> None:
+    """NaN wherever a task must write before another reads."""
+    for feature in features(plan):
+        feature.nchw.fill_(torch.nan)
+        feature.sums.fill_(torch.nan)
+    for kept in plan._kept:
+        if isinstance(kept, Tensor) and kept.dtype == torch.float32:
+            kept.fill_(torch.nan)
+    for logits in plan._logits.values():
+        logits.fill_(torch.nan)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.data(), st.integers(2, 3))
+def test_any_placement(data: st.DataObject, lanes: int) -> None:
+    placement = random_placement(PROGRAM, lanes, data.draw)
+    x = torch.randn(2, 3, 64, 32)
+    assert relative(Engine(PROGRAM, placement, "cpu", executor="native")(x), reference(PROGRAM, x)) < 1e-5
+
+
+def test_the_same_bits_for_any_number_of_threads() -> None:
+    x, other = torch.randn(2, 2, 3, 96, 64)
+    plans = [plan_of(PROGRAM, x.shape, threads) for threads in (1, 2, 3, 8)]
+    (first,) = plans[0](x)
+    for plan in plans:
+        for _ in range(5):
+            assert torch.equal(plan(x)[0], first)
+            assert not torch.equal(plan(other)[0], first)
+
+
+def test_convolutions_wait_for_their_gates() -> None:
+    x, other = torch.randn(2, 1, 3, 64, 64)
+    plan = plan_of(PROGRAM, x.shape, threads=64)  # more than a level has tasks, so that each has one
+    (first,) = plan(x)
+    _, tasks, ends, *_ = plan._arguments
+    for begin, end in itertools.pairwise(ends):
+        late = sorted(tasks[begin:end], key=lambda task: task.kind == native.GATE)
+        tasks[begin:end] = [native.Task.from_buffer_copy(task) for task in late]
+    for _ in range(20):
+        plan(other)
+        assert torch.equal(plan(x)[0], first)
+
+
+def test_pictures_of_any_strides() -> None:
+    x = torch.randn(2, 3, 32, 64)
+    plan = plan_of(PROGRAM, x.shape)
+    (first,) = plan(x)
+    for strided in (x.to(memory_format=torch.channels_last), x.mT.contiguous().mT, torch.stack([x, x], -1)[..., 1]):
+        assert torch.equal(plan(strided)[0], first)
+
+
+@pytest.mark.parametrize("activation", ["silu", "relu"])
+def test_values_out_of_the_ordinary(activation: str) -> None:
+    program = fold(lively(Config((8, 16, 32, 64), num_classes=10, activation=activation), 1))
+    x = torch.randn(1, 3, 64, 64)
+    for scale in (1e-30, 1e4):
+        assert relative(plan_of(program, x.shape)(x * scale)[0], reference(program, x * scale)) < 1e-4
+    x[0, 1, 40, 9] = torch.nan
+    assert plan_of(program, x.shape)(x)[0].isnan().all(), "a sensor that fails is not hidden"
+
+
+def test_weights_are_packed_once_for_all_shapes() -> None:
+    engine = Engine(PROGRAM, device="cpu", executor="native")
+    for size in (32, 64):
+        engine(torch.randn(1, 3, size, size))
+    (module,) = engine._executors[False].modules  # type: ignore[union-attr]
+    assert {key[0] for key in module._packed} == {op.name for op in PROGRAM.operations}
+    assert len(module._packed) <= len(PROGRAM.operations) + 4, (
+        "but where a size is odd, and Winograd's tiles do not fit"
+    )
+
+
+def test_compiled_once_for_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    build = native.library.__wrapped__
+    assert build().panel_width() == native.library().panel_width()
+    (made,) = (tmp_path / "parallel_parnet").iterdir()
+    before = made.stat().st_mtime_ns
+    build()
+    assert made.stat().st_mtime_ns == before
+    monkeypatch.setenv("CC", "false")
+    with pytest.raises(ParNetError, match=r"false could not compile native\.c: .* exit status 1"):
+        build()
+
+
+@pytest.mark.parametrize("streams", [1, 2, 3, 8, 24])
+def test_a_classifier_of_any_number_of_features(streams: int) -> None:
+    program, x = arranged(24, streams, 16, 32), torch.randn(2, 3, 32, 64)
+    assert relative(plan_of(program, x.shape, threads=2)(x)[0], reference(program, x)) < 1e-5

@@ -1,0 +1,181 @@
+"""Every level of every variant compiled for GPUs that are not here, and held to what a fast kernel must look like.
+
+pytest tests/kernels                      S and XL for Hopper in fp16, and as many of the others, drawn at random
+KERNEL_TESTS=all pytest tests/kernels     everything
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from dataclasses import dataclass
+from functools import cache
+
+import pytest
+import torch
+
+from conftest import ALL, SEED
+from parallel_parnet import Program, create_model, fold
+from parallel_parnet.executors.grouped import Plan, pack
+from parallel_parnet.kernels.gpu.classifier import classifier_kernel
+from parallel_parnet.kernels.gpu.compiled import resources, stand_in
+from parallel_parnet.kernels.gpu.config import CONFIGS, Table
+from parallel_parnet.kernels.gpu.convolution import Convolution
+from parallel_parnet.kernels.gpu.geometry import Tile
+from parallel_parnet.kernels.gpu.launch import Launch
+from parallel_parnet.kernels.gpu.level import level
+from parallel_parnet.kernels.gpu.samples import convolution, geometry, without_values
+from parallel_parnet.kernels.gpu.sse_gate import sse_gate
+
+VARIANTS = ("parnet_s", "parnet_m", "parnet_l", "parnet_xl")
+SIZE = 224
+META = torch.device("meta")
+AMPERE, HOPPER = (8, 0), (9, 0)
+HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A launch of a variant. device: the GPU whose tuned table is taken, or None for the defaults."""
+
+    variant: str
+    capability: tuple[int, int]
+    dtype: torch.dtype
+    batch: int
+    index: int
+    device: str | None = None
+
+    def __str__(self) -> str:
+        dtype, table = str(self.dtype).removeprefix("torch."), self.device or "defaults"
+        return f"{self.variant}-sm_{self.capability[0]}{self.capability[1]}-{dtype}-n{self.batch}-{self.index}-{table}"
+
+
+def tuned_tables() -> dict[str, tuple[int, int]]:
+    """GPUs that have a table of their own, with their compute capability."""
+    tables = map(json.loads, (path.read_text() for path in CONFIGS.glob("device_name=*.json")))
+    return {table["gpu"]: tuple(table["capability"]) for table in tables}
+
+
+def every_case() -> list[Case]:
+    """Batch 8 is enough for the large tiles of the default table."""
+    tables = [(capability, None) for capability in (HOPPER, AMPERE)]
+    tables += [(capability, gpu) for gpu, capability in tuned_tables().items()]
+    return [
+        Case(variant, capability, dtype, batch, index, gpu)
+        for capability, gpu in tables
+        for variant in VARIANTS
+        for dtype in (*HALF, torch.float32)
+        for batch in (1, 8)
+        for index in range(12)
+    ]
+
+
+def chosen_cases() -> list[Case]:
+    """All, or S and XL at batch 1 on Hopper in fp16 and as many again drawn from the rest."""
+    cases = every_case()
+    if ALL:
+        return cases
+    first = [
+        case
+        for case in cases
+        if case.variant in ("parnet_s", "parnet_xl")
+        and (case.capability, case.dtype, case.batch) == (HOPPER, torch.float16, 1)
+    ]
+    rest = [case for case in cases if case not in first]
+    return first + random.Random(SEED).sample(rest, len(first))
+
+
+@cache
+def program(variant: str) -> Program:
+    """Shapes only: the weights are on torch's "meta" device."""
+    return fold(create_model(variant).to(META).eval())
+
+
+def launch(case: Case) -> Launch:
+    """One launch of the plan that an executor would make."""
+    weights = pack(program(case.variant), case.dtype, META)
+    table = Table.load(case.capability, case.device)
+    return Plan(program(case.variant), weights, case.batch, SIZE, SIZE, table).launches[case.index]
+
+
+@pytest.mark.parametrize("case", chosen_cases(), ids=str)
+def test_level(case: Case):
+    """Compiles; fits; on Hopper in half precision it multiplies with wgmma and spills nothing."""
+    prepared = launch(case)
+    with stand_in(case.capability):
+        compiled = prepared.compile()
+    used = resources(compiled)
+    assert used.threads == 32 * prepared.num_warps
+    assert used.registers * used.threads <= 65536
+    if case.capability == HOPPER and case.dtype in HALF:
+        assert not used.complaints(case.capability), used
+        assert prepared.kernel is classifier_kernel or used.counts["HGMMA"] > 0, used
+    elif case.dtype in HALF:
+        assert prepared.kernel is classifier_kernel or used.counts["HMMA"] > 0, used
+
+
+@pytest.mark.parametrize("capability", [AMPERE, HOPPER], ids=str)
+def test_a_picture_in_uint8(capability):
+    """A network's first convolution, which converts raw values on their way to the tensor cores."""
+    shape, dtype = geometry("picture", SIZE, SIZE, 64), torch.bfloat16
+    config = Table.load(capability).level([shape], 1, dtype)
+    conv = convolution(shape, config.tiles[0], 1, dtype, seed=0, border=True)
+    raw = Convolution(conv.x._replace(a=conv.x.a.to(torch.uint8)), conv.shape, conv.tile)
+    prepared = level([without_values(raw)], config.num_warps, config.num_stages)
+    with stand_in(capability):
+        used = resources(prepared.compile())
+    assert not used.complaints(capability), used
+    assert used.counts["HGMMA" if capability == HOPPER else "HMMA"] > 0, used
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("capability", [AMPERE, HOPPER], ids=str)
+def test_ticket_stands_between_barriers(capability, dtype):
+    """All threads' stores are made before one thread releases; none reads before that thread has acquired."""
+    prepared = level([offline("identity", 14, 384, Tile(64, 64, 64, split_k=4), dtype)])
+    with stand_in(capability):
+        ptx = prepared.compile().asm["ptx"]
+    check_ticket(ptx)
+
+
+def check_ticket(ptx: str) -> None:
+    """Looks at every atomic of a kernel's PTX and at the memory accesses around it."""
+    tickets = list(re.finditer(r"atom\.global\.gpu\.acq_rel\.add", ptx))
+    assert tickets, "no ticket is taken with acquire and release"
+    for ticket in tickets:
+        stores = ptx.rfind("st.global", 0, ticket.start())
+        assert stores >= 0 and "bar.sync" in ptx[stores : ticket.start()], "no barrier before the release"
+        loads = re.compile(r"ld\.global").search(ptx, ticket.end())
+        assert loads and "bar.sync" in ptx[ticket.end() : loads.start()], "no barrier after the acquire"
+
+
+def test_a_missing_barrier_is_noticed():
+    """The check above can fail."""
+    ptx = "st.global.b32 [a], b;\natom.global.gpu.acq_rel.add.u32 c, [d], 1;\nbar.sync 0;\nld.global.cg.b32 e, [a];"
+    with pytest.raises(AssertionError, match="before the release"):
+        check_ticket(ptx)
+    check_ticket(ptx.replace("atom", "bar.sync 0;\natom"))
+    with pytest.raises(AssertionError, match="after the acquire"):
+        check_ticket("st.global.b32 [a], b;\nbar.sync 0;\natom.global.gpu.acq_rel.add.u32 c, [d], 1;\nld.global.b32 e;")
+
+
+@pytest.mark.parametrize("capability", [AMPERE, HOPPER], ids=str)
+def test_separate_gate(capability):
+    """The kernel that computes all gates of a convolution in a launch of its own."""
+    conv = offline("fusion_down", 28, 192, Tile(), torch.float16)
+    with stand_in(capability):
+        used = resources(sse_gate(conv, torch.empty(1, conv.shape.cout, device=META)).compile())
+    assert not used.complaints(capability), used
+
+
+def test_a_spill_is_noticed():
+    """Tiles too large for the registers of four warps: the reader of cubins must say so."""
+    prepared = level([offline("identity", 28, 256, Tile(128, 256, 64), torch.float16)], num_warps=4)
+    with stand_in(HOPPER):
+        used = resources(prepared.compile())
+    assert used.spilled > 0 and any("spills" in complaint for complaint in used.complaints(HOPPER)), used
+
+
+def offline(kind: str, side: int, channels: int, tile: Tile, dtype: torch.dtype) -> Convolution:
+    return without_values(convolution(geometry(kind, side, side, channels), tile, 1, dtype, seed=0))

@@ -1,0 +1,132 @@
+"""Kernels against their twins, in Triton's interpreter: every kind of operation at awkward sizes."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+import torch
+from honest_interpreter import run_order
+
+from conftest import ALL, SEED
+from parallel_parnet.kernels.gpu import twins
+from parallel_parnet.kernels.gpu.classifier import classifier
+from parallel_parnet.kernels.gpu.convolution import Convolution
+from parallel_parnet.kernels.gpu.geometry import Tile
+from parallel_parnet.kernels.gpu.level import level
+from parallel_parnet.kernels.gpu.samples import KINDS, convolution, geometry, in_fp32
+from parallel_parnet.kernels.gpu.sse_gate import sse_gate
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+SIZES = ((1, 1), (7, 5))
+CHANNELS = (3, 20, 92, 200)
+BATCHES = (1, 2, 5)
+TILES = (Tile(64, 128, 64), Tile(16, 64, 256, split_k=2))
+ROUNDING = {torch.float32: 0.0, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}  # half a unit in the last place
+
+CASES = list(itertools.product(SIZES, CHANNELS, BATCHES, TILES))
+
+
+def cases() -> list[tuple]:
+    """Every kind and type with every awkward size, or with two of them."""
+    draw = random.Random(SEED)
+    kinds = itertools.product(KINDS, DTYPES)
+    return [(*kind, *case) for kind in kinds for case in (CASES if ALL else draw.sample(CASES, 2))]
+
+
+def assert_matches_twin(conv: Convolution) -> None:
+    """y within its one rounding of the exact answer, and sums those of y, and nothing left unwritten."""
+    exact = in_fp32(conv)
+    twins.fused_conv(exact)
+    y, reference = conv.x.y.float(), exact.x.y
+    slack = 1e-5 * reference.abs().max() + 1e-7  # the order of additions
+    allowed = 1.01 * ROUNDING[conv.x.y.dtype] * reference.abs() + slack
+    assert not y.isnan().any(), "an output was not written"
+    assert ((y - reference).abs() <= allowed).all(), f"off by {(y - reference).abs().max():.2e}"
+    p = conv.shape.pixels
+    tiles = [y.flatten(1, 2)[:, i : min(i + conv.tile.bm, p)] for i in range(0, p, conv.tile.bm)]
+    sums = torch.stack([tile.double().sum(1) for tile in tiles], 1)
+    magnitude = torch.stack([tile.double().abs().sum(1) for tile in tiles], 1)
+    assert ((conv.x.sums - sums).abs() <= 1e-6 * magnitude + 1e-9).all(), "the sums are not those of the output"
+
+
+@pytest.mark.parametrize(("kind", "dtype", "size", "channels", "n", "tile"), cases(), ids=str)
+def test_operation(kind, dtype, size, channels, n, tile, seed):
+    shape = geometry(kind, *size, channels, activation=random.Random(seed).choice(["silu", "relu"]))
+    conv = convolution(shape, tile, n, dtype, seed, border=None if kind != "grouped" else True)
+    level([conv])()
+    assert_matches_twin(conv)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_several_tiles_of_pixels_and_channels(kind, seed):
+    conv = convolution(geometry(kind, 9, 5, 36), Tile(16, 16, 64, split_k=2), 2, torch.float16, seed)
+    level([conv])()
+    assert_matches_twin(conv)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_picture_in_uint8(dtype, seed):
+    """Raw values, and a border on every side, as `pixels.fold_pixels` makes it."""
+    conv = convolution(geometry("picture", 7, 5, 20), Tile(16, 32, 32), 2, dtype, seed, border=True)
+    pixels = torch.randint(0, 256, conv.x.a.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    weight, gate_weight = conv.x.weight / 255, conv.x.gate_weight / 255
+    conv = Convolution(conv.x._replace(a=pixels, weight=weight, gate_weight=gate_weight), conv.shape, conv.tile)
+    level([conv])()
+    assert_matches_twin(conv)
+
+
+@pytest.mark.parametrize("dtype", DTYPES if ALL else DTYPES[1:2], ids=str)
+def test_level_of_five_operations(dtype, seed):
+    """Different shapes, tiles and splits side by side; the same bits whatever the order of programs."""
+    operations = [
+        convolution(geometry("identity", 7, 5, 20), Tile(16, 32, 64), 2, dtype, seed),
+        convolution(geometry("identity", 4, 3, 40), Tile(16, 32, 64, split_k=3), 2, dtype, seed + 1),
+        convolution(geometry("fusion_down", 8, 6, 24), Tile(16, 16, 32, split_k=2), 2, dtype, seed + 2),
+        convolution(geometry("down", 9, 9, 12), Tile(32, 16, 64), 2, dtype, seed + 3),
+        convolution(geometry("plain", 3, 3, 8), Tile(16, 16, 16), 2, dtype, seed + 4),
+    ]
+    launch = level(operations)
+    launch()
+    for conv in operations:
+        assert_matches_twin(conv)
+    first = [(conv.x.y.clone(), conv.x.sums.clone()) for conv in operations]
+    for order in range(2):
+        for conv in operations:
+            conv.x.y.fill_(float("nan"))
+            conv.x.sums.fill_(float("nan"))
+            if conv.x.workspace is not None:
+                conv.x.workspace.fill_(float("nan"))
+        with run_order(seed + order):
+            launch()
+        for conv, (y, sums) in zip(operations, first, strict=True):
+            assert torch.equal(conv.x.y, y) and torch.equal(conv.x.sums, sums)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_precomputed_gate(kind, seed):
+    """The separate gate kernel agrees with its twin, and a convolution that takes its gate with one that does not."""
+    conv = convolution(geometry(kind, 7, 5, 20), Tile(32, 32, 32), 2, torch.float16, seed)
+    gate = torch.empty(2, conv.shape.cout)
+    sse_gate(conv, gate, bo=16)()
+    torch.testing.assert_close(gate, twins.sse_gate(conv), atol=1e-6, rtol=1e-5)
+    x = conv.x._replace(gate=gate, gate_weight=None, gate_bias=None, a_sums=None, b_sums=None)
+    gated = Convolution(x, conv.shape, conv.tile)
+    level([gated])()
+    assert_matches_twin(gated)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("n", "tiles", "channels", "classes"), [(1, 1, 3, 1), (2, 5, 92, 10), (5, 3, 200, 37), (1, 2, 1280, 9)]
+)
+def test_classifier(n, tiles, channels, classes, dtype, seed):
+    generator = torch.Generator().manual_seed(seed)
+    sums = torch.randn(n, tiles, channels, generator=generator)
+    weight = torch.randn(classes, channels, generator=generator).to(dtype)
+    bias = torch.randn(classes, generator=generator)
+    logits, expected = torch.empty(n, classes), torch.empty(n, classes)
+    classifier(sums, 49, weight, bias, logits)()
+    twins.classifier(sums, 49, weight, bias, expected)
+    torch.testing.assert_close(logits, expected, atol=1e-6, rtol=1e-5)

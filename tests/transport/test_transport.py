@@ -1,0 +1,170 @@
+"""Shared memory and its semaphores between real processes, and what a rank knows of others, without torchrun."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import stat
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from parallel_parnet import LaneError, ParNetError
+from parallel_parnet.transport import join_ranks
+from parallel_parnet.transport.base import IN_FLIGHT
+from parallel_parnet.transport.group import agree, interface_of
+from parallel_parnet.transport.health import Monitor, Operation, host_identity, process_state
+from parallel_parnet.transport.semaphore import SEMAPHORE_BYTES, Semaphore
+from parallel_parnet.transport.shared_memory import ROUTE_BYTES, Memory, Route, SharedInbox
+
+FORK = multiprocessing.get_context("fork")
+
+
+def lonely(timeout_s: float = 20) -> Monitor:
+    """A monitor of one rank, which never starts."""
+    return Monitor(0, [], timeout_s)
+
+
+def route(control: Memory, sender: int, timeout_s: float = 20) -> Route:
+    return Route(control.mapped, 0, sender, lonely(timeout_s), 1)
+
+
+@pytest.fixture
+def control() -> Memory:
+    memory = Memory.create(ROUTE_BYTES)
+    Semaphore(memory.mapped, 0).start(0)
+    Semaphore(memory.mapped, SEMAPHORE_BYTES).start(IN_FLIGHT)
+    return memory
+
+
+def in_child(work: Callable[[], None]) -> multiprocessing.process.BaseProcess:
+    child = FORK.Process(target=work, daemon=True)
+    child.start()
+    return child
+
+
+def test_messages_arrive_as_they_were_sent(control: Memory) -> None:
+    seed = random.randrange(1 << 30)
+    shapes = [(1, 3, 8, 8), (4, 24, 64, 64), (1, 8), (2, 24, 8, 16), (300, 2)]  # places grow, and are used again
+    shapes = [shapes[i] for i in torch.randint(len(shapes), (40,), generator=torch.Generator().manual_seed(seed))]
+
+    def messages() -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        made = [torch.randn(shape, generator=generator) for shape in shapes]
+        return [m.contiguous(memory_format=torch.channels_last) if m.ndim == 4 else m for m in made]
+
+    def send() -> None:
+        torch.set_num_threads(1)  # a forked process has none of its parent's
+        sender = route(control, 0)
+        for message in messages():
+            sender.write(message)
+        for _ in range(IN_FLIGHT):  # the receiver opens memory of this process until it has read all
+            sender.free.wait(20, lambda: False)
+
+    child = in_child(send)
+    assert child.pid is not None
+    receiver = route(control, child.pid)
+    inboxes = {shape: SharedInbox(receiver, shape, torch.float32) for shape in shapes}
+    for message in messages():
+        inbox = inboxes[tuple(message.shape)]
+        arrived = inbox.wait(idle=False)
+        assert torch.equal(arrived, message), f"seed {seed}"
+        assert arrived.stride() == message.stride(), "channels_last stays so"
+        inbox.release()
+    child.join(20)
+    assert child.exitcode == 0
+
+
+def test_a_sender_waits_for_a_free_place(control: Memory) -> None:
+    sender = route(control, os.getpid(), timeout_s=0.3)
+    for _ in range(IN_FLIGHT):
+        sender.write(torch.zeros(8))
+    with pytest.raises(TimeoutError, match=r"0\.3 s"):
+        sender.write(torch.zeros(8))
+
+
+def test_a_receiver_refuses_another_size(control: Memory) -> None:
+    route(control, 0).write(torch.zeros(8))
+    with pytest.raises(RuntimeError, match="32 bytes came where 36 were due"):
+        SharedInbox(route(control, os.getpid()), (9,), torch.float32).wait(idle=False)
+
+
+def test_memory_is_private_and_keeps_its_size() -> None:
+    memory = Memory.create(5000)
+    descriptor = memory.descriptor
+    status = os.fstat(descriptor)
+    assert stat.S_IMODE(status.st_mode) == 0o600
+    assert status.st_nlink == 0, "no name that a crash could leave behind"
+    for size in (100, 9000):
+        with pytest.raises(PermissionError):
+            os.ftruncate(descriptor, size)
+    with pytest.raises(RuntimeError, match="5000 bytes where 6000 were due"):
+        Memory.of_other(os.getpid(), descriptor, 6000)
+    other = Memory.of_other(os.getpid(), descriptor, 5000)
+    memory.view((2, 3, 4, 4), torch.float32).fill_(2.5)
+    assert torch.equal(other.view((2, 3, 4, 4), torch.float32), torch.full((2, 3, 4, 4), 2.5))
+    del memory
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+
+
+def test_a_semaphore_wakes_a_sleeper(control: Memory) -> None:
+    semaphore, asked = Semaphore(control.mapped, 0), []
+
+    def post() -> None:
+        time.sleep(0.5)
+        Semaphore(control.mapped, 0).post()
+
+    child = in_child(post)
+    semaphore.wait(20, lambda: bool(asked.append(1)))
+    assert len(asked) >= 2, "a lost rank is noticed while waiting"
+    child.join(20)
+    with pytest.raises(BrokenPipeError):
+        semaphore.wait(20, lambda: True)
+    semaphore.post()
+    semaphore.wait(20, lambda: True)  # what was posted before the end counts
+
+
+def test_a_failure_names_the_operation_and_the_rank() -> None:
+    monitor = lonely()
+    message = r"no answer from rank 2 while rank 0 was waiting for x \(after 3 s\)"
+    with pytest.raises(LaneError, match=message), Operation(monitor, "waiting for x", culprit=2):
+        raise TimeoutError("after 3 s")
+    monitor = lonely()
+    with pytest.raises(ParNetError, match="mine"), Operation(monitor, "waiting for x"):
+        raise ParNetError("mine")
+
+
+def test_what_a_host_tells() -> None:
+    assert interface_of("127.0.0.1") == "lo"
+    with pytest.raises(ParNetError, match=r"no interface has the address 192\.0\.2\.1"):
+        interface_of("192.0.2.1")
+    assert host_identity() == host_identity()
+    assert process_state(os.getpid()) == "R"
+    child = in_child(lambda: time.sleep(20))
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGSTOP)
+    deadline = time.monotonic() + 5
+    while process_state(child.pid) != "T":
+        assert time.monotonic() < deadline
+    child.kill()
+    child.join()
+    assert process_state(child.pid) == "?"
+
+
+def test_ranks_must_have_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ParNetError, match="call join_ranks first"):
+        agree({"torch": "1"})
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        port = str(nobody.getsockname()[1])
+        environment = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(LaneError, match="no rendezvous"):
+            join_ranks(torch.device("cpu"), 1)

@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 PINS := $(if $(shell command -v nvidia-smi),,-c constraints.txt)
 BESIDE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-.PHONY: setup infer test test-kernels test-all lint test-faults soak gpu-check experiment bench poster train profile-example
+.PHONY: setup infer test test-tiny test-kernels test-all lint test-faults soak gpu-check experiment bench poster train profile-example
 
 setup: $(VENV)/.ready
 
@@ -30,9 +30,13 @@ infer: setup
 	$(BIN)/torchrun launch/infer.py --streams-per-gpu 1 --verify
 
 # tests side by side, each with a thread; those that start ranks have the machine to themselves
-test: setup lint test-kernels
+test: setup lint test-tiny test-kernels
 	$(BESIDE) -m "not ranks"
 	$(BIN)/python -m pytest -m ranks
+
+# the product from front to back in one page: if this fails, nothing else is worth reading
+test-tiny: setup
+	$(BIN)/python -m pytest tests/test_tiny.py
 
 # two runs: Triton interprets or compiles, as it decides when it is imported
 test-kernels: setup

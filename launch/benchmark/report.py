@@ -19,7 +19,7 @@ from benchmark.statistics import median_interval, ratio, summary, verdicts
 from benchmark.subject import Subject, words
 from common import slug
 from parallel_parnet import ParNetError
-from parallel_parnet.files import write_atomically, write_json
+from parallel_parnet.files import as_json, write_atomically, write_json
 
 SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 FEWEST = 50  # timed runs; rows with fewer say so
@@ -139,7 +139,7 @@ def write(result: Result, folder: Path, name: str) -> Path:
     table = io.StringIO()
     writer = csv.DictWriter(table, list(dict.fromkeys(key for row in flat for key in row)), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({k: json.dumps(v) if isinstance(v, list | dict) else v for k, v in row.items()} for row in flat)
+    writer.writerows({k: as_json(v) if isinstance(v, list | dict) else v for k, v in row.items()} for row in flat)
     write_atomically(path.with_suffix(".csv"), table.getvalue())
     return path
 

@@ -36,9 +36,9 @@ def write_json(path: Path | str, value: Any) -> None:
     write_atomically(path, as_json(value, indent=1) + "\n")
 
 
-def as_json(value: Any, indent: int | None = None) -> str:
-    """As any parser takes it: "nan" and "inf" are words, since JSON has no such numbers."""
-    return json.dumps(_in_words(value), indent=indent, allow_nan=False)
+def as_json(value: Any, **layout: Any) -> str:
+    """As any parser takes it: "nan" and "inf" are words, since JSON has no such numbers. layout: as of json.dumps."""
+    return json.dumps(_in_words(value), allow_nan=False, **layout)
 
 
 def _in_words(value: Any) -> Any:

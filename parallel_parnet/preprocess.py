@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from .errors import ParNetError
@@ -18,6 +18,8 @@ from .settings import with_own_settings
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 BACKGROUND = (0, 0, 0)  # of what is transparent: what such pixels mostly hold, and networks were trained on
+LEVELS = {"L;2": 85, "L;4": 17}  # of grey in a PNG, by Pillow's names: 255 over the largest value
+PHOTOMETRIC, ZERO_IS_WHITE = 262, 0  # TIFF's tag, and what it says there
 STRAIGHT = {"La": "LA", "RGBa": "RGBA"}  # of modes whose colours were multiplied by their alpha
 
 
@@ -87,8 +89,7 @@ def read_image(path: Path | str) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                image.load()
-                return to_rgb(image)
+                return to_rgb(_as_the_file_says(image))
     except FileNotFoundError:
         raise ParNetError(f"{path}: no such file") from None
     except UnidentifiedImageError:
@@ -99,6 +100,24 @@ def read_image(path: Path | str) -> Image.Image:
         raise ParNetError(f"{path}: {error}") from None
     except (OSError, SyntaxError, ValueError) as error:  # Pillow's plugins raise all three for damaged files
         raise ParNetError(f"{path}: cannot be decoded ({error})") from None
+
+
+def _as_the_file_says(image: ImageFile.ImageFile) -> Image.Image:
+    """An opened picture, with what Pillow reads of the file and does not apply.
+
+    It leaves a transparent level or colour as the file counts it, though it scales grey of 2 and 4 bits and colours of
+    16 to 8; it reads grey of 16 bits as if zero were black; and it scales grey of a PGM to 0..65535, in 32 bits.
+    """
+    stored = image.tile[0].args if image.format == "PNG" and image.tile else None
+    image.load()
+    hidden = image.info.get("transparency")
+    if hidden is not None and stored in LEVELS:
+        image.info["transparency"] = hidden * LEVELS[stored]
+    elif hidden is not None and stored == "RGB;16B":
+        image.info["transparency"] = tuple(level >> 8 for level in hidden)
+    if image.format == "TIFF" and image.mode.startswith("I;16") and image.getexif().get(PHOTOMETRIC) == ZERO_IS_WHITE:
+        raise ParNetError("grey of 16 bits whose zero is white; save it with black as zero")
+    return image.convert("I;16") if image.format == "PPM" and image.mode == "I" else image
 
 
 def find_images(paths: Iterable[Path | str]) -> list[Path]:

@@ -5,11 +5,10 @@ Everything is in the file: data as JSON, drawn by report.js into report.html; a 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from statistics import median
 
-from ..files import write_atomically
+from ..files import as_json, write_atomically
 from ..kernels.gpu.rates import Rates
 from .advice import Story, words
 from .colours import COLOURS, NEUTRAL
@@ -26,7 +25,7 @@ def write(timeline: Timeline, path: Path) -> None:
 
 def page(timeline: Timeline) -> str:
     """The page as text."""
-    data = json.dumps(content(timeline)).replace("</", "<\\/")
+    data = as_json(content(timeline)).replace("</", "<\\/")
     text = (HERE / "report.html").read_text(encoding="utf-8")
     return text.replace("/*SCRIPT*/", (HERE / "report.js").read_text(encoding="utf-8")).replace("/*DATA*/", data)
 

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..errors import ParNetError
-from ..files import write_atomically
+from ..files import as_json, write_atomically
 from ..program.placement import Transfer
 from .timeline import EAGER, REAL, Arrow, Bar, Operations, Timeline
 
@@ -70,7 +70,7 @@ def events(timeline: Timeline) -> dict:
 
 def write(timeline: Timeline, path: Path) -> None:
     """Write .json, or .json.gz; ParNetError where the place cannot be written."""
-    text = json.dumps(events(timeline), separators=(",", ":"))
+    text = as_json(events(timeline), separators=(",", ":"))
     write_atomically(path, gzip.compress(text.encode(), mtime=0) if path.suffix == ".gz" else text)
 
 

@@ -7,7 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -173,12 +173,16 @@ os.execvp(sys.argv[rest], sys.argv[rest:])
 
 
 def launch(
-    script: str | Path, *args: object, ranks: int = 0, cwd: Path = ROOT, timeout: float = 240
-) -> subprocess.CompletedProcess:
-    """Run a launch script: with python, or by torchrun with so many ranks, as in the README."""
+    script: str | Path, *args: object, ranks: int = 0, cwd: Path = ROOT, timeout: float = 240,
+    environment: Mapping[str, str] | None = None,
+) -> subprocess.CompletedProcess:  # fmt: skip
+    """Run a launch script: with python, or by torchrun with so many ranks, as in the README.
+
+    environment: variables beside this process's own.
+    """
     command = [sys.executable]
     if ranks:
         command += ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", f"--master-port={free_port()}"]
     command += [str(ROOT / "launch" / script), *map(str, args)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -157,3 +159,42 @@ def test_what_is_left_out_of_a_folder(tmp_path: Path) -> None:
     assert passed_over(tmp_path) == (
         f"{tmp_path}: 3 file(s) passed over (.nef, .txt, no suffix), 1 folder(s) in it not searched"
     )
+
+
+def png(path: Path, depth: int, kind: int, row: bytes, hidden: bytes) -> None:
+    """A PNG of two pixels in a row; Pillow writes none of such depths. kind: 0 grey, 2 RGB; hidden: its tRNS."""
+    header = struct.pack(">IIBBBBB", 2, 1, depth, kind, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"tRNS", hidden), (b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b""))
+    parts = (struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+             for name, data in chunks)  # fmt: skip
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+@pytest.mark.parametrize(("depth", "kind", "row", "hidden", "seen"), [
+    (1, 0, b"\x80", (1,), 0), (2, 0, b"\x90", (2,), 85), (4, 0, b"\x93", (9,), 51), (8, 0, b"\xc8\x64", (200,), 100),
+    (16, 0, struct.pack(">2H", 51456, 25700), (51456,), 100),
+    (16, 2, struct.pack(">6H", *[51456] * 3, *[25700] * 3), (51456,) * 3, 100),
+])  # fmt: skip
+def test_transparent_levels_of_any_depth(
+    depth: int, kind: int, row: bytes, hidden: tuple[int, ...], seen: int, tmp_path: Path
+) -> None:
+    png(tmp_path / "p.png", depth, kind, row, struct.pack(f">{len(hidden)}H", *hidden))
+    assert np.asarray(read_image(tmp_path / "p.png")).tolist() == [[[0] * 3, [seen] * 3]]
+
+
+def test_grey_of_16_bits_whose_zero_is_white(tmp_path: Path) -> None:
+    grey = Image.fromarray(np.asarray(picture(60, 40, "L")).astype(np.uint16) * 257)
+    grey.save(tmp_path / "p.tif", tiffinfo={262: 0})
+    data = bytearray((tmp_path / "p.tif").read_bytes())
+    entry = data.index(struct.pack("<HHI", 262, 3, 1))  # Pillow writes 1 in any case
+    data[entry + 8 : entry + 10] = b"\0\0"
+    (tmp_path / "p.tif").write_bytes(data)
+    with pytest.raises(ParNetError, match=r"p\.tif: grey of 16 bits whose zero is white; save it with black as zero"):
+        read_image(tmp_path / "p.tif")
+
+
+@pytest.mark.parametrize("white", [65535, 4095])
+def test_a_grey_pgm_says_what_is_white(white: int, tmp_path: Path) -> None:
+    levels = (np.array([0, 0.4, 1]) * white).round().astype(">u2").tobytes()
+    (tmp_path / "p.pgm").write_bytes(b"P5 3 1 %d\n" % white + levels)
+    assert np.asarray(read_image(tmp_path / "p.pgm"))[0, :, 0].tolist() == [0, 102, 255]

@@ -47,6 +47,10 @@ class Ranks:
         """What torchrun says in RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE; other launchers leave the local ones
         out, whose ranks then count as this machine's. ParNetError where they cannot be right."""
         world = _number("WORLD_SIZE", 1, 1)
+        if world > 1 and "RANK" not in os.environ:
+            raise ParNetError(
+                f"WORLD_SIZE='{world}' in the environment without RANK: torchrun sets both, else unset both"
+            )
         rank = _number("RANK", 0, 0, world - 1)
         local_world = _number("LOCAL_WORLD_SIZE", world, 1, world)
         return cls(rank, world, _number("LOCAL_RANK", rank % local_world, 0, local_world - 1), local_world)

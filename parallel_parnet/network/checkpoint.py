@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..errors import ParNetError
 from ..files import write_atomically
 from ..settings import with_own_settings
-from .model import ParNet
+from .model import ParNet, check_activation
 from .variants import Config
 
 FORMAT = "parallel_parnet.checkpoint.1"
@@ -51,23 +51,36 @@ def load_checkpoint(path: Path | str, ema: bool = False, activation: str | None 
             config = infer_config(state)
         if activation is not None:
             config = replace(config, activation=activation)
-        with torch.device("meta"):  # nothing to initialise, and no default type: the tensors of the file take its place
-            model = ParNet(config)
-        _load(model, state)
-        _set_epsilons(model, epsilons)
+        return _assembled(config, epsilons, state)
     except ParNetError as error:
         raise ParNetError(f"{path}: {error}") from None
-    return model.eval()
 
 
+@with_own_settings
 def save_checkpoint(model: ParNet, path: Path | str) -> None:
-    """Write weights and configuration as .safetensors, atomically."""
+    """Write weights, each batch norm's eps and configuration as .safetensors, atomically.
+
+    Raises ParNetError where the file could not be loaded, would be another model's, or cannot be written.
+    """
     from safetensors.torch import save
 
     state = {k: v.detach().contiguous().cpu() for k, v in model.state_dict().items() if v.is_floating_point()}
     epsilons = {name: norm.eps for name, norm in _norms(model).items()}
+    try:
+        check_activation(model)
+        _assembled(model.config, epsilons, state)
+    except ParNetError as error:
+        raise ParNetError(f"{path}: {error}") from None
     metadata = {"format": FORMAT, "config": json.dumps(asdict(model.config)), "eps": json.dumps(epsilons)}
     write_atomically(path, save(state, metadata))
+
+
+def _assembled(config: Config, epsilons: Mapping[str, float], state: Mapping[str, Tensor]) -> ParNet:
+    with torch.device("meta"):  # nothing to initialise, and no default type: the tensors of the file take its place
+        model = ParNet(config)
+    _load(model, state)
+    _set_epsilons(model, epsilons)
+    return model.eval()
 
 
 def _norms(model: ParNet) -> dict[str, nn.BatchNorm2d]:
@@ -144,7 +157,7 @@ def infer_config(state: Mapping[str, Tensor]) -> Config:
 
 
 def _load(model: ParNet, state: Mapping[str, Tensor]) -> None:
-    own = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
+    own, weights = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}, {}
     if missing := sorted(own.keys() - state.keys()):
         raise ParNetError(f"{len(missing)} tensors are missing, {missing[0]} among them")
     if extra := sorted(k for k in state.keys() - own.keys() if not k.endswith("num_batches_tracked")):
@@ -152,10 +165,12 @@ def _load(model: ParNet, state: Mapping[str, Tensor]) -> None:
     for name, tensor in own.items():
         if state[name].shape != tensor.shape:
             raise ParNetError(f"{name} has shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}")
-        if not state[name].is_floating_point() or not torch.isfinite(state[name]).all():
-            raise ParNetError(f"{name} holds values that are no finite numbers")
-        if name.endswith("running_var") and (state[name] < 0).any():
+        if not state[name].is_floating_point() or state[name].layout != torch.strided:
+            raise ParNetError(f"{name} is of {state[name].dtype}, {state[name].layout}: expected floating point, dense")
+        weights[name] = state[name].to("cpu", torch.float32, copy=True)
+        if not torch.isfinite(weights[name]).all():
+            raise ParNetError(f"{name} holds values that are no finite numbers in float32")
+        if name.endswith("running_var") and (weights[name] < 0).any():
             raise ParNetError(f"{name} holds negative variances")
     counts = {k: torch.zeros((), dtype=torch.int64, device="cpu") for k in model.state_dict().keys() - own.keys()}
-    weights = {name: state[name].to("cpu", torch.float32, copy=True) for name in own}
     model.load_state_dict(weights | counts, assign=True)

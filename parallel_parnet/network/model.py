@@ -7,7 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from .blocks import Block, Fusion, Pair
+from ..errors import ParNetError
+from .blocks import ACTIVATION, Block, Fusion, Pair, RepVGGSSE
 from .variants import Config, variant
 
 
@@ -56,6 +57,16 @@ class ParNet(nn.Module):
                 y = fusion(stream_features, y)
             y = self.combine(features[-1], y)
         return self.head["fc"](self.head["dropout"](torch.mean(y, (2, 3))))
+
+
+def check_activation(model: ParNet) -> None:
+    """ParNetError where a block has another activation than the configuration, by which models are folded and saved."""
+    for name, block in model.named_modules():
+        if isinstance(block, RepVGGSSE) and block.activation is not ACTIVATION[model.config.activation]:
+            raise ParNetError(
+                f"{name} has another activation than the model's configuration ({model.config.activation}): "
+                "give it to create_model or load_checkpoint"
+            )
 
 
 def create_model(name: str | Config, num_classes: int | None = None, activation: str | None = None) -> ParNet:

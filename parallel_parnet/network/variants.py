@@ -68,7 +68,7 @@ class Config:
             raise ParNetError(f"width {bad[0]}: streams that take part in fusion need a width divisible by 4")
         if self.activation not in ACTIVATIONS:
             raise ParNetError(f"activation {self.activation!r}: choose one of {', '.join(ACTIVATIONS)}")
-        if any(s not in (1, 2) for s in self.stem_strides) or len(self.stem_strides) != 2:
+        if any(type(s) is not int or s not in (1, 2) for s in self.stem_strides) or len(self.stem_strides) != 2:
             raise ParNetError(f"stem_strides {self.stem_strides}: two strides, each 1 or 2")
         if not (_is_number(self.dropout) and 0 <= self.dropout < 1 and _is_number(self.crop) and 0 < self.crop <= 1):
             raise ParNetError(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..network.blocks import Block, ConvBN, Fusion, Pair, RepVGGSSE
-from ..network.model import ParNet
+from ..network.model import ParNet, check_activation
 from ..settings import with_own_settings
 from .program import INPUT, Operation, Program
 
@@ -91,7 +91,9 @@ def fold(model: ParNet) -> Program:
     """The program of a model's evaluation mode: fused convolutions and a classifier, on as few levels as can be.
 
     The model is left as it is. For three streams with 4, 5 and 5 blocks: 22 convolutions on 11 levels, and one more.
+    Raises ParNetError where a block's activation is not the configuration's, or weights become no finite numbers.
     """
+    check_activation(model)
     with torch.no_grad():
         return _fold(model)
 

@@ -59,9 +59,10 @@ def leave_ranks() -> None:
 
 def local_address() -> str:
     """The address at which the other ranks reach this host."""
-    if os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]:
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:  # other launchers than torchrun do not set it
         return LOOPBACK
-    master = socket.getaddrinfo(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), type=socket.SOCK_DGRAM)[0]
+    where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    master = socket.getaddrinfo(*where, socket.AF_INET, socket.SOCK_DGRAM)[0]
     with socket.socket(master[0], socket.SOCK_DGRAM) as probe:
         probe.connect(master[4])  # sends nothing, but chooses the interface
         return probe.getsockname()[0]

@@ -104,6 +104,10 @@ def mutated(change: str) -> dict:
         state[kernel] = state[kernel][:, :8]
     elif change == "nan":
         state[kernel] = state[kernel] * float("nan")
+    elif change == "sparse":
+        state[kernel] = state[kernel].to_sparse()
+    elif change == "integers":
+        state[kernel] = state[kernel].int()
     return state
 
 
@@ -116,6 +120,8 @@ def mutated(change: str) -> dict:
         ("extra", "belong to no part of this network, layer4.weight"),
         ("shape", r"has shape \(16, 8, 3, 3\), expected \(16, 16, 3, 3\)"),
         ("nan", "no finite numbers"),
+        ("sparse", "is of torch.float32, torch.sparse_coo: expected floating point, dense"),
+        ("integers", "is of torch.int32, torch.strided: expected floating point, dense"),
     ],
 )
 def test_weights_that_do_not_fit(change: str, message: str, tmp_path: Path) -> None:
@@ -180,6 +186,57 @@ def test_variances_cannot_be_negative(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "c.pth")
 
 
+@pytest.mark.parametrize("tensor", ["running_var", "weight"])
+def test_values_too_large_for_fp32(tensor: str, tmp_path: Path) -> None:
+    """A variance of infinity would only silence a channel."""
+    state = {name: v.double() if v.is_floating_point() else v for name, v in lively(SMALL, 0).state_dict().items()}
+    state[f"streams.1.0.block.rbr_identity.{tensor}"][2] = 1e39
+    torch.save(state, tmp_path / "c.pth")
+    with pytest.raises(ParNetError, match=rf"rbr_identity\.{tensor} holds values that are no finite numbers"):
+        load_checkpoint(tmp_path / "c.pth")
+
+
+def planted(change: str) -> ParNet:
+    """A model of which a checkpoint, or a program, would be wrong."""
+    model = lively(SMALL, 0)
+    block = model.streams[1][0].block
+    with torch.no_grad():
+        match change:
+            case "a weight is NaN":
+                model.head["fc"].weight[3, 5] = torch.nan
+            case "a variance is negative":
+                block.rbr_identity.running_var[2] = -1.0
+            case "an eps is zero":
+                block.rbr_identity.eps = 0.0
+            case "a norm keeps no statistics":
+                block.rbr_identity = torch.nn.BatchNorm2d(16, track_running_stats=False)
+            case "another activation":
+                block.activation = torch.relu
+            case "another configuration":
+                model.config = replace(model.config, activation="relu")
+    return model
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ("a weight is NaN", r"head\.fc\.weight holds values that are no finite numbers"),
+    ("a variance is negative", "holds negative variances"),
+    ("an eps is zero", r"eps 0\.0 of batch norm 'streams\.1\.0\.block\.rbr_identity'"),
+    ("a norm keeps no statistics", "2 tensors are missing"),
+    ("another activation", r"streams\.1\.0\.block has another activation"),
+    ("another configuration", r"inits\.0\.0\.block has another activation"),
+])  # fmt: skip
+def test_what_could_not_be_loaded_is_not_saved(change: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ParNetError, match=rf"c\.safetensors: .*{message}"):
+        save_checkpoint(planted(change), tmp_path / "c.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("change", ["another activation", "another configuration"])
+def test_folding_takes_no_activation_for_another(change: str) -> None:
+    with pytest.raises(ParNetError, match="has another activation"):
+        fold(planted(change))
+
+
 def test_weights_that_overflow_when_folded() -> None:
     model = lively(SMALL, 0)
     with torch.no_grad():
@@ -194,7 +251,7 @@ def test_weights_that_overflow_when_folded() -> None:
     {"mean": (0.0, 0.0)}, {"crop": 0.0}, {"crop": 1.5}, {"crop": "1"}, {"image_size": 0}, {"image_size": 32.0},
     {"num_classes": True},
     {"planes": (8, 16.0, 32, 64)}, {"blocks": (1, 1, 10**9)}, {"dropout": 1.0}, {"labels": tuple(range(10))},
-    {"planes": 8}, {"stem_strides": (1, 3)},
+    {"planes": 8}, {"stem_strides": (1, 3)}, {"stem_strides": (1.0, 2)}, {"stem_strides": (True, 2)},
 ], ids=str)  # fmt: skip
 def test_configurations_that_cannot_be_right(setting: dict) -> None:
     with pytest.raises(

@@ -26,7 +26,8 @@ class Change:
     @property
     def verdict(self) -> str:
         """A change must show in the interval, and exceed what differs between two runs of the same thing."""
-        if self.low <= 1 <= self.high or abs(self.value - 1) <= VARIATION:
+        shows = self.low > 1 or self.high < 1  # an interval of NaN, of too few runs, shows nothing
+        if not (shows and abs(self.value - 1) > VARIATION):
             return "no change"
         return "faster" if self.value < 1 else "slower"
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from parallel_parnet import ParNetError
-from parallel_parnet.files import write_atomically, write_json
+from parallel_parnet.files import as_json, write_atomically, write_json
 
 from ..common import slug
 from .running import Entry
@@ -140,7 +140,7 @@ def write(result: Result, folder: Path, name: str) -> Path:
     table = io.StringIO()
     writer = csv.DictWriter(table, list(dict.fromkeys(key for row in flat for key in row)), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({k: json.dumps(v) if isinstance(v, list | dict) else v for k, v in row.items()} for row in flat)
+    writer.writerows({k: as_json(v) if isinstance(v, list | dict) else v for k, v in row.items()} for row in flat)
     write_atomically(path.with_suffix(".csv"), table.getvalue())
     return path
 

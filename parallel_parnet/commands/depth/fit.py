@@ -42,7 +42,7 @@ def fit(depth: Sequence[float], gflops: Sequence[float], ms: Sequence[float], se
     Raises ParNetError for fewer than 4 points, or where depth and work do not vary independently.
     """
     d, w, t = (np.asarray(v, dtype=float) for v in (depth, gflops, ms))
-    if len(t) < 4 or not len(d) == len(w) == len(t) or (t <= 0).any():
+    if len(t) < 4 or not len(d) == len(w) == len(t) or not ((t > 0) & (t < np.inf)).all():
         raise ParNetError(f"{len(t)} points: a fit needs four or more, with a depth, work and a positive time each")
     columns = {"depth": d, "work": w}
     if np.linalg.matrix_rank(np.column_stack([d, w, np.ones_like(d)])) < 3:

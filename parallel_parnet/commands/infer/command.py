@@ -10,10 +10,10 @@
 concurrent requests that trtexec (--infStreams) and OpenVINO (-nstreams) call streams.
 
 --jsonl FILE is for thousands of pictures: requests follow one another without a gap, and each picture is one line of
-FILE, an object with "image" and "top5", or "image" and "reason" where a picture of a folder could not be read. A FILE
-that is there is continued: a picture that has its line is not computed again. "settings" in each line stands for
-network, weights, picture size, precision and labels; a FILE made with others is refused. A line is whole or absent,
-whatever dies; it is on the disk itself a second later, or when the run ends.
+FILE, an object with "image" and "top5", or "image" and "reason" where it has no answer. A FILE that is there is
+continued: a picture that has its line is not computed again. "settings" in each line stands for network, weights,
+picture size, precision and labels; a FILE made with others is refused. A line is whole or absent, whatever dies; it is
+on the disk itself a second later, or when the run ends.
 
 Exit status: 0; 1 where --verify found a difference, a rank was lost, logits were no numbers, or, without --jsonl, a
 picture of a folder was skipped; 2 for wrong input; 130 and 143 after SIGINT and SIGTERM.
@@ -153,7 +153,7 @@ def coordinate(engine: Engine, args: argparse.Namespace, setting: dict, console:
         show_latency(result["latency_ms"], "Latency of a request, ms, its queues included", console)
     console.print(
         f"{args.jsonl}: {result['pictures']} pictures, of which {result['already_there']} were there already; "
-        f"{result['skipped']} new ones could not be read; {result['pictures_per_s']:.1f} pictures/s"
+        f"{result['skipped']} new ones have no answer; {result['pictures_per_s']:.1f} pictures/s"
     )
     if args.trace or args.report:
         write_traces(engine, next(pictures.batches()).x.to(engine.device), args, console)

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from parallel_parnet import ParNetError
+from parallel_parnet.files import as_json
 
 START = b'{"image": '
 SYNC_S = 1.0
@@ -51,7 +52,7 @@ class AnswerLines:
 
     def append(self, image: str, answer: dict) -> None:
         """Write one picture's line."""
-        line = json.dumps({"image": image, **answer, "settings": self.settings}).encode() + b"\n"
+        line = as_json({"image": image, **answer, "settings": self.settings}).encode() + b"\n"
         try:
             written = os.write(self._file, line)
             while written < len(line):  # a disk that is nearly full takes a part, and refuses the rest

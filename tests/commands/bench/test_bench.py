@@ -259,6 +259,8 @@ def test_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     old, new = result(base), result(now, torch="2.14.0")
     verdict = {change.contender: change.verdict for change in changes(old, new)}
     assert verdict == {"ours: eager": "no change", "same": "no change", "quicker": "faster", "worse": "slower"}
+    once = result({name: times[:1] for name, times in now.items()})
+    assert {change.verdict for change in changes(old, once)} == {"no change"}, "one run has no interval"
     other = {key for key, *_ in differences(old, new)}
     assert other == {"torch", "settings of gone"}
     paths = [write(r, tmp_path, name) for r, name in ((old, "old"), (new, "new"), (result(now, size=32), "small"))]

@@ -99,6 +99,9 @@ def test_fits_that_cannot_be() -> None:
         fit([1, 2, 3], [1, 2, 3], [1, 2, 3])
     with pytest.raises(ParNetError, match="not in step"):
         fit([1, 2, 3, 4, 5], [2, 4, 6, 8, 10], [1, 2, 3, 4, 5])
+    for time in (0.0, float("nan"), float("inf")):
+        with pytest.raises(ParNetError, match="positive time"):
+            fit([1, 2, 3, 4, 5], [2, 3, 9, 8, 10], [1, 2, time, 4, 5])
 
 
 def test_a_run_resumes(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from io import StringIO
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import GOLDEN, OPTIONAL, ROOT, launch, relative
+from conftest import GOLDEN, OPTIONAL, ROOT, free_port, launch, relative
 from parallel_parnet import Engine, fold, load_checkpoint, save_checkpoint
 from parallel_parnet.commands.common import plain_console
 from parallel_parnet.commands.infer.few import Answers, verify
@@ -219,6 +221,7 @@ NO_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         ({"WORLD_SIZE": "1", "RANK": "3"}, "RANK='3' in the environment: torchrun sets 0 to 0"),
         ({"WORLD_SIZE": "2", "RANK": "two"}, "RANK='two'"),
         ({"RANK": ""}, "RANK=''"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE='2' in the environment without RANK"),
         ({"WORLD_SIZE": "0", "RANK": "0"}, "WORLD_SIZE='0'"),
         ({"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "1"}, "LOCAL_RANK='1'"),
         ({"WORLD_SIZE": "1", "RANK": "0", "LOCAL_WORLD_SIZE": "0"}, "LOCAL_WORLD_SIZE='0'"),
@@ -236,12 +239,21 @@ def test_ranks_that_cannot_be(environment: dict, message: str, monkeypatch: pyte
     assert launch("plan.py", "--help").returncode == 0, "what needs no rank goes on"
 
 
-def test_a_launcher_that_sets_no_local_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_launcher_that_sets_no_local_ranks(world: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in NO_RANKS:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    assert launch("infer.py", *QUICK).returncode == 0
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+
+    def start(rank: int) -> subprocess.CompletedProcess:
+        return launch("infer.py", *QUICK, "--streams-per-gpu", 2, environment={"RANK": str(rank)})
+
+    with ThreadPoolExecutor(world) as pool:
+        runs = list(pool.map(start, range(world)))
+    assert [run.returncode for run in runs] == [0] * world, [run.stderr for run in runs]
+    assert f"{world} rank(s)" in runs[0].stdout
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Protocol, runtime_checkable
+from typing import NoReturn, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -353,6 +353,12 @@ class Engine:
         """End the other ranks' `serve` with this status. Does nothing on them, or in one process."""
         if self._distributed is not None and self.is_coordinator:
             self._distributed.close(status)
+
+    def __reduce__(self) -> NoReturn:
+        raise ParNetError(
+            "an engine holds buffers and threads, which cannot be copied or pickled: keep it with Engine.save and "
+            "Engine.load, or make another with Engine(engine.program)"
+        )
 
     def __enter__(self) -> Engine:
         return self

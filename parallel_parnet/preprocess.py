@@ -20,6 +20,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 BACKGROUND = (0, 0, 0)  # of what is transparent: what such pixels mostly hold, and networks were trained on
 LEVELS = {"L;2": 85, "L;4": 17}  # of grey in a PNG, by Pillow's names: 255 over the largest value
 PHOTOMETRIC, ZERO_IS_WHITE = 262, 0  # TIFF's tag, and what it says there
+LONGEST = 32  # times `size`, of a picture that is resized before the middle is cut out
 STRAIGHT = {"La": "LA", "RGBa": "RGBA"}  # of modes whose colours were multiplied by their alpha
 
 
@@ -42,10 +43,15 @@ class Preprocess:
         image = to_rgb(image)
         scale = round(self.size / self.crop) / min(image.size)
         target = [max(self.size, round(side * scale)) for side in image.size]
+        left, top = ((side - self.size) // 2 for side in target)
+        box = (left, top, left + self.size, top + self.size)
+        if max(target) > LONGEST * self.size:  # a line of pixels would fill the memory before it is cut
+            x, y = (side / t for side, t in zip(image.size, target, strict=True))
+            inside = (box[0] * x, box[1] * y, box[2] * x, box[3] * y)
+            return np.asarray(image.resize((self.size, self.size), Image.Resampling.BICUBIC, inside))
         if target != list(image.size):
             image = image.resize(target, Image.Resampling.BICUBIC)
-        left, top = ((side - self.size) // 2 for side in target)
-        return np.asarray(image.crop((left, top, left + self.size, top + self.size)))
+        return np.asarray(image.crop(box))
 
     @with_own_settings
     def normalise(self, pixels: Tensor) -> Tensor:
@@ -86,10 +92,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def read_image(path: Path | str) -> Image.Image:
     """A picture as `to_rgb` makes it; ParNetError for what is missing, no picture, damaged, or suspiciously large."""
     try:
-        with warnings.catch_warnings():
+        if Path(path).exists() and not Path(path).is_file():
+            raise ParNetError("not a file: a pipe or a device would be waited for")
+        with warnings.catch_warnings(), Image.open(path) as image:
+            warnings.simplefilter("ignore")  # of damage that decoders mend
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return to_rgb(_as_the_file_says(image))
+            return to_rgb(_as_the_file_says(image))
     except FileNotFoundError:
         raise ParNetError(f"{path}: no such file") from None
     except UnidentifiedImageError:
@@ -98,8 +106,8 @@ def read_image(path: Path | str) -> Image.Image:
         raise ParNetError(f"{path}: over {Image.MAX_IMAGE_PIXELS} pixels; scale it down first") from None
     except ParNetError as error:
         raise ParNetError(f"{path}: {error}") from None
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow's plugins raise all three for damaged files
-        raise ParNetError(f"{path}: cannot be decoded ({error})") from None
+    except Exception as error:  # decoders, and readers of EXIF and XMP, raise whatever damage leads them to
+        raise ParNetError(f"{path}: cannot be decoded ({type(error).__name__}: {error})") from None
 
 
 def _as_the_file_says(image: ImageFile.ImageFile) -> Image.Image:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Iterator
 
 import pytest
@@ -142,3 +144,10 @@ def test_profile_covers_every_operation() -> None:
     assert [span.name for span in lane.spans] == [op.name for op in PROGRAM.operations]
     assert all(span.end >= span.start for span in lane.spans)
     assert all(later.start >= earlier.end for earlier, later in zip(lane.spans, lane.spans[1:], strict=False))
+
+
+def test_copies_say_what_keeps_an_engine() -> None:
+    engine = Engine(PROGRAM, device="cpu", executor="eager")
+    for make in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(ParNetError, match=r"keep it with Engine\.save and Engine\.load"):
+            make(engine)

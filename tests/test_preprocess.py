@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import struct
+import warnings
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -198,3 +201,60 @@ def test_a_grey_pgm_says_what_is_white(white: int, tmp_path: Path) -> None:
     levels = (np.array([0, 0.4, 1]) * white).round().astype(">u2").tobytes()
     (tmp_path / "p.pgm").write_bytes(b"P5 3 1 %d\n" % white + levels)
     assert np.asarray(read_image(tmp_path / "p.pgm"))[0, :, 0].tolist() == [0, 102, 255]
+
+
+@pytest.mark.parametrize("size", [(1, 65000), (65000, 1), (3, 20000)])
+def test_a_line_of_pixels(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut before it is resized, or it would take gigabytes."""
+    areas, resize = [], Image.Image.resize
+
+    def noted(image: Image.Image, target: tuple[int, int], *args: object) -> Image.Image:
+        areas.append(target[0] * target[1])
+        return resize(image, target, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Image.Image, "resize", noted)
+    pixels = PREPROCESS.pixels(Image.new("RGB", size, (10, 20, 30)))
+    assert pixels.shape == (224, 224, 3) and (pixels == (10, 20, 30)).all()
+    assert areas and max(areas) < 10_000_000
+
+
+def test_cut_first_is_cut_in_the_same_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = picture(640, 400)
+    expected = PREPROCESS.pixels(image).astype(int)
+    monkeypatch.setattr("parallel_parnet.preprocess.LONGEST", 1)
+    difference = abs(PREPROCESS.pixels(image) - expected)
+    assert difference.mean() < 1 and difference[4:-4, 4:-4].max() <= 4
+
+
+def test_what_would_be_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ParNetError, match=r"pipe\.png: not a file"):
+        PREPROCESS(tmp_path / "pipe.png")
+
+
+@pytest.mark.parametrize(
+    "error", [SyntaxError, struct.error, ValueError, RuntimeError, NotImplementedError, MemoryError]
+)
+def test_whatever_a_decoder_raises_is_the_pictures_reason(
+    error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture(64, 64).save(tmp_path / "p.png")
+
+    def fail(image: Image.Image) -> None:
+        raise error("from a plugin")
+
+    monkeypatch.setattr("parallel_parnet.preprocess.ImageOps.exif_transpose", fail)
+    with pytest.raises(ParNetError, match=rf"p\.png: cannot be decoded \({error.__name__}: from a plugin\)"):
+        PREPROCESS(tmp_path / "p.png")
+
+
+def test_damaged_exif(tmp_path: Path) -> None:
+    """Whether or not it can be read: nothing but a reason or an answer, and no warning."""
+    rng = np.random.default_rng(0)
+    for i in range(100):
+        exif = b"Exif\0\0" + (b"MM\0*\0\0\0\x08" if i % 2 else b"II*\0") + rng.bytes(40)
+        picture(64, 64).save(tmp_path / "p.jpg", exif=exif)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with suppress(ParNetError):
+                assert PREPROCESS(tmp_path / "p.jpg").isfinite().all()

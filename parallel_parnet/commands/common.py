@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from errno import EBADF, ENOSPC
+from io import TextIOWrapper
 from pathlib import Path
 from signal import SIGPIPE
 from typing import Any, NoReturn
@@ -27,6 +30,7 @@ CLONE = (ROOT / "launch").is_dir()
 RESULTS = ROOT / "results" if CLONE else Path()
 DEMO = (ROOT / "parallel_parnet" / "demo").resolve()  # launch/demo, and in a wheel the package's own
 DEMO_MODEL = "parnet_fashion"
+SILENCE_S = 5.0  # of ranks that have an error, before they say it themselves
 DTYPES = {
     "float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
     "float16": torch.float16, "fp16": torch.float16,
@@ -55,10 +59,13 @@ class Ranks:
         local_world = _number("LOCAL_WORLD_SIZE", world, 1, world)
         return cls(rank, world, _number("LOCAL_RANK", rank % local_world, 0, local_world - 1), local_world)
 
-    def take_threads(self) -> int:
-        """Give this process its share of the cores, at least one thread, and say how many."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = max(1, cores // self.local_world)
+    def take_threads(self, wanted: int | None = None) -> int:
+        """Give this process as many threads as are `wanted`, else, where it is alone, as OMP_NUM_THREADS says (which
+        torchrun sets to 1 for ranks), else its share of the cores, at least one; and say how many."""
+        asked = os.environ.get("OMP_NUM_THREADS", "") if self.world == 1 else ""
+        if wanted is not None and wanted < 1:
+            raise ParNetError(f"--threads {wanted}: must be at least 1")
+        threads = wanted or (int(asked) if asked.isdecimal() and int(asked) else max(1, cores() // self.local_world))
         torch.set_num_threads(threads)
         return threads
 
@@ -73,6 +80,30 @@ class Ranks:
         return device
 
 
+def cores() -> int:
+    """That this process may use: those it is bound to, or fewer where a control group grants less time."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([bound, *(math.floor(quota) for quota in quotas())]))
+
+
+def quotas(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[float]:
+    """Cores' worth of time that control groups of version 2 or 1 grant, of this process's own and those above it."""
+    lines = own.read_text().splitlines() if own.exists() else []
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = root / controllers if controllers else root
+        for folder in {top, *(top / path.strip("/")).parents, top / path.strip("/")}:
+            if (file := folder / "cpu.max").is_file():
+                quota, period = file.read_text().split()
+            elif (file := folder / "cpu.cfs_quota_us").is_file():
+                quota, period = file.read_text().strip(), (folder / "cpu.cfs_period_us").read_text().strip()
+            else:
+                continue
+            if quota.isdecimal():  # neither "max" nor -1
+                yield int(quota) / int(period)
+
+
 def _number(name: str, default: int, least: int, most: int = 1 << 20) -> int:
     text = os.environ.get(name)
     if text is None:
@@ -84,17 +115,21 @@ def _number(name: str, default: int, least: int, most: int = 1 << 20) -> int:
     return int(text)
 
 
+class _Plain(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # to `run`, where Console would exit with 1
+
+
 def plain_console(**options: Any) -> Console:
     """For names of files and classes, which are the user's: a bracket in one is no markup, and a colon no emoji."""
-    return Console(highlight=False, markup=False, emoji=False, **options)
+    return _Plain(highlight=False, markup=False, emoji=False, **options)
 
 
 def machine(device: torch.device) -> str:
     """The device in plain words."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores}-core {os.uname().machine.replace('_', '-')} ({torch.backends.cpu.get_cpu_capability()})"
+    return f"{cores()}-core {os.uname().machine.replace('_', '-')} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def slug(machine: str) -> str:
@@ -169,12 +204,16 @@ def run(main: Callable[[], int]) -> None:
         rank, speaks = ranks.rank, ranks.local_rank == 0
     except ParNetError:  # which those will meet again that ask for their rank
         rank, speaks = 0, True
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show ends no run
     try:
         status = main()
-        sys.stdout.flush()
+        _flush()
     except ParNetError as error:
-        if speaks:
-            _say(f"error: {error}")
+        if not speaks:
+            _leave_the_word_to_rank_0()
+        _say(f"error: {error}")
         status = 2
     except LaneError as error:
         _exit_at_once(1, f"error on rank {rank}: {error}")
@@ -184,19 +223,38 @@ def run(main: Callable[[], int]) -> None:
         status = 130
     except BrokenPipeError:
         os._exit(128 + SIGPIPE)  # as a program ends whose reader, such as head, has enough; nothing more can be printed
+    except OSError as error:
+        if error.errno not in (ENOSPC, EBADF) or error.filename is not None:
+            _exit_at_once(1, f"{traceback.format_exc()}error on rank {rank}: {type(error).__name__}: {error}")
+        _say(f"error: standard output: {error.strerror}")  # it is closed, or its disk is full
+        os._exit(1)
     except Exception as error:
         _exit_at_once(1, f"{traceback.format_exc()}error on rank {rank}: {type(error).__name__}: {error}")
     leave_ranks()
     sys.exit(status)
 
 
+def _leave_the_word_to_rank_0() -> None:
+    """It mostly has the same error, and torchrun ends all ranks as soon as the first has ended: should that be this one,
+    nobody would say why."""
+    try:
+        time.sleep(SILENCE_S)
+    except Stopped:
+        os._exit(2)
+
+
 def _exit_at_once(status: int, message: str) -> NoReturn:
     """Without leaving the ranks in order, which would wait for the others."""
     _say(message)
-    sys.stdout.flush()
+    _flush()
     if monitor := health.current():
         monitor.fence()
     os._exit(status)
+
+
+def _flush() -> None:
+    if sys.stdout is not None:  # as it is where it was closed before the start
+        sys.stdout.flush()
 
 
 def _say(message: str) -> None:

@@ -30,7 +30,8 @@ def stop_on_signals() -> None:
     writer.setblocking(False)
     signal.set_wakeup_fd(writer.fileno())
     for number in SIGNALS:
-        signal.signal(number, _raise)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup and shells leave it for what shall go on
+            signal.signal(number, _raise)
     threading.Thread(target=_end, args=(reader, writer), name="stop", daemon=True).start()
 
 

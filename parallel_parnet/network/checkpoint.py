@@ -1,6 +1,6 @@
 """Checkpoint files to models: the released .pth.tar layout, and the project's own .safetensors.
 
-A released file holds `state_dict` and perhaps `state_dict_ema`, names with or without `module.` in front. Everything
+A released file holds `state_dict` and perhaps `state_dict_ema`, names with or without a wrapper's in front. Everything
 but the activation follows from names and shapes: a 1x1 branch behind a pooling layer is called `rbr_1x1.1`, so even
 strides can be read. (The paper says SiLU; the released evaluation code runs ReLU by accident of its configuration, so
 the activation is the caller's choice.)
@@ -8,6 +8,7 @@ the activation is the caller's choice.)
 
 from __future__ import annotations
 
+import argparse
 import json
 import pickle
 import re
@@ -42,7 +43,7 @@ def load_checkpoint(path: Path | str, ema: bool = False, activation: str | None 
     if not path.is_file():
         raise ParNetError(f"{path}: no such checkpoint file")
     try:
-        if path.suffix == ".safetensors":
+        if _is_safetensors(path):
             if ema:
                 raise ParNetError("a .safetensors file holds one set of weights: leave ema out")
             config, epsilons, state = _read_safetensors(path)
@@ -96,15 +97,34 @@ def _set_epsilons(model: ParNet, epsilons: Mapping[str, float]) -> None:
         norms[name].eps = eps
 
 
+def _is_safetensors(path: Path) -> bool:
+    """By its suffix, or else its content. ParNetError for what people download in place of a checkpoint."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise ParNetError(f"cannot be read ({error.strerror})") from None
+    if head.startswith(b"version https://git-lfs"):
+        raise ParNetError("a pointer of Git LFS, not the file that it stands for: git lfs pull fetches that")
+    if head.lstrip()[:1] == b"<":
+        raise ParNetError("a web page, not a checkpoint: download the file itself")
+    return path.suffix.lower() == ".safetensors" or head[8:9] == b"{"
+
+
 def _read_safetensors(path: Path) -> tuple[Config, dict[str, float], dict[str, Tensor]]:
+    """Own files, and bare ones, from whose names and shapes the network follows as from a released file's."""
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError) as error:
         raise ParNetError(f"not a whole .safetensors file ({error})") from None
-    if metadata.get("format") != FORMAT:
-        raise ParNetError(f"not a ParNet checkpoint: its metadata lack format={FORMAT}")
+    made_by = metadata.get("format", "")
+    if not made_by.startswith("parallel_parnet."):
+        state = _named_as_released(state)
+        return infer_config(state), {}, state
+    if made_by != FORMAT:
+        raise ParNetError(f"a file of format {made_by}, not {FORMAT}; Program.load and Engine.load read programs")
     try:
         config, epsilons = Config.of(json.loads(metadata["config"])), json.loads(metadata.get("eps", "{}"))
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError, RecursionError) as error:
@@ -116,19 +136,36 @@ def _read_safetensors(path: Path) -> tuple[Config, dict[str, float], dict[str, T
 
 def _read_released(path: Path, ema: bool) -> dict[str, Tensor]:
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # of the trainer's arguments, and mere data
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if foreign := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
+            raise ParNetError(
+                f"holds {foreign[1]}, which loading could run: save the state_dict alone, with torch.save"
+            ) from None
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        if isinstance(error, pickle.UnpicklingError):  # whose own words advise to load what could run
+            reason = "its pickle is damaged, or holds more than tensors"
         raise ParNetError(f"not a whole PyTorch checkpoint ({reason})") from None
     if not isinstance(content, Mapping):
         raise ParNetError("not a ParNet checkpoint: it holds no dictionary")
-    key = "state_dict_ema" if ema else "state_dict"
-    if ema and key not in content:
+    if ema and "state_dict_ema" not in content:
         raise ParNetError("holds no EMA weights (state_dict_ema): leave ema out")
-    state = content.get(key, content)
+    keys = ("state_dict_ema",) if ema else ("state_dict", "model_state_dict", "model")
+    state = next((content[key] for key in keys if key in content), content)
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ParNetError("not a ParNet checkpoint: it holds no state_dict of tensors")
-    return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
+    return _named_as_released({str(name): tensor for name, tensor in state.items()})
+
+
+def _named_as_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without what wrappers put in front of names or beside them (DataParallel, torch.compile, AveragedModel)."""
+    names = {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items() if name != "n_averaged"}
+    if any("rbr_reparam" in name for name in names):
+        raise ParNetError("weights in deploy form (rbr_reparam), folded already: give those in training form")
+    head = "head.fc.weight"
+    prefix = next((name for name in names if name.endswith(head)), head).removesuffix(head)
+    return {name.removeprefix(prefix): tensor for name, tensor in names.items()}
 
 
 def infer_config(state: Mapping[str, Tensor]) -> Config:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -84,7 +85,7 @@ def test_a_pickle_is_not_run(tmp_path: Path) -> None:
             torch.save({"state_dict": Evil()}, tmp_path / name)
         else:
             (tmp_path / name).write_bytes(pickle.dumps(Evil()))
-        with pytest.raises(ParNetError, match="not a whole PyTorch checkpoint"):
+        with pytest.raises(ParNetError, match=r"which loading could run|holds more than tensors"):
             load_checkpoint(tmp_path / name)
     assert not (tmp_path / "ran").exists()
 
@@ -271,3 +272,55 @@ def test_the_callers_default_type_rounds_no_weights(dtype: torch.dtype) -> None:
         torch.set_default_dtype(torch.float32)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
     assert all(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def trainers(state: dict) -> dict:
+    return {"epoch": 3, "arch": "parnet", "state_dict": state, "args": argparse.Namespace(lr=0.1, data="here")}
+
+
+WRAPPED = {
+    "the trainer's own": trainers,
+    "torch.compile": lambda state: {f"_orig_mod.{k}": v for k, v in state.items()},
+    "compiled in DataParallel": lambda state: {"state_dict": {f"module._orig_mod.{k}": v for k, v in state.items()}},
+    "in another model": lambda state: {"model": {f"backbone.{k}": v for k, v in state.items()}},
+    "AveragedModel": lambda state: {"n_averaged": torch.tensor(5), **{f"module.{k}": v for k, v in state.items()}},
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED)
+@pytest.mark.parametrize("name", ["c.pth.tar", "C.PTH", "weights"])
+def test_what_wrappers_make_of_names(wrap: str, name: str, tmp_path: Path) -> None:
+    model = lively(SMALL, 1)
+    torch.save(WRAPPED[wrap](dict(model.state_dict())), tmp_path / name)
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(load_checkpoint(tmp_path / name)(x), model(x))
+
+
+@pytest.mark.parametrize("name", ["bare.safetensors", "BARE.SAFETENSORS", "bare"])
+def test_bare_safetensors(name: str, tmp_path: Path) -> None:
+    model, x = lively(SMALL, 1), torch.randn(1, 3, 64, 64)
+    save_file({f"module.{k}": v for k, v in model.state_dict().items()}, tmp_path / name)
+    with torch.no_grad():
+        assert torch.equal(load_checkpoint(tmp_path / name)(x), model(x))
+
+
+def test_what_is_downloaded_in_place_of_a_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "c.pth.tar"
+    fold(lively(SMALL, 0)).save(tmp_path / "program.safetensors")
+    deployed = {"state_dict": {"streams.0.0.block.rbr_reparam.weight": torch.zeros(1)}}
+    for content, message in (
+        (b"<!DOCTYPE html><html>Sign in</html>", "a web page, not a checkpoint"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
+        (b"", "not a whole PyTorch checkpoint"),
+        ((tmp_path / "program.safetensors").read_bytes(), r"Program\.load and Engine\.load read programs"),
+        (deployed, r"deploy form \(rbr_reparam\)"),
+        ({"model": lively(SMALL, 0)}, "holds parallel_parnet.*save the state_dict alone"),
+    ):
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            torch.save(content, path)
+        with pytest.raises(ParNetError, match=rf"c\.pth\.tar: .*{message}") as raised:
+            load_checkpoint(path)
+        assert "weights_only" not in str(raised.value)

@@ -66,6 +66,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", help="cpu, cuda or cuda:N; default: cuda where there is one")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
     parser.add_argument("--executor", choices=EXECUTORS, default="auto", help="default: %(default)s")
+    parser.add_argument(
+        "--threads", type=int, help="compute threads; default: OMP_NUM_THREADS, else its share of cores"
+    )
     parser.add_argument("--transport", choices=TRANSPORTS, default="auto", help="of features between ranks")
     parser.add_argument("--measure-links", action="store_true", help="of two ranks, for each transport, and end")
     parser.add_argument("--iterations", type=int, default=50, help="timed passes (default: %(default)s)")
@@ -189,7 +192,7 @@ def describe(engine: Engine, args: argparse.Namespace, weights: str, hosts: list
 def main() -> int:
     stop_on_signals()
     args, ranks = parse_arguments(), Ranks.from_environment()
-    threads = ranks.take_threads()
+    threads = ranks.take_threads(args.threads)
     console = plain_console(quiet=ranks.rank != 0)
     if not console.is_terminal:
         console.width = 120

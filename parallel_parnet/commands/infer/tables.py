@@ -18,7 +18,7 @@ def read_labels(path: Path | None, program: Program) -> list[str]:
     if path is None:
         return list(program.config.labels) or [f"class {i}" for i in range(classes)]
     try:
-        labels = path.read_text().splitlines()
+        labels = path.read_text("utf-8-sig").rstrip().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ParNetError(f"{path}: cannot be read ({error})") from None
     if len(labels) != classes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from io import StringIO
 from pathlib import Path
@@ -14,11 +15,11 @@ import torch
 from PIL import Image
 
 from conftest import GOLDEN, OPTIONAL, ROOT, free_port, launch, relative
-from parallel_parnet import Engine, fold, load_checkpoint, save_checkpoint
-from parallel_parnet.commands.common import plain_console
+from parallel_parnet import Engine, ParNetError, fold, load_checkpoint, save_checkpoint
+from parallel_parnet.commands.common import Ranks, plain_console, quotas
 from parallel_parnet.commands.infer.few import Answers, verify
 from parallel_parnet.commands.infer.many import Pictures
-from parallel_parnet.commands.infer.tables import show_predictions
+from parallel_parnet.commands.infer.tables import read_labels, show_predictions
 from parallel_parnet.files import write_json
 from parallel_parnet.preprocess import Preprocess, find_images
 
@@ -312,3 +313,74 @@ def test_names_are_no_markup() -> None:
     top5 = [{"label": label, "index": i, "probability": 0.2} for i, label in enumerate(("[/b]", "[red]x", ":dog:"))]
     show_predictions([{"image": "a [i].png", "top5": top5}], plain_console(file=written, width=100))
     assert all(name in written.getvalue() for name in ("[/b]", "[red]x", ":dog:", "a [i].png"))
+
+
+def test_labels_as_editors_save_them(tmp_path: Path) -> None:
+    names = [f"[{i}] \u00e9" for i in range(10)]
+    (tmp_path / "labels.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*names, "", ""]).encode())
+    program = fold(load_checkpoint(DEMO / "parnet_fashion.safetensors"))
+    assert read_labels(tmp_path / "labels.txt", program) == names
+
+
+def test_names_that_the_terminal_cannot_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(DEMO / "pictures" / "7-sneaker.png", tmp_path / "\u9774\u5b50.png")
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    run = launch("infer.py", *QUICK, "--image", tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert "Sneaker" in run.stdout
+
+
+@pytest.mark.parametrize(("sink", "status"), [("| head -1", {141}), ("> /dev/full", {1}), (">&-", {0, 1})])
+def test_standard_output_that_takes_nothing_more(sink: str, status: set[int]) -> None:
+    command = f"{sys.executable} {ROOT / 'launch' / 'infer.py'} --device cpu --iterations 3"
+    run = subprocess.run(
+        ["bash", "-c", f"{{ {command}; echo status $? >&2; }} {sink}"],
+        capture_output=True, text=True, timeout=120, cwd=ROOT,
+    )  # fmt: skip
+    assert int(run.stderr.split()[-1]) in status, run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = Ranks(0, 1, 0, 1)
+    monkeypatch.setattr("parallel_parnet.commands.common.cores", lambda: 6)
+    for asked, wanted, threads in ((None, None, 6), ("3", None, 3), ("3", 2, 2), ("many", None, 6), ("0", None, 6)):
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        if asked is not None:
+            monkeypatch.setenv("OMP_NUM_THREADS", asked)
+        assert ranks.take_threads(wanted) == torch.get_num_threads() == threads
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert Ranks(1, 3, 1, 3).take_threads() == 2, "torchrun sets it to 1 where nobody did"
+    with pytest.raises(ParNetError, match="--threads 0"):
+        ranks.take_threads(0)
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "expected"),
+    [
+        ("0::/user/task\n", {"user/cpu.max": "150000 100000", "user/task/cpu.max": "max 100000"}, [1.5]),
+        ("0::/\n", {"cpu.max": "50000 100000"}, [0.5]),
+        ("0::/\n", {}, []),
+        ("3:memory:/a\n2:cpu,cpuacct:/a\n", {
+            "cpu,cpuacct/a/cpu.cfs_quota_us": "300000", "cpu,cpuacct/a/cpu.cfs_period_us": "100000",
+            "cpu,cpuacct/cpu.cfs_quota_us": "-1", "cpu,cpuacct/cpu.cfs_period_us": "100000",
+        }, [3.0]),
+    ],
+)  # fmt: skip
+def test_time_that_control_groups_grant(membership: str, files: dict, expected: list, tmp_path: Path) -> None:
+    for name, content in files.items():
+        (tmp_path / "fs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "fs" / name).write_text(content + "\n")
+    (tmp_path / "cgroup").write_text(membership)
+    assert list(quotas(tmp_path / "fs", tmp_path / "cgroup")) == expected
+
+
+def test_an_inherited_ignore_stays() -> None:
+    """As a shell leaves SIGINT for what runs in the background."""
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN);"
+        "from parallel_parnet.commands.stopping import stop_on_signals; stop_on_signals();"
+        "print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN, callable(signal.getsignal(signal.SIGTERM)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert run.stdout.split() == ["True", "True"], run.stderr

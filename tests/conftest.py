@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import platform
 import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from parallel_parnet import Config, ParNet, Placement, Program, create_model
-from parallel_parnet.executors.backends import ON_CPUS, lacking
+from parallel_parnet.executors.backends import ON_CPUS, has_bf16, lacking
 from parallel_parnet.program.contract import INPUT, shapes
 from parallel_parnet.program.program import Operation
 
@@ -88,6 +91,22 @@ def random_placement(program: Program, lanes: int, draw: st.DrawFn) -> Placement
     subsets = st.sets(st.integers(0, lanes - 1), min_size=1).map(lambda s: tuple(sorted(s)))
     where = {op.name: draw(subsets) for op in program.operations}
     return Placement(lanes, where, coordinator=draw(st.integers(0, lanes - 1)))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """With what it ran: an instruction set that a machine lacks hides what would fail with it."""
+    sets = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, bf16 {'yes' if has_bf16() else 'no'}"
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "triton", "numpy") if is_installed(name))
+    terminalreporter.write_line(f"on {sets}; Python {platform.python_version()}, {versions}; without: {lacks()}")
+
+
+def is_installed(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+def lacks() -> str:
+    """Executors that cannot be had here, and why."""
+    return "; ".join(f"{name}, {reason}" for name in ON_CPUS if (reason := lacking(name))) or "nothing"
 
 
 @pytest.fixture(autouse=True)

@@ -235,8 +235,8 @@ def run(main: Callable[[], int]) -> None:
 
 
 def _leave_the_word_to_rank_0() -> None:
-    """It mostly has the same error, and torchrun ends all ranks as soon as the first has ended: should that be this one,
-    nobody would say why."""
+    """It mostly has the same error, and torchrun ends all ranks once the first has ended: were that this one, nobody
+    would say why."""
     try:
         time.sleep(SILENCE_S)
     except Stopped:

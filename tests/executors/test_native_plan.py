@@ -15,7 +15,7 @@ from conftest import OPTIONAL, SMALL, lively, random_placement, relative
 from parallel_parnet import Config, Engine, ParNetError, Placement, Program, fold
 from parallel_parnet.executors.native_plan import Feature, NativePlan
 from parallel_parnet.executors.segment import SegmentModule
-from parallel_parnet.kernels.cpu import native
+from parallel_parnet.kernels.cpu import c_library, native
 from parallel_parnet.program.families import arranged
 
 pytestmark = pytest.mark.skipif("native" not in OPTIONAL, reason="there is no C compiler")
@@ -149,3 +149,26 @@ def test_compiled_once_for_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_classifier_of_any_number_of_features(streams: int) -> None:
     program, x = arranged(24, streams, 16, 32), torch.randn(2, 3, 32, 64)
     assert relative(plan_of(program, x.shape, threads=2)(x)[0], reference(program, x)) < 1e-5
+
+
+PATHS = {"x86-64": ("sse2", 8), "x86-64-v3": ("avx2", 16), "x86-64-v4": ("avx512f", 32)}  # and floats of a panel
+HERE = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
+
+
+@pytest.mark.parametrize("march", [march for march, (needs, _) in PATHS.items() if needs in HERE])
+@pytest.mark.parametrize("activation", ["silu", "relu"])
+def test_every_instruction_path_of_this_cpu(
+    march: str, activation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = [f"-march={march}" if flag.startswith("-march") else flag for flag in c_library.FLAGS]
+    monkeypatch.setattr(c_library, "FLAGS", tuple(flags))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    built = c_library.load(native.SOURCE)
+    monkeypatch.setattr(native, "library", lambda: built)
+    assert built.panel_width() == PATHS[march][1]
+    for seed, planes in enumerate([(8, 16, 32, 64), (4, 20, 12, 36), (36, 40)]):
+        config = Config(planes, (2,) * (len(planes) - 1), num_classes=10, activation=activation)
+        program, x = fold(lively(config, seed)), torch.randn(2, 3, 64, 96)
+        plan = plan_of(program, x.shape, threads=2)
+        poison(plan)
+        assert relative(plan(x)[0], reference(program, x)) < 1e-5

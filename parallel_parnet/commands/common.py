@@ -30,6 +30,7 @@ CLONE = (ROOT / "launch").is_dir()
 RESULTS = ROOT / "results" if CLONE else Path()
 DEMO = (ROOT / "parallel_parnet" / "demo").resolve()  # launch/demo, and in a wheel the package's own
 DEMO_MODEL = "parnet_fashion"
+RANDOM = "random"  # where weights come from without a file
 SILENCE_S = 5.0  # of ranks that have an error, before they say it themselves
 DTYPES = {
     "float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
@@ -177,7 +178,7 @@ def load_model(args: argparse.Namespace) -> tuple[ParNet, str]:
         raise ParNetError("--ema: random weights have no average; give a --checkpoint")
     torch.manual_seed(args.seed)
     model = create_model(args.model or DEMO_MODEL, num_classes=args.num_classes, activation=args.activation)
-    return settle(model), "random"
+    return settle(model), RANDOM
 
 
 @torch.no_grad()

@@ -39,7 +39,7 @@ from parallel_parnet.files import write_json
 from parallel_parnet.preprocess import Preprocess, find_images, passed_over
 from parallel_parnet.transport import TRANSPORTS, gather, join_ranks
 
-from ..common import DEMO, DTYPES, Parser, Ranks, add_model_arguments, load_model, plain_console, process_age
+from ..common import DEMO, DTYPES, RANDOM, Parser, Ranks, add_model_arguments, load_model, plain_console, process_age
 from ..plan.measured import find_link, plan_for_ranks
 from ..stopping import stop_on_signals
 from ..tracing import add_trace_arguments, check_trace_arguments, write_traces
@@ -121,7 +121,9 @@ def place(
     )
     if args.strict:
         raise ParNetError(note)
-    return Placement.from_streams_per_gpu(program, -(-streams // devices), devices), f"note: {note}"
+    if device.type == "cpu":  # on which the streams of a level share its threads all the same
+        note = ""
+    return Placement.from_streams_per_gpu(program, -(-streams // devices), devices), note and f"note: {note}"
 
 
 def lane_hosts(engine: Engine, ranks: Ranks, threads: int) -> list[tuple[str, int]]:
@@ -136,7 +138,7 @@ def lane_hosts(engine: Engine, ranks: Ranks, threads: int) -> list[tuple[str, in
 def coordinate(engine: Engine, args: argparse.Namespace, setting: dict, console: Console) -> int:
     """The coordinator's part: the pictures, to a file where there are many, or shown and timed."""
     program = engine.program
-    if setting["weights"] == "random":
+    if setting["weights"] == RANDOM:
         console.print("note: no checkpoint was given; the weights are random, so only the times mean anything")
     labels = read_labels(args.labels, program)
     given = args.image or [os.path.relpath(DEMO / "pictures")]
@@ -221,4 +223,6 @@ def main() -> int:
         if engine.is_coordinator:
             setting = describe(engine, args, weights, hosts, ranks.world) | {"start_up_s": start_up}
             return coordinate(engine, args, setting, console)
+        if ranks.local_rank == 0:
+            print(f"rank {ranks.rank} of {ranks.world} serves; rank 0's machine shows the answers", file=sys.stderr)
         return engine.serve()

@@ -18,6 +18,7 @@ from parallel_parnet import Engine, ParNetError, Placement
 from parallel_parnet.files import write_json
 from parallel_parnet.profiling.sampler import Sampler
 
+from ..common import RANDOM
 from ..gpu.parity import relative, tolerance
 from ..tracing import write_traces
 from .many import Pictures, answers, progress_bar, spread
@@ -60,7 +61,8 @@ def classify_and_time(
         **setting,
         "skipped": found.skipped,
     }
-    show_predictions(result["predictions"], console)
+    if setting["weights"] != RANDOM:  # whose classes mean nothing, however sure they look
+        show_predictions(result["predictions"], console)
     show_latency(result["latency_ms"], "Latency of one pass, ms", console)
     show_stages(result["stages_ms"], console)
     show_setting(setting, console)

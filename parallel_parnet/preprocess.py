@@ -19,7 +19,7 @@ from .settings import with_own_settings
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 BACKGROUND = (0, 0, 0)  # of what is transparent: what such pixels mostly hold, and networks were trained on
 LEVELS = {"L;2": 85, "L;4": 17}  # of grey in a PNG, by Pillow's names: 255 over the largest value
-PHOTOMETRIC, ZERO_IS_WHITE = 262, 0  # TIFF's tag, and what it says there
+BITS, PHOTOMETRIC, ZERO_IS_WHITE = 258, 262, 0  # two of TIFF's tags, and what the second may say
 LONGEST = 32  # times `size`, of a picture that is resized before the middle is cut out
 STRAIGHT = {"La": "LA", "RGBa": "RGBA"}  # of modes whose colours were multiplied by their alpha
 
@@ -36,6 +36,8 @@ class Preprocess:
     @classmethod
     def of(cls, config: Config, size: int | None = None) -> Preprocess:
         """What `config`'s network was trained with; `size` pixels instead of its own where given."""
+        if size is not None and size < 1:
+            raise ParNetError(f"pictures of {size} pixels a side: give a positive number")
         return cls(size or config.image_size, config.crop, config.mean, config.std)
 
     def pixels(self, image: Image.Image) -> np.ndarray:
@@ -123,8 +125,12 @@ def _as_the_file_says(image: ImageFile.ImageFile) -> Image.Image:
         image.info["transparency"] = hidden * LEVELS[stored]
     elif hidden is not None and stored == "RGB;16B":
         image.info["transparency"] = tuple(level >> 8 for level in hidden)
-    if image.format == "TIFF" and image.mode.startswith("I;16") and image.getexif().get(PHOTOMETRIC) == ZERO_IS_WHITE:
-        raise ParNetError("grey of 16 bits whose zero is white; save it with black as zero")
+    if image.format == "TIFF" and image.mode.startswith("I;16"):
+        tags = image.getexif()
+        if tags.get(PHOTOMETRIC) == ZERO_IS_WHITE:
+            raise ParNetError("grey of 16 bits whose zero is white; save it with black as zero")
+        if tags.get(BITS) not in (None, 16, (16,)):
+            raise ParNetError(f"grey of {tags.get(BITS)} bits a pixel; save it with 8 or 16")
     return image.convert("I;16") if image.format == "PPM" and image.mode == "I" else image
 
 

@@ -258,3 +258,15 @@ def test_damaged_exif(tmp_path: Path) -> None:
             warnings.simplefilter("error")
             with suppress(ParNetError):
                 assert PREPROCESS(tmp_path / "p.jpg").isfinite().all()
+
+
+def test_tiff_of_12_bits(tmp_path: Path) -> None:
+    """Pillow reads it as grey of 16 bits, so that white would be dark."""
+    tags = {256: 8, 257: 8, 258: 12, 259: 1, 262: 1, 273: 200, 277: 1, 278: 8, 279: 96}  # 8 x 8 pixels from byte 200
+    entries = b"".join(struct.pack("<HHII", tag, 4 if value > 12 else 3, 1, value) for tag, value in tags.items())
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    (tmp_path / "p.tif").write_bytes(head.ljust(200, b"\0") + b"\xff" * 96)
+    with Image.open(tmp_path / "p.tif") as image:
+        assert image.mode.startswith("I;16") and image.getpixel((0, 0)) == 4095
+    with pytest.raises(ParNetError, match=r"p\.tif: grey of 12 bits a pixel; save it with 8 or 16"):
+        PREPROCESS(tmp_path / "p.tif")

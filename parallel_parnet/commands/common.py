@@ -116,6 +116,13 @@ def _number(name: str, default: int, least: int, most: int = 1 << 20) -> int:
     return int(text)
 
 
+def pixels(text: str) -> int:
+    """The side of a picture, as an argument."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} pixels: give a positive number")
+    return int(text)
+
+
 class _Plain(Console):
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError  # to `run`, where Console would exit with 1

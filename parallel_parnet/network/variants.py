@@ -14,6 +14,7 @@ from typing import Any
 from ..errors import ParNetError
 
 ACTIVATIONS = ("silu", "relu")
+LEAST_STD = 1e-6
 MOST = 1 << 20  # of anything that is counted: more is a damaged file, which would only fill the memory
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -77,8 +78,8 @@ class Config:
         for name, colours in (("mean", self.mean), ("std", self.std)):
             if len(colours) != 3 or not all(map(_is_number, colours)):
                 raise ParNetError(f"{name} {colours}: give a number for each of red, green and blue")
-        if min(self.std) <= 0:
-            raise ParNetError(f"std {self.std}: pictures are divided by it, so it must be positive")
+        if min(self.std) < LEAST_STD:
+            raise ParNetError(f"std {self.std}: pictures are divided by it, so it must be {LEAST_STD} at least")
         if self.labels and len(self.labels) != self.num_classes:
             raise ParNetError(f"{len(self.labels)} labels for {self.num_classes} classes: give one per class, or none")
         if not all(isinstance(label, str) for label in self.labels):

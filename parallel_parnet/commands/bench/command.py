@@ -27,7 +27,18 @@ from rich.table import Table
 from parallel_parnet import Engine, ParNetError, fold
 from parallel_parnet.files import as_json, write_atomically
 
-from ..common import DEMO_MODEL, DTYPES, RESULTS, Parser, Ranks, add_model_arguments, load_model, machine, plain_console
+from ..common import (
+    DEMO_MODEL,
+    DTYPES,
+    RESULTS,
+    Parser,
+    Ranks,
+    add_model_arguments,
+    load_model,
+    machine,
+    pixels,
+    plain_console,
+)
 from ..gpu.device import exact_fp32, require_gpu
 from ..tracing import add_trace_arguments, check_trace_arguments, write_traces
 from .comparison import SAME, changes, differences
@@ -44,7 +55,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_arguments(parser)
     parser.add_argument("-b", "--batch-size", type=int, default=1, help="pictures per pass (default: %(default)s)")
-    parser.add_argument("--img-size", type=int, help="pixels; default: the network's own")
+    parser.add_argument("--img-size", type=pixels, help="pixels; default: the network's own")
     parser.add_argument("--device", help="cpu, cuda or cuda:N; default: cuda where there is one")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
     parser.add_argument("--runs", type=int, default=Settings.runs, help="timed runs of each (default: %(default)s)")

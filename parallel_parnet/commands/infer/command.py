@@ -39,7 +39,18 @@ from parallel_parnet.files import write_json
 from parallel_parnet.preprocess import Preprocess, find_images, passed_over
 from parallel_parnet.transport import TRANSPORTS, gather, join_ranks
 
-from ..common import DEMO, DTYPES, RANDOM, Parser, Ranks, add_model_arguments, load_model, plain_console, process_age
+from ..common import (
+    DEMO,
+    DTYPES,
+    RANDOM,
+    Parser,
+    Ranks,
+    add_model_arguments,
+    load_model,
+    pixels,
+    plain_console,
+    process_age,
+)
 from ..plan.measured import find_link, plan_for_ranks
 from ..stopping import stop_on_signals
 from ..tracing import add_trace_arguments, check_trace_arguments, write_traces
@@ -57,7 +68,7 @@ def parse_arguments() -> argparse.Namespace:
         "--image", action="append", type=Path, help="picture or folder; may be repeated; what is transparent is black"
     )
     parser.add_argument("--labels", type=Path, help="text file with a class name per line")
-    parser.add_argument("--img-size", type=int, help="pixels; default: the network's own")
+    parser.add_argument("--img-size", type=pixels, help="pixels; default: the network's own")
     parser.add_argument("-b", "--batch-size", type=int, default=1, help="pictures per pass (default: %(default)s)")
     parser.add_argument("--streams-per-gpu", type=int, default=1, help="branches per device (default: %(default)s)")
     parser.add_argument("--placement", choices=["streams", "auto"], default="streams", help="auto: measure and plan")

@@ -25,7 +25,7 @@ from parallel_parnet.planning.explain import critical_transfers, duration, expla
 from parallel_parnet.planning.planner import Schedule, schedule
 from parallel_parnet.planning.search import search
 
-from ..common import DTYPES, Parser, add_model_arguments, load_model, plain_console, settle
+from ..common import DTYPES, Parser, add_model_arguments, load_model, pixels, plain_console, settle
 from .measured import find_link, measure
 
 TABLE_MODELS = tuple(VARIANTS)
@@ -50,7 +50,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--efficiency", type=float, default=1.0, help="share of the roofline that kernels reach, assumed"
     )
-    parser.add_argument("--img-size", type=int, help="pixels; default: the network's own")
+    parser.add_argument("--img-size", type=pixels, help="pixels; default: the network's own")
     parser.add_argument("-b", "--batch-size", type=int, default=1, help="pictures per pass (default: %(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on the h200, float32 as measured here")
     parser.add_argument("--json", help="write the result to this file; - for a last line of output")

@@ -146,6 +146,8 @@ def one_line(run_stderr: str) -> str:
         (("--image", "README.md"), "not a picture"),
         (("--image", "tests"), "no pictures in this folder"),
         (("--img-size", "50"), "multiples of 32"),
+        (("--img-size", "0"), "give a positive number"),
+        (("--img-size", "-32"), "give a positive number"),
         (("--dtype", "float16", "--device", "cpu"), "choose float32 or bfloat16"),
         (("--executor", "tensorrt"), "invalid choice"),
         (("--nonsense",), "see --help"),

@@ -249,9 +249,8 @@ def test_weights_that_overflow_when_folded() -> None:
 
 @pytest.mark.parametrize("setting", [
     {"std": (0.0, 1.0, 1.0)}, {"std": (1e-50,) * 3}, {"std": (1.0, float("nan"), 1.0)},
-    {"mean": (float("inf"), 0.0, 0.0)}, {"mean": (0.0, 0.0)}, {"crop": 0.0}, {"crop": 1.5}, {"crop": "1"}, {"image_size": 0},
-    {"image_size": 32.0},
-    {"num_classes": True},
+    {"mean": (float("inf"), 0.0, 0.0)}, {"mean": (0.0, 0.0)}, {"crop": 0.0}, {"crop": 1.5}, {"crop": "1"},
+    {"image_size": 0}, {"image_size": 32.0}, {"num_classes": True},
     {"planes": (8, 16.0, 32, 64)}, {"blocks": (1, 1, 10**9)}, {"dropout": 1.0}, {"labels": tuple(range(10))},
     {"planes": 8}, {"stem_strides": (1, 3)}, {"stem_strides": (1.0, 2)}, {"stem_strides": (True, 2)},
 ], ids=str)  # fmt: skip

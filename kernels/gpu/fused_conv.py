@@ -4,7 +4,7 @@
     y = act((conv(x) + bias + border) 2 gate)                      gate "plain"
 
 A row of the GEMM is an output pixel, a column an output channel, and its depth K runs over taps and input channels.
-Source: "Non-deep Networks" (arXiv 2110.07641), section 3.1; the folding is in parallel_parnet/program/fold.py.
+Source: "Non-deep Networks" (arXiv 2110.07641), section 3.1; the folding is in program/fold.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Skip-squeeze-excitation's gate, sigmoid(gate_weight avg(x) + gate_bias), from the channel sums of x.
 
 Source: "Non-deep Networks" (arXiv 2110.07641), section 3.1. Batch norms before the average are folded into weight and
-bias (parallel_parnet/program/fold.py), so that whoever produced x only has to emit its sums. Every program of a convolution
+bias (program/fold.py), so that whoever produced x only has to emit its sums. Every program of a convolution
 computes the gates of its own output channels; `sse_gate_kernel` computes all of them in a launch of its own, for
 comparison.
 """

@@ -212,6 +212,7 @@ def run(main: Callable[[], int]) -> None:
         rank, speaks = ranks.rank, ranks.local_rank == 0
     except ParNetError:  # which those will meet again that ask for their rank
         rank, speaks = 0, True
+    unsaid = ""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show ends no run
@@ -219,10 +220,9 @@ def run(main: Callable[[], int]) -> None:
         status = main()
         _flush()
     except ParNetError as error:
-        if not speaks:
-            _leave_the_word_to_rank_0()
-        _say(f"error: {error}")
-        status = 2
+        status, unsaid = 2, f"error: {error}"
+        if speaks:
+            _say(unsaid)
     except LaneError as error:
         _exit_at_once(1, f"error on rank {rank}: {error}")
     except Stopped as stopped:
@@ -239,6 +239,9 @@ def run(main: Callable[[], int]) -> None:
     except Exception as error:
         _exit_at_once(1, f"{traceback.format_exc()}error on rank {rank}: {type(error).__name__}: {error}")
     leave_ranks()
+    if unsaid and not speaks:
+        _leave_the_word_to_rank_0()
+        _say(unsaid)
     sys.exit(status)
 
 

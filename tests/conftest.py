@@ -6,6 +6,7 @@ import importlib.util
 import os
 import platform
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from parallel_parnet.executors.backends import ON_CPUS, has_bf16, lacking
 from parallel_parnet.program.contract import INPUT, shapes
 from parallel_parnet.program.program import Operation
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # else what tests start may inherit that it is ignored
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
 OPTIONAL = [executor for executor in ON_CPUS if not lacking(executor)]  # that can be had here

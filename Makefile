@@ -10,12 +10,13 @@ PYTHON ?= python3
 OUT ?= results/gpu
 TRIALS ?= 1000
 SEED ?= 0
+FUZZ_INPUTS ?= 1000000
 BIN := $(VENV)/bin
 # without an NVIDIA GPU the pinned torch is taken, whose CPU build pip prefers where it is offered
 PINS := $(if $(shell command -v nvidia-smi),,-c constraints.txt)
 BESIDE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-.PHONY: setup infer test test-tiny test-kernels test-all lint test-faults soak gpu-check experiment bench poster train profile-example
+.PHONY: setup infer test test-tiny test-kernels test-all lint test-faults soak fuzz gpu-check experiment bench poster train profile-example
 
 setup: $(VENV)/.ready
 
@@ -58,6 +59,10 @@ test-faults: setup
 
 soak: setup
 	$(BIN)/python tests/faults/soak.py --record
+
+# an hour and a quarter on one core
+fuzz: setup
+	$(BIN)/python tests/fuzz/campaign.py --inputs $(FUZZ_INPUTS) --state results/fuzz-state.json
 
 gpu-check:
 	$(PYTHON) launch/gpu_check.py --out $(OUT)

@@ -2,7 +2,11 @@
 
 
 class ParNetError(ValueError):
-    """Says what is wrong with the user's input and what would be right."""
+    """Says what is wrong with the user's input and what would be right, in one line, whatever names that quotes."""
+
+    def __str__(self) -> str:
+        said = super().__str__()
+        return said if said.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in said)
 
 
 class ParNetWarning(UserWarning):

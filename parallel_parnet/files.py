@@ -13,18 +13,25 @@ from .errors import ParNetError
 
 
 def write_atomically(path: Path | str, content: bytes | str) -> None:
-    """Write beside the target, then rename over it; ParNetError where the folder cannot be written."""
+    """Write beside the target, then rename over it; ParNetError where the folder cannot be written.
+
+    A link stays one, to a new file; devices and pipes, such as /dev/stdout, are written to: no file may replace them.
+    """
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
     temporary = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            path.write_bytes(data)
+            return
+        target = Path(os.path.realpath(path))
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
             temporary = file.name
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)

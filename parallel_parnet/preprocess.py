@@ -99,7 +99,9 @@ def read_image(path: Path | str) -> Image.Image:
         with warnings.catch_warnings(), Image.open(path) as image:
             warnings.simplefilter("ignore")  # of damage that decoders mend
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return to_rgb(_as_the_file_says(image))
+            rgb = to_rgb(_as_the_file_says(image))
+        rgb.info.clear()  # it has been applied, and damage in it must not be met again, outside of here
+        return rgb
     except FileNotFoundError:
         raise ParNetError(f"{path}: no such file") from None
     except UnidentifiedImageError:

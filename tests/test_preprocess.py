@@ -79,6 +79,15 @@ def test_orientation(tmp_path: Path) -> None:
     assert np.array_equal(PREPROCESS.pixels(read_image(tmp_path / "p.png")), turned)
 
 
+def test_what_a_picture_says_beside_its_pixels_is_read_once(tmp_path: Path) -> None:
+    """Damage in it would be met again where nobody makes it the picture's reason."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in ("p.png", "p.jpg", "p.tif"):
+        picture(64, 48).save(tmp_path / name, exif=exif)
+        assert read_image(tmp_path / name).info == {} and not read_image(tmp_path / name).getexif()
+
+
 def test_files_that_are_no_pictures(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("not a picture")
     (tmp_path / "empty.jpg").touch()

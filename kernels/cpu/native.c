@@ -84,7 +84,8 @@ static inline vf exponential(vf x) {
     return (vf)((vi)p + (power << 23));
 }
 
-static inline vf sigmoid(vf x) { return 1.0f / (1.0f + exponential(-x)); }
+/* 0 where the exponential grows no more: what is multiplied by it may be of any size */
+static inline vf sigmoid(vf x) { return select(x < -87.0f, (vf){0}, 1.0f / (1.0f + exponential(-x))); }
 
 /* acc[i] = sum over runs r and k of row(r, i)[k] times b, a panel's weights; rows stand at base[r] + pixel[i] */
 static inline __attribute__((always_inline)) void multiply_tile(

@@ -21,6 +21,8 @@ import torch
 from rich.console import Console
 
 from parallel_parnet import LaneError, ParNet, ParNetError, create_model, load_checkpoint
+from parallel_parnet.engine import MOST_THREADS
+from parallel_parnet.network.variants import MOST
 from parallel_parnet.transport import health, leave_ranks
 
 from .stopping import Stopped
@@ -31,6 +33,7 @@ RESULTS = ROOT / "results" if CLONE else Path()
 DEMO = (ROOT / "parallel_parnet" / "demo").resolve()  # launch/demo, and in a wheel the package's own
 DEMO_MODEL = "parnet_fashion"
 RANDOM = "random"  # where weights come from without a file
+DIGITS = 20
 SILENCE_S = 5.0  # of ranks that have an error, before they say it themselves
 DTYPES = {
     "float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
@@ -64,9 +67,9 @@ class Ranks:
         """Give this process as many threads as are `wanted`, else, where it is alone, as OMP_NUM_THREADS says (which
         torchrun sets to 1 for ranks), else its share of the cores, at least one; and say how many."""
         asked = os.environ.get("OMP_NUM_THREADS", "") if self.world == 1 else ""
-        if wanted is not None and wanted < 1:
-            raise ParNetError(f"--threads {wanted}: must be at least 1")
-        threads = wanted or (int(asked) if asked.isdecimal() and int(asked) else max(1, cores() // self.local_world))
+        if wanted is not None and not 1 <= wanted <= MOST_THREADS:
+            raise ParNetError(f"--threads {wanted}: must be at least 1, and at most {MOST_THREADS}")
+        threads = wanted or _within(asked, 1, MOST_THREADS) or max(1, cores() // self.local_world)
         torch.set_num_threads(threads)
         return threads
 
@@ -109,18 +112,24 @@ def _number(name: str, default: int, least: int, most: int = 1 << 20) -> int:
     text = os.environ.get(name)
     if text is None:
         return default
-    if not text.isdecimal() or not least <= int(text) <= most:
+    if (number := _within(text, least, most)) is None:
         raise ParNetError(
             f"{name}={text!r} in the environment: torchrun sets {least} to {most}; without it, unset {name}"
         )
-    return int(text)
+    return number
+
+
+def _within(text: str, least: int, most: int) -> int | None:
+    """The number that a text says, None for any other text: also for digits by the thousand, which int refuses."""
+    number = int(text) if text.isdecimal() and len(text) <= DIGITS else -1
+    return number if least <= number <= most else None
 
 
 def pixels(text: str) -> int:
     """The side of a picture, as an argument."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} pixels: give a positive number")
-    return int(text)
+    if (number := _within(text, 1, MOST)) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} pixels: give a positive number, at most {MOST}")
+    return number
 
 
 class _Plain(Console):

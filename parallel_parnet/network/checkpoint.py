@@ -12,7 +12,7 @@ import argparse
 import json
 import pickle
 import re
-import zipfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -136,9 +136,10 @@ def _read_safetensors(path: Path) -> tuple[Config, dict[str, float], dict[str, T
 
 def _read_released(path: Path, ema: bool) -> dict[str, Tensor]:
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # of the trainer's arguments, and mere data
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():  # arguments, mere data
+            warnings.simplefilter("ignore")  # of pickles that damage made strange
             content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+    except Exception as error:  # the unpickler raises whatever damage leads it to
         if foreign := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
             raise ParNetError(
                 f"holds {foreign[1]}, which loading could run: save the state_dict alone, with torch.save"

@@ -121,6 +121,17 @@ def test_values_out_of_the_ordinary(activation: str) -> None:
     assert plan_of(program, x.shape)(x)[0].isnan().all(), "a sensor that fails is not hidden"
 
 
+def test_the_gate_of_what_is_far_below_zero_is_shut() -> None:
+    """-1e38 times the smallest gate that the exponential's limit would leave is -1.6."""
+    made = arranged(4, 2, 8, 32)
+    for name, value in (("streams.0.0.bias", -1e38), ("streams.0.0.gate_bias", -100.0), ("streams.0.0.shift", 1e38)):
+        weights = dict(made.weights) | {name: torch.full((8,), value)}
+        if "shift" in name:
+            weights["streams.0.0.gate_bias"] = torch.full((8,), -100.0)
+        program, x = Program(made.config, made.operations, weights), torch.randn(1, 3, 32, 32)
+        assert relative(plan_of(program, x.shape)(x)[0], reference(program, x)) < 1e-5
+
+
 def test_weights_are_packed_once_for_all_shapes() -> None:
     engine = Engine(PROGRAM, device="cpu", executor="native")
     for size in (32, 64):

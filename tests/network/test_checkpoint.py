@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 
 from conftest import GOLDEN, SMALL, lively, relative
 from parallel_parnet import Config, Engine, ParNet, ParNetError, fold, load_checkpoint, save_checkpoint
+from parallel_parnet.files import write_atomically
 
 RELEASED = GOLDEN / "official_narrow_relu.pth.tar"
 
@@ -73,6 +75,22 @@ def test_truncated_and_foreign_files(kind: str, tmp_path: Path) -> None:
         with pytest.raises(ParNetError, match=r"c\.") as caught:
             load_checkpoint(path)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"\x80\x02.", b"\x80\x02]a.", b"\x80\x02h\x05.", b"\x80\x02R.", b"\x80\x42K\x01."])
+def test_pickles_that_make_no_sense(content: bytes, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    (tmp_path / "c.pth").write_bytes(content)
+    with pytest.raises(ParNetError, match=r"c\.pth: not a whole PyTorch checkpoint"):
+        load_checkpoint(tmp_path / "c.pth")
+    assert not recwarn.list
+
+
+def test_a_reason_is_one_line_whatever_it_quotes(tmp_path: Path) -> None:
+    save_file(
+        {}, tmp_path / "c.safetensors", {"format": "parallel_parnet.checkpoint.1", "config": '{"a\\nb\\ud800": 1}'}
+    )
+    with pytest.raises(ParNetError, match=r"'a\\nb\\ud800'"):
+        load_checkpoint(tmp_path / "c.safetensors")
 
 
 def test_a_pickle_is_not_run(tmp_path: Path) -> None:
@@ -141,6 +159,23 @@ def test_other_contents(content: object, tmp_path: Path) -> None:
 def test_ema_that_is_not_there() -> None:
     with pytest.raises(ParNetError, match="state_dict_ema"):
         load_checkpoint(RELEASED, ema=True)
+
+
+def test_what_no_file_may_replace(tmp_path: Path) -> None:
+    model, pipe, link = lively(SMALL, 0), tmp_path / "pipe", tmp_path / "link"
+    link.symlink_to(tmp_path / "c.safetensors")
+    save_checkpoint(model, link)
+    assert link.is_symlink() and load_checkpoint(tmp_path / "c.safetensors").config == SMALL
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_atomically(pipe, "told")
+    assert os.read(reader, 10) == b"told" and pipe.is_fifo()
+    os.close(reader)
+    full = tmp_path / "full"
+    full.symlink_to("/dev/full")
+    with pytest.raises(ParNetError, match=r"full: cannot be written"):
+        save_checkpoint(model, full)
+    assert full.is_symlink() and full.is_char_device()
 
 
 def test_nowhere_to_write(tmp_path: Path) -> None:
@@ -249,6 +284,7 @@ def test_weights_that_overflow_when_folded() -> None:
 
 @pytest.mark.parametrize("setting", [
     {"std": (0.0, 1.0, 1.0)}, {"std": (1e-50,) * 3}, {"std": (1.0, float("nan"), 1.0)},
+    {"std": (1e39,) * 3}, {"mean": (10**400, 0, 0)}, {"mean": (-1e39, 0, 0)}, {"crop": 10**400}, {"dropout": 10**400},
     {"mean": (float("inf"), 0.0, 0.0)}, {"mean": (0.0, 0.0)}, {"crop": 0.0}, {"crop": 1.5}, {"crop": "1"},
     {"image_size": 0}, {"image_size": 32.0}, {"num_classes": True},
     {"planes": (8, 16.0, 32, 64)}, {"blocks": (1, 1, 10**9)}, {"dropout": 1.0}, {"labels": tuple(range(10))},

@@ -93,7 +93,7 @@ def measure_group(
     return rows
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer networks and runs")
     parser.add_argument("--executors", nargs="+", choices=EXECUTORS, help="default: eager, and openvino if installed")
@@ -106,7 +106,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    args, ranks = arguments(), Ranks.from_environment()
+    args, ranks = parse_arguments(), Ranks.from_environment()
     if ranks.world > 1:
         raise ParNetError("the experiment runs in one process: start it with python")
     threads, device, dtype = ranks.take_threads(), ranks.device(args.device), DTYPES[args.dtype]

@@ -153,7 +153,7 @@ def coordinate(engine: Engine, args: argparse.Namespace, setting: dict, console:
         console.print("note: no checkpoint was given; the weights are random, so only the times mean anything")
     labels = read_labels(args.labels, program)
     given = args.image or [os.path.relpath(DEMO / "pictures")]
-    named = frozenset(path for path in given if Path(path).is_file())
+    named = frozenset(path for path in given if not Path(path).is_dir())  # a pipe is refused when it is read
     paths = list(dict.fromkeys(find_images(given)))
     for folder in (Path(path) for path in given if Path(path) not in named):
         if left_out := passed_over(folder):

@@ -145,6 +145,7 @@ def one_line(run_stderr: str) -> str:
         (("--image", "absent.png"), "no such file"),
         (("--image", "README.md"), "not a picture"),
         (("--image", "tests"), "no pictures in this folder"),
+        (("--image", "/dev/null"), "not a file"),
         (("--img-size", "50"), "multiples of 32"),
         (("--img-size", "0"), "give a positive number"),
         (("--img-size", "-32"), "give a positive number"),
@@ -224,12 +225,13 @@ NO_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         ({"WORLD_SIZE": "1", "RANK": "3"}, "RANK='3' in the environment: torchrun sets 0 to 0"),
         ({"WORLD_SIZE": "2", "RANK": "two"}, "RANK='two'"),
         ({"RANK": ""}, "RANK=''"),
+        ({"WORLD_SIZE": "9" * 5000, "RANK": "0"}, "WORLD_SIZE='999"),
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE='2' in the environment without RANK"),
         ({"WORLD_SIZE": "0", "RANK": "0"}, "WORLD_SIZE='0'"),
         ({"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "1"}, "LOCAL_RANK='1'"),
         ({"WORLD_SIZE": "1", "RANK": "0", "LOCAL_WORLD_SIZE": "0"}, "LOCAL_WORLD_SIZE='0'"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:60],
 )
 def test_ranks_that_cannot_be(environment: dict, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in NO_RANKS:
@@ -346,15 +348,17 @@ def test_standard_output_that_takes_nothing_more(sink: str, status: set[int]) ->
 def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     ranks = Ranks(0, 1, 0, 1)
     monkeypatch.setattr("parallel_parnet.commands.common.cores", lambda: 6)
-    for asked, wanted, threads in ((None, None, 6), ("3", None, 3), ("3", 2, 2), ("many", None, 6), ("0", None, 6)):
+    for asked, wanted, threads in ((None, None, 6), ("3", None, 3), ("3", 2, 2), ("many", None, 6), ("0", None, 6),
+                                   ("99999", None, 6), ("9" * 5000, None, 6)):  # fmt: skip
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
         if asked is not None:
             monkeypatch.setenv("OMP_NUM_THREADS", asked)
         assert ranks.take_threads(wanted) == torch.get_num_threads() == threads
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert Ranks(1, 3, 1, 3).take_threads() == 2, "torchrun sets it to 1 where nobody did"
-    with pytest.raises(ParNetError, match="--threads 0"):
-        ranks.take_threads(0)
+    for wanted in (0, 99999):
+        with pytest.raises(ParNetError, match=f"--threads {wanted}"):
+            ranks.take_threads(wanted)
 
 
 @pytest.mark.parametrize(

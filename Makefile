@@ -1,7 +1,8 @@
 # make infer      classify the demo pictures      make test          everything that must be green, within 15 minutes
 # make setup      a virtual environment in .venv  make test-kernels  of that, the kernels: interpreted and compiled
 # make lint       format, lint, types             make test-all      with every case of the kernels, an hour or more
-# make test-faults TRIALS=1000 SEED=0  ranks that die, hang or lose a connection   make soak  20,000 requests, memory watched
+# make test-faults TRIALS=1000 SEED=0  ranks that die, hang or lose a connection   make soak  an hour of requests and kills
+# make fuzz FUZZ_INPUTS=1000000  damaged files, arguments and settings; goes on where it was stopped
 # make experiment  latency against depth          make profile-example  docs/profiling.md, measured anew
 # make bench      executors and peers: S and XL, fp32 and bf16, figure and page    make poster    its speed table
 # make gpu-check  on a GPU machine, with its own Python: parity and timings in ten minutes, into OUT=results/gpu

@@ -27,23 +27,29 @@ def kernels_into(recorder: Recorder, device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    profiler, anchors = None, []
+    profiler = None
     try:
-        profiler = profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA])
-        profiler.start()
-        anchors = drop_anchors()
+        started = profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA])
+        started.start()
+        profiler = started
     except Exception as error:  # whatever CUPTI and kineto raise: another profiler at work, no permission, no library
-        profiler = None
         _warn(error)
-    yield
-    if profiler is None:
-        return
+    anchors = drop_anchors()
+    try:
+        yield
+    finally:
+        try:
+            recorder.spans += _ended(profiler, anchors, device) if profiler else []
+        except Exception as error:
+            _warn(error)
+
+
+def _ended(profiler: profile, anchors: Sequence[float], device: torch.device) -> list[Span]:
     try:
         torch.cuda.synchronize(device)
-        profiler.stop()
-        recorder.spans += device_spans(profiler.events(), anchors)
-    except Exception as error:
-        _warn(error)
+    finally:
+        profiler.stop()  # whatever failed: one that still records when the process ends crashes it
+    return device_spans(profiler.events(), anchors)
 
 
 def drop_anchors() -> list[float]:
@@ -74,4 +80,8 @@ def device_spans(
 
 
 def _warn(error: Exception) -> None:
-    warnings.warn(f"no GPU kernels in the trace: {str(error).splitlines()[0]}", RuntimeWarning, stacklevel=3)
+    warnings.warn(
+        f"no GPU kernels in the trace: {(str(error) or type(error).__name__).splitlines()[0]}",
+        RuntimeWarning,
+        stacklevel=3,
+    )

@@ -9,6 +9,7 @@ import random
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +21,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from conftest import SMALL, TracedRun, lively
+from conftest import ROOT, SMALL, TracedRun, lively
 from parallel_parnet import Engine, Placement, Program, fold
 from parallel_parnet.planning.costs import Costs
 from parallel_parnet.planning.planner import Run, Schedule, schedule
@@ -294,3 +295,25 @@ def test_a_failed_profiler_does_not_fail_the_request() -> None:
         ran.append(True)
     assert ran
     assert recorder.spans == []
+
+
+LEFT = """
+import warnings, torch
+from parallel_parnet.profiling.device import kernels_into
+from parallel_parnet.profiling.spans import Recorder
+warnings.simplefilter("ignore")
+try:
+    with kernels_into(Recorder(), torch.device("cuda")):
+        {body}
+except KeyError:
+    pass
+"""
+
+
+@pytest.mark.parametrize("body", ["pass", "raise KeyError"])
+def test_a_profiler_is_stopped_whatever_fails(body: str) -> None:
+    """One that records when the process ends is a crash there, which a test that is green does not see."""
+    run = subprocess.run(
+        [sys.executable, "-c", LEFT.format(body=body)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0, run.stderr

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .choice import HOPELESS, Choice, measure, on_lanes, on_one_lane
 from .errors import ParNetError
-from .executors.available import GROUPED, ON_ONE_GPU, choose, for_cpu, notes, warn
+from .executors.available import GROUPED, ON_ONE_GPU, choose, find_device, for_cpu, notes, warn
 from .executors.backends import arithmetic, lacking
 from .executors.distributed import DistributedExecutor
 from .executors.graph import GraphExecutor
@@ -90,7 +90,7 @@ class Engine:
         monitor = health.current()
         ranks = monitor.world if monitor and (placement is None or placement.lanes > 1) else 1
         self.program, self.dtype, self.threads, self._asked = program, dtype, threads, executor
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() and executor != "cpu" else "cpu"))
+        self.device = find_device(device or ("cuda" if torch.cuda.is_available() and executor != "cpu" else "cpu"))
         self._backend = choose(executor, self.device, dtype)
         self.notes = notes(executor, self._backend, self.device, dtype)
         for note in self.notes:

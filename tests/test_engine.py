@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -101,6 +102,14 @@ def test_what_cannot_be_had() -> None:
 def test_no_gpu() -> None:
     with pytest.raises(ParNetError, match="no NVIDIA GPU"):
         Engine(PROGRAM, device="cuda")
+
+
+@pytest.mark.parametrize("device", ["toaster", "meta", "mps", "cuda:99"])
+def test_what_is_no_device(device: str, tmp_path: Path) -> None:
+    Engine(PROGRAM, device="cpu").save(tmp_path / "e.safetensors")
+    for make in (lambda: Engine(PROGRAM, device=device), lambda: Engine.load(tmp_path / "e.safetensors", device)):
+        with pytest.raises(ParNetError, match=f"device {device}: "):
+            make()
 
 
 @pytest.mark.parametrize("executor", ["reference", "eager", "auto", *OPTIONAL])

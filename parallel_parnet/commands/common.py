@@ -22,6 +22,7 @@ from rich.console import Console
 
 from parallel_parnet import LaneError, ParNet, ParNetError, create_model, load_checkpoint
 from parallel_parnet.engine import MOST_THREADS
+from parallel_parnet.executors.available import find_device
 from parallel_parnet.network.variants import MOST
 from parallel_parnet.transport import health, leave_ranks
 
@@ -34,6 +35,7 @@ DEMO = (ROOT / "parallel_parnet" / "demo").resolve()  # launch/demo, and in a wh
 DEMO_MODEL = "parnet_fashion"
 RANDOM = "random"  # where weights come from without a file
 DIGITS = 20
+MOST_COLUMNS = 10_000
 SILENCE_S = 5.0  # of ranks that have an error, before they say it themselves
 DTYPES = {
     "float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
@@ -75,10 +77,7 @@ class Ranks:
 
     def device(self, wanted: str | None) -> torch.device:
         """The device of this rank: ranks of one machine take its GPUs in turn."""
-        try:
-            device = torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
-        except RuntimeError:
-            raise ParNetError(f"--device {wanted}: choose cpu or cuda") from None
+        device = find_device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
         if device.type == "cuda" and device.index is None and self.world > 1:
             return torch.device("cuda", self.local_rank % max(1, torch.cuda.device_count()))
         return device
@@ -139,6 +138,9 @@ class _Plain(Console):
 
 def plain_console(**options: Any) -> Console:
     """For names of files and classes, which are the user's: a bracket in one is no markup, and a colon no emoji."""
+    for name in ("COLUMNS", "LINES"):
+        if _within(os.environ.get(name, "1"), 1, MOST_COLUMNS) is None:
+            del os.environ[name]  # rich takes what it cannot read for a number, and no terminal is so wide
     return _Plain(highlight=False, markup=False, emoji=False, **options)
 
 

@@ -16,16 +16,27 @@ EXECUTORS = ("auto", "cpu", "reference", *BACKENDS, *ON_ONE_GPU)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+def find_device(wanted: str | torch.device) -> torch.device:
+    """ParNetError for what is neither the CPU nor a GPU that is here."""
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise ParNetError(f"device {wanted}: choose cpu or cuda") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ParNetError(f"device {device}: choose cpu or cuda")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ParNetError(f"device {device}: torch sees no NVIDIA GPU here; choose cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ParNetError(f"device {device}: there are {torch.cuda.device_count()} GPUs here; count from 0")
+    return device
+
+
 def choose(executor: str, device: torch.device, dtype: torch.dtype) -> str:
     """The executor for "auto" and "cpu", else the one that was named. ParNetError where it cannot run there."""
     if executor not in EXECUTORS:
         raise ParNetError(f"unknown executor {executor!r}: choose one of {', '.join(EXECUTORS)}")
     if dtype not in DTYPES:
         raise ParNetError(f"dtype {dtype}: choose float32, bfloat16 or float16")
-    if device.type not in ("cpu", "cuda"):
-        raise ParNetError(f"device {device}: choose cpu or cuda")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ParNetError(f"device {device}: torch sees no NVIDIA GPU here; choose cpu")
     if device.type == "cpu" and dtype == torch.float16:
         raise ParNetError("float16 on the CPU: choose float32 or bfloat16")
     if executor == "reference" and dtype != torch.float32:

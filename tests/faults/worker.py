@@ -35,7 +35,8 @@ POLL_S = 0.001
 
 @dataclass(frozen=True)
 class Fault:
-    """kind: a signal's name, "exception" or "dropped socket". after: answers written before a fault in steady state."""
+    """kind: a signal's name, "exception", "dropped socket", or "leak", in every generation. after: answers written
+    before a fault in steady state; bytes that a leak keeps of each request."""
 
     kind: str
     phase: str
@@ -173,7 +174,10 @@ def main() -> None:
     fault = Fault(**json.loads(os.environ["FAULT"]))
     rank, generation = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     fault.note(f"pid.{generation}.{rank}", os.getpid())
-    if generation == 0 and fault.kind != "none":
+    if fault.kind == "leak" and rank == fault.rank:
+        kept: list[bytes] = []
+        before(distributed.DistributedExecutor, "_finish", lambda: kept.append(os.urandom(fault.after)))
+    elif generation == 0 and fault.kind not in ("none", "leak"):
         arm(fault, rank, Path(sys.argv[sys.argv.index("--jsonl") + 1]))
     common.run(infer.main)
 

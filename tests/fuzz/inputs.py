@@ -228,18 +228,18 @@ def an_engines_value(rng: Random, folder: Path) -> str:
     return "taken"
 
 
-NUMBERS = ("0", "1", "2", "-1", "1e3", "two", "", " 1", "٣", "²", "1" * 20, "9" * 5000, "nan", "inf", "-0.5", "1_0")
-VALUES: dict[str, tuple[str, ...]] = {
+NUMBERS = ("1", "2", "0", "-1", "1e3", "two", "", " 1", "٣", "²", "1" * 20, "9" * 5000, "nan", "inf", "-0.5", "1_0")
+VALUES: dict[str, tuple[str, ...]] = {  # the first two are right, where there are so many
     "--image": ("pictures", "pictures/a.png", "text.png", "absent", "", ".", "\udcff.png", "[/b].png", "null"),
     "--checkpoint": ("tiny.safetensors", "tiny.pth.tar", "text.png", "absent", "pictures", ""),
     "--labels": ("labels.txt", "text.png", "pictures", "absent"),
     "--model": ("parnet_fashion", "parnet_xxl", "", "\udcff"),
-    "--json": ("out.json", "absent/out.json", "pictures", "full", ""),
-    "--jsonl": ("out.jsonl", "absent/out.jsonl", "pictures", "null", "labels.txt"),
-    "--trace": ("out.json", "out.txt", "absent/out.json"),
-    "--report": ("out.html", "pictures", "absent/out.html"),
+    "--json": ("out.json", "out.txt", "absent/out.json", "pictures", "full", ""),
+    "--jsonl": ("out.jsonl", "out.txt", "absent/out.jsonl", "pictures", "null", "labels.txt"),
+    "--trace": ("out.json", "out.json.gz", "out.txt", "absent/out.json"),
+    "--report": ("out.html", "out.deep.html", "pictures", "absent/out.html"),
     "--img-size": ("32", "64", *NUMBERS),
-    "--device": ("cpu", "cuda", "cuda:7", "meta", "toaster", "cpu:3", "", "mps"),
+    "--device": ("cpu", "cpu:3", "cuda", "cuda:7", "meta", "toaster", "", "mps"),
     "--dtype": ("float32", "bf16", "fp16", "int8"),
     "--executor": ("auto", "native", "eager", "reference", "triton", "cuda_graph", "cuda_streams", "tensorrt"),
     "--link": ("nvlink", "loopback", "5us,20GB/s", "5us", "0us,0GB/s", "-1us,nanGB/s", "1e999us,1GB/s", "text.png",
@@ -247,7 +247,8 @@ VALUES: dict[str, tuple[str, ...]] = {
     "--placement": ("streams", "auto", "best"),
     "--activation": ("silu", "relu", "selu"),
     "--transport": ("auto", "gloo", "shared", "nccl", "post"),
-    **dict.fromkeys(("-b", "--iterations", "--warmup", "--threads", "--streams-per-gpu", "--num-classes", "--seed",
+    **dict.fromkeys(("--iterations", "--warmup"), tuple(text for text in NUMBERS if text != "1" * 20)),
+    **dict.fromkeys(("-b", "--threads", "--streams-per-gpu", "--num-classes", "--seed",
                      "--gpus", "--timeout", "--efficiency"), NUMBERS),
 }  # fmt: skip
 FLAGS = ("--ema", "--strict", "--verify", "--exactly", "--measure-links", "--help", "--nonsense", "-", "--", "\udcff")
@@ -270,7 +271,8 @@ SETTINGS = (*NUMBERS, "cc", "cc -O0", "'", "no-such-compiler", "false", "/proc",
 def arguments(rng: Random, options: Sequence[str] = (*VALUES, *FLAGS)) -> list[str]:
     words = []
     for option in rng.sample(options, rng.randrange(1, 4)):
-        words += [option, *([rng.choice(VALUES[option])] if option in VALUES else [])]
+        values = VALUES.get(option, ())
+        words += [option, *([rng.choice(values[:2] if rng.random() < 0.6 else values)] if values else [])]
     return words
 
 

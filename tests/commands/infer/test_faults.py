@@ -60,6 +60,26 @@ def test_a_sample_of_faults(tmp_path: Path) -> None:
     assert len(rows_of(tmp_path / "out")) == 6
 
 
+LEAKY = """
+import json, sys
+from pathlib import Path
+sys.path[:0] = [sys.argv[1]]
+from soak import soak
+print(json.dumps(soak(1500, 3, "auto", Path(sys.argv[2]), leak=20_000)))
+"""
+
+
+def test_a_leak_is_noticed(tmp_path: Path) -> None:
+    """Of 20 kB a request, in one of three ranks."""
+    command = [sys.executable, "-c", LEAKY, ROOT / "tests" / "faults", tmp_path]
+    run = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert found["complete"] and found["right"] and found["left"] == []
+    grown = [rank["growth_mb"] for rank in [*found["resident"], found["resident_torchrun"]]]
+    assert [mb > 10 for mb in grown] == [False, True, False, False], grown
+
+
 def test_torchrun_restarts_and_every_picture_is_answered_once(tmp_path: Path) -> None:
     """The README's command; a rank is killed from outside, as soon as there are answers."""
     file, pictures = tmp_path / "a.jsonl", folder_of(tmp_path / "in", 400)

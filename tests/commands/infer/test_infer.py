@@ -159,6 +159,7 @@ def one_line(run_stderr: str) -> str:
         (("--labels", "README.md"), "give one name per line"),
         (("--json", "absent/answer.json"), "cannot be written"),
         (("--device", "toaster"), "choose cpu or cuda"),
+        (("--device", "cuda:99"), "device cuda:99: "),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )
@@ -310,6 +311,13 @@ def test_what_a_folder_holds_beside_pictures(tmp_path: Path) -> None:
     said = " ".join(run.stdout.split())
     assert "1 file(s) passed over (.nef), 1 folder(s) in it not searched" in said and "/deeper [b]/answers" in said
     assert len(file.read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("columns", ["²", "9" * 5000, "9" * 12, "0", "-1", "wide", ""], ids=lambda value: value[:12])
+def test_a_terminal_of_any_width(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("LINES", columns)
+    assert 1 <= plain_console(file=StringIO()).width <= 10_000
 
 
 def test_names_are_no_markup() -> None:

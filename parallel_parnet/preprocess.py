@@ -120,6 +120,8 @@ def _as_the_file_says(image: ImageFile.ImageFile) -> Image.Image:
     It leaves a transparent level or colour as the file counts it, though it scales grey of 2 and 4 bits and colours of
     16 to 8; it reads grey of 16 bits as if zero were black; and it scales grey of a PGM to 0..65535, in 32 bits.
     """
+    if image.format == "EPS":  # Pillow would run Ghostscript on it, without a limit of time
+        raise ParNetError("an EPS file, which is a program and not pixels; save it as PNG")
     stored = image.tile[0].args if image.format == "PNG" and image.tile else None
     image.load()
     hidden = image.info.get("transparency")

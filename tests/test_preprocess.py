@@ -241,6 +241,14 @@ def test_what_would_be_waited_for(tmp_path: Path) -> None:
         PREPROCESS(tmp_path / "pipe.png")
 
 
+def test_a_picture_that_is_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which may run for ever: Ghostscript is not asked, whatever the file is called."""
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *args: pytest.fail("it was run"))
+    picture(64, 64).save(tmp_path / "p.png", "EPS")
+    with pytest.raises(ParNetError, match=r"p\.png: an EPS file, which is a program"):
+        read_image(tmp_path / "p.png")
+
+
 @pytest.mark.parametrize(
     "error", [SyntaxError, struct.error, ValueError, RuntimeError, NotImplementedError, MemoryError]
 )

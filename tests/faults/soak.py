@@ -70,7 +70,7 @@ def soak(requests: int, ranks: int, transport: str, work: Path, kills: int = 0, 
     left = [name for name in sorted(set(os.listdir("/dev/shm")) - segments) if not is_mapped(f"/dev/shm/{name}")]
     return {
         "complete": images == [str(path) for path in sorted((work / "in").iterdir())],
-        "right": all(row["top5"] == rows[i % ORIGINALS]["top5"] for i, row in enumerate(rows)),
+        "right": all(row.get("top5") == rows[i % ORIGINALS]["top5"] for i, row in enumerate(rows)),
         "requests": len(rows), "ranks": ranks, "transport": transport, "kills": len(generations) - 1, "left": left,
         "resident": [growth([(share, memory[rank]) for share, memory in last]) for rank in range(ranks)],
         "resident_torchrun": growth(agent), "last_killed_at": round(last[0][0], 3),

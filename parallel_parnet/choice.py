@@ -6,8 +6,13 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
+import torch
+from torch import Tensor
+
+from .executors.available import ON_GPUS
 from .planning.costs import Costs
 from .planning.search import MAX_LANES, search
 from .program.placement import Placement
@@ -20,15 +25,20 @@ FIRST_ROUNDS, HOPELESS = 3, 1.5  # after so many, what was never within this fac
 
 @dataclass(frozen=True)
 class Choice:
-    """An executor, a placement in one process, and the compute threads of each of its lanes."""
+    """An executor, a placement in one process, and the compute threads of each of its lanes, where they are chosen."""
 
     executor: str
     placement: Placement
-    threads: int
+    threads: int | None
     name: str
 
     def __str__(self) -> str:
-        return f"{self.executor}, {self.name}, {self.placement.lanes} lane(s) of {self.threads} thread(s)"
+        of_threads = f" of {self.threads} thread(s)" if self.threads else ""
+        return f"{self.executor}, {self.name}, {self.placement.lanes} lane(s){of_threads}"
+
+
+Run = Callable[[Tensor], Tensor]
+Make = Callable[[Choice, torch.dtype | None], Run]  # with the type of the engine that chooses, or another
 
 
 def on_one_lane(program: Program, cores: int, executors: Sequence[str]) -> list[Choice]:
@@ -50,7 +60,25 @@ def on_lanes(program: Program, seconds: Mapping[str, float], cores: int, executo
     return found
 
 
-def measure(runs: Sequence[Callable[[], object]]) -> list[float]:
+def on_gpus(program: Program, placement: Placement | None) -> list[Choice]:
+    """Every executor of GPUs, under a placement that was given, or on one lane and with a CUDA stream per stream."""
+    if placement is not None:
+        return [Choice(e, placement, None, "as placed") for e in (*ON_GPUS, "eager")]
+    single, streams = Placement.single(program), Placement.from_streams_per_gpu(program, 1, program.streams)
+    whole = [Choice(e, single, None, "whole") for e in ("cuda_graph", "triton", "eager")]
+    return [*whole, *(Choice(e, streams, None, "by stream") for e in ("cuda_graph", "cuda_streams"))]
+
+
+def timed(choices: Sequence[Choice], make: Make, x_nchw: Tensor) -> list[tuple[float, Choice, Run]]:
+    """Median seconds of each choice, and what runs it, the fastest first."""
+    runs = [make(choice, None) for choice in choices]
+    for run in runs:
+        run(x_nchw)
+    seconds = measure([partial(run, x_nchw) for run in runs])
+    return sorted(zip(seconds, choices, runs, strict=True), key=lambda row: row[0])
+
+
+def measure(runs: Sequence[Callable[[], object]], enough: float = ENOUGH) -> list[float]:
     """Median seconds of each, taking turns, so that what else the machine does meets all of them. Every round has an
     order of its own: threads that spin after a run slow down whoever comes next."""
     if not runs:
@@ -58,7 +86,7 @@ def measure(runs: Sequence[Callable[[], object]]) -> list[float]:
     times: list[list[float]] = [[] for _ in runs]
     racing, began = list(range(len(runs))), time.perf_counter()
     for done in range(MOST_ROUNDS):
-        if done >= LEAST_ROUNDS and time.perf_counter() - began > ENOUGH:
+        if done >= LEAST_ROUNDS and time.perf_counter() - began > enough:
             break
         for i, seconds in _round(runs, racing):
             times[i].append(seconds)

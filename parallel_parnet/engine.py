@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Generator, Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import NoReturn, Protocol, runtime_checkable
@@ -13,25 +12,30 @@ from typing import NoReturn, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from .choice import HOPELESS, Choice, measure, on_lanes, on_one_lane
+from .choice import ENOUGH, HOPELESS, Choice, on_gpus, on_lanes, on_one_lane, timed
 from .errors import ParNetError
-from .executors.available import GROUPED, ON_ONE_GPU, choose, find_device, for_cpu, notes, warn
+from .executors.available import METHODS, choose, find_device, for_cpu, notes, warn
 from .executors.backends import arithmetic, lacking
+from .executors.binding import Backend
 from .executors.distributed import DistributedExecutor
 from .executors.graph import GraphExecutor
 from .executors.local import LocalExecutor, synchroniser
+from .executors.making import make_backend
 from .forking import is_forked
+from .gpu import gpu_and_versions, lives_on_gpu
 from .profiling.clocks import Clock
 from .profiling.ranges import Ranges
 from .profiling.spans import REQUEST, Recorder, Spans, span
 from .profiling.traced import traced
-from .program.pixels import fold_pixels, normalise
-from .program.placement import Placement
+from .program.pixels import fold_pixels
+from .program.placement import Placement, Segment
 from .program.program import Program, check_input
+from .proof import prove, prove_on_all_ranks
 from .saved import Saved
 from .settings import with_own_settings
 from .transport import health
 
+BRIEFLY = 0.05  # seconds of measuring where a first call waits for it
 MOST_THREADS = 1024  # the CPU kernels' runtime ends the process where it cannot start them all
 
 
@@ -56,13 +60,15 @@ class Engine:
     """Runs a program: `Engine(fold(model))(pictures)` gives logits.
 
     placement: which lane runs what; one lane, or one lane per rank, where not given.
-    device: "cuda" where there is one, else "cpu". Lanes of one process take the visible GPUs in turn.
+    device: "cuda" where there is one, else "cpu". Lanes of one process take the visible GPUs in turn, each with a CUDA
+        stream of its own.
     dtype: float32, bfloat16 or (on GPUs) float16.
-    executor: "auto" takes eager mode, or on the CPU what can be had of "native" (our own kernels, always fp32, which
-        need a C compiler) and "openvino"; "cpu" is the same and insists on the CPU; "reference" is the plain fp32
-        oracle; "inductor" is torch.compile. On one NVIDIA GPU, "triton" is one kernel launch per level, "cuda_graph"
-        the same launches captured in a CUDA graph, and "cuda_streams" torch's operations with a CUDA stream per lane,
-        captured as well.
+    executor: "auto" takes, on the CPU, what can be had of "native" (our own kernels, always fp32, which need a C
+        compiler) and "openvino"; on a GPU, at `warm_up` or at the first call, the fastest that agrees with the
+        reference there. "cpu" insists on the CPU; "reference" is the plain fp32 oracle, "eager" torch, "inductor"
+        torch.compile. On NVIDIA GPUs "triton" is a kernel launch per level, "cuda_graph" the same launches captured in
+        a CUDA graph, "cuda_streams" torch's operations on the lanes of one GPU, captured as well; on a CPU Triton's
+        interpreter runs all three, slowly, where TRITON_INTERPRET is 1.
     threads: of each lane, for native and OpenVINO; without it, lanes share torch's number of threads.
 
     Calls from several threads take turns: there is one set of buffers. Work on a GPU goes to the caller's current CUDA
@@ -70,7 +76,7 @@ class Engine:
 
     transport: how features travel between ranks, one of `TRANSPORTS`.
 
-    notes: why "auto" or "cpu" had to pass over the CPU kernels; warned of as well (ParNetWarning), once a process.
+    notes: what "auto" or "cpu" had to pass over, and why; warned of as well (ParNetWarning), once a process.
 
     Between `join_ranks` and `leave_ranks` each rank is a lane: the coordinator's rank calls the engine, all others call
     `serve`. Close it, or use it as a context manager, to end them. A placement of one lane stays in its process.
@@ -91,8 +97,8 @@ class Engine:
         ranks = monitor.world if monitor and (placement is None or placement.lanes > 1) else 1
         self.program, self.dtype, self.threads, self._asked = program, dtype, threads, executor
         self.device = find_device(device or ("cuda" if torch.cuda.is_available() and executor != "cpu" else "cpu"))
-        self._backend = choose(executor, self.device, dtype)
-        self.notes = notes(executor, self._backend, self.device, dtype)
+        self.executor = choose(executor, self.device, dtype)
+        self.notes = notes(executor, self.executor, self.device, dtype)
         for note in self.notes:
             warn(note)
         if threads is not None and (type(threads) is not int or not 1 <= threads <= MOST_THREADS):
@@ -104,31 +110,33 @@ class Engine:
             )
         # what nobody asked for, `warm_up` may choose
         self._open = placement is None and threads is None and ranks == 1 and executor in ("auto", "cpu")
+        self._unproved = executor == "auto" and lives_on_gpu(self.device)
         self._cores: int | None = None  # that a choice was measured on
-        self.placement = placement or _default_placement(program, self._backend, ranks)
+        self.placement = placement or _default_placement(program, self.executor, ranks)
         self.placement.check(program)
         self.lane = 0
         self._lock, self._ranges, self._process = Lock(), Ranges.of(program), os.getpid()
         self._checked: tuple[torch.Size, torch.dtype] | None = None
         self._executors: dict[bool, Executor] = {}  # for normalised and for raw pictures, made when first needed
         self._distributed: DistributedExecutor | None = None
-        if self._backend in GROUPED and self.placement.lanes > 1:
-            lanes = self.placement.lanes
-            raise ParNetError(f"executor {self._backend} runs all streams in one launch: not on {lanes} lanes")
-        if self._backend in ON_ONE_GPU and ranks > 1:
-            raise ParNetError(f"executor {self._backend} runs on one GPU: not on {ranks} ranks")
-        if self._backend in ON_ONE_GPU:
-            index = self.device.index
-            self.device = torch.device("cuda", torch.cuda.current_device() if index is None else index)
-        elif ranks > 1:
+        self._last: torch.cuda.Stream | None = None  # in which a call was made
+        one_gpu = self.placement.lanes == 1 or ranks > 1 or executor == "cuda_streams"
+        if self.device.type == "cuda" and self.device.index is None and one_gpu:
+            self.device = torch.device("cuda", torch.cuda.current_device())
+        if ranks > 1:
             if self.placement.lanes != ranks:
                 raise ParNetError(f"placement of {self.placement.lanes} lanes on {ranks} ranks: they must be as many")
             assert monitor is not None, "several ranks have joined"
             self.lane = monitor.rank
+            if self._unproved:
+                made = prove_on_all_ranks(program, self._made, self.device, dtype, self._synchronise)
+                self.executor, self.notes = made
+                self._unproved = False
             self._distributed = DistributedExecutor(
-                program, self.placement, monitor.rank, transport, self.device, dtype, self._backend
-            )
-            self._executors[False] = self._distributed
+                program, self.placement, monitor.rank, transport, self.device, self._rank_backend,
+                {"executor": f"{self.executor} in {dtype} on {self.device.type}"}, METHODS[self.executor].captured,
+            )  # fmt: skip
+            self._executors[False] = self._executors[True] = self._distributed
 
     @classmethod
     @with_own_settings
@@ -142,11 +150,16 @@ class Engine:
         try:
             saved = Saved.of(metadata, program)
             placement, threads, cores = saved.placement, saved.threads, saved.cores
-            if cores is not None and (cores != torch.get_num_threads() or lacking(saved.chosen)):
+            lacks = lacking(METHODS[saved.chosen].backend)
+            if cores is not None and (cores != torch.get_num_threads() or lacks):
                 placement = threads = cores = None
             engine = cls(program, placement, device, saved.dtype, saved.executor, threads=threads)
-            if cores is not None and engine.device.type == "cpu":
-                engine._backend = choose(saved.chosen, engine.device, saved.dtype)
+            on_gpu = engine._unproved and saved.gpu is not None
+            if on_gpu and saved.gpu != gpu_and_versions(engine.device):  # then its placement was another GPU's as well
+                engine, on_gpu = cls(program, None, device, saved.dtype, saved.executor), False
+            if on_gpu or (cores is not None and engine.device.type == "cpu"):
+                engine.executor = choose(saved.chosen, engine.device, saved.dtype)
+                engine._unproved = False
         except ParNetError as error:
             raise ParNetError(f"{path}: {error}") from None
         engine._cores = cores
@@ -156,13 +169,10 @@ class Engine:
     def save(self, path: Path | str) -> None:
         """Write program, placement, type, executor and what `warm_up` chose to a .safetensors file, atomically."""
         placement = None if self._open else self.placement
-        saved = Saved(self.dtype, self._asked, self._backend, placement, self.threads, self._cores)
+        proved = self._asked == "auto" and lives_on_gpu(self.device) and not self._unproved
+        gpu = gpu_and_versions(self.device) if proved else None
+        saved = Saved(self.dtype, self._asked, self.executor, placement, self.threads, self._cores, gpu)
         self.program.save(path, {"engine": saved.text()})
-
-    @property
-    def executor(self) -> str:
-        """The name of the path that runs, as chosen."""
-        return self._backend
 
     def lane_device(self, lane: int) -> torch.device:
         """Where a lane of this process runs: the visible GPUs in turn, unless the engine was given one of them."""
@@ -188,16 +198,18 @@ class Engine:
         `program.size_multiple`. The logits are a tensor of their own, or `out`, filled. Raises ParNetError for any
         other input or `out`.
         """
+        if self._unproved:
+            check_input(self.program, x_nchw)
+            self._prove(x_nchw, BRIEFLY)
         with self._turn(), span(self._ranges, REQUEST):
-            executor, x_nchw = self._ready(x_nchw)
+            executor = self._ready(x_nchw)
             if out is not None:
                 _check_out(self.program, x_nchw, out)
             if isinstance(executor, GraphExecutor):
                 return executor(x_nchw, out)
             logits = executor(x_nchw)
-            if out is not None:
-                return out.copy_(logits)
-            return logits.clone() if logits.is_inference() else logits  # which nobody could change or train with
+            # what an executor gives is its own, or an inference tensor, which nobody could change or train with
+            return logits.clone() if out is None else out.copy_(logits)
 
     def map(self, pictures: Iterable[Tensor]) -> Generator[Tensor]:
         """Logits for each of many inputs, in order, as calls one by one would give them.
@@ -208,7 +220,7 @@ class Engine:
         """
         if self._distributed is not None:
             self._turn()
-            return self._distributed.map(self._ready(x_nchw)[1] for x_nchw in pictures)
+            return self._distributed.map(self._checked_input(x_nchw) for x_nchw in pictures)
         return (self(x_nchw) for x_nchw in pictures)
 
     @with_own_settings
@@ -219,49 +231,57 @@ class Engine:
         call with pictures of this shape overwrites them.
         """
         with self._turn():
-            executor, x_nchw = self._ready(x_nchw)
+            executor = self._ready(x_nchw)
             if not isinstance(executor, GraphExecutor):
                 raise ParNetError(f"executor {self.executor} has no buffers to share: choose cuda_graph")
             return executor.buffers(x_nchw.shape)
 
     @with_own_settings
     def warm_up(self, x_nchw: Tensor) -> dict[str, float]:
-        """Compile for pictures like these; on the CPU, where nobody chose, choose executor and placement by measuring.
+        """Compile for pictures like these; where nobody chose, choose executor and placement by measuring.
 
         Returns the median seconds of what was compared, by name, the chosen one's first; nothing where there was no
-        choice. `save` keeps the choice.
+        choice. On a GPU, `notes` then says what did not run or did not agree with the reference. `save` keeps the
+        choice.
         """
+        if self._unproved:
+            return self._prove(x_nchw, ENOUGH)
         executors = for_cpu(self.dtype) if self._open and self.device.type == "cpu" else []
         if not executors:
             self(x_nchw)
             return {}
         cores = torch.get_num_threads()
-        tried = self._try(on_one_lane(self.program, cores, executors), x_nchw)
+        tried = timed(on_one_lane(self.program, cores, executors), self._made, x_nchw)
         several = [row for row in tried if row[1].executor == "openvino"]  # which can run lanes side by side
         if several and several[0][0] < HOPELESS * tried[0][0]:
             spans = self.profile(x_nchw)[0].spans  # of a second pass: the first one warms up
             spans = self.profile(x_nchw)[0].spans
             seconds = {span.name: span.end - span.start for span in spans}
             lanes = on_lanes(self.program, seconds, cores, "openvino")
-            tried = sorted([*tried, *self._try(lanes, x_nchw)], key=lambda row: row[0])
-        _, best, chosen = tried[0]
-        with self._turn():
-            self._backend, self.placement, self.threads = best.executor, best.placement, best.threads
-            self._executors, self._open, self._cores = chosen._executors, False, cores
+            tried = sorted([*tried, *timed(lanes, self._made, x_nchw)], key=lambda row: row[0])
+        self._take(*tried[0][1:])
+        self._cores = cores
         found = {str(choice): seconds for seconds, choice, _ in tried}
-        del tried, several, chosen
+        del tried, several
         gc.collect()  # what lost has weights, and threads that no fork of this process could end
         return found
 
-    def _try(self, choices: Sequence[Choice], x_nchw: Tensor) -> list[tuple[float, Choice, Engine]]:
-        """Median seconds of each choice, and its engine, the fastest first."""
-        engines = [
-            Engine(self.program, c.placement, self.device, self.dtype, c.executor, threads=c.threads) for c in choices
-        ]
-        for engine in engines:
-            engine(x_nchw)
-        seconds = measure([partial(engine, x_nchw) for engine in engines])
-        return sorted(zip(seconds, choices, engines, strict=True), key=lambda row: row[0])
+    def _made(self, choice: Choice, dtype: torch.dtype | None) -> Engine:
+        dtype = dtype or self.dtype
+        return Engine(self.program, choice.placement, self.device, dtype, choice.executor, threads=choice.threads)
+
+    def _take(self, choice: Choice, engine: object) -> None:
+        assert isinstance(engine, Engine)
+        with self._turn():
+            self.executor, self.placement, self.threads = choice.executor, choice.placement, choice.threads
+            self._executors, self.device, self._open, self._unproved = engine._executors, engine.device, False, False
+
+    def _prove(self, x_nchw: Tensor, seconds: float) -> dict[str, float]:
+        """What `warm_up` does on a GPU, in so many seconds of measuring."""
+        choices = on_gpus(self.program, None if self._open else self.placement)
+        tried, self.notes = prove(self.program, choices, self._made, x_nchw, self.dtype, self._synchronise, seconds)
+        self._take(*tried[0][1:])
+        return {str(choice): seconds for seconds, choice, _ in tried}
 
     @with_own_settings
     def serve(self) -> int:
@@ -271,10 +291,9 @@ class Engine:
 
     @with_own_settings
     def profile(self, x_nchw: Tensor) -> list[Recorder]:
-        """One eager pass, operation by operation: the spans of each lane, waits for other lanes included."""
+        """One pass, operation by operation: the spans of each lane, waits for other lanes included."""
         with self._turn():
-            executor, x_nchw = self._ready(x_nchw)
-            return executor.profile(x_nchw)
+            return self._ready(x_nchw).profile(x_nchw)
 
     def _turn(self) -> Lock:
         """What a call holds while it runs. ParNetError in a fork, where it may be held for ever, and threads lack."""
@@ -285,37 +304,40 @@ class Engine:
             )
         return self._lock
 
-    def _ready(self, x_nchw: Tensor) -> tuple[Executor, Tensor]:
-        """The executor for such pictures, and the pictures as it takes them."""
+    def _checked_input(self, x_nchw: Tensor) -> Tensor:
         if not isinstance(x_nchw, Tensor) or (x_nchw.shape, x_nchw.dtype) != self._checked:
             check_input(self.program, x_nchw)
             self._checked = x_nchw.shape, x_nchw.dtype
-        raw = x_nchw.dtype == torch.uint8
-        if raw and self._distributed is not None:  # the ranks agreed on one set of weights
-            x_nchw, raw = normalise(x_nchw, self.program.config), False
+        return x_nchw
+
+    def _ready(self, x_nchw: Tensor) -> Executor:
+        """The executor for such pictures, once the current CUDA stream waits for the one of the last call."""
+        raw = self._checked_input(x_nchw).dtype == torch.uint8
         executor = self._executors.get(raw)
         if executor is None:
             executor = self._executors[raw] = self._make_executor(raw)
-        return executor, x_nchw
+        if self.device.type == "cuda":
+            current = torch.cuda.current_stream(self.device)
+            if self._last is not None and self._last != current:
+                current.wait_stream(self._last)
+            self._last = current
+        return executor
 
     def _make_executor(self, raw: bool) -> Executor:
-        program = fold_pixels(self.program, self.dtype) if raw else self.program
-        placement, dtype = self.placement, self.dtype
-        if self._backend in GROUPED:
-            from .executors.grouped import GroupedExecutor  # here, since triton is only installed on Linux
-
-            grouped = GroupedExecutor(program, self.device, dtype, raw=raw)
-            return grouped if self._backend == "triton" else GraphExecutor(self._backend, grouped)
-        if self._backend == "cuda_streams":
-            from .executors.streams import StreamsSource
-
-            return GraphExecutor(self._backend, StreamsSource(program, placement, self.device, dtype))
-        if self._backend == "openvino":
+        if self.executor == "openvino":
             from .executors.openvino_lanes import OpenVinoExecutor  # here, since the package is optional
 
-            return OpenVinoExecutor(program, placement, dtype, self.threads)
-        devices = [self.lane_device(lane) for lane in range(placement.lanes)]
-        return LocalExecutor(program, placement, devices, dtype, self._backend, self.threads)
+            program = fold_pixels(self.program, self.dtype) if raw else self.program
+            return OpenVinoExecutor(program, self.placement, self.dtype, self.threads)
+        devices = [self.lane_device(lane) for lane in range(self.placement.lanes)]
+        segments = self.placement.segments(self.program)
+        backend = make_backend(self.executor, self.program, segments, devices, self.dtype, self.threads, raw)
+        local = LocalExecutor(self.placement, devices, backend)
+        return GraphExecutor(self.executor, local) if METHODS[self.executor].captured else local
+
+    def _rank_backend(self, segments: Sequence[Segment], raw: bool) -> Backend:
+        devices = [self.device] * self.placement.lanes
+        return make_backend(self.executor, self.program, segments, devices, self.dtype, self.threads, raw)
 
     @with_own_settings
     def trace(self, x_nchw: Tensor) -> list[Recorder]:
@@ -324,7 +346,7 @@ class Engine:
         In one process they are those of its one thread, on the coordinator's lane.
         """
         with self._turn():
-            executor, x_nchw = self._ready(x_nchw)
+            executor = self._ready(x_nchw)
             if self._distributed is not None:
                 return self._distributed.trace(x_nchw)
             whole = ", ".join(dict.fromkeys(op.label for op in self.program.operations))

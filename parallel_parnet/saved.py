@@ -16,8 +16,8 @@ from .program.program import Program
 
 @dataclass(frozen=True)
 class Saved:
-    """An engine's settings. executor: as asked for; chosen: what ran. cores: that placement and threads were measured
-    on, None where nothing was measured."""
+    """An engine's settings. executor: as asked for; chosen: what ran. What placement and threads were measured on, if
+    they were: cores, or gpu, with its driver and the versions that compile for it."""
 
     dtype: torch.dtype
     executor: str
@@ -25,6 +25,7 @@ class Saved:
     placement: Placement | None
     threads: int | None
     cores: int | None
+    gpu: str | None = None
 
     def text(self) -> str:
         """As JSON."""
@@ -48,6 +49,8 @@ class Saved:
             value = getattr(saved, name)
             if value is not None and (type(value) is not int or value < 1):
                 raise ParNetError(f"{value!r} {name}: there must be at least 1")
+        if not isinstance(saved.gpu, str | None):
+            raise ParNetError(f"{saved.gpu!r} is no GPU")
         if saved.placement is not None:
             if saved.placement.lanes > len(program.operations):
                 raise ParNetError(f"{saved.placement.lanes} lanes for {len(program.operations)} operations")

@@ -120,7 +120,7 @@ def test_another_executor_may_win(tmp_path: Path, two_threads: None, monkeypatch
             return [3.0, 4.0, 1.0, 2.0]
         return [2.0] * len(runs)
 
-    monkeypatch.setattr("parallel_parnet.engine.measure", third)
+    monkeypatch.setattr("parallel_parnet.choice.measure", third)
     engine = Engine(PROGRAM, None, "cpu")
     assert engine.executor == "native"
     tried = list(engine.warm_up(X))
@@ -139,7 +139,7 @@ def test_another_executor_may_win(tmp_path: Path, two_threads: None, monkeypatch
 
 @pytest.mark.skipif("native" not in OPTIONAL, reason="there is no C compiler")
 def test_lanes_of_a_hopeless_executor_are_not_tried(two_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("parallel_parnet.engine.measure", lambda runs: [1.0, 2.0, 3.0, 4.0])
+    monkeypatch.setattr("parallel_parnet.choice.measure", lambda runs: [1.0, 2.0, 3.0, 4.0])
     assert len(Engine(PROGRAM, None, "cpu").warm_up(X)) == 4
 
 
@@ -182,7 +182,7 @@ def everywhere(on: object) -> dict:
     [
         ({"dtype": "torch.int8"}, "holds no engine"),
         ({"executor": "tensorrt"}, "unknown executor"),
-        ({"executor": "cuda_graph"}, "NVIDIA GPUs only"),
+        ({"executor": "cuda_graph"}, "NVIDIA GPUs: choose eager"),
         ({"placement": {"lanes": 1, "where": {}, "coordinator": 0}}, "leaves out operation"),
         ({"placement": {"lanes": 10**9, "where": {}, "coordinator": 0}}, "1000000000 lanes for 23 operations"),
         ({"placement": {"lanes": 1}}, "holds no engine"),

@@ -7,7 +7,7 @@ import torch
 
 from conftest import OPTIONAL, Golden, golden_cases, relative
 from parallel_parnet import Engine, Placement, Program, fold, load_checkpoint
-from parallel_parnet.commands.gpu.parity import LIMIT, tolerance
+from parallel_parnet.parity import LIMIT, tolerance
 
 CASES = golden_cases()
 DTYPES = (torch.float32, torch.bfloat16)

@@ -5,7 +5,7 @@ Shape letters as in geometry.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -89,7 +89,7 @@ class Convolution:
         x, dtype = self.x, self.dtype
         if dtype not in STORAGE:
             raise ParNetError(f"a has type {dtype}: choose float32, float16 or bfloat16")
-        check_tensors(x._asdict(), self._layouts(dtype), x.a.device)
+        check_tensors(x._asdict(), self._layouts(dtype), x.a.device, elsewhere=("y", "sums"))
         if self.n < 1:
             raise ParNetError("a holds no picture")
 
@@ -135,21 +135,32 @@ def outputs(shape: Geometry, tile: Tile, n: int, dtype: torch.dtype) -> dict[str
 
 def allocate(shape: Geometry, tile: Tile, n: int, dtype: torch.dtype, device: torch.device) -> Outputs:
     """Tensors for `outputs`, of any content but for the counters, which start at zero."""
-
-    def make(name: str) -> Tensor | None:
-        if name not in layouts:
-            return None
-        size, kind = layouts[name]
-        return (torch.zeros if name == "counters" else torch.empty)(size, dtype=kind, device=device)
-
     layouts = outputs(shape, tile, n, dtype)
-    y, sums = make("y"), make("sums")
-    assert y is not None and sums is not None
-    return Outputs(y, sums, make("workspace"), make("counters"))
+    y, sums = (torch.empty(size, dtype=kind, device=device) for size, kind in (layouts["y"], layouts["sums"]))
+    return Outputs(y, sums, *between(layouts, device))
 
 
-def check_tensors(tensors: Mapping[str, Tensor | None], layouts: Mapping[str, Layout | None], device: object) -> None:
-    """ParNetError where a tensor is missing, not wanted, not of the given shape and type, or not dense on `device`."""
+def between(layouts: Mapping[str, Layout], device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+    """Workspace and counters of `outputs`, where K is split."""
+    if "workspace" not in layouts:
+        return None, None
+    (size, kind), (size_of_counters, kind_of_counters) = layouts["workspace"], layouts["counters"]
+    return (
+        torch.empty(size, dtype=kind, device=device),
+        torch.zeros(size_of_counters, dtype=kind_of_counters, device=device),
+    )
+
+
+def check_tensors(
+    tensors: Mapping[str, Tensor | None],
+    layouts: Mapping[str, Layout | None],
+    device: torch.device,
+    elsewhere: Collection[str] = (),
+) -> None:
+    """ParNetError where a tensor is missing, not wanted, not of the given shape and type, or not dense on `device`.
+
+    elsewhere: those that may lie on another device of its kind, since they are only written: a peer's memory.
+    """
     for name, layout in layouts.items():
         tensor = tensors[name]
         if layout is None or tensor is None:
@@ -164,7 +175,7 @@ def check_tensors(tensors: Mapping[str, Tensor | None], layouts: Mapping[str, La
             )
         if not tensor.is_contiguous():
             raise ParNetError(f"{name} is not contiguous: strides {tensor.stride()} for {list(tensor.shape)}")
-        if tensor.device != device:
+        if tensor.device != device and not (name in elsewhere and tensor.device.type == device.type):
             raise ParNetError(f"{name} is on {tensor.device}: the others are on {device}")
 
 

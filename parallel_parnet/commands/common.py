@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 import torch
 from rich.console import Console
+from rich.table import Column, Table
 
 from parallel_parnet import LaneError, ParNet, ParNetError, create_model, load_checkpoint
 from parallel_parnet.engine import MOST_THREADS
@@ -142,6 +143,11 @@ def plain_console(**options: Any) -> Console:
         if _within(os.environ.get(name, "1"), 1, MOST_COLUMNS) is None:
             del os.environ[name]  # rich takes what it cannot read for a number, and no terminal is so wide
     return _Plain(highlight=False, markup=False, emoji=False, **options)
+
+
+def table(*heads: str, title: str | None = None) -> Table:
+    """A table whose cells are folded where the terminal is narrow, and never cut."""
+    return Table(*(Column(head, overflow="fold") for head in heads), title=title, title_justify="left")
 
 
 def machine(device: torch.device) -> str:

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import warnings
 from functools import cache
+from typing import NamedTuple
 
 import torch
 
 from ..errors import ParNetError, ParNetWarning
-from .backends import BACKENDS, ON_CPUS, has_bf16, lacking
+from .backends import BACKENDS, ON_CPUS, has_bf16, interprets, lacking
 
-GROUPED = ("triton", "cuda_graph")
-ON_ONE_GPU = (*GROUPED, "cuda_streams")
-EXECUTORS = ("auto", "cpu", "reference", *BACKENDS, *ON_ONE_GPU)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Method(NamedTuple):
+    """How lanes compute, and whether what they do is captured in CUDA graphs and replayed. What a lane is, and so how
+    features get from one to another, follows from placement and devices."""
+
+    backend: str
+    captured: bool = False
+
+
+ON_GPUS = {"triton": Method("triton"), "cuda_graph": Method("triton", True), "cuda_streams": Method("eager", True)}
+METHODS = {name: Method(name) for name in ("reference", *BACKENDS)} | ON_GPUS
+EXECUTORS = ("auto", "cpu", *METHODS)
 
 
 def find_device(wanted: str | torch.device) -> torch.device:
@@ -37,17 +48,21 @@ def choose(executor: str, device: torch.device, dtype: torch.dtype) -> str:
         raise ParNetError(f"unknown executor {executor!r}: choose one of {', '.join(EXECUTORS)}")
     if dtype not in DTYPES:
         raise ParNetError(f"dtype {dtype}: choose float32, bfloat16 or float16")
-    if device.type == "cpu" and dtype == torch.float16:
-        raise ParNetError("float16 on the CPU: choose float32 or bfloat16")
     if executor == "reference" and dtype != torch.float32:
         raise ParNetError("executor reference is the fp32 oracle: leave dtype at float32")
-    if device.type == "cpu" and executor in ON_ONE_GPU:
-        raise ParNetError(f"executor {executor} runs on NVIDIA GPUs only: choose eager")
+    if device.type == "cpu" and executor in ON_GPUS and not interprets():
+        raise ParNetError(
+            f"executor {executor} runs on NVIDIA GPUs: choose eager, or set TRITON_INTERPRET=1 to try it on a CPU"
+        )
+    if device.type == "cpu" and dtype == torch.float16 and executor not in ("triton", "cuda_graph"):
+        raise ParNetError("float16 on the CPU: choose float32 or bfloat16")
     if device.type == "cuda" and executor in ("cpu", *ON_CPUS):
         raise ParNetError(f"executor {executor} runs on the CPU only: choose device cpu")
+    if device.type == "cuda" and executor in ON_GPUS and interprets():
+        raise ParNetError(f"executor {executor} with TRITON_INTERPRET=1: unset it, or choose device cpu")
     if executor in ("auto", "cpu"):
         return [*(for_cpu(dtype) if device.type == "cpu" else []), "eager"][0]
-    if reason := lacking(executor):
+    if reason := lacking(METHODS[executor].backend):
         raise ParNetError(f"executor {executor}: {reason}, or choose eager")
     return executor
 

@@ -1,8 +1,9 @@
-"""Ways to run a segment on the CPU or on a GPU through torch: as it is, by Inductor, OpenVINO or the CPU kernels."""
+"""Backends: what each needs and computes in, and how those of torch and the CPU compile a segment."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable
 from functools import cache
 
@@ -15,9 +16,9 @@ from ..kernels.cpu import native
 from .native_plan import NativePlan
 from .segment import SegmentModule
 
-Runner = Callable[..., tuple[Tensor, ...]]
+Compiled = Callable[..., tuple[Tensor, ...]]
 
-BACKENDS = ("eager", "inductor", "openvino", "native")
+BACKENDS = ("eager", "inductor", "openvino", "native", "triton")
 ON_CPUS = ("native", "openvino")  # where they can be had; the likely fastest first
 NOT_FORKED = ("openvino", "inductor")  # which have pools of threads of their own
 
@@ -34,12 +35,19 @@ def missing(backend: str) -> str | None:
     """What a backend lacks on this machine, and what to do."""
     if backend == "openvino" and importlib.util.find_spec("openvino") is None:
         return "not installed here; pip install openvino"
+    if backend == "triton" and importlib.util.find_spec("triton") is None:
+        return "not installed here; pip install triton, which is made for Linux"
     if backend == "native":
         try:
             native.library()
         except ParNetError as error:
             return str(error)
     return None
+
+
+def interprets() -> bool:
+    """Whether Triton, once imported, interprets kernels on the CPU rather than compiling them for a GPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def has_bf16() -> bool:
@@ -66,7 +74,7 @@ def arithmetic(backend: str, dtype: torch.dtype) -> torch.dtype:
 
 def compile_module(
     module: nn.Module, backend: str, reads: tuple[Tensor, ...], dtype: torch.dtype, threads: int | None = None
-) -> Runner:
+) -> Compiled:
     """A function from the module's inputs to its outputs. `reads` shows shapes and memory formats to specialise for.
 
     threads: of the CPU kernels, torch's number where not given.
@@ -84,7 +92,7 @@ def compile_module(
     return module
 
 
-def _openvino(module: nn.Module, reads: tuple[Tensor, ...], dtype: torch.dtype) -> Runner:
+def _openvino(module: nn.Module, reads: tuple[Tensor, ...], dtype: torch.dtype) -> Compiled:
     from .openvino_model import compile_model, convert, model_of
 
     if isinstance(module, SegmentModule):

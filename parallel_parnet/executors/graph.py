@@ -1,31 +1,37 @@
-"""Forward passes as CUDA graphs: captured once for each shape of input, then replayed from buffers of their own."""
+"""Work as CUDA graphs: whole passes, replayed from buffers of their own, or a segment between two transfers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..errors import ParNetError
-from ..profiling.spans import Recorder
+from ..profiling.spans import Recorder, Spans
+from .binding import Reads, Runner, in_same_places
 from .shapes import Shapes
 
-Replay = Callable[[], None]
+Result = TypeVar("Result")
+Replay = Callable[[], object]
+
+
+class Capture(Protocol):
+    """Makes a CUDA graph of work that runs on a device: its results, and what fills them again."""
+
+    def __call__(self, work: Callable[[], Result], device: torch.device) -> tuple[Result, Replay]: ...
 
 
 class Pass(Protocol):
-    """A forward pass over buffers of its own: it reads `picture` and fills `logits`, fp32 [N, classes].
+    """A forward pass over buffers of its own: it reads `picture` and gives logits, fp32 [N, classes].
 
     `launch` allocates nothing that outlives it and never waits for the device, so that a CUDA graph can hold it.
     """
 
     @property
     def picture(self) -> Tensor: ...
-    @property
-    def logits(self) -> Tensor: ...
-    def launch(self) -> None: ...
+    def launch(self) -> Tensor: ...
 
 
 class Source(Protocol):
@@ -33,8 +39,9 @@ class Source(Protocol):
 
     @property
     def device(self) -> torch.device: ...
-    def make(self, shape: torch.Size) -> Pass: ...
+    def make(self, shape: Sequence[int]) -> Pass: ...
     def profile(self, x_nchw: Tensor) -> list[Recorder]: ...
+    def synchronise(self) -> None: ...
 
 
 class _Captured(NamedTuple):
@@ -44,21 +51,36 @@ class _Captured(NamedTuple):
     kept: Pass  # owns what the replay reads and writes
 
 
-class GraphExecutor:
-    """Replays the passes of `source`. Not for several threads at once: the engine makes their calls take turns.
+def capture(work: Callable[[], Result], device: torch.device) -> tuple[Result, Replay]:
+    """`work` as a CUDA graph, after two runs that load and compile what it needs.
 
-    Calls may come from different CUDA streams: a call waits, on the device, for the one before it.
+    Several GPUs' CUDA streams may be forked from the one under capture and joined again: one graph holds them all, and
+    starts by one call. Other threads may use the GPU meanwhile: in the default mode, one of their unsafe calls would
+    break the capture. On the CPU, where Triton's interpreter can stand in for a GPU, a replay does the work again.
     """
+    if device.type != "cuda":
+        first = work()
+        return first, lambda: _fill(first, work())
+    with torch.cuda.device(device):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            work()
+            work()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            result = work()
+    return result, graph.replay
 
-    def __init__(self, name: str, source: Source, capture: Callable[[Pass], Replay] | None = None) -> None:
-        self.name, self.source = name, source
-        self._capture = capture or capture_pass
-        on_gpu = source.device.type == "cuda"
+
+class GraphExecutor:
+    """Replays the passes of `source`. Not for several threads at once: the engine makes their calls take turns."""
+
+    def __init__(self, name: str, source: Source, capture: Capture = capture) -> None:
+        self.name, self.source, self._capture = name, source, capture
         # a graph that is dropped may still be running, and its buffers would be handed to somebody else
-        self._shapes: Shapes[torch.Size, _Captured] = Shapes(
-            self._make, (lambda: torch.cuda.synchronize(source.device)) if on_gpu else lambda: None
-        )
-        self._last: torch.cuda.Stream | None = None
+        self._shapes: Shapes[torch.Size, _Captured] = Shapes(self._make, source.synchronise)
 
     def __call__(self, x_nchw: Tensor, out: Tensor | None = None) -> Tensor:
         """Logits, fp32: a copy, or `out`, filled. Pictures must lie on the source's device.
@@ -71,7 +93,6 @@ class GraphExecutor:
             )
         captured = self._shapes(x_nchw.shape)
         with torch.inference_mode():
-            self._follow()
             if x_nchw is not captured.picture:
                 captured.picture.copy_(x_nchw)
             captured.replay()
@@ -93,37 +114,32 @@ class GraphExecutor:
     def close(self, status: int = 0) -> None:
         """Nothing to release."""
 
+    @torch.no_grad()  # and not in inference mode, whose tensors no caller could fill
     def _make(self, shape: torch.Size) -> _Captured:
         made = self.source.make(shape)
-        return _Captured(made.picture, made.logits, self._capture(made), made)
-
-    def _follow(self) -> None:
-        """Let the current CUDA stream wait for the one that the last call used."""
-        if self.source.device.type == "cuda":
-            current = torch.cuda.current_stream(self.source.device)
-            if self._last is not None and self._last != current:
-                current.wait_stream(self._last)
-            self._last = current
+        return _Captured(made.picture, *self._capture(made.launch, self.source.device), made)
 
 
-def capture_pass(made: Pass) -> Replay:
-    """A pass as a CUDA graph on its own device."""
-    with torch.cuda.device_of(made.picture), torch.inference_mode():
-        return capture(made.launch).replay
+class CapturedRunner:
+    """A segment as a CUDA graph of its own, for a lane whose transfers no graph can hold. See `binding.Runner`."""
+
+    def __init__(self, runner: Runner, reads: Reads, device: torch.device, capture: Capture = capture) -> None:
+        self._runner, self._reads = runner, reads
+        self._outputs, self._replay = capture(lambda: runner(reads), device)
+
+    def fits(self, reads: Reads) -> bool:
+        return in_same_places(reads, self._reads)
+
+    def __call__(self, reads: Reads, spans: Spans | None = None) -> tuple[Tensor, ...]:
+        self._replay()
+        return self._outputs
+
+    def apart(self, reads: Reads, spans: Spans) -> tuple[Tensor, ...]:
+        return self._runner.apart(reads, spans)
 
 
-def capture(work: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    """`work` as a CUDA graph, after two runs that load and compile what it needs.
-
-    Other threads may use the GPU meanwhile: in the default mode, one of their unsafe calls would break the capture.
-    """
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        work()
-        work()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        work()
-    return graph
+def _fill(places: Any, values: Any) -> None:
+    """Copy a tensor, or tensors, into those of the first run."""
+    pairs = [(places, values)] if isinstance(places, Tensor) else zip(places or (), values or (), strict=True)
+    for place, value in pairs:
+        place.copy_(value)

@@ -1,98 +1,183 @@
-"""One process: every lane is a device of this process, or all lanes are one device."""
+"""One process: its lanes are queues, on one device or several, by any backend."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..profiling.ranges import Ranges
 from ..profiling.spans import Recorder, Spans, span
-from ..program.placement import Placement
+from ..program.placement import Placement, Segment
 from ..program.program import INPUT, Program
-from .backends import Runner, compile_module, storage_type
-from .segment import SegmentModule
+from .binding import Backend, Bindings
+from .queues import CudaQueues, InOrder, Queues, are_peers
+from .schedule import START, Record, Run, Wait, fork_and_join, sources
 from .shapes import Shapes
+
+Key = tuple[str, int]  # a feature, and the segment that writes it
 
 
 class LocalExecutor:
-    """Runs a placement's segments in order, each on the device of its lane, moving features between devices.
+    """Runs a placement's segments, each in the queue of its lane.
 
-    Backend "reference" is eager mode in the plain NCHW layout: the oracle that others are held against.
-    threads: of each segment, for the native kernels.
+    A GPU's kernels write a feature that another GPU alone reads into that one's memory, where it lets them; other
+    features are copied when they are needed. queues, peers: stand-ins for those of CUDA.
     """
 
     def __init__(
         self,
-        program: Program,
         placement: Placement,
-        devices: list[torch.device],
-        dtype: torch.dtype,
-        backend: str,
-        threads: int | None = None,
+        devices: Sequence[torch.device],
+        backend: Backend,
+        queues: Queues | None = None,
+        peers: Callable[[torch.device, torch.device], bool] = are_peers,
     ) -> None:
-        self.program, self.devices, self.name, self.precision = program, devices, backend, dtype
-        self.threads = threads
-        plain = backend in ("reference", "native")
-        self.memory_format = torch.contiguous_format if plain else torch.channels_last
-        self.storage = storage_type(backend, dtype)
-        self.modules = [
-            SegmentModule(program, s, self.storage, devices[s.lane], self.memory_format)
-            for s in placement.segments(program)
-        ]
-        self.ranges = Ranges.of(program)
-        self._runners: Shapes[tuple[int, ...], list[Runner]] = Shapes(lambda shape: [])
+        self.placement, self.devices, self.backend, self.name = placement, devices, backend, backend.name
+        self.program: Program = backend.program
+        self.segments = placement.segments(self.program)
+        self.sources = sources(self.segments)
+        self.device = devices[placement.coordinator]
+        self.steps = fork_and_join(self.segments, placement.coordinator)
+        on_gpus = placement.lanes > 1 and self.device.type == "cuda"
+        events = [step.event for step in self.steps if isinstance(step, Record)]
+        self.queues = queues or (CudaQueues(devices, placement.coordinator, events) if on_gpus else InOrder())
+        self.answer = next(i for i, s in enumerate(self.segments) if self.program.output in s.writes)
+        self.homes = self._homes(peers) if backend.in_place else {}
+        self.ranges = Ranges.of(self.program)
+        self._passes: Shapes[tuple[int, ...], Pass] = Shapes(self.make, self.synchronise)
 
     def __call__(self, x_nchw: Tensor) -> Tensor:
-        """Logits, fp32, on the picture's device."""
+        """Logits, fp32, on the picture's device, which the next call may overwrite."""
         return self.run(x_nchw, self.ranges)
 
     @torch.inference_mode()
     def run(self, x_nchw: Tensor, spans: Spans | None) -> Tensor:
-        """The same, each segment marked, and each operation where it is one by one that they run."""
-        runners = self._runners(x_nchw.shape)
-        features = self._start(x_nchw)
-        for i, module in enumerate(self.modules):
-            reads = on_device(module, self.devices[module.segment.lane], features)
-            if len(runners) <= i:
-                runners.append(compile_module(module, self.name, reads, self.precision, self.threads))
-            by_operation = spans is not None and self.name == "eager"
-            with span(spans, module.label):
-                outputs = module.run(reads, spans) if by_operation else runners[i](*reads)
-            features.update(zip(module.segment.writes, outputs, strict=True))
-        return features[self.program.output].to(x_nchw.device, torch.float32)
+        """The same, each segment marked, and each step of it that runs by itself."""
+        found = self._passes(x_nchw.shape)
+        return found.run(found.bindings.enter(x_nchw), spans).to(x_nchw.device, torch.float32)
 
+    def make(self, shape: Sequence[int]) -> Pass:
+        """A pass for pictures [N, 3, H, W] of this shape, with buffers of its own."""
+        return Pass(self, shape)
+
+    @torch.inference_mode()
     def profile(self, x_nchw: Tensor) -> list[Recorder]:
-        """Run once, operation by operation in eager mode, and return a recorder of spans for each lane."""
-        return profile(self.modules, self.devices, self._start(x_nchw))
+        """Run once, one lane after another, step by step: a recorder of spans for each lane, each on its device."""
+        found, recorders = self._passes(x_nchw.shape), [Recorder(synchroniser(device)) for device in self.devices]
+        features: dict[Key, Tensor] = {(INPUT, START): found.bindings.enter(x_nchw)}
+        for i in range(len(self.segments)):
+            found.segment(i, features, InOrder(), recorders[self.segments[i].lane], apart=True)
+        return recorders
 
-    def _start(self, x_nchw: Tensor) -> dict[str, Tensor]:
-        return {INPUT: x_nchw.to(self.storage, memory_format=self.memory_format)}
+    def synchronise(self) -> None:
+        """Wait until all devices have done their work."""
+        for device in dict.fromkeys(self.devices):
+            synchroniser(device)()
 
     def close(self, status: int = 0) -> None:
         """Nothing to release."""
 
+    def _homes(self, peers: Callable[[torch.device, torch.device], bool]) -> dict[Key, torch.device]:
+        """Features that may be written where they are read, on another device than their maker's."""
+        readers: dict[Key, set[torch.device]] = {
+            (self.program.output, self.answer): {self.devices[self.placement.coordinator]}
+        }
+        for segment, writers in zip(self.segments, self.sources, strict=True):
+            for key in zip(segment.reads, writers, strict=True):
+                readers.setdefault(key, set()).add(self.devices[segment.lane])
+        homes = {}
+        for (name, writer), devices in readers.items():
+            maker = self.maker(writer)
+            if len(devices) == 1 and maker not in devices and name != INPUT and peers(maker, min(devices, key=str)):
+                (homes[name, writer],) = devices
+        return homes
 
-@torch.inference_mode()
-def profile(
-    modules: Sequence[SegmentModule], devices: Sequence[torch.device], features: dict[str, Tensor]
-) -> list[Recorder]:
-    """Run segments once, operation by operation in eager mode: a recorder of spans for each lane, each on its device.
+    def maker(self, writer: int) -> torch.device:
+        """The device on which a segment, or START for the picture, leaves its features."""
+        return self.device if writer == START else self.devices[self.segments[writer].lane]
 
-    features: the picture as `program.INPUT`, of the modules' type.
+
+class Pass:
+    """A forward pass over pictures of one shape; see `graph.Pass`.
+
+    Features stay until the lanes have joined, so that no lane's memory is given away while another reads it.
     """
-    recorders = [Recorder(synchroniser(device)) for device in devices]
-    for module in modules:
-        lane = module.segment.lane
-        outputs = module.run(on_device(module, devices[lane], features), recorders[lane])
-        features.update(zip(module.segment.writes, outputs, strict=True))
-    return recorders
+
+    def __init__(self, lanes: LocalExecutor, shape: Sequence[int]) -> None:
+        n, _, h, w = shape
+        self.lanes, self.bindings = lanes, Bindings(lanes.backend, (n, h, w), lanes.device)
+        self._homes: list[dict[str, Tensor]] = [{} for _ in lanes.segments]
+        for (name, writer), device in lanes.homes.items():
+            layout = lanes.backend.layout(name, n, h, w)
+            self._homes[writer][name] = torch.empty(layout.shape, dtype=layout.dtype, device=device)
+        self._copies: dict[tuple[str, int, torch.device], Tensor] = {}
+        self._labels = [label(lanes.program, segment) for segment in lanes.segments]
+
+    @property
+    def picture(self) -> Tensor:
+        return self.bindings.picture
+
+    def launch(self) -> Tensor:
+        """Logits from what is in `picture`."""
+        return self.run(self.picture, None)
+
+    def run(self, picture: Tensor, spans: Spans | None) -> Tensor:
+        """Hand all segments out to the lanes' queues; logits on the coordinator's device."""
+        lanes, queues = self.lanes, self.lanes.queues
+        features: dict[Key, Tensor] = {(INPUT, START): picture}
+        answer: list[Tensor] = []
+        queues.start()
+        for step in lanes.steps:
+            match step:
+                case Run(lane, i):
+                    queues.run(lane, partial(self.segment, i, features, queues, spans))
+                case Record(lane, event):
+                    queues.record(lane, event)
+                case Wait(lane, event):
+                    queues.wait(lane, event)
+        home = lanes.placement.coordinator
+        queues.run(
+            home, lambda: answer.append(self._read((lanes.program.output, lanes.answer), home, features, queues))
+        )
+        queues.end()
+        return answer[0]
+
+    def segment(
+        self, i: int, features: dict[Key, Tensor], queues: Queues, spans: Spans | None, apart: bool = False
+    ) -> None:
+        """Run one segment, on features that are there."""
+        segment: Segment = self.lanes.segments[i]
+        keys = zip(segment.reads, self.lanes.sources[i], strict=True)
+        reads = tuple(self._read(key, segment.lane, features, queues) for key in keys)
+        runner = self.bindings.runner(segment, reads, self._homes[i])
+        if apart:
+            assert spans is not None
+            outputs = runner.apart(reads, spans)
+        else:
+            with span(spans, self._labels[i]):
+                outputs = runner(reads, spans)
+        features.update(zip(((name, i) for name in segment.writes), outputs, strict=True))
+
+    def _read(self, key: Key, lane: int, features: dict[Key, Tensor], queues: Queues) -> Tensor:
+        """A feature on the lane's device, where it is copied to unless it was written there."""
+        feature, device, lanes = features[key], self.lanes.devices[lane], self.lanes
+        if lanes.maker(key[1]) == device or lanes.homes.get(key) == device:
+            return feature
+        copied = (*key, device)
+        place = self._copies.get(copied)
+        if place is None:
+            place = self._copies[copied] = torch.empty_like(feature, device=device)
+        source = lanes.placement.coordinator if key[1] == START else lanes.segments[key[1]].lane
+        with queues.between(source, lane):
+            return place.copy_(feature, non_blocking=True)
 
 
-def on_device(module: SegmentModule, device: torch.device, features: dict[str, Tensor]) -> tuple[Tensor, ...]:
-    """What a segment reads, moved to its lane's device."""
-    return tuple(features[name].to(device, non_blocking=True) for name in module.segment.reads)
+def label(program: Program, segment: Segment) -> str:
+    """The segment's stages, such as "stem, stream 0"."""
+    return ", ".join(dict.fromkeys(program.by_name[name].label for name in segment.operations))
 
 
 def synchroniser(device: torch.device) -> Callable[[], None]:

@@ -8,12 +8,13 @@ from torch import Tensor
 
 from ..profiling.spans import Recorder
 from ..program.placement import Placement
-from ..program.program import INPUT, Program
-from .local import profile
+from ..program.program import Program
+from .local import LocalExecutor
 from .openvino_model import compile_model, model_of
 from .schedule import START, sources
 from .segment import SegmentModule
 from .shapes import Shapes
+from .torch_backend import TorchBackend
 
 LAYOUT = torch.contiguous_format
 CPU = torch.device("cpu")
@@ -93,8 +94,11 @@ class OpenVinoExecutor:
         return _Bound(self.program, self.modules, shape, self.precision, self.threads)
 
     def profile(self, x_nchw: Tensor) -> list[Recorder]:
-        """Run once, operation by operation in eager mode, and return a recorder of spans for each lane."""
-        return profile(self.modules, [CPU] * self.placement.lanes, {INPUT: x_nchw.to(CPU, torch.float32)})
+        """Run once, operation by operation by torch, and return a recorder of spans for each lane."""
+        devices = [CPU] * self.placement.lanes
+        segments = self.placement.segments(self.program)
+        backend = TorchBackend("reference", self.program, segments, devices, torch.float32)
+        return LocalExecutor(self.placement, devices, backend).profile(x_nchw)
 
     def close(self, status: int = 0) -> None:
         """Nothing to release."""

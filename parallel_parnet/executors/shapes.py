@@ -30,6 +30,12 @@ class Shapes(Generic[Key, Kept]):
             found = self._kept[key] = self._make(key)
         return found
 
+    def clear(self) -> None:
+        """Keep none of them."""
+        if self._kept:
+            self._dropping()
+            self._kept.clear()
+
     def __contains__(self, key: Key) -> bool:
         return key in self._kept
 

@@ -41,10 +41,14 @@ class Inbox(ABC):
 class Transport(ABC):
     """Sends and receives between the ranks that `join_ranks` joined; a rank is a lane.
 
-    A tag is the index of a route: what travels, from which lane to which.
+    A tag is the index of a route: what travels, from which lane to which. A place is a number below IN_FLIGHT, the same
+    at both ends of a message: where it arrives, which for some transports is memory that both know.
+
+    in_graph: sends and receives of tensors on GPUs are enqueued, so that a CUDA graph can hold them.
     """
 
     name: str
+    in_graph = False
 
     def __init__(self, routes: Sequence[Transfer]) -> None:
         self.monitor, self.routes = joined(), tuple(routes)
@@ -58,24 +62,32 @@ class Transport(ABC):
         return self.monitor.rank
 
     @abstractmethod
-    def reserve(self, sizes: Sequence[int], device: torch.device) -> None:
-        """Be ready for messages of so many bytes, by tag, on `device`.
+    def reserve(self, sizes: Sequence[int], device: torch.device) -> bool:
+        """Be ready for messages of so many bytes, by tag, on `device`: whether inboxes made before are void now.
 
         Every rank calls it, with the same arguments, while no message is under way.
         """
 
     @abstractmethod
-    def inbox(self, tag: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inbox:
+    def inbox(self, tag: int, place: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inbox:
         """A place on `device` for messages of this shape; it may be used in turn with others of the same route."""
 
+    def outbox(self, tag: int, place: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor | None:
+        """Memory of the receiver in which the sender's kernels may write a message themselves, once it is `ready`."""
+        return None
+
+    def ready(self, tag: int, place: int) -> None:
+        """Make the current CUDA stream wait until an outbox may be written."""
+        raise NotImplementedError("there are no outboxes")
+
     @abstractmethod
-    def _send(self, feature: Tensor, tag: int) -> Pending | None:
+    def _send(self, feature: Tensor, tag: int, place: int) -> Pending | None:
         """Start to send a dense tensor; None where nothing is left to do."""
 
-    def send(self, feature: Tensor, tag: int) -> Pending | None:
+    def send(self, feature: Tensor, tag: int, place: int = 0) -> Pending | None:
         """Start to send; keep the tensor unchanged until `finish`. Ranks send a route's messages in order."""
         with self._sending[tag]:
-            return self._send(feature.contiguous(memory_format=dense_format(feature.ndim)), tag)
+            return self._send(feature.contiguous(memory_format=dense_format(feature.ndim)), tag, place)
 
     def finish(self, work: Pending | None, tag: int) -> None:
         """Wait for a send; LaneError where the other rank is lost or the time is over."""
@@ -87,6 +99,10 @@ class Transport(ABC):
         """Post the inbox; LaneError where the other rank is lost already."""
         with self._waiting[tag]:
             inbox.post()
+
+    def waiting(self, action: str) -> Operation:
+        """A context for a wait of one's own, whose RuntimeError becomes a LaneError."""
+        return Operation(self.monitor, action)
 
     def wait(self, inbox: Inbox, tag: int, idle: bool = False) -> Tensor:
         """The inbox's message; LaneError where the other rank is lost, or, unless `idle`, the time is over."""

@@ -56,13 +56,14 @@ class SharedMemory(Transport):
     def _other(self, route: Transfer) -> int:
         return route.target if route.source == self.lane else route.source
 
-    def reserve(self, sizes: Sequence[int], device: torch.device) -> None:
+    def reserve(self, sizes: Sequence[int], device: torch.device) -> bool:
         """Nothing to do: a place grows when a message needs it."""
+        return False
 
-    def inbox(self, tag: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inbox:
+    def inbox(self, tag: int, place: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inbox:
         return SharedInbox(self._routes[tag], shape, dtype)
 
-    def _send(self, feature: Tensor, tag: int) -> None:
+    def _send(self, feature: Tensor, tag: int, place: int) -> None:
         self._routes[tag].write(feature)
 
 

@@ -1,9 +1,10 @@
 """Features written straight into the memory of a peer GPU, by torch's symmetric memory. Not run on hardware yet.
 
-Each rank has one symmetric buffer with IN_FLIGHT places for every route. The sender copies a feature into the buffer of
-the receiver and raises the signal `filled` of its place; the receiver reads it there and raises `free` at the sender. A
-signal is raised by one side and taken down by the other: `put_signal` waits for 0 and writes 1, `wait_signal` the
-reverse.
+Each rank has one symmetric buffer with IN_FLIGHT places for every route. The sender's kernels write a feature into the
+buffer of the receiver, or a copy does, and the signal `filled` of its place is raised; the receiver reads it there and
+raises `free` at the sender, as it does for every place at the start. A signal is raised by one side and taken down by
+the other: `put_signal` waits for 0 and writes 1, `wait_signal` the reverse. Which place a message takes is told, and
+not counted: a CUDA graph would repeat a count as it was when it was captured.
 """
 
 from __future__ import annotations
@@ -28,17 +29,18 @@ class Symmetric(Gloo):
     """Between GPUs that are peers, on the current CUDA stream; headers go by gloo."""
 
     name = "symmetric"
+    in_graph = True
+    kind = "cuda"  # of devices whose memory it can share
 
     def __init__(self, routes: Sequence[Transfer]) -> None:
         super().__init__(routes)
         self._capacities = [0] * len(self.routes)
-        self._passed = [0] * len(self.routes)  # messages, sent or received
         signals = 2 * IN_FLIGHT * len(self.routes) * self.monitor.world
         symm_mem.set_signal_pad_size(max(symm_mem.get_signal_pad_size(), 4 * signals))
 
-    def reserve(self, sizes: Sequence[int], device: torch.device) -> None:
-        if device.type != "cuda" or all(size <= c for size, c in zip(sizes, self._capacities)):
-            return
+    def reserve(self, sizes: Sequence[int], device: torch.device) -> bool:
+        if device.type != self.kind or all(size <= c for size, c in zip(sizes, self._capacities)):
+            return False
         group = dist.group.WORLD
         assert group is not None, "the ranks have joined"
         torch.cuda.synchronize(device)
@@ -47,29 +49,33 @@ class Symmetric(Gloo):
         self._capacities = [max(pair) for pair in zip(rounded, self._capacities)]
         self._buffer = symm_mem.empty(IN_FLIGHT * sum(self._capacities), dtype=torch.uint8, device=device)
         self._handle = symm_mem.rendezvous(self._buffer, group)
-        self._passed = [0] * len(self.routes)
+        for tag, route in enumerate(self.routes[: len(sizes)]):
+            if route.target == self.lane:
+                for place in range(IN_FLIGHT):
+                    self.raise_(route.source, tag, place, FREE)
+        return True
 
-    def inbox(self, tag: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inbox:
-        if device.type != "cuda":
-            return super().inbox(tag, shape, dtype, device)
-        return SymmetricInbox(self, tag, shape, dtype)
+    def inbox(self, tag: int, place: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inbox:
+        if device.type != self.kind:
+            return super().inbox(tag, place, shape, dtype, device)
+        return SymmetricInbox(self, tag, place, shape, dtype)
 
-    def _send(self, feature: Tensor, tag: int) -> Pending | None:
-        if feature.device.type != "cuda":
-            return super()._send(feature, tag)
-        flat, target = memory_order(feature).view(-1), self.routes[tag].target
-        used_before = self._passed[tag] >= IN_FLIGHT
-        place = self.next_place(tag)
-        if used_before:
-            self.take(target, tag, place, FREE)
-        self.place(target, tag, place, flat.shape, feature.dtype).copy_(flat)
-        self.raise_(target, tag, place, FILLED)
+    def outbox(self, tag: int, place: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor | None:
+        return self.place(self.routes[tag].target, tag, place, shape, dtype)
+
+    def ready(self, tag: int, place: int) -> None:
+        self.take(self.routes[tag].target, tag, place, FREE)
+
+    def _send(self, feature: Tensor, tag: int, place: int) -> Pending | None:
+        if feature.device.type != self.kind:
+            return super()._send(feature, tag, place)
+        flat = memory_order(feature).view(-1)
+        there = self.place(self.routes[tag].target, tag, place, flat.shape, feature.dtype)
+        if there.data_ptr() != flat.data_ptr():
+            self.ready(tag, place)
+            there.copy_(flat)
+        self.raise_(self.routes[tag].target, tag, place, FILLED)
         return None
-
-    def next_place(self, tag: int) -> int:
-        """Where the next message of a route goes, or comes from."""
-        self._passed[tag] += 1
-        return (self._passed[tag] - 1) % IN_FLIGHT
 
     def place(self, rank: int, tag: int, place: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A place of a route in the buffer of a rank, as a tensor."""
@@ -86,25 +92,24 @@ class Symmetric(Gloo):
 
 
 class SymmetricInbox(Inbox):
-    """The messages of a route where its sender wrote them. Waiting makes the current CUDA stream wait, not the host."""
+    """A message where its sender wrote it. Waiting makes the current CUDA stream wait, not the host."""
 
-    def __init__(self, transport: Symmetric, tag: int, shape: Sequence[int], dtype: torch.dtype) -> None:
-        self.transport, self.tag, self.shape, self.dtype = transport, tag, tuple(shape), dtype
+    def __init__(self, transport: Symmetric, tag: int, place: int, shape: Sequence[int], dtype: torch.dtype) -> None:
+        self.transport, self.tag, self.place = transport, tag, place
+        self.source = transport.routes[tag].source
+        order = (0, 2, 3, 1) if len(shape) == 4 else tuple(range(len(shape)))
+        there = transport.place(transport.lane, tag, place, [shape[i] for i in order], dtype)
+        self.message = there.movedim(-1, 1) if len(shape) == 4 else there
 
     def post(self) -> None:
         """Nothing to do: the sender knows the place."""
 
     def wait(self, idle: bool) -> Tensor:
-        transport, tag = self.transport, self.tag
-        self._place = transport.next_place(tag)
-        transport.take(transport.routes[tag].source, tag, self._place, FILLED)
-        if len(self.shape) != 4:
-            return transport.place(transport.lane, tag, self._place, self.shape, self.dtype)
-        n, c, h, w = self.shape
-        return transport.place(transport.lane, tag, self._place, (n, h, w, c), self.dtype).movedim(-1, 1)
+        self.transport.take(self.source, self.tag, self.place, FILLED)
+        return self.message
 
     def release(self) -> None:
-        self.transport.raise_(self.transport.routes[self.tag].source, self.tag, self._place, FREE)
+        self.transport.raise_(self.source, self.tag, self.place, FREE)
 
 
 def channel(tag: int, place: int, kind: int) -> int:

@@ -20,15 +20,16 @@ class Gloo(Transport):
 
     name = "gloo"
 
-    def reserve(self, sizes: Sequence[int], device: torch.device) -> None:
+    def reserve(self, sizes: Sequence[int], device: torch.device) -> bool:
         """Nothing to do: gloo takes any size."""
+        return False
 
-    def inbox(self, tag: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inbox:
+    def inbox(self, tag: int, place: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inbox:
         on_gpu = device.type == "cuda"
         arriving = empty(shape, dtype, torch.device("cpu"), pinned=on_gpu)
         return GlooInbox(arriving, self.routes[tag].source, tag, empty(shape, dtype, device) if on_gpu else arriving)
 
-    def _send(self, feature: Tensor, tag: int) -> Pending | None:
+    def _send(self, feature: Tensor, tag: int, place: int) -> Pending | None:
         return _started(dist.isend(memory_order(feature.cpu()), self.routes[tag].target, tag=tag))
 
 
@@ -55,26 +56,27 @@ class GlooInbox(Inbox):
 
 
 class Nccl(Gloo):
-    """Between GPUs, enqueued on CUDA streams: capturable into a CUDA graph once it has run. Headers go by gloo.
+    """Between GPUs, enqueued on CUDA streams, or in a CUDA graph once they have run. Headers go by gloo.
 
     NCCL matches the messages of a communicator by order and not by tag, and a receive blocks what is behind it. So
     every route has a communicator of its own, which torch makes when the route is first used.
     """
 
     name = "nccl"
+    in_graph = True
 
     def __init__(self, routes: Sequence[Transfer]) -> None:
         super().__init__(routes)
         self._groups = [dist.new_group([route.source, route.target], backend="nccl") for route in routes]
 
-    def inbox(self, tag: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inbox:
+    def inbox(self, tag: int, place: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inbox:
         if device.type != "cuda":
-            return super().inbox(tag, shape, dtype, device)
+            return super().inbox(tag, place, shape, dtype, device)
         return NcclInbox(empty(shape, dtype, device), self.routes[tag].source, self._groups[tag])
 
-    def _send(self, feature: Tensor, tag: int) -> Pending | None:
+    def _send(self, feature: Tensor, tag: int, place: int) -> Pending | None:
         if feature.device.type != "cuda":
-            return super()._send(feature, tag)
+            return super()._send(feature, tag, place)
         return _started(dist.isend(memory_order(feature), self.routes[tag].target, self._groups[tag]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -11,12 +12,15 @@ from torch import Tensor
 
 from conftest import SMALL, lively, relative
 from parallel_parnet import Engine, ParNetError, fold
-from parallel_parnet.executors.graph import GraphExecutor, Pass, Replay
+from parallel_parnet.executors.binding import Reads
+from parallel_parnet.executors.graph import CapturedRunner, GraphExecutor
 from parallel_parnet.executors.local import LocalExecutor
 from parallel_parnet.executors.shapes import MAX_SHAPES, Shapes
+from parallel_parnet.executors.torch_backend import TorchBackend
 from parallel_parnet.profiling.spans import Recorder
 from parallel_parnet.program.placement import Placement
 from parallel_parnet.program.program import Program
+from standins import graph
 
 PROGRAM = fold(lively(SMALL, 8))
 CPU = torch.device("cpu")
@@ -26,41 +30,45 @@ REFERENCE = Engine(PROGRAM, device="cpu", executor="reference")
 class EagerPass:
     """Reads its picture when it starts and writes its logits a while after, as a device would."""
 
-    def __init__(self, eager: LocalExecutor, shape: torch.Size, delay: float) -> None:
-        self.eager, self.delay, self.runs = eager, delay, 0
-        self.picture = torch.empty(shape)
+    def __init__(self, eager: LocalExecutor, shape: Sequence[int], delay: float) -> None:
+        self.eager, self.delay = eager, delay
+        self.picture = torch.empty(*shape)
         self.logits = torch.empty(shape[0], 10)
 
-    def launch(self) -> None:
-        self.runs += 1
+    def launch(self) -> Tensor:
         logits = self.eager(self.picture)
         time.sleep(self.delay)
-        self.logits.copy_(logits)
+        return self.logits.copy_(logits)
 
 
 class EagerSource:
     def __init__(self, program: Program, delay: float = 0.0) -> None:
         self.device, self.delay = CPU, delay
-        self.eager = LocalExecutor(program, Placement.single(program), [CPU], torch.float32, "eager")
+        single = Placement.single(program)
+        backend = TorchBackend("eager", program, single.segments(program), [CPU], torch.float32)
+        self.eager = LocalExecutor(single, [CPU], backend)
         self.made: list[EagerPass] = []
 
-    def make(self, shape: torch.Size) -> EagerPass:
+    def make(self, shape: Sequence[int]) -> EagerPass:
         self.made.append(EagerPass(self.eager, shape, self.delay))
         return self.made[-1]
 
     def profile(self, x_nchw: Tensor) -> list[Recorder]:
         return self.eager.profile(x_nchw)
 
+    def synchronise(self) -> None:
+        """Nothing runs on."""
 
-def replayed(made: Pass) -> Replay:
-    made.launch()  # as a capture warms up: over whatever the buffers hold
-    return made.launch
+
+def again(work: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, Callable[[], object]]:
+    """A graph that takes as long as its work."""
+    return work(), work
 
 
 def engine_of(source: EagerSource) -> Engine:
     """An engine that runs the stand-in in place of a GPU's graph."""
     engine = Engine(PROGRAM, device="cpu", executor="eager")
-    engine._executors[False] = GraphExecutor("cuda_graph", source, replayed)
+    engine._executors[False] = GraphExecutor("cuda_graph", source, again)
     return engine
 
 
@@ -135,7 +143,7 @@ def test_threads_take_turns() -> None:
 
 def test_without_turns_threads_would_mix_their_pictures() -> None:
     """The test above would see a missing lock."""
-    executor = GraphExecutor("cuda_graph", EagerSource(PROGRAM, delay=0.002), replayed)
+    executor = GraphExecutor("cuda_graph", EagerSource(PROGRAM, delay=0.002), again)
     pictures = [torch.randn(1, 3, 32, 32) for _ in range(40)]
     executor(pictures[0])
     with ThreadPoolExecutor(8) as threads:
@@ -158,3 +166,25 @@ def test_the_oldest_of_too_many_shapes_goes() -> None:
     assert shapes(100) == 10000 and events == ["dropping"] and len(shapes) == MAX_SHAPES
     shapes(1), shapes(0)
     assert made == [*range(MAX_SHAPES), 100, 0], "the first was dropped, the second kept"
+
+
+class Alternating:
+    """A segment whose host chooses one of two buffers, which a graph does once for all."""
+
+    def __init__(self) -> None:
+        self.runs, self.buffers = 0, [torch.zeros(2), torch.zeros(2)]
+
+    def __call__(self, reads: Reads, spans: object = None) -> tuple[Tensor, ...]:
+        self.runs += 1
+        return (self.buffers[self.runs % 2].copy_(reads[0] + self.runs),)
+
+
+def test_a_graph_freezes_what_the_host_decides() -> None:
+    """So the stand-in would show a count, or a choice between buffers, that a pass makes while it is captured."""
+    x = torch.tensor([1.0, 2.0])
+    runner = CapturedRunner(Alternating(), (x,), CPU, graph)  # type: ignore[arg-type]
+    for value in (10.0, 20.0):
+        x.fill_(value)
+        (y,) = runner((x,))
+        assert torch.equal(y, torch.full((2,), value + 3)), "of the third run, which was captured"
+    assert runner.fits((x,)) and not runner.fits((x.clone(),)), "a graph reads where it was captured"

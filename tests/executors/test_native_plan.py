@@ -136,7 +136,7 @@ def test_weights_are_packed_once_for_all_shapes() -> None:
     engine = Engine(PROGRAM, device="cpu", executor="native")
     for size in (32, 64):
         engine(torch.randn(1, 3, size, size))
-    (module,) = engine._executors[False].modules  # type: ignore[union-attr]
+    (module,) = engine._executors[False].backend.modules.values()  # type: ignore[union-attr]
     assert {key[0] for key in module._packed} == {op.name for op in PROGRAM.operations}
     assert len(module._packed) <= len(PROGRAM.operations) + 4, (
         "but where a size is odd, and Winograd's tiles do not fit"

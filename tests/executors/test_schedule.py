@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import SMALL, lively, random_placement, relative
+from conftest import OPTIONAL, SMALL, lively, random_placement, relative
 from parallel_parnet import Engine, Placement, Program, fold
 from parallel_parnet.executors.graph import GraphExecutor
+from parallel_parnet.executors.local import LocalExecutor
+from parallel_parnet.executors.queues import Queues
 from parallel_parnet.executors.schedule import START, Record, Run, Step, Wait, fork_and_join, sources
-from parallel_parnet.executors.streams import StreamsSource
+from parallel_parnet.executors.torch_backend import TorchBackend
 from parallel_parnet.program.placement import Segment
 from parallel_parnet.program.program import INPUT
+from standins import RandomQueues, graph
 
 PROGRAM = fold(lively(SMALL, 6))
 CPU = torch.device("cpu")
@@ -71,61 +72,17 @@ def test_every_event_of_the_usual_placements_is_needed(lanes: int) -> None:
         assert races(PROGRAM, segments, tuple(step for step in steps if step != wait), 0)
 
 
-@dataclass
-class RandomQueues:
-    """Queues whose work is done when the last lane has been handed out, in a random order that the events allow."""
-
-    coordinator: int
-    seed: int
-    broken: bool = False
-    items: list[tuple[int, str, object]] = field(default_factory=list)
-
-    def start(self) -> None:
-        self.items.clear()
-
-    def run(self, lane: int, work: Callable[[], None]) -> None:
-        self.items.append((lane, "run", work))
-
-    def record(self, lane: int, event: int) -> None:
-        self.items.append((lane, "record", event))
-
-    def wait(self, lane: int, event: int) -> None:
-        self.items.append((lane, "wait", event))
-
-    def finish(self) -> None:
-        draw, reached = random.Random(self.seed), set()
-        queues: dict[int, list[tuple[str, object]]] = {}
-        for lane, kind, what in self.items:
-            queues.setdefault(lane, []).append((kind, what))
-        while queues:
-            ready = [
-                lane for lane, (head, *_) in queues.items() if self.broken or head[0] != "wait" or head[1] in reached
-            ]
-            lane = draw.choice(ready)
-            kind, what = queues[lane].pop(0)
-            if kind == "run":
-                what()  # type: ignore[operator]
-            elif kind == "record":
-                reached.add(what)
-            if not queues[lane]:
-                del queues[lane]
-
-
-def run_in_random_order(placement: Placement, seed: int, broken: bool = False) -> torch.Tensor:
-    queues = RandomQueues(placement.coordinator, seed, broken)
-    made = StreamsSource(PROGRAM, placement, CPU, torch.float32, queues).make(X.shape)
-    made.picture.copy_(X)
-    with torch.inference_mode():
-        made.launch()
-        queues.finish()
-    return made.logits
+def lanes(placement: Placement, queues: Queues | None = None, backend: str = "eager") -> LocalExecutor:
+    devices = [CPU] * placement.lanes
+    made = TorchBackend(backend, PROGRAM, placement.segments(PROGRAM), devices, torch.float32)
+    return LocalExecutor(placement, devices, made, queues)
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.data(), st.integers(1, 4), st.integers(0, 2**31))
-def test_any_order_that_the_events_allow_gives_the_answer(data: st.DataObject, lanes: int, seed: int) -> None:
-    placement = random_placement(PROGRAM, lanes, data.draw)
-    assert relative(run_in_random_order(placement, seed), EXPECTED) < 1e-5
+def test_any_order_that_the_events_allow_gives_the_answer(data: st.DataObject, lanes_: int, seed: int) -> None:
+    placement = random_placement(PROGRAM, lanes_, data.draw)
+    assert relative(lanes(placement, RandomQueues(seed))(X), EXPECTED) < 1e-5
 
 
 def test_without_events_some_order_fails() -> None:
@@ -134,21 +91,38 @@ def test_without_events_some_order_fails() -> None:
 
     def fails(seed: int) -> bool:
         try:
-            return relative(run_in_random_order(placement, seed, broken=True), EXPECTED) > 1e-5
-        except KeyError:  # a feature that nobody has written
+            return relative(lanes(placement, RandomQueues(seed, broken=True))(X), EXPECTED) > 1e-5
+        except (KeyError, IndexError):  # a feature that nobody has written
             return True
 
     assert any(fails(seed) for seed in range(20))
 
 
+@pytest.mark.parametrize("backend", ["eager", *(name for name in OPTIONAL if name == "native")])
+def test_several_devices(backend: str) -> None:
+    """What another device reads is copied there once, in the queues of both."""
+    placement = Placement.from_streams_per_gpu(PROGRAM, 1, 3)
+    devices = [torch.device("cpu", lane) for lane in range(3)]  # whose tensors are all torch's "cpu"
+    made = TorchBackend(backend, PROGRAM, placement.segments(PROGRAM), devices, torch.float32)
+    between: list[tuple[int, int]] = []
+
+    class Watched(RandomQueues):
+        def between(self, source: int, target: int) -> AbstractContextManager[object]:
+            between.append((source, target))
+            return nullcontext()
+
+    executor = LocalExecutor(placement, devices, made, Watched(0), peers=lambda writer, reader: True)
+    for _ in range(2):
+        assert relative(executor(X), EXPECTED) < 1e-5
+    crossing = [(t.source, t.target) for t in placement.transfers(PROGRAM)]
+    assert sorted(between) == sorted(2 * crossing), "torch's operations write where they like"
+
+
 def test_in_a_graph() -> None:
-    """Forked, joined and replayed, with queues that run in order."""
-
-    class InOrder(RandomQueues):
-        def run(self, lane: int, work: Callable[[], None]) -> None:
-            work()
-
-    source = StreamsSource(PROGRAM, Placement.from_streams_per_gpu(PROGRAM, 1, 3), CPU, torch.float32, InOrder(0, 0))
-    executor = GraphExecutor("cuda_streams", source, capture=lambda made: made.launch)
-    assert relative(executor(X), EXPECTED) < 1e-5
+    """Forked, joined and replayed; a profile is of the pass and not of the graph."""
+    executor = GraphExecutor(
+        "cuda_streams", lanes(Placement.from_streams_per_gpu(PROGRAM, 1, 3), RandomQueues(1)), graph
+    )
+    for x in (X, X.flip(0), 2 * X):
+        assert relative(executor(x), Engine(PROGRAM, device="cpu", executor="reference")(x)) < 1e-5
     assert [len(lane.spans) for lane in executor.profile(X)] == [11, 8, 9]

@@ -24,6 +24,8 @@ os.environ |= {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
 }  # before torch, for none to be lost in a fork
+if "triton" in sys.argv:
+    os.environ["TRITON_INTERPRET"] = "1"  # before Triton, which trials inherit as it is
 sys.path[:0] = [str(Path(__file__).parent)]
 
 import numpy as np  # noqa: E402
@@ -35,7 +37,7 @@ PHASES = ("start", "handshake", "steady", "write", "shutdown")
 TRANSPORTS = ("gloo", "shared")
 
 
-def cases(trials: int, seed: int) -> list[Case]:
+def cases(trials: int, seed: int, executor: str = "eager") -> list[Case]:
     """As many cases: all combinations, shuffled, again and again; the rest of a case is random."""
     rng, found = random.Random(seed), []
     everything = [
@@ -46,9 +48,10 @@ def cases(trials: int, seed: int) -> list[Case]:
     while len(found) < trials:
         for kind, phase, ranks, transport, rank in rng.sample(everything, len(everything)):
             batch, slow = rng.choice((1, 4)), phase != "start" and rng.random() < 0.5
-            number, after = len(found), rng.randint(1, PICTURES // 2)
+            batch = batch if executor == "eager" else 1
+            number, after = len(found), rng.randint(1, PICTURES[executor] // 2)
             case_seed = rng.getrandbits(32)
-            found.append(Case(number, kind, phase, rank, ranks, transport, batch, after, case_seed, slow))
+            found.append(Case(number, kind, phase, rank, ranks, transport, batch, after, case_seed, slow, executor))
     return found[:trials]
 
 
@@ -92,17 +95,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--executor", choices=PICTURES, default="eager", help="triton: by its interpreter, slowly")
     parser.add_argument("--only", type=int, help="the trial of this number alone")
     parser.add_argument("--out", type=Path, required=True, help="a line for each trial")
     parser.add_argument("--record", action="store_true", help="write the counts to results/faults-<machine>.json")
     args = parser.parse_args()
-    todo = cases(args.trials, args.seed)
+    todo = cases(args.trials, args.seed, args.executor)
     rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
     done = {row["number"] for row in rows}
     adopt_orphans()
     work = Path(tempfile.mkdtemp(prefix="faults-"))
     expected: dict[tuple, bytes] = {}
-    make_pictures(work / "pictures", PICTURES)
+    make_pictures(work / "pictures", PICTURES[args.executor])
     with args.out.open("a") as out:
         for case in todo:
             if case.number in done or args.only not in (None, case.number):
@@ -122,7 +126,7 @@ def main() -> int:
             )
     result = summary(rows)
     if args.record:
-        record("faults", result)
+        record("faults" if args.executor == "eager" else f"faults-{args.executor}", result)
     if not result["failures"]:
         shutil.rmtree(work)
     print(f"{result['trials']} trials, {len(result['failures'])} failures")

@@ -15,9 +15,9 @@ from pathlib import Path
 from agents import POLL_S, Forked, start_torchrun
 from worker import ROOT, Fault
 
-PICTURES = 40
-LIMIT_S = 60.0  # of a trial; torchrun alone takes 30 s to end a rank that is stopped
-TIMEOUT_S = 5.0  # --timeout of the ranks
+PICTURES = {"eager": 40, "triton": 4}  # Triton's kernels are interpreted, a second or more for each
+LIMIT_S = {"eager": 60.0, "triton": 180.0}  # of a trial; torchrun alone takes 30 s to end a rank that is stopped
+TIMEOUT_S = {"eager": 5.0, "triton": 30.0}  # --timeout of the ranks
 DEATH_S, STOP_S = 1.0, 3.0  # in which a death and a stopped rank must be noticed
 START_S = 2.0  # in which every rank has come to where it waits for the others
 TEARDOWN_S = 5.0
@@ -40,6 +40,7 @@ class Case:
     after: int
     seed: int
     slow_polling: bool
+    executor: str = "eager"
 
 
 @dataclass
@@ -63,13 +64,14 @@ def run_trial(case: Case, pictures: Path, expected: bytes | None, folder: Path) 
     arguments = [
         f"--nproc-per-node={case.ranks}", f"--master-port={port}", "--max-restarts=1", f"--monitor-interval={polling}",
         str(Path(__file__).with_name("worker.py")), "--streams-per-gpu", str(-(-3 // case.ranks)),
-        "--device", "cpu", "--executor", "eager", "--transport", case.transport, "--timeout", str(TIMEOUT_S),
+        "--device", "cpu", "--executor", case.executor, "--transport", case.transport,
+        "--timeout", str(TIMEOUT_S[case.executor]),
         "-b", str(case.batch), "--image", str(pictures), "--jsonl", str(output),
     ]  # fmt: skip
     segments = set(os.listdir("/dev/shm"))
     agent = start_torchrun(arguments, {"FAULT": fault.dumps()}, log)
     try:
-        seen = watch(agent, case, folder, start + LIMIT_S)
+        seen = watch(agent, case, folder, start + LIMIT_S[case.executor])
         problems = check_end(seen, output, expected) + check_left(port, segments)
     finally:
         kill_all(agent, folder)
@@ -155,7 +157,7 @@ def check_detection(case: Case, seen: Seen, log: str) -> tuple[dict, list[str]]:
 def limit(case: Case) -> float:
     """Seconds in which the other ranks must have ended."""
     if case.phase == "start":  # the ranks have not met: torchrun notices a death, --timeout a rank that does not come
-        return TIMEOUT_S + START_S if case.kind == "SIGSTOP" else DEATH_S
+        return TIMEOUT_S[case.executor] + START_S if case.kind == "SIGSTOP" else DEATH_S
     return DEATH_S if case.kind in ("SIGKILL", "SIGSEGV", "SIGTERM", "exception") else STOP_S
 
 

@@ -27,6 +27,7 @@ from parallel_parnet.commands import common  # noqa: E402
 from parallel_parnet.commands.infer import command as infer  # noqa: E402
 from parallel_parnet.commands.infer import lines  # noqa: E402
 from parallel_parnet.executors import distributed  # noqa: E402
+from parallel_parnet.executors.lane import Lane  # noqa: E402
 from parallel_parnet.transport import health  # noqa: E402
 
 PAUSE_S = 0.2  # of the writer in the middle of a line, for another rank's fault to happen
@@ -114,9 +115,7 @@ def once_when(condition: Callable[[], bool], fault: Fault) -> None:
         else:
             fault.inject()
 
-    before(
-        distributed.DistributedExecutor, "_finish", lambda: fault.inject() if due.is_set() else None
-    )  # once in each request
+    before(Lane, "finish", lambda: fault.inject() if due.is_set() else None)  # once in each request
     threading.Thread(target=watch, daemon=True).start()
 
 

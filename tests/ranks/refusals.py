@@ -23,7 +23,10 @@ from parallel_parnet.transport import join_ranks
 from parallel_parnet.transport.health import SILENCE_S
 
 CPU = torch.device("cpu")
-HEADERS = [[RUN, 1 << 40, 32, 32], [RUN, 1 << 31, 32, 32], [RUN, 1, 33, 32], [RUN, -1, 32, 32], [7, 1, 32, 32]]
+HEADERS = [
+    [RUN, 1 << 40, 32, 32, 0], [RUN, 1 << 31, 32, 32, 0], [RUN, 1, 33, 32, 0], [RUN, -1, 32, 32, 0], [7, 1, 32, 32, 0],
+    [RUN, 1, 32, 32, 2],
+]  # fmt: skip
 
 
 def differ(program: Program, other: Program, rank: int) -> list[str]:

@@ -49,6 +49,20 @@ def test_every_transport_and_placement(ranks: int, tmp_path: Path) -> None:
         assert network_results(ranks, tmp_path) == rows, "nor does another run"
 
 
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_triton_segments_on_ranks(ranks: int, tmp_path: Path) -> None:
+    """By Triton's interpreter, over shared memory and gloo, launched and captured: the bits of one lane."""
+    found = tmp_path / "found.json"
+    environment = {"TRITON_INTERPRET": "1"}
+    run = launch(SCRIPTS / "triton_lanes.py", SEED, found, ranks=ranks, environment=environment)
+    assert run.returncode == 0, run.stderr
+    rows = json.loads(found.read_text())
+    assert [row["executor"] for row in rows] == ["triton", "cuda_graph"]
+    for row in rows:
+        assert row["differ"] and row["operations"], f"seed {SEED}"
+        assert all(row["single"]) and all(row["mapped"]), f"{row}, seed {SEED}"
+
+
 def test_what_is_refused(tmp_path: Path) -> None:
     run = launch(SCRIPTS / "refusals.py", tmp_path / "said.json", ranks=2)
     said = [json.loads((tmp_path / f"said.{rank}.json").read_text()) for rank in range(2)]
@@ -62,7 +76,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     )
     for message, setting in zip(said[0]["differences"], settings, strict=True):
         assert message.startswith(f"rank 1 differs from rank 0 in {setting}"), message
-    reasons = ("shape", "4398046511104|2147483648", "multiples of 32", "shape", "command 7")
+    reasons = ("shape", "4398046511104|2147483648", "multiples of 32", "shape", "command 7", "raw 2")
     for message, reason in zip(said[1]["refusals"], reasons, strict=True):
         assert re.search(reason, message), message
     assert run.stderr.count("error: rank 1 differs from rank 0 in program and weights") == 1

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from parallel_parnet import Engine, ParNetError, fold, load_checkpoint
+from parallel_parnet.parity import LIMIT, relative
 
 from ..common import ROOT
-from ..gpu.parity import LIMIT, relative
 from .running import Entry
 from .subject import Subject
 

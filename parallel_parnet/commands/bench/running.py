@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from parallel_parnet import ParNetError
+from parallel_parnet.parity import relative
 
-from ..gpu.parity import relative
 from .subject import Contender, Runner, Subject
 
 PAUSE, LONGEST_PAUSE = 0.002, 0.1  # seconds

@@ -20,13 +20,14 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from parallel_parnet import ParNetError
 from parallel_parnet.files import as_json, write_atomically, write_json
 
 from ..common import RESULTS, Parser, plain_console
+from ..common import table as make_table
 from ..processes import command, environment
+from . import placements
 from . import proofs as checks
 from . import timing as timings
 from .device import require_gpu, run_within
@@ -55,11 +56,13 @@ STEPS = (
     Step("kernels", 60, checks.check_kernels),
     Step("networks", 90, checks.check_networks),
     Step("executors", 40, checks.check_executors),
-    Step("repeats", 45, checks.check_repeats),
+    Step("placements", 60, placements.check_placements),
+    Step("auto", 30, placements.check_auto),
+    Step("repeats", 30, checks.check_repeats),
     Step("tuning", 60, timings.check_tuning),
     Step("timings", 100, timings.check_timings),
     Step("sanitizer", 50, checks.check_sanitizer),
-    Step("inductor", 200, timings.check_inductor, required=False),
+    Step("inductor", 125, timings.check_inductor, required=False),
 )
 
 
@@ -130,7 +133,7 @@ def main() -> int:
         raise ParNetError(f"--out {args.out}: cannot be made ({error.strerror})") from None
     results = run_steps(chosen, args.out, console)
     write_atomically(args.out / "gpu-check.md", markdown(results))
-    table = Table("step", "verdict", "seconds", "what", title="GPU check")
+    table = make_table("step", "verdict", "seconds", "what", title="GPU check")
     for row in verdicts(results):
         table.add_row(*row)
     console.print(table)

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import track
 
 from parallel_parnet import create_model, fold
-from parallel_parnet.executors.grouped import Plan, pack
+from parallel_parnet.executors.triton_backend import whole
 from parallel_parnet.files import write_atomically
 from parallel_parnet.kernels.gpu.compiled import Resources, resources, stand_in
 from parallel_parnet.kernels.gpu.config import Table
@@ -87,7 +87,7 @@ def compile_variant(name: str, console: Console) -> list[Row]:
     """Every launch of a variant."""
     meta = torch.device("meta")
     program = fold(create_model(name).to(meta).eval())
-    plan = Plan(program, pack(program, torch.float16, meta), 1, SIZE, SIZE, Table.load(HOPPER))
+    plan = whole(program, (1, SIZE, SIZE), torch.float16, meta, Table.load(HOPPER))
     costs = program.cost(SIZE, itemsize=torch.float16.itemsize).by("level")
     rows = []
     launches = track(plan.launches, name, console=console, transient=True, disable=not console.is_terminal)

@@ -10,7 +10,7 @@ import torch
 from triton.errors import TritonError
 
 from parallel_parnet import Program
-from parallel_parnet.executors.grouped import geometry
+from parallel_parnet.executors.triton_backend import geometry
 from parallel_parnet.kernels.gpu.candidates import candidates, floor
 from parallel_parnet.kernels.gpu.compiled import resources, stand_in
 from parallel_parnet.kernels.gpu.config import LevelConfig, Table, key

@@ -21,6 +21,9 @@ def markdown(results: Results) -> str:
     parts.append(_table(("step", "verdict", "seconds", "what"), verdicts(results)))
     if rows := results.get("networks", {}).get("rows"):
         parts.append(_parity(rows))
+    parts += _placements(results.get("placements", {}))
+    if rows := results.get("auto", {}).get("rows"):
+        parts.append(_auto(rows))
     if rows := results.get("timings", {}).get("rows"):
         parts += [_networks(rows), *map(_levels, rows)]
     if levels := results.get("tuning", {}).get("levels"):
@@ -43,6 +46,11 @@ def _summary(name: str, result: Mapping) -> str:
         return f"{len(result['rows'])} kernels, worst {result['worst']:.2f} of what rounding allows{left}"
     if name in ("networks", "executors"):
         return f"{len(result['rows'])} {name}, worst {result['worst']:.2f} of the tolerance{left}"
+    if name == "placements":
+        rows = (*result["rows"], *result["ranks"])
+        return f"{sum(row['equal'] for row in rows)} of {len(rows)} bit-equal{left}"
+    if name == "auto":
+        return ", ".join(f"{row['network']}: {row['executor']}" for row in result["rows"]) + left
     if name == "repeats":
         return f"{sum(row['different'] for row in result['rows'])} runs of {_runs(result)} differ{left}"
     if name == "sanitizer":
@@ -75,6 +83,32 @@ def _parity(rows: Iterable[Mapping]) -> str:
     ]
     title = "## Logits against fp32 torch: relative error\n"
     return f"{title}\n{_table(('network', 'dtype', 'batch', 'grouped', 'torch in this type', 'tolerance'), lines)}"
+
+
+def _placements(found: Mapping) -> list[str]:
+    """Lanes of one process as CUDA streams, and ranks that share the GPU."""
+    parts = []
+    if rows := found.get("rows"):
+        ways = list(dict.fromkeys(way for row in rows for way in row["us"]))
+        lines = [(row["network"], *(_spread(row["us"].get(way)) for way in ways)) for row in rows]
+        parts.append(f"## Lanes on one GPU, microseconds: p50 (p20 to p80)\n\n{_table(('network', *ways), lines)}")
+    if rows := [row for row in found.get("ranks", ()) if "median_ms" in row]:
+        ways = list(rows[0]["median_ms"])
+        lines = [(row["network"], *(f"{row['median_ms'][way]:.3f}" for way in ways)) for row in rows]
+        parts.append(f"## Ranks that share the GPU, milliseconds: median\n\n{_table(('network', *ways), lines)}")
+    return parts
+
+
+def _auto(rows: Iterable[Mapping]) -> str:
+    lines = [
+        (row["network"], name, how)
+        for row in rows
+        for name, how in (
+            *((name, f"{ms:.3f}") for name, ms in row["tried_ms"].items()),
+            *((line, "dropped") for line in row["dropped"]),
+        )
+    ]
+    return f"## What auto tried, the fastest first\n\n{_table(('network', 'executor', 'ms'), lines)}"
 
 
 def _networks(rows: Iterable[Mapping]) -> str:

@@ -1,4 +1,4 @@
-"""How far a kernel, or a whole network, is from fp32 torch: numbers that say pass or fail by themselves."""
+"""How far a kernel is from its twin in fp32: a number that says pass or fail by itself."""
 
 from __future__ import annotations
 
@@ -11,9 +11,6 @@ from parallel_parnet.kernels.gpu.samples import in_fp32
 
 ROUNDING = {torch.float32: 0.0, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}  # half a unit in the last place
 ORDER = 1e-4  # of the largest output: tensor cores add in an order, and with a truncation, of their own
-# of the logits, the largest relative error; in half precision also MARGIN times that of torch in the same type
-LIMIT = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
-MARGIN = 3.0  # few logits make a noisy sample; and OpenVINO rounds averages and gates, for all pixels alike
 
 
 def poison(conv: Convolution) -> None:
@@ -37,19 +34,6 @@ def deviation(conv: Convolution) -> float:
     errors = [(y - reference).abs() / allowed, (conv.x.sums - stored).abs() / (1e-5 * magnitude + 1e-9)]
     worst = max(error.max().item() if not error.isnan().any() else float("inf") for error in errors)
     return float(worst)
-
-
-def relative(got: Tensor, expected: Tensor) -> float:
-    """|got - expected| / |expected| in fp64; infinite where either holds a NaN."""
-    error = ((got.double() - expected.double()).norm() / expected.double().norm()).item()
-    return error if error == error else float("inf")
-
-
-def tolerance(dtype: torch.dtype, error_of_torch: float) -> float:
-    """The relative error up to which logits pass, given that of torch's own run in this type."""
-    if dtype == torch.float32:
-        return LIMIT[dtype]
-    return min(LIMIT[dtype], max(LIMIT[torch.float32], MARGIN * error_of_torch))  # where both ran in fp32 after all
 
 
 def _per_tile(values: Tensor, conv: Convolution) -> Tensor:

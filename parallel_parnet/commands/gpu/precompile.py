@@ -16,7 +16,7 @@ from itertools import product
 import torch
 
 from parallel_parnet import Program, create_model, fold
-from parallel_parnet.executors.grouped import Plan, pack
+from parallel_parnet.executors.triton_backend import whole
 from parallel_parnet.kernels.gpu.compiled import stand_in
 from parallel_parnet.kernels.gpu.config import Table
 from parallel_parnet.kernels.gpu.convolution import Convolution
@@ -65,8 +65,8 @@ class NetworkCase:
     def offline(self, capability: tuple[int, int], gpu: str) -> list[Launch]:
         program = shapes_of(self.variant)
         side = program.config.image_size
-        weights = pack(program, self.dtype, torch.device("meta"))
-        launches = Plan(program, weights, self.n, side, side, Table.load(capability, gpu)).launches
+        table = Table.load(capability, gpu)
+        launches = whole(program, (self.n, side, side), self.dtype, torch.device("meta"), table).launches
         return launches if self.index is None else launches[self.index : self.index + 1]
 
 

@@ -14,19 +14,20 @@ import torch
 from torch import Tensor
 
 from parallel_parnet import VARIANTS, Engine, Placement, Program, create_model, fold
-from parallel_parnet.engine import ON_ONE_GPU
-from parallel_parnet.executors.grouped import GroupedExecutor
-from parallel_parnet.executors.local import LocalExecutor
+from parallel_parnet.executors.available import ON_GPUS
+from parallel_parnet.executors.triton_backend import TritonSegment, whole
 from parallel_parnet.kernels.gpu import twins
 from parallel_parnet.kernels.gpu.classifier import classifier
 from parallel_parnet.kernels.gpu.sse_gate import sse_gate
+from parallel_parnet.parity import LIMIT, relative, tolerance
 from parallel_parnet.program.pixels import normalise
 
 from ..common import DTYPES, settle
 from ..processes import environment, module
 from .device import capture, exact_fp32, machine, measure_rates, require_gpu, run_within
-from .parity import LIMIT, deviation, poison, relative, tolerance
+from .parity import deviation, poison
 from .precompile import TILES, KernelCase, NetworkCase, compile_all, kernel_cases, network_cases, single_launches
+from .timing import run
 
 INPUTS = 3  # fresh ones for every network
 USED = ("parnet_fashion", "parnet_s")
@@ -80,23 +81,26 @@ def check_networks(deadline: float, out: Path) -> dict:
         if time.monotonic() > deadline:
             break
         program, reference = _network(case.variant)
-        eager = LocalExecutor(program, Placement.single(program), [device], case.dtype, "eager")
-        rows.append(compare(case, _grouped(program, case, device), eager, reference, device))
+        eager = Engine(program, Placement.single(program), device, case.dtype, "eager")
+        plan = _plan(program, case, device)
+        rows.append(compare(case, lambda x, plan=plan: run(plan, x).clone(), eager, reference, device))
     worst = max((row["error"] / row["tolerance"] for row in rows), default=float("inf"))
     passed = all(row["error"] <= row["tolerance"] for row in rows) and len(rows) > 0
     return {"passed": passed, "worst": round(worst, 4), "left_out": len(cases) - len(rows), "rows": rows}
 
 
 def check_executors(deadline: float, out: Path) -> dict:
-    """Every executor of one GPU, as callers use it, on the demo's network and ParNet-S."""
+    """Every executor of GPUs, on one lane and with a CUDA stream for each of three, as callers use it."""
     device = require_gpu()
     exact_fp32()
-    rows, cases = [], list(product(USED, (torch.bfloat16, torch.float16), ON_ONE_GPU))
-    for variant, dtype, executor in cases:
+    rows, cases = [], list(product(USED, (torch.bfloat16, torch.float16), ON_GPUS, (1, 3)))
+    for variant, dtype, executor, lanes in cases:
         if time.monotonic() > deadline:
             break
         program, reference = _network(variant)
-        rows.append({"network": variant, **use(Engine(program, None, device, dtype, executor), reference)})
+        placement = Placement.from_streams_per_gpu(program, 3 // lanes, lanes)
+        engine = Engine(program, placement, device, dtype, executor)
+        rows.append({"network": variant, "lanes": lanes, **use(engine, reference)})
     worst = max((row["error"] / row["tolerance"] for row in rows), default=float("inf"))
     passed = worst <= 1 and all(row["right"] for row in rows)
     return {"passed": passed, "worst": round(worst, 4), "left_out": len(cases) - len(rows), "rows": rows}
@@ -198,26 +202,23 @@ def poisoned() -> Iterator[None]:
 def _repeat_network(case: NetworkCase, device: torch.device) -> list[dict]:
     program, _ = _network(case.variant)
     side = program.config.image_size
-    plan = _grouped(program, case, device).plan(case.n, side, side)
-    x = torch.randn(case.n, 3, side, side, device=device)
-    ways = {"launches": lambda: plan.run(x), "graph": capture(lambda: plan.run(x)).replay}
+    plan, x = _plan(program, case, device), torch.randn(case.n, 3, side, side, device=device)
+    ways = {"launches": lambda: run(plan, x), "graph": capture(lambda: run(plan, x), device)[1]}
     name = f"{case.variant} n{case.n}"
-    return [{"network": name, "by": way, **repeat(work, plan.logits, REPEATS)} for way, work in ways.items()]
+    return [{"network": name, "by": way, **repeat(work, plan.outputs[0], REPEATS)} for way, work in ways.items()]
 
 
 @lru_cache(maxsize=1)
 def _network(variant: str) -> tuple[Program, Run]:
     """A lively random program, and its reference on the GPU; of the last variant alone, for the sake of memory."""
     program = fold(settle(create_model(variant)))
-    return program, LocalExecutor(program, Placement.single(program), [require_gpu()], torch.float32, "reference")
+    return program, Engine(program, Placement.single(program), require_gpu(), executor="reference")
 
 
-def _grouped(program: Program, case: NetworkCase, device: torch.device) -> GroupedExecutor:
+def _plan(program: Program, case: NetworkCase, device: torch.device) -> TritonSegment:
     side = program.config.image_size
-    executor = GroupedExecutor(program, device, case.dtype)
     with poisoned():
-        executor.plan(case.n, side, side)
-    return executor
+        return whole(program, (case.n, side, side), case.dtype, device)
 
 
 def _separate_gate(device: torch.device) -> dict:
@@ -247,5 +248,7 @@ def _name(kind: str, dtype: torch.dtype, tile: object) -> str:
 
 if __name__ == "__main__":  # the small run that compute-sanitizer watches
     small, _ = _network("parnet_fashion")
-    answer = _grouped(small, NetworkCase("parnet_fashion", torch.float16, 1), require_gpu())(torch.randn(1, 3, 32, 32))
+    answer = run(
+        _plan(small, NetworkCase("parnet_fashion", torch.float16, 1), require_gpu()), torch.randn(1, 3, 32, 32)
+    )
     assert answer.isfinite().all(), "the small network's logits are not finite"

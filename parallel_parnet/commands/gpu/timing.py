@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from parallel_parnet import Placement, Program, create_model, fold
-from parallel_parnet.executors.grouped import GroupedExecutor, Plan
-from parallel_parnet.executors.local import LocalExecutor
+from parallel_parnet import Engine, Placement, Program, create_model, fold
+from parallel_parnet.executors.segment import SegmentModule
+from parallel_parnet.executors.triton_backend import TritonSegment, whole
 from parallel_parnet.kernels.gpu.rates import Rates
 
 from ..common import DTYPES, plain_console, settle
@@ -68,25 +68,32 @@ def check_inductor(deadline: float, out: Path) -> dict:
     device, variant, dtype = require_gpu(), VARIANTS[0], torch.bfloat16
     program = fold(settle(create_model(variant)))
     plan, x = _plan(program, dtype, device), _picture(program, device)
-    module = LocalExecutor(program, Placement.single(program), [device], dtype, "eager").modules[0]
+    (segment,) = Placement.single(program).segments(program)
+    module = SegmentModule(program, segment, dtype, device)
     storage = x.to(dtype, memory_format=torch.channels_last)
     exported = torch.export.export(module, (storage,)).module()
     compiled = torch.compile(exported, fullgraph=True, dynamic=False, options=MAX_AUTOTUNE)
     with torch.inference_mode():
-        work = {"grouped": capture(lambda: plan.run(x)).replay, "max-autotune": lambda: compiled(storage)}
+        work = {"grouped": capture(lambda: run(plan, x), device)[1], "max-autotune": lambda: compiled(storage)}
         return {"passed": True, "network": variant, "dtype": "bfloat16", "us": interleaved(work)}
 
 
+def run(plan: TritonSegment, x: Tensor) -> Tensor:
+    """Logits of a whole program, from a picture that must be copied to its place."""
+    plan.reads[0].copy_(x)
+    return plan(plan.reads)[0]
+
+
 def contenders(
-    program: Program, plan: Plan, dtype: torch.dtype, device: torch.device
+    program: Program, plan: TritonSegment, dtype: torch.dtype, device: torch.device
 ) -> dict[str, Callable[[], object]]:
     """Ways to run the folded program on one picture that lies on the GPU."""
     x = _picture(program, device)
-    eager = LocalExecutor(program, Placement.single(program), [device], dtype, "eager")
+    eager = Engine(program, Placement.single(program), device, dtype, "eager")
     return {
-        "grouped": capture(lambda: plan.run(x)).replay,
+        "grouped": capture(lambda: run(plan, x), device)[1],
         "eager": lambda: eager(x),
-        "eager, CUDA graph": capture(lambda: eager(x)).replay,
+        "eager, CUDA graph": capture(lambda: eager(x), device)[1],
     }
 
 
@@ -99,12 +106,12 @@ def interleaved(work: Mapping[str, Callable[[], object]]) -> dict[str, dict[str,
     return {name: quantiles(found) for name, found in times.items()}
 
 
-def levels(plan: Plan, program: Program, rates: Rates) -> list[dict]:
+def levels(plan: TritonSegment, program: Program, rates: Rates) -> list[dict]:
     """Each launch by itself, many times in a CUDA graph: its inputs lie in the L2 cache, and a gap is included."""
     rows = []
     for launch, floor in zip(plan.launches, floors(program, rates), strict=True):
-        graph = capture(lambda launch=launch: [launch() for _ in range(LAUNCHES)])
-        spread = quantiles([seconds / LAUNCHES for seconds in event_times(graph.replay, RUNS)])
+        _, replay = capture(lambda launch=launch: [launch() for _ in range(LAUNCHES)], plan.device)
+        spread = quantiles([seconds / LAUNCHES for seconds in event_times(replay, RUNS)])
         rows.append({"level": launch.name, "us": spread, "computed_floor_us": round(floor * 1e6, 3)})
     return rows
 
@@ -120,6 +127,6 @@ def _picture(program: Program, device: torch.device) -> Tensor:
     return torch.randn(1, 3, side, side, device=device)
 
 
-def _plan(program: Program, dtype: torch.dtype, device: torch.device) -> Plan:
+def _plan(program: Program, dtype: torch.dtype, device: torch.device) -> TritonSegment:
     side = program.config.image_size
-    return GroupedExecutor(program, device, dtype).plan(1, side, side)
+    return whole(program, (1, side, side), dtype, device)

@@ -106,22 +106,20 @@ def place(
 ) -> tuple[Placement | None, str]:
     """The placement that was asked for, or the nearest that one process can have, with a line that says so.
 
-    None where one process on a CPU is to choose by measuring.
+    None where one process is to choose by measuring.
     """
     k, streams = args.streams_per_gpu, program.streams
     if args.placement == "auto":
         if ranks.world == 1 and device.type == "cpu":
             return None, ""
         link = find_link(args.link or ("nvlink" if device.type == "cuda" else "loopback"))
-        return plan_for_ranks(program, ranks, device, DTYPES[args.dtype], args.img_size, args.batch_size, link), ""
+        dtype = DTYPES[args.dtype]
+        found = plan_for_ranks(program, ranks, device, dtype, args.img_size, args.batch_size, link, args.executor)
+        return found, ""
     if ranks.world > 1:
         return Placement.from_streams_per_gpu(program, k, ranks.world), ""
-    if args.executor == "cuda_streams":  # one GPU, whose lanes are CUDA streams, one for each of the network's streams
-        if k < streams:
-            raise ParNetError(f"executor cuda_streams runs all streams on one GPU: give --streams-per-gpu {streams}")
-        return Placement.from_streams_per_gpu(program, 1, streams), ""
     whole_machine = device.type == "cuda" and device.index is None
-    devices = torch.cuda.device_count() if whole_machine else 1
+    devices = torch.cuda.device_count() if whole_machine and args.executor != "cuda_streams" else 1
     wanted = -(-streams // max(1, k))
     if devices >= wanted:
         return Placement.from_streams_per_gpu(program, k, wanted), ""
@@ -132,6 +130,12 @@ def place(
     )
     if args.strict:
         raise ParNetError(note)
+    if (
+        args.executor == "cuda_streams"
+    ):  # whose lanes are CUDA streams of one GPU, one for each of the network's streams
+        return Placement.from_streams_per_gpu(program, 1, streams), ""
+    if device.type == "cuda" and devices == 1 and args.executor == "auto":  # which tries CUDA streams beside one lane
+        return None, ""
     if device.type == "cpu":  # on which the streams of a level share its threads all the same
         note = ""
     return Placement.from_streams_per_gpu(program, -(-streams // devices), devices), note and f"note: {note}"
@@ -224,12 +228,13 @@ def main() -> int:
         console.print(note)
     warnings.simplefilter("ignore", ParNetWarning)  # which every rank gives: the coordinator's notes are enough
     with Engine(program, placement, device, DTYPES[args.dtype], args.executor, args.transport) as engine:
+        if placement is None or (ranks.world == 1 and args.executor == "auto"):
+            side = args.img_size or program.config.image_size
+            tried = engine.warm_up(torch.rand(args.batch_size, 3, side, side).to(engine.device))
+            for name, seconds in tried.items():
+                console.print(f"measured: {name}: {seconds * 1e3:.3f} ms")
         for line in engine.notes if engine.is_coordinator else []:
             print(f"note: {line}", file=sys.stderr)
-        if placement is None:
-            side = args.img_size or program.config.image_size
-            for name, seconds in engine.warm_up(torch.rand(args.batch_size, 3, side, side)).items():
-                console.print(f"measured: {name}: {seconds * 1e3:.3f} ms")
         hosts = lane_hosts(engine, ranks, threads)
         if engine.is_coordinator:
             setting = describe(engine, args, weights, hosts, ranks.world) | {"start_up_s": start_up}

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from parallel_parnet import Engine, ParNetError, Placement
 from parallel_parnet.files import write_json
+from parallel_parnet.parity import relative, tolerance
 from parallel_parnet.profiling.sampler import Sampler
 
 from ..common import RANDOM
-from ..gpu.parity import relative, tolerance
 from ..tracing import write_traces
 from .many import Pictures, answers, progress_bar, spread
 from .tables import fault_of, show_latency, show_predictions, show_setting, show_stages, show_start_up, top5

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from parallel_parnet import VARIANTS, ParNetError, Placement, Program, create_model, fold
+from parallel_parnet.executors.available import EXECUTORS
 from parallel_parnet.files import as_json, write_json
 from parallel_parnet.planning.costs import H200, Costs, Device
 from parallel_parnet.planning.explain import critical_transfers, duration, explain, gantt, lanes_in_words
@@ -26,6 +26,7 @@ from parallel_parnet.planning.planner import Schedule, schedule
 from parallel_parnet.planning.search import search
 
 from ..common import DTYPES, Parser, add_model_arguments, load_model, pixels, plain_console, settle
+from ..common import table as make_table
 from .measured import find_link, measure
 
 TABLE_MODELS = tuple(VARIANTS)
@@ -52,6 +53,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--img-size", type=pixels, help="pixels; default: the network's own")
     parser.add_argument("-b", "--batch-size", type=int, default=1, help="pictures per pass (default: %(default)s)")
+    parser.add_argument("--executor", choices=EXECUTORS, default="auto", help="whose operations are measured")
     parser.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on the h200, float32 as measured here")
     parser.add_argument("--json", help="write the result to this file; - for a last line of output")
     parser.add_argument("--figure", type=Path, help="write the schedule as .svg or .png (needs matplotlib)")
@@ -61,11 +63,12 @@ def parse_arguments() -> argparse.Namespace:
 
 def costs_of(
     program: Program, link: str, device: str, efficiency: float = 1.0, size: int | None = None, batch: int = 1,
-    dtype: str | None = None,
+    dtype: str | None = None, executor: str = "auto",
 ) -> tuple[Costs, Device]:  # fmt: skip
     """The costs, and the device that they come from."""
     kind, chosen = DTYPES[dtype or ("bfloat16" if device == "h200" else "float32")], find_link(link)
-    lane = H200.at(efficiency) if device == "h200" else measure(program, torch.device("cpu"), kind, size, batch)
+    where = torch.device("cuda" if torch.cuda.is_available() and executor != "cpu" else "cpu")
+    lane = H200.at(efficiency) if device == "h200" else measure(program, where, kind, size, batch, executor)
     return Costs.of(program, lane, chosen, size, batch, kind.itemsize), lane
 
 
@@ -86,9 +89,7 @@ def summary(result: Schedule) -> dict:
 
 def show(result: Schedule, title: str, console: Console) -> None:
     """The schedule as tables and bars."""
-    table = Table(
-        "makespan", "speed-up", "work / lanes", "longest path", "transfers", title=title, title_justify="left"
-    )
+    table = make_table("makespan", "speed-up", "work / lanes", "longest path", "transfers", title=title)
     bounds = result.bounds
     table.add_row(
         duration(result.makespan), f"{result.speed_up:.2f}x", duration(bounds.work / bounds.lanes),
@@ -139,7 +140,7 @@ def main() -> int:
     console.width = console.width if console.is_terminal else 120
     program = fold(load_model(args)[0])
     costs, device = costs_of(
-        program, args.link, args.device, args.efficiency, args.img_size, args.batch_size, args.dtype
+        program, args.link, args.device, args.efficiency, args.img_size, args.batch_size, args.dtype, args.executor
     )
     answer = search(program, costs, args.gpus, args.exactly)
     lanes = answer.best.placement.lanes

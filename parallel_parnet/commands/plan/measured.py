@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import torch
+from torch import Tensor
 
 from parallel_parnet import Engine, Placement, Program
+from parallel_parnet.executors.available import choose
+from parallel_parnet.executors.backends import lacking
+from parallel_parnet.executors.binding import Bindings
+from parallel_parnet.executors.making import make_backend
 from parallel_parnet.planning.costs import LINKS, Costs, Link, Measured
 from parallel_parnet.planning.search import search
+from parallel_parnet.program.placement import Segment
+from parallel_parnet.program.program import INPUT
 from parallel_parnet.transport import announce
 
 from ..common import Ranks
@@ -30,28 +40,82 @@ def find_link(text: str) -> Link:
 
 
 def measure(
-    program: Program, device: torch.device, dtype: torch.dtype, size: int | None, batch: int, passes: int = PASSES
+    program: Program,
+    device: torch.device,
+    dtype: torch.dtype,
+    size: int | None,
+    batch: int,
+    executor: str = "auto",
+    passes: int = PASSES,
 ) -> Measured:
-    """Median seconds of each operation on this device, one lane, eager mode."""
+    """Seconds of each operation on this device by the backend of an executor: the median of each alone, by the factor
+    by which a pass of one lane is shorter than their sum. For "auto" on a GPU, Triton's, where it can be had."""
+    if executor == "auto" and device.type == "cuda":
+        executor = "eager" if lacking("triton") else "triton"
+    executor = choose(executor, device, dtype)
     side = size or program.config.image_size
-    x = torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device, dtype)
-    engine = Engine(program, Placement.single(program), device, dtype, "eager")
-    engine.profile(x)  # warm-up
-    runs = [engine.profile(x)[0].spans for _ in range(passes)]
-    seconds = {spans[0].name: median(span.end - span.start for span in spans) for spans in zip(*runs, strict=True)}
-    source = f"measured on this {device.type}: median of {passes} eager passes, {torch.get_num_threads()} thread(s)"
+    x = torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
+    engine = Engine(program, Placement.single(program), device, dtype, executor)
+    with torch.inference_mode():
+        runs = [partial(engine, x), *apart(program, device, dtype, executor, x)]
+        rounds = [[timed(run, device) for run in runs] for _ in range(passes + 1)]
+    whole, *each = (median(times) for times in zip(*rounds[1:], strict=True))
+    factor = whole / sum(each)
+    seconds = {op.name: factor * t for op, t in zip(program.operations, each, strict=True)}
+    source = (
+        f"measured on this {device.type} by {executor}: medians of {passes} runs, {torch.get_num_threads()} thread(s); "
+        f"a pass took {factor:.2f} of its operations' sum"
+    )
     return Measured(f"measured {device.type}", seconds, source)
 
 
+def apart(
+    program: Program, device: torch.device, dtype: torch.dtype, executor: str, x: Tensor
+) -> list[Callable[[], object]]:
+    """Each operation by itself, as a segment of its own that reads what the ones before it left; each has run once."""
+    segments = [Segment(0, (op.name,), tuple(dict.fromkeys(op.inputs)), (op.name,)) for op in program.operations]
+    backend = make_backend(executor, program, segments, [device], dtype)
+    n, _, h, w = x.shape
+    bindings = Bindings(backend, (n, h, w), device)
+    features, runs = {INPUT: bindings.enter(x)}, []
+    for segment in segments:
+        reads = tuple(features[name] for name in segment.reads)
+        runner = bindings.runner(segment, reads, {})
+        (features[segment.operations[0]],) = runner(reads)
+        runs.append(partial(runner, reads))
+    return runs
+
+
+def timed(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds of a run, until the device is done: on a GPU between two events."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+    events[0].record()
+    run()
+    events[1].record()
+    events[1].synchronize()
+    return events[0].elapsed_time(events[1]) * 1e-3
+
+
 def plan_for_ranks(
-    program: Program, ranks: Ranks, device: torch.device, dtype: torch.dtype, size: int | None, batch: int, link: Link
+    program: Program,
+    ranks: Ranks,
+    device: torch.device,
+    dtype: torch.dtype,
+    size: int | None,
+    batch: int,
+    link: Link,
+    executor: str,
 ) -> Placement:
     """The fastest placement on exactly as many lanes as ranks, the same on all: rank 0 measures for everyone."""
     if ranks.world == 1:
         return Placement.single(program)
     nanoseconds = [0] * len(program.operations)
     if ranks.rank == 0:
-        seconds = measure(program, device, dtype, size, batch).seconds
+        seconds = measure(program, device, dtype, size, batch, executor).seconds
         nanoseconds = [max(1, round(seconds[op.name] * 1e9)) for op in program.operations]
     agreed = announce(nanoseconds, 0)
     times = {op.name: t * 1e-9 for op, t in zip(program.operations, agreed, strict=True)}

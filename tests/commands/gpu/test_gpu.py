@@ -21,10 +21,9 @@ from parallel_parnet import Engine, ParNetError, Placement, create_model, fold
 from parallel_parnet.commands.gpu import check as gpu_check
 from parallel_parnet.commands.gpu import level_tuning as tuning
 from parallel_parnet.commands.gpu import page as gpu_report
-from parallel_parnet.commands.gpu import parity, tune
+from parallel_parnet.commands.gpu import parity, placements, tune
 from parallel_parnet.commands.gpu import proofs as checks
 from parallel_parnet.commands.gpu.precompile import KernelCase, NetworkCase, compile_all
-from parallel_parnet.executors.local import LocalExecutor
 from parallel_parnet.kernels.gpu import twins
 from parallel_parnet.kernels.gpu.candidates import candidates, floor, resident
 from parallel_parnet.kernels.gpu.config import LevelConfig, Table
@@ -69,11 +68,10 @@ def test_networks_are_compared(monkeypatch):
     monkeypatch.setitem(checks.VARIANTS, "small", SMALL)
     program, other = (fold(lively(SMALL, seed)) for seed in (1, 2))
     first, second = (
-        LocalExecutor(p, Placement.single(p), [torch.device("cpu")], torch.float32, "reference")
-        for p in (program, other)
+        Engine(p, Placement.single(p), torch.device("cpu"), executor="reference") for p in (program, other)
     )
     device = torch.device("cpu")
-    half = LocalExecutor(program, Placement.single(program), [device], torch.bfloat16, "eager")
+    half = Engine(program, Placement.single(program), device, torch.bfloat16, "eager")
     case = NetworkCase("small", torch.bfloat16, 2)
     row = checks.compare(case, half, half, first, device)
     assert 0 < row["error"] == row["error_of_torch"] <= row["tolerance"]
@@ -85,9 +83,7 @@ def test_networks_are_compared(monkeypatch):
 def test_executors_are_used_as_callers_do():
     program, other = (fold(lively(replace(SMALL, image_size=64), seed)) for seed in (1, 2))
     device = torch.device("cpu")
-    first, second = (
-        LocalExecutor(p, Placement.single(p), [device], torch.float32, "reference") for p in (program, other)
-    )
+    first, second = (Engine(p, Placement.single(p), device, executor="reference") for p in (program, other))
     engine = Engine(program, None, device, torch.bfloat16, "eager")
     row = checks.use(engine, first)
     assert row["right"] and 0 < row["error"] <= row["tolerance"]
@@ -167,16 +163,51 @@ def test_report(tmp_path):
                  "levels": [level], "computed_floor_us": 5.0}
             ],
         },
+        "placements": {
+            "passed": False, "seconds": 2.0, "left_out": 0,
+            "rows": [{"network": "parnet_s", "equal": True, "us": {"cuda_graph, 3 lane(s)": spread}}],
+            "ranks": [{"network": "parnet_s", "equal": False, "median_ms": {"1 rank(s)": 0.5, "3 rank(s)": 1.5}},
+                      {"network": "parnet_xl", "equal": False, "faults": ["3 rank(s): exit status 1: no"]}],
+        },
+        "auto": {
+            "passed": True, "seconds": 1.0,
+            "rows": [{"network": "parnet_s", "executor": "cuda_graph", "tried_ms": {"cuda_graph, whole": 0.1},
+                      "dropped": ["triton, whole: no"], "kept": True}],
+        },
         "sanitizer": {"passed": False, "seconds": 3.0, "fault": "exit status 1: no", "stderr": "a trace"},
     }  # fmt: skip
     verdicts = gpu_report.verdicts(results)
-    assert [row[1] for row in verdicts] == ["passed", "FAILED", "passed", "FAILED"]
+    assert [row[1] for row in verdicts] == ["passed", "FAILED", "passed", "FAILED", "passed", "FAILED"]
+    assert [row[3] for row in verdicts[3:5]] == ["1 of 3 bit-equal", "parnet_s: cuda_graph"]
     assert verdicts[1][3] == "1 networks, worst 1.50 of the tolerance, 2 left out"
     text = gpu_report.markdown(json.loads(json.dumps(results)))
     assert "| parnet_s | bfloat16 | 12 | 10.0 (9.0 to 12.0) | 5.0 | 2.00 |" in text
     assert "| parnet_s | float16 | 1 | 3.0e-03 | 1.0e-03 | 2.0e-03 |" in text
     assert "| level 1 | 10.0 (9.0 to 12.0) | 4.00 | 2.50 |" in text
     assert "exit status 1: no" in text and "a trace" in text
+    assert "| parnet_s | 10.0 (9.0 to 12.0) |" in text and "| parnet_s | 0.500 | 1.500 |" in text
+    assert "| parnet_s | cuda_graph, whole | 0.100 |" in text and "| parnet_s | triton, whole: no | dropped |" in text
+
+
+def test_placements_must_give_the_same_bits():
+    program = fold(lively(SMALL, 3))
+    eager = Engine(program, None, "cpu", executor="eager")
+    ways = {
+        "cuda_graph, 1 lane(s)": eager,
+        "triton, 3 lane(s)": eager,
+        "cuda_streams, 3 lane(s)": lambda x: eager(x) + 1,
+    }
+    x = torch.randn(1, 3, 32, 32)
+    assert placements.side_by_side(ways, x, lambda runs: dict.fromkeys(runs, 1.0))["equal"]
+    for wrong in (lambda x: eager(x) * 1.000001, lambda x: eager(x) * float("nan")):
+        assert not placements.side_by_side(ways | {"triton, 3 lane(s)": wrong}, x, lambda runs: {})["equal"]
+
+
+def test_ranks_are_asked_through_the_command(tmp_path):
+    found = placements.infer("parnet_fashion", 2, tmp_path / "a.json", time.monotonic() + 100, "cpu", "eager")
+    assert len(found["logits"]) == 10 and found["world_size"] == 2, found
+    fault = placements.infer("parnet_fashion", 1, tmp_path / "b.json", time.monotonic() + 100, "cpu", "cuda_graph")
+    assert "exit status 2: error: executor cuda_graph runs on NVIDIA GPUs" in fault["fault"]
 
 
 def test_kernels_are_compiled_on_all_cores():

@@ -50,14 +50,16 @@ def rows_of(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def test_a_sample_of_faults(tmp_path: Path) -> None:
-    """Each of six trials checks detection, the output and what is left; the seed is fresh."""
+@pytest.mark.parametrize(("executor", "trials"), [("eager", 6), ("triton", 1)])
+def test_a_sample_of_faults(executor: str, trials: int, tmp_path: Path) -> None:
+    """Each trial checks detection, the output and what is left; the seed is fresh."""
     seed = int.from_bytes(os.urandom(3), "big")
-    command = [sys.executable, str(ROOT / "tests" / "faults" / "campaign.py"), "--trials", "6", "--seed", str(seed)]
-    run = subprocess.run([*command, "--out", tmp_path / "out"], capture_output=True, text=True, timeout=200)
+    command = [sys.executable, str(ROOT / "tests" / "faults" / "campaign.py"), "--executor", executor]
+    command += ["--trials", str(trials), "--seed", str(seed), "--out", str(tmp_path / "out")]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=200)
     failed = [row for row in rows_of(tmp_path / "out") if row["problems"]]
     assert run.returncode == 0 and not failed, f"seed {seed}: {failed}\n{run.stderr}"
-    assert len(rows_of(tmp_path / "out")) == 6
+    assert len(rows_of(tmp_path / "out")) == trials
 
 
 LEAKY = """

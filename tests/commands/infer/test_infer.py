@@ -154,7 +154,7 @@ def one_line(run_stderr: str) -> str:
         (("--nonsense",), "see --help"),
         (("--iterations", "0"), "at least 1"),
         (("--streams-per-gpu", "0"), "at least 1"),
-        (("--executor", "cuda_streams", "--streams-per-gpu", "2"), "give --streams-per-gpu 3"),
+        (("--executor", "cuda_streams", "--device", "cpu"), "runs on NVIDIA GPUs: choose eager"),
         (("--model", "parnet_s", "--ema"), "--ema"),
         (("--labels", "README.md"), "give one name per line"),
         (("--json", "absent/answer.json"), "cannot be written"),
@@ -325,6 +325,19 @@ def test_names_are_no_markup() -> None:
     top5 = [{"label": label, "index": i, "probability": 0.2} for i, label in enumerate(("[/b]", "[red]x", ":dog:"))]
     show_predictions([{"image": "a [i].png", "top5": top5}], plain_console(file=written, width=100))
     assert all(name in written.getvalue() for name in ("[/b]", "[red]x", ":dog:", "a [i].png"))
+
+
+@pytest.mark.parametrize("width", [30, 60, 200])
+def test_a_narrow_terminal_cuts_no_name(width: int) -> None:
+    """It has fewer classes of each picture, whole."""
+    written = StringIO()
+    top5 = [{"label": f"class number {i}", "index": i, "probability": 0.2} for i in range(5)]
+    show_predictions([{"image": "a-picture.png", "top5": top5}], plain_console(file=written, width=width))
+    lines = written.getvalue().splitlines()
+    shown = sum(f"class number {i} 20.0%" in written.getvalue() for i in range(5))
+    assert shown == {30: 0, 60: 1, 200: 5}[width]
+    assert lines[0].startswith(f"Top {max(shown, 1)}, with probabilities") and "\u2026" not in written.getvalue()
+    assert max(map(len, lines)) <= width
 
 
 def test_labels_as_editors_save_them(tmp_path: Path) -> None:

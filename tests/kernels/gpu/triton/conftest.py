@@ -20,9 +20,9 @@ ALL = os.environ.get("KERNEL_TESTS") == "all"
 collect_ignore_glob = ["test_compile*"] if INTERPRETING else ["test_interpreter*"]
 
 if INTERPRETING:
-    import honest_interpreter
+    from parallel_parnet.kernels.gpu import interpreter
 
-    honest_interpreter.install()
+    interpreter.install()
     torch.set_num_threads(1)
 
 

@@ -17,7 +17,7 @@ import torch
 
 from conftest import ALL, SEED
 from parallel_parnet import Program, create_model, fold
-from parallel_parnet.executors.grouped import Plan, pack
+from parallel_parnet.executors.triton_backend import whole
 from parallel_parnet.kernels.gpu.classifier import classifier_kernel
 from parallel_parnet.kernels.gpu.compiled import resources, stand_in
 from parallel_parnet.kernels.gpu.config import CONFIGS, Table
@@ -94,9 +94,8 @@ def program(variant: str) -> Program:
 
 def launch(case: Case) -> Launch:
     """One launch of the plan that an executor would make."""
-    weights = pack(program(case.variant), case.dtype, META)
     table = Table.load(case.capability, case.device)
-    return Plan(program(case.variant), weights, case.batch, SIZE, SIZE, table).launches[case.index]
+    return whole(program(case.variant), (case.batch, SIZE, SIZE), case.dtype, META, table).launches[case.index]
 
 
 @pytest.mark.parametrize("case", chosen_cases(), ids=str)

@@ -7,13 +7,13 @@ import random
 
 import pytest
 import torch
-from honest_interpreter import run_order
 
 from conftest import ALL, SEED
 from parallel_parnet.kernels.gpu import twins
 from parallel_parnet.kernels.gpu.classifier import classifier
 from parallel_parnet.kernels.gpu.convolution import Convolution
 from parallel_parnet.kernels.gpu.geometry import Tile
+from parallel_parnet.kernels.gpu.interpreter import run_order
 from parallel_parnet.kernels.gpu.level import level
 from parallel_parnet.kernels.gpu.samples import KINDS, convolution, geometry, in_fp32
 from parallel_parnet.kernels.gpu.sse_gate import sse_gate

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from honest_interpreter import run_order
 
 from conftest import ALL
-from parallel_parnet import load_checkpoint
+from parallel_parnet import Placement, Program, load_checkpoint
 from parallel_parnet.executors.graph import GraphExecutor
-from parallel_parnet.executors.grouped import GroupedExecutor
-from parallel_parnet.kernels.gpu.config import Table
+from parallel_parnet.executors.local import LocalExecutor
+from parallel_parnet.executors.triton_backend import TritonBackend
+from parallel_parnet.kernels.gpu.interpreter import run_order
 from parallel_parnet.preprocess import Preprocess
 from parallel_parnet.program.fold import fold
 from parallel_parnet.program.pixels import fold_pixels
@@ -21,27 +21,30 @@ GOLDEN = Path(__file__).parents[3] / "golden"
 CPU = torch.device("cpu")
 
 
-def run(activation: str, dtype: torch.dtype, pictures: int, case: int = 0, ema: bool = False) -> float:
+def placed(program: Program, dtype: torch.dtype, lanes: int = 1, raw: bool = False) -> LocalExecutor:
+    placement = Placement.from_streams_per_gpu(program, -(-3 // lanes), lanes)
+    devices = [CPU] * lanes
+    return LocalExecutor(placement, devices, TritonBackend(program, placement.segments(program), devices, dtype, raw))
+
+
+def run(activation: str, dtype: torch.dtype, pictures: int, case: int = 0, ema: bool = False, lanes: int = 1) -> float:
     """Largest error of the logits, relative to the largest logit."""
     model = load_checkpoint(GOLDEN / f"official_narrow_{activation}.pth.tar", ema=ema, activation=activation)
     golden = torch.load(GOLDEN / f"official_narrow_{activation}.golden.pt", weights_only=True)["cases"][case]
-    executor = GroupedExecutor(fold(model), CPU, dtype, Table.load((9, 0)))
-    logits = executor(golden["input"][:pictures])
+    logits = placed(fold(model), dtype, lanes)(golden["input"][:pictures])
     expected = golden["logits_ema" if ema else "logits"][:pictures]
-    n, _, h, w = golden["input"][:pictures].shape
-    assert len(executor.plan(n, h, w).launches) == 12
     return ((logits - expected).abs().max() / expected.abs().max()).item()
 
 
-@pytest.mark.parametrize("activation", ["silu", "relu"])
-def test_fp32(activation):
-    assert run(activation, torch.float32, pictures=2) < 1e-5
+@pytest.mark.parametrize(("activation", "lanes"), [("silu", 1), ("relu", 3)])
+def test_fp32(activation, lanes):
+    assert run(activation, torch.float32, pictures=2, lanes=lanes) < 1e-5
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("dtype", "lanes"), [(torch.float16, 1), (torch.bfloat16, 3)], ids=str)
 @pytest.mark.parametrize("activation", ["silu", "relu"])
-def test_half(activation, dtype):
-    assert run(activation, dtype, pictures=1) < 1e-2
+def test_half(activation, dtype, lanes):
+    assert run(activation, dtype, pictures=1, lanes=lanes) < 1e-2
 
 
 @pytest.mark.skipif(not ALL, reason="KERNEL_TESTS=all")
@@ -57,8 +60,7 @@ def test_raw_pictures_in_a_graph(seed):
     with torch.no_grad():
         expected = model(Preprocess.of(model.config).normalise(pixels.movedim(1, -1)))
     dtype = torch.float16
-    grouped = GroupedExecutor(fold_pixels(fold(model), dtype), CPU, dtype, Table.load((9, 0)), raw=True)
-    executor = GraphExecutor("cuda_graph", grouped, capture=lambda made: made.launch)
+    executor = GraphExecutor("cuda_graph", placed(fold_pixels(fold(model), dtype), dtype, raw=True))
     logits = executor(pixels)
     assert executor.buffers(pixels.shape)[0].dtype == torch.uint8
     assert ((logits - expected).abs().max() / expected.abs().max()).item() < 1e-2
@@ -67,9 +69,9 @@ def test_raw_pictures_in_a_graph(seed):
 def test_repeats_are_the_same_bits(seed):
     """Over poisoned buffers, in another order of programs, and whatever the buffers held before."""
     model = load_checkpoint(GOLDEN / "official_narrow_silu.pth.tar", activation="silu")
-    executor = GroupedExecutor(fold(model), CPU, torch.float16, Table.load((9, 0)))
+    executor = placed(fold(model), torch.float16)
     x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
-    first = executor(x)
+    first = executor(x).clone()
     executor(torch.randn_like(x))
     with run_order(seed):
         assert torch.equal(executor(x), first)

@@ -14,13 +14,13 @@ from types import ModuleType
 
 import pytest
 import torch
-from honest_interpreter import run_order
 from test_interpreter import assert_matches_twin
 
 from parallel_parnet.kernels.gpu import fused_conv, sse_gate
 from parallel_parnet.kernels.gpu import level as level_module
 from parallel_parnet.kernels.gpu.convolution import Convolution
 from parallel_parnet.kernels.gpu.geometry import Geometry, Tile
+from parallel_parnet.kernels.gpu.interpreter import run_order
 from parallel_parnet.kernels.gpu.samples import convolution, geometry
 
 

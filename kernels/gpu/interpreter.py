@@ -1,4 +1,4 @@
-"""Makes Triton's interpreter as strict as a GPU. `install` once, in a process that set TRITON_INTERPRET=1.
+"""Makes Triton's interpreter as strict as a GPU: `install`, in a process that was started with TRITON_INTERPRET=1.
 
 * bfloat16 is computed as such. Triton 3.6 keeps it as bit patterns in uint16 and multiplies those.
 * Every lane that is not masked must lie inside a tensor argument.
@@ -19,7 +19,7 @@ import numpy as np
 import triton.language as tl
 from triton._C.libtriton import ir
 from triton.runtime import interpreter
-from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, TensorHandle
+from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, TensorHandle, interpreter_builder
 
 ACQUIRES = (ir.MEM_SEMANTIC.ACQUIRE, ir.MEM_SEMANTIC.ACQUIRE_RELEASE)
 RELEASES = (ir.MEM_SEMANTIC.RELEASE, ir.MEM_SEMANTIC.ACQUIRE_RELEASE)
@@ -69,37 +69,36 @@ class Memory:
             released |= seen | {program}
 
 
-class _State:
-    memory = Memory(())
-    order: list[int] | None = None
-    seed: int | None = None
-
-
 @contextmanager
-def run_order(seed: int | None) -> Iterator[None]:
+def run_order(seed: int) -> Iterator[None]:
     """Run the programs of each launch in an order drawn from `seed`."""
-    _State.seed = seed
-    yield
-    _State.seed = None
+    interpreter_builder.seed = seed
+    try:
+        yield
+    finally:
+        interpreter_builder.seed = None
 
 
 def install() -> None:
-    """Replace the interpreter's operations on memory and on bfloat16."""
+    """Replace the interpreter's operations on memory and on bfloat16, in Triton's one builder of operations."""
     builder = InterpreterBuilder
+    if hasattr(builder, "memory"):
+        return
+    builder.memory, builder.order, builder.seed = Memory(()), None, None
     start, set_index = GridExecutor._init_args_hst, builder.set_grid_idx
     load, store, atomic = builder.create_masked_load, builder.create_masked_store, builder.create_atomic_rmw
     dot, cast, convert, binary = builder.create_dot, builder.cast_impl, builder.create_fp_to_fp, builder.binary_op
     patch_tensor = interpreter._patch_lang_tensor
 
     def checked_start(self, arguments, keywords):
-        _State.memory, _State.order = Memory([*arguments, *keywords.values()]), None
+        interpreter_builder.memory, interpreter_builder.order = Memory([*arguments, *keywords.values()]), None
         return start(self, arguments, keywords)
 
     def shuffled_index(self, x, y, z):
-        if _State.seed is not None:
-            if _State.order is None:
-                _State.order = random.Random(_State.seed).sample(range(self.grid_dim[0]), self.grid_dim[0])
-            x = _State.order[x]
+        if self.seed is not None:
+            if self.order is None:
+                self.order = random.Random(self.seed).sample(range(self.grid_dim[0]), self.grid_dim[0])
+            x = self.order[x]
         set_index(self, x, y, z)
 
     def program(self) -> int:
@@ -107,16 +106,16 @@ def install() -> None:
         return x + width * (y + height * z)
 
     def checked_load(self, pointers, mask, *rest):
-        _State.memory.access(program(self), pointers, mask, "load")
+        self.memory.access(program(self), pointers, mask, "load")
         return load(self, pointers, mask, *rest)
 
     def checked_store(self, pointers, value, mask, *rest):
-        _State.memory.access(program(self), pointers, mask, "store")
+        self.memory.access(program(self), pointers, mask, "store")
         return store(self, pointers, value, mask, *rest)
 
     def checked_atomic(self, operation, pointer, value, mask, semantics, scope):
-        _State.memory.synchronise(program(self), int(pointer.data.item()), semantics)
-        _State.memory.access(program(self), pointer, mask, "atomic")
+        self.memory.synchronise(program(self), int(pointer.data.item()), semantics)
+        self.memory.access(program(self), pointer, mask, "atomic")
         return atomic(self, operation, pointer, value, mask, semantics, scope)
 
     def honest_dot(self, a, b, d, precision, imprecise):

@@ -1,0 +1,110 @@
+"""What a backend is: how a lane computes a segment. And the segments of a lane, bound for one shape of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ..profiling.spans import Spans
+from ..program.placement import Segment
+from ..program.program import Program
+
+Reads = tuple[Tensor, ...]
+
+
+class Layout(NamedTuple):
+    """Shape and type of a feature's tensor, as it crosses lanes."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+class Runner(Protocol):
+    """A segment, ready to run. What it gives may lie in buffers of its own, which its next run overwrites."""
+
+    def fits(self, reads: Reads) -> bool:
+        """Whether it can read these features where they lie."""
+
+    def __call__(self, reads: Reads, spans: Spans | None = None) -> tuple[Tensor, ...]:
+        """Features `segment.reads` to features `segment.writes`."""
+
+    def apart(self, reads: Reads, spans: Spans) -> tuple[Tensor, ...]:
+        """The same step by step, each in a span of its own."""
+
+
+class Backend(Protocol):
+    """How lanes compute the segments of a program.
+
+    in_place: runners read their inputs where these lay when they were bound, and nowhere else.
+    settings: what must be equal on all ranks beside the program, by name.
+    """
+
+    name: str
+    program: Program
+    in_place: bool
+
+    @property
+    def settings(self) -> Mapping[str, str]: ...
+    def layout(self, feature: str, n: int, h: int, w: int) -> Layout: ...
+    def buffer(self, n: int, h: int, w: int, device: torch.device) -> Tensor:
+        """Memory for pictures [N, 3, H, W], as segments read them."""
+
+    def convert(self, x_nchw: Tensor, device: torch.device) -> Tensor:
+        """Pictures as segments read them, where they are not `in_place`."""
+
+    def bind(self, segment: Segment, nhw: tuple[int, int, int], reads: Reads, homes: Mapping[str, Tensor]) -> Runner:
+        """A runner of the segment. homes: where some of its features should be written, if it can choose."""
+
+
+class Bindings:
+    """A lane's segments for one shape of pictures, bound to where their inputs lie.
+
+    fixed: pictures enter in a buffer that stays in place. wrap: what becomes of a bound runner, as its capture in a
+    CUDA graph.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        nhw: tuple[int, int, int],
+        device: torch.device,
+        fixed: bool = False,
+        wrap: Callable[[Runner, Reads], Runner] | None = None,
+    ) -> None:
+        self.backend, self.nhw, self.device, self._wrap = backend, nhw, device, wrap
+        self._fixed = fixed or backend.in_place
+        self._picture: Tensor | None = None
+        self._runners: dict[Segment, Runner] = {}
+
+    @property
+    def picture(self) -> Tensor:
+        """The buffer for pictures, on `device`."""
+        if self._picture is None:
+            self._picture = self.backend.buffer(*self.nhw, self.device)
+        return self._picture
+
+    def enter(self, x_nchw: Tensor) -> Tensor:
+        """Pictures as segments read them."""
+        if self._fixed:
+            return self.picture.copy_(x_nchw)
+        return self.backend.convert(x_nchw, self.device)
+
+    def runner(self, segment: Segment, reads: Reads, homes: Mapping[str, Tensor]) -> Runner:
+        """The segment's runner for these inputs, bound anew where they lie elsewhere than before."""
+        runner = self._runners.get(segment)
+        if runner is None or not runner.fits(reads):
+            runner = self.backend.bind(segment, self.nhw, reads, homes)
+            self._runners[segment] = runner = self._wrap(runner, reads) if self._wrap else runner
+        return runner
+
+
+def in_same_places(some: Reads, others: Reads) -> bool:
+    """Whether tensors begin at the same addresses."""
+    return all(a.data_ptr() == b.data_ptr() for a, b in zip(some, others, strict=True))

@@ -1,0 +1,247 @@
+"""What a lane of several ranks does for a request: receives, computes its segments, sends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..profiling.spans import GATHER, SENDS, Spans, send_name, span, wait_name
+from ..program.placement import Placement, Segment, Transfer
+from ..program.program import INPUT, Program
+from ..transport.base import IN_FLIGHT, Inbox, Pending, Transport
+from .binding import Backend, Bindings, Reads, Runner
+from .graph import Capture, CapturedRunner, Replay
+from .local import label, synchroniser
+from .shapes import Shapes
+
+SPIN_S = 1e-3  # of waiting for a GPU, before the host sleeps in between
+
+Key = tuple[int, int, int, int]  # what decides a request's buffers: N, H, W, and whether the pictures are raw
+
+
+class Slot:
+    """What a lane keeps for one shape of input and one request in flight: places for what arrives, by tag, and segments
+    bound to them; where a transport enqueues on the GPU, the whole pass as a graph, and the logits that it fills."""
+
+    def __init__(self, place: int, bindings: Bindings, inboxes: dict[int, Inbox], homes: dict[str, Tensor]) -> None:
+        self.place, self.bindings, self.inboxes, self.homes = place, bindings, inboxes, homes
+        self.replay: Replay | None = None
+        self.logits: Tensor | None = None
+
+
+@dataclass
+class Request:
+    """A request that was announced. sends: under way, with their tags.
+
+    spans: what marks its work, if anything. apart: step by step, each in a span of its own. launched: as a graph;
+    reached: what the GPU reaches when it is done.
+    """
+
+    slot: Slot
+    features: dict[str, Tensor] = field(default_factory=dict)
+    sends: list[tuple[Pending | None, int]] = field(default_factory=list)
+    spans: Spans | None = None
+    apart: bool = False
+    launched: bool = False
+    reached: torch.cuda.Event | None = None
+
+    def span(self, name: str) -> AbstractContextManager[object]:
+        """A span, where there is something to mark."""
+        return span(self.spans, name)
+
+
+class Lane:
+    """One lane's part of requests, two of which may be in flight, with a set of buffers each.
+
+    transfers: all lanes', by tag. backend: makes the backend of this lane's segments, for raw pictures or others.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        placement: Placement,
+        lane: int,
+        device: torch.device,
+        backend: Callable[[Sequence[Segment], bool], Backend],
+        transfers: Sequence[Transfer],
+    ) -> None:
+        self.program, self.device, self.lane, self.transfers = program, device, lane, transfers
+        self.coordinates = lane == placement.coordinator
+        self.segments = [s for s in placement.segments(program) if s.lane == lane]
+        self.backends: Shapes[bool, Backend] = Shapes(lambda raw: backend(self.segments, raw))
+        self._labels = [label(program, segment) for segment in self.segments]
+        self._routes: dict[str, list[int]] = {}  # on which this lane sends a feature
+        for tag, transfer in enumerate(transfers):
+            if transfer.source == lane:
+                self._routes.setdefault(transfer.feature, []).append(tag)
+        self._slots: Shapes[Key, list[Slot]] = Shapes(self._make_slots, synchroniser(device))
+        self._begun = 0
+
+    def open(self, transport: Transport, captured: bool, capture: Capture) -> None:
+        """Take the transport for all requests from now on.
+
+        captured: whether CUDA graphs are replayed: of a whole pass, transfers included, where the transport can be
+        captured, else of each segment.
+        """
+        self.transport, self._captured, self._capture = transport, captured, capture
+        self._in_graph = captured and transport.in_graph
+
+    def __contains__(self, key: Key) -> bool:
+        """Whether there are buffers for such pictures."""
+        return key in self._slots
+
+    def sizes(self, key: Key) -> list[int]:
+        """Bytes of each transfer of a request."""
+        n, h, w, raw = key
+        return [self.backends(bool(raw)).layout(t.feature, n, h, w).bytes for t in self.transfers]
+
+    def prepare(self, key: Key, spans: Spans | None, apart: bool) -> Request:
+        """Be ready for what arrives in a request."""
+        slot = self._slots(key)[self._begun % IN_FLIGHT]
+        self._begun += 1
+        if not self._in_graph:
+            self._post(slot)
+        return Request(slot, spans=spans, apart=apart)
+
+    @torch.inference_mode()
+    def give(self, request: Request, x_nchw: Tensor) -> None:
+        """The coordinator's pictures, to whoever reads them."""
+        bindings = request.slot.bindings
+        request.features[INPUT] = bindings.enter(x_nchw).view(bindings.backend.layout(INPUT, *bindings.nhw).shape)
+        if not self._in_graph:
+            self._send(request, INPUT)
+        elif not request.apart:
+            self._launch(request)
+
+    @torch.inference_mode()
+    def finish(self, request: Request) -> Tensor | None:
+        """This lane's part of a request: on the coordinator the logits, fp32."""
+        if not self._in_graph:
+            return self._compute(request)
+        if request.apart:
+            return self._pass(request)
+        if not request.launched:
+            self._launch(request)
+        logits = request.slot.logits
+        if logits is None:
+            return None
+        self._await(request)
+        for work, tag in request.sends:
+            self.transport.finish(work, tag)
+        return logits.clone()
+
+    def _post(self, slot: Slot) -> None:
+        for tag, inbox in slot.inboxes.items():
+            self.transport.post(inbox, tag)
+
+    def _launch(self, request: Request) -> None:
+        """Enqueue the whole pass on the GPU, as a graph that the first request of this shape and place captures."""
+        slot = request.slot
+        if slot.replay is None:
+            given = dict(request.features)
+            slot.logits, slot.replay = self._capture(lambda: self._pass(Request(slot, dict(given))), self.device)
+        with request.span("graph"):
+            slot.replay()
+        request.launched = True
+        if self.device.type == "cuda":
+            request.reached = torch.cuda.Event()
+            request.reached.record()
+
+    def _pass(self, request: Request) -> Tensor | None:
+        """A pass with all its transfers, none of which the host waits for."""
+        self._post(request.slot)
+        if INPUT in request.features:
+            self._send(request, INPUT)
+        return self._compute(request)
+
+    def _await(self, request: Request) -> None:
+        """Until the GPU has done a request; LaneError where it takes too long, as where it waits for a lost rank."""
+        with self.transport.waiting("waiting for the GPU"):
+            start = time.monotonic()
+            while request.reached is not None and not request.reached.query():
+                waited = time.monotonic() - start
+                if waited > self.transport.monitor.timeout_s or self.transport.monitor.has_lost:
+                    raise RuntimeError(f"{waited:.1f} s")
+                if waited > SPIN_S:
+                    time.sleep(SPIN_S / 20)
+
+    def _compute(self, request: Request) -> Tensor | None:
+        slot, arriving = request.slot, request.slot.inboxes
+        for segment, stages in zip(self.segments, self._labels, strict=True):
+            awaited = {self.transfers[tag].feature for tag in arriving} - request.features.keys()
+            gathers = self.coordinates and not awaited.isdisjoint(segment.reads)
+            with span(request.spans if gathers else None, GATHER):
+                for name in segment.reads:
+                    self._receive(request, name)
+            reads = tuple(request.features[name] for name in segment.reads)
+            homes = {name: home for name, home in slot.homes.items() if name in segment.writes}
+            runner = slot.bindings.runner(segment, reads, homes)
+            for name in homes:
+                self.transport.ready(self._routes[name][0], slot.place)
+            if request.apart:
+                assert request.spans is not None
+                outputs = runner.apart(reads, request.spans)
+            else:
+                with request.span(stages):
+                    outputs = runner(reads, request.spans)
+            request.features.update(zip(segment.writes, outputs, strict=True))
+            for name in segment.writes:
+                self._send(request, name)
+        logits = None
+        if self.coordinates:
+            self._receive(request, self.program.output)
+            logits = request.features[self.program.output].to(torch.float32, copy=True)
+        with request.span(SENDS):
+            for work, tag in request.sends:
+                self.transport.finish(work, tag)
+        for inbox in arriving.values():
+            inbox.release()
+        return logits
+
+    def _receive(self, request: Request, name: str) -> None:
+        for tag, inbox in request.slot.inboxes.items():
+            if self.transfers[tag].feature == name and name not in request.features:
+                with request.span(wait_name(name)):
+                    request.features[name] = self.transport.wait(inbox, tag)
+
+    def _send(self, request: Request, name: str) -> None:
+        feature, place = request.features[name], request.slot.place
+        if tags := self._routes.get(name):
+            with request.span(send_name(name)):
+                request.sends += [(self.transport.send(feature, tag, place), tag) for tag in tags]
+
+    def _make_slots(self, key: Key) -> list[Slot]:
+        if self.transport.reserve(self.sizes(key), self.device):
+            pass  # whose inboxes lay in memory that is gone
+        n, h, w, raw = key
+        backend = self.backends(bool(raw))
+        wrap = self._captured_runner if self._captured and not self._in_graph else None
+        fixed = backend.in_place or self._captured
+        shared = None if fixed else Bindings(backend, (n, h, w), self.device)
+        slots = []
+        for place in range(IN_FLIGHT):
+            inboxes: dict[int, Inbox] = {}
+            homes: dict[str, Tensor] = {}
+            for tag, transfer in enumerate(self.transfers):
+                layout = backend.layout(transfer.feature, n, h, w)
+                if transfer.target == self.lane:
+                    inboxes[tag] = self.transport.inbox(tag, place, *layout, self.device)
+                elif backend.in_place and self._is_read_there_alone(tag):
+                    home = self.transport.outbox(tag, place, *layout)
+                    homes |= {} if home is None else {transfer.feature: home}
+            bindings = shared or Bindings(backend, (n, h, w), self.device, fixed, wrap)
+            slots.append(Slot(place, bindings, inboxes, homes))
+        return slots
+
+    def _is_read_there_alone(self, tag: int) -> bool:
+        """Whether a transfer's feature is one of this lane's that no other transfer carries, and that it reads not."""
+        name = self.transfers[tag].feature
+        return self._routes.get(name) == [tag] and not any(name in segment.reads for segment in self.segments)
+
+    def _captured_runner(self, runner: Runner, reads: Reads) -> Runner:
+        return CapturedRunner(runner, reads, self.device, self._capture)

@@ -1,0 +1,87 @@
+"""Where lanes of one process run: one after another, or each in a CUDA stream of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from typing import Protocol
+
+import torch
+
+from ..profiling.spans import NOTHING
+
+
+class Queues(Protocol):
+    """Queues of work, one for each lane; see `schedule` for the events between them."""
+
+    def start(self) -> None:
+        """Let the coordinator's queue be the one in which its caller works."""
+
+    def run(self, lane: int, work: Callable[[], None]) -> None: ...
+    def record(self, lane: int, event: int) -> None: ...
+    def wait(self, lane: int, event: int) -> None: ...
+    def between(self, source: int, target: int) -> AbstractContextManager[object]:
+        """Within what the target's queue runs: for a copy from the source's device."""
+
+    def end(self) -> None:
+        """All has been handed out."""
+
+
+class InOrder:
+    """One queue for all lanes: what is handed out is done at once, or in the current CUDA stream."""
+
+    def start(self) -> None:
+        """Nothing to do."""
+
+    def run(self, lane: int, work: Callable[[], None]) -> None:
+        work()
+
+    def record(self, lane: int, event: int) -> None:
+        """Nothing to do: in one queue, what came before is done before."""
+
+    def wait(self, lane: int, event: int) -> None:
+        """Nothing to do, as above."""
+
+    def between(self, source: int, target: int) -> AbstractContextManager[object]:
+        return NOTHING
+
+    def end(self) -> None:
+        """Nothing to do."""
+
+
+class CudaQueues(InOrder):
+    """CUDA streams of one GPU or of several; the coordinator's is the current one, which is the one under capture."""
+
+    def __init__(self, devices: Sequence[torch.device], coordinator: int, events: Iterable[int]) -> None:
+        self.devices, self.coordinator = devices, coordinator
+        self.streams = [torch.cuda.Stream(device) for device in devices]
+        self.events = {event: torch.cuda.Event() for event in events}
+
+    def start(self) -> None:
+        self.streams[self.coordinator] = torch.cuda.current_stream(self.devices[self.coordinator])
+
+    def run(self, lane: int, work: Callable[[], None]) -> None:
+        with torch.cuda.stream(self.streams[lane]):
+            work()
+
+    def record(self, lane: int, event: int) -> None:
+        self.events[event].record(self.streams[lane])
+
+    def wait(self, lane: int, event: int) -> None:
+        self.streams[lane].wait_event(self.events[event])
+
+    def between(self, source: int, target: int) -> AbstractContextManager[object]:
+        """torch copies in the current CUDA stream of the source's device, which must be that of the source's lane: a
+        capture would not hold another."""
+        both = ExitStack()
+        for lane in (source, target):
+            both.enter_context(torch.cuda.stream(self.streams[lane]))
+        return both
+
+
+def are_peers(writer: torch.device, reader: torch.device) -> bool:
+    """Whether kernels on one GPU may write into the memory of the other; then they can from now on."""
+    if not torch.cuda.can_device_access_peer(writer, reader):
+        return False
+    torch.empty(1, device=reader, dtype=torch.uint8).copy_(torch.empty(1, device=writer, dtype=torch.uint8))
+    return True  # torch has switched access on, to make that copy

@@ -1,0 +1,113 @@
+"""Segments as torch computes them, or as a compiler or our CPU kernels make them: any of `backends.BACKENDS`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..profiling.spans import Spans
+from ..program.placement import Segment
+from ..program.program import INPUT, Program
+from .backends import Compiled, compile_module, storage_type
+from .binding import Layout, Reads, Runner
+from .segment import SegmentModule
+
+PLAIN = ("reference", "native")  # that read features in the plain NCHW layout
+
+
+class TorchBackend:
+    """Features are tensors [N, C, H, W], of the type in which torch stores them. See `binding.Backend`.
+
+    Backend "reference" is eager mode in the plain layout: the oracle that others are held against.
+    devices: of each lane. threads: of each segment, for the kernels on the CPU.
+    """
+
+    in_place = False
+    settings: Mapping[str, str] = {}
+
+    def __init__(
+        self,
+        name: str,
+        program: Program,
+        segments: Sequence[Segment],
+        devices: Sequence[torch.device],
+        dtype: torch.dtype,
+        threads: int | None = None,
+    ) -> None:
+        self.name, self.program, self.precision, self.threads = name, program, dtype, threads
+        self.memory_format = torch.contiguous_format if name in PLAIN else torch.channels_last
+        self.storage = storage_type(name, dtype)
+        self.modules = {
+            s: SegmentModule(program, s, self.storage, devices[s.lane], self.memory_format) for s in segments
+        }
+
+    def layout(self, feature: str, n: int, h: int, w: int) -> Layout:
+        """Of the logits, which alone are two-dimensional, fp32."""
+        shape = self.program.shape(feature, n, h, w)
+        return Layout(shape, self.storage if len(shape) == 4 else torch.float32)
+
+    def buffer(self, n: int, h: int, w: int, device: torch.device) -> Tensor:
+        shape = self.program.shape(INPUT, n, h, w)
+        return torch.empty(shape, dtype=self.storage, device=device).contiguous(memory_format=self.memory_format)
+
+    def convert(self, x_nchw: Tensor, device: torch.device) -> Tensor:
+        return x_nchw.to(device, self.storage, memory_format=self.memory_format)
+
+    def bind(self, segment: Segment, nhw: tuple[int, int, int], reads: Reads, homes: Mapping[str, Tensor]) -> Runner:
+        runner = TorchRunner(self.modules[segment], self.name, self.precision, self.threads)
+        on_gpu = self.precision == torch.float32 and reads[0].device.type == "cuda"
+        return InFp32(runner) if on_gpu else runner
+
+
+class TorchRunner:
+    """A segment's module, compiled when it first runs. See `binding.Runner`."""
+
+    def __init__(self, module: SegmentModule, name: str, dtype: torch.dtype, threads: int | None) -> None:
+        self.module, self.name, self.precision, self.threads = module, name, dtype, threads
+        self._compiled: Compiled | None = None
+
+    def fits(self, reads: Reads) -> bool:
+        return True
+
+    def __call__(self, reads: Reads, spans: Spans | None = None) -> tuple[Tensor, ...]:
+        if self.name == "eager" and spans is not None:
+            return self.module.run(reads, spans)
+        if self._compiled is None:
+            self._compiled = compile_module(self.module, self.name, reads, self.precision, self.threads)
+        return self._compiled(*reads)
+
+    def apart(self, reads: Reads, spans: Spans) -> tuple[Tensor, ...]:
+        return self.module.run(reads, spans)
+
+
+class InFp32:
+    """A runner whose products are those of fp32: torch's convolutions on GPUs would take TF32. See `binding.Runner`."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.fits, self._runner = runner.fits, runner
+
+    def __call__(self, reads: Reads, spans: Spans | None = None) -> tuple[Tensor, ...]:
+        with without_tf32():
+            return self._runner(reads, spans)
+
+    def apart(self, reads: Reads, spans: Spans) -> tuple[Tensor, ...]:
+        with without_tf32():
+            return self._runner.apart(reads, spans)
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Until the block ends; what it captured in a CUDA graph stays so."""
+    places: tuple[Any, ...] = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [place.allow_tf32 for place in places]
+    try:
+        for place in places:
+            place.allow_tf32 = False
+        yield
+    finally:
+        for place, allowed in zip(places, before, strict=True):
+            place.allow_tf32 = allowed

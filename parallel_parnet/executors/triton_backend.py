@@ -1,0 +1,262 @@
+"""Segments as Triton kernels: one launch per level, over buffers of their own.
+
+Shape letters: N pictures, H and W height and width, C channels, T tiles of a picture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import ParNetError
+from ..kernels.gpu.classifier import classifier
+from ..kernels.gpu.config import Table
+from ..kernels.gpu.convolution import Convolution, Operands, between, outputs
+from ..kernels.gpu.geometry import Geometry, Tile
+from ..kernels.gpu.launch import Launch
+from ..kernels.gpu.level import level
+from ..kernels.gpu.packing import pack_border, pack_gate_weight, pack_weight
+from ..profiling.spans import Spans, span
+from ..program.placement import Placement, Segment
+from ..program.program import INPUT, Operation, Program
+from .binding import Layout, Reads, in_same_places
+from .shapes import Shapes
+
+Weights = dict[str, dict[str, Tensor]]
+NHW = tuple[int, int, int]
+ALIGNMENT = 16  # bytes, of what a feature's tensor holds: the widest load of a kernel
+INTERPRETED = (9, 0)  # compute capability whose default tiles the interpreter takes
+
+
+class Cut(NamedTuple):
+    """A convolution of a program: its shape, how it is cut into tiles, and the warps and stages of its level."""
+
+    shape: Geometry
+    tile: Tile
+    num_warps: int
+    num_stages: int
+
+
+class Feature(NamedTuple):
+    """A feature as it crosses lanes, pixels and channel sums in one allocation: `message` uint8, in which lie
+    y [N, H, W, C] of the storage type and sums fp32 [N, T, C]. Of pictures and logits, y alone."""
+
+    message: Tensor
+    y: Tensor
+    sums: Tensor | None = None
+
+
+def cuts(program: Program, nhw: NHW, table: Table, dtype: torch.dtype) -> dict[str, Cut]:
+    """How every convolution of the program is cut, whichever lanes run it: so no placement changes a bit of it."""
+    n, h, w = nhw
+    found = {}
+    for group in program.groups:
+        if group[0].kind == "conv":
+            shapes = [geometry(program, op, h, w) for op in group]
+            config = table.level(shapes, n, dtype)
+            for op, shape, tile in zip(group, shapes, config.tiles, strict=True):
+                found[op.name] = Cut(shape, tile, config.num_warps, config.num_stages)
+    return found
+
+
+def geometry(program: Program, op: Operation, h: int, w: int) -> Geometry:
+    """The shape of a convolution of the program where the pictures have h x w pixels."""
+    h, w = program.shape(op.inputs[0], 1, h, w)[2:]
+    return Geometry(
+        h, w, op.cin, op.cout, op.stride, op.groups, op.shuffle, op.gate, op.activation, len(op.inputs),
+        planar=op.inputs[0] == INPUT,
+    )  # fmt: skip
+
+
+def pack(program: Program, dtype: torch.dtype, device: torch.device, names: Iterable[str] | None = None) -> Weights:
+    """Weights of the operations of these names, or of all, as the kernels read them: by operation, then by name."""
+    packed: Weights = {}
+    for op in program.operations if names is None else [program.by_name[name] for name in names]:
+        w = {name: tensor.to(device) for name, tensor in program.of(op).items()}
+        if op.kind == "classifier":
+            w["weight"] = w["weight"].to(dtype)
+        else:
+            w["weight"] = pack_weight(w["weight"], dtype)
+            w["gate_weight"] = pack_gate_weight(w["gate_weight"], dtype)
+            if "border" in w:
+                w["border"] = pack_border(w["border"])
+        packed[op.name] = w
+    return packed
+
+
+class TritonBackend:
+    """See `binding.Backend`. raw: pictures are uint8, and the program is one that `pixels.fold_pixels` made.
+
+    devices: of each lane. table: tile shapes, by default those for the first device; on the CPU Triton's interpreter
+    runs the kernels, and takes a GPU's. On torch's "meta" device a segment can be compiled for a GPU that is not there.
+    """
+
+    name = "triton"
+    in_place = True
+
+    def __init__(
+        self,
+        program: Program,
+        segments: Sequence[Segment],
+        devices: Sequence[torch.device],
+        dtype: torch.dtype,
+        raw: bool = False,
+        table: Table | None = None,
+    ) -> None:
+        self.program, self.dtype, self.devices = program, dtype, devices
+        self.storage = torch.uint8 if raw else dtype
+        self.table = table or (Table.of_device(devices[0]) if devices[0].type == "cuda" else Table.load(INTERPRETED))
+        if devices[0].type == "cpu":
+            from ..kernels.gpu import interpreter  # here, since it changes Triton's
+
+            interpreter.install()
+        on: dict[torch.device, dict[str, None]] = {}
+        for segment in segments:
+            on.setdefault(devices[segment.lane], {}).update(dict.fromkeys(segment.operations))
+        self.weights = {device: pack(program, dtype, device, names) for device, names in on.items()}
+        self._cuts: Shapes[NHW, dict[str, Cut]] = Shapes(lambda nhw: cuts(program, nhw, self.table, dtype))
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        return {"kernels' tiles": hashlib.sha256(repr(self.table).encode()).hexdigest()}
+
+    def layout(self, feature: str, n: int, h: int, w: int) -> Layout:
+        """Of a feature as `Feature` describes it; logits fp32; pictures of the storage type, or uint8, with rows of all
+        three colours as one dimension, since four-dimensional tensors cross lanes in channels_last."""
+        if feature == INPUT:
+            return Layout((n, 3 * h, w), self.storage)
+        if self.program.by_name[feature].kind == "classifier":
+            return Layout(self.program.shape(feature, n, h, w), torch.float32)
+        pixels, sums = _parts(self._cuts((n, h, w))[feature], n, self.dtype)
+        return Layout((-(-pixels.bytes // ALIGNMENT) * ALIGNMENT + sums.bytes,), torch.uint8)
+
+    def buffer(self, n: int, h: int, w: int, device: torch.device) -> Tensor:
+        return torch.empty(n, 3, h, w, dtype=self.storage, device=device)
+
+    def convert(self, x_nchw: Tensor, device: torch.device) -> Tensor:
+        raise ParNetError("the kernels read pictures from a buffer of their own")
+
+    def bind(self, segment: Segment, nhw: NHW, reads: Reads, homes: Mapping[str, Tensor]) -> TritonSegment:
+        return TritonSegment(self, segment, nhw, self._cuts(nhw), reads, homes)
+
+    def opened(self, feature: str, message: Tensor, cuts: Mapping[str, Cut], nhw: NHW) -> Feature:
+        """A feature's tensor, and the views of it that kernels read and write."""
+        n, h, w = nhw
+        if feature == INPUT:
+            return Feature(message, message.view(n, 3, h, w))
+        if feature not in cuts:
+            return Feature(message, message)
+        starts, start = [], 0
+        for part in _parts(cuts[feature], n, self.dtype):
+            starts.append(message[start : start + part.bytes].view(part.dtype).view(part.shape))
+            start = -(-(start + part.bytes) // ALIGNMENT) * ALIGNMENT
+        return Feature(message, *starts)
+
+
+class TritonSegment:
+    """The launches of a segment over buffers that it reads and writes. See `binding.Runner`.
+
+    A launch allocates nothing and waits for nothing, so a CUDA graph can hold it. homes: tensors in which features are
+    to be written, which may lie on a peer of this GPU; for all others there are new ones.
+    """
+
+    def __init__(
+        self,
+        backend: TritonBackend,
+        segment: Segment,
+        nhw: NHW,
+        cuts: Mapping[str, Cut],
+        reads: Reads,
+        homes: Mapping[str, Tensor],
+    ) -> None:
+        self.backend, self.nhw, self.cuts, self.reads, self.homes = backend, nhw, cuts, reads, homes
+        self.device = backend.devices[segment.lane]
+        self._features = {
+            name: backend.opened(name, message, cuts, nhw) for name, message in zip(segment.reads, reads, strict=True)
+        }
+        self._operations = sorted(
+            (backend.program.by_name[name] for name in segment.operations), key=lambda op: op.level
+        )
+        self._convolutions: dict[str, Convolution] = {}
+        for op in self._operations:
+            made = self._features[op.name] = self._make(op.name)
+            if op.kind == "conv":
+                self._convolutions[op.name] = self._convolution(op, made)
+        groups = groupby(self._operations, lambda op: (op.level, op.kind))
+        self.launches = [self._launch(list(group), f"level {level}") for (level, _), group in groups]
+        self.outputs = tuple(self._features[name].message for name in segment.writes)
+
+    def fits(self, reads: Reads) -> bool:
+        return in_same_places(reads, self.reads)
+
+    def __call__(self, reads: Reads = (), spans: Spans | None = None) -> tuple[Tensor, ...]:
+        return self._start(self.launches, spans)
+
+    def apart(self, reads: Reads, spans: Spans) -> tuple[Tensor, ...]:
+        """With a launch for each operation."""
+        return self._start(self._single_launches, spans)
+
+    def _start(self, launches: Sequence[Launch], spans: Spans | None) -> tuple[Tensor, ...]:
+        with torch.cuda.device_of(self.reads[0]):
+            for launch in launches:
+                with span(spans, launch.name):
+                    launch()
+        return self.outputs
+
+    @cached_property
+    def _single_launches(self) -> list[Launch]:
+        return [replace(self._launch([op], op.name), name=op.name) for op in self._operations]
+
+    def _launch(self, group: Sequence[Operation], name: str) -> Launch:
+        if group[0].kind == "conv":
+            cut = self.cuts[group[0].name]
+            return level([self._convolutions[op.name] for op in group], cut.num_warps, cut.num_stages, name)
+        (op,) = group
+        if len(op.inputs) > 1:
+            raise ParNetError(f"executor triton: its classifier reads one feature, not {len(op.inputs)}; choose eager")
+        w, feature = self.backend.weights[self.device][op.name], self._features[op.inputs[0]]
+        assert feature.sums is not None
+        pixels = feature.y.shape[1] * feature.y.shape[2]
+        return classifier(feature.sums, pixels, w["weight"], w["bias"], self._features[op.name].y)
+
+    def _convolution(self, op: Operation, made: Feature) -> Convolution:
+        a, *second = (self._features[name] for name in op.inputs)
+        b = second[0] if second else None
+        w, cut = self.backend.weights[self.device][op.name], self.cuts[op.name]
+        layouts = outputs(cut.shape, cut.tile, self.nhw[0], self.backend.dtype)
+        assert made.sums is not None
+        x = Operands(
+            a.y, b and b.y, a.sums, b and b.sums, w["weight"], w["bias"], w.get("border"), None, w["gate_weight"],
+            w["gate_bias"], w.get("scale"), w.get("shift"), made.y, made.sums, *between(layouts, self.device),
+        )  # fmt: skip
+        return Convolution(x, cut.shape, cut.tile)
+
+    def _make(self, name: str) -> Feature:
+        message = self.homes.get(name)
+        if message is None:
+            shape, dtype = self.backend.layout(name, *self.nhw)
+            message = torch.empty(shape, dtype=dtype, device=self.device)
+        return self.backend.opened(name, message, self.cuts, self.nhw)
+
+
+def _parts(cut: Cut, n: int, dtype: torch.dtype) -> tuple[Layout, Layout]:
+    """Of a feature: its pixels, and its channel sums."""
+    made = outputs(cut.shape, cut.tile, n, dtype)
+    return Layout(*made["y"]), Layout(*made["sums"])
+
+
+def whole(
+    program: Program, nhw: NHW, dtype: torch.dtype, device: torch.device, table: Table | None = None, raw: bool = False
+) -> TritonSegment:
+    """A program on one lane, with a picture of its own to read (`reads[0]`) and logits (`outputs[0]`)."""
+    placement = Placement.single(program)
+    (segment,) = placement.segments(program)
+    backend = TritonBackend(program, [segment], [device], dtype, raw, table)
+    return backend.bind(segment, nhw, (backend.buffer(*nhw, device),), {})

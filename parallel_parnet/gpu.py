@@ -1,0 +1,27 @@
+"""Which GPU, and what compiles for it: what a measured choice holds for."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+import pynvml
+import torch
+
+
+def lives_on_gpu(device: torch.device) -> bool:
+    """Whether executors have to be proved there, since no two GPUs are alike."""
+    return device.type == "cuda"
+
+
+def gpu_and_versions(device: torch.device) -> str:
+    """The GPU, its driver, and the versions of torch and Triton."""
+    pynvml.nvmlInit()
+    try:
+        driver = pynvml.nvmlSystemGetDriverVersion()
+    finally:
+        pynvml.nvmlShutdown()
+    try:
+        triton = version("triton")
+    except PackageNotFoundError:
+        triton = "none"
+    return f"{torch.cuda.get_device_name(device)}, driver {driver}, torch {torch.__version__}, triton {triton}"

@@ -1,0 +1,23 @@
+"""How far a network's logits may be from the reference's: numbers that say pass or fail by themselves."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# the largest relative error of logits; in half precision also MARGIN times that of torch in the same type
+LIMIT = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+MARGIN = 3.0  # few logits make a noisy sample; and OpenVINO rounds averages and gates, for all pixels alike
+
+
+def relative(got: Tensor, expected: Tensor) -> float:
+    """|got - expected| / |expected| in fp64; infinite where either holds a NaN."""
+    error = ((got.double() - expected.double()).norm() / expected.double().norm()).item()
+    return error if error == error else float("inf")
+
+
+def tolerance(dtype: torch.dtype, error_of_torch: float) -> float:
+    """The relative error up to which logits pass, given that of torch's own run in this type."""
+    if dtype == torch.float32:
+        return LIMIT[dtype]
+    return min(LIMIT[dtype], max(LIMIT[torch.float32], MARGIN * error_of_torch))  # where both ran in fp32 after all

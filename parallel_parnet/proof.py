@@ -1,0 +1,74 @@
+"""What runs on a GPU that nobody has vouched for: candidates are held against the reference there, and timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .choice import Choice, Make, Run, measure
+from .errors import ParNetError
+from .parity import relative, tolerance
+from .program.placement import Placement
+from .program.program import Program
+from .transport import gather
+
+
+def prove(
+    program: Program,
+    choices: Sequence[Choice],
+    make: Make,
+    x_nchw: Tensor,
+    dtype: torch.dtype,
+    wait: Callable[[], None],
+    enough: float,
+) -> tuple[list[tuple[float, Choice, Run]], list[str]]:
+    """The same for choices that can be had on this device and agree there with the reference; and a line for each of
+    the others. wait: until the device has done its work. enough: seconds of measuring. ParNetError where none is left.
+    """
+    single = Placement.single(program)
+    expected = make(Choice("reference", single, None, "whole"), torch.float32)(x_nchw)
+    eager = Choice("eager", single, None, "whole")
+    of_torch = 0.0 if dtype == torch.float32 else relative(make(eager, None)(x_nchw), expected)
+    limit, found, lines = tolerance(dtype, of_torch), [], []
+    for choice in choices:
+        try:
+            run = make(choice, None)
+            error = relative(run(x_nchw), expected)
+        except Exception as reason:  # whatever compilers and drivers raise
+            lines.append(f"{choice}: {type(reason).__name__}: {(str(reason).splitlines() or [''])[0]}")
+            continue
+        if error <= limit:
+            found.append((choice, run))
+        else:
+            lines.append(f"{choice}: its logits are off by {error:.1e}, of which rounding explains {limit:.1e}")
+    if not found:
+        raise ParNetError(f"no executor can be had: {'; '.join(lines)}")
+
+    def waited(run: Run) -> None:
+        run(x_nchw)
+        wait()
+
+    seconds = measure([partial(waited, run) for _, run in found], enough)
+    return sorted(((s, *row) for s, row in zip(seconds, found, strict=True)), key=lambda row: row[0]), lines
+
+
+def prove_on_all_ranks(
+    program: Program, make: Make, device: torch.device, dtype: torch.dtype, wait: Callable[[], None]
+) -> tuple[str, list[str]]:
+    """The executor of ranks: captured Triton kernels where they agree with the reference on every rank's GPU, else
+    torch, and a line that says why."""
+    side = program.config.image_size
+    generator = torch.Generator("cpu").manual_seed(0)
+    x_nchw = torch.randn(1, 3, side, side, generator=generator, dtype=torch.float32, device="cpu").to(device)
+    choice, lines = Choice("cuda_graph", Placement.single(program), None, "on one rank"), []
+    try:
+        prove(program, [choice], make, x_nchw, dtype, wait, enough=0.0)
+    except ParNetError as error:
+        lines.append(str(error))
+    failed = [rank for rank, (bad,) in enumerate(gather([len(lines)])) if bad]
+    if not failed:
+        return "cuda_graph", []
+    return "eager", lines or [f"executor eager runs, since rank {rank} cannot have cuda_graph" for rank in failed]

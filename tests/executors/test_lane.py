@@ -1,0 +1,190 @@
+"""Lanes of several ranks whose passes are captured with their transfers: threads stand in for ranks, a stand-in graph
+repeats what was captured, and symmetric memory is memory that the threads share."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from conftest import SMALL, lively, relative
+from parallel_parnet import Engine, LaneError, Placement, fold
+from parallel_parnet.executors.binding import Backend
+from parallel_parnet.executors.lane import Lane
+from parallel_parnet.executors.torch_backend import TorchBackend
+from parallel_parnet.program.placement import Segment
+from parallel_parnet.transport import symmetric
+from parallel_parnet.transport.base import IN_FLIGHT
+from parallel_parnet.transport.health import Operation
+from standins import enqueue, graph
+
+CPU = torch.device("cpu")
+PROGRAM = fold(lively(SMALL, 9))
+PATIENCE_S = 20
+
+
+class Peers:
+    """The symmetric memory of so many ranks, and its signals, as torch's handle gives them to one of these."""
+
+    def __init__(self, world: int) -> None:
+        self.world, self.buffers = world, [torch.empty(0, dtype=torch.uint8, device=CPU)] * world
+        self.raised: set[tuple[int, int, int]] = set()  # at which rank, by which rank, channel
+        self.changed, self.met = threading.Condition(), threading.Barrier(world, timeout=PATIENCE_S)
+
+    def signal(self, key: tuple[int, int, int], before: bool) -> None:
+        with self.changed:
+            if not self.changed.wait_for(lambda: (key in self.raised) == before, PATIENCE_S):
+                raise RuntimeError(f"signal {key} stayed {'down' if before else 'up'}")
+            (self.raised.remove if before else self.raised.add)(key)
+            self.changed.notify_all()
+
+
+class Handle:
+    """What `symm_mem.rendezvous` gives a rank."""
+
+    def __init__(self, peers: Peers, rank: int) -> None:
+        self.peers, self.rank = peers, rank
+
+    def get_buffer(self, rank: int, shape: Sequence[int], dtype: torch.dtype, offset: int) -> Tensor:
+        bytes_ = torch.Size(shape).numel() * dtype.itemsize
+        start = offset * dtype.itemsize
+        return self.peers.buffers[rank][start : start + bytes_].view(dtype).view(*shape)
+
+    def put_signal(self, rank: int, channel: int, timeout_ms: int) -> None:
+        enqueue(lambda: self.peers.signal((rank, self.rank, channel), before=False))
+
+    def wait_signal(self, rank: int, channel: int, timeout_ms: int) -> None:
+        enqueue(lambda: self.peers.signal((self.rank, rank, channel), before=True))
+
+
+class Symmetric(symmetric.Symmetric):
+    """torch's symmetric memory, on the CPU, between threads."""
+
+    kind = "cpu"
+
+    def __init__(self, routes: Sequence, peers: Peers, rank: int) -> None:
+        monitor = SimpleNamespace(rank=rank, timeout_s=PATIENCE_S, world=peers.world, has_lost=False, operation="")
+        self.monitor, self.routes, self.peers = monitor, tuple(routes), peers  # type: ignore[assignment]
+        self._capacities = [0] * len(self.routes)
+        self._sending = self._waiting = [Operation(monitor, "", None) for _ in routes]  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> threading.local:
+    """What each rank's thread has of its own: its transport, as the process of a rank has its own group."""
+    own = threading.local()
+    monkeypatch.setattr(symmetric, "gather", lambda numbers: own.transport.peers.met.wait())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(symmetric.dist, "group", SimpleNamespace(WORLD="all"))
+
+    def empty(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        peers, rank = own.transport.peers, own.transport.lane
+        peers.raised -= {key for key in peers.raised if key[0] == rank}  # a buffer comes with signals of its own
+        peers.buffers[rank] = torch.full((size,), 0x7F, dtype=dtype, device=device)
+        return peers.buffers[rank]
+
+    def rendezvous(buffer: Tensor, group: object) -> Handle:
+        own.transport.peers.met.wait()
+        return Handle(own.transport.peers, own.transport.lane)
+
+    monkeypatch.setattr(symmetric.symm_mem, "empty", empty)
+    monkeypatch.setattr(symmetric.symm_mem, "rendezvous", rendezvous)
+    return own
+
+
+def eager(placement: Placement) -> Callable[[Sequence[Segment], bool], Backend]:
+    def make(segments: Sequence[Segment], raw: bool) -> Backend:
+        return TorchBackend("eager", PROGRAM, segments, [CPU] * placement.lanes, torch.float32)
+
+    return make
+
+
+def run_ranks(
+    placement: Placement,
+    backend: Callable[[Sequence[Segment], bool], Backend],
+    pictures: list[Tensor],
+    own: threading.local,
+    program=PROGRAM,
+) -> list[Tensor]:
+    """Logits of each picture, of which two are always under way."""
+    peers, transfers = Peers(placement.lanes), placement.transfers(program)
+
+    def rank(number: int) -> list[Tensor]:
+        own.transport = Symmetric(transfers, peers, number)
+        lane = Lane(program, placement, number, CPU, backend, transfers)
+        lane.open(own.transport, captured=True, capture=graph)
+        pending, answers, known = [], [], set()
+        for x in pictures:
+            n, _, h, w = x.shape
+            key = n, h, w, int(x.dtype == torch.uint8)
+            if key not in lane:
+                answers += [lane.finish(request) for request in pending]
+                pending = []
+            memory = peers.buffers[number]
+            request = lane.prepare(key, None, apart=False)
+            if peers.buffers[number] is not memory:  # and so the old one is gone, with all that was bound to it
+                assert key in lane and not any(earlier in lane for earlier in known - {key})
+            known.add(key)
+            if lane.coordinates:
+                lane.give(request, x)
+            pending.append(request)
+            if len(pending) == IN_FLIGHT:
+                answers.append(lane.finish(pending.pop(0)))
+        return [answer for answer in (*answers, *map(lane.finish, pending)) if answer is not None]
+
+    with ThreadPoolExecutor(placement.lanes) as pool:
+        found = list(pool.map(rank, range(placement.lanes)))
+    assert peers.raised and all(channel % 2 == symmetric.FREE for *_, channel in peers.raised), "all was read"
+    return found[placement.coordinator]
+
+
+def wandering(lanes: int) -> Placement:
+    """Fusion wanders over the lanes, the last has the answer, and the stem is sent."""
+    where = dict(Placement.from_streams_per_gpu(PROGRAM, -(-3 // lanes), lanes).where)
+    for op in PROGRAM.operations:
+        if op.stage == "stem":
+            where[op.name] = (0,)
+        elif op.stage in ("fusion", "head"):
+            where[op.name] = (op.level % lanes,)
+    return Placement(lanes, where, coordinator=lanes - 1)
+
+
+@pytest.mark.parametrize("lanes", [2, 3])
+@pytest.mark.parametrize("usual", [True, False])
+def test_passes_are_replayed_with_their_transfers(lanes: int, usual: bool, threads: threading.local) -> None:
+    """A graph for each of two places: a count that a capture froze, or one place for both, would mix answers up."""
+    placement = Placement.from_streams_per_gpu(PROGRAM, -(-3 // lanes), lanes) if usual else wandering(lanes)
+    torch.manual_seed(lanes)
+    small, large = (
+        [torch.randn(n, 3, side, side, device=CPU) for _ in range(count)] for n, side, count in ((1, 32, 7), (2, 64, 3))
+    )
+    pictures = [*small, *large, *small[:3]]
+    reference = Engine(PROGRAM, Placement.single(PROGRAM), CPU, executor="reference")
+    answers = run_ranks(placement, eager(placement), pictures, threads)
+    assert len(answers) == len(pictures)
+    for x, answer in zip(pictures, answers, strict=True):
+        assert relative(answer, reference(x)) < 1e-5
+
+
+def test_a_gpu_that_never_gets_there_is_told_of() -> None:
+    """As where it waits, in a graph, for what a lost rank will not send."""
+    lane = Lane(PROGRAM, Placement.single(PROGRAM), 0, CPU, eager(Placement.single(PROGRAM)), [])
+
+    class Monitor(SimpleNamespace):
+        def explain(self, reason: str, culprit: int | None) -> LaneError:
+            return LaneError(f"{self.operation} ({reason})")
+
+    monitor = Monitor(rank=0, timeout_s=0.05, has_lost=False, operation="")
+    transport = SimpleNamespace(monitor=monitor, waiting=lambda action: Operation(monitor, action), in_graph=True)
+    lane.open(transport, True, graph)  # type: ignore[arg-type]
+    never = SimpleNamespace(reached=SimpleNamespace(query=lambda: False))
+    with pytest.raises(LaneError, match=r"waiting for the GPU \(0\.\d s\)"):
+        lane._await(never)  # type: ignore[arg-type]
+    monitor.timeout_s, monitor.has_lost = 100, True
+    with pytest.raises(LaneError, match=r"waiting for the GPU \(0\.0 s\)"):
+        lane._await(never)  # type: ignore[arg-type]

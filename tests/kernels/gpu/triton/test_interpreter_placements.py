@@ -1,0 +1,175 @@
+"""Triton segments under every placement: the bits of one lane, whatever queues, graphs or devices they run in."""
+
+from __future__ import annotations
+
+import random
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from parallel_parnet import Config, Engine, Placement, Program, create_model, engine, fold
+from parallel_parnet.commands.infer import command
+from parallel_parnet.executors import local
+from parallel_parnet.executors.graph import GraphExecutor
+from parallel_parnet.executors.local import LocalExecutor
+from parallel_parnet.executors.queues import Queues
+from parallel_parnet.executors.triton_backend import TritonBackend, TritonSegment, whole
+from parallel_parnet.kernels.gpu.launch import Launch
+from parallel_parnet.program.pixels import fold_pixels
+
+sys.path.append(str(Path(__file__).parents[3]))
+from standins import RandomQueues, enqueue, graph
+
+CPU = torch.device("cpu")
+THREE = Config((4, 8, 8, 8), blocks=(1, 1, 1), num_classes=4)  # streams; the smallest that have all there is
+FOUR = Config((4, 4, 8, 8, 8), blocks=(1, 1, 1, 1), num_classes=4)
+
+
+def small(config: Config, seed: int) -> Program:
+    torch.manual_seed(seed)
+    model = create_model(config)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.uniform_(module.bias, -0.5, 0.5)
+            module.momentum = 1.0
+    model.train()(torch.randn(4, 3, 64, 64))
+    return fold(model.eval())
+
+
+def anywhere(program: Program, lanes: int, seed: int) -> Placement:
+    """Any operation on any lanes."""
+    draw = random.Random(seed)
+    where = {op.name: tuple(sorted(draw.sample(range(lanes), draw.randint(1, lanes)))) for op in program.operations}
+    return Placement(lanes, where, draw.randrange(lanes))
+
+
+def placed(
+    program: Program, placement: Placement, dtype: torch.dtype, queues: Queues | None = None, raw: bool = False,
+    devices: list[torch.device] | None = None,
+) -> LocalExecutor:  # fmt: skip
+    devices = devices or [CPU] * placement.lanes
+    backend = TritonBackend(program, placement.segments(program), devices, dtype, raw)
+    return LocalExecutor(placement, devices, backend, queues, peers=lambda writer, reader: True)
+
+
+@pytest.mark.parametrize(
+    ("config", "lanes", "dtype", "usual"),
+    [
+        (THREE, 2, torch.float16, True), (THREE, 3, torch.float16, True), (FOUR, 4, torch.float16, True),
+        (THREE, 3, torch.float32, True), (THREE, 3, torch.bfloat16, False), (FOUR, 4, torch.float16, False),
+    ],
+)  # fmt: skip
+def test_placements_change_no_bit(config, lanes, dtype, usual, seed):
+    """Two batches and two sizes, in queues that run in any order that the events allow, over poisoned buffers."""
+    program, m = small(config, seed), 64 if config is FOUR else 32
+    by_streams = Placement.from_streams_per_gpu(program, -(-program.streams // lanes), lanes)
+    placement = by_streams if usual else anywhere(program, lanes, seed)
+    executor = placed(program, placement, dtype, RandomQueues(seed))
+    alone = placed(program, Placement.single(program), dtype)
+    reference = Engine(program, Placement.single(program), CPU, executor="reference")
+    for shape in ((1, 3, m, m), (2, 3, m, 2 * m))[: 1 if config is FOUR else 2]:
+        x = torch.randn(shape)
+        expected = alone(x)
+        assert torch.equal(executor(x), expected)
+        limit = 1e-5 if dtype == torch.float32 else 5e-2  # which a wrong feature exceeds; rounding is tested elsewhere
+        assert ((expected - reference(x)).norm() / reference(x).norm()).item() < limit
+
+
+def test_raw_pictures_in_a_graph(seed, monkeypatch):
+    """The launches and copies that a capture recorded, of pictures that change, with a CUDA stream for each lane."""
+    start = Launch.__call__
+    monkeypatch.setattr(Launch, "__call__", lambda self: enqueue(lambda: start(self)))
+    program = small(THREE, seed)
+    folded = fold_pixels(program, torch.float16)
+    placement = Placement.from_streams_per_gpu(program, 1, 3)
+    lanes = placed(folded, placement, torch.float16, RandomQueues(seed), raw=True)
+    executor = GraphExecutor("cuda_graph", lanes, graph)
+    alone = placed(folded, Placement.single(program), torch.float16, raw=True)
+    for _ in range(2):
+        x = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
+        assert torch.equal(executor(x), alone(x))
+    assert executor.buffers(x.shape)[0].dtype == torch.uint8
+
+
+def test_peers_are_written_to(seed):
+    """A feature that another device alone reads is written there; what is copied is the picture alone."""
+    program = small(THREE, seed)
+    placement = Placement.from_streams_per_gpu(program, 1, 3)
+    between = []
+
+    class Watched(RandomQueues):
+        def between(self, source, target):
+            between.append((source, target))
+            return super().between(source, target)
+
+    devices = [torch.device("cpu", lane) for lane in range(3)]  # whose tensors are all torch's "cpu"
+    executor = placed(program, placement, torch.float16, Watched(seed), devices=devices)
+    x = torch.randn(1, 3, 32, 32)
+    assert torch.equal(executor(x), placed(program, Placement.single(program), torch.float16)(x))
+    assert sorted(between) == [(0, 1), (0, 2)]
+    written = {name: device for (name, _), device in executor.homes.items()}
+    assert written == {t.feature: devices[t.target] for t in placement.transfers(program) if t.feature != "input"}
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3])
+def test_launches_get_the_right_tensors(lanes, seed):
+    """Each operation of each launch, in every placement: its own weights, its inputs where their makers left them, its
+    outputs where its readers look, and a grid that covers its tiles."""
+    program = small(THREE, seed)
+    placement = Placement.from_streams_per_gpu(program, -(-3 // lanes), lanes)
+    executor = placed(program, placement, torch.float16)
+    x = torch.randn(1, 3, 32, 32)
+    executor(x)
+    made = executor._passes(x.shape)
+    runners: list[TritonSegment] = [made.bindings._runners[segment] for segment in executor.segments]
+    cuts = whole(program, (1, 32, 32), torch.float16, CPU).cuts
+    for i, (segment, runner) in enumerate(zip(executor.segments, runners, strict=True)):
+        weights = {w["weight"].data_ptr(): name for name, w in executor.backend.weights[CPU].items()}
+        outputs = {name: runner._features[name] for name in (*segment.reads, *segment.operations)}
+        for message, (name, writer) in zip(
+            runner.reads, zip(segment.reads, executor.sources[i], strict=True), strict=True
+        ):
+            maker = made.picture if writer < 0 else runners[writer]._features[name].message
+            assert message.data_ptr() == maker.data_ptr(), "read where it was written"
+        ops = [program.by_name[name] for name in segment.operations]
+        levels = [f"level {level}" for level in sorted({op.level for op in ops if op.kind == "conv"})]
+        assert [launch.name for launch in runner.launches if launch.name != "classifier"] == levels
+        for launch in runner.launches[: len(levels)]:
+            programs = 0
+            for operands, shape in launch.arguments[0]:
+                name = weights[operands.weight.data_ptr()]
+                op = program.by_name[name]
+                assert launch.name == f"level {op.level}"
+                for tensor, source in zip((operands.a, operands.b), op.inputs, strict=False):
+                    assert tensor.data_ptr() == outputs[source].y.data_ptr()
+                assert operands.y.data_ptr() == outputs[name].y.data_ptr()
+                assert operands.sums.data_ptr() == outputs[name].sums.data_ptr()
+                assert (shape.STRIDE.value, shape.GROUPS.value, shape.COUT.value) == (op.stride, op.groups, op.cout)
+                programs += cuts[name].tile.programs(cuts[name].shape)
+            assert launch.grid == (programs,)
+    places = sorted((t.data_ptr(), t.data_ptr() + t.nbytes) for r in runners for t in r.outputs)
+    assert all(end <= start for (_, end), (start, _) in pairwise(places)), "no two features share memory"
+
+
+def test_the_command_with_queues_and_graphs(seed, monkeypatch, capsys):
+    """`TRITON_INTERPRET=1 launch/infer.py --device cpu --executor cuda_streams`: the demo's pictures on three lanes."""
+    captured = []
+
+    class Captured(GraphExecutor):
+        def __init__(self, name, source):
+            captured.append(name)
+            super().__init__(name, source, graph)
+
+    monkeypatch.setattr(engine, "GraphExecutor", Captured)
+    monkeypatch.setattr(local, "InOrder", lambda: RandomQueues(seed))
+    monkeypatch.setattr(command, "stop_on_signals", lambda: None)
+    arguments = ["--device", "cpu", "--executor", "cuda_streams", "--verify", "--iterations", "1", "--warmup", "0"]
+    monkeypatch.setattr(sys, "argv", ["infer", *arguments])
+    assert command.main() == 0
+    told = capsys.readouterr().out
+    assert "equal up to rounding" in told and "stem, stream 2" in told, told
+    assert captured == ["cuda_streams"]

@@ -1,0 +1,64 @@
+"""Run by torchrun with TRITON_INTERPRET=1: Triton's segments on these ranks against one lane, bit for bit, as JSON.
+
+triton_lanes.py SEED FILE
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from conftest import lively
+from parallel_parnet import Config, Engine, Placement, fold
+from parallel_parnet.commands.common import Ranks, run
+from parallel_parnet.transport import join_ranks
+
+CPU = torch.device("cpu")
+SMALLEST = Config((4, 8, 8, 8), blocks=(1, 1, 1), num_classes=4)
+DTYPE = torch.float16
+
+
+def main() -> int:
+    seed, file = int(sys.argv[1]), Path(sys.argv[2])
+    torch.set_num_threads(1)
+    program = fold(lively(SMALLEST, seed))
+    torch.manual_seed(seed)
+    pictures = [torch.randn(1, 3, 32, 32), torch.randint(0, 256, (1, 3, 32, 32)).byte()]
+    stream = [*pictures, pictures[0].flip(2), pictures[0].flip(3)]
+    join_ranks(CPU, 60)
+    ranks = Ranks.from_environment()
+    results = []
+    for executor, transport in (("triton", "shared"), ("cuda_graph", "gloo")):
+        with Engine(program, None, CPU, DTYPE, executor, transport) as engine:
+            if not engine.is_coordinator:
+                engine.serve()
+                continue
+            alone = Engine(program, Placement.single(program), CPU, DTYPE, "triton")
+            expected = [alone(x) for x in stream]
+            single = [engine(x) for x in pictures]
+            spans = [span.name for lane in engine.profile(pictures[0]) for span in lane.spans]
+            mapped = list(engine.map(stream))
+            results.append(
+                {
+                    "executor": executor,
+                    "lanes": ranks.world,
+                    "single": [torch.equal(*pair) for pair in zip(single, expected, strict=False)],
+                    "mapped": [torch.equal(*pair) for pair in zip(mapped, expected, strict=True)],
+                    "differ": not torch.equal(expected[0], expected[-1]),
+                    "operations": sorted({name for name in spans if name in program.by_name})
+                    == sorted(program.by_name),
+                }
+            )
+    if results:
+        file.write_text(json.dumps(results))
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

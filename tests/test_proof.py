@@ -1,0 +1,123 @@
+"""What "auto" does on a GPU: candidates that fail, are wrong or slow lose, and a verdict holds where it was made."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from conftest import SMALL, lively
+from parallel_parnet import Engine, ParNetError, Placement, fold
+from parallel_parnet import engine as engines
+from parallel_parnet.choice import Choice, on_gpus
+from parallel_parnet.executors.torch_backend import without_tf32
+from parallel_parnet.proof import prove, prove_on_all_ranks
+
+PROGRAM = fold(lively(SMALL, 12))
+CPU = torch.device("cpu")
+X = torch.randn(2, 3, 32, 32)
+EAGER = Engine(PROGRAM, None, CPU, executor="eager")
+
+
+def candidate(kind: str) -> Callable[[Tensor], Tensor]:
+    """What runs an executor, by what is the matter with it."""
+    if kind == "does not compile":
+        raise RuntimeError("CompilationError: out of shared memory\nand a page of code")
+
+    def run(x: Tensor) -> Tensor:
+        if kind == "fails":
+            raise ValueError
+        if kind == "slow":
+            time.sleep(0.02)
+        return EAGER(x) * {"wrong": 1.001, "not a number": float("nan")}.get(kind, 1.0)
+
+    return run
+
+
+def make(choice: Choice, dtype: torch.dtype | None) -> Callable[[Tensor], Tensor]:
+    return candidate(choice.name)
+
+
+def proved(*kinds: str, dtype: torch.dtype = torch.float32) -> tuple[list[str], list[str]]:
+    choices = [Choice("triton", Placement.single(PROGRAM), None, kind) for kind in kinds]
+    rows, lines = prove(PROGRAM, choices, make, X, dtype, lambda: None, 0.05)
+    return [choice.name for _, choice, _ in rows], lines
+
+
+def test_the_fastest_that_agrees_wins() -> None:
+    names, lines = proved("slow", "wrong", "does not compile", "fast", "not a number", "fails")
+    assert names == ["fast", "slow"]
+    assert lines == [
+        "triton, wrong, 1 lane(s): its logits are off by 1.0e-03, of which rounding explains 1.0e-05",
+        "triton, does not compile, 1 lane(s): RuntimeError: CompilationError: out of shared memory",
+        "triton, not a number, 1 lane(s): its logits are off by inf, of which rounding explains 1.0e-05",
+        "triton, fails, 1 lane(s): ValueError: ",
+    ]
+
+
+def test_nothing_is_left() -> None:
+    with pytest.raises(ParNetError, match="no executor can be had: triton, wrong"):
+        proved("wrong", "fails")
+
+
+def test_in_half_precision_torch_sets_the_limit() -> None:
+    """This eager run is exact, so that only rounding to fp32 is borne."""
+    assert proved("wrong", "fast", dtype=torch.bfloat16)[0] == ["fast"]
+
+
+def test_candidates() -> None:
+    by_stream = Placement.from_streams_per_gpu(PROGRAM, 1, 3)
+    names = [str(choice) for choice in on_gpus(PROGRAM, None)]
+    assert names == [
+        "cuda_graph, whole, 1 lane(s)", "triton, whole, 1 lane(s)", "eager, whole, 1 lane(s)",
+        "cuda_graph, by stream, 3 lane(s)", "cuda_streams, by stream, 3 lane(s)",
+    ]  # fmt: skip
+    assert {choice.placement.lanes for choice in on_gpus(PROGRAM, by_stream)} == {3}
+
+
+@pytest.mark.parametrize("bad", [[0, 0, 0], [0, 1, 0]])
+def test_ranks_agree(bad: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("parallel_parnet.proof.gather", lambda numbers: [[n] for n in bad])
+    found = prove_on_all_ranks(PROGRAM, lambda choice, dtype: candidate("fast"), CPU, torch.float32, lambda: None)
+    expected = (
+        ("eager", ["executor eager runs, since rank 1 cannot have cuda_graph"]) if any(bad) else ("cuda_graph", [])
+    )
+    assert found == expected
+
+
+def test_the_verdict_is_saved_for_its_gpu_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine's own way through it all, with the CPU in the GPU's place."""
+    monkeypatch.setattr(engines, "gpu_and_versions", lambda device: "GPU A, driver 1")
+    monkeypatch.setattr(engines, "lives_on_gpu", lambda device: True)
+    names, single = ("eager", "reference", "inductor"), Placement.single(PROGRAM)
+    choices = [Choice(executor, single, None, "whole") for executor in names]
+    monkeypatch.setattr(engines, "on_gpus", lambda program, placement: choices)
+    engine, path = Engine(PROGRAM, None, "cpu"), tmp_path / "e.safetensors"
+    first = engine(X)
+    assert engine.executor in names and engine.warm_up(X) == {}, "the first call has proved it"
+    engine.save(path)
+    again = Engine.load(path, "cpu")
+    assert again.executor == engine.executor and not again._unproved
+    assert torch.equal(again(X), first)
+    monkeypatch.setattr(engines, "gpu_and_versions", lambda device: "GPU A, driver 2")
+    elsewhere = Engine.load(path, "cpu")
+    assert elsewhere._unproved and elsewhere.warm_up(X), "asked anew"
+
+
+def test_tf32_is_left_out_and_comes_back() -> None:
+    before = torch.backends.cudnn.allow_tf32
+    inside = []
+
+    def work() -> None:
+        with without_tf32():
+            inside.extend([torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32])
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        work()
+    assert inside == [False, False]
+    assert torch.backends.cudnn.allow_tf32 is before

@@ -32,7 +32,7 @@ FLOORS = (
     Floor("commands/", "what it starts: infer, bench, plan, depth, gpu, train, profile", "#f6c6c6", (f"{P}.commands",)),
     Floor("the package", "the public names", "#e4e4e4", (P,)),
     Floor("engine, choice, saved", "which executor, on what lanes, kept in a file", "#f9ddb1", (
-        f"{P}.engine", f"{P}.choice", f"{P}.saved",
+        f"{P}.engine", f"{P}.choice", f"{P}.proof", f"{P}.saved", f"{P}.gpu",
     )),
     Floor("executors/", "how a program runs, on one device or many", "#bcdcf5", (f"{P}.executors",)),
     Floor("profiling/, transport/", "where time goes; how features travel between ranks", "#cbe8c2", (
@@ -46,8 +46,8 @@ FLOORS = (
     Floor("kernels/", "gpu/ (Triton) and cpu/ (C), each beside its twin: tensors and nothing above", "#cbe8c2", (
         f"{P}.kernels",
     )),
-    Floor("files, errors, settings, forking", "what all may need", "#e4e4e4", (
-        f"{P}.files", f"{P}.errors", f"{P}.settings", f"{P}.forking",
+    Floor("files, errors, settings, forking, parity", "what all may need", "#e4e4e4", (
+        f"{P}.files", f"{P}.errors", f"{P}.settings", f"{P}.forking", f"{P}.parity",
     )),
 )  # fmt: skip
 

@@ -96,7 +96,11 @@ def explain(timeline: Timeline) -> str:
     """All of it as lines of text."""
     story = Story.of(timeline)
     passes = len(timeline.passes(REAL))
-    lines = [story.headline + ".", f"The median of {passes} traced requests, {timeline.about['executor']} executor."]
+    lines = [
+        story.headline + ".",
+        f"The median of {passes} traced requests, {timeline.about['executor']} executor. launch/infer.py prints the "
+        "latency of others, not traced.",
+    ]
     for time in lane_times(story.one):
         role = " (coordinator)" if time.lane == timeline.known.coordinator else ""
         parts = (f"{story.part(getattr(time, kind))} {kind}" for kind in ("computing", "waiting", "sending", "idle"))

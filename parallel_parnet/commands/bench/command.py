@@ -18,11 +18,11 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+import time
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from parallel_parnet import Engine, ParNetError, fold
 from parallel_parnet.files import as_json, write_atomically
@@ -39,6 +39,7 @@ from ..common import (
     pixels,
     plain_console,
 )
+from ..common import table as make_table
 from ..gpu.device import exact_fp32, require_gpu
 from ..tracing import add_trace_arguments, check_trace_arguments, write_traces
 from .comparison import SAME, changes, differences
@@ -62,7 +63,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=Settings.warm_up, help="runs before them (default: %(default)s)")
     parser.add_argument(
         "--budget", type=float, default=Settings.budget, metavar="SECONDS",
-        help=f"of all timed runs together: slower contenders get fewer, {Settings.least} at least, and are marked",
+        help=f"of timed runs, set-ups aside: slower contenders get fewer, {Settings.least} at least, and are marked",
     )  # fmt: skip
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="contenders, by name or part of one")
     parser.add_argument("--isolate", action="store_true", help="each contender in a process of its own, not in turns")
@@ -139,7 +140,7 @@ def compare(old: Path, new: Path, console: Console) -> int:
         a, b = (result["header"][key] for result in results)
         if a != b:
             raise ParNetError(f"--compare: {key} is {a} in {old.name} and {b} in {new.name}: they cannot be compared")
-    table = Table("contender", "old ms", "new ms", "new / old (95% interval)", "", title="What changed")
+    table = make_table("contender", "old ms", "new ms", "new / old (95% interval)", "", title="What changed")
     found = changes(*results)
     for change in found:
         interval = f"{change.value:.3f} ({change.low:.3f} to {change.high:.3f})"
@@ -207,7 +208,10 @@ def main() -> int:
         subject = subject_from(args, device, threads)
         header = header_of(args, subject.name, subject.size, device, threads)
         introduce(header, console)
+        began = time.perf_counter()
         result = measure(subject, header, chosen, settings, progress)
+        whole, timed = time.perf_counter() - began, sum(sum(row["samples_ms"]) for row in result["rows"]) / 1e3
+        console.print(f"timed runs took {timed:.0f} s of {whole:.0f} s, proofs, set-ups and warm-ups the rest")
         trace(subject, args, progress)
     path = write(result, args.out, result_name("bench-infer", result["header"]))
     show(result, console)

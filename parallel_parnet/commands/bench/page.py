@@ -77,7 +77,7 @@ def table(result: Result) -> str:
             f"{row['setup_s'] + row['first_call_s']:.2f}",
             f"{row['gflop_per_s']:.1f} ({row['of_matmul']:.0%})",
             "" if row.get("overhead_us") is None else f"{row['overhead_us']:.1f}",
-            relation(*row["ratio"]) if row.get("ratio") else "",
+            relation(row, result["rows"]),
             "unstable: " + "; ".join(row["unstable"]) if row["unstable"] else "stable",
         ]
         lines.append(f"| {' | '.join(cells)} |")

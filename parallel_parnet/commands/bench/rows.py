@@ -12,18 +12,19 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from parallel_parnet import ParNetError
 from parallel_parnet.files import as_json, write_atomically, write_json
 
 from ..common import slug
+from ..common import table as make_table
 from .running import Entry
 from .statistics import median_interval, ratio, summary, verdicts
 from .subject import Subject, words
 
 SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 FEWEST = 50  # timed runs; rows with fewer say so
+TELLING = 15  # with fewer, an interval by resampling says nothing
 TIMM = (
     "model", "infer_samples_per_sec", "infer_step_time", "infer_batch_size", "infer_img_size", "param_count",
     "infer_gmacs",
@@ -156,9 +157,17 @@ def read(path: Path) -> Result:
     return result
 
 
-def relation(value: float, low: float, high: float) -> str:
-    """A ratio with its interval, and what it says."""
+def relation(row: Mapping, rows: Sequence[Mapping]) -> str:
+    """The best of ours over this row, with its interval, and what it says; nothing of ours or what was not compared."""
+    mine = best(rows, ours=True)
+    if mine is None or not row.get("ratio"):
+        return ""
+    value, low, high = row["ratio"]
     says = "ours faster" if high < 1 else "ours slower" if low > 1 else "no difference shown"
+    if min(mine["n"], row["n"]) < TELLING:
+        says = "too few runs to say"
+    elif mine["unstable"] or row["unstable"]:
+        says += " as far as unstable times tell"
     return f"{value:.3f} ({low:.3f} to {high:.3f}), {says}"
 
 
@@ -168,12 +177,12 @@ def show(result: Result, console: Console) -> None:
     on_gpu = any(row["enqueue_ms"] for row in rows)
     extra = ("enqueue", "device") if on_gpu else ()
     heads = ("contender", "median", "p90", "p95", "p99", "min", "n", *extra, "best of ours / this")
-    table = Table(*heads, title="Latency of one pass, ms", title_justify="left")
+    table = make_table(*heads, title="Latency of one pass, ms")
     for row in rows:
         latency = (f"{row['latency_ms'][key]:.3f}" for key in ("median", "p90", "p95", "p99", "min"))
         more = (f"{row[f'{key}_ms']['median']:.3f}" if row[f"{key}_ms"] else "" for key in extra)
         n = f"{row['n']}{'' if row['n'] >= FEWEST else ' (few)'}"
-        ratios = relation(*row["ratio"]) if row.get("ratio") else ""
+        ratios = relation(row, rows)
         table.add_row(row["contender"], *latency, n, *more, ratios, style="bold" if row["ours"] else None)
     console.print(table)
     heads = (
@@ -187,7 +196,7 @@ def show(result: Result, console: Console) -> None:
         "overhead us",
         "verdict",
     )
-    table = Table(*heads, title="Set-up, what is reached of what is possible, verdict", title_justify="left")
+    table = make_table(*heads, title="Set-up, what is reached of what is possible, verdict")
     for row in rows:
         reached = (f"{row[rate]:.1f} ({row[share]:.0%})" for rate, share in SHARES)
         overhead = row.get("overhead_us")

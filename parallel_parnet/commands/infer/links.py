@@ -18,7 +18,6 @@ from statistics import median, quantiles
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from parallel_parnet import ParNetError, create_model, fold
 from parallel_parnet.files import write_json
@@ -28,6 +27,7 @@ from parallel_parnet.program.program import INPUT
 from parallel_parnet.transport import TRANSPORTS, Transport, choose, join_ranks, open_as
 
 from ..common import Ranks, machine
+from ..common import table as make_table
 
 WARM_UP = 20
 MODELS = ("parnet_s", "parnet_xl")
@@ -101,7 +101,7 @@ def transfer_times(
     times: dict[str, dict[int, list[float]]] = {name: {size: [] for size in sizes} for name in transports}
     own = {size: torch.zeros(size // 4, device=device) for size in sizes}
     inboxes = {
-        (name, size): transport.inbox(1 - transport.lane, (size // 4,), torch.float32, device)
+        (name, size): transport.inbox(1 - transport.lane, 0, (size // 4,), torch.float32, device)
         for name, transport in transports.items()
         for size in sizes
     }
@@ -137,7 +137,7 @@ def show(links: list[dict], device: torch.device, console: Console) -> None:
     """Medians side by side, how many times slower than the first, and the planner's fits."""
     columns = [f"{link['link']} us (p10 to p90)" for link in links]
     ratios = [f"{link['link']} / {links[0]['link']}" for link in links[1:]]
-    table = Table("kB", *columns, *ratios, title=f"One transfer of tensors on {device.type}", title_justify="left")
+    table = make_table("kB", *columns, *ratios, title=f"One transfer of tensors on {device.type}")
     for rows in zip(*(link["messages"] for link in links), strict=True):
         cells = [f"{r['median_s'] * 1e6:.0f} ({r['p10_s'] * 1e6:.0f} to {r['p90_s'] * 1e6:.0f})" for r in rows]
         factors = [f"{row['median_s'] / rows[0]['median_s']:.1f}" for row in rows[1:]]

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, zip_longest
 from pathlib import Path
 
+from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from parallel_parnet import ParNetError, Program
+
+from ..common import table as make_table
+
+ORDINALS = ("1st", "2nd", "3rd", "4th", "5th")
 
 
 def read_labels(path: Path | None, program: Program) -> list[str]:
@@ -43,16 +48,22 @@ def top5(logits: Tensor, labels: Sequence[str]) -> list[dict]:
 
 
 def show_predictions(predictions: list[dict], console: Console) -> None:
-    """A row for each picture."""
-    table = Table("picture", "1st", "2nd", "3rd", "4th", "5th", title="Top 5, with probabilities", title_justify="left")
-    for row in predictions:
-        table.add_row(Path(row["image"]).name, *(f"{t['label']} {t['probability']:.1%}" for t in row["top5"]))
+    """A row for each picture, with as many of its classes, five at most, as fit the terminal in one line."""
+    rows = [
+        [Path(row["image"]).name, *(f"{t['label']} {t['probability']:.1%}" for t in row["top5"])] for row in predictions
+    ]
+    columns = zip_longest(*rows, fillvalue="")
+    ends = list(accumulate((max(map(cell_len, column)) + 3 for column in columns), initial=1))[1:]  # with borders
+    shown = max(1, sum(end <= console.width for end in ends) - 1)
+    table = make_table("picture", *ORDINALS[:shown], title=f"Top {shown}, with probabilities")
+    for row in rows:
+        table.add_row(*row[: shown + 1])
     console.print(table)
 
 
 def show_latency(latency: dict[str, float], title: str, console: Console) -> None:
     """Percentiles in milliseconds."""
-    table = Table(*latency, title=title, title_justify="left")
+    table = make_table(*latency, title=title)
     table.add_row(*(str(value) if key == "n" else f"{value:.3f}" for key, value in latency.items()))
     console.print(table)
 
@@ -60,7 +71,7 @@ def show_latency(latency: dict[str, float], title: str, console: Console) -> Non
 def show_stages(stages: list[dict[str, float]], console: Console) -> None:
     """A row for each lane."""
     columns = list(dict.fromkeys(label for lane in stages for label in lane))
-    table = Table("lane", *columns, title="Time by stage, ms (each operation alone, eager)", title_justify="left")
+    table = make_table("lane", *columns, title="Time by stage, ms (each operation alone)")
     for lane, times in enumerate(stages):
         table.add_row(str(lane), *(f"{times[label]:.3f}" if label in times else "" for label in columns))
     console.print(table)
@@ -68,7 +79,7 @@ def show_stages(stages: list[dict[str, float]], console: Console) -> None:
 
 def show_setting(setting: dict, console: Console) -> None:
     """What ran, and where."""
-    table = Table("lane", "device", "threads", "runs", title="Placement", title_justify="left")
+    table = make_table("lane", "device", "threads", "runs", title="Placement")
     for lane in setting["placement"]["lanes"]:
         table.add_row(str(lane["lane"]), lane["device"], str(lane["threads"]), lane["runs"])
     console.print(table)

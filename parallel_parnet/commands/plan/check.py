@@ -21,7 +21,6 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from rich.table import Table
 
 from parallel_parnet import Engine, ParNetError, Placement, Program, create_model, fold
 from parallel_parnet.files import as_json, write_json
@@ -29,6 +28,7 @@ from parallel_parnet.planning.costs import Costs
 from parallel_parnet.planning.planner import schedule
 
 from ..common import Parser, plain_console, settle
+from ..common import table as make_table
 from ..processes import environment
 from .measured import find_link, measure
 
@@ -89,7 +89,7 @@ def check(model: str, case: str, link: str, iterations: int, cores: int) -> dict
     """Measure, predict, run, compare."""
     ranks, arguments = CASES[case]
     program = fold(settle(create_model(model)))
-    device = measure(program, torch.device("cpu"), torch.float32, None, 1)
+    device = measure(program, torch.device("cpu"), torch.float32, None, 1, "eager")
     ran = alone(program, iterations) if ranks == 1 else in_ranks(model, ranks, arguments, iterations)
     placement, measured = ran
     predicted = schedule(program, placement, Costs.of(program, device, find_link(link)), cores).makespan
@@ -104,7 +104,7 @@ def main() -> int:
     torch.set_num_threads(1)
     cores = len(os.sched_getaffinity(0))
     rows = []
-    table = Table("model", "case", "predicted ms", "measured ms", "error", "load", title_justify="left")
+    table = make_table("model", "case", "predicted ms", "measured ms", "error", "load")
     for model in args.models:
         for case in CASES:
             row = check(model, case, args.link, args.iterations, cores)

@@ -30,7 +30,7 @@ from parallel_parnet.commands.bench import page as bench_report
 from parallel_parnet.commands.bench.comparison import changes, differences
 from parallel_parnet.commands.bench.fused import fuse
 from parallel_parnet.commands.bench.measure import Settings, contenders, measure, worth_timing
-from parallel_parnet.commands.bench.rows import add_ratios, read, result_name, write
+from parallel_parnet.commands.bench.rows import add_ratios, read, relation, result_name, write
 from parallel_parnet.commands.bench.running import Entry, interleave, let_threads_sleep, set_up, shares
 from parallel_parnet.commands.bench.statistics import median_interval, ratio, summary, verdicts
 from parallel_parnet.commands.bench.subject import Contender, Runner, Subject
@@ -75,6 +75,16 @@ def result(times: dict[str, np.ndarray], **header: object) -> dict:
     }  # fmt: skip
     add_ratios(rows, paired=True)
     return {"header": told | header, "rows": rows, "missing": {"absent": "not installed"}, "disagree": {}}
+
+
+def test_few_or_unstable_runs_claim_nothing() -> None:
+    rng = np.random.default_rng(2)
+    rows = result({"ours: eager": rng.normal(8, 0.1, 50), "a peer": rng.normal(10, 0.1, 50)})["rows"]
+    assert relation(rows[1], rows).endswith("), ours faster") and relation(rows[0], rows) == ""
+    shaky = [rows[0], rows[1] | {"unstable": ["times vary by 9.0%"]}]
+    assert relation(shaky[1], shaky).endswith("), ours faster as far as unstable times tell")
+    few = result({"ours: eager": rng.normal(8, 0.1, 50), "a peer": rng.normal(10, 0.1, 7)})["rows"]
+    assert relation(few[1], few).endswith("), too few runs to say")
 
 
 def test_intervals_cover_a_known_ratio() -> None:

@@ -101,13 +101,13 @@ class InFp32:
 
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """Until the block ends; what it captured in a CUDA graph stays so."""
-    places: tuple[Any, ...] = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = [place.allow_tf32 for place in places]
+    """Until the block ends; what it captured in a CUDA graph stays so. The settings are those of the whole process."""
+    places: tuple[Any, ...] = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
+    before = [place.fp32_precision for place in places]
     try:
         for place in places:
-            place.allow_tf32 = False
+            place.fp32_precision = "ieee"
         yield
     finally:
-        for place, allowed in zip(places, before, strict=True):
-            place.allow_tf32 = allowed
+        for place, precision in zip(places, before, strict=True):
+            place.fp32_precision = precision

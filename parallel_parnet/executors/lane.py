@@ -217,7 +217,7 @@ class Lane:
 
     def _make_slots(self, key: Key) -> list[Slot]:
         if self.transport.reserve(self.sizes(key), self.device):
-            pass  # whose inboxes lay in memory that is gone
+            self._slots.clear()  # whose inboxes lay in memory that is gone
         n, h, w, raw = key
         backend = self.backends(bool(raw))
         wrap = self._captured_runner if self._captured and not self._in_graph else None

@@ -5,10 +5,16 @@
  * times, whatever the number of streams. Sums of channels are kept per chunk and added in a fixed order, so that the
  * number of threads changes no bit. The structs have twins in native.py. */
 
+#include <limits.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef __linux__
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #if defined(__AVX512F__)
 enum { VL = 16, NV = 2, MR = 8 };
@@ -21,6 +27,7 @@ enum { VL = 4, NV = 2, MR = 6 };
 #endif
 /* a tile of MR pixels by NR channels fills the registers */
 enum { NR = VL * NV, MAX_RUNS = 18, MAX_PIXELS = 256 /* of a task */ };
+enum { SPINS = 30000 }; /* looks of a waiting thread before it sleeps, some ten microseconds */
 
 typedef float vf __attribute__((vector_size(VL * 4), aligned(4)));
 typedef int32_t vi __attribute__((vector_size(VL * 4), aligned(4)));
@@ -51,8 +58,14 @@ typedef struct {
     int32_t panel_start, panel_stop; /* of the output channels */
 } Task;
 
+/* A count that threads wait for, and how many of them sleep. */
 typedef struct {
-    atomic_int next, done;
+    atomic_int value, sleepers;
+} Count;
+
+typedef struct {
+    atomic_int next;
+    Count done;
 } Level;
 
 static inline vf load(const float *p) { return *(const vf *)p; }
@@ -136,15 +149,34 @@ static inline void finish(const Op *o, int n, Pixel p, float *sums, int c, int c
     store(sums + c, load(sums + c) + v, count);
 }
 
-/* Spins, as waits are short; and gives way where there are more threads than cores. */
-static void wait_for(atomic_int *counter, int target) {
-    for (int i = 0; atomic_load_explicit(counter, memory_order_acquire) < target; i++)
-        if (i > 2000) sched_yield();
+#ifdef __linux__
+static void sleep_while(atomic_int *counter, int value) {
+    syscall(SYS_futex, counter, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0);
+}
+static void wake(atomic_int *counter) { syscall(SYS_futex, counter, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0); }
+#else
+static void sleep_while(atomic_int *counter, int value) { sched_yield(); }
+static void wake(atomic_int *counter) {}
+#endif
+
+/* Spins, as waits are short, and then sleeps until it is woken: so the core is free for a thread that lost its own to
+ * another process, or that never had one. */
+static void wait_for(Count *count, int target) {
+    for (int i = 0; i < SPINS; i++)
+        if (atomic_load_explicit(&count->value, memory_order_acquire) >= target) return;
+    atomic_fetch_add(&count->sleepers, 1);
+    for (int value; (value = atomic_load(&count->value)) < target;) sleep_while(&count->value, value);
+    atomic_fetch_sub(&count->sleepers, 1);
+}
+
+/* One more; who waits for so many is woken. */
+static void count_up(Count *count, int target) {
+    if (atomic_fetch_add(&count->value, 1) + 1 >= target && atomic_load(&count->sleepers)) wake(&count->value);
 }
 
 static inline int least(int a, int b) { return a < b ? a : b; }
 
-static void direct(const Op *o, const Task *t, atomic_int *gate) {
+static void direct(const Op *o, const Task *t, Count *gate) {
     int w = o->w / o->stride, part = o->c / o->groups;
     int merged = o->inputs == 1 && o->groups == 1; /* three neighbouring pixels are one run */
     int runs = merged ? 3 : 9 * o->inputs, length = merged ? 3 * o->c : part;
@@ -202,7 +234,7 @@ static inline void transform_output(const float *m, int64_t plane, vf y[4]) {
 }
 
 /* Lavin and Gray, "Fast algorithms for convolutional neural networks", 2015: 16 products instead of 36 */
-static void winograd(const Op *o, const Task *t, atomic_int *gate, float *scratch) {
+static void winograd(const Op *o, const Task *t, Count *gate, float *scratch) {
     int tiles = t->stop - t->start, columns = o->w / 2, part = o->c / o->groups, k = part * o->inputs;
     int64_t row = (int64_t)(o->w + 2) * o->c, v_row = k * o->groups + VL, v_plane = tiles * v_row;
     int64_t m_row = (t->panel_stop - t->panel_start) * NR + VL, m_plane = tiles * m_row;
@@ -307,7 +339,7 @@ int panel_width(void) { return NR; }
 
 /* Run every task; those of level i are tasks[ends[i - 1] .. ends[i]), gates first. `gates`, a counter for each
  * operation and picture, and `states`, one for each level, are set to zero here. scratch: `scratch_size` floats for each thread. */
-void run(const Op *ops, const Task *tasks, const int32_t *ends, int32_t levels, Level *states, atomic_int *gates,
+void run(const Op *ops, const Task *tasks, const int32_t *ends, int32_t levels, Level *states, Count *gates,
          int32_t gate_count, int32_t pictures, float *scratch, int64_t scratch_size, int32_t threads) {
     memset(states, 0, levels * sizeof *states);
     memset(gates, 0, gate_count * sizeof *gates);
@@ -320,15 +352,15 @@ void run(const Op *ops, const Task *tasks, const int32_t *ends, int32_t levels, 
             while ((i = atomic_fetch_add(&states[l].next, 1)) < count) {
                 const Task *t = tasks + begin + i;
                 const Op *o = ops + t->op;
-                atomic_int *ready = gates + (int64_t)t->op * pictures + t->n;
+                Count *ready = gates + (int64_t)t->op * pictures + t->n;
                 switch (t->kind) {
                 case IMPORT: import(o, t); break;
-                case GATE: gate(o, t, own), atomic_store_explicit(ready, 1, memory_order_release); break;
+                case GATE: gate(o, t, own), count_up(ready, 1); break;
                 case DIRECT: direct(o, t, ready); break;
                 case WINOGRAD: winograd(o, t, ready, own); break;
                 case CLASSIFIER: classify(o, t, own); break;
                 }
-                atomic_fetch_add_explicit(&states[l].done, 1, memory_order_release);
+                count_up(&states[l].done, count);
             }
             wait_for(&states[l].done, count);
         }

@@ -184,13 +184,14 @@ class NativePlan:
 
     def _call(self, tasks: list[Task], ends: list[int]) -> tuple:
         """The arguments of native.c's `run`."""
-        counts = [2 * len(ends), len(self._ops) * self.n]
-        states, gates = (torch.zeros(count, dtype=torch.int32, device="cpu") for count in counts)
+        gate_count = len(self._ops) * self.n
+        sizes = 3 * len(ends), 2 * gate_count  # in int32s: native.c's `Level` and `Count`
+        states, gates = (torch.zeros(size, dtype=torch.int32, device="cpu") for size in sizes)
         scratch = torch.empty(self.threads * self._scratch, dtype=torch.float32, device="cpu")
         self._kept += [states, gates, scratch]
         return (
             (Op * len(self._ops))(*self._ops), (Task * len(tasks))(*tasks), (native.INT * len(ends))(*ends), len(ends),
-            *(ctypes.c_void_p(_at(t)) for t in (states, gates)), counts[1], self.n, ctypes.c_void_p(_at(scratch)),
+            *(ctypes.c_void_p(_at(t)) for t in (states, gates)), gate_count, self.n, ctypes.c_void_p(_at(scratch)),
             ctypes.c_int64(self._scratch), self.threads,
         )  # fmt: skip
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from agents import POLL_S, Forked, start_torchrun
 from worker import ROOT, Fault
 
-PICTURES = {"eager": 40, "triton": 4}  # Triton's kernels are interpreted, a second or more for each
+PICTURES = {"eager": 40, "triton": 3}  # Triton's kernels are interpreted, a second or more for each
 LIMIT_S = {"eager": 60.0, "triton": 180.0}  # of a trial; torchrun alone takes 30 s to end a rank that is stopped
 TIMEOUT_S = {"eager": 5.0, "triton": 30.0}  # --timeout of the ranks
 DEATH_S, STOP_S = 1.0, 3.0  # in which a death and a stopped rank must be noticed

@@ -175,7 +175,7 @@ def main() -> None:
     fault.note(f"pid.{generation}.{rank}", os.getpid())
     if fault.kind == "leak" and rank == fault.rank:
         kept: list[bytes] = []
-        before(distributed.DistributedExecutor, "_finish", lambda: kept.append(os.urandom(fault.after)))
+        before(Lane, "finish", lambda: kept.append(os.urandom(fault.after)))
     elif generation == 0 and fault.kind not in ("none", "leak"):
         arm(fault, rank, Path(sys.argv[sys.argv.index("--jsonl") + 1]))
     common.run(infer.main)

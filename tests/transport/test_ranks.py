@@ -60,7 +60,7 @@ def test_triton_segments_on_ranks(ranks: int, tmp_path: Path) -> None:
     assert [row["executor"] for row in rows] == ["triton", "cuda_graph"]
     for row in rows:
         assert row["differ"] and row["operations"], f"seed {SEED}"
-        assert all(row["single"]) and all(row["mapped"]), f"{row}, seed {SEED}"
+        assert row["single"] and all(row["mapped"]), f"{row}, seed {SEED}"
 
 
 def test_what_is_refused(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@
  * number of threads changes no bit. The structs have twins in native.py. */
 
 #include <limits.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <string.h>
@@ -14,6 +13,8 @@
 #include <linux/futex.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#else
+#include <sched.h>
 #endif
 
 #if defined(__AVX512F__)

@@ -26,7 +26,7 @@ from .health import Monitor
 from .semaphore import SEMAPHORE_BYTES, Semaphore
 
 PLACE_WORDS = 4  # int64s: generation, file descriptor at the sender, its size, bytes of the message
-SMALL_BYTES = 32  # of a message that fits beside them: a header, which its reader may find when the sender has ended
+SMALL_BYTES = 64  # of a message that fits beside them: a header, which its reader may find when the sender has ended
 PLACE_BYTES = PLACE_WORDS * 8 + SMALL_BYTES
 ROUTE_BYTES = 2 * SEMAPHORE_BYTES + IN_FLIGHT * PLACE_BYTES
 

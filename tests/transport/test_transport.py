@@ -15,12 +15,13 @@ import pytest
 import torch
 
 from parallel_parnet import LaneError, ParNetError
+from parallel_parnet.executors.distributed import HEADER
 from parallel_parnet.transport import join_ranks
 from parallel_parnet.transport.base import IN_FLIGHT
 from parallel_parnet.transport.group import agree, interface_of
 from parallel_parnet.transport.health import Monitor, Operation, host_identity, process_state
 from parallel_parnet.transport.semaphore import SEMAPHORE_BYTES, Semaphore
-from parallel_parnet.transport.shared_memory import ROUTE_BYTES, Memory, Route, SharedInbox
+from parallel_parnet.transport.shared_memory import ROUTE_BYTES, SMALL_BYTES, Memory, Route, SharedInbox
 
 FORK = multiprocessing.get_context("fork")
 
@@ -32,6 +33,11 @@ def lonely(timeout_s: float = 20) -> Monitor:
 
 def route(control: Memory, sender: int, timeout_s: float = 20) -> Route:
     return Route(control.mapped, 0, sender, lonely(timeout_s), 1)
+
+
+def test_a_header_lies_beside_its_semaphores() -> None:
+    """So that its reader finds it when the sender, and the memory that it made for larger messages, is gone."""
+    assert HEADER * torch.int64.itemsize <= SMALL_BYTES
 
 
 @pytest.fixture

@@ -316,7 +316,9 @@ class Engine:
         executor = self._executors.get(raw)
         if executor is None:
             executor = self._executors[raw] = self._make_executor(raw)
-        if self.device.type == "cuda":
+        if (
+            self.device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
+        ):  # whose capture orders by itself
             current = torch.cuda.current_stream(self.device)
             if self._last is not None and self._last != current:
                 current.wait_stream(self._last)

@@ -143,11 +143,12 @@ def _tensorrt(subject: Subject, network: nn.Module) -> Runner:
     logits = torch.empty(tuple(engine.get_tensor_shape(output)), device=subject.device)
     for name in names:
         context.set_tensor_address(name, (logits if name == output else picture).data_ptr())
-    graph = capture(lambda: context.execute_async_v3(torch.cuda.current_stream().cuda_stream))
+    stream = torch.cuda.current_stream
+    _, replay = capture(lambda: context.execute_async_v3(stream().cuda_stream), subject.device)
 
     def call(x_nchw: Tensor, owner: object = context) -> Tensor:  # whose memory the graph uses
         picture.copy_(x_nchw)
-        graph.replay()
+        replay()
         return logits
 
     settings = "ONNX parser, strongly typed, builder_optimization_level=5, TF32 off, CUDA graph"

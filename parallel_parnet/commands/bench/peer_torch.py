@@ -71,13 +71,12 @@ def _graph(subject: Subject) -> Runner:
         raise ParNetError("needs an NVIDIA GPU")
     module = InType(subject.fused, subject, "channels_last")
     (picture,) = subject.pictures(1)
-    answer: list[Tensor] = []
     with torch.inference_mode():
-        graph = capture(lambda: answer.append(module(picture)))
+        logits, replay = capture(lambda: module(picture), subject.device)
 
     def call(x_nchw: Tensor) -> Tensor:
         picture.copy_(x_nchw)
-        graph.replay()
-        return answer[-1]
+        replay()
+        return logits
 
     return _runner(subject, call, "channels_last, cuDNN, captured once; picture copied in, logits not copied out")

@@ -142,8 +142,8 @@ def measure(wanted: Level, config: LevelConfig) -> list[float]:
     cache = torch.cuda.get_device_properties(device).L2_cache_size
     sets = min(MOST_SETS, max(2, -(-2 * cache // moved)))
     launches = [prepared, *(launch_of(operands(wanted, config, i, device), config) for i in range(1, sets))]
-    graph = capture(lambda: [launch() for launch in launches])
-    return [seconds / sets for seconds in event_times(graph.replay, REPEATS)]
+    _, replay = capture(lambda: [launch() for launch in launches], torch.device(device))
+    return [seconds / sets for seconds in event_times(replay, REPEATS)]
 
 
 def operands(wanted: Level, config: LevelConfig, seed: int, device: torch.device | str) -> list[Convolution]:

@@ -48,7 +48,7 @@ def _summary(name: str, result: Mapping) -> str:
         return f"{len(result['rows'])} {name}, worst {result['worst']:.2f} of the tolerance{left}"
     if name == "placements":
         rows = (*result["rows"], *result["ranks"])
-        return f"{sum(row['equal'] for row in rows)} of {len(rows)} bit-equal{left}"
+        return f"differences up to {max(row.get('difference', float('inf')) for row in rows):.1e}{left}"
     if name == "auto":
         return ", ".join(f"{row['network']}: {row['executor']}" for row in result["rows"]) + left
     if name == "repeats":

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from parallel_parnet import Engine, Placement, Program, create_model, fold
+from parallel_parnet.parity import LIMIT, relative
 
 from ..common import DTYPES, settle
 from ..processes import environment
@@ -28,7 +29,8 @@ COMMAND = "parallel_parnet.commands.infer"
 
 def check_placements(deadline: float, out: Path) -> dict:
     """Captured Triton kernels on one lane, with a CUDA stream for each of three, and on three ranks that share the GPU
-    over gloo: the same bits, timed."""
+    over gloo: equal up to rounding, timed. A placement's launches give the same bits captured or not; of two
+    placements the compiler makes different kernels, which may round differently."""
     device, rows = require_gpu(), []
     for network in NETWORKS:
         if time.monotonic() > deadline - 10:
@@ -36,7 +38,8 @@ def check_placements(deadline: float, out: Path) -> dict:
         program = fold(settle(create_model(network)))
         rows.append({"network": network, **side_by_side(engines(program, device), picture(program, device))})
     ranks = [of_ranks(network, deadline) for network in NETWORKS if time.monotonic() < deadline - 20]
-    passed = all(row["equal"] for row in (*rows, *ranks)) and len(rows) > 0
+    apart = [row.get("difference", float("inf")) for row in (*rows, *ranks)]
+    passed = all(row["same_bits"] for row in rows) and max(apart, default=1.0) <= LIMIT[DTYPES[DTYPE]]
     return {"passed": passed, "left_out": 2 * len(NETWORKS) - len(rows) - len(ranks), "rows": rows, "ranks": ranks}
 
 
@@ -66,10 +69,18 @@ def engines(program: Program, device: torch.device) -> dict[str, Engine]:
 def side_by_side(
     engines: Mapping[str, Callable[[Tensor], Tensor]], x: Tensor, time_them: Callable[[Mapping], dict] = interleaved
 ) -> dict:
-    """Whether all that run Triton's kernels give the same bits, and how long each takes."""
-    answers = [engine(x) for name, engine in engines.items() if not name.startswith("cuda_streams")]
-    equal = all(torch.equal(answer, answers[0]) for answer in answers) and bool(answers[0].isfinite().all())
-    return {"equal": equal, "us": time_them({name: partial(engine, x) for name, engine in engines.items()})}
+    """Of those that run Triton's kernels: whether the launches of a placement give the same bits captured or not, and
+    the largest relative difference from the first; and how long each of all takes."""
+    answers = {name: engine(x) for name, engine in engines.items() if not name.startswith("cuda_streams")}
+    first = next(iter(answers.values()))
+    by_lanes: dict[str, list[Tensor]] = {}
+    for name, answer in answers.items():
+        by_lanes.setdefault(name.partition(", ")[2], []).append(answer)
+    return {
+        "same_bits": all(torch.equal(answer, alike[0]) for alike in by_lanes.values() for answer in alike),
+        "difference": max(relative(answer, first) for answer in answers.values()),
+        "us": time_them({name: partial(engine, x) for name, engine in engines.items()}),
+    }
 
 
 def verdict(engine: Engine, x: Tensor) -> dict:
@@ -93,10 +104,11 @@ def of_ranks(network: str, deadline: float) -> dict:
         found = {ranks: infer(network, ranks, Path(folder) / f"{ranks}.json", deadline) for ranks in (1, RANKS)}
     faults = [answer["fault"] for answer in found.values() if "fault" in answer]
     if faults:
-        return {"network": network, "equal": False, "faults": faults}
+        return {"network": network, "faults": faults}
+    alone, together = (torch.tensor(found[ranks]["logits"]) for ranks in (1, RANKS))
     return {
         "network": network,
-        "equal": found[1]["logits"] == found[RANKS]["logits"],
+        "difference": relative(together, alone),
         "median_ms": {f"{ranks} rank(s)": answer["latency_ms"]["median"] for ranks, answer in found.items()},
     }
 

@@ -56,7 +56,7 @@ STEPS = (
     Step("kernels", 60, checks.check_kernels),
     Step("networks", 90, checks.check_networks),
     Step("executors", 40, checks.check_executors),
-    Step("placements", 60, placements.check_placements),
+    Step("placements", 90, placements.check_placements),
     Step("auto", 30, placements.check_auto),
     Step("repeats", 30, checks.check_repeats),
     Step("tuning", 60, timings.check_tuning),

@@ -54,7 +54,7 @@ class Feature(NamedTuple):
 
 
 def cuts(program: Program, nhw: NHW, table: Table, dtype: torch.dtype) -> dict[str, Cut]:
-    """How every convolution of the program is cut, whichever lanes run it: so no placement changes the order of its sums."""
+    """How every convolution of the program is cut, whichever lanes run it: placements change no order of its sums."""
     n, h, w = nhw
     found = {}
     for group in program.groups:

@@ -101,6 +101,7 @@ def last_line(result: Result, path: Path) -> Row:
         "best_peer": other and other["contender"],
         "ratio": other and other.get("ratio"),
         "unstable": sum(bool(row["unstable"]) for row in result["rows"]),
+        "failed": result.get("failed", []),  # which results of earlier versions do not say
         "results": str(path),
     }
 

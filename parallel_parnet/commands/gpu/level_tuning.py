@@ -39,7 +39,7 @@ TRIALS = 16  # candidates of a level at most
 SPILLED = 64  # bytes of a thread's registers in memory that may win: outside of the loop they cost nothing
 
 
-class RefusedError(Exception):
+class RefusedError(RuntimeError):
     """A configuration may not win; says why."""
 
 
@@ -131,7 +131,7 @@ def tune(
             if complaints := compiled(config):
                 raise RefusedError("; ".join(complaints))
             spread = quantiles(measured(config))
-        except (RefusedError, RuntimeError, TritonError) as error:
+        except (RuntimeError, TritonError) as error:
             trial.refused.append(f"{describe(config)}: {error}".splitlines()[0])
             continue
         finally:

@@ -72,8 +72,7 @@ class NetworkCase:
     raw: bool = False
 
     def offline(self, capability: tuple[int, int], gpu: str) -> list[Launch]:
-        program = shapes_of(self.variant)
-        program = fold_pixels(program, self.dtype) if self.raw else program
+        program = _raw(self.variant, self.dtype) if self.raw else shapes_of(self.variant)
         side = program.config.image_size
         table = Table.load(capability, gpu)
         launches = whole(program, (self.n, side, side), self.dtype, torch.device("meta"), table, self.raw).launches
@@ -86,6 +85,11 @@ def shapes_of(variant: str) -> Program:
     with torch.device("meta"):
         made = model(variant).eval()
     return fold(made)
+
+
+def _raw(variant: str, dtype: torch.dtype) -> Program:
+    """For pictures in uint8; folding their scale and shift into the weights needs values."""
+    return fold_pixels(fold(model(variant).eval()), dtype)
 
 
 def kernel_cases(scope: Scope) -> list[KernelCase]:

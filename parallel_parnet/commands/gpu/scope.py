@@ -18,7 +18,7 @@ from .device import require_gpu
 
 DRY = "dry run, not measured on a GPU"
 NARROW = "narrow"
-CONFIGS = {NARROW: Config((8, 8, 16, 16), blocks=(1, 2, 2), num_classes=10, image_size=32)}
+CONFIGS = {NARROW: Config((8, 8, 16, 16), blocks=(1, 1, 1), num_classes=10, image_size=32)}
 HOPPER = (9, 0)
 HALF = (torch.float16, torch.bfloat16)
 
@@ -28,8 +28,9 @@ class Scope:
     """note: what every row and page of a dry run says, else nothing.
 
     decisive: networks that decide the design; tuned: in this order; timed: beside torch, in these types; variants,
-    dtypes, batches: of the full parity; used: through the engine; kernels, levels, candidates: at most so many.
-    repeats: runs whose bits are compared, of these networks and batches. rounds: of contenders in turns.
+    dtypes, batches: of the full parity; used: through the engine; kernels, levels, candidates: at most.
+    lanes: of the engines; repeats: runs whose bits are compared, of these networks and batches; rounds: of contenders
+    in turns.
     """
 
     note: str
@@ -42,6 +43,7 @@ class Scope:
     used: tuple[str, ...]
     repeated: tuple[tuple[str, int], ...]
     repeats: int
+    lanes: tuple[int, ...]
     rounds: int
     kernels: int
     levels: int
@@ -57,13 +59,15 @@ ON_A_GPU = Scope(
     timed=("parnet_s", "parnet_xl", "parnet_l", "parnet_m"),
     variants=("parnet_s", "parnet_xl", "parnet_l", "parnet_m", "parnet_cifar_1m", "parnet_fashion"),
     dtypes=(*HALF, torch.float32), batches=(1, 4), used=("parnet_fashion", "parnet_s"),
-    repeated=(("parnet_s", 1), ("parnet_xl", 1), ("parnet_xl", 4)), repeats=1000, rounds=10,
+    repeated=(("parnet_s", 1), ("parnet_xl", 1), ("parnet_xl", 4)), repeats=1000,
+    lanes=(1, 3), rounds=10,
     kernels=1000, levels=1000, candidates=16,
 )  # fmt: skip
 
 IN_A_DRY_RUN = Scope(
     note=DRY, decisive=(NARROW,), tuned=(NARROW,), timed=(NARROW,), variants=(NARROW,), dtypes=(torch.bfloat16,),
-    batches=(1,), used=(NARROW,), repeated=((NARROW, 1),), repeats=2, rounds=1, kernels=2, levels=2, candidates=2,
+    batches=(1,), used=(NARROW,), repeated=((NARROW, 1),), repeats=1, lanes=(1,), rounds=1,
+    kernels=1, levels=2, candidates=2,
 )  # fmt: skip
 
 

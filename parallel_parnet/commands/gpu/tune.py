@@ -133,10 +133,16 @@ def tuned_table(path: Path, capability: tuple[int, int]) -> Table:
 
 
 def tune_levels(
-    levels: Sequence[Level], tuning: Tuning, end: float, done: Callable[[Level, Trial], object]
+    levels: Sequence[Level],
+    tuning: Tuning,
+    end: float,
+    done: Callable[[Level, Trial], object],
+    first: int | None = None,
 ) -> list[Level]:
     """Tune level after level until `end` (`time.monotonic`), each with an equal share of what is left; those that there
-    was no time for. All candidates go to the compilers at once: they are ahead of the timing from the second level on.
+    was no time for. All candidates go to the compilers at once, which are soon ahead of the timing.
+
+    first: so many levels share the time, and those after them what is left then; all of them where not given.
     """
     configs = {level: worth_trying(level, tuning.table, tuning.rates[level.dtype], tuning.most) for level in levels}
     pool = worker_pool()
@@ -147,6 +153,7 @@ def tune_levels(
             for config in own
         }
     left_out = []
+    sharing = len(levels) if first is None else first
     for i, level in enumerate(levels):
         now = time.monotonic()
         if i > 0 and now > end:
@@ -156,7 +163,7 @@ def tune_levels(
             configs[level],
             compiled=lambda config, level=level: outcome(waiting[level, config]),
             measured=lambda config, level=level: measure(level, config, tuning.device),
-            deadline=now + (end - now) / (len(levels) - i),
+            deadline=now + (end - now) / ((sharing if i < sharing else len(levels)) - i),
             cold=level.cold,
         )
         for config in configs[level]:

@@ -27,7 +27,9 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(found), **more}
 
 
-def end_with_parent() -> None:
-    """From now on this process is killed when the thread that started it ends, however that ends: a check that was
-    killed leaves nobody behind who measures, and takes the GPU from the next."""
+def end_with_parent(parent: int) -> None:
+    """From now on this process is killed when the thread of `parent` that started it ends, however that ends: a command
+    that was killed leaves nobody behind who works on, and takes cores or a GPU from the next."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -95,8 +96,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=SECONDS, help="to stay within (default: %(default)s)")
     parser.add_argument("--fresh", action="store_true", help="measure anew what the steps have measured before")
     parser.add_argument("--dry-run", action="store_true", help="go the whole way without a GPU")
-    # in the process of one step: when it ends, on the monotonic clock, which processes share
-    parser.add_argument("--inside", type=float, help=argparse.SUPPRESS)
+    # in the process of one step: when it ends, on the monotonic clock, which processes share, and who started it
+    parser.add_argument("--inside", nargs=2, type=float, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if not args.seconds > 0:
         raise ParNetError(f"--seconds {args.seconds:g}: must be positive")
@@ -126,7 +127,6 @@ def _printed(output: str) -> Values | None:
 
 def run_inside(step: Step, work: Work) -> int:
     """In the process of a step: its result as one line on stdout, with the seed that repeats its random numbers."""
-    end_with_parent()
     if work.scope.note and interprets():
         from parallel_parnet.kernels.gpu import interpreter  # here, since it changes Triton's
 
@@ -160,7 +160,7 @@ def run_steps(steps: Sequence[Step], journal: Journal, args: argparse.Namespace,
             result = {"passed": not step.required, "fault": "not run: the time was over", "seconds": 0.0}
         else:
             line = [*command("gpu-check"), "--out", str(args.out), "--step", step.name.replace(" ", "-")]
-            line += ["--inside", str(limit), *["--dry-run"] * args.dry_run]
+            line += ["--inside", str(limit), str(os.getpid()), *["--dry-run"] * args.dry_run]
             result = run_step(line, seconds, step.required, surroundings(step, args.dry_run))
         journal.end(step.name, result)
         write(journal, args.out)
@@ -189,7 +189,9 @@ def main() -> int:
     extent = scope(args.dry_run)
     journal = Journal(args.out / "gpu-check.jsonl", extent.note)
     if args.inside is not None:
-        work = Work(chosen[0].name, journal, extent, args.out, args.inside - SPARE)
+        end, parent = args.inside
+        end_with_parent(int(parent))
+        work = Work(chosen[0].name, journal, extent, args.out, end - SPARE)
         return run_inside(chosen[0], work)
     device = extent.device
     try:

@@ -172,7 +172,7 @@ def compile_all(jobs: Sequence[tuple[str, Callable[..., object], tuple]], deadli
 
 def worker_pool() -> ProcessPoolExecutor:
     """A process for each core, started afresh, since a process that has used a GPU must not be forked."""
-    return ProcessPoolExecutor(cores(), multiprocessing.get_context("spawn"), _start)
+    return ProcessPoolExecutor(cores(), multiprocessing.get_context("spawn"), _start, (os.getpid(),))
 
 
 @contextmanager
@@ -187,6 +187,6 @@ def compiling() -> Iterator[None]:
             os.environ["TRITON_INTERPRET"] = interpret
 
 
-def _start() -> None:
+def _start(parent: int) -> None:
     torch.set_num_threads(1)
-    end_with_parent()
+    end_with_parent(parent)

@@ -63,12 +63,12 @@ class Trial:
     """What became of a level's candidates. best and default: p20, p50, p80 of one launch in microseconds. cold: see
     `Level`."""
 
-    cold: bool = True
     config: LevelConfig | None = None
     best: dict[str, float] = field(default_factory=dict)
     default: dict[str, float] = field(default_factory=dict)
     timed: int = 0
     refused: list[str] = field(default_factory=list)
+    cold: bool = True
 
     def entry(self, floor_seconds: float) -> dict:
         """As a table keeps it."""
@@ -123,7 +123,7 @@ def tune(
     compiled: waits for a configuration's compiler and gives its complaints. measured: seconds of some launches; raises
     `RefusedError` where the answer is wrong, a RuntimeError or TritonError where the GPU will not have it.
     """
-    trial = Trial(cold)
+    trial = Trial(cold=cold)
     for config in configs:
         if trial.config is not None and time.monotonic() > deadline:
             break

@@ -142,12 +142,12 @@ def dry_run(out: Path, *more: str) -> subprocess.Popen:
 
 
 def test_a_dry_run_says_so_everywhere_and_goes_on(tmp_path):
-    steps = ["machine", "first-kernels", "first", "probes", "tuning"]
+    steps = ["machine", "probes", "tuning"]
     done = launch("gpu_check.py", "--dry-run", "--out", tmp_path, "--step", *steps)
     assert done.returncode == 0, done.stdout + done.stderr
     before = lines(tmp_path)
     assert all(line["note"] == DRY for line in before)
-    assert len(measured(tmp_path)) == len(set(measured(tmp_path))) > 15
+    assert len(measured(tmp_path)) == len(set(measured(tmp_path))) == 10
     report = json.loads((tmp_path / "gpu-check.json").read_text())
     assert report["note"] == DRY and all(result["passed"] for result in report["steps"].values())
     text = (tmp_path / "gpu-check.md").read_text()
@@ -166,12 +166,12 @@ def test_a_dry_run_says_so_everywhere_and_goes_on(tmp_path):
 @pytest.mark.ranks
 @pytest.mark.timeout(600)
 def test_no_row_is_lost_by_an_end_at_any_moment(tmp_path):
-    """Killed again and again, as soon as two more rows are there; what then remains is measured, and nothing twice."""
+    """Killed again and again, as soon as five more rows are there; what then remains is measured, and nothing twice."""
     steps = ("--step", "machine", "first", "probes")
     kept: list[dict] = []
     for _ in range(20):
         process = dry_run(tmp_path, *steps)
-        while process.poll() is None and len(measured(tmp_path)) < len(kept) + 2:
+        while process.poll() is None and len(measured(tmp_path)) < len(kept) + 5:
             time.sleep(0.02)
         ended = process.poll()
         os.kill(process.pid, signal.SIGKILL) if ended is None else None

@@ -8,14 +8,16 @@ from functools import partial
 import torch
 
 from parallel_parnet.executors.triton_backend import TritonSegment
+from parallel_parnet.kernels.gpu.config import Table
 from parallel_parnet.parity import LIMIT, relative
 
 from .device import capture, event_times, exact_fp32, quantiles
 from .journal import Values
+from .level_tuning import compile_config, levels_of
 from .machines import capability_and_gpu
 from .networks import convolutions, network, picture, planned, run
 from .parity import deviation, poison
-from .precompile import compile_all, compile_case, decisive_cases, single_launches
+from .precompile import compile_all, compile_case, decisive_cases, shapes_of, single_launches
 from .probes import compile_probes
 from .work import Work, verdict
 
@@ -24,11 +26,15 @@ REPLAYS = 200
 
 
 def check_first_kernels(work: Work) -> Values:
-    """Compile what the first steps launch, on all cores."""
+    """Compile what the first steps launch, on all cores: the networks' launches, and each level by itself."""
     capability, gpu, launchers = capability_and_gpu(work)
-    cases = single_launches(decisive_cases(work.scope))
+    table, cases = Table.load(capability), single_launches(decisive_cases(work.scope))
     jobs = [(str(case), compile_case, (case, capability, gpu, launchers)) for case in cases]
     jobs.append(("probes", compile_probes, (capability, launchers)))
+    for variant in work.scope.decisive:
+        for level in levels_of(shapes_of(variant), 1, DTYPE)[: work.scope.levels]:
+            config = table.level(level.shapes, level.n, level.dtype)
+            jobs.append((level.key, compile_config, (level, config, capability, launchers)))
     return compile_all(jobs, work.end)
 
 

@@ -10,7 +10,6 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from parallel_parnet import fold
 from parallel_parnet.kernels.gpu.compiled import stand_in
 from parallel_parnet.kernels.gpu.config import Table
 
@@ -18,8 +17,8 @@ from .device import event_times, exact_fp32, in_a_graph, measure_rates, median, 
 from .journal import Values
 from .level_tuning import Level, levels_of, measure
 from .machines import machine_of
-from .precompile import build_launcher
-from .scope import capability_of, model
+from .precompile import build_launcher, shapes_of
+from .scope import capability_of
 from .work import Work, verdict
 
 GRIDS = (1, 132, 396)  # one program, one a multiprocessor of an H100 or H200, three
@@ -63,8 +62,7 @@ def check_probes(work: Work) -> Values:
     rows.append(work.row("copy in memory", copied))
     table = Table.load(capability_of(machine_of(work)))
     for variant in work.scope.decisive:
-        program = fold(model(variant).to("meta").eval())
-        for level in levels_of(program, 1, torch.bfloat16)[: work.scope.levels]:
+        for level in levels_of(shapes_of(variant), 1, torch.bfloat16)[: work.scope.levels]:
             rows.append(work.row(f"{variant} {level.key}", partial(warm_and_cold, level, table, device)))
     return verdict(rows, lambda row: True)
 

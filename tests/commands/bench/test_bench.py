@@ -31,7 +31,7 @@ from parallel_parnet.commands.bench.comparison import changes, differences
 from parallel_parnet.commands.bench.fused import fuse
 from parallel_parnet.commands.bench.measure import Settings, contenders, measure, worth_timing
 from parallel_parnet.commands.bench.rows import add_ratios, read, relation, result_name, write
-from parallel_parnet.commands.bench.running import Entry, interleave, let_threads_sleep, set_up, shares
+from parallel_parnet.commands.bench.running import Entry, interleave, let_threads_sleep, shares
 from parallel_parnet.commands.bench.statistics import median_interval, ratio, summary, verdicts
 from parallel_parnet.commands.bench.subject import Contender, Runner, Subject
 from parallel_parnet.commands.common import run
@@ -335,14 +335,13 @@ def test_poster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(poster.PEERS, "tiny", (tiny, 2))
     monkeypatch.setitem(poster.WAYS, "cpu", ("eager, channels_last", "CUDA graph"))
     rows = (poster.Quoted("tiny", 2, 50.0, 1000), poster.Quoted("parnet_fashion", 12, 60.0, 500))
-    monkeypatch.setattr(poster, "QUOTED", rows)
     monkeypatch.setattr(poster, "SIZE", 64)
 
     def make(name: str) -> Subject:
         return poster.subject_of(name, torch.device("cpu"), torch.float32, 1)
 
     header = result({})["header"] | HEADER
-    found = poster.measure_poster(header, make, Settings(runs=3, least=3, warm_up=1), QUIET)
+    found = poster.measure_poster(header, make, Settings(runs=3, least=3, warm_up=1), QUIET, table=rows)
     assert [row["model"] for row in found["rows"]] == ["tiny", "parnet_fashion"]
     assert found["missing"].keys() == {"tiny, CUDA graph of eager, fused"}
     assert found["failed"] == []

@@ -103,6 +103,10 @@ def test_a_row_that_fails_is_named_and_tried_again(tmp_path):
 # --- steps
 
 
+def test_the_steps_share_the_time():
+    assert sum(step.seconds for step in check.STEPS) == check.SECONDS
+
+
 def test_what_is_complete_is_left_out_and_what_compiles_for_the_rest_is_not():
     done = {"passed": True, "left_out": 0}
     results = {step.name: done for step in check.STEPS}

@@ -26,7 +26,7 @@ from .work import Work, verdict
 
 DTYPE = "bfloat16"
 RANKS = 3
-GPUS, INTERPRETED = ("cuda_graph", "triton", "cuda_streams"), ("cuda_graph", "triton")
+GPUS, INTERPRETED = ("cuda_graph", "triton", "cuda_streams"), ("cuda_graph",)
 COMMAND = "parallel_parnet.commands.infer"
 
 

@@ -75,8 +75,8 @@ def check_tuned(work: Work) -> Values:
 
 
 def compile_tuned(variant: str, index: int, path: Path, capability: tuple[int, int], launchers: bool) -> None:
-    """One launch of a network as a table cuts it: its operands' sums come in as many rows as its neighbours' tiles make,
-    which makes it another kernel than the one that was tuned."""
+    """One launch of a network as a table cuts it: sums come in as many rows as the neighbours' tiles make, so that it
+    is another kernel than the one that was tuned."""
     plan = planned(shapes_of(variant), DTYPE, torch.device("meta"), table=tuned_table(path, capability))
     compile_launch(plan.launches[index], capability, launchers)
 

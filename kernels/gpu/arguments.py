@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import triton
+import triton.language as tl  # noqa: F401, the interpreter looks for it where a kernel stands
 
 from ...errors import ParNetError
 from .convolution import Convolution, Operands

@@ -33,10 +33,17 @@ class Candidate:
     predicted: float
 
 
-def candidates(shapes: Sequence[Geometry], n: int, dtype: torch.dtype, rates: Rates) -> list[Candidate]:
+def candidates(
+    shapes: Sequence[Geometry],
+    n: int,
+    dtype: torch.dtype,
+    rates: Rates,
+    steps: Sequence[int] = (STEP,),
+    stages: Sequence[int] = (STAGES,),
+) -> list[Candidate]:
     """All that fit, the most promising first. Of levels that fill the GPU but once, those come first that do so in one
-    wave: a second one starts when the first ends."""
-    configs = dict.fromkeys(_grid(shapes, n, dtype, rates.multiprocessors))
+    wave: a second one starts when the first ends. steps: channels of one, at most. stages: of the pipeline."""
+    configs = dict.fromkeys(_grid(shapes, n, dtype, rates.multiprocessors, steps, stages))
     found = [Candidate(config, predict(shapes, n, dtype, config, rates).seconds) for config in configs]
     places = {c: resident(c.config, dtype) * rates.multiprocessors for c in found}
     return sorted(found, key=lambda c: (n == 1 and launched(shapes, n, c.config) > places[c], c.predicted))
@@ -84,11 +91,14 @@ def resident(config: LevelConfig, dtype: torch.dtype) -> int:
     return min(REGISTERS // (threads * (accumulators + OTHER_REGISTERS)), (SHARED + 1024) // (shared + 1024))
 
 
-def _grid(shapes: Sequence[Geometry], n: int, dtype: torch.dtype, processors: int) -> Iterator[LevelConfig]:
+def _grid(
+    shapes: Sequence[Geometry], n: int, dtype: torch.dtype, processors: int, steps: Sequence[int], stages: Sequence[int]
+) -> Iterator[LevelConfig]:
     planar, single = any(shape.planar for shape in shapes), dtype == torch.float32
-    for (bm, bn, warps), share in product(SINGLE_TILES if single else PICTURE_TILES if planar else TILES, PROGRAMS):
-        base = [fitted(shapes, bm, bn, STEP // 2 if single else STEP)] * len(shapes)
-        stages = 2 if planar else 3 if single else STAGES
-        config = LevelConfig(share_out(shapes, n, base, share * processors), warps, stages)
+    tiles = SINGLE_TILES if single else PICTURE_TILES if planar else TILES
+    for (bm, bn, warps), step, depth, share in product(tiles, steps, stages, PROGRAMS):
+        base = [fitted(shapes, bm, bn, step // 2 if single else step)] * len(shapes)
+        depth = 2 if planar else 3 if single else depth
+        config = LevelConfig(share_out(shapes, n, base, share * processors), warps, depth)
         if resident(config, dtype):
             yield config

@@ -1,12 +1,13 @@
 """Tile shapes, warps and pipeline stages of each level: an explicit table per GPU, and the model where it is silent.
 
 configs/compute_capability=9.0.json holds the rates of a family's GPU, from which the model chooses.
-configs/device_name=NVIDIA_H200.json holds levels that were timed on that GPU. Nothing is tuned inside a user's call.
+configs/tuned.NVIDIA_H200.json holds levels that were timed on that GPU. Nothing is tuned inside a user's call.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ CONFIGS = Path(__file__).with_name("configs")
 @dataclass(frozen=True)
 class Table:
     """rates: of a GPU for which levels are chosen that were not tuned. levels: tuned ones, by `key`. early: whether
-    launches may start before those ahead of them have ended, where a GPU has confirmed that it helps."""
+    launches may start before those ahead of them have ended; on an H200 that took longer."""
 
     rates: Rates
     levels: Mapping[str, Any]
@@ -40,11 +41,11 @@ class Table:
         older = [version for version in known if version <= capability]
         if not older:
             raise ParNetError(f"compute capability {capability}: the kernels need {min(known)} or newer")
-        tuned = CONFIGS / f"device_name={(device_name or '').replace(' ', '_')}.json"
-        if device_name and not tuned.is_file():
+        rates = Rates(**json.loads(known[max(older)].read_text()))
+        path = CONFIGS / tuned_name(device_name or "")
+        if device_name and not path.is_file():
             warnings.warn(f"no tuned kernels for {device_name}: taking the defaults", stacklevel=2)
-        timed = json.loads(tuned.read_text()) if tuned.is_file() else {"levels": {}}
-        return cls(Rates(**json.loads(known[max(older)].read_text())), timed["levels"], timed.get("early", False))
+        return cls(rates, read_levels(path))
 
     @classmethod
     def of_device(cls, device: torch.device) -> Table:
@@ -56,6 +57,21 @@ class Table:
         if (tuned := self.levels.get(key(shapes, n, dtype))) is not None:
             return LevelConfig(tuple(Tile(*t) for t in tuned["tiles"]), tuned["num_warps"], tuned["num_stages"])
         return candidates(shapes, n, dtype, self.rates)[0].config
+
+
+def tuned_name(gpu: str) -> str:
+    """Of a GPU's table, in letters, digits, ".", "_" and "-" alone: tuned.NVIDIA_H200.json."""
+    return f"tuned.{re.sub('[^A-Za-z0-9._-]+', '_', gpu)}.json"
+
+
+def read_levels(path: Path) -> dict[str, Any]:
+    """The levels of a table of this GPU's model, by `key`; none where there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text())["levels"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ParNetError(f"{path}: not a table of configurations ({error})") from None
 
 
 def key(shapes: Sequence[Geometry], n: int, dtype: torch.dtype) -> str:

@@ -29,8 +29,8 @@ def chosen(tensors, numbers, program, LEAD: tl.constexpr, COUNT: tl.constexpr):
 
 @triton.jit(do_not_specialize=["leaders", "units"])
 def level_kernel(tensors, numbers, leaders, units, m, COUNT: tl.constexpr, EARLY: tl.constexpr):
-    """tensors, numbers: `Operands` and `encoded` `Numbers` of COUNT operations, longest first. m: `Shared`. leaders: how
-    many of the programs make gates, all `units` together; they come first, since others wait for them.
+    """tensors, numbers: `Operands` and `encoded` `Numbers` of COUNT operations, longest first. m: `Shared`. leaders:
+    how many of the programs make gates, all `units` together; they come first, since others wait for them.
     """
     pid = tl.program_id(0)
     if EARLY:  # let the next launch start once all programs of this one have

@@ -193,11 +193,11 @@ class TritonSegment:
         self._operations = sorted(
             (backend.program.by_name[name] for name in segment.operations), key=lambda op: op.level
         )
-        self._convolutions: dict[str, Convolution] = {}
+        self.convolutions: dict[str, Convolution] = {}  # by operation
         for op in self._operations:
             made = self._features[op.name] = self._make(op.name)
             if op.kind == "conv":
-                self._convolutions[op.name] = self._convolution(op, made)
+                self.convolutions[op.name] = self._convolution(op, made)
         groups = groupby(self._operations, lambda op: (op.level, op.kind))
         self.launches = [self._launch(list(group), f"level {level}") for (level, _), group in groups]
         self.outputs = tuple(self._features[name].message for name in segment.writes)
@@ -227,7 +227,7 @@ class TritonSegment:
         early = self.backend.table.early
         if group[0].kind == "conv":
             cut = self.cuts[group[0].name]
-            return level([self._convolutions[op.name] for op in group], cut.num_warps, cut.num_stages, name, early)
+            return level([self.convolutions[op.name] for op in group], cut.num_warps, cut.num_stages, name, early)
         (op,) = group
         if len(op.inputs) > 1:
             raise ParNetError(f"executor triton: its classifier reads one feature, not {len(op.inputs)}; choose eager")

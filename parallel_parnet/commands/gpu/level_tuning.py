@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
@@ -17,13 +17,14 @@ from triton.errors import TritonError
 
 from parallel_parnet import Program
 from parallel_parnet.executors.triton_backend import geometry
-from parallel_parnet.kernels.gpu.candidates import candidates, floor
+from parallel_parnet.kernels.gpu.candidates import candidates
 from parallel_parnet.kernels.gpu.compiled import resources
 from parallel_parnet.kernels.gpu.config import LevelConfig, Table, key
 from parallel_parnet.kernels.gpu.convolution import Convolution
 from parallel_parnet.kernels.gpu.geometry import Geometry, Tile
 from parallel_parnet.kernels.gpu.launch import Launch
 from parallel_parnet.kernels.gpu.level import level
+from parallel_parnet.kernels.gpu.model import floor
 from parallel_parnet.kernels.gpu.rates import Rates
 from parallel_parnet.kernels.gpu.samples import convolution, without_values
 
@@ -34,8 +35,9 @@ from .precompile import compile_launch
 MOST_SETS = 48  # of inputs, as many as it takes to exceed the L2 cache twice
 REPEATS = 20  # replays of a graph that runs every set once
 LAUNCHES = 20  # in such a graph, of the one set that lies in the cache
-WORTH_TRYING = 1.5  # times the best prediction: what is predicted slower is not timed
-TRIALS = 16  # candidates of a level at most
+WORTH_TRYING = 2.0  # times the best prediction: what is predicted slower is not timed
+STEPS, STAGES = (32, 64, 128), (3, 4)  # of the pipeline of a level's products
+TRIALS = 40  # candidates of a level at most; many of them run the same code
 SPILLED = 64  # bytes of a thread's registers in memory that may win: outside of the loop they cost nothing
 
 
@@ -104,10 +106,18 @@ def footprint(program: Program, n: int, dtype: torch.dtype) -> int:
 
 def worth_trying(wanted: Level, table: Table, rates: Rates, most: int = TRIALS) -> list[LevelConfig]:
     """The table's own choice first, then the candidates whose prediction leaves them a chance; `most` at most."""
-    ranked = candidates(wanted.shapes, wanted.n, wanted.dtype, rates)
+    ranked = candidates(wanted.shapes, wanted.n, wanted.dtype, rates, STEPS, STAGES)
     limit = WORTH_TRYING * ranked[0].predicted
     own = table.level(wanted.shapes, wanted.n, wanted.dtype)
     return list(islice(dict.fromkeys([own, *(c.config for c in ranked if c.predicted <= limit)]), most))
+
+
+def same_code(wanted: Level, config: LevelConfig) -> Hashable:
+    """What tells kernels apart: configurations that differ in splits alone, or are of levels of as many operations, run
+    the same code."""
+    tile = replace(config.tiles[0], split_k=1)
+    kinds = (any(s.planar for s in wanted.shapes), any(s.groups > 1 for s in wanted.shapes))
+    return tile, config.num_warps, config.num_stages, len(wanted.shapes), wanted.dtype, *kinds
 
 
 def tune(

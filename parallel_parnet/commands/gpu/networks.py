@@ -46,6 +46,6 @@ def run(plan: TritonSegment, x: Tensor) -> Tensor:
 def convolutions(plan: TritonSegment) -> dict[str, list[Convolution]]:
     """Of each launch that has any, by its name."""
     found: dict[str, list[Convolution]] = {}
-    for name, conv in plan._convolutions.items():
+    for name, conv in plan.convolutions.items():
         found.setdefault(f"level {plan.backend.program.by_name[name].level}", []).append(conv)
     return found

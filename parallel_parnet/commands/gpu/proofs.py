@@ -17,7 +17,6 @@ from parallel_parnet.executors.available import ON_GPUS
 from parallel_parnet.executors.triton_backend import TritonSegment
 from parallel_parnet.kernels.gpu import twins
 from parallel_parnet.kernels.gpu.classifier import classifier
-from parallel_parnet.kernels.gpu.sse_gate import sse_gate
 from parallel_parnet.parity import LIMIT, relative, tolerance
 from parallel_parnet.program.pixels import normalise
 
@@ -28,7 +27,6 @@ from .machines import capability_and_gpu
 from .networks import network, picture, planned, run
 from .parity import deviation, poison
 from .precompile import (
-    TILES,
     KernelCase,
     NetworkCase,
     compile_all,
@@ -56,13 +54,12 @@ def check_compile(work: Work) -> Values:
 
 
 def check_kernels(work: Work) -> Values:
-    """Every kind of convolution, the separate gate and the classifier, against their twins in fp32."""
+    """Every kind of convolution and the classifier, against their twins in fp32."""
     exact_fp32()
     rows = [
         work.row(_name(case), partial(_kernel, case, seed, work.device))
         for seed, case in enumerate(kernel_cases(work.scope))
     ]
-    rows.append(work.row("separate gate", lambda: _separate_gate(work.device)))
     rows.append(work.row("classifier", lambda: _classifier(work.device)))
     return verdict(rows, lambda row: row["deviation"] <= 1, worst=_worst(rows, lambda row: row["deviation"]))
 
@@ -222,16 +219,9 @@ def poisoned() -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
 
 
-def _separate_gate(device: torch.device) -> dict:
-    conv = KernelCase("fusion_down", torch.float16, TILES[0]).make(_fresh(0), device)
-    gate = torch.full((conv.n, conv.shape.cout), float("nan"), device=device)
-    sse_gate(conv, gate)()
-    return {"deviation": round(relative(gate, twins.sse_gate(conv)) / 1e-5, 4)}
-
-
 def _classifier(device: torch.device) -> dict:
-    sums, bias = torch.randn(3, 5, 1284, device=device), torch.randn(1003, device=device)
-    weight = torch.randn(1003, 1284, device=device).half()
+    sums, bias = torch.randn(3, 5, 1280, device=device), torch.randn(1003, device=device)
+    weight = torch.randn(1003, 1280, device=device).half()
     logits, expected = (torch.full((3, 1003), float("nan"), device=device) for _ in range(2))
     classifier(sums, 49, weight, bias, logits)()
     twins.classifier(sums, 49, weight, bias, expected)

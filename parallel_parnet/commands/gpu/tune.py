@@ -4,7 +4,7 @@
     python launch/tune.py --model parnet_s --dtype bfloat16 --dry-run
 
 Nothing is tuned while the engine runs: it reads the table, and takes defaults where that is silent. Every distinct
-level of the variants gets an equal share of the minutes and at most 16 candidates, all compiled ahead by all cores; the
+level of the variants gets an equal share of the minutes and at most 40 candidates, all compiled ahead by all cores; the
 table is written after each, so a run may be stopped at any time and continued by another. --dry-run lists the
 candidates and their predicted times, with or without a GPU.
 """
@@ -12,15 +12,12 @@ candidates and their predicted times, with or without a GPU.
 from __future__ import annotations
 
 import argparse
-import json
-import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -28,7 +25,7 @@ from rich.console import Console
 from parallel_parnet import ParNetError, create_model, fold
 from parallel_parnet.files import write_json
 from parallel_parnet.kernels.gpu.candidates import candidates
-from parallel_parnet.kernels.gpu.config import CONFIGS, Table
+from parallel_parnet.kernels.gpu.config import CONFIGS, Table, read_levels, tuned_name
 from parallel_parnet.kernels.gpu.rates import H200, Rates
 
 from ..common import DTYPES, Parser, plain_console
@@ -44,6 +41,7 @@ from .level_tuning import (
     levels_of,
     measure,
     predicted_floor,
+    same_code,
     tune,
     worth_trying,
 )
@@ -111,27 +109,6 @@ class Tuning:
         return partial(compile_config, launchers=True) if self.device.type == "cuda" else complaints
 
 
-def tuned_name(gpu: str) -> str:
-    """Of a GPU's table, in letters, digits, ".", "_" and "-" alone: tuned.NVIDIA_H200.json."""
-    return f"tuned.{re.sub('[^A-Za-z0-9._-]+', '_', gpu)}.json"
-
-
-def read_table(path: Path) -> dict[str, Any]:
-    """The levels of an earlier run."""
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text())["levels"]
-    except (OSError, ValueError, KeyError) as error:
-        raise ParNetError(f"{path}: not a table of configurations ({error})") from None
-
-
-def tuned_table(path: Path, capability: tuple[int, int]) -> Table:
-    """The configurations of a file that this command wrote, with the defaults of a compute capability where it is
-    silent."""
-    return Table(Table.load(capability).defaults, read_table(path))
-
-
 def tune_levels(
     levels: Sequence[Level],
     tuning: Tuning,
@@ -146,12 +123,11 @@ def tune_levels(
     """
     configs = {level: worth_trying(level, tuning.table, tuning.rates[level.dtype], tuning.most) for level in levels}
     pool = worker_pool()
+    waiting: dict[Hashable, Future] = {}
     with compiling():
-        waiting = {
-            (level, config): pool.submit(tuning.compile, level, config, tuning.capability)
-            for level, own in configs.items()
-            for config in own
-        }
+        for level, config in ((level, config) for level, own in configs.items() for config in own):
+            if (code := same_code(level, config)) not in waiting:
+                waiting[code] = pool.submit(tuning.compile, level, config, tuning.capability)
     left_out = []
     sharing = len(levels) if first is None else first
     for i, level in enumerate(levels):
@@ -161,13 +137,11 @@ def tune_levels(
             continue
         trial = tune(
             configs[level],
-            compiled=lambda config, level=level: outcome(waiting[level, config]),
+            compiled=lambda config, level=level: outcome(waiting[same_code(level, config)]),
             measured=lambda config, level=level: measure(level, config, tuning.device),
             deadline=now + (end - now) / ((sharing if i < sharing else len(levels)) - i),
             cold=level.cold,
         )
-        for config in configs[level]:
-            waiting[level, config].cancel()
         done(level, trial)
     pool.shutdown(wait=False, cancel_futures=True)
     return left_out
@@ -179,7 +153,7 @@ def fill_table(levels: list[Level], minutes: float, out: Path | None, console: C
     exact_fp32()
     header = machine(device)
     path = out or CONFIGS / tuned_name(header["gpu"])
-    entries = read_table(path)
+    entries = read_levels(path)
     capability = tuple(header["capability"])
     rates = {dtype: measure_rates(device, dtype) for dtype in {level.dtype for level in levels}}
 

@@ -61,7 +61,7 @@ def test_a_tuned_level_overrides_the_rules_and_a_missing_file_is_said(tmp_path, 
         (tmp_path / path.name).write_text(path.read_text())
     tuned = {"tiles": [[64, 64, 64, 1], [64, 64, 64, 2], [64, 64, 64, 5]], "num_warps": 4, "num_stages": 3}
     levels = {key(XL_LEVEL_5, 1, HALF): tuned}
-    (tmp_path / "device_name=NVIDIA_H200.json").write_text(json.dumps({"levels": levels}))
+    (tmp_path / "tuned.NVIDIA_H200.json").write_text(json.dumps({"levels": levels}))
     monkeypatch.setattr(config, "CONFIGS", tmp_path)
     table = Table.load((9, 0), "NVIDIA H200")
     assert table.level(XL_LEVEL_5, 1, HALF) == LevelConfig((Tile(), Tile(split_k=2), Tile(split_k=5)), 4, 3)

@@ -52,7 +52,7 @@ class Case:
 
 def tuned_tables() -> dict[str, tuple[int, int]]:
     """GPUs that have a table of their own, with their compute capability."""
-    tables = map(json.loads, (path.read_text() for path in CONFIGS.glob("device_name=*.json")))
+    tables = map(json.loads, (path.read_text() for path in CONFIGS.glob("tuned.*.json")))
     return {table["gpu"]: tuple(table["capability"]) for table in tables}
 
 

@@ -133,7 +133,7 @@ def test_a_wait_for_a_program_that_has_not_run_is_seen(seed, monkeypatch):
     """The interpreter runs leaders first; a kernel that needs another order would never end on a GPU."""
     conv = convolution(geometry("plain", 3, 3, 8), Tile(16, 16, 16), 1, torch.float16, seed)
     launch = level([conv])
-    tensors, numbers, leaders, units, *rest = launch.arguments
+    tensors, numbers, leaders, _, *rest = launch.arguments
     lost = dataclasses.replace(launch, arguments=(tensors, numbers, leaders, 0, *rest))
     with pytest.raises(InterpreterError, match="deadlock"):
         lost()

@@ -6,12 +6,14 @@ Nothing here computes a picture; executors do. Shape letters: N batch, C channel
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import InitVar, asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,7 +22,14 @@ from torch import Tensor
 from ..errors import ParNetError
 from ..files import write_atomically
 from ..network.variants import Config
+from ..settings import with_own_settings
+from .arithmetic import affine
 from .contract import INPUT, check
+from .exported import export
+
+if TYPE_CHECKING:
+    import onnx
+    from torch.export import ExportedProgram
 
 FORMAT, DIGEST = "parallel_parnet.program.1", "digest"
 
@@ -124,6 +133,11 @@ class Program:
         return self.operations[-1].name
 
     @property
+    def answers(self) -> Mapping[str, str]:
+        """What the program gives, by the names that callers know: the features that hold it."""
+        return {"logits": self.output}
+
+    @property
     def streams(self) -> int:
         """Number of parallel streams."""
         return len({op.stream for op in self.operations} - {None})
@@ -214,6 +228,32 @@ class Program:
                 f"{op.level:>5}  {op.name:<17} {op.label:<9} {reads:<36} {shape:>14}  {op.gate:<8} {mflop:>9.1f}"
             )
         return "\n".join(lines)
+
+    @with_own_settings
+    def to_onnx(self, raw: bool = False) -> onnx.ModelProto:
+        """The folded network as an ONNX model, fp32, of standard operators (opset 17); see `onnx_graph.model_of`.
+
+        Input "input" [batch, 3, height, width], normalised, or raw: uint8, RGB; output "logits" [batch, classes]. Batch
+        is open, and so are height and width, which have to be multiples of `size_multiple`.
+        Raises ParNetError where the package onnx is missing, and for networks of more than 2 GB.
+        """
+        if importlib.util.find_spec("onnx") is None:
+            raise ParNetError("onnx is not installed here: pip install 'parallel_parnet[export]'")
+        from .onnx_graph import model_of  # here, since the package is optional
+
+        return model_of(self, self._affine() if raw else None)
+
+    @with_own_settings
+    def to_exported_program(self, raw: bool = False) -> ExportedProgram:
+        """The folded network as torch.export has it, fp32, for any batch and size; `torch.export.save` writes it.
+
+        Pictures and answers as of `to_onnx`; of several answers, a tuple.
+        """
+        return export(self, self._affine() if raw else None)
+
+    def _affine(self) -> tuple[Tensor, Tensor]:
+        scale, shift = (v.float().view(-1, 1, 1) for v in affine(self.config, torch.device("cpu")))
+        return scale, shift
 
     def _description(self) -> dict:
         return {"config": asdict(self.config), "operations": [asdict(op) for op in self.operations]}

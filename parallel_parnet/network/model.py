@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ParNetError
-from .blocks import ACTIVATION, Block, Fusion, Pair, RepVGGSSE
+from .blocks import ACTIVATION, Fusion, Pair, ParNetBlock, RepVGGSSE
 from .variants import Config, variant
 
 
@@ -25,20 +25,22 @@ class ParNet(nn.Module):
         act, (p, last) = config.activation, (config.planes[:-1], config.planes[-1])
         stem = min(64, p[0])
         first, second = config.stem_strides
-        self.inits = nn.ModuleList([nn.Sequential(Block(3, stem, act, first), Block(stem, p[0], act, second))])
-        self.inits.extend(Block(p[i - 1], p[i], act, stride=2) for i in range(1, len(p)))
+        self.inits = nn.ModuleList(
+            [nn.Sequential(ParNetBlock(3, stem, first, 1, act), ParNetBlock(stem, p[0], second, 1, act))]
+        )
+        self.inits.extend(ParNetBlock(p[i - 1], p[i], 2, 1, act) for i in range(1, len(p)))
         self.streams = nn.ModuleList(
-            nn.Sequential(*(Block(width, width, act) for _ in range(blocks)))
+            nn.Sequential(*(ParNetBlock(width, width, 1, 1, act) for _ in range(blocks)))
             for width, blocks in zip(p, config.blocks, strict=True)
         )
         self.downsamples_2 = nn.ModuleList()
         if len(p) > 1:
-            self.downsamples_2.append(Block(p[0], p[1], act, stride=2))
+            self.downsamples_2.append(ParNetBlock(p[0], p[1], 2, 1, act))
         for i in range(1, len(p) - 1):
-            self.downsamples_2.append(Fusion(Pair(p[i]), Block(2 * p[i], p[i + 1], act, stride=2, groups=2)))
-        final = Block(p[-1], last, act, stride=2)
+            self.downsamples_2.append(Fusion(Pair(p[i]), ParNetBlock(2 * p[i], p[i + 1], 2, 2, act)))
+        final = ParNetBlock(p[-1], last, 2, 1, act)
         if len(p) > 1:
-            self.combine: nn.Sequential = Fusion(Pair(p[-1]), Block(2 * p[-1], p[-1], act, groups=2), final)
+            self.combine: nn.Sequential = Fusion(Pair(p[-1]), ParNetBlock(2 * p[-1], p[-1], 1, 2, act), final)
         else:
             self.combine = nn.Sequential(nn.Identity(), nn.Identity(), nn.Identity(), final)
         fc = nn.Linear(last, config.num_classes)

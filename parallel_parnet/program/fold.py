@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..network.blocks import Block, ConvBN, Fusion, Pair, RepVGGSSE
+from ..network.blocks import Fusion, Pair, ParNetBlock
+from ..network.folding import affine, exact, one_kernel
 from ..network.model import ParNet, check_activation
 from ..settings import with_own_settings
 from .program import INPUT, Operation, Program
@@ -50,12 +51,12 @@ class _Builder:
         shuffle: int = 1,
     ) -> _Feature:
         """Fold a block that reads one feature, or two through a pair."""
-        assert isinstance(block, Block) and isinstance(pair, Pair | None)
+        assert isinstance(block, ParNetBlock) and isinstance(pair, Pair | None)
         branches = block.block
         stride = 2 if isinstance(branches.rbr_1x1, nn.Sequential) else 1
         groups, cout, cin = block.groups, *branches.rbr_dense.conv.weight.shape[:2]
-        weight, bias = _branches(branches)
-        gate_weight = _exact(branches.se.weight).flatten(1)
+        weight, bias = one_kernel(branches)
+        gate_weight = exact(branches.se.weight).flatten(1)
         gate_bias = torch.zeros(cout, dtype=torch.float64, device=CPU)
         columns = _columns(groups, cin, cout, *(f.order for f in inputs))
         weight, gate_weight = _select(weight, columns), _select(gate_weight, columns)
@@ -63,10 +64,10 @@ class _Builder:
         identity = branches.rbr_identity
         norms = (pair.b1, pair.b2) if pair else (identity,) if isinstance(identity, nn.BatchNorm2d) else ()
         if norms:  # gates average what left the norms; for a pair, so does the convolution
-            affine = [_affine(norm) for norm in norms]
+            affines = [affine(norm) for norm in norms]
             scale, shift = (
                 torch.cat([v[f.order].view(groups, -1) for v, f in zip(vectors, inputs, strict=True)], 1)
-                for vectors in zip(*affine, strict=True)
+                for vectors in zip(*affines, strict=True)
             )
             rows = torch.arange(cout, device=CPU) // (cout // groups)  # the group of each output channel
             gate_bias = (gate_weight * shift[rows]).sum(1)
@@ -104,7 +105,7 @@ def _fold(model: ParNet) -> Program:
     stems: dict[int, _Feature] = {}
     features = []
     for name, block in model.inits.named_modules():
-        if isinstance(block, Block):
+        if isinstance(block, ParNetBlock):
             x = b.block(f"inits.{name}", "stem", None, block, x)
             stems[int(name.split(".")[0])] = x
     for i, stream in enumerate(model.streams):
@@ -127,41 +128,9 @@ def _fold(model: ParNet) -> Program:
     op = Operation(
         "head.fc", "classifier", "head", None, y.level + 1, (y.name,), fc.in_features, fc.out_features
     )  # fmt: skip
-    b.add(op, {"weight": _exact(fc.weight)[:, y.order], "bias": _exact(fc.bias)})
+    b.add(op, {"weight": exact(fc.weight)[:, y.order], "bias": exact(fc.bias)})
     operations = sorted(b.operations, key=lambda op: op.level)
     return Program(config, tuple(operations), b.weights)
-
-
-def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Scale and shift of a batch norm in evaluation mode."""
-    assert norm.running_mean is not None and norm.running_var is not None
-    scale = _exact(norm.weight) / torch.sqrt(_exact(norm.running_var) + norm.eps)
-    return scale, _exact(norm.bias) - _exact(norm.running_mean) * scale
-
-
-def _exact(tensor: Tensor) -> Tensor:
-    """On the CPU, unless the model is one of shapes alone, for compiling."""
-    return tensor.detach().to("meta" if tensor.is_meta else CPU, torch.float64)
-
-
-def _conv_bn(branch: ConvBN) -> tuple[Tensor, Tensor]:
-    scale, shift = _affine(branch.bn)
-    return _exact(branch.conv.weight) * scale[:, None, None, None], shift
-
-
-def _branches(block: RepVGGSSE) -> tuple[Tensor, Tensor]:
-    """One 3x3 kernel and bias for both branches. A pooled 1x1 kernel is spread over the four taps that it averages."""
-    weight, bias = _conv_bn(block.rbr_dense)
-    pooled = isinstance(block.rbr_1x1, nn.Sequential)
-    branch = block.rbr_1x1[1] if isinstance(block.rbr_1x1, nn.Sequential) else block.rbr_1x1
-    assert isinstance(branch, ConvBN)
-    pointwise, bias_1x1 = _conv_bn(branch)
-    weight = weight.clone()
-    if pooled:
-        weight[:, :, 1:, 1:] += pointwise / 4
-    else:
-        weight[:, :, 1:2, 1:2] += pointwise
-    return weight, bias + bias_1x1
 
 
 def _columns(groups: int, cin: int, cout: int, *orders: Tensor) -> Tensor:

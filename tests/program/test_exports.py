@@ -68,16 +68,15 @@ def test_the_model_says_what_it_is() -> None:
     assert {tensor.name for tensor in model.graph.initializer} >= PROGRAM.weights.keys()
 
 
-@pytest.mark.parametrize("raw", [False, True])
-def test_torch_export(raw: bool) -> None:
-    """Saved, loaded and run at another batch and size than it was traced with, and on another's default device."""
+def test_torch_export() -> None:
+    """Saved, loaded and run at another batch and size than it was traced with, whatever device was the caller's."""
     file = io.BytesIO()
     with torch.device("meta"):
-        torch.export.save(PROGRAM.to_exported_program(raw), file)
+        torch.export.save(PROGRAM.to_exported_program(raw=True), file)
     file.seek(0)
     module = torch.export.load(file).module()
     for n, h, w in ((1, 64, 64), (4, 128, 96)):
-        x = torch.randint(0, 256, (n, 3, h, w), dtype=torch.uint8) if raw else torch.randn(n, 3, h, w)
+        x = torch.randint(0, 256, (n, 3, h, w), dtype=torch.uint8)
         assert relative(module(x), reference(PROGRAM, x)) < 1e-5
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 from collections.abc import Callable, Iterator, Mapping
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -24,9 +25,10 @@ def sizes(program: Program) -> list[int]:
 
 
 def pictures(program: Program, raw: bool) -> Iterator[Tensor]:
-    """Random, of every batch and size, and of two heights to a width."""
+    """Random, of every batch, and of every size as a height."""
     generator = torch.Generator("cpu").manual_seed(0)
-    for n, h, w in ((n, h, w) for n in BATCHES for h in sizes(program) for w in sizes(program)[:1]):
+    w = sizes(program)[0]
+    for n, h in product(BATCHES, sizes(program)):
         if raw:
             yield torch.randint(0, 256, (n, 3, h, w), generator=generator, dtype=torch.uint8)
         else:
@@ -38,9 +40,10 @@ def agree(program: Program, raw: bool, readers: Mapping[str, Run]) -> dict[str, 
     engine, worst = Engine(program, device="cpu", executor="reference"), dict.fromkeys(readers, 0.0)
     for x in pictures(program, raw):
         answer = engine(x)
+        expected = [answer] if isinstance(answer, Tensor) else list(answer.values())
         for name, run in readers.items():
             try:
-                errors = [relative(got, expected) for got, expected in zip(run(x), [answer], strict=True)]
+                errors = [relative(got, wanted) for got, wanted in zip(run(x), expected, strict=True)]
             except Exception as error:  # whatever libraries raise
                 raise ParNetError(f"{name} cannot run it ({str(error).splitlines()[0]}): nothing written") from None
             worst[name] = max(worst[name], *errors)

@@ -2,6 +2,7 @@
 
     python launch/export.py --model parnet_s --onnx parnet_s.onnx
     python launch/export.py --checkpoint FILE --onnx FILE.onnx --raw
+    python launch/export.py --model parnet_s --outputs streams.1 streams.2 fused --onnx backbone.onnx
     python launch/export.py --pt2 parnet_fashion.pt2
 
 ONNX: fp32, opset 17, standard operators; batch, height and width stay open. It is checked in ONNX Runtime and in
@@ -32,6 +33,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--onnx", type=Path, metavar="FILE", help="write an ONNX model")
     parser.add_argument("--pt2", type=Path, metavar="FILE", help="write what torch.export.load reads")
     parser.add_argument("--raw", action="store_true", help="takes uint8 pictures, RGB, and normalises them itself")
+    parser.add_argument(
+        "--outputs", nargs="+", metavar="NAME", help="streams.0, ..., fused, logits (default: logits alone)"
+    )
     args = parser.parse_args()
     if args.onnx is None and args.pt2 is None:
         raise ParNetError("nothing to write: give --onnx FILE, --pt2 FILE, or both")
@@ -47,7 +51,7 @@ def put(path: Path, content: bytes, program: Program, raw: bool, readers: dict[s
     write_atomically(path, content)
     m, kind = program.size_multiple, "uint8, RGB" if raw else "float32, normalised"
     print(f"{path}: {len(content) / 1e6:.1f} MB; input {kind} [batch, 3, height, width], sides multiples of {m}")
-    print(f"  answers: {', '.join(program.answers)}")
+    print(f"  outputs: {', '.join(program.answers)}")
     checked = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
     print(
         f"  batches {', '.join(map(str, BATCHES))} of {' and '.join(map(str, sizes(program)))} pixels against the "
@@ -59,7 +63,7 @@ def main() -> int:
     args = parse_arguments()
     Ranks.from_environment().take_threads()
     model, _ = load_model(args)
-    program = fold(model)
+    program = fold(model, args.outputs)
     if args.onnx:
         content = program.to_onnx(args.raw).SerializeToString()
         put(args.onnx, content, program, args.raw, onnx_readers(content, list(program.answers)))

@@ -35,6 +35,18 @@ def test_the_demo_in_both_kinds_of_file(tmp_path: Path) -> None:
     assert relative(torch.export.load(tmp_path / "demo.pt2").module()(x), expected) < 1e-5
 
 
+def test_a_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(lively(SMALL, 1), tmp_path / "small.safetensors")
+    wanted, names = ["--onnx", tmp_path / "o"], ["streams.1", "fused"]
+    assert call(monkeypatch, "--checkpoint", tmp_path / "small.safetensors", *wanted, "--outputs", *names) == 0
+    session = onnxruntime.InferenceSession(tmp_path / "o", providers=["CPUExecutionProvider"])
+    x = torch.randn(1, 3, 64, 96)
+    expected = Engine(fold(lively(SMALL, 1), outputs=names), device="cpu", executor="reference")(x)
+    assert [o.name for o in session.get_outputs()] == names
+    for got, name in zip(session.run(None, {"input": x.numpy()}), names, strict=True):
+        assert relative(torch.from_numpy(got), expected[name]) < 1e-5
+
+
 def test_raw_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     save_checkpoint(lively(SMALL, 1), tmp_path / "small.safetensors")
     assert call(monkeypatch, "--checkpoint", tmp_path / "small.safetensors", "--raw", "--onnx", tmp_path / "o") == 0
@@ -47,6 +59,10 @@ def test_raw_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
         ([], "nothing to write: give --onnx FILE, --pt2 FILE, or both"),
         (["--onnx", "nowhere/demo.onnx"], "nowhere/demo.onnx: its folder does not exist"),
         (["--pt2", "."], ".: a folder; name a file"),
+        (
+            ["--onnx", "demo.onnx", "--outputs", "streams.7"],
+            r"outputs \['streams.7'\]: give a tuple of some of streams.0",
+        ),
         (["--onnx", "/proc/demo.onnx"], "/proc/demo.onnx: cannot be written"),
     ],
 )

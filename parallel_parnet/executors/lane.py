@@ -245,7 +245,9 @@ class Lane:
     def _is_read_there_alone(self, tag: int) -> bool:
         """Whether a transfer's feature is one of this lane's that no other transfer carries, and that it reads not."""
         name = self.transfers[tag].feature
-        return self._routes.get(name) == [tag] and not any(name in segment.reads for segment in self.segments)
+        answers = self.coordinates and name in self.program.answers.values()
+        read_here = answers or any(name in segment.reads for segment in self.segments)
+        return self._routes.get(name) == [tag] and not read_here
 
     def _captured_runner(self, runner: Runner, reads: Reads) -> Runner:
         return CapturedRunner(runner, reads, self.device, self._capture)

@@ -45,7 +45,7 @@ class LocalExecutor:
         on_gpus = placement.lanes > 1 and self.device.type == "cuda"
         events = [step.event for step in self.steps if isinstance(step, Record)]
         self.queues = queues or (CudaQueues(devices, placement.coordinator, events) if on_gpus else InOrder())
-        self.answers = {name: self._last(name) for name in self.program.answers.values()}
+        self.answers = {name: self._writer(name) for name in self.program.answers.values()}
         self.homes = self._homes(peers) if backend.in_place else {}
         self.ranges = Ranges.of(self.program)
         self._passes: Shapes[tuple[int, ...], Pass] = Shapes(self.make, self.synchronise)
@@ -95,7 +95,7 @@ class LocalExecutor:
                 (homes[name, writer],) = devices
         return homes
 
-    def _last(self, name: str) -> int:
+    def _writer(self, name: str) -> int:
         """The segment from which an answer is read: the coordinator's own, if it has one."""
         writers = [i for i, segment in enumerate(self.segments) if name in segment.writes]
         return next((i for i in writers if self.segments[i].lane == self.placement.coordinator), writers[0])

@@ -122,7 +122,7 @@ def test_an_executor_that_gives_logits_alone(monkeypatch: pytest.MonkeyPatch) ->
         Engine(WHOLE, device="cpu", executor="eager")(X)
 
 
-@pytest.mark.parametrize(("streams", "executor"), [(1, "eager"), (2, "inductor"), (4, "eager")])
+@pytest.mark.parametrize(("streams", "executor"), [(1, "inductor"), (2, "eager"), (4, "eager")])
 def test_other_numbers_of_streams(streams: int, executor: str) -> None:
     model = lively(Config((8, 16, 32, 8, 20)[: streams + 1], blocks=(1,) * streams, num_classes=3), 1)
     x = torch.randn(1, 3, 64, 64)

@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import ROOT, SMALL, launch, lively, relative
-from parallel_parnet import Engine, ParNetError, fold, load_checkpoint, save_checkpoint
+from conftest import ROOT, launch, lively, relative
+from parallel_parnet import Config, Engine, ParNetError, fold, load_checkpoint, save_checkpoint
 from parallel_parnet.commands.export import checks, command
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the packages of parallel_parnet[export]")
 pytest.importorskip("onnx", reason="needs the packages of parallel_parnet[export]")
+TINY = Config((4, 8, 8), blocks=(1, 1), num_classes=3, image_size=64)
 DEMO = ROOT / "launch" / "demo" / "parnet_fashion.safetensors"
 
 
@@ -36,19 +37,19 @@ def test_the_demo_in_both_kinds_of_file(tmp_path: Path) -> None:
 
 
 def test_a_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_checkpoint(lively(SMALL, 1), tmp_path / "small.safetensors")
+    save_checkpoint(lively(TINY, 1), tmp_path / "small.safetensors")
     wanted, names = ["--onnx", tmp_path / "o"], ["streams.1", "fused"]
     assert call(monkeypatch, "--checkpoint", tmp_path / "small.safetensors", *wanted, "--outputs", *names) == 0
     session = onnxruntime.InferenceSession(tmp_path / "o", providers=["CPUExecutionProvider"])
     x = torch.randn(1, 3, 64, 96)
-    expected = Engine(fold(lively(SMALL, 1), outputs=names), device="cpu", executor="reference")(x)
+    expected = Engine(fold(lively(TINY, 1), outputs=names), device="cpu", executor="reference")(x)
     assert [o.name for o in session.get_outputs()] == names
     for got, name in zip(session.run(None, {"input": x.numpy()}), names, strict=True):
         assert relative(torch.from_numpy(got), expected[name]) < 1e-5
 
 
 def test_raw_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    save_checkpoint(lively(SMALL, 1), tmp_path / "small.safetensors")
+    save_checkpoint(lively(TINY, 1), tmp_path / "small.safetensors")
     assert call(monkeypatch, "--checkpoint", tmp_path / "small.safetensors", "--raw", "--onnx", tmp_path / "o") == 0
     assert "input uint8, RGB" in capsys.readouterr().out
 

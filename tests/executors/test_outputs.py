@@ -92,6 +92,8 @@ def test_in_a_graph() -> None:
     for x in (X, X.flip(0)):
         got, expected = executor(x), run(WHOLE, "eager", x)
         assert all(torch.equal(got[name], expected[name]) for name in ALL)
+    with pytest.raises(ParNetError, match=r"buffers are for logits; this program gives streams.0, "):
+        executor.buffers(X.shape)
 
 
 @pytest.mark.parametrize("executor", ["auto", *EXECUTORS])

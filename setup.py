@@ -41,6 +41,7 @@ setup(
     extras_require={
         "cpu": ["openvino>=2026.1"],
         "bench": ["matplotlib", "onnx", "onnxruntime", "onnxscript", "openvino>=2026.1", "scipy"],
+        "export": ["onnx", "onnxruntime", "openvino>=2026.1"],
         "figures": ["matplotlib", "scipy"],
         "dev": [
             "hypothesis",

@@ -29,7 +29,9 @@ class Floor(NamedTuple):
 P = "parallel_parnet"
 FLOORS = (
     Floor("launch/", "what a person types from a clone", "#e4e4e4", ("launch",)),
-    Floor("commands/", "what it starts: infer, bench, plan, depth, gpu, train, profile", "#f6c6c6", (f"{P}.commands",)),
+    Floor("commands/", "what it starts: infer, bench, plan, depth, gpu, train, profile, export", "#f6c6c6", (
+        f"{P}.commands",
+    )),
     Floor("the package", "the public names", "#e4e4e4", (P,)),
     Floor("engine, choice, saved", "which executor, on what lanes, kept in a file", "#f9ddb1", (
         f"{P}.engine", f"{P}.choice", f"{P}.proof", f"{P}.saved", f"{P}.gpu",

@@ -2,7 +2,9 @@
 
 from .engine import Engine
 from .errors import LaneError, ParNetError, ParNetWarning
+from .network.blocks import ParNetBlock
 from .network.checkpoint import load_checkpoint, save_checkpoint
+from .network.features import Backbone
 from .network.model import ParNet, create_model
 from .network.variants import VARIANTS, Config
 from .program.fold import fold
@@ -10,6 +12,6 @@ from .program.placement import Placement
 from .program.program import Program
 
 __all__ = [
-    "VARIANTS", "Config", "Engine", "LaneError", "ParNet", "ParNetError", "ParNetWarning", "Placement", "Program",
-    "create_model", "fold", "load_checkpoint", "save_checkpoint",
+    "VARIANTS", "Backbone", "Config", "Engine", "LaneError", "ParNet", "ParNetBlock", "ParNetError", "ParNetWarning",
+    "Placement", "Program", "create_model", "fold", "load_checkpoint", "save_checkpoint",
 ]  # fmt: skip

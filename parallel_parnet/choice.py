@@ -12,6 +12,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from .executors.answers import Answer
 from .executors.available import ON_GPUS
 from .planning.costs import Costs
 from .planning.search import MAX_LANES, search
@@ -37,7 +38,7 @@ class Choice:
         return f"{self.executor}, {self.name}, {self.placement.lanes} lane(s){of_threads}"
 
 
-Run = Callable[[Tensor], Tensor]
+Run = Callable[[Tensor], Answer]
 Make = Callable[[Choice, torch.dtype | None], Run]  # with the type of the engine that chooses, or another
 
 

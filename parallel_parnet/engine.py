@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .choice import ENOUGH, HOPELESS, Choice, on_gpus, on_lanes, on_one_lane, timed
 from .errors import ParNetError
+from .executors.answers import Answer, each, logits_of
 from .executors.available import METHODS, choose, find_device, for_cpu, notes, warn
 from .executors.backends import arithmetic, lacking
 from .executors.binding import Backend
@@ -44,7 +45,7 @@ class Executor(Protocol):
 
     @property
     def name(self) -> str: ...
-    def __call__(self, x_nchw: Tensor) -> Tensor: ...
+    def __call__(self, x_nchw: Tensor) -> Answer: ...
     def profile(self, x_nchw: Tensor) -> list[Recorder]: ...
     def close(self, status: int = 0) -> None: ...
 
@@ -53,11 +54,11 @@ class Executor(Protocol):
 class Marking(Protocol):
     """An executor that can mark what it does within a call."""
 
-    def run(self, x_nchw: Tensor, spans: Spans | None) -> Tensor: ...
+    def run(self, x_nchw: Tensor, spans: Spans | None) -> Answer: ...
 
 
 class Engine:
-    """Runs a program: `Engine(fold(model))(pictures)` gives logits.
+    """Runs a program: `Engine(fold(model))(pictures)` gives logits, or the outputs that `fold` was asked for.
 
     placement: which lane runs what; one lane, or one lane per rank, where not given.
     device: "cuda" where there is one, else "cpu". Lanes of one process take the visible GPUs in turn, each with a CUDA
@@ -191,12 +192,13 @@ class Engine:
         return self.lane == self.placement.coordinator
 
     @with_own_settings
-    def __call__(self, x_nchw: Tensor, out: Tensor | None = None) -> Tensor:
+    def __call__(self, x_nchw: Tensor, out: Tensor | None = None) -> Answer:
         """Pictures [N, 3, H, W] to logits fp32 [N, classes], on the same device.
 
-        Pictures are normalised and of a floating type, or uint8, RGB, as they are. H and W are multiples of
-        `program.size_multiple`. The logits are a tensor of their own, or `out`, filled. Raises ParNetError for any
-        other input or `out`.
+        Of a program with outputs, to a dictionary of them by name: features fp32 [N, C, H, W], in whatever memory
+        format the executor has. Pictures are normalised and of a floating type, or uint8, RGB, as they are. H and W are
+        multiples of `program.size_multiple`. The logits are a tensor of their own, or `out`, filled. Raises ParNetError
+        for any other input or `out`.
         """
         if self._unproved:
             check_input(self.program, x_nchw)
@@ -207,12 +209,12 @@ class Engine:
                 _check_out(self.program, x_nchw, out)
             if isinstance(executor, GraphExecutor):
                 return executor(x_nchw, out)
-            logits = executor(x_nchw)
+            answer = executor(x_nchw)
             # what an executor gives is its own, or an inference tensor, which nobody could change or train with
-            return logits.clone() if out is None else out.copy_(logits)
+            return each(answer, Tensor.clone) if out is None else out.copy_(logits_of(answer))
 
-    def map(self, pictures: Iterable[Tensor]) -> Generator[Tensor]:
-        """Logits for each of many inputs, in order, as calls one by one would give them.
+    def map(self, pictures: Iterable[Tensor]) -> Generator[Answer]:
+        """The answer to each of many inputs, in order, as calls one by one would give them.
 
         With several ranks the next input is on its way while the last is computed, so that ranks do not idle in
         between; inputs are taken at most two ahead of the answers. Shapes may differ. Until the iterator ends, or is
@@ -403,6 +405,8 @@ def _default_placement(program: Program, backend: str, ranks: int) -> Placement:
 
 
 def _check_out(program: Program, x_nchw: Tensor, out: Tensor) -> None:
+    if program.outputs:
+        raise ParNetError(f"out is for logits, and this program gives {', '.join(program.outputs)}: leave it out")
     expected = x_nchw.shape[0], program.operations[-1].cout
     if out.shape != expected or out.dtype != torch.float32 or out.device != x_nchw.device:
         raise ParNetError(

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from .choice import Choice, Make, Run, measure
 from .errors import ParNetError
-from .parity import relative, tolerance
+from .executors.answers import error
+from .parity import tolerance
 from .program.placement import Placement
 from .program.program import Program
 from .transport import gather
@@ -31,19 +32,19 @@ def prove(
     single = Placement.single(program)
     expected = make(Choice("reference", single, None, "whole"), torch.float32)(x_nchw)
     eager = Choice("eager", single, None, "whole")
-    of_torch = 0.0 if dtype == torch.float32 else relative(make(eager, None)(x_nchw), expected)
+    of_torch = 0.0 if dtype == torch.float32 else error(make(eager, None)(x_nchw), expected)
     limit, found, lines = tolerance(dtype, of_torch), [], []
     for choice in choices:
         try:
             run = make(choice, None)
-            error = relative(run(x_nchw), expected)
+            wrong = error(run(x_nchw), expected)
         except Exception as reason:  # whatever compilers and drivers raise
             lines.append(f"{choice}: {type(reason).__name__}: {(str(reason).splitlines() or [''])[0]}")
             continue
-        if error <= limit:
+        if wrong <= limit:
             found.append((choice, run))
         else:
-            lines.append(f"{choice}: its logits are off by {error:.1e}, of which rounding explains {limit:.1e}")
+            lines.append(f"{choice}: its answer is off by {wrong:.1e}, of which rounding explains {limit:.1e}")
     if not found:
         raise ParNetError(f"no executor can be had: {'; '.join(lines)}")
 

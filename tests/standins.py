@@ -116,4 +116,6 @@ def enqueue(step: Callable[[], object]) -> None:
 def _tensors(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
     return [tensor for each in value for tensor in _tensors(each)] if isinstance(value, tuple | list) else []

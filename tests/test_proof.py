@@ -52,9 +52,9 @@ def test_the_fastest_that_agrees_wins() -> None:
     names, lines = proved("slow", "wrong", "does not compile", "fast", "not a number", "fails")
     assert names == ["fast", "slow"]
     assert lines == [
-        "triton, wrong, 1 lane(s): its logits are off by 1.0e-03, of which rounding explains 1.0e-05",
+        "triton, wrong, 1 lane(s): its answer is off by 1.0e-03, of which rounding explains 1.0e-05",
         "triton, does not compile, 1 lane(s): RuntimeError: CompilationError: out of shared memory",
-        "triton, not a number, 1 lane(s): its logits are off by inf, of which rounding explains 1.0e-05",
+        "triton, not a number, 1 lane(s): its answer is off by inf, of which rounding explains 1.0e-05",
         "triton, fails, 1 lane(s): ValueError: ",
     ]
 

@@ -27,6 +27,7 @@ COMMANDS = {
     "latency-vs-depth": Command("depth.command", "does latency follow depth, or work? the experiment", "figures"),
     "profile": Command("profile.command", "Nsight, and what a trace says about where the time goes"),
     "train": Command("train.command", "train a network on a folder in the MNIST layout"),
+    "export": Command("export.command", "the folded network as an ONNX or torch.export file, checked", "export"),
     "gpu-check": Command("gpu.check", "probe, tune, prove and time the kernels on the GPU at hand"),
     "tune": Command("gpu.tune", "time kernel configurations on the GPU at hand, and keep the best"),
     "compile-report": Command("gpu.compile_report", "what the compiler makes of every level, without a GPU"),

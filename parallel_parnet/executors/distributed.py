@@ -22,6 +22,7 @@ from ..program.program import Program, check_input
 from ..settings import with_own_settings
 from ..transport import agree, choose, open_as
 from ..transport.base import IN_FLIGHT, Inbox, Pending
+from .answers import Answer, each
 from .binding import Backend
 from .graph import Capture, capture
 from .lane import Key, Lane, Request
@@ -77,16 +78,16 @@ class DistributedExecutor:
         self.ranges = Ranges.of(program)
         self._pending: deque[tuple[Request, torch.device]] = deque()
 
-    def __call__(self, x_nchw: Tensor) -> Tensor:
-        """Logits, fp32, on the picture's device. On the coordinator only."""
+    def __call__(self, x_nchw: Tensor) -> Answer:
+        """Logits, or outputs by name, fp32, on the picture's device. On the coordinator only."""
         return self._request(x_nchw, self.ranges)
 
-    def _request(self, x_nchw: Tensor, spans: Spans | None) -> Tensor:
+    def _request(self, x_nchw: Tensor, spans: Spans | None) -> Answer:
         self._begin(RUN, x_nchw, spans, alone=True)
         return self._answer()
 
-    def map(self, pictures: Iterable[Tensor]) -> Generator[Tensor]:
-        """Logits of each in turn, the next request being announced before the last is answered."""
+    def map(self, pictures: Iterable[Tensor]) -> Generator[Answer]:
+        """The answer to each in turn, the next request being announced before the last is answered."""
         try:
             for x_nchw in pictures:
                 while self._pending and _key(x_nchw) not in self.work:
@@ -222,12 +223,12 @@ class DistributedExecutor:
         return max(self.work.sizes(key), default=0)
 
     @with_own_settings
-    def _answer(self) -> Tensor:
+    def _answer(self) -> Answer:
         """Finish the oldest request."""
         request, device = self._pending.popleft()
-        logits = self.work.finish(request)
-        assert logits is not None, "the coordinator has the logits"
-        return logits.to(device)
+        answer = self.work.finish(request)
+        assert answer is not None, "the coordinator has the answer"
+        return each(answer, lambda tensor: tensor.to(device))
 
     def _drain(self) -> None:
         """Finish what nobody asks for any more, since the other lanes are at work on it; not where one is lost."""

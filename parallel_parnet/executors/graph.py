@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import ParNetError
 from ..profiling.spans import Recorder, Spans
+from .answers import Answer, each, logits_of
 from .binding import Reads, Runner, in_same_places
 from .shapes import Shapes
 
@@ -24,14 +25,14 @@ class Capture(Protocol):
 
 
 class Pass(Protocol):
-    """A forward pass over buffers of its own: it reads `picture` and gives logits, fp32 [N, classes].
+    """A forward pass over buffers of its own: it reads `picture` and gives logits, fp32 [N, classes], or outputs.
 
     `launch` allocates nothing that outlives it and never waits for the device, so that a CUDA graph can hold it.
     """
 
     @property
     def picture(self) -> Tensor: ...
-    def launch(self) -> Tensor: ...
+    def launch(self) -> Answer: ...
 
 
 class Source(Protocol):
@@ -46,7 +47,7 @@ class Source(Protocol):
 
 class _Captured(NamedTuple):
     picture: Tensor
-    logits: Tensor
+    answer: Answer
     replay: Replay
     kept: Pass  # owns what the replay reads and writes
 
@@ -82,8 +83,8 @@ class GraphExecutor:
         # a graph that is dropped may still be running, and its buffers would be handed to somebody else
         self._shapes: Shapes[torch.Size, _Captured] = Shapes(self._make, source.synchronise)
 
-    def __call__(self, x_nchw: Tensor, out: Tensor | None = None) -> Tensor:
-        """Logits, fp32: a copy, or `out`, filled. Pictures must lie on the source's device.
+    def __call__(self, x_nchw: Tensor, out: Tensor | None = None) -> Answer:
+        """Logits, fp32: a copy, or `out`, filled; or outputs. Pictures must lie on the source's device.
 
         Nothing is copied for arguments that are themselves the buffers which `buffers` gives.
         """
@@ -97,15 +98,15 @@ class GraphExecutor:
                 captured.picture.copy_(x_nchw)
             captured.replay()
             if out is None:
-                return captured.logits.clone()
-            if out is not captured.logits:
-                out.copy_(captured.logits)
+                return each(captured.answer, lambda tensor: tensor.to(torch.float32, copy=True))
+            if out is not captured.answer:
+                out.copy_(logits_of(captured.answer))
             return out
 
     def buffers(self, shape: torch.Size) -> tuple[Tensor, Tensor]:
         """Pictures and logits of the graph for this shape, which every call with this shape overwrites."""
         captured = self._shapes(shape)
-        return captured.picture, captured.logits
+        return captured.picture, logits_of(captured.answer)
 
     def profile(self, x_nchw: Tensor) -> list[Recorder]:
         """One pass that is not a graph: the spans of each lane."""
@@ -139,7 +140,9 @@ class CapturedRunner:
 
 
 def _fill(places: Any, values: Any) -> None:
-    """Copy a tensor, or tensors, into those of the first run."""
+    """Copy a tensor, or tensors, or tensors by name, into those of the first run."""
+    if isinstance(places, dict):
+        places, values = places.values(), values.values()
     pairs = [(places, values)] if isinstance(places, Tensor) else zip(places or (), values or (), strict=True)
     for place, value in pairs:
         place.copy_(value)

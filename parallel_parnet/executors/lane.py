@@ -14,6 +14,7 @@ from ..profiling.spans import GATHER, SENDS, Spans, send_name, span, wait_name
 from ..program.placement import Placement, Segment, Transfer
 from ..program.program import INPUT, Program
 from ..transport.base import IN_FLIGHT, Inbox, Pending, Transport
+from .answers import Answer, each, opened
 from .binding import Backend, Bindings, Reads, Runner
 from .graph import Capture, CapturedRunner, Replay
 from .local import label, synchroniser
@@ -26,12 +27,12 @@ Key = tuple[int, int, int, int]  # what decides a request's buffers: N, H, W, an
 
 class Slot:
     """What a lane keeps for one shape of input and one request in flight: places for what arrives, by tag, and segments
-    bound to them; where a transport enqueues on the GPU, the whole pass as a graph, and the logits that it fills."""
+    bound to them; where a transport enqueues on the GPU, the whole pass as a graph, and the answer that it fills."""
 
     def __init__(self, place: int, bindings: Bindings, inboxes: dict[int, Inbox], homes: dict[str, Tensor]) -> None:
         self.place, self.bindings, self.inboxes, self.homes = place, bindings, inboxes, homes
         self.replay: Replay | None = None
-        self.logits: Tensor | None = None
+        self.answer: Answer | None = None
 
 
 @dataclass
@@ -119,21 +120,21 @@ class Lane:
             self._launch(request)
 
     @torch.inference_mode()
-    def finish(self, request: Request) -> Tensor | None:
-        """This lane's part of a request: on the coordinator the logits, fp32."""
+    def finish(self, request: Request) -> Answer | None:
+        """This lane's part of a request: on the coordinator the answer, fp32."""
         if not self._in_graph:
             return self._compute(request)
         if request.apart:
             return self._pass(request)
         if not request.launched:
             self._launch(request)
-        logits = request.slot.logits
-        if logits is None:
+        answer = request.slot.answer
+        if answer is None:
             return None
         self._await(request)
         for work, tag in request.sends:
             self.transport.finish(work, tag)
-        return logits.clone()
+        return each(answer, Tensor.clone)
 
     def _post(self, slot: Slot) -> None:
         for tag, inbox in slot.inboxes.items():
@@ -144,7 +145,7 @@ class Lane:
         slot = request.slot
         if slot.replay is None:
             given = dict(request.features)
-            slot.logits, slot.replay = self._capture(lambda: self._pass(Request(slot, dict(given))), self.device)
+            slot.answer, slot.replay = self._capture(lambda: self._pass(Request(slot, dict(given))), self.device)
         with request.span("graph"):
             slot.replay()
         request.launched = True
@@ -152,7 +153,7 @@ class Lane:
             request.reached = torch.cuda.Event()
             request.reached.record()
 
-    def _pass(self, request: Request) -> Tensor | None:
+    def _pass(self, request: Request) -> Answer | None:
         """A pass with all its transfers, none of which the host waits for."""
         self._post(request.slot)
         if INPUT in request.features:
@@ -170,7 +171,7 @@ class Lane:
                 if waited > SPIN_S:
                     time.sleep(SPIN_S / 20)
 
-    def _compute(self, request: Request) -> Tensor | None:
+    def _compute(self, request: Request) -> Answer | None:
         slot, arriving = request.slot, request.slot.inboxes
         for segment, stages in zip(self.segments, self._labels, strict=True):
             awaited = {self.transfers[tag].feature for tag in arriving} - request.features.keys()
@@ -192,16 +193,19 @@ class Lane:
             request.features.update(zip(segment.writes, outputs, strict=True))
             for name in segment.writes:
                 self._send(request, name)
-        logits = None
+        answer = None
         if self.coordinates:
-            self._receive(request, self.program.output)
-            logits = request.features[self.program.output].to(torch.float32, copy=True)
+            for name in self.program.answers.values():
+                self._receive(request, name)
+            bindings = slot.bindings
+            answer = opened(bindings.backend, bindings.nhw, request.features.__getitem__)
+            answer = each(answer, lambda tensor: tensor.to(torch.float32, copy=True))
         with request.span(SENDS):
             for work, tag in request.sends:
                 self.transport.finish(work, tag)
         for inbox in arriving.values():
             inbox.release()
-        return logits
+        return answer
 
     def _receive(self, request: Request, name: str) -> None:
         for tag, inbox in request.slot.inboxes.items():
@@ -241,7 +245,9 @@ class Lane:
     def _is_read_there_alone(self, tag: int) -> bool:
         """Whether a transfer's feature is one of this lane's that no other transfer carries, and that it reads not."""
         name = self.transfers[tag].feature
-        return self._routes.get(name) == [tag] and not any(name in segment.reads for segment in self.segments)
+        answers = self.coordinates and name in self.program.answers.values()
+        read_here = answers or any(name in segment.reads for segment in self.segments)
+        return self._routes.get(name) == [tag] and not read_here
 
     def _captured_runner(self, runner: Runner, reads: Reads) -> Runner:
         return CapturedRunner(runner, reads, self.device, self._capture)

@@ -12,6 +12,7 @@ from ..profiling.ranges import Ranges
 from ..profiling.spans import Recorder, Spans, span
 from ..program.placement import Placement, Segment
 from ..program.program import INPUT, Program
+from .answers import Answer, each, opened
 from .binding import Backend, Bindings
 from .queues import CudaQueues, InOrder, Queues, are_peers
 from .schedule import START, Record, Run, Wait, fork_and_join, sources
@@ -44,20 +45,21 @@ class LocalExecutor:
         on_gpus = placement.lanes > 1 and self.device.type == "cuda"
         events = [step.event for step in self.steps if isinstance(step, Record)]
         self.queues = queues or (CudaQueues(devices, placement.coordinator, events) if on_gpus else InOrder())
-        self.answer = next(i for i, s in enumerate(self.segments) if self.program.output in s.writes)
+        self.answers = {name: self._writer(name) for name in self.program.answers.values()}
         self.homes = self._homes(peers) if backend.in_place else {}
         self.ranges = Ranges.of(self.program)
         self._passes: Shapes[tuple[int, ...], Pass] = Shapes(self.make, self.synchronise)
 
-    def __call__(self, x_nchw: Tensor) -> Tensor:
-        """Logits, fp32, on the picture's device, which the next call may overwrite."""
+    def __call__(self, x_nchw: Tensor) -> Answer:
+        """Logits, or outputs by name, fp32, on the picture's device, which the next call may overwrite."""
         return self.run(x_nchw, self.ranges)
 
     @torch.inference_mode()
-    def run(self, x_nchw: Tensor, spans: Spans | None) -> Tensor:
+    def run(self, x_nchw: Tensor, spans: Spans | None) -> Answer:
         """The same, each segment marked, and each step of it that runs by itself."""
         found = self._passes(x_nchw.shape)
-        return found.run(found.bindings.enter(x_nchw), spans).to(x_nchw.device, torch.float32)
+        answer = found.run(found.bindings.enter(x_nchw), spans)
+        return each(answer, lambda tensor: tensor.to(x_nchw.device, torch.float32))
 
     def make(self, shape: Sequence[int]) -> Pass:
         """A pass for pictures [N, 3, H, W] of this shape, with buffers of its own."""
@@ -82,9 +84,7 @@ class LocalExecutor:
 
     def _homes(self, peers: Callable[[torch.device, torch.device], bool]) -> dict[Key, torch.device]:
         """Features that may be written where they are read, on another device than their maker's."""
-        readers: dict[Key, set[torch.device]] = {
-            (self.program.output, self.answer): {self.devices[self.placement.coordinator]}
-        }
+        readers: dict[Key, set[torch.device]] = {key: {self.device} for key in self.answers.items()}
         for segment, writers in zip(self.segments, self.sources, strict=True):
             for key in zip(segment.reads, writers, strict=True):
                 readers.setdefault(key, set()).add(self.devices[segment.lane])
@@ -94,6 +94,11 @@ class LocalExecutor:
             if len(devices) == 1 and maker not in devices and name != INPUT and peers(maker, min(devices, key=str)):
                 (homes[name, writer],) = devices
         return homes
+
+    def _writer(self, name: str) -> int:
+        """The segment from which an answer is read: the coordinator's own, if it has one."""
+        writers = [i for i, segment in enumerate(self.segments) if name in segment.writes]
+        return next((i for i in writers if self.segments[i].lane == self.placement.coordinator), writers[0])
 
     def maker(self, writer: int) -> torch.device:
         """The device on which a segment, or START for the picture, leaves its features."""
@@ -120,15 +125,15 @@ class Pass:
     def picture(self) -> Tensor:
         return self.bindings.picture
 
-    def launch(self) -> Tensor:
-        """Logits from what is in `picture`."""
+    def launch(self) -> Answer:
+        """The answer to what is in `picture`."""
         return self.run(self.picture, None)
 
-    def run(self, picture: Tensor, spans: Spans | None) -> Tensor:
-        """Hand all segments out to the lanes' queues; logits on the coordinator's device."""
+    def run(self, picture: Tensor, spans: Spans | None) -> Answer:
+        """Hand all segments out to the lanes' queues; the answer on the coordinator's device."""
         lanes, queues = self.lanes, self.lanes.queues
         features: dict[Key, Tensor] = {(INPUT, START): picture}
-        answer: list[Tensor] = []
+        answer: list[Answer] = []
         queues.start()
         for step in lanes.steps:
             match step:
@@ -139,9 +144,11 @@ class Pass:
                 case Wait(lane, event):
                     queues.wait(lane, event)
         home = lanes.placement.coordinator
-        queues.run(
-            home, lambda: answer.append(self._read((lanes.program.output, lanes.answer), home, features, queues))
-        )
+
+        def read(name: str) -> Tensor:
+            return self._read((name, lanes.answers[name]), home, features, queues)
+
+        queues.run(home, lambda: answer.append(opened(lanes.backend, self.bindings.nhw, read)))
         queues.end()
         return answer[0]
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..profiling.spans import Recorder
 from ..program.placement import Placement
 from ..program.program import Program
+from .answers import Answer, collected, each
 from .local import LocalExecutor
 from .openvino_model import compile_model, model_of
 from .schedule import START, sources
@@ -45,11 +46,11 @@ class _Bound:
             features |= {(name, i): request.get_output_tensor(k) for k, name in enumerate(module.segment.writes)}
             self.waits.append([self.requests[writer] for writer in {*writers} - {START}])
             self.requests.append(request)
-        logits = next(tensor for (name, _), tensor in features.items() if name == program.output)
-        self.logits = torch.from_numpy(logits.data)
+        made = {name: tensor for (name, _), tensor in features.items()}
+        self.answer = collected(program, lambda name: torch.from_numpy(made[name].data))
 
     def run(self, x_nchw: Tensor) -> None:
-        """Fill `logits` from pictures fp32, contiguous, which are read where they lie."""
+        """Fill `answer` from pictures fp32, contiguous, which are read where they lie."""
         if x_nchw.data_ptr() != self.bound:  # whoever comes again with the same memory saves 30 us
             self.bound = x_nchw.data_ptr()
             picture = openvino.Tensor(x_nchw.detach().numpy(), shared_memory=True)  # keeps that memory from reuse
@@ -82,13 +83,12 @@ class OpenVinoExecutor:
         self.modules = [SegmentModule(program, s, torch.float32, CPU, LAYOUT) for s in placement.segments(program)]
         self._shapes: Shapes[tuple[int, ...], _Bound] = Shapes(self._bind)
 
-    def __call__(self, x_nchw: Tensor) -> Tensor:
-        """Logits, fp32, on the picture's device."""
+    def __call__(self, x_nchw: Tensor) -> Answer:
+        """Logits, or outputs by name, fp32, on the picture's device."""
         bound = self._shapes(x_nchw.shape)
         x = x_nchw if x_nchw.is_cpu and x_nchw.dtype == torch.float32 else x_nchw.to(CPU, torch.float32)
         bound.run(x.contiguous())
-        logits = bound.logits.clone()
-        return logits if x_nchw.is_cpu else logits.to(x_nchw.device)
+        return each(bound.answer, lambda tensor: tensor.to(x_nchw.device, copy=True))
 
     def _bind(self, shape: tuple[int, ...]) -> _Bound:
         return _Bound(self.program, self.modules, shape, self.precision, self.threads)

@@ -57,6 +57,9 @@ class TorchBackend:
     def convert(self, x_nchw: Tensor, device: torch.device) -> Tensor:
         return x_nchw.to(device, self.storage, memory_format=self.memory_format)
 
+    def nchw(self, feature: str, tensor: Tensor, nhw: tuple[int, int, int]) -> Tensor:
+        return tensor
+
     def bind(self, segment: Segment, nhw: tuple[int, int, int], reads: Reads, homes: Mapping[str, Tensor]) -> Runner:
         runner = TorchRunner(self.modules[segment], self.name, self.precision, self.threads)
         on_gpu = self.precision == torch.float32 and reads[0].device.type == "cuda"

@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import ParNetError
+from .folding import FoldedBlock, fold_block
+
 ACTIVATION = {"silu": F.silu, "relu": F.relu}
 
 
@@ -57,6 +60,13 @@ class RepVGGSSE(nn.Module):
             self.rbr_1x1 = nn.Sequential(nn.AvgPool2d(2), self.rbr_1x1)
         self.se = Gate(cin, cout, groups)
 
+    @property
+    def pointwise(self) -> ConvBN:
+        """The 1x1 branch, without the average in front of it."""
+        branch = self.rbr_1x1[1] if isinstance(self.rbr_1x1, nn.Sequential) else self.rbr_1x1
+        assert isinstance(branch, ConvBN)
+        return branch
+
     def forward(self, x_nchw: Tensor) -> Tensor:
         y = self.rbr_dense(x_nchw) + self.rbr_1x1(x_nchw)
         if self.rbr_identity is not None:
@@ -65,17 +75,33 @@ class RepVGGSSE(nn.Module):
         return self.activation(y * (2 * self.se(x_nchw)))
 
 
-class Block(nn.Module):
-    """A RepVGG-SSE block, its output channels shuffled where it is grouped."""
+class ParNetBlock(nn.Module):
+    """A RepVGG-SSE block, its output channels shuffled where it is grouped: for ParNet, and for anybody's network.
 
-    def __init__(self, cin: int, cout: int, activation: str, stride: int = 1, groups: int = 1) -> None:
+    Features [N, cin, H, W] to [N, cout, H / stride, W / stride]; H and W even for stride 2. groups: of the channels;
+    divides cin and cout. activation: "silu" or "relu". An identity branch stands where cin is cout and stride 1.
+    Raises ParNetError for other values.
+    """
+
+    def __init__(self, cin: int, cout: int, stride: int = 1, groups: int = 1, activation: str = "silu") -> None:
         super().__init__()
+        if any(type(count) is not int or count < 1 for count in (cin, cout, groups)) or cin % groups or cout % groups:
+            raise ParNetError(f"{cin} to {cout} channels in {groups} groups: positive, and divisible by the groups")
+        if type(stride) is not int or stride not in (1, 2):
+            raise ParNetError(f"stride {stride!r}: choose 1 or 2")
+        if activation not in ACTIVATION:
+            raise ParNetError(f"activation {activation!r}: choose one of {', '.join(ACTIVATION)}")
         self.groups = groups
         self.block = RepVGGSSE(cin, cout, stride, groups, activation)
 
     def forward(self, x_nchw: Tensor) -> Tensor:
         y = self.block(x_nchw)
         return y if self.groups == 1 else F.channel_shuffle(y, self.groups)
+
+    def fold(self) -> FoldedBlock:
+        """What it computes in evaluation mode as one convolution with its gate, to run and not to train: equal up to
+        rounding. The block stays as it is; type and device are its own."""
+        return fold_block(self.block)
 
 
 class Pair(nn.Module):
@@ -93,7 +119,7 @@ class Pair(nn.Module):
 class Fusion(nn.Sequential):
     """A pair, then blocks. Index 1 has no parameters; it keeps the released numbering."""
 
-    def __init__(self, pair: Pair, *blocks: Block) -> None:
+    def __init__(self, pair: Pair, *blocks: ParNetBlock) -> None:
         super().__init__(pair, nn.Identity(), *blocks)
 
     def forward(self, a_nchw: Tensor, b_nchw: Tensor) -> Tensor:  # type: ignore[override]

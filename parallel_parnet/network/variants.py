@@ -38,7 +38,7 @@ class Config:
     stem_strides: strides of the two stem blocks; (2, 2) for photographs, (1, 1) for 32 x 32 pictures.
     image_size, crop, mean, std: the picture's shorter side is resized to image_size / crop, the middle square is cut
         out, and RGB values in 0..1 are normalised.
-    labels: a name per class, or none.
+    num_classes: 0 where there is no classifier. labels: a name per class, or none.
     """
 
     planes: tuple[int, ...]
@@ -62,7 +62,8 @@ class Config:
             raise ParNetError(f"planes {self.planes}: give 2 to 5 widths (1 to 4 streams, then the last convolution)")
         if len(self.blocks) != streams:
             raise ParNetError(f"blocks {self.blocks}: give one count for each of the {streams} streams")
-        counts = (*self.planes, *self.blocks, self.num_classes, self.image_size)
+        none = type(self.num_classes) is int and self.num_classes == 0
+        counts = (*self.planes, *self.blocks, 1 if none else self.num_classes, self.image_size)
         if not all(type(count) is int and 1 <= count <= MOST for count in counts):
             raise ParNetError(f"widths, block counts, classes and pixels must be positive, to {MOST}: {self}")
         if bad := [p for p in self.planes[1:streams] if p % 4]:

@@ -42,12 +42,12 @@ def check(program: Program, finite: Mapping[str, Tensor]) -> None:
         for fault in _faults(op, features):
             raise ParNetError(f"operation {op.name!r}: {fault}")
         features[op.name] = Made(op.level, op.cout, op.stride * features[op.inputs[0]].scale)
-    if [op.kind for op in program.operations[-1:]] != ["classifier"]:
-        raise ParNetError("the last operation must be a classifier")
+    for fault in _faults_of_outputs(program):
+        raise ParNetError(fault)
     if early := [op.name for op in program.operations[:-1] if op.kind == "classifier"]:
         raise ParNetError(f"operation {early[0]!r}: a classifier must be the last operation, and the only one")
     classes, made = program.config.num_classes, program.operations[-1].cout
-    if made != classes:
+    if program.operations[-1].kind == "classifier" and made != classes:
         raise ParNetError(f"the classifier gives {made} logits for a configuration of {classes} classes")
     streams = {op.stream for op in program.operations if op.stream is not None}
     if streams != set(range(len(streams))):
@@ -63,6 +63,19 @@ def shapes(op: Operation) -> dict[str, tuple[int, ...]]:
     k = op.cin // op.groups
     kernels = {"weight": (op.cout, k, 3, 3), "gate_weight": (op.cout, k), "border": (op.cout, 3, 3)}
     return kernels | dict.fromkeys(rows, (op.cout,))
+
+
+def _faults_of_outputs(program: Program) -> Iterator[str]:
+    if not program.outputs and [op.kind for op in program.operations[-1:]] != ["classifier"]:
+        yield "the last operation must be a classifier"
+    made = {op.name for op in program.operations}
+    if not isinstance(program.outputs, Mapping):
+        yield f"outputs {program.outputs!r}: names, and the operations that make them"
+    for name, feature in program.outputs.items():
+        if not isinstance(name, str) or not name or not name.isprintable():
+            yield f"output {name!r}: its name must be of printable characters"
+        if feature not in made:
+            yield f"output {name!r}: {feature!r} is no operation"
 
 
 def _faults(op: Operation, features: Mapping[str, Made]) -> Iterator[str]:

@@ -6,13 +6,18 @@ inside the picture: the `border` weights). Worked in float64, stored in fp32.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
-from ..network.blocks import Block, ConvBN, Fusion, Pair, RepVGGSSE
+from ..errors import ParNetError
+from ..network.blocks import Fusion, Pair, ParNetBlock
+from ..network.features import FUSED, Backbone
+from ..network.folding import affine, exact, one_kernel
 from ..network.model import ParNet, check_activation
+from ..network.variants import Config
 from ..settings import with_own_settings
 from .program import INPUT, Operation, Program
 
@@ -50,12 +55,12 @@ class _Builder:
         shuffle: int = 1,
     ) -> _Feature:
         """Fold a block that reads one feature, or two through a pair."""
-        assert isinstance(block, Block) and isinstance(pair, Pair | None)
+        assert isinstance(block, ParNetBlock) and isinstance(pair, Pair | None)
         branches = block.block
         stride = 2 if isinstance(branches.rbr_1x1, nn.Sequential) else 1
         groups, cout, cin = block.groups, *branches.rbr_dense.conv.weight.shape[:2]
-        weight, bias = _branches(branches)
-        gate_weight = _exact(branches.se.weight).flatten(1)
+        weight, bias = one_kernel(branches)
+        gate_weight = exact(branches.se.weight).flatten(1)
         gate_bias = torch.zeros(cout, dtype=torch.float64, device=CPU)
         columns = _columns(groups, cin, cout, *(f.order for f in inputs))
         weight, gate_weight = _select(weight, columns), _select(gate_weight, columns)
@@ -63,10 +68,10 @@ class _Builder:
         identity = branches.rbr_identity
         norms = (pair.b1, pair.b2) if pair else (identity,) if isinstance(identity, nn.BatchNorm2d) else ()
         if norms:  # gates average what left the norms; for a pair, so does the convolution
-            affine = [_affine(norm) for norm in norms]
+            affines = [affine(norm) for norm in norms]
             scale, shift = (
                 torch.cat([v[f.order].view(groups, -1) for v, f in zip(vectors, inputs, strict=True)], 1)
-                for vectors in zip(*affine, strict=True)
+                for vectors in zip(*affines, strict=True)
             )
             rows = torch.arange(cout, device=CPU) // (cout // groups)  # the group of each output channel
             gate_bias = (gate_weight * shift[rows]).sum(1)
@@ -87,24 +92,38 @@ class _Builder:
 
 
 @with_own_settings
-def fold(model: ParNet) -> Program:
+def fold(model: ParNet | Backbone, outputs: Sequence[str] | None = None) -> Program:
     """The program of a model's evaluation mode: fused convolutions and a classifier, on as few levels as can be.
 
+    outputs: what to give by name instead of the logits alone: features, by the names in `model.feature_info`
+    ("streams.0", ..., "fused"), and "logits"; of a `Backbone` its own where not given. What none needs is left out.
     The model is left as it is. For three streams with 4, 5 and 5 blocks: 22 convolutions on 11 levels, and one more.
-    Raises ParNetError where a block's activation is not the configuration's, or weights become no finite numbers.
+    Raises ParNetError where a block's activation is not the configuration's, or weights become no finite numbers; for
+    outputs that are not there or twice there, and without outputs for a model without a classifier.
     """
+    if isinstance(model, Backbone):
+        outputs = outputs or model.feature_info.module_name()
+        model = model.body
     check_activation(model)
+    has_logits = model.num_classes > 0
+    known = [*model.feature_info.module_name(), *(["logits"] if has_logits else [])]
+    if outputs is None and not has_logits:
+        raise ParNetError(f"the model has no classifier: give fold outputs, some of {', '.join(known)}")
+    if outputs is not None and (isinstance(outputs, str) or not outputs or not set(outputs) <= set(known)):
+        raise ParNetError(f"outputs {outputs!r}: give a tuple of some of {', '.join(known)}")
+    if outputs is not None and len(set(outputs)) < len(outputs):
+        raise ParNetError(f"outputs {outputs!r}: name each once")
     with torch.no_grad():
-        return _fold(model)
+        return _fold(model, outputs)
 
 
-def _fold(model: ParNet) -> Program:
+def _fold(model: ParNet, outputs: Sequence[str] | None) -> Program:
     config, b = model.config, _Builder(model.config.activation)
     x = _Feature(INPUT, torch.arange(3, device=CPU), 0)
     stems: dict[int, _Feature] = {}
     features = []
     for name, block in model.inits.named_modules():
-        if isinstance(block, Block):
+        if isinstance(block, ParNetBlock):
             x = b.block(f"inits.{name}", "stem", None, block, x)
             stems[int(name.split(".")[0])] = x
     for i, stream in enumerate(model.streams):
@@ -112,6 +131,7 @@ def _fold(model: ParNet) -> Program:
         for j, block in enumerate(stream.children()):
             y = b.block(f"streams.{i}.{j}", "stream", i, block, y)
         features.append(y)
+    made = {f"streams.{i}": feature.name for i, feature in enumerate(features)}
     y = features[0]
     if len(features) > 1:
         y = b.block("downsamples_2.0", "fusion", None, model.downsamples_2[0], y)
@@ -122,46 +142,32 @@ def _fold(model: ParNet) -> Program:
             y = b.block(name, "fusion", None, fusion[2], features[i], y, pair=pair, shuffle=2)
         y = b.block("combine.2", "fusion", None, model.combine[2], features[-1], y, pair=model.combine[0])
     y = b.block("combine.3", "fusion", None, model.combine[3], y)
+    made[FUSED] = y.name
     fc = model.head["fc"]
-    assert isinstance(fc, nn.Linear)
-    op = Operation(
-        "head.fc", "classifier", "head", None, y.level + 1, (y.name,), fc.in_features, fc.out_features
-    )  # fmt: skip
-    b.add(op, {"weight": _exact(fc.weight)[:, y.order], "bias": _exact(fc.bias)})
+    if isinstance(fc, nn.Linear):
+        made["logits"] = "head.fc"
+        op = Operation(
+            "head.fc", "classifier", "head", None, y.level + 1, (y.name,), fc.in_features, fc.out_features
+        )  # fmt: skip
+        b.add(op, {"weight": exact(fc.weight)[:, y.order], "bias": exact(fc.bias)})
     operations = sorted(b.operations, key=lambda op: op.level)
-    return Program(config, tuple(operations), b.weights)
+    if outputs is None:
+        return Program(config, tuple(operations), b.weights)
+    return _pruned(config, operations, b.weights, {name: made[name] for name in outputs})
 
 
-def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Scale and shift of a batch norm in evaluation mode."""
-    assert norm.running_mean is not None and norm.running_var is not None
-    scale = _exact(norm.weight) / torch.sqrt(_exact(norm.running_var) + norm.eps)
-    return scale, _exact(norm.bias) - _exact(norm.running_mean) * scale
-
-
-def _exact(tensor: Tensor) -> Tensor:
-    """On the CPU, unless the model is one of shapes alone, for compiling."""
-    return tensor.detach().to("meta" if tensor.is_meta else CPU, torch.float64)
-
-
-def _conv_bn(branch: ConvBN) -> tuple[Tensor, Tensor]:
-    scale, shift = _affine(branch.bn)
-    return _exact(branch.conv.weight) * scale[:, None, None, None], shift
-
-
-def _branches(block: RepVGGSSE) -> tuple[Tensor, Tensor]:
-    """One 3x3 kernel and bias for both branches. A pooled 1x1 kernel is spread over the four taps that it averages."""
-    weight, bias = _conv_bn(block.rbr_dense)
-    pooled = isinstance(block.rbr_1x1, nn.Sequential)
-    branch = block.rbr_1x1[1] if isinstance(block.rbr_1x1, nn.Sequential) else block.rbr_1x1
-    assert isinstance(branch, ConvBN)
-    pointwise, bias_1x1 = _conv_bn(branch)
-    weight = weight.clone()
-    if pooled:
-        weight[:, :, 1:, 1:] += pointwise / 4
-    else:
-        weight[:, :, 1:2, 1:2] += pointwise
-    return weight, bias + bias_1x1
+def _pruned(
+    config: Config, operations: Sequence[Operation], weights: Mapping[str, Tensor], outputs: Mapping[str, str]
+) -> Program:
+    """What the outputs need, its streams numbered from 0."""
+    needed = set(outputs.values())
+    for op in reversed(operations):
+        needed |= set(op.inputs) if op.name in needed else set()
+    kept = [op for op in operations if op.name in needed]
+    numbers = {stream: i for i, stream in enumerate(sorted({op.stream for op in kept if op.stream is not None}))}
+    kept = [op if op.stream is None else replace(op, stream=numbers[op.stream]) for op in kept]
+    own = {name: tensor for name, tensor in weights.items() if name.rpartition(".")[0] in needed}
+    return Program(config, tuple(kept), own, outputs)
 
 
 def _columns(groups: int, cin: int, cout: int, *orders: Tensor) -> Tensor:

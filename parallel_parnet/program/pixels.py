@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from ..network.variants import Config
 from ..settings import with_own_settings
+from .arithmetic import affine
 from .program import INPUT, Program
-
-
-def affine(config: Config, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Scale and shift, float64 [3], that make a value 0..255 what the network was trained on."""
-    mean, std = (torch.tensor(v, dtype=torch.float64, device=device) for v in (config.mean, config.std))
-    return 1 / (255 * std), -mean / std
 
 
 @with_own_settings
@@ -46,7 +43,7 @@ def fold_pixels(program: Program, dtype: torch.dtype) -> Program:
             w["shift"] = w["shift"] + w["scale"] * shift
             w["scale"] = w["scale"] * scale
         weights |= {f"{op.name}.{name}": tensor.float().contiguous() for name, tensor in w.items()}
-    return Program(program.config, program.operations, weights, program)
+    return replace(program, weights=weights, original=program)
 
 
 def _along(channels: Tensor, weight: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class Segment:
 class Placement:
     """where: each operation's lanes, the first of them being the one that sends its output to lanes without it.
 
-    The coordinator lane holds the picture at the start and the logits at the end.
+    The coordinator lane holds the picture at the start and the answers at the end.
     """
 
     lanes: int
@@ -106,8 +106,9 @@ class Placement:
                 for name in op.inputs:
                     if lane not in self._holders(name):
                         found[Transfer(name, self._holders(name)[0], lane)] = None
-        if self.coordinator not in self.where[program.output]:
-            found[Transfer(program.output, self.where[program.output][0], self.coordinator)] = None
+        for name in program.answers.values():
+            if self.coordinator not in self.where[name]:
+                found[Transfer(name, self.where[name][0], self.coordinator)] = None
         return list(found)
 
     def segments(self, program: Program) -> list[Segment]:
@@ -135,13 +136,13 @@ class Placement:
         return [self._segment(program, lane, run, sent) for lane, run in runs]
 
     def _segment(self, program: Program, lane: int, run: list[str], sent: set[tuple[str, int]]) -> Segment:
-        inside = set(run)
+        inside, answers = set(run), set(program.answers.values())
         reads = dict.fromkeys(name for n in run for name in program.by_name[n].inputs if name not in inside)
         later = {
             name for op in program.operations if lane in self.where[op.name] and op.name not in inside
             for name in op.inputs
         }  # fmt: skip
-        writes = [n for n in run if n in later or (n, lane) in sent or n == program.output]
+        writes = [n for n in run if n in later or (n, lane) in sent or n in answers]
         return Segment(lane, tuple(run), tuple(reads), tuple(writes))
 
     def describe(self, program: Program) -> list[str]:

@@ -6,12 +6,14 @@ Nothing here computes a picture; executors do. Shape letters: N batch, C channel
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import InitVar, asdict, dataclass
+from dataclasses import InitVar, asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,7 +22,14 @@ from torch import Tensor
 from ..errors import ParNetError
 from ..files import write_atomically
 from ..network.variants import Config
+from ..settings import with_own_settings
+from .arithmetic import affine
 from .contract import INPUT, check
+from .exported import export
+
+if TYPE_CHECKING:
+    import onnx
+    from torch.export import ExportedProgram
 
 FORMAT, DIGEST = "parallel_parnet.program.1", "digest"
 
@@ -102,12 +111,15 @@ class Cost:
 class Program:
     """Operations in an order in which they can run, and their weights, fp32 on the CPU, as "<operation>.<weight>".
 
-    The last operation is the classifier. Raises ParNetError for what breaks a rule of `Operation` (`contract`).
+    outputs: what it gives, by the names that callers know: operations, or nothing for the logits alone; then the last
+    operation is the classifier, which otherwise may lack.
+    Raises ParNetError for what breaks a rule of `Operation` (`contract`).
     """
 
     config: Config
     operations: tuple[Operation, ...]
     weights: Mapping[str, Tensor]
+    outputs: Mapping[str, str] = field(default_factory=dict)
     original: InitVar[Program | None] = None  # the weights it shares with this one are not read again to check them
 
     def __post_init__(self, original: Program | None) -> None:
@@ -120,8 +132,13 @@ class Program:
 
     @property
     def output(self) -> str:
-        """The feature that holds the logits."""
+        """The last operation's feature: the logits, where there is a classifier."""
         return self.operations[-1].name
+
+    @property
+    def answers(self) -> Mapping[str, str]:
+        """What the program gives, by the names that callers know: the features that hold it."""
+        return self.outputs or {"logits": self.output}
 
     @property
     def streams(self) -> int:
@@ -215,8 +232,36 @@ class Program:
             )
         return "\n".join(lines)
 
+    @with_own_settings
+    def to_onnx(self, raw: bool = False) -> onnx.ModelProto:
+        """The folded network as an ONNX model, fp32, of standard operators (opset 17); see `onnx_graph.model_of`.
+
+        Input "input" [batch, 3, height, width], normalised, or raw: uint8, RGB; output "logits" [batch, classes], or
+        `outputs` by their names. Batch is open, and so are height and width, which have to be multiples of
+        `size_multiple`.
+        Raises ParNetError where the package onnx is missing, and for networks of more than 2 GB.
+        """
+        if importlib.util.find_spec("onnx") is None:
+            raise ParNetError("onnx is not installed here: pip install 'parallel_parnet[export]'")
+        from .onnx_graph import model_of  # here, since the package is optional
+
+        return model_of(self, self._affine() if raw else None)
+
+    @with_own_settings
+    def to_exported_program(self, raw: bool = False) -> ExportedProgram:
+        """The folded network as torch.export has it, fp32, for any batch and size; `torch.export.save` writes it.
+
+        Pictures and answers as of `to_onnx`; of several answers, a tuple.
+        """
+        return export(self, self._affine() if raw else None)
+
+    def _affine(self) -> tuple[Tensor, Tensor]:
+        scale, shift = (v.float().view(-1, 1, 1) for v in affine(self.config, torch.device("cpu")))
+        return scale, shift
+
     def _description(self) -> dict:
-        return {"config": asdict(self.config), "operations": [asdict(op) for op in self.operations]}
+        outputs = {"outputs": dict(self.outputs)} if self.outputs else {}
+        return {"config": asdict(self.config), "operations": [asdict(op) for op in self.operations], **outputs}
 
     def save(self, path: Path | str, beside: Mapping[str, str] | None = None) -> None:
         """Write as .safetensors, atomically, the operations as JSON in its metadata, and more metadata beside them."""
@@ -246,7 +291,7 @@ class Program:
             description = json.loads(metadata["program"])
             config = Config.of(description["config"])
             operations = (Operation(**{**op, "inputs": tuple(op["inputs"])}) for op in description["operations"])
-            program = cls(config, tuple(operations), weights)
+            program = cls(config, tuple(operations), weights, description.get("outputs", {}))
             if metadata.pop(DIGEST, None) != program._seal(metadata):
                 raise ParNetError("damaged: its digest does not match")
         except ParNetError as error:

@@ -44,8 +44,8 @@ SMALLEST = Config((4, 8), blocks=(1,), num_classes=3, image_size=32)
 TINY = Config((4, 8, 8), blocks=(1, 1), num_classes=3, stem_strides=(2, 1), image_size=32, crop=0.5)
 LIMIT_S = 30.0  # of one whole run of a command
 SUFFIXES = (".png", ".jpg", ".tif", ".webp", "")
-COMMANDS = ("infer.command", "plan.command", "plan.check", "bench.command", "bench.page", "depth.command", "gpu.check",
-            "gpu.tune", "gpu.compile_report", "profile.command")  # fmt: skip
+COMMANDS = ("infer.command", "plan.command", "plan.check", "bench.command", "bench.page", "depth.command",
+            "export.command", "gpu.check", "gpu.tune", "gpu.compile_report", "profile.command")  # fmt: skip
 
 
 def told(path: Path, call: Callable[..., Result], *arguments: object) -> Result | None:

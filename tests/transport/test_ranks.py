@@ -49,6 +49,17 @@ def test_every_transport_and_placement(ranks: int, tmp_path: Path) -> None:
         assert network_results(ranks, tmp_path) == rows, "nor does another run"
 
 
+def test_outputs_on_ranks(tmp_path: Path) -> None:
+    """Features by name, each from the lane that has it: the bits of one lane."""
+    run = launch(SCRIPTS / "outputs.py", SEED, tmp_path / "found.json", ranks=3)
+    assert run.returncode == 0, run.stderr
+    rows = json.loads((tmp_path / "found.json").read_text())
+    assert len(rows) == 4 and all(row["equal"] and row["close"] and row["mapped"] for row in rows), (
+        f"{rows}, seed {SEED}"
+    )
+    assert all(row["shapes"] == row["said"] for row in rows), rows
+
+
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_triton_segments_on_ranks(ranks: int, tmp_path: Path) -> None:
     """By Triton's interpreter, over shared memory and gloo, launched and captured: the bits of one lane."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from parallel_parnet import ParNet
-from parallel_parnet.network.blocks import Block, RepVGGSSE
+from parallel_parnet.network.blocks import ParNetBlock, RepVGGSSE
 
 
 class FusedBlock(nn.Module):
@@ -46,6 +46,6 @@ def fuse(model: ParNet) -> ParNet:
     """A copy of the model, in evaluation mode, with every block fused."""
     fused = deepcopy(model).eval()
     for module in list(fused.modules()):
-        if isinstance(module, Block):
+        if isinstance(module, ParNetBlock):
             module.block = FusedBlock(module.block)
     return fused.eval().requires_grad_(False)

@@ -19,12 +19,15 @@ from .subject import Contender, Runner, Subject, on_device, words
 
 
 def library_peers() -> list[Contender]:
-    """OpenVINO and ONNX Runtime on CPUs, ONNX Runtime and TensorRT on GPUs, from the network as trained and fused."""
+    """OpenVINO and ONNX Runtime on CPUs, ONNX Runtime and TensorRT on GPUs, from the network as trained and fused; on
+    CPUs from the file of launch/export.py as well."""
     return [
         Contender("OpenVINO", False, lambda s: _openvino(s, s.network)),
         Contender("OpenVINO, fused", False, lambda s: _openvino(s, s.fused)),
+        Contender("OpenVINO, exported", False, lambda s: _openvino(s, None)),
         Contender("ONNX Runtime", False, lambda s: _onnxruntime(s, s.network)),
         Contender("ONNX Runtime, fused", False, lambda s: _onnxruntime(s, s.fused)),
+        Contender("ONNX Runtime, exported", False, lambda s: _onnxruntime(s, None)),
         Contender("TensorRT", False, lambda s: _tensorrt(s, s.network)),
         Contender("TensorRT, fused", False, lambda s: _tensorrt(s, s.fused)),
     ]
@@ -38,7 +41,7 @@ def need(module: str, package: str) -> ModuleType:
         raise ParNetError(f"not installed here: pip install {package}") from None
 
 
-def _openvino(subject: Subject, network: nn.Module) -> Runner:
+def _openvino(subject: Subject, network: nn.Module | None) -> Runner:
     if subject.device.type != "cpu":
         raise ParNetError("runs on the CPU here")
     openvino = need("openvino", "openvino")
@@ -49,9 +52,13 @@ def _openvino(subject: Subject, network: nn.Module) -> Runner:
         "INFERENCE_PRECISION_HINT": hints[subject.dtype],
         "INFERENCE_NUM_THREADS": subject.threads,
     }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch's tracer, about shapes that are constant here
-        model = openvino.convert_model(network, example_input=picture, input=[list(picture.shape)])
+    if network is None:
+        model = openvino.Core().read_model(exported(subject))
+        model.reshape(list(picture.shape))
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's tracer, about shapes that are constant here
+            model = openvino.convert_model(network, example_input=picture, input=[list(picture.shape)])
     compiled = openvino.Core().compile_model(model, "CPU", settings)
     ran = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     request = compiled.create_infer_request()
@@ -62,22 +69,27 @@ def _openvino(subject: Subject, network: nn.Module) -> Runner:
 
     return Runner(
         call,
-        f"convert_model(network), {settings}, inputs and outputs shared",
+        f"{'convert_model(network)' if network else 'read_model(file)'}, {settings}, inputs and outputs shared",
         {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}.get(ran, ran),
         take=lambda picture: openvino.Tensor(picture.numpy(), shared_memory=True),
         logits=torch.tensor,
     )
 
 
-def _onnxruntime(subject: Subject, network: nn.Module) -> Runner:
+def _onnxruntime(subject: Subject, network: nn.Module | None) -> Runner:
     ort = need("onnxruntime", "'parallel_parnet[bench]'")
     options = ort.SessionOptions()
     if subject.device.type == "cuda":
+        if network is None:
+            raise ParNetError("raced on CPUs alone")
         return _onnxruntime_cuda(subject, network, ort, options)
+    for name, size in (("batch", subject.batch), ("height", subject.size), ("width", subject.size)):
+        options.add_free_dimension_override_by_name(name, size)  # of the exported file; others have none
     options.intra_op_num_threads = subject.threads
     # its threads would go on spinning for tens of milliseconds, on the cores of whoever runs next
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    session = ort.InferenceSession(onnx(network, subject), options, providers=["CPUExecutionProvider"])
+    model = exported(subject) if network is None else onnx(network, subject)
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return Runner(
         lambda picture: session.run(None, {name: picture})[0],
@@ -153,6 +165,13 @@ def _tensorrt(subject: Subject, network: nn.Module) -> Runner:
 
     settings = "ONNX parser, strongly typed, builder_optimization_level=5, TF32 off, CUDA graph"
     return Runner(call, settings, words(subject.dtype), wait=on_device(subject))
+
+
+def exported(subject: Subject) -> bytes:
+    """What launch/export.py writes; ParNetError for a network that is no ParNet."""
+    if subject.program is None:
+        raise ParNetError("no ParNet: launch/export.py does not take it")
+    return subject.program.to_onnx().SerializeToString()
 
 
 def onnx(network: nn.Module, subject: Subject) -> bytes:

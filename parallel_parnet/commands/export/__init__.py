@@ -1,0 +1,1 @@
+"""The folded network as a file that other libraries take."""

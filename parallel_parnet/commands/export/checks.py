@@ -1,0 +1,94 @@
+"""A file for other libraries gives there what the engine gives here, or is not written."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from collections.abc import Callable, Iterator, Mapping
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from parallel_parnet import Engine, ParNetError, Program
+from parallel_parnet.parity import LIMIT, relative
+
+BATCHES = (1, 2, 3)
+
+Run = Callable[[Tensor], list[Tensor]]
+
+
+def sizes(program: Program) -> list[int]:
+    """The network's own, and the next that fits."""
+    side = -(-program.config.image_size // program.size_multiple) * program.size_multiple
+    return [side, side + program.size_multiple]
+
+
+def pictures(program: Program, raw: bool) -> Iterator[Tensor]:
+    """Random, of every batch, and of every size as a height."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    w = sizes(program)[0]
+    for n, h in product(BATCHES, sizes(program)):
+        if raw:
+            yield torch.randint(0, 256, (n, 3, h, w), generator=generator, dtype=torch.uint8)
+        else:
+            yield torch.randn(n, 3, h, w, generator=generator)
+
+
+def agree(program: Program, raw: bool, readers: Mapping[str, Run]) -> dict[str, float]:
+    """The largest relative error of each reader's answers. ParNetError where one is off by more than rounding."""
+    engine, worst = Engine(program, device="cpu", executor="reference"), dict.fromkeys(readers, 0.0)
+    for x in pictures(program, raw):
+        answer = engine(x)
+        expected = [answer] if isinstance(answer, Tensor) else list(answer.values())
+        for name, run in readers.items():
+            try:
+                errors = [relative(got, wanted) for got, wanted in zip(run(x), expected, strict=True)]
+            except Exception as error:  # whatever libraries raise
+                raise ParNetError(f"{name} cannot run it ({str(error).splitlines()[0]}): nothing written") from None
+            worst[name] = max(worst[name], *errors)
+    for name, error in worst.items():
+        if error > LIMIT[torch.float32]:
+            raise ParNetError(f"{name} is off by {error:.1e}, over {LIMIT[torch.float32]:.0e}: nothing written")
+    return worst
+
+
+def onnx_readers(model: bytes, names: list[str]) -> dict[str, Run]:
+    """What is installed here of ONNX Runtime and OpenVINO, with the model. ParNetError where neither is."""
+    makers = {"ONNX Runtime": ("onnxruntime", _onnxruntime), "OpenVINO": ("openvino", _openvino)}
+    found = {name: make for name, (package, make) in makers.items() if importlib.util.find_spec(package)}
+    if not found:
+        raise ParNetError("nothing here can check an ONNX file: pip install 'parallel_parnet[export]'")
+    return {name: make(model, names) for name, make in found.items()}
+
+
+def torch_reader(file: bytes) -> dict[str, Run]:
+    """torch, with the file."""
+    module = torch.export.load(io.BytesIO(file)).module()
+
+    def run(x: Tensor) -> list[Tensor]:
+        with torch.no_grad():
+            answer = module(x)
+        return [answer] if isinstance(answer, Tensor) else list(answer)
+
+    return {"torch": run}
+
+
+def _onnxruntime(model: bytes, names: list[str]) -> Run:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    return lambda x: [torch.from_numpy(answer) for answer in session.run(names, {"input": x.numpy()})]
+
+
+def _openvino(model: bytes, names: list[str]) -> Run:
+    import openvino
+
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(model), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def run(x: Tensor) -> list[Tensor]:
+        answers = compiled([x.numpy()])
+        return [torch.tensor(answers[name]) for name in names]
+
+    return run

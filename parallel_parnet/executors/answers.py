@@ -1,0 +1,49 @@
+"""What a call gives: logits, or a program's outputs by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from ..errors import ParNetError
+from ..parity import relative
+from ..program.program import Program
+from .binding import Answering, Backend
+
+Answer = Tensor | dict[str, Tensor]
+
+
+def collected(program: Program, feature: Callable[[str], Tensor]) -> Answer:
+    """From the features that hold it, by the names of their operations."""
+    if not program.outputs:
+        return feature(program.output)
+    return {name: feature(made) for name, made in program.outputs.items()}
+
+
+def opened(backend: Backend, nhw: tuple[int, int, int], feature: Callable[[str], Tensor]) -> Answer:
+    """The same from features as they cross lanes."""
+    if not backend.program.outputs:
+        return feature(backend.program.output)
+    assert isinstance(backend, Answering), "make_backend has looked"
+    return collected(backend.program, lambda name: backend.nchw(name, feature(name), nhw))
+
+
+def each(answer: Answer, change: Callable[[Tensor], Tensor]) -> Answer:
+    """The answer with every tensor of it changed."""
+    return change(answer) if isinstance(answer, Tensor) else {name: change(tensor) for name, tensor in answer.items()}
+
+
+def logits_of(answer: Answer) -> Tensor:
+    """ParNetError where there are outputs by name, which nothing fills in place."""
+    if not isinstance(answer, Tensor):
+        raise ParNetError(f"out and buffers are for logits; this program gives {', '.join(answer)}: leave them out")
+    return answer
+
+
+def error(got: Answer, expected: Answer) -> float:
+    """The largest relative error of any tensor of an answer."""
+    if isinstance(got, Tensor) and isinstance(expected, Tensor):
+        return relative(got, expected)
+    assert isinstance(got, dict) and isinstance(expected, dict)
+    return max(relative(got[name], tensor) for name, tensor in expected.items())

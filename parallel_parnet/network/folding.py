@@ -1,0 +1,108 @@
+"""A block's branches and batch norms as one kernel, exact up to rounding: worked in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..settings import with_own_settings
+
+if TYPE_CHECKING:
+    from .blocks import ConvBN, RepVGGSSE
+
+CPU = torch.device("cpu")
+
+
+class FoldedBlock(nn.Module):
+    """A block in evaluation mode: one 3x3 convolution, and its gate. Features [N, C, H, W] in and out.
+
+    With an identity:  act(conv(x) + (scale x + shift) sigmoid(gate(avg(x)))).
+    Without:           act(conv(x) 2 sigmoid(gate(avg(x)))).
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, conv: nn.Conv2d, gate: nn.Conv2d, activation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.gate, self.activation = conv, gate, activation
+        self.has_identity = False
+
+    def add_identity(self, scale: Tensor, shift: Tensor) -> None:
+        """With the batch norm of the identity branch, [C, 1, 1]."""
+        self.has_identity = True
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", shift)
+
+    def forward(self, x_nchw: Tensor) -> Tensor:
+        gate = torch.sigmoid(self.gate(x_nchw.mean((2, 3), keepdim=True)))
+        y = self.conv(x_nchw)
+        y = y + (self.scale * x_nchw + self.shift) * gate if self.has_identity else y * (2 * gate)
+        y = self.activation(y)
+        return y if self.conv.groups == 1 else F.channel_shuffle(y, self.conv.groups)
+
+
+@with_own_settings
+@torch.no_grad()
+def fold_block(block: RepVGGSSE) -> FoldedBlock:
+    """The block with the statistics that it has now, on its device and in its type; it is left as it is."""
+    kept = block.rbr_dense.conv.weight
+    weight, bias = one_kernel(block)
+    groups, stride = block.rbr_dense.conv.groups, block.rbr_dense.conv.stride
+    gate_weight, gate_bias = exact(block.se.weight), torch.zeros(len(bias), dtype=bias.dtype, device=bias.device)
+    identity = block.rbr_identity
+    if isinstance(identity, nn.BatchNorm2d):  # the gate averages what left the norm
+        scale, shift = affine(identity)
+        rows = torch.arange(len(bias), device=bias.device) // (len(bias) // groups)  # the group of each output channel
+        gate_bias = (gate_weight.flatten(1) * shift.view(groups, -1)[rows]).sum(1)
+        gate_weight = gate_weight * scale.view(groups, -1)[rows, :, None, None]
+    folded = FoldedBlock(
+        _convolution(weight, bias, kept, stride, groups), _convolution(gate_weight, gate_bias, kept, 1, groups),
+        block.activation,
+    )  # fmt: skip
+    if isinstance(identity, nn.BatchNorm2d):
+        folded.add_identity(*(v.view(-1, 1, 1).to(kept) for v in (scale, shift)))
+    return folded.eval().requires_grad_(False)
+
+
+def one_kernel(block: RepVGGSSE) -> tuple[Tensor, Tensor]:
+    """One 3x3 kernel and bias for both branches. A pooled 1x1 kernel is spread over the four taps that it averages."""
+    weight, bias = _conv_bn(block.rbr_dense)
+    pointwise, bias_1x1 = _conv_bn(block.pointwise)
+    weight = weight.clone()
+    if isinstance(block.rbr_1x1, nn.Sequential):
+        weight[:, :, 1:, 1:] += pointwise / 4
+    else:
+        weight[:, :, 1:2, 1:2] += pointwise
+    return weight, bias + bias_1x1
+
+
+def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Scale and shift of a batch norm in evaluation mode."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = exact(norm.weight) / torch.sqrt(exact(norm.running_var) + norm.eps)
+    return scale, exact(norm.bias) - exact(norm.running_mean) * scale
+
+
+def exact(tensor: Tensor) -> Tensor:
+    """In float64, on the CPU, unless the model is one of shapes alone, for compiling."""
+    return tensor.detach().to("meta" if tensor.is_meta else CPU, torch.float64)
+
+
+def _conv_bn(branch: ConvBN) -> tuple[Tensor, Tensor]:
+    scale, shift = affine(branch.bn)
+    return exact(branch.conv.weight) * scale[:, None, None, None], shift
+
+
+def _convolution(
+    weight: Tensor, bias: Tensor, like: Tensor, stride: int | tuple[int, ...], groups: int
+) -> nn.Conv2d:  # fmt: skip
+    cout, cin, kernel, _ = weight.shape
+    with torch.device("meta"):  # nothing to initialise
+        conv = nn.Conv2d(cin * groups, cout, kernel, stride, padding=kernel // 2, groups=groups)  # type: ignore[arg-type]
+    conv.weight, conv.bias = (nn.Parameter(v.to(like)) for v in (weight, bias))
+    return conv

@@ -1,0 +1,147 @@
+"""A program as an ONNX model, operation by operation, of standard operators alone.
+
+Channels are paired and shuffled by Split and Concat, which need no sizes, so that batch, height and width stay open;
+the 2 of a gate `2 sigmoid(g)` is in the kernel already.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
+
+from ..errors import ParNetError
+from .arithmetic import shaped
+from .contract import INPUT
+
+if TYPE_CHECKING:
+    from .program import Operation, Program
+
+OPSET = 17  # which every reader of the last years knows; nothing here needs a later one
+LARGEST = 2**31 - 1  # bytes of a file: protobuf's limit
+
+
+@dataclass
+class _Graph:
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    constants: list[TensorProto] = field(default_factory=list)
+
+    def node(self, kind: str, name: str, *inputs: str, **attributes: Any) -> str:
+        """An operator with one output, which has its name."""
+        self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
+        return name
+
+    def constant(self, name: str, values: Tensor | np.ndarray | list[int]) -> str:
+        array = values.numpy() if isinstance(values, Tensor) else np.asarray(values)
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        return name
+
+    def regrouped(self, name: str, parts: list[tuple[str, int]], order: list[int], channels: int) -> str:
+        """Features, each cut into so many parts of `channels` channels, joined part by part in this order."""
+        cut: list[str] = []
+        for feature, count in parts:
+            pieces = [f"{name}/{feature}/{i}" for i in range(count)]
+            if count > 1:
+                sizes = self.constant(f"{name}/{feature}/sizes", [channels] * count)
+                self.nodes.append(helper.make_node("Split", [feature, sizes], pieces, name=f"{name}/{feature}", axis=1))
+            cut += pieces if count > 1 else [feature]
+        return self.node("Concat", name, *(cut[i] for i in order), axis=1)
+
+
+def model_of(program: Program, affine: tuple[Tensor, Tensor] | None = None) -> onnx.ModelProto:
+    """Input "input", fp32 [batch, 3, height, width], normalised; outputs by the names of `program.answers`.
+
+    affine: scale and shift, fp32 [3, 1, 1]; with them the input is uint8, RGB, and normalised first. The model's
+    metadata hold the network's configuration as JSON.
+    Raises ParNetError for a network that fits no ONNX file, and for operators that ONNX lacks.
+    """
+    if 4 * program.parameters > LARGEST:
+        raise ParNetError(f"{program.parameters} parameters: an ONNX file holds 2 GB; torch.export has no such limit")
+    graph, x = _Graph(), INPUT
+    if affine is not None:
+        scale, shift = (graph.constant(f"{INPUT}.{n}", v) for n, v in zip(("scale", "shift"), affine, strict=True))
+        x = graph.node("Cast", f"{INPUT}/float", x, to=TensorProto.FLOAT)
+        x = graph.node("Add", f"{INPUT}/normalised", graph.node("Mul", f"{INPUT}/scaled", x, scale), shift)
+    features = {INPUT: x}
+    for op in program.operations:
+        make = {"conv": _convolution, "classifier": _classifier}[op.kind]
+        features[op.name] = make(graph, op, program.of(op), [features[name] for name in op.inputs])
+    for name, feature in program.answers.items():
+        graph.node("Identity", name, features[feature])
+    kind = TensorProto.FLOAT if affine is None else TensorProto.UINT8
+    inputs = [helper.make_tensor_value_info(INPUT, kind, ["batch", 3, "height", "width"])]
+    outputs = [_output(program, name, feature) for name, feature in program.answers.items()]
+    model = helper.make_model(
+        helper.make_graph(graph.nodes, "ParNet", inputs, outputs, graph.constants),
+        opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8, producer_name="parallel_parnet",
+    )  # fmt: skip
+    helper.set_model_props(model, {"config": json.dumps(asdict(program.config)), "digest": program.digest})
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ParNetError(f"ONNX cannot hold this network: {str(error).splitlines()[0]}") from None
+    return model
+
+
+def _output(program: Program, name: str, feature: str) -> onnx.ValueInfoProto:
+    op = program.by_name[feature]
+    places = ["height", "width"] if op.kind == "conv" else []
+    sizes = [f"{side} / {program.scales[feature]}" for side in places]
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", op.cout, *sizes])
+
+
+def _convolution(g: _Graph, op: Operation, w: dict[str, Tensor], inputs: list[str]) -> str:
+    at = f"{op.name}/"
+    factor = 1 if op.gate == "identity" else 2
+    c = {name: g.constant(f"{op.name}.{name}", _shaped(name, tensor, factor)) for name, tensor in w.items()}
+    (x, *second), each = inputs, op.cin // len(inputs) // op.groups
+    if second:
+        order = [part + i * op.groups for part in range(op.groups) for i in range(2)]
+        x = g.regrouped(at + "pair", [(feature, op.groups) for feature in inputs], order, each)
+    shape = {"kernel_shape": [3, 3], "strides": [op.stride] * 2, "pads": [1] * 4}
+    y = g.node("Conv", at + "conv", x, c["weight"], c["bias"], group=op.groups, **shape)
+    if "border" in c:
+        y = g.node("Add", at + "bordered", y, g.node("Conv", at + "border", _inside(g, at, x), c["border"], **shape))
+    average = g.node("GlobalAveragePool", at + "average", x)
+    gate = g.node("Conv", at + "excitation", average, c["gate_weight"], c["gate_bias"], group=op.groups)
+    gate = g.node("Sigmoid", at + "gate", gate)
+    if op.gate == "identity":
+        scale, shift = (g.node("Mul", f"{at}gated_{name}", gate, c[name]) for name in ("scale", "shift"))
+        identity = g.node("Add", at + "identity", g.node("Mul", at + "scaled", x, scale), shift)
+        y = g.node("Add", at + "sum", y, identity)
+    else:
+        y = g.node("Mul", at + "gated", y, gate)
+    if op.activation == "silu":
+        y = g.node("Mul", at + "silu", y, g.node("Sigmoid", at + "sigmoid", y))
+    else:
+        y = g.node("Relu", at + "relu", y)
+    if op.shuffle > 1:
+        order = [group * op.shuffle + chunk for chunk in range(op.shuffle) for group in range(op.groups)]
+        y = g.regrouped(at + "shuffle", [(y, len(order))], order, op.cout // len(order))
+    return y
+
+
+def _classifier(g: _Graph, op: Operation, w: dict[str, Tensor], inputs: list[str]) -> str:
+    at = f"{op.name}/"
+    c = {name: g.constant(f"{op.name}.{name}", tensor) for name, tensor in w.items()}
+    averages = [g.node("GlobalAveragePool", f"{at}average/{x}", x) for x in inputs]
+    x = averages[0] if len(averages) == 1 else g.node("Concat", at + "averages", *averages, axis=1)
+    return g.node("Gemm", at + "linear", g.node("Flatten", at + "flat", x), c["weight"], c["bias"], transB=1)
+
+
+def _inside(g: _Graph, at: str, x: str) -> str:
+    """Ones [1, 1, H, W]: the taps of a kernel that lie inside the picture count them."""
+    sides = g.node("Shape", at + "sides", x, start=2)
+    shape = g.node("Concat", at + "plane", g.constant(at + "one", [1, 1]), sides, axis=0)
+    return g.node("ConstantOfShape", at + "inside", shape, value=numpy_helper.from_array(np.ones(1, np.float32)))
+
+
+def _shaped(name: str, tensor: Tensor, factor: int) -> Tensor:
+    if name in ("weight", "bias", "border"):
+        tensor = factor * tensor
+    return tensor.view(-1, 1, 1) if name in ("scale", "shift") else shaped(name, tensor)

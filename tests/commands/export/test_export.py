@@ -1,0 +1,98 @@
+"""launch/export.py as a user runs it: files that were checked, or none."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from conftest import ROOT, launch, lively, relative
+from parallel_parnet import Config, Engine, ParNetError, fold, load_checkpoint, save_checkpoint
+from parallel_parnet.commands.export import checks, command
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="needs the packages of parallel_parnet[export]")
+pytest.importorskip("onnx", reason="needs the packages of parallel_parnet[export]")
+TINY = Config((4, 8, 8), blocks=(1, 1), num_classes=3, image_size=64)
+DEMO = ROOT / "launch" / "demo" / "parnet_fashion.safetensors"
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["export", *map(str, words)])
+    return command.main()
+
+
+def test_the_demo(tmp_path: Path) -> None:
+    run = launch("export.py", "--onnx", tmp_path / "demo.onnx")
+    assert run.returncode == 0, run.stderr
+    assert "batches 1, 2, 3 of 32 and 64 pixels" in run.stdout and "ONNX Runtime" in run.stdout
+    x = torch.randn(5, 3, 32, 32)
+    expected = Engine(fold(load_checkpoint(DEMO)), device="cpu")(x)
+    session = onnxruntime.InferenceSession(tmp_path / "demo.onnx", providers=["CPUExecutionProvider"])
+    assert relative(torch.from_numpy(session.run(None, {"input": x.numpy()})[0]), expected) < 1e-5
+
+
+def test_a_backbone_in_both_kinds_of_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(lively(TINY, 1), tmp_path / "small.safetensors")
+    wanted, names = ["--onnx", tmp_path / "o", "--pt2", tmp_path / "p"], ["streams.1", "fused"]
+    assert call(monkeypatch, "--checkpoint", tmp_path / "small.safetensors", *wanted, "--outputs", *names) == 0
+    session = onnxruntime.InferenceSession(tmp_path / "o", providers=["CPUExecutionProvider"])
+    x = torch.randn(1, 3, 64, 96)
+    expected = Engine(fold(lively(TINY, 1), outputs=names), device="cpu", executor="reference")(x)
+    assert [o.name for o in session.get_outputs()] == names
+    module = torch.export.load(tmp_path / "p").module()
+    for in_onnx, in_torch, name in zip(session.run(None, {"input": x.numpy()}), module(x), names, strict=True):
+        assert relative(torch.from_numpy(in_onnx), expected[name]) < 1e-5
+        assert relative(in_torch, expected[name]) < 1e-5
+
+
+def test_raw_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    save_checkpoint(lively(TINY, 1), tmp_path / "small.safetensors")
+    assert call(monkeypatch, "--checkpoint", tmp_path / "small.safetensors", "--raw", "--onnx", tmp_path / "o") == 0
+    assert "input uint8, RGB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "nothing to write: give --onnx FILE, --pt2 FILE, or both"),
+        (["--onnx", "nowhere/demo.onnx"], "nowhere/demo.onnx: its folder does not exist"),
+        (["--pt2", "."], ".: a folder; name a file"),
+        (
+            ["--onnx", "demo.onnx", "--outputs", "streams.7"],
+            r"outputs \['streams.7'\]: give a tuple of some of streams.0",
+        ),
+        (["--onnx", "/proc/demo.onnx"], "/proc/demo.onnx: cannot be written"),
+    ],
+)
+def test_refusals(words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ParNetError, match=message):
+        call(monkeypatch, *words)
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["wrong", "broken"])
+def test_an_answer_that_differs_leaves_the_old_file(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(x: Tensor) -> list[Tensor]:
+        if kind == "broken":
+            raise RuntimeError("no kernel for Conv\nmore of it")
+        return [1.001 * torch.ones(len(x), 10)]
+
+    monkeypatch.setattr(checks, "_onnxruntime", lambda model, names: run)
+    (tmp_path / "demo.onnx").write_text("the old file")
+    with pytest.raises(
+        ParNetError, match=r"ONNX Runtime (is off|cannot run it \(no kernel for Conv\)).*nothing written"
+    ):
+        call(monkeypatch, "--onnx", tmp_path / "demo.onnx")
+    assert (tmp_path / "demo.onnx").read_text() == "the old file" and len(os.listdir(tmp_path)) == 1
+
+
+def test_nothing_that_could_check_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda package: package == "onnx" or None)
+    with pytest.raises(ParNetError, match="nothing here can check an ONNX file"):
+        call(monkeypatch, "--onnx", tmp_path / "demo.onnx")
+    assert not os.listdir(tmp_path)

@@ -1,0 +1,93 @@
+"""What other networks stand on: timm's names, on the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import SMALL, lively
+from parallel_parnet import (
+    VARIANTS,
+    Backbone,
+    Config,
+    ParNetError,
+    create_model,
+    fold,
+    load_checkpoint,
+    save_checkpoint,
+)
+
+X = torch.randn(2, 3, 64, 96)
+with torch.device("meta"):
+    SHAPES = {name: create_model(name, features_only=True).eval() for name in VARIANTS}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_features_are_what_feature_info_says(name: str) -> None:
+    backbone = SHAPES[name]
+    found, info = backbone(torch.zeros(1, 3, 64, 96, device="meta")), backbone.feature_info
+    assert info.module_name() == ["streams.0", "streams.1", "streams.2", "fused"]
+    assert [tuple(f.shape) for f in found] == [
+        (1, c, 64 // r, 96 // r) for c, r in zip(info.channels(), info.reduction(), strict=True)
+    ]
+    assert info.channels() == list(VARIANTS[name].planes)
+    if VARIANTS[name].image_size == 224:
+        assert info.reduction() == [4, 8, 16, 32]
+
+
+def test_head_and_features_are_the_network() -> None:
+    model = lively(SMALL, 1)
+    with torch.no_grad():
+        features = model.forward_features(X)
+        assert torch.equal(model.forward_head(features), model(X))
+        averages = model.forward_head(features, pre_logits=True)
+        assert averages.shape == (2, model.num_features) and torch.equal(averages, features.mean((2, 3)))
+        everything = Backbone(model)(X)
+        assert torch.equal(everything[-1], features) and len(everything) == 4
+        assert torch.equal(Backbone(model, (-2, -1))(X)[0], everything[2])
+
+
+@pytest.mark.parametrize("indices", [(1,), (0, 2), (1, 2, 3), (3,)])
+def test_every_weight_that_is_asked_for_is_trained(indices: tuple[int, ...]) -> None:
+    backbone = create_model(SMALL, features_only=True, out_indices=indices)
+    sum(feature.square().mean() for feature in backbone(X)).backward()
+    reached = {
+        name.split(".")[2] for name, p in backbone.named_parameters() if p.grad is not None and "streams" in name
+    }
+    assert reached == ({"0", "1", "2"} if 3 in indices else {str(i) for i in indices})
+    if 3 in indices:
+        assert all(p.grad is not None for p in backbone.parameters())
+
+
+def test_another_classifier_and_none(tmp_path: Path) -> None:
+    model = lively(SMALL, 1)
+    with torch.no_grad():
+        features = model.forward_features(X)
+        model.reset_classifier(7)
+        assert model(X).shape == (2, 7) and (model.num_classes, model.config.labels) == (7, ())
+        model.reset_classifier(0)
+        assert torch.equal(model(X), features.mean((2, 3))) and isinstance(model.get_classifier(), torch.nn.Identity)
+        save_checkpoint(model, tmp_path / "body.safetensors")
+        assert torch.equal(load_checkpoint(tmp_path / "body.safetensors")(X), model(X))
+    assert create_model(SMALL, num_classes=0).num_classes == 0
+    with pytest.raises(ParNetError, match=r"no classifier: give fold outputs, some of streams.0"):
+        fold(model)
+
+
+@pytest.mark.parametrize("indices", [(), (4,), (1, 1), (2, 1), (-5,)])
+def test_indices_that_are_not_there(indices: tuple[int, ...]) -> None:
+    with pytest.raises(ParNetError, match="give some of 0 to 3, in order, each once"):
+        create_model(SMALL, features_only=True, out_indices=indices)
+
+
+def test_indices_of_a_classifier() -> None:
+    with pytest.raises(ParNetError, match="give features_only=True"):
+        create_model(SMALL, out_indices=(1,))  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("classes", [-1, 0.0, False, None])
+def test_classes_that_are_no_number(classes: object) -> None:
+    with pytest.raises(ParNetError, match="must be positive"):
+        Config(SMALL.planes, num_classes=classes)  # type: ignore[arg-type]

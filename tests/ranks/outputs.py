@@ -1,0 +1,64 @@
+"""Run by torchrun: a program's outputs on these ranks, against one lane's, as JSON.
+
+outputs.py SEED FILE
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from conftest import OPTIONAL, SMALL, lively, relative
+from parallel_parnet import Backbone, Engine, Placement, fold
+from parallel_parnet.commands.common import Ranks, run
+from parallel_parnet.transport import join_ranks
+
+CPU = torch.device("cpu")
+
+
+def main() -> int:
+    seed, file = int(sys.argv[1]), Path(sys.argv[2])
+    ranks = Ranks.from_environment()
+    torch.set_num_threads(1)
+    model = lively(SMALL, seed)
+    join_ranks(CPU, 60)
+    inputs = [torch.randn(2, 3, 64, 96), torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)]
+    rows = []
+    for names in (tuple(model.feature_info.module_name()), ("streams.2", "logits")):
+        program = fold(model, outputs=names)
+        placement = Placement.from_streams_per_gpu(program, 1, program.streams)
+        placement = Placement(ranks.world, placement.where, coordinator=0)
+        for executor in ("eager", OPTIONAL[0] if OPTIONAL else "reference"):
+            alone = Engine(program, Placement.single(program), CPU, executor=executor)
+            with Engine(program, placement, CPU, executor=executor) as engine:
+                if not engine.is_coordinator:
+                    engine.serve()
+                    continue
+                got, expected = [engine(x) for x in inputs], [alone(x) for x in inputs]
+                pairs = [(a[name], b[name]) for a, b in zip(got, expected, strict=True) for name in names]
+                # native sums by what a lane has beside it, and torch a single picture by where it lies
+                exact = [executor == "eager" and len(a) == 2 for a, _ in pairs]
+                mapped = list(engine.map(inputs))
+            info = [i for i in Backbone(model).feature_info if i["module"] in names]
+            rows.append(
+                {
+                    "equal": all(torch.equal(*pair) for pair, same in zip(pairs, exact, strict=True) if same),
+                    "close": all(relative(*pair) < 1e-5 for pair in pairs),
+                    "mapped": all(torch.equal(a[n], b[n]) for a, b in zip(mapped, got, strict=True) for n in names),
+                    "shapes": [list(got[0][i["module"]].shape) for i in info],
+                    "said": [[2, i["num_chs"], 64 // i["reduction"], 96 // i["reduction"]] for i in info],
+                }
+            )
+    if rows:
+        file.write_text(json.dumps(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

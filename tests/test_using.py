@@ -1,0 +1,17 @@
+"""What docs/using.md shows in Python runs as written, and prints what its comments say."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from conftest import ROOT
+
+PROGRAMS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "using.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("code", PROGRAMS, ids=["backbone", "block"])
+def test_an_example(code: str, capsys: pytest.CaptureFixture) -> None:
+    exec(compile(code, "docs/using.md", "exec"), {"__name__": "example"})
+    assert capsys.readouterr().out.splitlines() == re.findall(r"^ *print\(.*\)  # (.*)$", code, re.MULTILINE)

@@ -18,8 +18,9 @@ from rich.console import Console
 
 from conftest import ROOT, free_port, launch
 from parallel_parnet import Engine, ParNetError, Placement, fold, load_checkpoint
+from parallel_parnet.commands.decoding import AHEAD
 from parallel_parnet.commands.infer.lines import AnswerLines
-from parallel_parnet.commands.infer.many import AHEAD, Batch, Pictures, classify_into, spread
+from parallel_parnet.commands.infer.many import Batch, Pictures, classify_into, spread
 from parallel_parnet.preprocess import Preprocess
 
 DEMO = ROOT / "launch" / "demo"

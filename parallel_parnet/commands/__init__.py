@@ -20,6 +20,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "infer": Command("infer.command", "classify pictures, and tell the latency"),
+    "validate": Command("validate.command", "top-1 and top-5 of a checkpoint on labelled pictures"),
     "bench": Command("bench.command", "time every executor and every installed peer side by side", "bench"),
     "bench-report": Command("bench.page", "the benchmark's results as one figure and one page", "bench"),
     "plan": Command("plan.command", "the fastest placement on so many GPUs, its schedule, and why", "figures"),

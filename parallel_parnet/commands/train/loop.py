@@ -49,10 +49,11 @@ class Training:
         self.model = model.to(device, memory_format=torch.channels_last)
         average = get_ema_multi_avg_fn(recipe.ema)
         self.average = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True) if recipe.ema else None
-        self.optimizer = SGD(_groups(self.model, recipe), recipe.lr, momentum=MOMENTUM, nesterov=True)
+        self.optimizer = SGD(parameter_groups(self.model, recipe), recipe.lr, momentum=MOMENTUM, nesterov=True)
         self.schedule = _schedule(self.optimizer, recipe, recipe.epochs * self.steps)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp == "float16")
-        self.stepped = parallel(self.model, device)
+        size = train.preprocess.size
+        self.stepped = parallel(self.model.train(), device, torch.zeros(2, 3, size, size, device=device))
         self.seed, self.epoch, self.step, self.loss_sum = seed, 1, 0, 0.0
         self.order = torch.zeros(0, dtype=torch.int64)
         self.log: list[dict] = []
@@ -165,7 +166,8 @@ class Training:
         return totals(found)
 
 
-def _groups(model: nn.Module, recipe: Recipe) -> list[dict]:
+def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
+    """What decays, and what does not."""
     vectors = [p for p in model.parameters() if p.ndim < 2]
     others = [p for p in model.parameters() if p.ndim >= 2]
     if recipe.decay_vectors:

@@ -17,15 +17,20 @@ def waiting(action: str) -> AbstractContextManager:
     return nullcontext() if monitor is None else health.Operation(monitor, action)
 
 
-def parallel(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model, its gradients averaged over all ranks wherever there are several."""
+def parallel(model: nn.Module, device: torch.device, x_nchw: Tensor) -> nn.Module:
+    """The model, its gradients averaged over all ranks wherever there are several. x_nchw: pictures of any content."""
     if health.current() is None:
         return model
     with waiting("comparing weights"):
-        # looking for unused parameters keeps the first order of sums: without it gradients are grouped anew after the
-        # first step, also the first after a restart, which would then differ in its last bits
         ids = [device] if device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(model, device_ids=ids, find_unused_parameters=True)
+        together = nn.parallel.DistributedDataParallel(model, device_ids=ids)
+        # after its first step it groups gradients anew, and sums them in another order: were that a step of training,
+        # the first after a restart would differ in its last bits
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        with torch.random.fork_rng(devices=ids or []):
+            together(x_nchw).sum().backward()
+        model.load_state_dict(before)
+    return together
 
 
 def same(tensor: Tensor) -> Tensor:

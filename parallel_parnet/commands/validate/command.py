@@ -158,9 +158,7 @@ def main() -> int:
     stop_on_signals()
     args, ranks = parse_arguments(), Ranks.from_environment()
     ranks.take_threads(args.threads)
-    console = plain_console(quiet=ranks.rank != 0)
-    if not console.is_terminal:
-        console.width = 120
+    console = plain_console(quiet=ranks.rank != 0, soft_wrap=True)
     model, weights = load_model(args)
     if weights == RANDOM:
         raise ParNetError("random weights have no accuracy: give a --checkpoint, or leave --model out for the demo")

@@ -2,7 +2,7 @@
 
     python launch/validate.py DIR --checkpoint FILE
     python launch/validate.py /usr/share/datasets/fashion-mnist --against reference --results-file result.json
-    python launch/validate.py imagenet --checkpoint FILE.pth.tar --ema --img-size 352 --ten-crop --dtype bf16
+    python launch/validate.py imagenet --checkpoint FILE.pth.tar --img-size 352 --ten-crop --dtype bf16
     torchrun --nproc-per-node 3 launch/validate.py DIR --checkpoint FILE --resume answers.jsonl
 
 DIR is a folder per class (itself, or in val/, validation/ or test/), the four files of MNIST's layout, or CIFAR's

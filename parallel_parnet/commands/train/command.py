@@ -153,7 +153,7 @@ def main() -> int:
                 if args.log:
                     write_json(args.log, record(args, recipe, training, began))
                 if args.curve:
-                    curve.write(training.log, f"{args.out.stem} on {args.data.name}", args.curve)
+                    curve.write(training.log, f"{args.out.name}, trained on {args.data.resolve().name}", args.curve)
 
     training.run(keep, args.save_steps, console)
     skipped = training.train.skipped | training.test.skipped

@@ -35,7 +35,7 @@ def write(epochs: list[dict], title: str, stem: Path) -> None:
     left.set_ylim(bottom=0)
     right.plot(at, [100 * row["test_accuracy"] for row in epochs], "s--", color="#00695c", markersize=3)
     right.set_ylabel("top-1 on test pictures, % (squares)")
-    right.set_ylim(0, 100)
+    right.set_ylim(0, 103)
     left.xaxis.get_major_locator().set_params(integer=True)
     left.set_title(title)
     save(figure, stem.with_name(f"{stem.name}.png"))

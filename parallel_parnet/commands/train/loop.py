@@ -104,7 +104,7 @@ class Training:
             row = {
                 "epoch": self.epoch, "loss": round(self.loss_sum / self.steps, 4),
                 "test_accuracy": top1 / max(1, of), "test_top5": top5 / max(1, of),
-                "lr": self.optimizer.param_groups[0]["lr"],
+                "lr": float(f"{self.optimizer.param_groups[0]['lr']:.3g}"),
             }  # fmt: skip
             self.log.append(row)
             self.epoch, self.step = self.epoch + 1, 0

@@ -129,7 +129,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
 
 @pytest.mark.ranks
 def test_ranks_of_which_one_is_killed_go_on_to_the_same_bits(tmp_path: Path) -> None:
-    data, whole, cut = mnist(tmp_path / "data", 48, 4), tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
+    data, whole, cut = mnist(tmp_path / "data", 24, 4), tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
     undisturbed = launch("train.py", data, *OPTIONS, whole, ranks=3)
     assert undisturbed.returncode == 0, undisturbed.stderr
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=3", "--max-restarts=1"]

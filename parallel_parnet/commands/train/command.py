@@ -82,6 +82,8 @@ def parse_arguments() -> argparse.Namespace:
         raise ParNetError("--save-steps and --timeout must be positive")
     if args.out.suffix != ".safetensors" or not args.out.parent.is_dir():
         raise ParNetError(f"--out {args.out}: give a name that ends in .safetensors, in a folder that is there")
+    if args.log and not args.log.parent.is_dir():
+        raise ParNetError(f"--log {args.log}: no such folder")
     if args.curve:
         curve.check(args.curve)
     return args

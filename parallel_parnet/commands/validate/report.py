@@ -18,8 +18,10 @@ SUFFIXES = (".json", ".csv")
 
 
 def check_result_files(paths: list[Path]) -> None:
-    """ParNetError for a file of results whose ending says no format."""
+    """ParNetError, before anything has run, for a file whose ending says no format, or that has no folder."""
     for path in paths:
+        if not path.parent.is_dir():
+            raise ParNetError(f"--results-file {path}: no such folder")
         if path.suffix not in SUFFIXES:
             raise ParNetError(f"--results-file {path}: give a name that ends in {' or '.join(SUFFIXES)}")
 

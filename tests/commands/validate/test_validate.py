@@ -114,6 +114,8 @@ def headless(path: Path) -> Path:
 def test_what_is_refused_in_one_line(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ParNetError, match=r"ends in \.json or \.csv"):
         check_result_files([Path("r.txt")])
+    with pytest.raises(ParNetError, match="no such folder"):
+        check_result_files([tmp_path / "none" / "r.csv"])
     draw(tmp_path / "shapes", {"val": 1})
     for words, says in (
         ((tmp_path / "shapes",), "'disc' in folders of classes is none of the network's 10 classes"),

@@ -6,7 +6,7 @@
 # make experiment  latency against depth          make profile-example  docs/profiling.md, measured anew
 # make bench      executors and peers: S and XL, fp32 and bf16, figure and page    make poster    its speed table
 # make known-accuracy  twenty photographs and a network of others, as a check on ours
-# make gpu-check  on a GPU machine, with its own Python: parity and timings in ten minutes, into OUT=results/gpu
+# make gpu-check  on a GPU machine, with its own Python: probes, tuning, parity and times within 460 s, into OUT=results/gpu
 VENV ?= .venv
 PYTHON ?= python3
 OUT ?= results/gpu
@@ -66,6 +66,7 @@ soak: setup
 fuzz: setup
 	$(BIN)/python tests/fuzz/campaign.py --inputs $(FUZZ_INPUTS) --state results/fuzz-state.json
 
+# a second run goes on where the first ran out of time; `launch/gpu_check.py --dry-run` goes the whole way without a GPU
 gpu-check:
 	$(PYTHON) launch/gpu_check.py --out $(OUT)
 

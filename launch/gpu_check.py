@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Prove and time the kernels on the GPU at hand, in ten minutes: `--help` tells the rest."""
+"""Probe, tune, prove and time the kernels on the GPU at hand: `--help` tells the rest."""
 
 import sys
 from pathlib import Path

@@ -1,35 +1,28 @@
-"""Which configurations of a level are worth timing: a grid of tiles, ranked by a rough prediction.
-
-The prediction only orders candidates. Its constants are round numbers for Hopper, and no report quotes it as a time.
-"""
+"""Which configurations of a level may be worth their time: a grid of tiles, the most promising first."""
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
 
-from .config import LevelConfig, share_out
-from .geometry import Geometry, Tile
+from .geometry import Geometry, Tile, power_of_two
+from .model import LevelConfig, predict
 from .rates import Rates
 
-TILES = tuple(product((64, 128), (32, 64, 128, 256), (32, 64, 128)))  # wgmma has 64 rows, so bm = 32 would not use it
-PICTURE_TILES = tuple(product((64, 128, 256), (32, 64), (32,)))  # K is 27
-SINGLE_TILES = tuple(product((32, 64, 128), (32, 64), (16, 32)))
-WARPS, STAGES = (4, 8), (2, 3, 4, 5)
-PROGRAMS_PER_PROCESSOR = (1, 2, 3, 4)  # what split-K aims at
+TILES = ((64, 32, 4), (64, 64, 4), (64, 128, 4), (128, 64, 8), (128, 128, 8))  # bm, bn and warps; wgmma has 64 rows
+PICTURE_TILES = ((64, 64, 4), (128, 64, 8))
+SINGLE_TILES = ((64, 64, 8), (64, 32, 8))
+STEP = 64  # channels of a step, of 16 bits
+PROGRAMS = (1.0, 1.5, 2.0, 2.5, 3.0)  # for each multiprocessor, what split-K aims at
+STAGES = 4
+LEAST_STEPS = 6  # a program with fewer steps of K spends its time on starting and finishing
+MOST_SPLITS = 4  # whoever adds up more of them takes longer than they save
 SHARED = 227 * 1024  # bytes a block may have
 REGISTERS = 65536
-ACCUMULATORS = (16, 128)  # fp32 values of the tile that a thread may hold: fewer waste it, more spill
-OTHER_REGISTERS = 72  # that a thread needs besides: addresses, masks, the gate
-
-L2_BYTES = 5.5e12  # a second, all multiprocessors together
-LATENCY = 0.7e-6  # of a load, seconds
-START = 1.5e-6  # seconds for a program's index arithmetic, gate and epilogue
-TICKET = 1e-6  # seconds to meet the other splits
+OTHER_REGISTERS = 140  # that a thread needs besides its share of the tile: an operation's numbers, addresses, masks
 
 
 @dataclass(frozen=True)
@@ -41,38 +34,44 @@ class Candidate:
 
 
 def candidates(shapes: Sequence[Geometry], n: int, dtype: torch.dtype, rates: Rates) -> list[Candidate]:
-    """All that could fit, the most promising first."""
+    """All that fit, the most promising first. Of levels that fill the GPU but once, those come first that do so in one
+    wave: a second one starts when the first ends."""
     configs = dict.fromkeys(_grid(shapes, n, dtype, rates.multiprocessors))
-    found = [Candidate(config, predict(shapes, n, dtype, config, rates)) for config in configs]
-    return sorted(found, key=lambda candidate: candidate.predicted)
+    found = [Candidate(config, predict(shapes, n, dtype, config, rates).seconds) for config in configs]
+    places = {c: resident(c.config, dtype) * rates.multiprocessors for c in found}
+    return sorted(found, key=lambda c: (n == 1 and launched(shapes, n, c.config) > places[c], c.predicted))
 
 
-def floor(shapes: Sequence[Geometry], n: int, dtype: torch.dtype, rates: Rates) -> float:
-    """Seconds below which these operations cannot run: all arithmetic, or all bytes once."""
-    flops = sum(2 * n * s.pixels * s.k * s.cout for s in shapes)
-    values = sum(n * (s.h * s.w * s.cin + s.pixels * s.cout) + s.k * s.cout for s in shapes)
-    return rates.floor(flops, values * dtype.itemsize)
+def launched(shapes: Sequence[Geometry], n: int, config: LevelConfig) -> int:
+    """Programs of a launch that convolve. Those that make gates are short, and start before them."""
+    return n * sum(tile.programs(shape) for shape, tile in zip(shapes, config.tiles, strict=True))
 
 
-def predict(shapes: Sequence[Geometry], n: int, dtype: torch.dtype, config: LevelConfig, rates: Rates) -> float:
-    """The floor, or what the multiprocessors together must do, or how the programs queue for them."""
-    blocks = resident(config, dtype)
-    programs, busy = [], 0.0
-    for shape, tile in zip(shapes, config.tiles, strict=True):
-        steps = -(-shape.k // tile.bk) / tile.split_k
-        arithmetic = 2 * tile.bm * tile.bn * tile.bk * rates.multiprocessors / rates.flops
-        traffic = (tile.bm + tile.bn) * tile.bk * dtype.itemsize * rates.multiprocessors / L2_BYTES
-        waiting = LATENCY / max(1, config.num_stages - 1)
-        seconds = START + steps * max(arithmetic, traffic, waiting)
-        if tile.split_k > 1:
-            seconds += TICKET + (tile.split_k + 1) * tile.bm * tile.bn * 4 * rates.multiprocessors / L2_BYTES
-        count = n * tile.programs(shape)
-        programs += [seconds] * count
-        busy += count * steps * max(arithmetic, traffic)
-    queue = [0.0] * (blocks * rates.multiprocessors)
-    for seconds in sorted(programs, reverse=True):
-        heapq.heapreplace(queue, queue[0] + seconds)
-    return max(floor(shapes, n, dtype, rates), busy / rates.multiprocessors, max(queue))
+def share_out(shapes: Sequence[Geometry], n: int, tiles: Sequence[Tile], programs: float) -> tuple[Tile, ...]:
+    """The tiles, with K split so that about `programs` programs have equal work."""
+    steps = [tile.steps(shape) * tile.bk for tile, shape in zip(tiles, shapes, strict=True)]
+    work = [k * t.bm * t.bn for k, t in zip(steps, tiles, strict=True)]
+    share = n * sum(w * t.programs(s) for w, t, s in zip(work, tiles, shapes, strict=True)) / programs
+    most = [max(1, min(MOST_SPLITS, k // t.bk // LEAST_STEPS)) for k, t in zip(steps, tiles, strict=True)]
+    return tuple(
+        replace(tile, split_k=min(limit, max(1, round(w / share))))
+        for tile, w, limit in zip(tiles, work, most, strict=True)
+    )
+
+
+def fitted(shapes: Sequence[Geometry], bm: int, bn: int, bk: int) -> Tile:
+    """A tile for all operations of a level, since they run the same code: no wider than the widest of them, and with
+    steps of half as many channels where that spares a fifth of the products."""
+    bn = min(bn, max(16, *(power_of_two(shape.cout // shape.groups) for shape in shapes)))
+    if any(shape.planar for shape in shapes):
+        return Tile(bm, bn, min(bk, 32))
+    bk = min(bk, max(16, *(power_of_two(shape.part) for shape in shapes)))
+    whole, half = (sum(_padded(shape, step) for shape in shapes) for step in (bk, bk // 2))
+    return Tile(bm, bn, bk // 2 if bk > 32 and half <= 0.8 * whole else bk)
+
+
+def _padded(shape: Geometry, bk: int) -> int:
+    return shape.pixels * shape.cout * shape.inputs * -(-shape.part // bk) * bk
 
 
 def resident(config: LevelConfig, dtype: torch.dtype) -> int:
@@ -80,15 +79,16 @@ def resident(config: LevelConfig, dtype: torch.dtype) -> int:
     threads = 32 * config.num_warps
     accumulators = max(tile.bm * tile.bn for tile in config.tiles) // threads
     shared = max(config.num_stages * (t.bm + t.bn) * t.bk * dtype.itemsize for t in config.tiles)
-    if not ACCUMULATORS[0] <= accumulators <= ACCUMULATORS[1] or shared > SHARED:
+    if shared > SHARED:
         return 0
     return min(REGISTERS // (threads * (accumulators + OTHER_REGISTERS)), (SHARED + 1024) // (shared + 1024))
 
 
 def _grid(shapes: Sequence[Geometry], n: int, dtype: torch.dtype, processors: int) -> Iterator[LevelConfig]:
-    planar = any(shape.planar for shape in shapes)
-    tiles = SINGLE_TILES if dtype == torch.float32 else PICTURE_TILES if planar else TILES
-    for (bm, bn, bk), warps, depth, share in product(tiles, WARPS, STAGES, PROGRAMS_PER_PROCESSOR):
-        config = LevelConfig(share_out(shapes, n, Tile(bm, bn, bk), share * processors), warps, depth)
+    planar, single = any(shape.planar for shape in shapes), dtype == torch.float32
+    for (bm, bn, warps), share in product(SINGLE_TILES if single else PICTURE_TILES if planar else TILES, PROGRAMS):
+        base = [fitted(shapes, bm, bn, STEP // 2 if single else STEP)] * len(shapes)
+        stages = 2 if planar else 3 if single else STAGES
+        config = LevelConfig(share_out(shapes, n, base, share * processors), warps, stages)
         if resident(config, dtype):
             yield config

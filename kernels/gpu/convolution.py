@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ...errors import ParNetError
-from .geometry import Geometry, Tile
+from .geometry import Geometry, Tile, aligned
+from .packing import weight_blocks
 
 PRECISIONS = ("ieee", "tf32x3")
 STORAGE = (torch.float32, torch.float16, torch.bfloat16)
@@ -24,15 +25,19 @@ Layout = tuple[tuple[int, ...], torch.dtype]
 class Operands(NamedTuple):
     """The tensors of a fused convolution, contiguous; None where it has none. "Storage" is fp32, fp16 or bf16.
 
-    a, b: inputs, storage, [N, H, W, C] each, or a picture [N, 3, H, W], which may be uint8; b None for one input.
-    a_sums, b_sums: their channel sums per tile, fp32 [N, T, C], by whoever made them; None for a picture.
-    weight: storage [9, cin / groups, O]. bias: fp32 [O]. border: fp32 [9, O] or None.
-    gate: fp32 [N, O], the sigmoids where `sse_gate` computed them, else None, and then:
-    gate_weight: storage [cin / groups, O]. gate_bias: fp32 [O].
-    scale, shift: fp32 [O] for gate "identity", else None.
+    Channels [C] and [O] of features and of what is kept for each of them have `geometry.aligned` places, with zeros
+    behind the last, unless it says "exactly".
+    a, b: inputs, storage, [N, H, W, C] each; or a picture [N, 3, H, W], exactly, which may be uint8; b None for one
+        input. a_sums, b_sums: their channel sums per tile, fp32 [N, T, C], by whoever made them; None for a picture.
+    weight: storage, as `packing.pack_weight` makes it. bias: fp32 [O], exactly. border: fp32 [9, O], exactly, or None.
+    gate_weight: storage [cin / groups, O]. gate_bias: fp32 [O], exactly.
+    scale, shift: fp32 [O], exactly, for gate "identity", else None.
     y: storage [N, H out, W out, O]. sums: fp32 [N, T, O], the sums of y per tile.
-    workspace: fp32 [N, tiles, split_k, bm + 1, bn], the splits' products and, in the last row, their parts of the gate;
-        counters: int32 [N, tiles], zero before and after; None without split-K.
+    gate: fp32 [N, parts, O], products of gate weights and averages, which the first programs of a launch make for the
+        others, each from some channels of the input; where the input is a picture, its sums instead, [N, parts, 3].
+    flags: int32 [N, channel tiles], or [N, 1] for a picture: how many parts of `gate` are there, and who has read them;
+        zero before and after. workspace: fp32 [N, tiles, split_k, bm, bn], the splits' products; counters: int32
+        [N, tiles], zero before and after; both None without split-K.
     """
 
     a: Tensor
@@ -42,22 +47,25 @@ class Operands(NamedTuple):
     weight: Tensor
     bias: Tensor
     border: Tensor | None
-    gate: Tensor | None
-    gate_weight: Tensor | None
-    gate_bias: Tensor | None
+    gate_weight: Tensor
+    gate_bias: Tensor
     scale: Tensor | None
     shift: Tensor | None
     y: Tensor
     sums: Tensor
+    gate: Tensor
+    flags: Tensor
     workspace: Tensor | None
     counters: Tensor | None
 
 
 class Outputs(NamedTuple):
-    """The last four of `Operands`: all that a fused convolution writes."""
+    """The last six of `Operands`: all that a fused convolution writes."""
 
     y: Tensor
     sums: Tensor
+    gate: Tensor
+    flags: Tensor
     workspace: Tensor | None
     counters: Tensor | None
 
@@ -96,59 +104,50 @@ class Convolution:
     def _layouts(self, dtype: torch.dtype) -> dict[str, Layout | None]:
         x, shape, n, fp32 = self.x, self.shape, self.n, torch.float32
         c, row = shape.cin // shape.inputs, ((shape.cout,), fp32)
-        size = (n, c, shape.h, shape.w) if shape.planar else (n, shape.h, shape.w, c)
+        size = (n, c, shape.h, shape.w) if shape.planar else (n, shape.h, shape.w, aligned(c))
         feature = size, x.a.dtype if shape.planar else dtype
-        second, gated = shape.inputs == 2, x.gate is not None
-        made = outputs(shape, self.tile, n, dtype)
+        second = shape.inputs == 2
+        identity = row if shape.gate == "identity" else None
         return {
             "a": feature,
             "b": feature if second else None,
-            "a_sums": None if gated or shape.planar else ((n, _tiles(x.a_sums), c), fp32),
-            "b_sums": None if gated or not second else ((n, _tiles(x.b_sums), c), fp32),
-            "weight": ((9, shape.cin // shape.groups, shape.cout), dtype),
+            "a_sums": None if shape.planar else ((n, _tiles(x.a_sums), aligned(c)), fp32),
+            "b_sums": ((n, _tiles(x.b_sums), aligned(c)), fp32) if second else None,
+            "weight": (weight_blocks(shape, self.tile), dtype),
             "bias": row,
             "border": None if x.border is None else ((9, shape.cout), fp32),
-            "gate": ((n, shape.cout), fp32) if gated else None,
-            "gate_weight": None if gated else ((shape.cin // shape.groups, shape.cout), dtype),
-            "gate_bias": None if gated else row,
-            "scale": row if shape.gate == "identity" else None,
-            "shift": row if shape.gate == "identity" else None,
-            "y": made["y"],
-            "sums": made["sums"],
-            "workspace": made.get("workspace"),
-            "counters": made.get("counters"),
+            "gate_weight": ((shape.cin // shape.groups, aligned(shape.cout)), dtype),
+            "gate_bias": row,
+            "scale": identity,
+            "shift": identity,
+            **dict.fromkeys(Outputs._fields),
+            **outputs(shape, self.tile, n, dtype),
         }
 
 
 def outputs(shape: Geometry, tile: Tile, n: int, dtype: torch.dtype) -> dict[str, Layout]:
     """Shape and type of all that a convolution of n pictures writes."""
-    t, tiles = tile.spatial(shape), tile.spatial(shape) * tile.channels(shape)
+    t, columns = tile.spatial(shape), tile.channels(shape)
     made: dict[str, Layout] = {
-        "y": ((n, shape.hout, shape.wout, shape.cout), dtype),
-        "sums": ((n, t, shape.cout), torch.float32),
+        "y": ((n, shape.hout, shape.wout, aligned(shape.cout)), dtype),
+        "sums": ((n, t, aligned(shape.cout)), torch.float32),
+        "gate": ((n, tile.parts(shape), shape.cin if shape.planar else aligned(shape.cout)), torch.float32),
+        "flags": ((n, 1 if shape.planar else columns), torch.int32),
     }
     if tile.split_k > 1:
-        made["workspace"] = (n, tiles, tile.split_k, tile.bm + 1, tile.bn), torch.float32
-        made["counters"] = (n, tiles), torch.int32
+        made["workspace"] = (n, t * columns, tile.split_k, tile.bm, tile.bn), torch.float32
+        made["counters"] = (n, t * columns), torch.int32
     return made
 
 
-def allocate(shape: Geometry, tile: Tile, n: int, dtype: torch.dtype, device: torch.device) -> Outputs:
-    """Tensors for `outputs`, of any content but for the counters, which start at zero."""
-    layouts = outputs(shape, tile, n, dtype)
-    y, sums = (torch.empty(size, dtype=kind, device=device) for size, kind in (layouts["y"], layouts["sums"]))
-    return Outputs(y, sums, *between(layouts, device))
-
-
-def between(layouts: Mapping[str, Layout], device: torch.device) -> tuple[Tensor | None, Tensor | None]:
-    """Workspace and counters of `outputs`, where K is split."""
-    if "workspace" not in layouts:
-        return None, None
-    (size, kind), (size_of_counters, kind_of_counters) = layouts["workspace"], layouts["counters"]
-    return (
-        torch.empty(size, dtype=kind, device=device),
-        torch.zeros(size_of_counters, dtype=kind_of_counters, device=device),
-    )
+def allocate(layouts: Mapping[str, Layout], device: torch.device, given: Mapping[str, Tensor] | None = None) -> Outputs:
+    """Tensors for `outputs`, or those that are given: of any content, but for flags and counters, which are zero."""
+    made = dict(given or {})
+    for name, (size, kind) in layouts.items():
+        if name not in made:
+            make = torch.zeros if kind == torch.int32 else torch.empty
+            made[name] = make(size, dtype=kind, device=device)
+    return Outputs(**{name: made.get(name) for name in Outputs._fields})  # type: ignore[arg-type]
 
 
 def check_tensors(

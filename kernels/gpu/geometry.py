@@ -12,6 +12,10 @@ from ...errors import ParNetError
 
 GATES = ("identity", "plain")
 ACTIVATIONS = ("silu", "relu")
+ALIGNED = 8  # channels: a feature's pixel fills a multiple of so many, so that copies are 16 bytes in half precision
+COLOURS = 4  # channels of a picture, at most
+PICTURE_PART = 2048  # pixels of a picture, of each channel, that one program sums up
+GATE_PART = 32  # channels of an input from which one program computes its part of the gates
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,13 @@ class Geometry:
             raise ParNetError(f"gate {self.gate!r}, activation {self.activation!r}: choose of {GATES}, {ACTIVATIONS}")
         if self.gate == "identity" and (self.cin != self.cout or self.stride + self.groups + self.inputs > 3):
             raise ParNetError("gate 'identity': needs one input of cout channels, stride 1 and no groups")
-        if self.planar and self.inputs * self.groups > 1:
-            raise ParNetError("a planar picture is the only input of a convolution without groups")
-        if max(self.h * self.w * self.cin, self.pixels * self.cout, 9 * self.cin * self.cout) >= 2**31:
-            raise ParNetError(f"{self}: one picture, or the weights, hold 2^31 values or more")
+        if self.planar and (self.inputs * self.groups > 1 or self.cin > COLOURS):
+            raise ParNetError(f"a planar picture is the only input, without groups, of up to {COLOURS} channels")
+        if (
+            max(self.h * self.w * aligned(self.cin), self.pixels * aligned(self.cout), 9 * self.cin * self.cout)
+            >= 2**30
+        ):
+            raise ParNetError(f"{self}: one picture, or the weights, hold 2^30 values or more")
 
     @property
     def hout(self) -> int:
@@ -68,6 +75,11 @@ class Geometry:
     def k(self) -> int:
         """K, the terms of each output value's sum."""
         return 9 * self.cin // self.groups
+
+    @property
+    def part(self) -> int:
+        """Channels of one input that one group reads."""
+        return self.cin // self.inputs // self.groups
 
 
 @dataclass(frozen=True)
@@ -92,8 +104,27 @@ class Tile:
         return shape.groups * -(-(shape.cout // shape.groups) // self.bn)
 
     def programs(self, shape: Geometry) -> int:
-        """Programs for one picture."""
+        """Programs that convolve one picture."""
         return self.spatial(shape) * self.channels(shape) * self.split_k
+
+    def parts(self, shape: Geometry) -> int:
+        """Parts in which the gates of one picture are made, or, where the input is a picture, its sums."""
+        if shape.planar:
+            return -(-shape.h * shape.w // PICTURE_PART)
+        return shape.inputs * -(-shape.part // GATE_PART)
+
+    def units(self, shape: Geometry) -> int:
+        """Units of gate work: each of those parts, for each channel tile."""
+        return self.parts(shape) * (1 if shape.planar else self.channels(shape))
+
+    def steps(self, shape: Geometry) -> int:
+        """Steps over all of K. A step is one tap of `bk` channels; of a picture, `bk` of all its taps and channels."""
+        return -(-shape.k // self.bk) if shape.planar else 9 * shape.inputs * -(-shape.part // self.bk)
+
+
+def aligned(channels: int) -> int:
+    """The places that a pixel of so many channels takes."""
+    return -(-channels // ALIGNED) * ALIGNED
 
 
 def power_of_two(n: int) -> int:

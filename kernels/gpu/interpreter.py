@@ -5,7 +5,8 @@
 * Within a launch, no program may read or overwrite what another wrote, unless an acquire saw the other's release: the
   programs' happens-before order is kept as in a vector clock, so an atomic that is too weak is found out although the
   interpreter runs one program after the other.
-* Programs may be run in any order: `run_order`.
+* Programs may be run in any order: `run_order`. Those that others wait for, as many as a kernel's argument `leaders`
+  says, keep their place before the others, as on a GPU; a wait for a program that has not run is an error.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class Memory:
         self.regions: dict[int, np.ndarray] = {}  # first address -> writer of each byte, -1 for none
         self.seen: dict[int, set[int]] = {}  # program -> programs whose writes it has acquired
         self.released: dict[int, set[int]] = {}  # address of an atomic -> programs whose writes it hands on
+        self.asked: tuple[int, int] | None = None  # program and address, where the last atomic changed nothing
         self._add(arguments)
 
     def _add(self, argument: Any) -> None:
@@ -46,7 +48,7 @@ class Memory:
     def access(self, program: int, pointers: TensorHandle, mask: TensorHandle | None, kind: str) -> None:
         size = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
         addresses = np.asarray(pointers.data)
-        left = addresses[np.broadcast_to(mask.data, addresses.shape)] if mask is not None else addresses
+        left = addresses[np.broadcast_to(mask.data != 0, addresses.shape)] if mask is not None else addresses
         left = left.ravel().astype(np.int64)
         known = np.fromiter(self.seen.get(program, set()) | {program, -1}, np.int32)
         for first, writers in self.regions.items():
@@ -61,7 +63,10 @@ class Memory:
         if left.size:
             raise IndexError(f"out of bounds: {kind} of {left.size} lanes")
 
-    def synchronise(self, program: int, address: int, semantics: Any) -> None:
+    def synchronise(self, program: int, address: int, semantics: Any, changes: bool) -> None:
+        if not changes and (program, address) == self.asked:
+            raise RuntimeError(f"deadlock: program {program} waits for one that has not run")
+        self.asked = None if changes else (program, address)
         seen, released = self.seen.setdefault(program, set()), self.released.setdefault(address, set())
         if semantics in ACQUIRES:
             seen |= released
@@ -70,9 +75,9 @@ class Memory:
 
 
 @contextmanager
-def run_order(seed: int) -> Iterator[None]:
-    """Run the programs of each launch in an order drawn from `seed`."""
-    interpreter_builder.seed = seed
+def run_order(seed: int, leaders_last: bool = False) -> Iterator[None]:
+    """Run the programs of each launch in an order drawn from `seed`, leaders first; or last, which shows who waits."""
+    interpreter_builder.seed, interpreter_builder.leaders_last = seed, leaders_last
     try:
         yield
     finally:
@@ -84,7 +89,8 @@ def install() -> None:
     builder = InterpreterBuilder
     if hasattr(builder, "memory"):
         return
-    builder.memory, builder.order, builder.seed = Memory(()), None, None
+    builder.memory, builder.order, builder.seed, builder.leaders = Memory(()), None, None, 0
+    builder.leaders_last = False
     start, set_index = GridExecutor._init_args_hst, builder.set_grid_idx
     load, store, atomic = builder.create_masked_load, builder.create_masked_store, builder.create_atomic_rmw
     dot, cast, convert, binary = builder.create_dot, builder.cast_impl, builder.create_fp_to_fp, builder.binary_op
@@ -92,12 +98,17 @@ def install() -> None:
 
     def checked_start(self, arguments, keywords):
         interpreter_builder.memory, interpreter_builder.order = Memory([*arguments, *keywords.values()]), None
+        named = dict(zip(self.arg_names, arguments, strict=False)) | keywords
+        interpreter_builder.leaders = named.get("leaders", 0)
         return start(self, arguments, keywords)
 
     def shuffled_index(self, x, y, z):
         if self.seed is not None:
             if self.order is None:
-                self.order = random.Random(self.seed).sample(range(self.grid_dim[0]), self.grid_dim[0])
+                draw, all_of_them = random.Random(self.seed), range(self.grid_dim[0])
+                parts = all_of_them[: self.leaders], all_of_them[self.leaders :]
+                parts = parts[::-1] if self.leaders_last else parts
+                self.order = [program for part in parts for program in draw.sample(part, len(part))]
             x = self.order[x]
         set_index(self, x, y, z)
 
@@ -114,7 +125,7 @@ def install() -> None:
         return store(self, pointers, value, mask, *rest)
 
     def checked_atomic(self, operation, pointer, value, mask, semantics, scope):
-        self.memory.synchronise(program(self), int(pointer.data.item()), semantics)
+        self.memory.synchronise(program(self), int(pointer.data.item()), semantics, bool(value.data.any()))
         self.memory.access(program(self), pointer, mask, "atomic")
         return atomic(self, operation, pointer, value, mask, semantics, scope)
 

@@ -8,7 +8,11 @@ from typing import Any
 
 @dataclass(frozen=True, eq=False)
 class Launch:
-    """A Triton kernel with all its arguments. Tensors on torch's "meta" device serve to compile without a GPU."""
+    """A Triton kernel with all its arguments. Tensors on torch's "meta" device serve to compile without a GPU.
+
+    early: whether it may start before the kernel ahead of it has ended (programmatic dependent launch); it must then
+    wait for that end itself before it touches what the other reads or writes.
+    """
 
     name: str
     kernel: Any
@@ -16,11 +20,17 @@ class Launch:
     grid: tuple[int, ...]
     num_warps: int
     num_stages: int
+    early: bool = False
 
     def __call__(self) -> None:
         """Start it on the current CUDA stream."""
-        self.kernel[self.grid](*self.arguments, num_warps=self.num_warps, num_stages=self.num_stages)
+        self.kernel[self.grid](*self.arguments, **self._options)
 
     def compile(self) -> Any:
         """Compile for the active driver's GPU, exactly as a call would, and start nothing."""
-        return self.kernel.warmup(*self.arguments, grid=self.grid, num_warps=self.num_warps, num_stages=self.num_stages)
+        return self.kernel.warmup(*self.arguments, grid=self.grid, **self._options)
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        early = {"launch_pdl": True} if self.early else {}
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, **early}

@@ -6,13 +6,14 @@ the operator through. The engine itself launches prepared kernels (`level.level`
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...errors import ParNetError
-from .convolution import Convolution, Operands, allocate
+from .convolution import Convolution, Operands, allocate, outputs
 from .geometry import Geometry, Tile
 from .twins import fused_conv as twin
 
@@ -35,30 +36,31 @@ def fused_conv(
     shuffle: int = 1,
     activation: str = "silu",
     bm: int = 64,
-    bn: int = 64,
-    bk: int = 64,
     split_k: int = 1,
     num_warps: int = 4,
     num_stages: int = 4,
 ) -> tuple[Tensor, Tensor]:
-    """y [N, H out, W out, O] in storage and its sums fp32 [N, T, O].
+    """y [N, H out, W out, O aligned] in storage and its sums fp32 [N, T, O].
 
     Tensors as in `convolution.Operands`: without a_sums, `a` is a picture [N, 3, H, W]; with scale and shift, the gate
-    is on the identity. bm, bn, bk and split_k as in `geometry.Tile`; T depends on bm.
+    is on the identity. bm and split_k as in `geometry.Tile`, whose bk and bn are those of the packed weight; T depends
+    on bm.
     """
     tensors = (a, b, a_sums, b_sums, weight, bias, border, gate_weight, gate_bias, scale, shift)
-    conv = _convolution(*tensors, stride, groups, shuffle, activation, bm, bn, bk, split_k)
+    conv = _convolution(*tensors, stride, groups, shuffle, activation, bm, split_k)
     conv.check()
     twin(conv)
     return conv.x.y, conv.x.sums
 
 
 @fused_conv.register_kernel("cuda")
-def _cuda(*arguments: Any, num_warps: int = 4, num_stages: int = 4, **options: Any) -> tuple[Tensor, Tensor]:
+def _cuda(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
     from .level import level
 
-    conv = _convolution(*arguments, **options)
-    level([conv], num_warps, num_stages)()
+    given = inspect.signature(_convolution).bind(*arguments, **options)
+    given.apply_defaults()
+    conv = _convolution(*given.args, **given.kwargs)
+    level([conv], given.arguments["num_warps"], given.arguments["num_stages"])()
     return conv.x.y, conv.x.sums
 
 
@@ -73,16 +75,18 @@ def _convolution(
     a: Tensor, b: Tensor | None, a_sums: Tensor | None, b_sums: Tensor | None, weight: Tensor, bias: Tensor,
     border: Tensor | None, gate_weight: Tensor, gate_bias: Tensor, scale: Tensor | None, shift: Tensor | None,
     stride: int = 1, groups: int = 1, shuffle: int = 1, activation: str = "silu",
-    bm: int = 64, bn: int = 64, bk: int = 64, split_k: int = 1, num_warps: int = 4, num_stages: int = 4,
+    bm: int = 64, split_k: int = 1, num_warps: int = 4, num_stages: int = 4,
 ) -> Convolution:  # fmt: skip
     """The convolution that the operator's arguments describe, with new tensors for what it writes."""
-    if a.ndim != 4 or weight.ndim != 3:
-        raise ParNetError(f"a {list(a.shape)}, weight {list(weight.shape)}: expected four and three dimensions")
-    planar, inputs = a_sums is None, 1 if b is None else 2
-    h, w = a.shape[2:] if planar else a.shape[1:3]
-    cin, gate = inputs * a.shape[1 if planar else 3], "plain" if scale is None else "identity"
-    shape = Geometry(h, w, cin, weight.shape[2], stride, groups, shuffle, gate, activation, inputs, planar)
-    tile = Tile(bm, bn, bk, split_k)
-    made = allocate(shape, tile, a.shape[0], weight.dtype, a.device)
-    x = Operands(a, b, a_sums, b_sums, weight, bias, border, None, gate_weight, gate_bias, scale, shift, *made)
+    if a.ndim != 4 or weight.ndim != 4 or (a_sums is not None and a_sums.ndim != 3):
+        raise ParNetError(
+            f"a {list(a.shape)}, weight {list(weight.shape)}: expected four dimensions, and three of sums"
+        )
+    inputs = 1 if b is None else 2
+    h, w = a.shape[2:] if a_sums is None else a.shape[1:3]
+    cin, gate = inputs * (a.shape[1] if a_sums is None else a_sums.shape[2]), "plain" if scale is None else "identity"
+    shape = Geometry(h, w, cin, bias.shape[0], stride, groups, shuffle, gate, activation, inputs, a_sums is None)
+    tile = Tile(bm, weight.shape[3], weight.shape[2], split_k)
+    made = allocate(outputs(shape, tile, a.shape[0], weight.dtype), a.device)
+    x = Operands(a, b, a_sums, b_sums, weight, bias, border, gate_weight, gate_bias, scale, shift, *made)
     return Convolution(x, shape, tile)

@@ -3,12 +3,43 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from .geometry import Geometry, Tile, aligned
 
-def pack_weight(weight_oihw: Tensor, dtype: torch.dtype) -> Tensor:
-    """[O, cin / groups, 3, 3] to [9, cin / groups, O]: a row for each term of K, output channels side by side."""
-    return weight_oihw.permute(2, 3, 1, 0).flatten(0, 1).to(dtype).contiguous()
+
+def weight_blocks(shape: Geometry, tile: Tile) -> tuple[int, int, int, int]:
+    """The shape of packed weights: channel tiles x steps x bk x bn. A step's block lies in one piece."""
+    return tile.channels(shape), tile.steps(shape), tile.bk, tile.bn
+
+
+def pack_weight(weight_oihw: Tensor, shape: Geometry, tile: Tile, dtype: torch.dtype) -> Tensor:
+    """[O, cin / groups, 3, 3] to `weight_blocks`, in the order in which programs read them, with zeros where a block
+    is wider than the operation: channel tiles group by group; steps by input, then `bk` channels, then tap."""
+    tiles, steps, bk, bn = weight_blocks(shape, tile)
+    rows = weight_oihw.to(dtype).view(shape.groups, -1, shape.inputs, shape.part, 9)
+    rows = F.pad(rows, (0, 0, 0, 0, 0, 0, 0, tiles // shape.groups * bn - rows.shape[1]))
+    if shape.planar:
+        taps = rows.flatten(0, 2).transpose(1, 2).flatten(1)
+        blocks = F.pad(taps, (0, steps * bk - taps.shape[1])).view(tiles, bn, steps, bk).permute(0, 2, 3, 1)
+    else:
+        padded = F.pad(rows, (0, 0, 0, steps // 9 // shape.inputs * bk - shape.part))
+        blocks = padded.reshape(tiles, bn, steps // 9, bk, 9).permute(0, 2, 4, 3, 1).flatten(1, 2)
+    return blocks.contiguous()
+
+
+def unpack_weight(blocks: Tensor, shape: Geometry, tile: Tile) -> Tensor:
+    """What `pack_weight` packed, [O, cin / groups, 3, 3]."""
+    tiles, steps, bk, bn = weight_blocks(shape, tile)
+    if shape.planar:
+        taps = blocks.permute(0, 3, 1, 2).reshape(tiles * bn, steps * bk)[:, : shape.k]
+        rows = taps.view(-1, 9, shape.cin).transpose(1, 2).unsqueeze(1)
+    else:
+        rows = blocks.view(tiles, steps // 9, 9, bk, bn).permute(0, 4, 1, 3, 2)
+        rows = rows.reshape(tiles * bn, shape.inputs, -1, 9)[:, :, : shape.part]
+    rows = rows.unflatten(0, (shape.groups, -1))[:, : shape.cout // shape.groups]
+    return rows.reshape(shape.cout, -1, 3, 3)
 
 
 def pack_border(border_ohw: Tensor) -> Tensor:
@@ -17,5 +48,5 @@ def pack_border(border_ohw: Tensor) -> Tensor:
 
 
 def pack_gate_weight(weight_oi: Tensor, dtype: torch.dtype) -> Tensor:
-    """[O, cin / groups] to [cin / groups, O]."""
-    return weight_oi.T.to(dtype).contiguous()
+    """[O, cin / groups] to [cin / groups, O aligned]."""
+    return F.pad(weight_oi.T.to(dtype), (0, aligned(weight_oi.shape[0]) - weight_oi.shape[0])).contiguous()

@@ -6,9 +6,11 @@ import dataclasses
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
-from .convolution import Convolution, Operands, allocate
-from .geometry import Geometry, Tile
+from .convolution import Convolution, Operands, allocate, outputs
+from .geometry import ALIGNED, Geometry, Tile
+from .packing import pack_weight
 
 KINDS = ("identity", "plain", "down", "picture", "grouped", "fusion", "fusion_down")
 
@@ -45,31 +47,36 @@ def convolution(
     def random(*size: int, scale: float = 1.0) -> torch.Tensor:
         return torch.randn(*size, generator=generator, dtype=torch.float32, device=device) * scale
 
+    def padded(made: torch.Tensor) -> torch.Tensor:
+        return F.pad(made, (0, -made.shape[-1] % ALIGNED))
+
+    def feature() -> torch.Tensor:
+        return random(*size).to(dtype) if shape.planar else padded(random(*size).to(dtype))
+
     c, rows, o = shape.cin // shape.inputs, shape.cin // shape.groups, shape.cout
     second, identity = shape.inputs == 2, shape.gate == "identity"
     size = (n, c, shape.h, shape.w) if shape.planar else (n, shape.h, shape.w, c)
     pixels = shape.h * shape.w
     x = Operands(
-        a=random(*size).to(dtype),
-        b=random(*size).to(dtype) if second else None,
-        a_sums=None if shape.planar else random(n, t_a, c, scale=pixels / t_a),
-        b_sums=random(n, t_b, c, scale=pixels / t_b) if second else None,
-        weight=random(9, rows, o, scale=(9 * rows) ** -0.5).to(dtype),
+        a=feature(),
+        b=feature() if second else None,
+        a_sums=None if shape.planar else padded(random(n, t_a, c, scale=pixels / t_a)),
+        b_sums=padded(random(n, t_b, c, scale=pixels / t_b)) if second else None,
+        weight=pack_weight(random(o, rows, 3, 3, scale=(9 * rows) ** -0.5), shape, tile, dtype),
         bias=random(o),
         border=random(9, o) if (second if border is None else border) else None,
-        gate=None,
-        gate_weight=random(rows, o, scale=rows**-0.5).to(dtype),
+        gate_weight=padded(random(rows, o, scale=rows**-0.5).to(dtype)),
         gate_bias=random(o),
         scale=random(o) if identity else None,
         shift=random(o) if identity else None,
-        **allocate(shape, tile, n, dtype, torch.device(device))._asdict(),
+        **allocate(outputs(shape, tile, n, dtype), torch.device(device))._asdict(),
     )
     return Convolution(x, shape, tile)
 
 
 def in_fp32(conv: Convolution) -> Convolution:
     """The same rounded operands in fp32, with outputs of their own."""
-    made = allocate(conv.shape, conv.tile, conv.n, torch.float32, conv.x.a.device)
+    made = allocate(outputs(conv.shape, conv.tile, conv.n, torch.float32), conv.x.a.device)
     wide = {name: t.float() if t is not None and t.is_floating_point() else t for name, t in conv.x._asdict().items()}
     return dataclasses.replace(conv, x=Operands(**{**wide, **made._asdict()}))
 

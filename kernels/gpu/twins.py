@@ -11,17 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .convolution import Convolution
+from .packing import unpack_weight
 
 
 def fused_conv(conv: Convolution) -> None:
     """Fill y and sums, as `fused_conv.fused_conv_tile` does over all programs."""
     x, s = conv.x, conv.shape
-    weight = x.weight.float().view(3, 3, s.cin // s.groups, s.cout).permute(3, 2, 0, 1)
+    weight = unpack_weight(x.weight, s, conv.tile).float()
     y = F.conv2d(_input(conv), weight, x.bias, s.stride, padding=1, groups=s.groups)
     if x.border is not None:
         inside = torch.ones(1, 1, s.h, s.w, dtype=torch.float32, device=y.device)
         y += F.conv2d(inside, x.border.T.reshape(s.cout, 1, 3, 3), None, s.stride, padding=1)
-    gate = sse_gate(conv) if x.gate is None else x.gate
+    gate = sse_gate(conv)
     if s.gate == "identity":
         assert x.scale is not None and x.shift is not None
         y += (x.scale[:, None, None] * _input(conv) + x.shift[:, None, None]) * gate[:, :, None, None]
@@ -29,33 +30,36 @@ def fused_conv(conv: Convolution) -> None:
         y *= 2 * gate[:, :, None, None]
     y = (F.silu if s.activation == "silu" else F.relu)(y)
     y = y.unflatten(1, (s.groups, s.shuffle, -1)).transpose(1, 2).flatten(1, 3)
-    x.y.copy_(y.permute(0, 2, 3, 1))
-    stored = x.y.flatten(1, 2).float()
+    x.y.zero_()[..., : s.cout].copy_(y.permute(0, 2, 3, 1))
+    stored = x.y[..., : s.cout].flatten(1, 2).float()
     padded = F.pad(stored, (0, 0, 0, x.sums.shape[1] * conv.tile.bm - s.pixels))
-    x.sums.copy_(padded.unflatten(1, (-1, conv.tile.bm)).sum(2))
+    x.sums.zero_()[..., : s.cout].copy_(padded.unflatten(1, (-1, conv.tile.bm)).sum(2))
 
 
 def sse_gate(conv: Convolution) -> Tensor:
-    """Gates fp32 [N, O], as `sse_gate.sse_gate_kernel` computes them."""
+    """Gates fp32 [N, O], as `sse_gate.gates` computes them."""
     x, s = conv.x, conv.shape
-    assert x.gate_weight is not None and x.gate_bias is not None
     if s.planar:
         average = x.a.float().mean((2, 3))
     else:
-        sums = [t.sum(1).unflatten(1, (s.groups, -1)) for t in (x.a_sums, x.b_sums) if t is not None]
+        channels = s.cin // s.inputs
+        given = [t[..., :channels].sum(1) for t in (x.a_sums, x.b_sums) if t is not None]
+        sums = [t.unflatten(1, (s.groups, -1)) for t in given]
         average = torch.cat(sums, 2).flatten(1) / (s.h * s.w)
-    weight = x.gate_weight.float().T[:, :, None, None]
+    weight = x.gate_weight[:, : s.cout].float().T[:, :, None, None]
     return torch.sigmoid(F.conv2d(average[:, :, None, None], weight, x.gate_bias, groups=s.groups).flatten(1))
 
 
 def classifier(sums: Tensor, pixels: int, weight: Tensor, bias: Tensor, logits: Tensor) -> None:
     """Fill logits, as `classifier.classifier_kernel` does."""
-    logits.copy_(F.linear(sums.sum(1) / pixels, weight.float(), bias))
+    logits.copy_(F.linear(sums.sum(1)[:, : weight.shape[1]] / pixels, weight.float(), bias))
 
 
 def _input(conv: Convolution) -> Tensor:
     """All input channels, fp32 [N, cin, H, W]: group by group, the first tensor's part, then the second's."""
     if conv.shape.planar:
         return conv.x.a.float()
-    parts = [t.float().unflatten(3, (conv.shape.groups, -1)) for t in (conv.x.a, conv.x.b) if t is not None]
+    channels = conv.shape.cin // conv.shape.inputs
+    given = [t[..., :channels].float() for t in (conv.x.a, conv.x.b) if t is not None]
+    parts = [t.unflatten(3, (conv.shape.groups, -1)) for t in given]
     return torch.cat(parts, 4).flatten(3).permute(0, 3, 1, 2)

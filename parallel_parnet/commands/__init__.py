@@ -28,7 +28,7 @@ COMMANDS = {
     "latency-vs-depth": Command("depth.command", "does latency follow depth, or work? the experiment", "figures"),
     "profile": Command("profile.command", "Nsight, and what a trace says about where the time goes"),
     "train": Command("train.command", "train on labelled pictures, from scratch or from a checkpoint"),
-    "gpu-check": Command("gpu.check", "prove and time the kernels on the GPU at hand, in ten minutes"),
+    "gpu-check": Command("gpu.check", "probe, tune, prove and time the kernels on the GPU at hand"),
     "tune": Command("gpu.tune", "time kernel configurations on the GPU at hand, and keep the best"),
     "compile-report": Command("gpu.compile_report", "what the compiler makes of every level, without a GPU"),
 }

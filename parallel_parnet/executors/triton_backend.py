@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import ParNetError
 from ..kernels.gpu.classifier import classifier
 from ..kernels.gpu.config import Table
-from ..kernels.gpu.convolution import Convolution, Operands, between, outputs
+from ..kernels.gpu.convolution import Convolution, Operands, allocate, outputs
 from ..kernels.gpu.geometry import Geometry, Tile
 from ..kernels.gpu.launch import Launch
 from ..kernels.gpu.level import level
@@ -76,14 +76,14 @@ def geometry(program: Program, op: Operation, h: int, w: int) -> Geometry:
 
 
 def pack(program: Program, dtype: torch.dtype, device: torch.device, names: Iterable[str] | None = None) -> Weights:
-    """Weights of the operations of these names, or of all, as the kernels read them: by operation, then by name."""
+    """Weights of the operations of these names, or of all, as the kernels read them: by operation, then by name. Those
+    of convolutions' products depend on how they are cut: `TritonBackend.blocks`."""
     packed: Weights = {}
     for op in program.operations if names is None else [program.by_name[name] for name in names]:
-        w = {name: tensor.to(device) for name, tensor in program.of(op).items()}
+        w = {name: t.to(device) for name, t in program.of(op).items() if (op.kind, name) != ("conv", "weight")}
         if op.kind == "classifier":
             w["weight"] = w["weight"].to(dtype)
         else:
-            w["weight"] = pack_weight(w["weight"], dtype)
             w["gate_weight"] = pack_gate_weight(w["gate_weight"], dtype)
             if "border" in w:
                 w["border"] = pack_border(w["border"])
@@ -121,6 +121,7 @@ class TritonBackend:
         for segment in segments:
             on.setdefault(devices[segment.lane], {}).update(dict.fromkeys(segment.operations))
         self.weights = {device: pack(program, dtype, device, names) for device, names in on.items()}
+        self._blocks: dict[tuple[str, torch.device, int, int], Tensor] = {}
         self._cuts: Shapes[NHW, dict[str, Cut]] = Shapes(lambda nhw: cuts(program, nhw, self.table, dtype))
 
     @property
@@ -145,6 +146,14 @@ class TritonBackend:
 
     def bind(self, segment: Segment, nhw: NHW, reads: Reads, homes: Mapping[str, Tensor]) -> TritonSegment:
         return TritonSegment(self, segment, nhw, self._cuts(nhw), reads, homes)
+
+    def blocks(self, operation: str, device: torch.device, cut: Cut) -> Tensor:
+        """A convolution's weights as a cut reads them. Kept for all cuts that need no others."""
+        key = operation, device, cut.tile.bk, cut.tile.bn
+        if key not in self._blocks:
+            weight = self.program.of(self.program.by_name[operation])["weight"].to(device)
+            self._blocks[key] = pack_weight(weight, cut.shape, cut.tile, self.dtype)
+        return self._blocks[key]
 
     def opened(self, feature: str, message: Tensor, cuts: Mapping[str, Cut], nhw: NHW) -> Feature:
         """A feature's tensor, and the views of it that kernels read and write."""
@@ -215,26 +224,28 @@ class TritonSegment:
         return [replace(self._launch([op], op.name), name=op.name) for op in self._operations]
 
     def _launch(self, group: Sequence[Operation], name: str) -> Launch:
+        early = self.backend.table.early
         if group[0].kind == "conv":
             cut = self.cuts[group[0].name]
-            return level([self._convolutions[op.name] for op in group], cut.num_warps, cut.num_stages, name)
+            return level([self._convolutions[op.name] for op in group], cut.num_warps, cut.num_stages, name, early)
         (op,) = group
         if len(op.inputs) > 1:
             raise ParNetError(f"executor triton: its classifier reads one feature, not {len(op.inputs)}; choose eager")
         w, feature = self.backend.weights[self.device][op.name], self._features[op.inputs[0]]
         assert feature.sums is not None
         pixels = feature.y.shape[1] * feature.y.shape[2]
-        return classifier(feature.sums, pixels, w["weight"], w["bias"], self._features[op.name].y)
+        return classifier(feature.sums, pixels, w["weight"], w["bias"], self._features[op.name].y, early=early)
 
     def _convolution(self, op: Operation, made: Feature) -> Convolution:
         a, *second = (self._features[name] for name in op.inputs)
         b = second[0] if second else None
         w, cut = self.backend.weights[self.device][op.name], self.cuts[op.name]
-        layouts = outputs(cut.shape, cut.tile, self.nhw[0], self.backend.dtype)
         assert made.sums is not None
+        layouts = outputs(cut.shape, cut.tile, self.nhw[0], self.backend.dtype)
         x = Operands(
-            a.y, b and b.y, a.sums, b and b.sums, w["weight"], w["bias"], w.get("border"), None, w["gate_weight"],
-            w["gate_bias"], w.get("scale"), w.get("shift"), made.y, made.sums, *between(layouts, self.device),
+            a.y, b and b.y, a.sums, b and b.sums, self.backend.blocks(op.name, self.device, cut), w["bias"],
+            w.get("border"), w["gate_weight"], w["gate_bias"], w.get("scale"), w.get("shift"),
+            *allocate(layouts, self.device, {"y": made.y, "sums": made.sums}),
         )  # fmt: skip
         return Convolution(x, cut.shape, cut.tile)
 

@@ -10,7 +10,8 @@ the logits on the device. Nothing is timed unless every executor of ours gives t
 disagrees is listed and not compared. Results go to a folder, as JSON and CSV; the last line on stdout is one JSON
 object.
 
-Exit status: 0; 2 for wrong input, or where parity fails.
+Exit status: 0; 1 where an executor of ours failed, which the tables name while the others are timed; 2 for wrong input,
+or where parity fails.
 """
 
 from __future__ import annotations
@@ -179,8 +180,8 @@ def poster(
     path = write(result, args.out, result_name("bench", header))
     write_atomically(path.with_suffix(".md"), markdown(result))
     console.print(markdown(result), soft_wrap=True)
-    print(as_json({"results": str(path), "rows": len(result["rows"])}))
-    return 0
+    print(as_json({"results": str(path), "rows": len(result["rows"]), "failed": result["failed"]}))
+    return 1 if result["failed"] else 0
 
 
 def main() -> int:
@@ -216,4 +217,4 @@ def main() -> int:
     path = write(result, args.out, result_name("bench-infer", result["header"]))
     show(result, console)
     print(as_json(last_line(result, path)))
-    return 0
+    return 1 if result["failed"] else 0

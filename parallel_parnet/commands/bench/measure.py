@@ -86,6 +86,7 @@ def measure(
         "sampled": sampler.summary(passes * subject.batch),  # over all contenders, which take turns
         "missing": {entry.name: entry.missing for entry in entries if entry.missing},
         "disagree": disagreements(entries),
+        "failed": [entry.name for entry in entries if entry.failed],
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +16,9 @@ from .fused import fuse
 from .measure import Settings, contenders, time_all
 from .poster_networks import PEERS
 from .proof import agrees, disagreements, expected_logits, prove_golden, prove_ours
-from .rows import Result, row_of
+from .rows import Result, Row, row_of, timm_columns
 from .running import Entry, set_up
+from .statistics import median_interval
 from .subject import Subject
 
 SIZE, PICTURES, COMPARED = 224, 8, 2
@@ -63,31 +64,41 @@ def subject_of(name: str, device: torch.device, dtype: torch.dtype, threads: int
 
 
 def ways_of(subject: Subject) -> list[str]:
-    """Names of the contenders that run a network here: ParNet by the executor that the engine chooses."""
+    """Names of the contenders that run a network here: ParNet by the executor that the engine chooses, on a GPU by our
+    kernels in a CUDA graph, as its peers run in graphs."""
     if subject.program is None:
         return list(WAYS[subject.device.type])
+    if subject.device.type == "cuda":
+        return ["ours: cuda_graph"]
     return [f"ours: {Engine(subject.program, device=subject.device, dtype=subject.dtype).executor}"]
 
 
-def measure_poster(header: dict, make: Callable[[str], Subject], settings: Settings, console: Console) -> Result:
+def measure_poster(
+    header: dict,
+    make: Callable[[str], Subject],
+    settings: Settings,
+    console: Console,
+    ways: Callable[[Subject], list[str]] = ways_of,
+    table: Sequence[Quoted] = QUOTED,
+) -> Result:
     """A row for each network: the fastest of its ways, all networks timed in turns in one process."""
     prove_golden()
     entries: list[Entry] = []
     pictures = []
-    for quoted in track(QUOTED, "setting up", console=console, transient=True):
+    for quoted in track(table, "setting up", console=console, transient=True):
         subject = make(quoted.name)
         own = subject.pictures(PICTURES)
         expected = expected_logits(subject, own[:COMPARED])
-        for contender in contenders(ways_of(subject)):
+        for contender in contenders(ways(subject)):
             entries.append(set_up(contender, subject, own[:COMPARED], expected))
             pictures.append(own)
     prove_ours(entries)
     fit = [i for i, entry in enumerate(entries) if entry.runner is not None and agrees(entry)]
     running = [entries[i] for i in fit]
     clocks = time_all(running, [pictures[i] for i in fit], settings, lambda: None)
-    rows = [row_of(entry, header["possible"], clocks) for entry in running]
+    rows = [_by_events(row_of(entry, header["possible"], clocks), entry) for entry in running]
     fastest = []
-    for quoted in QUOTED:
+    for quoted in table:
         own = [row for row in rows if row["model"] == quoted.name]
         if own:
             row = min(own, key=lambda row: row["infer_step_time"])
@@ -97,7 +108,17 @@ def measure_poster(header: dict, make: Callable[[str], Subject], settings: Setti
         "rows": fastest,
         "missing": {f"{e.subject.name}, {e.name}": e.missing for e in entries if e.missing},
         "disagree": disagreements(entries),
+        "failed": [f"{e.subject.name}, {e.name}" for e in entries if e.failed],
     }
+
+
+def _by_events(row: Row, entry: Entry) -> Row:
+    """With the time between two CUDA events, where it was taken, in place of that from call to answer: the host's share
+    of a pass is the same for all."""
+    if row["device_ms"] is None:
+        return row
+    interval = [round(t * 1e3, 5) for t in median_interval(entry.device)]
+    return {**row, **timm_columns(entry.subject, row["device_ms"]["median"]), "median_interval_ms": interval}
 
 
 def markdown(result: Result) -> str:
@@ -117,7 +138,8 @@ def markdown(result: Result) -> str:
         )
     where = (
         f"Here: {header['machine']}, {header.get('cpu') or header.get('gpu')}, {header['dtype']}, batch 1, "
-        f"{header['threads']} thread(s), torch {header['torch']}, {header['date']}; medians of interleaved runs."
+        f"{header['threads']} thread(s), torch {header['torch']}, {header['date']}; medians of interleaved runs"
+        f"{', between two CUDA events' if any(row['device_ms'] for row in result['rows']) else ''}."
     )
     absent = [f"Not measured: {name} ({why})." for name, why in result["missing"].items()]
     return "\n".join([*lines, "", NOTE, where, *absent]) + "\n"

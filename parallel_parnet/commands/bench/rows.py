@@ -101,6 +101,7 @@ def last_line(result: Result, path: Path) -> Row:
         "best_peer": other and other["contender"],
         "ratio": other and other.get("ratio"),
         "unstable": sum(bool(row["unstable"]) for row in result["rows"]),
+        "failed": result["failed"],
         "results": str(path),
     }
 
@@ -209,6 +210,8 @@ def show(result: Result, console: Console) -> None:
     for row in rows:
         console.print(f"{row['contender']}: {row['settings']}", soft_wrap=True)
     for name, why in result["missing"].items():
-        console.print(f"not here: {name}: {why}", soft_wrap=True)
+        failed = name in result["failed"]
+        said = f"failed: {name}: {why.removeprefix('failed: ')}" if failed else f"not here: {name}: {why}"
+        console.print(said, soft_wrap=True)
     for name, how in result["disagree"].items():
         console.print(f"not compared: {name}: {how}", soft_wrap=True)

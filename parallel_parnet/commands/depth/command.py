@@ -28,12 +28,12 @@ from parallel_parnet.planning.costs import LINKS, Link
 
 from ..common import DTYPES, RESULTS, Parser, Ranks, machine, plain_console, slug
 from .curves import draw
-from .measure import Subject, interleaved, operation_seconds
+from .measure import Subject, captured, interleaved, operation_seconds
 from .page import write_page
 from .points import Point, points
 from .simulated import lane_per_stream
 
-EXECUTORS = ("eager", "inductor", "openvino")  # which run any network of torch
+EXECUTORS = ("eager", "inductor", "openvino", "cuda_graph", "cuda_streams")
 LOOPBACK = RESULTS / "links-gloo-loopback.json"
 SECONDS = 8.0  # of timed runs for a group and executor; a quarter of it with --quick
 
@@ -96,7 +96,12 @@ def measure_group(
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer networks and runs")
-    parser.add_argument("--executors", nargs="+", choices=EXECUTORS, help="default: eager, and openvino if installed")
+    parser.add_argument(
+        "--executors",
+        nargs="+",
+        choices=EXECUTORS,
+        help="default: eager, and openvino if installed; on a GPU CUDA graphs",
+    )
     parser.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
     parser.add_argument("--only", metavar="TEXT", default="", help="groups whose names contain this")
@@ -111,7 +116,7 @@ def main() -> int:
         raise ParNetError("the experiment runs in one process: start it with python")
     threads, device, dtype = ranks.take_threads(), ranks.device(args.device), DTYPES[args.dtype]
     has_openvino = device.type == "cpu" and not lacking("openvino")
-    executors = args.executors or (["eager", "openvino"] if has_openvino and not args.quick else ["eager"])
+    on_cpu = ["eager", "openvino"] if has_openvino and not args.quick else ["eager"]
     link = Link.read(LOOPBACK) if device.type == "cpu" else LINKS["nvlink"]
     header = {
         "machine": machine(device), "dtype": str(dtype).removeprefix("torch."), "threads": threads,
@@ -124,7 +129,8 @@ def main() -> int:
     groups = {name: group for name, group in points(args.quick).items() if args.only in name}
     if not groups:
         raise ParNetError(f"--only {args.only}: choose part of one of {', '.join(points(args.quick))}")
-    todo = [(group, executor) for group in groups for executor in executors if not log.has(group, executor)]
+    wanted = {group: args.executors or (on_cpu if device.type == "cpu" else [captured(group)]) for group in groups}
+    todo = [(group, executor) for group in groups for executor in wanted[group] if not log.has(group, executor)]
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

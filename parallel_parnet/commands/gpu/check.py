@@ -1,10 +1,15 @@
-"""Prove the kernels on the GPU at hand, then time them, in ten minutes at most.
+"""Measure what decides the kernels' design on the GPU at hand, tune them, prove them and compare them with peers.
 
-    python launch/gpu_check.py --out results/gpu
-    python launch/gpu_check.py --out results/gpu --step kernels networks
+    python launch/gpu_check.py --out results/gpu                  # within 460 seconds
+    python launch/gpu_check.py --out results/gpu --seconds 600    # again: goes on where the first stopped
+    python launch/gpu_check.py --out results/gpu --step tuning tuned
+    python launch/gpu_check.py --out results/dry --dry-run        # the whole way without a GPU, in under four minutes
 
-Every step runs in a process of its own under a limit of its own, so that a kernel that hangs or faults costs one step,
-not all. gpu-check.json is written after each step, gpu-check.md at the end.
+Every row goes to gpu-check.jsonl in OUT as soon as it is measured. A run with the same OUT measures what is missing
+there; --fresh drops the rows of the steps that it runs. Every step runs in a process of its own under a limit of its
+own, so that a kernel that hangs or faults costs one step, not all; gpu-check.json and gpu-check.md, made from the rows,
+are written after each. A dry run compiles under a stand-in for the driver and runs a narrow network in Triton's
+interpreter; all that it writes says so.
 
 Exit status: 0 where every step passed, 1 where one failed or did not finish, 2 without a GPU.
 """
@@ -13,8 +18,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,64 +28,86 @@ import torch
 from rich.console import Console
 
 from parallel_parnet import ParNetError
+from parallel_parnet.executors.backends import interprets
 from parallel_parnet.files import as_json, write_atomically, write_json
 
 from ..common import RESULTS, Parser, plain_console
 from ..common import table as make_table
-from ..processes import command, environment
-from . import placements
-from . import proofs as checks
-from . import timing as timings
-from .device import require_gpu, run_within
+from ..processes import command, end_with_parent, environment
+from . import pages, placements, proofs, timing
+from .device import machine, run_within
+from .first import check_first, check_first_kernels
+from .journal import Journal, Values
+from .machines import check_machine
 from .page import markdown, verdicts
+from .probes import check_probes
+from .scope import scope
+from .tuned import check_tuned, check_tuning
+from .work import Work
 
-TOTAL = 585  # seconds for all steps
-SPARE = 8  # seconds before its limit when a step begins nothing new
+SECONDS = 460  # for all steps; a GPU that is lent for ten minutes has some of them gone when the check starts
+SPARE = 4  # seconds before its limit when a step begins nothing new
+LEAST = 8  # seconds in which a step can do anything: it has to import torch
+SAME = ("gpu", "torch", "triton", "commit")  # of one run and the next that goes on with its rows
 
 
 @dataclass(frozen=True)
 class Step:
-    """A check and the seconds it may take. `check(deadline, out)` gives a dictionary with "passed".
+    """A check, its seconds of `SECONDS`, and what it does.
 
-    required: whether the whole check fails where this step had too little time.
+    required: whether the whole check fails where this step had too little time. compiles: for these steps, so that it
+    runs once more, in whatever cache it finds, as long as one of them has something left to do.
     """
 
     name: str
     seconds: float
-    check: Callable[[float, Path], dict]
+    check: Callable[[Work], Values]
     required: bool = True
+    compiles: tuple[str, ...] = ()
 
 
 STEPS = (
-    Step("machine", 40, checks.check_machine),
-    Step("compile", 140, checks.check_compile),
-    Step("kernels", 60, checks.check_kernels),
-    Step("networks", 90, checks.check_networks),
-    Step("executors", 40, checks.check_executors),
-    Step("placements", 90, placements.check_placements),
-    Step("auto", 30, placements.check_auto),
-    Step("repeats", 30, checks.check_repeats),
-    Step("tuning", 60, timings.check_tuning),
-    Step("timings", 100, timings.check_timings),
-    Step("sanitizer", 50, checks.check_sanitizer),
-    Step("inductor", 125, timings.check_inductor, required=False),
+    Step("machine", 10, check_machine),
+    Step("first kernels", 36, check_first_kernels, compiles=("first", "probes")),
+    Step("first", 18, check_first),
+    Step("probes", 28, check_probes),
+    Step("tuning", 96, check_tuning),
+    Step("tuned", 22, check_tuned),
+    Step("compile", 56, proofs.check_compile, compiles=("kernels", "networks", "executors", "repeats")),
+    Step("kernels", 10, proofs.check_kernels),
+    Step("networks", 28, proofs.check_networks),
+    Step("executors", 22, proofs.check_executors),
+    Step("placements", 34, placements.check_placements),
+    Step("auto", 9, placements.check_auto),
+    Step("repeats", 12, proofs.check_repeats),
+    Step("timings", 17, timing.check_timings),
+    Step("poster", 16, pages.check_poster, required=False),
+    Step("depth", 12, pages.check_depth, required=False),
+    Step("inductor", 10, timing.check_inductor, required=False),
+    Step("sanitizer", 24, proofs.check_sanitizer, required=False),
 )
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS / "gpu", help="folder (default: results/gpu)")
-    names = [step.name for step in STEPS]
+    names = [step.name.replace(" ", "-") for step in STEPS]
     parser.add_argument("--step", nargs="+", choices=names, default=names, help="default: all of them")
-    # in the process of one step: when it ends, on the monotonic clock, which processes share
-    parser.add_argument("--inside", type=float, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="to stay within (default: %(default)s)")
+    parser.add_argument("--fresh", action="store_true", help="measure anew what the steps have measured before")
+    parser.add_argument("--dry-run", action="store_true", help="go the whole way without a GPU")
+    # in the process of one step: when it ends, on the monotonic clock, which processes share, and who started it
+    parser.add_argument("--inside", nargs=2, type=float, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if not args.seconds > 0:
+        raise ParNetError(f"--seconds {args.seconds:g}: must be positive")
+    return args
 
 
-def run_step(command: Sequence[str], seconds: float, required: bool) -> dict:
+def run_step(command: Sequence[str], seconds: float, required: bool, surroundings: Mapping[str, str]) -> Values:
     """What a step's process prints as its last line, or how it ended."""
     started = time.monotonic()
-    status, output, errors = run_within(command, seconds, environment())
+    status, output, errors = run_within(command, seconds, surroundings)
     if (result := _printed(output)) is None or status not in (0, None):
         how = f"killed after {seconds:.0f} s" if status is None else f"exit status {status}"
         last = errors.strip().splitlines()[-1:] or ["it said nothing"]
@@ -88,7 +116,7 @@ def run_step(command: Sequence[str], seconds: float, required: bool) -> dict:
     return {"seconds": round(time.monotonic() - started, 1), **result}
 
 
-def _printed(output: str) -> dict | None:
+def _printed(output: str) -> Values | None:
     """The result on the last line, if there is one."""
     try:
         found = json.loads((output.strip().splitlines() or [""])[-1])
@@ -97,44 +125,88 @@ def _printed(output: str) -> dict | None:
     return found if isinstance(found, dict) and "passed" in found else None
 
 
-def run_inside(step: Step, end: float, out: Path) -> int:
+def run_inside(step: Step, work: Work) -> int:
     """In the process of a step: its result as one line on stdout, with the seed that repeats its random numbers."""
+    if work.scope.note and interprets():
+        from parallel_parnet.kernels.gpu import interpreter  # here, since it changes Triton's
+
+        interpreter.install()
     seed = torch.seed()
-    print(as_json({**step.check(end - SPARE, out), "seed": seed}), flush=True)
+    print(as_json({**step.check(work), "seed": seed}), flush=True)
     return 0
 
 
-def run_steps(steps: Sequence[Step], out: Path, console: Console) -> dict[str, dict]:
-    """All steps, one after the other, each within what is left of the ten minutes."""
-    end, results = time.monotonic() + TOTAL, {}
+def to_run(steps: Sequence[Step], results: Mapping[str, Values]) -> list[Step]:
+    """Those that have something left to measure, and those that compile for them."""
+    left = {step.name for step in steps if not (step.compiles or _is_complete(results.get(step.name)))}
+    again = {step.name for step in steps if results.get(step.name, {}).get("failed")}
+    return [step for step in steps if step.name in left | again or left.intersection(step.compiles)]
+
+
+def _is_complete(result: Values | None) -> bool:
+    return result is not None and not result.get("left_out") and "fault" not in result and "faults" not in result
+
+
+def run_steps(steps: Sequence[Step], journal: Journal, args: argparse.Namespace, console: Console) -> None:
+    """One after the other, each until its place in the schedule: what an early one leaves is the next one's. A dry run
+    has no such places, since no step takes its share there."""
+    start, shares = time.monotonic(), sum(step.seconds for step in steps)
+    end = start
     for step in steps:
-        seconds = min(step.seconds, end - time.monotonic())
-        if seconds < 2 * SPARE:
-            results[step.name] = {"passed": not step.required, "fault": "not run: the time was over", "seconds": 0.0}
+        end += args.seconds * step.seconds / shares
+        limit = start + args.seconds if args.dry_run else end
+        seconds = limit - time.monotonic()
+        if seconds < LEAST:
+            result = {"passed": not step.required, "fault": "not run: the time was over", "seconds": 0.0}
         else:
-            limit = str(time.monotonic() + seconds)
-            line = [*command("gpu-check"), "--out", str(out), "--step", step.name, "--inside", limit]
-            results[step.name] = run_step(line, seconds, step.required)
-        write_json(out / "gpu-check.json", results)
-        result = results[step.name]
+            line = [*command("gpu-check"), "--out", str(args.out), "--step", step.name.replace(" ", "-")]
+            line += ["--inside", str(limit), str(os.getpid()), *["--dry-run"] * args.dry_run]
+            result = run_step(line, seconds, step.required, surroundings(step, args.dry_run))
+        journal.end(step.name, result)
+        write(journal, args.out)
         console.print(f"{step.name}: {'passed' if result['passed'] else 'FAILED'} in {result['seconds']} s")
+
+
+def surroundings(step: Step, dry: bool) -> dict[str, str]:
+    """A step's environment. In a dry run no GPU is seen, and Triton, which decides when it is imported, interprets."""
+    if not dry:
+        return environment()
+    return environment(CUDA_VISIBLE_DEVICES="", TRITON_INTERPRET="0" if step.compiles else "1")
+
+
+def write(journal: Journal, out: Path) -> dict[str, Values]:
+    """gpu-check.json and gpu-check.md of all rows so far; the results, in the order of the steps."""
+    found = journal.results()
+    results = {step.name: found[step.name] for step in STEPS if step.name in found}
+    write_json(out / "gpu-check.json", {**({"note": journal.note} if journal.note else {}), "steps": results})
+    write_atomically(out / "gpu-check.md", markdown(results, journal.note))
     return results
 
 
 def main() -> int:
     args, console = parse_arguments(), plain_console()
-    require_gpu()
-    chosen = [step for step in STEPS if step.name in args.step]
+    chosen = [step for step in STEPS if step.name.replace(" ", "-") in args.step]
+    extent = scope(args.dry_run)
+    journal = Journal(args.out / "gpu-check.jsonl", extent.note)
     if args.inside is not None:
-        return run_inside(chosen[0], args.inside, args.out)
+        end, parent = args.inside
+        end_with_parent(int(parent))
+        work = Work(chosen[0].name, journal, extent, args.out, end - SPARE)
+        return run_inside(chosen[0], work)
+    device = extent.device
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ParNetError(f"--out {args.out}: cannot be made ({error.strerror})") from None
-    results = run_steps(chosen, args.out, console)
-    write_atomically(args.out / "gpu-check.md", markdown(results))
-    table = make_table("step", "verdict", "seconds", "what", title="GPU check")
+    if args.fresh:
+        journal.forget({step.name for step in chosen})
+    found = machine(device)
+    journal.begin({key: found[key] for key in SAME} | {"dry_run": args.dry_run})
+    run_steps(to_run(chosen, journal.results()), journal, args, console)
+    results = write(journal, args.out)
+    title = f"GPU check{f': {extent.note}' if extent.note else ''}"
+    table = make_table("step", "verdict", "seconds", "what", title=title)
     for row in verdicts(results):
         table.add_row(*row)
     console.print(table)
-    return 0 if all(result["passed"] for result in results.values()) else 1
+    return 0 if all(results.get(step.name, {}).get("passed", step.required is False) for step in chosen) else 1

@@ -8,7 +8,9 @@ import platform
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -17,13 +19,17 @@ import triton
 
 from parallel_parnet import ParNetError
 from parallel_parnet.executors.graph import capture as capture
-from parallel_parnet.kernels.gpu.rates import Rates
+from parallel_parnet.kernels.gpu.rates import H200, Rates
 
 from ..common import ROOT
 
 SIDE = 8192  # of the matrices whose product is timed
 COPIED = 2**31  # bytes, several times any cache
 REPEATS = 30
+NOBODY = {  # what a dry run describes: as much of an H200 as the choice of candidates asks for
+    "gpu": "no GPU", "capability": [9, 0], "multiprocessors": H200.multiprocessors, "l2_bytes": 50 * 2**20,
+    "memory_bytes": 0, "driver": None,
+}  # fmt: skip
 
 
 def require_gpu() -> torch.device:
@@ -40,16 +46,10 @@ def exact_fp32() -> None:
 
 
 def machine(device: torch.device) -> dict:
-    """Date, GPU and versions, as every file of results records them."""
-    found = torch.cuda.get_device_properties(device)
+    """Date, GPU and versions, as every file of results records them; on the CPU, `NOBODY`."""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "gpu": found.name,
-        "capability": [found.major, found.minor],
-        "multiprocessors": found.multi_processor_count,
-        "l2_bytes": found.L2_cache_size,
-        "memory_bytes": found.total_memory,
-        "driver": asked("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", f"--id={device.index}"),
+        **(_gpu(device) if device.type == "cuda" else NOBODY),
         "commit": asked("git", "-C", str(ROOT), "rev-parse", "HEAD"),
         "torch": torch.__version__,
         "triton": triton.__version__,
@@ -57,8 +57,23 @@ def machine(device: torch.device) -> dict:
     }
 
 
+def _gpu(device: torch.device) -> dict:
+    found = torch.cuda.get_device_properties(device)
+    return {
+        "gpu": found.name,
+        "capability": [found.major, found.minor],
+        "multiprocessors": found.multi_processor_count,
+        "l2_bytes": found.L2_cache_size,
+        "memory_bytes": found.total_memory,
+        "driver": asked("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", f"--id={device.index}"),
+    }
+
+
 def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
-    """Bytes per second of a large copy, read and written, and FLOP/s of a large product of random numbers."""
+    """Bytes per second of a large copy, read and written, and FLOP/s of a large product of random numbers; on the CPU,
+    nobody's: an H200's, by which candidates are ordered."""
+    if device.type == "cpu":
+        return replace(H200, gpu=NOBODY["gpu"])
 
     def copy_time() -> float:
         source, target = (torch.randint(0, 255, (COPIED,), dtype=torch.uint8, device=device) for _ in range(2))
@@ -70,8 +85,30 @@ def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
     return Rates(found.name, 2 * COPIED / copy, 2 * SIDE**3 / product, found.multi_processor_count)
 
 
+def l2_bytes(device: torch.device) -> int:
+    """Of the L2 cache."""
+    return torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else NOBODY["l2_bytes"]
+
+
+def in_a_graph(launches: Sequence[Callable[[], object]], device: torch.device) -> Callable[[], object]:
+    """What replays these launches, one after the other, as one CUDA graph."""
+
+    def work() -> None:
+        for launch in launches:
+            launch()
+
+    return capture(work, device)[1]
+
+
 def event_times(work: Callable[[], object], repeats: int) -> list[float]:
-    """Seconds of each run on the GPU, between two events, after three runs that do not count."""
+    """Seconds of each run on the GPU, between two events, after three runs that do not count.
+
+    In a process that sees no GPU, as a dry run's, one run by the host's clock.
+    """
+    if not torch.cuda.is_available():
+        start = time.perf_counter()
+        work()
+        return [time.perf_counter() - start]
     for _ in range(3):
         work()
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]

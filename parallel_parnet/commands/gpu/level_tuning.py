@@ -1,10 +1,16 @@
-"""Timing candidates for one level of the network on a GPU, each checked before it may win."""
+"""Timing candidates for one level of the network on a GPU, each checked before it may win.
+
+Whether a level's inputs lie in the L2 cache when it starts depends on its network: all of ParNet-S stays there from
+pass to pass, ParNet-XL's weights never do. So each is timed as it will run, and says how.
+"""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import torch
 from triton.errors import TritonError
@@ -12,7 +18,7 @@ from triton.errors import TritonError
 from parallel_parnet import Program
 from parallel_parnet.executors.triton_backend import geometry
 from parallel_parnet.kernels.gpu.candidates import candidates, floor
-from parallel_parnet.kernels.gpu.compiled import resources, stand_in
+from parallel_parnet.kernels.gpu.compiled import resources
 from parallel_parnet.kernels.gpu.config import LevelConfig, Table, key
 from parallel_parnet.kernels.gpu.convolution import Convolution
 from parallel_parnet.kernels.gpu.geometry import Geometry, Tile
@@ -21,25 +27,30 @@ from parallel_parnet.kernels.gpu.level import level
 from parallel_parnet.kernels.gpu.rates import Rates
 from parallel_parnet.kernels.gpu.samples import convolution, without_values
 
-from .device import capture, event_times, quantiles
+from .device import event_times, in_a_graph, l2_bytes, quantiles
 from .parity import deviation, poison
+from .precompile import compile_launch
 
 MOST_SETS = 48  # of inputs, as many as it takes to exceed the L2 cache twice
 REPEATS = 20  # replays of a graph that runs every set once
+LAUNCHES = 20  # in such a graph, of the one set that lies in the cache
 WORTH_TRYING = 1.5  # times the best prediction: what is predicted slower is not timed
+TRIALS = 16  # candidates of a level at most
+SPILLED = 64  # bytes of a thread's registers in memory that may win: outside of the loop they cost nothing
 
 
-class RefusedError(Exception):
+class RefusedError(RuntimeError):
     """A configuration may not win; says why."""
 
 
 @dataclass(frozen=True)
 class Level:
-    """The convolutions of one level, on n pictures."""
+    """The convolutions of one level, on n pictures. cold: timed with inputs that no cache holds."""
 
     shapes: tuple[Geometry, ...]
     n: int
     dtype: torch.dtype
+    cold: bool = True
 
     @property
     def key(self) -> str:
@@ -49,13 +60,15 @@ class Level:
 
 @dataclass
 class Trial:
-    """What became of a level's candidates. best and default: p20, p50, p80 of one launch in microseconds."""
+    """What became of a level's candidates. best and default: p20, p50, p80 of one launch in microseconds. cold: see
+    `Level`."""
 
     config: LevelConfig | None = None
     best: dict[str, float] = field(default_factory=dict)
     default: dict[str, float] = field(default_factory=dict)
     timed: int = 0
     refused: list[str] = field(default_factory=list)
+    cold: bool = True
 
     def entry(self, floor_seconds: float) -> dict:
         """As a table keeps it."""
@@ -66,26 +79,35 @@ class Trial:
             "num_stages": self.config.num_stages,
             "us": self.best,
             "default_us": self.default,
+            "l2": "cold" if self.cold else "warm",
             "computed_floor_us": round(floor_seconds * 1e6, 3),
             "timed": self.timed,
             "refused": self.refused,
         }
 
 
-def levels_of(program: Program, n: int, dtype: torch.dtype) -> list[Level]:
-    """The levels of convolutions of a program at its own picture size, each shape once."""
-    side = program.config.image_size
+def levels_of(program: Program, n: int, dtype: torch.dtype, cache: int = 0) -> list[Level]:
+    """The levels of convolutions of a program at its own picture size, each shape once. cache: bytes of L2; networks
+    that fit are timed warm."""
+    side, cold = program.config.image_size, footprint(program, n, dtype) > cache
     groups = [group for group in program.groups if group[0].kind == "conv"]
-    found = [Level(tuple(geometry(program, op, side, side) for op in group), n, dtype) for group in groups]
+    found = [Level(tuple(geometry(program, op, side, side) for op in group), n, dtype, cold) for group in groups]
     return list({level.key: level for level in found}.values())
 
 
-def worth_trying(wanted: Level, table: Table, rates: Rates) -> list[LevelConfig]:
-    """The table's own choice first, then the candidates whose prediction leaves them a chance."""
+def footprint(program: Program, n: int, dtype: torch.dtype) -> int:
+    """Bytes of all weights and features."""
+    side = program.config.image_size
+    features = sum(math.prod(program.shape(op.name, n, side, side)) for op in program.operations)
+    return (program.parameters + features) * dtype.itemsize
+
+
+def worth_trying(wanted: Level, table: Table, rates: Rates, most: int = TRIALS) -> list[LevelConfig]:
+    """The table's own choice first, then the candidates whose prediction leaves them a chance; `most` at most."""
     ranked = candidates(wanted.shapes, wanted.n, wanted.dtype, rates)
     limit = WORTH_TRYING * ranked[0].predicted
     own = table.level(wanted.shapes, wanted.n, wanted.dtype)
-    return list(dict.fromkeys([own, *(c.config for c in ranked if c.predicted <= limit)]))
+    return list(islice(dict.fromkeys([own, *(c.config for c in ranked if c.predicted <= limit)]), most))
 
 
 def tune(
@@ -93,14 +115,15 @@ def tune(
     compiled: Callable[[LevelConfig], list[str]],
     measured: Callable[[LevelConfig], list[float]],
     deadline: float,
-    progress: Callable[[], object],
+    progress: Callable[[], object] = lambda: None,
+    cold: bool = True,
 ) -> Trial:
     """Time the configurations until the deadline (`time.monotonic`); the first is the default and always timed.
 
     compiled: waits for a configuration's compiler and gives its complaints. measured: seconds of some launches; raises
     `RefusedError` where the answer is wrong, a RuntimeError or TritonError where the GPU will not have it.
     """
-    trial = Trial()
+    trial = Trial(cold=cold)
     for config in configs:
         if trial.config is not None and time.monotonic() > deadline:
             break
@@ -108,7 +131,7 @@ def tune(
             if complaints := compiled(config):
                 raise RefusedError("; ".join(complaints))
             spread = quantiles(measured(config))
-        except (RefusedError, RuntimeError, TritonError) as error:
+        except (RuntimeError, TritonError) as error:
             trial.refused.append(f"{describe(config)}: {error}".splitlines()[0])
             continue
         finally:
@@ -121,29 +144,55 @@ def tune(
     return trial
 
 
+def compile_config(wanted: Level, config: LevelConfig, capability: tuple[int, int], launchers: bool) -> None:
+    """Compile a configuration in any process; the kernel and its launcher stay in Triton's cache."""
+    compile_launch(_offline(wanted, config), capability, launchers)
+
+
 def complaints(wanted: Level, config: LevelConfig, capability: tuple[int, int]) -> list[str]:
-    """What is wrong with a configuration as compiled, in any process; the kernel stays in Triton's cache."""
-    offline = [without_values(conv) for conv in operands(wanted, config, 0, "cpu")]
-    with stand_in(capability):
-        return resources(launch_of(offline, config).compile()).complaints(capability)
+    """What is wrong with a configuration as compiled, as Triton's package's tools tell without a GPU."""
+    used = resources(compile_launch(_offline(wanted, config), capability, launchers=False))
+    if max(used.spilled, used.stack, used.local) <= SPILLED:
+        used = replace(used, spilled=0, stack=0, local=0, counts={**used.counts, "LDL": 0, "STL": 0})
+    return used.complaints(capability)
 
 
-def measure(wanted: Level, config: LevelConfig) -> list[float]:
-    """Seconds of one launch, over inputs that no cache holds. `RefusedError` where the answer is not the twin's."""
-    device = torch.device("cuda", torch.cuda.current_device())
+def loaded(prepared: Launch) -> dict[str, int]:
+    """Registers of a thread, and bytes of its local memory and of a block's shared memory, as the GPU's driver tells
+    of the loaded module. TritonError where the GPU has not as much; `RefusedError` where too much is spilled."""
+    compiled = prepared.compile()
+    compiled._init_handles()
+    used = {"registers": compiled.n_regs, "spilled": 4 * compiled.n_spills, "shared": compiled.metadata.shared}
+    if used["spilled"] > SPILLED:
+        raise RefusedError(f"spills {used['spilled']} bytes")
+    return used
+
+
+def measure(wanted: Level, config: LevelConfig, device: torch.device) -> list[float]:
+    """Seconds of one launch, cold or warm as the level says. `RefusedError` where the answer is not the twin's, or
+    where registers are spilled."""
     first = operands(wanted, config, 0, device)
     prepared = launch_of(first, config)
+    if device.type == "cuda":
+        loaded(prepared)
     for conv in first:
         poison(conv)
     prepared()
     if (worst := max(map(deviation, first))) > 1:
         raise RefusedError(f"wrong by {worst:.1f} times what rounding allows")
-    moved = sum(t.numel() * t.element_size() for conv in first for t in conv.x if t is not None)
-    cache = torch.cuda.get_device_properties(device).L2_cache_size
-    sets = min(MOST_SETS, max(2, -(-2 * cache // moved)))
-    launches = [prepared, *(launch_of(operands(wanted, config, i, device), config) for i in range(1, sets))]
-    _, replay = capture(lambda: [launch() for launch in launches], torch.device(device))
-    return [seconds / sets for seconds in event_times(replay, REPEATS)]
+    launches = [prepared]
+    if wanted.cold:
+        sets = sets_beyond(first, l2_bytes(device)) if device.type == "cuda" else 2
+        launches += [launch_of(operands(wanted, config, i, device), config) for i in range(1, sets)]
+    elif device.type == "cuda":
+        launches *= LAUNCHES
+    return [seconds / len(launches) for seconds in event_times(in_a_graph(launches, device), REPEATS)]
+
+
+def sets_beyond(convolutions: Sequence[Convolution], cache: int) -> int:
+    """How many sets of such operands it takes to exceed the cache twice, within reason."""
+    moved = sum(t.numel() * t.element_size() for conv in convolutions for t in conv.x if t is not None)
+    return min(MOST_SETS, max(2, -(-2 * cache // moved)))
 
 
 def operands(wanted: Level, config: LevelConfig, seed: int, device: torch.device | str) -> list[Convolution]:
@@ -155,6 +204,10 @@ def operands(wanted: Level, config: LevelConfig, seed: int, device: torch.device
             convolution(shape, tile, wanted.n, wanted.dtype, 100 * seed + i, input_tiles=(tiles, tiles), device=device)
         )
     return made
+
+
+def _offline(wanted: Level, config: LevelConfig) -> Launch:
+    return launch_of([without_values(conv) for conv in operands(wanted, config, 0, "cpu")], config)
 
 
 def launch_of(convolutions: list[Convolution], config: LevelConfig) -> Launch:

@@ -15,63 +15,102 @@ def verdicts(results: Results) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def markdown(results: Results) -> str:
-    """The whole report."""
-    parts = ["# GPU check\n", _machine(results.get("machine", {}))]
+def markdown(results: Results, note: str = "") -> str:
+    """The whole report. note: that it is a dry run, else nothing."""
+    rows = {name: [row for row in result["rows"] if "fault" not in row] for name, result in results.items()}
+    parts = [f"# GPU check{f': {note}' if note else ''}\n", _machine(rows.get("machine", []))]
     parts.append(_table(("step", "verdict", "seconds", "what"), verdicts(results)))
-    if rows := results.get("networks", {}).get("rows"):
-        parts.append(_parity(rows))
-    parts += _placements(results.get("placements", {}))
-    if rows := results.get("auto", {}).get("rows"):
-        parts.append(_auto(rows))
-    if rows := results.get("timings", {}).get("rows"):
-        parts += [_networks(rows), *map(_levels, rows)]
-    if levels := results.get("tuning", {}).get("levels"):
-        parts.append(_tuning(levels))
+    tables = {
+        "first": _first, "probes": _probes, "tuning": _tuning, "tuned": _tuned, "networks": _parity,
+        "placements": _placements, "auto": _auto, "timings": _timings, "inductor": _inductor, "poster": _poster,
+        "depth": _depth,
+    }  # fmt: skip
+    for name, table in tables.items():
+        if rows.get(name):
+            parts += table(rows[name])
+    faults = [(name, row["name"], row["fault"]) for name in results for row in results[name]["rows"] if "fault" in row]
+    if faults:
+        parts.append(f"## What failed\n\n{_table(('step', 'row', 'fault'), faults)}")
     parts += [f"## {name}\n\n```\n{result['stderr']}\n```\n" for name, result in results.items() if "stderr" in result]
     return "\n".join(parts)
 
 
 def _summary(name: str, result: Mapping) -> str:
     if "fault" in result:
-        return result["fault"]
+        return f"{result['fault']}; {len(result['rows'])} rows kept" if result["rows"] else result["fault"]
     if "skipped" in result:
         return f"skipped: {result['skipped']}"
     left = f", {result['left_out']} left out" if result.get("left_out") else ""
-    if name == "machine":
-        return f"{result['gpu']}, {result['copy_tb_per_s']} TB/s, {result['matmul_tflop_per_s']['bfloat16']} TFLOP/s"
-    if name == "compile":
-        return f"{result['compiled']} launches on {result['cores']} cores, {len(result['failed'])} failed{left}"
+    left += f", {len(result['faults'])} failed" if result.get("faults") else ""
+    rows = [row for row in result["rows"] if "fault" not in row]
+    if name == "machine" and len(rows) > 1:
+        copied, product = rows[1]["bytes"] / 1e12, rows[1]["flops"] / 1e12
+        return f"{rows[0]['gpu']}, {copied:.3f} TB/s, {product:.1f} TFLOP/s{left}"
+    if "compiled" in result:
+        seconds = f"in {result['compile_s']} s on {result['cores']} cores"
+        return f"{result['compiled']} compiled {seconds}, {len(result['failed'])} failed{left}"
     if name == "kernels":
-        return f"{len(result['rows'])} kernels, worst {result['worst']:.2f} of what rounding allows{left}"
+        return f"{len(rows)} kernels, worst {result['worst']} of what rounding allows{left}"
     if name in ("networks", "executors"):
-        return f"{len(result['rows'])} {name}, worst {result['worst']:.2f} of the tolerance{left}"
+        return f"{len(rows)} {name}, worst {result['worst']} of the tolerance{left}"
     if name == "placements":
-        rows = (*result["rows"], *result["ranks"])
-        return f"differences up to {max(row.get('difference', float('inf')) for row in rows):.1e}{left}"
+        return f"differences up to {max((row['difference'] for row in rows), default=float('inf')):.1e}{left}"
     if name == "auto":
-        return ", ".join(f"{row['network']}: {row['executor']}" for row in result["rows"]) + left
+        return ", ".join(f"{row['network']}: {row['executor']}" for row in rows) + left
     if name == "repeats":
-        return f"{sum(row['different'] for row in result['rows'])} runs of {_runs(result)} differ{left}"
+        return f"{sum(row['different'] for row in rows)} runs of {sum(row['runs'] for row in rows)} differ{left}"
     if name == "sanitizer":
-        return ", ".join(f"{row['tool']}: {row.get('left_out', row.get('status'))}" for row in result["rows"])
+        return ", ".join(f"{row['name']}: {row['status']}" for row in rows) + left
     if name == "tuning":
-        return f"{len(result['levels'])} levels{left}"
-    if name == "inductor":
-        return ", ".join(f"{way} {spread['p50']:.1f} us" for way, spread in result["us"].items())
-    return f"{len(result['rows'])} networks{left}"
+        return f"{len(rows)} levels, in {result['table']}{left}"
+    return f"{len(rows)} rows{left}"
 
 
-def _runs(result: Mapping) -> int:
-    return sum(row["runs"] for row in result["rows"])
-
-
-def _machine(found: Mapping) -> str:
+def _machine(rows: Sequence[Mapping]) -> str:
     keys = ("gpu", "driver", "torch", "triton", "python", "date", "commit")
-    return ", ".join(f"{key} {found[key]}" for key in keys if found.get(key)) + "\n"
+    return ", ".join(f"{key} {rows[0][key]}" for key in keys if rows[0].get(key)) + "\n" if rows else ""
 
 
-def _parity(rows: Iterable[Mapping]) -> str:
+def _first(rows: Sequence[Mapping]) -> list[str]:
+    lines = [
+        (
+            row["name"], *(f"{row[key]:.3g}" if key in row else "" for key in ("deviation", "error")),
+            _spread(row.get("us")),
+        )
+        for row in rows
+    ]  # fmt: skip
+    title = (
+        "## The first minute, bf16, batch 1\n\nDeviation from the twin in fp32, of what rounding allows; error of the "
+        "logits, relative; replay of a CUDA graph in microseconds: p50 (p20 to p80).\n"
+    )
+    return [f"{title}\n{_table(('launch', 'deviation', 'error', 'replay'), lines)}"]
+
+
+def _probes(rows: Sequence[Mapping]) -> list[str]:
+    single = [(row["name"], _spread(row.get("us")), row.get("tb_per_s", "")) for row in rows if "warm_us" not in row]
+    levels = [(row["name"], _spread(row["warm_us"]), _spread(row["cold_us"])) for row in rows if "warm_us" in row]
+    return [
+        f"## Probes\n\nMicroseconds of one launch: p50 (p20 to p80).\n\n{_table(('probe', 'us', 'TB/s'), single)}",
+        f"## Levels with L2 warm and cold, microseconds of one launch\n\n{_table(('level', 'warm', 'cold'), levels)}",
+    ]
+
+
+def _tuning(rows: Sequence[Mapping]) -> list[str]:
+    lines = [
+        (row["name"], row["l2"], _spread(row["default_us"]), _spread(row["us"]), row["timed"], len(row["refused"]))
+        for row in rows
+    ]
+    head = ("level", "L2", "default", "best", "timed", "refused")
+    return [f"## Tuning, microseconds of one launch\n\n{_table(head, lines)}"]
+
+
+def _tuned(rows: Sequence[Mapping]) -> list[str]:
+    return [
+        f"## A pass by the defaults and by the tuned table, microseconds: p50 (p20 to p80)\n\n{_ways(rows, 'name')}"
+    ]
+
+
+def _parity(rows: Sequence[Mapping]) -> list[str]:
     lines = [
         (
             row["network"],
@@ -82,24 +121,23 @@ def _parity(rows: Iterable[Mapping]) -> str:
         for row in rows
     ]
     title = "## Logits against fp32 torch: relative error\n"
-    return f"{title}\n{_table(('network', 'dtype', 'batch', 'grouped', 'torch in this type', 'tolerance'), lines)}"
+    head = ("network", "dtype", "batch", "grouped", "torch in this type", "tolerance")
+    return [f"{title}\n{_table(head, lines)}"]
 
 
-def _placements(found: Mapping) -> list[str]:
+def _placements(rows: Sequence[Mapping]) -> list[str]:
     """Lanes of one process as CUDA streams, and ranks that share the GPU."""
     parts = []
-    if rows := found.get("rows"):
-        ways = list(dict.fromkeys(way for row in rows for way in row["us"]))
-        lines = [(row["network"], *(_spread(row["us"].get(way)) for way in ways)) for row in rows]
-        parts.append(f"## Lanes on one GPU, microseconds: p50 (p20 to p80)\n\n{_table(('network', *ways), lines)}")
-    if rows := [row for row in found.get("ranks", ()) if "median_ms" in row]:
-        ways = list(rows[0]["median_ms"])
-        lines = [(row["network"], *(f"{row['median_ms'][way]:.3f}" for way in ways)) for row in rows]
+    if lanes := [row for row in rows if "us" in row]:
+        parts.append(f"## Lanes on one GPU, microseconds: p50 (p20 to p80)\n\n{_ways(lanes, 'network')}")
+    if ranks := [row for row in rows if "median_ms" in row]:
+        ways = list(ranks[0]["median_ms"])
+        lines = [(row["network"], *(f"{row['median_ms'][way]:.3f}" for way in ways)) for row in ranks]
         parts.append(f"## Ranks that share the GPU, milliseconds: median\n\n{_table(('network', *ways), lines)}")
     return parts
 
 
-def _auto(rows: Iterable[Mapping]) -> str:
+def _auto(rows: Sequence[Mapping]) -> list[str]:
     lines = [
         (row["network"], name, how)
         for row in rows
@@ -108,17 +146,16 @@ def _auto(rows: Iterable[Mapping]) -> str:
             *((line, "dropped") for line in row["dropped"]),
         )
     ]
-    return f"## What auto tried, the fastest first\n\n{_table(('network', 'executor', 'ms'), lines)}"
+    return [f"## What auto tried, the fastest first\n\n{_table(('network', 'executor', 'ms'), lines)}"]
 
 
-def _networks(rows: Iterable[Mapping]) -> str:
-    """One pass by each way, and the grouped launches over the floor."""
-    rows = list(rows)
+def _timings(rows: Sequence[Mapping]) -> list[str]:
+    """One pass by each way, and the grouped launches over the floor; then level by level."""
     ways = list(dict.fromkeys(way for row in rows for way in row["us"]))
     lines = [
         (
             row["network"], row["dtype"], row["launches"], *(_spread(row["us"].get(way)) for way in ways),
-            f"{row['computed_floor_us']:.1f}", f"{row['us']['grouped']['p50'] / row['computed_floor_us']:.2f}",
+            f"{row['computed_floor_us']:.1f}", _over(row["us"]["grouped"], row["computed_floor_us"]),
         )
         for row in rows
     ]  # fmt: skip
@@ -126,14 +163,14 @@ def _networks(rows: Iterable[Mapping]) -> str:
         "## One pass at batch 1, microseconds: p50 (p20 to p80)\n\nPicture on the GPU to logits on the GPU, L2 warm.\n"
     )
     header = ("network", "dtype", "launches", *ways, "computed floor", "grouped / floor")
-    return f"{title}\n{_table(header, lines)}"
+    return [f"{title}\n{_table(header, lines)}", *map(_levels, rows)]
 
 
 def _levels(row: Mapping) -> str:
     lines = [
         (
             level["level"], _spread(level["us"]), f"{level['computed_floor_us']:.2f}",
-            f"{level['us']['p50'] / level['computed_floor_us']:.2f}",
+            _over(level["us"], level["computed_floor_us"]),
         )
         for level in row["levels"]
     ]  # fmt: skip
@@ -141,17 +178,38 @@ def _levels(row: Mapping) -> str:
     return f"{title}\n{_table(('level', 'p50 (p20 to p80)', 'computed floor', 'ratio'), lines)}"
 
 
-def _tuning(levels: Mapping[str, Mapping]) -> str:
+def _inductor(rows: Sequence[Mapping]) -> list[str]:
+    return [f"## Beside torch.compile, microseconds of a pass: p50 (p20 to p80)\n\n{_ways(rows, 'name')}"]
+
+
+def _poster(rows: Sequence[Mapping]) -> list[str]:
+    lines = [(row["name"], row["contender"], f"{row['ms']:.4f}", row["timed_by"]) for row in rows]
+    return [f"## The poster's networks, milliseconds of a pass\n\n{_table(('network', 'by', 'ms', 'clock'), lines)}"]
+
+
+def _depth(rows: Sequence[Mapping]) -> list[str]:
     lines = [
-        (name, _spread(level["default_us"]), _spread(level["us"]), level["timed"], len(level["refused"]))
-        for name, level in levels.items()
+        (member["network"], member["executor"], member["depth"], member["gflops"], f"{member['median_ms']:.4f}")
+        for row in rows
+        for member in row["members"]
     ]
-    return "## Short tuning pass, microseconds of one launch, L2 cold\n\n" + _table(
-        ("level", "default", "best", "timed", "refused"), lines
-    )
+    head = ("network", "executor", "depth", "GFLOP", "ms")
+    return [f"## Latency against depth, milliseconds of a pass\n\n{_table(head, lines)}"]
 
 
-def _spread(us: Mapping[str, float] | None) -> str:
+def _ways(rows: Sequence[Mapping], name: str) -> str:
+    """A line for each row, a column for each way of which it has times."""
+    ways = list(dict.fromkeys(way for row in rows for way in row["us"]))
+    return _table((name, *ways), [(row[name], *(_spread(row["us"].get(way)) for way in ways)) for row in rows])
+
+
+def _over(us: Mapping[str, float], floor: float) -> str:
+    return f"{us['p50'] / floor:.2f}" if floor else ""
+
+
+def _spread(us: Mapping[str, float] | float | None) -> str:
+    if isinstance(us, int | float):
+        return f"{us:.1f}"
     return f"{us['p50']:.1f} ({us['p20']:.1f} to {us['p80']:.1f})" if us else ""
 
 

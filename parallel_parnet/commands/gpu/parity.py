@@ -15,7 +15,7 @@ ORDER = 1e-4  # of the largest output: tensor cores add in an order, and with a 
 
 def poison(conv: Convolution) -> None:
     """Fill everything that the convolution must write with NaN; split-K's counters stay, as they must be zero."""
-    for tensor in (conv.x.y, conv.x.sums, conv.x.workspace):
+    for tensor in (conv.x.y, conv.x.sums, conv.x.gate, conv.x.workspace):
         if tensor is not None:
             tensor.fill_(float("nan"))
 

@@ -13,56 +13,59 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from parallel_parnet import Engine, Placement, Program, create_model, fold
+from parallel_parnet import Engine, Placement, Program
 from parallel_parnet.parity import LIMIT, relative
 
-from ..common import DTYPES, settle
+from ..common import DEMO_MODEL, DTYPES
 from ..processes import environment
-from .device import require_gpu, run_within
+from .device import run_within
+from .journal import Values
+from .networks import network, picture
 from .timing import interleaved
+from .work import Work, verdict
 
-NETWORKS = ("parnet_s", "parnet_xl")
 DTYPE = "bfloat16"
 RANKS = 3
+GPUS, INTERPRETED = ("cuda_graph", "triton", "cuda_streams"), ("cuda_graph",)
 COMMAND = "parallel_parnet.commands.infer"
 
 
-def check_placements(deadline: float, out: Path) -> dict:
+def check_placements(work: Work) -> Values:
     """Captured Triton kernels on one lane, with a CUDA stream for each of three, and on three ranks that share the GPU
     over gloo: equal up to rounding, timed. A placement's launches give the same bits captured or not; of two
     placements the compiler makes different kernels, which may round differently."""
-    device, rows = require_gpu(), []
-    for network in NETWORKS:
-        if time.monotonic() > deadline - 10:
-            break
-        program = fold(settle(create_model(network)))
-        rows.append({"network": network, **side_by_side(engines(program, device), picture(program, device))})
-    ranks = [of_ranks(network, deadline) for network in NETWORKS if time.monotonic() < deadline - 20]
-    apart = [row.get("difference", float("inf")) for row in (*rows, *ranks)]
-    passed = all(row["same_bits"] for row in rows) and max(apart, default=1.0) <= LIMIT[DTYPES[DTYPE]]
-    return {"passed": passed, "left_out": 2 * len(NETWORKS) - len(rows) - len(ranks), "rows": rows, "ranks": ranks}
+    names = work.scope.decisive
+    rows = [work.row(f"{name}, lanes", partial(_lanes, work, name), seconds=8) for name in names]
+    rows += [work.row(f"{name}, ranks", partial(of_ranks, work, name), seconds=15) for name in names]
+    return verdict(rows, lambda row: row.get("same_bits", True) and row["difference"] <= LIMIT[DTYPES[DTYPE]])
 
 
-def check_auto(deadline: float, out: Path) -> dict:
+def check_auto(work: Work) -> Values:
     """What "auto" tries on this GPU, drops and keeps, and that a saved engine keeps the verdict."""
-    device, rows = require_gpu(), []
-    for network in NETWORKS:
-        if time.monotonic() > deadline - 10:
-            break
-        program = fold(settle(create_model(network)))
-        row = verdict(Engine(program, None, device, DTYPES[DTYPE]), picture(program, device))
-        rows.append({"network": network, **row})
-    passed = all(row["executor"] == "cuda_graph" and row["kept"] for row in rows) and len(rows) > 0
-    return {"passed": passed, "left_out": len(NETWORKS) - len(rows), "rows": rows}
+    rows = [work.row(name, partial(_auto, work, name), seconds=4) for name in work.scope.decisive]
+    return verdict(rows, lambda row: work.scope.note != "" or (row["executor"] == "cuda_graph" and row["kept"]))
 
 
-def engines(program: Program, device: torch.device) -> dict[str, Engine]:
-    """Of each executor of GPUs, on one lane and on a lane for each stream."""
+def _lanes(work: Work, name: str) -> Values:
+    program, _ = network(name, work.device)
+    ways = engines(program, work.device, GPUS if work.device.type == "cuda" else INTERPRETED)
+    time_them = partial(interleaved, rounds=work.scope.rounds)
+    return {"network": name, **side_by_side(ways, picture(program, work.device), time_them)}
+
+
+def _auto(work: Work, name: str) -> Values:
+    program, _ = network(name, work.device)
+    engine = Engine(program, None, work.device, DTYPES[DTYPE])
+    return {"network": name, **verdict_of(engine, picture(program, work.device))}
+
+
+def engines(program: Program, device: torch.device, executors: tuple[str, ...]) -> dict[str, Engine]:
+    """Of each executor, on one lane and on a lane for each stream."""
     placements = {1: Placement.single(program), 3: Placement.from_streams_per_gpu(program, 1, program.streams)}
     return {
         f"{executor}, {lanes} lane(s)": Engine(program, placement, device, DTYPES[DTYPE], executor)
         for lanes, placement in placements.items()
-        for executor in ("cuda_graph", "triton", "cuda_streams")
+        for executor in executors
     }
 
 
@@ -83,7 +86,7 @@ def side_by_side(
     }
 
 
-def verdict(engine: Engine, x: Tensor) -> dict:
+def verdict_of(engine: Engine, x: Tensor) -> dict:
     """What was tried, in milliseconds, what was not, and whether a file keeps it."""
     tried = engine.warm_up(x)
     with TemporaryDirectory() as folder:
@@ -98,24 +101,24 @@ def verdict(engine: Engine, x: Tensor) -> dict:
     }
 
 
-def of_ranks(network: str, deadline: float) -> dict:
-    """The demo's pictures by one process and by ranks, through launch/infer.py."""
+def of_ranks(work: Work, name: str) -> Values:
+    """The demo's pictures by one process and by ranks, through launch/infer.py; in a dry run, the demo's network by
+    torch."""
+    way = (DEMO_MODEL, "cpu", "eager") if work.scope.note else (name, "cuda", "cuda_graph")
     with TemporaryDirectory() as folder:
-        found = {ranks: infer(network, ranks, Path(folder) / f"{ranks}.json", deadline) for ranks in (1, RANKS)}
+        found = {ranks: infer(ranks, Path(folder) / f"{ranks}.json", work.end, *way) for ranks in (1, RANKS)}
     faults = [answer["fault"] for answer in found.values() if "fault" in answer]
     if faults:
-        return {"network": network, "faults": faults}
+        return {"network": name, "fault": "; ".join(faults)}
     alone, together = (torch.tensor(found[ranks]["logits"]) for ranks in (1, RANKS))
     return {
-        "network": network,
+        "network": name,
         "difference": relative(together, alone),
         "median_ms": {f"{ranks} rank(s)": answer["latency_ms"]["median"] for ranks, answer in found.items()},
     }
 
 
-def infer(
-    network: str, ranks: int, file: Path, deadline: float, device: str = "cuda", executor: str = "cuda_graph"
-) -> dict:
+def infer(ranks: int, file: Path, deadline: float, network: str, device: str, executor: str) -> dict:
     """What launch/infer.py writes, or how it failed."""
     ranked = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"] if ranks > 1 else []
     command = [sys.executable, "-m", *ranked, COMMAND, "--model", network, "--device", device, "--dtype", DTYPE]
@@ -126,9 +129,3 @@ def infer(
         said = next((line for line in errors.splitlines() if "error" in line), "it said nothing")
         return {"fault": f"{ranks} rank(s): exit status {status}: {said}"}
     return json.loads(file.read_text())
-
-
-def picture(program: Program, device: torch.device) -> Tensor:
-    """Noise, at the network's own size."""
-    side = program.config.image_size
-    return torch.randn(1, 3, side, side, device=device)

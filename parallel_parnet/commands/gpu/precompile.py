@@ -1,6 +1,7 @@
 """Fill Triton's cache from all cores at once: the checks on a GPU then find every kernel compiled.
 
-Compiling needs no GPU, only the GPU's architecture: the kernels are the same, down to their key in the cache.
+Compiling needs no GPU, only the GPU's architecture: the kernels are the same, down to their key in the cache. So are
+the launchers in C that Triton up to 3.6 makes for each signature, at a third of a second of the C compiler.
 """
 
 from __future__ import annotations
@@ -8,14 +9,18 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
+from typing import Any
 
 import torch
+from triton.backends.nvidia import driver
 
-from parallel_parnet import Program, create_model, fold
+from parallel_parnet import Program, fold
 from parallel_parnet.executors.triton_backend import whole
 from parallel_parnet.kernels.gpu.compiled import stand_in
 from parallel_parnet.kernels.gpu.config import Table
@@ -24,9 +29,12 @@ from parallel_parnet.kernels.gpu.geometry import Tile
 from parallel_parnet.kernels.gpu.launch import Launch
 from parallel_parnet.kernels.gpu.level import level
 from parallel_parnet.kernels.gpu.samples import KINDS, convolution, geometry, without_values
+from parallel_parnet.program.pixels import fold_pixels
 
-VARIANTS = ("parnet_s", "parnet_m", "parnet_l", "parnet_xl", "parnet_cifar_1m", "parnet_fashion")
-BATCHES = (1, 4)
+from ..common import cores
+from ..processes import end_with_parent
+from .scope import Scope, model
+
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)  # fp32 last: it takes longest and is timed nowhere
 TILES = (Tile(64, 64, 64), Tile(64, 32, 32, split_k=3))
 SIDE, CHANNELS, PICTURES = 19, 92, 3  # awkward on purpose: ragged tiles in every direction
@@ -55,18 +63,19 @@ class KernelCase:
 
 @dataclass(frozen=True)
 class NetworkCase:
-    """All launches of a variant, or, for the sake of many cores, the one at `index`."""
+    """All launches of a variant, or, for the sake of many cores, the one at `index`. raw: of pictures in uint8."""
 
     variant: str
     dtype: torch.dtype
     n: int
     index: int | None = None
+    raw: bool = False
 
     def offline(self, capability: tuple[int, int], gpu: str) -> list[Launch]:
-        program = shapes_of(self.variant)
+        program = _raw(self.variant, self.dtype) if self.raw else shapes_of(self.variant)
         side = program.config.image_size
         table = Table.load(capability, gpu)
-        launches = whole(program, (self.n, side, side), self.dtype, torch.device("meta"), table).launches
+        launches = whole(program, (self.n, side, side), self.dtype, torch.device("meta"), table, self.raw).launches
         return launches if self.index is None else launches[self.index : self.index + 1]
 
 
@@ -74,62 +83,110 @@ class NetworkCase:
 def shapes_of(variant: str) -> Program:
     """A program without values."""
     with torch.device("meta"):
-        model = create_model(variant).eval()
-    return fold(model)
+        made = model(variant).eval()
+    return fold(made)
 
 
-def kernel_cases() -> list[KernelCase]:
-    return [KernelCase(*case) for case in product(KINDS, DTYPES, TILES)]
+def _raw(variant: str, dtype: torch.dtype) -> Program:
+    """For pictures in uint8; folding their scale and shift into the weights needs values."""
+    return fold_pixels(fold(model(variant).eval()), dtype)
 
 
-def network_cases() -> list[NetworkCase]:
-    return [NetworkCase(variant, dtype, n) for dtype, n, variant in product(DTYPES, BATCHES, VARIANTS)]
+def kernel_cases(scope: Scope) -> list[KernelCase]:
+    """Every kind of convolution, in every type and tile."""
+    return [KernelCase(*case) for case in product(KINDS, DTYPES, TILES)][: scope.kernels]
 
 
-def single_launches(cases: list[NetworkCase]) -> list[NetworkCase]:
+def network_cases(scope: Scope) -> list[NetworkCase]:
+    """Of the full parity: half precision and batch 1 first."""
+    return [NetworkCase(variant, d, n) for d, n, variant in product(scope.dtypes, scope.batches, scope.variants)]
+
+
+def raw_cases(scope: Scope) -> list[NetworkCase]:
+    """The first level for pictures in uint8, of the networks that the executors' step gives such."""
+    halves = [dtype for dtype in scope.dtypes if dtype != torch.float32]
+    return [NetworkCase(variant, dtype, 1, 0, raw=True) for variant, dtype in product(scope.used, halves)]
+
+
+def decisive_cases(scope: Scope) -> list[NetworkCase]:
+    """The first minute's."""
+    return [NetworkCase(variant, torch.bfloat16, 1) for variant in scope.decisive]
+
+
+def single_launches(cases: Sequence[NetworkCase]) -> list[NetworkCase]:
     """The same cases, launch by launch."""
     return [replace(case, index=i) for case in cases for i in range(shapes_of(case.variant).launches)]
 
 
-def compile_case(case: KernelCase | NetworkCase, capability: tuple[int, int], gpu: str) -> int:
+def compile_case(case: KernelCase | NetworkCase, capability: tuple[int, int], gpu: str, launchers: bool) -> int:
     """Compile what a case launches, and say how many launches that was."""
     launches = case.offline() if isinstance(case, KernelCase) else case.offline(capability, gpu)
-    with stand_in(capability):
-        for launch in launches:
-            launch.compile()
+    for launch in launches:
+        compile_launch(launch, capability, launchers)
     return len(launches)
 
 
-def compile_all(
-    cases: list[KernelCase | NetworkCase], capability: tuple[int, int], gpu: str, deadline: float
-) -> dict[str, object]:
-    """Compile on every core until the deadline (`time.monotonic`); a case that fails is named with its reason."""
-    done, failed = 0, {}
+def compile_launch(launch: Launch, capability: tuple[int, int], launchers: bool) -> Any:
+    """The compiled kernel of a launch, in Triton's cache; launchers: and its launcher, which needs libcuda."""
+    with stand_in(capability):
+        compiled = launch.compile()
+    if launchers:
+        build_launcher(compiled)
+    return compiled
+
+
+def build_launcher(compiled: Any) -> bool:
+    """Build what Triton would build at the first launch; whether this Triton builds anything. From 3.7 on one launcher
+    serves all signatures."""
+    if not hasattr(driver, "make_launcher"):
+        return False
+    driver.CudaLauncher(compiled.src, compiled.metadata)
+    return True
+
+
+def compile_all(jobs: Sequence[tuple[str, Callable[..., object], tuple]], deadline: float) -> dict[str, object]:
+    """Run jobs, each with its name, on every core until the deadline (`time.monotonic`); what fails is named with its
+    reason."""
+    done, failed, started = 0, {}, time.monotonic()
     pool = worker_pool()
-    futures: dict[Future[int], KernelCase | NetworkCase] = {
-        pool.submit(compile_case, case, capability, gpu): case for case in cases
-    }
+    with compiling():
+        futures: dict[Future, str] = {pool.submit(work, *arguments): name for name, work, arguments in jobs}
     try:
         for future in as_completed(futures, timeout=max(0.0, deadline - time.monotonic())):
             if (error := future.exception()) is None:
                 done += 1
             else:
-                failed[str(futures[future])] = f"{type(error).__name__}: {error}"
+                failed[futures[future]] = f"{type(error).__name__}: {error}"
     except TimeoutError:
         pass  # what is left out is counted below, and compiled when it is needed
     pool.shutdown(wait=False, cancel_futures=True)
-    left_out = len(cases) - done - len(failed)
-    return {"passed": not failed, "compiled": done, "left_out": left_out, "failed": failed, "cores": _cores()}
+    return {
+        "passed": not failed,
+        "compiled": done,
+        "left_out": len(jobs) - done - len(failed),
+        "failed": failed,
+        "cores": cores(),
+        "compile_s": round(time.monotonic() - started, 1),
+    }
 
 
 def worker_pool() -> ProcessPoolExecutor:
     """A process for each core, started afresh, since a process that has used a GPU must not be forked."""
-    return ProcessPoolExecutor(_cores(), multiprocessing.get_context("spawn"), _one_thread)
+    return ProcessPoolExecutor(cores(), multiprocessing.get_context("spawn"), _start, (os.getpid(),))
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Processes that are started within compile kernels, also where this one interprets them: Triton decides when it is
+    imported."""
+    interpret = os.environ.pop("TRITON_INTERPRET", None)
+    try:
+        yield
+    finally:
+        if interpret is not None:
+            os.environ["TRITON_INTERPRET"] = interpret
 
 
-def _one_thread() -> None:
+def _start(parent: int) -> None:
     torch.set_num_threads(1)
+    end_with_parent(parent)

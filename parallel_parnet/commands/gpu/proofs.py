@@ -1,145 +1,168 @@
-"""The checks that `gpu_check.py` makes on a GPU. Each returns what it saw, and under "passed" whether that is right."""
+"""The checks that `gpu_check.py` makes on a GPU: whether kernels, networks and executors are right, and stay so."""
 
 from __future__ import annotations
 
 import shutil
-import time
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import lru_cache
+from functools import partial
 from itertools import product
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from parallel_parnet import VARIANTS, Engine, Placement, Program, create_model, fold
+from parallel_parnet import Engine, Placement
 from parallel_parnet.executors.available import ON_GPUS
-from parallel_parnet.executors.triton_backend import TritonSegment, whole
+from parallel_parnet.executors.triton_backend import TritonSegment
 from parallel_parnet.kernels.gpu import twins
 from parallel_parnet.kernels.gpu.classifier import classifier
 from parallel_parnet.kernels.gpu.sse_gate import sse_gate
 from parallel_parnet.parity import LIMIT, relative, tolerance
 from parallel_parnet.program.pixels import normalise
 
-from ..common import DTYPES, settle
 from ..processes import environment, module
-from .device import capture, exact_fp32, machine, measure_rates, require_gpu, run_within
+from .device import capture, exact_fp32, run_within
+from .journal import Values
+from .machines import capability_and_gpu
+from .networks import network, picture, planned, run
 from .parity import deviation, poison
-from .precompile import TILES, KernelCase, NetworkCase, compile_all, kernel_cases, network_cases, single_launches
-from .timing import run
+from .precompile import (
+    TILES,
+    KernelCase,
+    NetworkCase,
+    compile_all,
+    compile_case,
+    kernel_cases,
+    network_cases,
+    raw_cases,
+    single_launches,
+)
+from .scope import config, scope
+from .work import Work, verdict
 
 INPUTS = 3  # fresh ones for every network
-USED = ("parnet_fashion", "parnet_s")
-REPEATS = 1000
-REPEATED = (("parnet_s", 1), ("parnet_xl", 1), ("parnet_xl", 4))
+SMALL, SMALL_IN_A_DRY_RUN = "parnet_fashion", "narrow"  # that the sanitizer watches
 Run = Callable[[Tensor], Tensor]
 
 
-def check_machine(deadline: float, out: Path) -> dict:
-    """What it is, and what it reaches."""
-    device = require_gpu()
-    rates = {name: measure_rates(device, DTYPES[name]) for name in ("bfloat16", "float16")}
-    return {
-        "passed": True,
-        **machine(device),
-        "copy_tb_per_s": round(rates["bfloat16"].bytes / 1e12, 3),
-        "matmul_tflop_per_s": {name: round(rate.flops / 1e12, 1) for name, rate in rates.items()},
-    }
+def check_compile(work: Work) -> Values:
+    """Every kernel that the steps of the parity launch."""
+    capability, gpu, launchers = capability_and_gpu(work)
+    networks = [*single_launches(network_cases(work.scope)), *raw_cases(work.scope)]
+    cases = [*kernel_cases(work.scope), *networks]
+    jobs = [(str(case), compile_case, (case, capability, gpu, launchers)) for case in cases]
+    return compile_all(jobs, work.end)
 
 
-def check_compile(deadline: float, out: Path) -> dict:
-    """Every kernel that the steps after this one launch."""
-    found = machine(require_gpu())
-    cases = [*kernel_cases(), *single_launches(network_cases())]
-    return compile_all(cases, tuple(found["capability"]), found["gpu"], deadline)
-
-
-def check_kernels(deadline: float, out: Path) -> dict:
+def check_kernels(work: Work) -> Values:
     """Every kind of convolution, the separate gate and the classifier, against their twins in fp32."""
-    device = require_gpu()
     exact_fp32()
-    rows: list[dict] = []
-    for seed, case in enumerate(kernel_cases()):
-        if time.monotonic() > deadline:
-            break
-        conv = case.make(_fresh(seed), device)
-        poison(conv)
-        case.launch(conv)()
-        rows.append({"case": _name(case.kind, case.dtype, case.tile), "deviation": round(deviation(conv), 4)})
-    rows += [_separate_gate(device), _classifier(device)]
-    worst = max(row["deviation"] for row in rows)
-    return {"passed": worst <= 1, "worst": worst, "left_out": len(kernel_cases()) + 2 - len(rows), "rows": rows}
+    rows = [
+        work.row(_name(case), partial(_kernel, case, seed, work.device))
+        for seed, case in enumerate(kernel_cases(work.scope))
+    ]
+    rows.append(work.row("separate gate", lambda: _separate_gate(work.device)))
+    rows.append(work.row("classifier", lambda: _classifier(work.device)))
+    return verdict(rows, lambda row: row["deviation"] <= 1, worst=_worst(rows, lambda row: row["deviation"]))
 
 
-def check_networks(deadline: float, out: Path) -> dict:
+def check_networks(work: Work) -> Values:
     """Every variant, type and batch against the reference executor in fp32, and no further from it than torch."""
-    device = require_gpu()
     exact_fp32()
-    rows, cases = [], network_cases()
-    for case in sorted(cases, key=lambda case: case.variant):
-        if time.monotonic() > deadline:
-            break
-        program, reference = _network(case.variant)
-        eager = Engine(program, Placement.single(program), device, case.dtype, "eager")
-        plan = _plan(program, case, device)
-        rows.append(compare(case, lambda x, plan=plan: run(plan, x).clone(), eager, reference, device))
-    worst = max((row["error"] / row["tolerance"] for row in rows), default=float("inf"))
-    passed = all(row["error"] <= row["tolerance"] for row in rows) and len(rows) > 0
-    return {"passed": passed, "worst": round(worst, 4), "left_out": len(cases) - len(rows), "rows": rows}
+    cases = sorted(network_cases(work.scope), key=lambda case: case.variant)  # of which one is kept in memory
+    rows = [work.row(f"{case.variant} {_words(case.dtype)} n{case.n}", partial(_logits, case, work)) for case in cases]
+    return _within_tolerance(rows)
 
 
-def check_executors(deadline: float, out: Path) -> dict:
+def check_executors(work: Work) -> Values:
     """Every executor of GPUs, on one lane and with a CUDA stream for each of three, as callers use it."""
-    device = require_gpu()
     exact_fp32()
-    rows, cases = [], list(product(USED, (torch.bfloat16, torch.float16), ON_GPUS, (1, 3)))
-    for variant, dtype, executor, lanes in cases:
-        if time.monotonic() > deadline:
-            break
-        program, reference = _network(variant)
-        placement = Placement.from_streams_per_gpu(program, 3 // lanes, lanes)
-        engine = Engine(program, placement, device, dtype, executor)
-        rows.append({"network": variant, "lanes": lanes, **use(engine, reference)})
-    worst = max((row["error"] / row["tolerance"] for row in rows), default=float("inf"))
-    passed = worst <= 1 and all(row["right"] for row in rows)
-    return {"passed": passed, "worst": round(worst, 4), "left_out": len(cases) - len(rows), "rows": rows}
+    halves = [dtype for dtype in work.scope.dtypes if dtype != torch.float32]
+    executors = ON_GPUS if work.device.type == "cuda" else ("triton",)
+    rows = [
+        work.row(
+            f"{name} {_words(dtype)} {executor}, {lanes} lane(s)", partial(_used, work, name, dtype, executor, lanes)
+        )
+        for name, dtype, executor, lanes in product(work.scope.used, halves, executors, work.scope.lanes)
+    ]
+    return _within_tolerance(rows, lambda row: row["right"])
 
 
-def check_repeats(deadline: float, out: Path) -> dict:
+def check_repeats(work: Work) -> Values:
     """The same bits from a thousand runs, one by one and as a CUDA graph."""
-    device, rows = require_gpu(), []
-    for variant, n in REPEATED:
-        if time.monotonic() > deadline:
-            break
-        rows += _repeat_network(NetworkCase(variant, torch.float16, n), device)
-    passed = all(row["different"] == 0 and row["finite"] for row in rows) and len(rows) > 0
-    return {"passed": passed, "left_out": 2 * len(REPEATED) - len(rows), "rows": rows}
+    rows = [
+        work.row(f"{name} n{n}, {way}", partial(_repeated, work, name, n, way))
+        for name, n in work.scope.repeated
+        for way in ("launches", "graph")
+    ]
+    return verdict(rows, lambda row: row["different"] == 0 and row["finite"])
 
 
-def check_sanitizer(deadline: float, out: Path) -> dict:
-    """A small network under compute-sanitizer, which sees stray accesses that give the right answer."""
-    if shutil.which("compute-sanitizer") is None:
-        return {"passed": True, "skipped": "compute-sanitizer is not installed"}
+def check_sanitizer(work: Work) -> Values:
+    """A small network under compute-sanitizer, which sees stray accesses that give the right answer; in a dry run, the
+    small network alone."""
+    dry = work.scope.note != ""
+    if not dry and shutil.which("compute-sanitizer") is None:
+        return {"passed": True, "left_out": 0, "skipped": "compute-sanitizer is not installed"}
+    rows = [work.row(tool, partial(_watched, work, tool), seconds=15) for tool in ("memcheck", "racecheck")[: 2 - dry]]
+    return verdict(rows, lambda row: row["status"] == 0)
+
+
+def _watched(work: Work, tool: str) -> Values:
+    # errors of the API are no errors here: torch and Triton provoke some to find out what a GPU can do
+    tool_line = ["compute-sanitizer", f"--tool={tool}", "--error-exitcode=9", "--report-api-errors", "no"]
+    command = [*([] if work.scope.note else tool_line), *module("gpu.proofs"), *["--dry-run"] * bool(work.scope.note)]
     ends = environment(PYTORCH_NO_CUDA_MEMORY_CACHING="1")  # every tensor ends where it ends
-    rows: list[dict] = []
-    for tool in ("memcheck", "racecheck"):
-        left = deadline - time.monotonic()
-        if left < 15:
-            rows.append({"tool": tool, "left_out": "no time"})
-            continue
-        command = ["compute-sanitizer", f"--tool={tool}", "--error-exitcode=9", *module("gpu.proofs")]
-        status, output, errors = run_within(command, left, ends)
-        if status is None:
-            rows.append({"tool": tool, "left_out": f"not done after {left:.0f} s"})
-        else:
-            rows.append({"tool": tool, "status": status, "said": output[-1000:] + errors[-500:]})
-    return {"passed": all(row.get("status", 0) == 0 for row in rows), "rows": rows}
+    status, output, errors = run_within(command, work.left, ends)
+    if status is None:
+        return {"fault": "not done when its time was over"}
+    return {"status": status, "said": output[-1000:] + errors[-500:]}
+
+
+def _within_tolerance(rows: list[Values | None], right: Callable[[Values], bool] = lambda row: True) -> Values:
+    worst = _worst(rows, lambda row: row["error"] / row["tolerance"])
+    return verdict(rows, lambda row: row["error"] <= row["tolerance"] and right(row), worst=worst)
+
+
+def _worst(rows: list[Values | None], of: Callable[[Values], float]) -> float:
+    return round(max((of(row) for row in rows if row and "fault" not in row), default=float("inf")), 4)
+
+
+def _kernel(case: KernelCase, seed: int, device: torch.device) -> Values:
+    conv = case.make(_fresh(seed), device)
+    poison(conv)
+    case.launch(conv)()
+    return {"deviation": round(deviation(conv), 4)}
+
+
+def _logits(case: NetworkCase, work: Work) -> Values:
+    program, reference = network(case.variant, work.device)
+    eager = Engine(program, Placement.single(program), work.device, case.dtype, "eager")
+    with poisoned():
+        plan = planned(program, case.dtype, work.device, case.n)
+    return compare(case, lambda x: run(plan, x).clone(), eager, reference, work.device)
+
+
+def _used(work: Work, name: str, dtype: torch.dtype, executor: str, lanes: int) -> Values:
+    program, reference = network(name, work.device)
+    placement = Placement.from_streams_per_gpu(program, 3 // lanes, lanes)
+    return {"network": name, "lanes": lanes, **use(Engine(program, placement, work.device, dtype, executor), reference)}
+
+
+def _repeated(work: Work, name: str, n: int, way: str) -> Values:
+    program, _ = network(name, work.device)
+    with poisoned():
+        plan: TritonSegment = planned(program, work.scope.dtypes[0], work.device, n)
+    x = picture(program, work.device, n)
+    once = partial(run, plan, x)
+    again = capture(once, work.device)[1] if way == "graph" else once
+    return {"network": f"{name} n{n}", "by": way, **repeat(again, plan.outputs[0], work.scope.repeats)}
 
 
 def compare(case: NetworkCase, executor: Run, eager: Run, reference: Run, device: torch.device) -> dict:
     """The relative error of the logits over some fresh inputs, beside that of torch in the same type."""
-    side = VARIANTS[case.variant].image_size
+    side = config(case.variant).image_size
     inputs = [torch.randn(case.n, 3, side, side, device=device) for _ in range(INPUTS)]
     expected = torch.cat([reference(x) for x in inputs])
     error, of_torch = (relative(torch.cat([run(x) for x in inputs]), expected) for run in (executor, eager))
@@ -199,33 +222,11 @@ def poisoned() -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
 
 
-def _repeat_network(case: NetworkCase, device: torch.device) -> list[dict]:
-    program, _ = _network(case.variant)
-    side = program.config.image_size
-    plan, x = _plan(program, case, device), torch.randn(case.n, 3, side, side, device=device)
-    ways = {"launches": lambda: run(plan, x), "graph": capture(lambda: run(plan, x), device)[1]}
-    name = f"{case.variant} n{case.n}"
-    return [{"network": name, "by": way, **repeat(work, plan.outputs[0], REPEATS)} for way, work in ways.items()]
-
-
-@lru_cache(maxsize=1)
-def _network(variant: str) -> tuple[Program, Run]:
-    """A lively random program, and its reference on the GPU; of the last variant alone, for the sake of memory."""
-    program = fold(settle(create_model(variant)))
-    return program, Engine(program, Placement.single(program), require_gpu(), executor="reference")
-
-
-def _plan(program: Program, case: NetworkCase, device: torch.device) -> TritonSegment:
-    side = program.config.image_size
-    with poisoned():
-        return whole(program, (case.n, side, side), case.dtype, device)
-
-
 def _separate_gate(device: torch.device) -> dict:
     conv = KernelCase("fusion_down", torch.float16, TILES[0]).make(_fresh(0), device)
     gate = torch.full((conv.n, conv.shape.cout), float("nan"), device=device)
     sse_gate(conv, gate)()
-    return {"case": "separate gate", "deviation": round(relative(gate, twins.sse_gate(conv)) / 1e-5, 4)}
+    return {"deviation": round(relative(gate, twins.sse_gate(conv)) / 1e-5, 4)}
 
 
 def _classifier(device: torch.device) -> dict:
@@ -234,7 +235,7 @@ def _classifier(device: torch.device) -> dict:
     logits, expected = (torch.full((3, 1003), float("nan"), device=device) for _ in range(2))
     classifier(sums, 49, weight, bias, logits)()
     twins.classifier(sums, 49, weight, bias, expected)
-    return {"case": "classifier", "deviation": round(relative(logits, expected) / 1e-5, 4)}
+    return {"deviation": round(relative(logits, expected) / 1e-5, 4)}
 
 
 def _fresh(seed: int) -> int:
@@ -242,13 +243,17 @@ def _fresh(seed: int) -> int:
     return (torch.initial_seed() + seed) % 2**31
 
 
-def _name(kind: str, dtype: torch.dtype, tile: object) -> str:
-    return f"{kind} {str(dtype).removeprefix('torch.')} {tile}"
+def _name(case: KernelCase) -> str:
+    return f"{case.kind} {_words(case.dtype)} {case.tile}"
+
+
+def _words(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 if __name__ == "__main__":  # the small run that compute-sanitizer watches
-    small, _ = _network("parnet_fashion")
-    answer = run(
-        _plan(small, NetworkCase("parnet_fashion", torch.float16, 1), require_gpu()), torch.randn(1, 3, 32, 32)
-    )
+    dry = "--dry-run" in sys.argv
+    where = scope(dry).device
+    small, _ = network(SMALL_IN_A_DRY_RUN if dry else SMALL, where)
+    answer = run(planned(small, torch.bfloat16 if dry else torch.float16, where), picture(small, where))
     assert answer.isfinite().all(), "the small network's logits are not finite"

@@ -1,36 +1,53 @@
-"""Time kernel configurations on the GPU at hand and write its table, kernels/configs/device_name=<GPU>.json.
+"""Time kernel configurations on the GPU at hand and write its table, kernels/gpu/configs/tuned.<GPU>.json.
 
     python launch/tune.py --minutes 30
     python launch/tune.py --model parnet_s --dtype bfloat16 --dry-run
 
 Nothing is tuned while the engine runs: it reads the table, and takes defaults where that is silent. Every distinct
-level of the variants gets an equal share of the minutes; the table is written after each, so a run may be stopped at
-any time and continued by another. --dry-run lists the candidates and their predicted times, with or without a GPU.
+level of the variants gets an equal share of the minutes and at most 16 candidates, all compiled ahead by all cores; the
+table is written after each, so a run may be stopped at any time and continued by another. --dry-run lists the
+candidates and their predicted times, with or without a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table as Lines
 
 from parallel_parnet import ParNetError, create_model, fold
 from parallel_parnet.files import write_json
 from parallel_parnet.kernels.gpu.candidates import candidates
 from parallel_parnet.kernels.gpu.config import CONFIGS, Table
-from parallel_parnet.kernels.gpu.rates import H200
+from parallel_parnet.kernels.gpu.rates import H200, Rates
 
 from ..common import DTYPES, Parser, plain_console
-from .device import exact_fp32, machine, measure_rates, require_gpu
-from .level_tuning import Level, complaints, describe, levels_of, measure, predicted_floor, tune, worth_trying
-from .precompile import worker_pool
+from ..common import table as lines
+from .device import exact_fp32, l2_bytes, machine, measure_rates, require_gpu
+from .level_tuning import (
+    TRIALS,
+    Level,
+    Trial,
+    compile_config,
+    complaints,
+    describe,
+    levels_of,
+    measure,
+    predicted_floor,
+    tune,
+    worth_trying,
+)
+from .precompile import compiling, worker_pool
 
 VARIANTS = ("parnet_s", "parnet_m", "parnet_l", "parnet_xl")
 HOPPER = (9, 0)
@@ -44,21 +61,21 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=60, help="to stay within (default: %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="list candidates, run nothing")
     parser.add_argument("--show", type=int, default=5, help="candidates listed a level (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="default: kernels/configs/device_name=<GPU>.json")
+    parser.add_argument("--out", type=Path, help="default: kernels/gpu/configs/tuned.<GPU>.json")
     args = parser.parse_args()
     if args.minutes <= 0 or min(args.batch_size) < 1 or args.show < 1:
         raise ParNetError("--minutes, --batch-size and --show must be positive")
     return args
 
 
-def wanted_levels(args: argparse.Namespace) -> list[Level]:
-    """Every distinct level of what was asked for."""
+def wanted_levels(args: argparse.Namespace, cache: int = 0) -> list[Level]:
+    """Every distinct level of what was asked for. cache: bytes of L2."""
     found: dict[str, Level] = {}
     for model in args.model:
         program = fold(create_model(model).to("meta").eval())
         for dtype in dict.fromkeys(DTYPES[name] for name in args.dtype):
             for n in args.batch_size:
-                found |= {level.key: level for level in levels_of(program, n, dtype)}
+                found |= {level.key: level for level in levels_of(program, n, dtype, cache)}
     return list(found.values())
 
 
@@ -70,11 +87,33 @@ def dry_run(levels: list[Level], show: int, console: Console) -> None:
         tried = len(worth_trying(level, table, H200))
         floor = predicted_floor(level, H200) * 1e6
         title = f"{level.key}\n{len(ranked)} candidates, {tried} worth timing, computed floor {floor:.2f} us"
-        lines = Lines("configuration", "predicted, us", title=title, title_justify="left")
+        rows = lines("configuration", "predicted, us", title=title)
         for candidate in ranked[:show]:
-            lines.add_row(describe(candidate.config), f"{candidate.predicted * 1e6:.2f}")
-        console.print(lines)
+            rows.add_row(describe(candidate.config), f"{candidate.predicted * 1e6:.2f}")
+        console.print(rows)
     console.print("predictions order the candidates; they are no measurement")
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What levels are tuned with. capability: of the GPU. table: whose choices are the defaults. most: candidates of a
+    level at most."""
+
+    device: torch.device
+    capability: tuple[int, int]
+    table: Table
+    rates: Mapping[torch.dtype, Rates]
+    most: int = TRIALS
+
+    @property
+    def compile(self) -> Callable[..., object]:
+        """A worker's part: on a GPU the loaded module tells the rest, without one the compiler's tools do."""
+        return partial(compile_config, launchers=True) if self.device.type == "cuda" else complaints
+
+
+def tuned_name(gpu: str) -> str:
+    """Of a GPU's table, in letters, digits, ".", "_" and "-" alone: tuned.NVIDIA_H200.json."""
+    return f"tuned.{re.sub('[^A-Za-z0-9._-]+', '_', gpu)}.json"
 
 
 def read_table(path: Path) -> dict[str, Any]:
@@ -87,59 +126,88 @@ def read_table(path: Path) -> dict[str, Any]:
         raise ParNetError(f"{path}: not a table of configurations ({error})") from None
 
 
+def tuned_table(path: Path, capability: tuple[int, int]) -> Table:
+    """The configurations of a file that this command wrote, with the defaults of a compute capability where it is
+    silent."""
+    return Table(Table.load(capability).defaults, read_table(path))
+
+
+def tune_levels(
+    levels: Sequence[Level],
+    tuning: Tuning,
+    end: float,
+    done: Callable[[Level, Trial], object],
+    first: int | None = None,
+) -> list[Level]:
+    """Tune level after level until `end` (`time.monotonic`), each with an equal share of what is left; those that there
+    was no time for. All candidates go to the compilers at once, which are soon ahead of the timing.
+
+    first: so many levels share the time, and those after them what is left then; all of them where not given.
+    """
+    configs = {level: worth_trying(level, tuning.table, tuning.rates[level.dtype], tuning.most) for level in levels}
+    pool = worker_pool()
+    with compiling():
+        waiting = {
+            (level, config): pool.submit(tuning.compile, level, config, tuning.capability)
+            for level, own in configs.items()
+            for config in own
+        }
+    left_out = []
+    sharing = len(levels) if first is None else first
+    for i, level in enumerate(levels):
+        now = time.monotonic()
+        if i > 0 and now > end:
+            left_out.append(level)
+            continue
+        trial = tune(
+            configs[level],
+            compiled=lambda config, level=level: outcome(waiting[level, config]),
+            measured=lambda config, level=level: measure(level, config, tuning.device),
+            deadline=now + (end - now) / ((sharing if i < sharing else len(levels)) - i),
+            cold=level.cold,
+        )
+        for config in configs[level]:
+            waiting[level, config].cancel()
+        done(level, trial)
+    pool.shutdown(wait=False, cancel_futures=True)
+    return left_out
+
+
 def fill_table(levels: list[Level], minutes: float, out: Path | None, console: Console) -> Path:
     """Tune level after level, writing after each."""
     started, device = time.monotonic(), require_gpu()
     exact_fp32()
     header = machine(device)
-    path = out or CONFIGS / f"device_name={header['gpu'].replace(' ', '_')}.json"
-    done = read_table(path)
-    table = Table.load(tuple(header["capability"]))
+    path = out or CONFIGS / tuned_name(header["gpu"])
+    entries = read_table(path)
+    capability = tuple(header["capability"])
     rates = {dtype: measure_rates(device, dtype) for dtype in {level.dtype for level in levels}}
-    end = started + 60 * minutes
-    progress = Progress(console=console, transient=True, disable=not console.is_terminal)
-    with worker_pool() as pool, progress:
-        every = progress.add_task("levels", total=len(levels))
-        for i, level in enumerate(levels):
-            if i > 0 and time.monotonic() > end:
-                console.print(f"stopped after {i} of {len(levels)} levels: {minutes:g} minutes are over")
-                break
-            configs = worth_trying(level, table, rates[level.dtype])
-            now = time.monotonic()
-            one = progress.add_task(level.key[:60], total=len(configs))
-            waiting = {c: pool.submit(complaints, level, c, tuple(header["capability"])) for c in configs}
-            trial = tune(
-                configs,
-                compiled=lambda config, waiting=waiting: outcome(waiting[config]),
-                measured=lambda config, level=level: measure(level, config),
-                deadline=now + (end - now) / (len(levels) - i),
-                progress=lambda one=one: progress.advance(one),
-            )
-            for future in waiting.values():
-                future.cancel()
-            progress.remove_task(one)
-            progress.advance(every)
-            if trial.config is None:
-                console.print(f"{level.key}: no configuration passed; the first: {trial.refused[0]}")
-                continue
-            done[level.key] = {"date": header["date"], **trial.entry(predicted_floor(level, rates[level.dtype]))}
-            write_json(path, {**header, "levels": done})
-            default, best = trial.default.get("p50", float("nan")), trial.best["p50"]
-            console.print(f"{level.key}: {default:.2f} -> {best:.2f} us, {describe(trial.config)}, {trial.timed} timed")
+
+    def done(level: Level, trial: Trial) -> None:
+        if trial.config is None:
+            console.print(f"{level.key}: no configuration passed; the first: {trial.refused[0]}")
+            return
+        entries[level.key] = {"date": header["date"], **trial.entry(predicted_floor(level, rates[level.dtype]))}
+        write_json(path, {**header, "levels": entries})
+        default, best = trial.default.get("p50", float("nan")), trial.best["p50"]
+        console.print(f"{level.key}: {default:.2f} -> {best:.2f} us, {describe(trial.config)}, {trial.timed} timed")
+
+    tuning = Tuning(device, capability, Table.load(capability), rates)
+    if left_out := tune_levels(levels, tuning, started + 60 * minutes, done):
+        console.print(f"{minutes:g} minutes are over: {len(left_out)} of {len(levels)} levels left out")
     return path
 
 
-def outcome(compiling: Future[list[str]]) -> list[str]:
+def outcome(compiling: Future) -> list[str]:
     """Complaints about a configuration that another process compiled, the compiler's own failure among them."""
     error = compiling.exception()
-    return compiling.result() if error is None else [f"does not compile: {type(error).__name__}: {error}"]
+    return compiling.result() or [] if error is None else [f"does not compile: {type(error).__name__}: {error}"]
 
 
 def main() -> int:
     args, console = parse_arguments(), plain_console()
-    if not args.dry_run:
-        require_gpu()
-    levels = wanted_levels(args)
+    cache = 0 if args.dry_run else l2_bytes(require_gpu())
+    levels = wanted_levels(args, cache)
     if args.dry_run:
         dry_run(levels, args.show, console)
     else:

@@ -31,7 +31,7 @@ from parallel_parnet.commands.bench.comparison import changes, differences
 from parallel_parnet.commands.bench.fused import fuse
 from parallel_parnet.commands.bench.measure import Settings, contenders, measure, worth_timing
 from parallel_parnet.commands.bench.rows import add_ratios, read, relation, result_name, write
-from parallel_parnet.commands.bench.running import Entry, interleave, let_threads_sleep, set_up, shares
+from parallel_parnet.commands.bench.running import Entry, interleave, let_threads_sleep, shares
 from parallel_parnet.commands.bench.statistics import median_interval, ratio, summary, verdicts
 from parallel_parnet.commands.bench.subject import Contender, Runner, Subject
 from parallel_parnet.commands.common import run
@@ -210,13 +210,28 @@ def test_other_parity_failures_refuse(tmp_path: Path, monkeypatch: pytest.Monkey
         measure(right, HEADER, [planted("x", 0)], Settings(), QUIET)
 
 
-def test_failures_of_ours_are_not_listed_but_raised() -> None:
-    def fails(subject: Subject) -> Runner:
-        raise RuntimeError("a defect")
+@pytest.mark.usefixtures("_one_core")
+def test_one_of_ours_that_fails_is_told_and_the_others_are_timed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    """With an exit status that says so."""
 
-    pictures = subject().pictures(2)
-    with pytest.raises(RuntimeError, match="a defect"):
-        set_up(Contender("ours: broken", True, fails), subject(), pictures, pictures)
+    class Broken(Engine):
+        def __init__(self, *given: object, **named: object) -> None:
+            raise RuntimeError("a defect\nand more")
+
+    monkeypatch.setattr(ours, "Engine", Broken)
+    monkeypatch.setattr(bench, "possible", lambda device, dtype: HEADER["possible"])
+    only = ("--only", "ours: eager", "eager, fused", "--runs", "3", "--device", "cpu", "--out", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["bench.py", *only])
+    assert bench.main() == 1
+    said = capsys.readouterr().out
+    assert "failed: ours: eager: RuntimeError: a defect" in said
+    assert json.loads(said.splitlines()[-1])["failed"] == ["ours: eager"]
+    (file,) = tmp_path.glob("*.json")
+    found = read(file)
+    assert [row["contender"] for row in found["rows"]] == ["eager, fused"] and found["failed"] == ["ours: eager"]
+    assert found["missing"] == {"ours: eager": "failed: RuntimeError: a defect"}
 
 
 def test_slow_contenders_are_listed() -> None:
@@ -320,16 +335,16 @@ def test_poster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(poster.PEERS, "tiny", (tiny, 2))
     monkeypatch.setitem(poster.WAYS, "cpu", ("eager, channels_last", "CUDA graph"))
     rows = (poster.Quoted("tiny", 2, 50.0, 1000), poster.Quoted("parnet_fashion", 12, 60.0, 500))
-    monkeypatch.setattr(poster, "QUOTED", rows)
     monkeypatch.setattr(poster, "SIZE", 64)
 
     def make(name: str) -> Subject:
         return poster.subject_of(name, torch.device("cpu"), torch.float32, 1)
 
     header = result({})["header"] | HEADER
-    found = poster.measure_poster(header, make, Settings(runs=3, least=3, warm_up=1), QUIET)
+    found = poster.measure_poster(header, make, Settings(runs=3, least=3, warm_up=1), QUIET, table=rows)
     assert [row["model"] for row in found["rows"]] == ["tiny", "parnet_fashion"]
     assert found["missing"].keys() == {"tiny, CUDA graph of eager, fused"}
+    assert found["failed"] == []
     text = poster.markdown(found)
     assert "| tiny | 2 | 0.0 |" in text
     assert "| 60.00 | 500 |" in text
@@ -391,7 +406,7 @@ def test_a_process_of_its_own(tmp_path: Path) -> None:
 def test_processes_become_one_result(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(3)
     times = {"ours: eager": rng.normal(8, 0.1, 50), "a peer": rng.normal(10, 0.1, 30)}
-    monkeypatch.setattr(isolation, "_one", lambda arguments, name: result({name: times[name]}))
+    monkeypatch.setattr(isolation, "_one", lambda arguments, name: result({name: times[name]}) | {"failed": []})
     found = isolation.isolated([], list(times))
     mine, peer = found["rows"]
     assert "ratio" not in mine

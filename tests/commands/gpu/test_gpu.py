@@ -5,12 +5,14 @@ The doubles stand for what only a GPU can do: times, and kernels that are right,
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,7 +25,10 @@ from parallel_parnet.commands.gpu import level_tuning as tuning
 from parallel_parnet.commands.gpu import page as gpu_report
 from parallel_parnet.commands.gpu import parity, placements, tune
 from parallel_parnet.commands.gpu import proofs as checks
-from parallel_parnet.commands.gpu.precompile import KernelCase, NetworkCase, compile_all
+from parallel_parnet.commands.gpu.journal import Journal
+from parallel_parnet.commands.gpu.precompile import KernelCase, NetworkCase, compile_all, compile_case
+from parallel_parnet.commands.gpu.scope import CONFIGS
+from parallel_parnet.commands.processes import environment
 from parallel_parnet.kernels.gpu import twins
 from parallel_parnet.kernels.gpu.candidates import candidates, floor, resident
 from parallel_parnet.kernels.gpu.config import LevelConfig, Table
@@ -65,7 +70,7 @@ def test_a_wrong_kernel_fails(fault):
 
 
 def test_networks_are_compared(monkeypatch):
-    monkeypatch.setitem(checks.VARIANTS, "small", SMALL)
+    monkeypatch.setitem(CONFIGS, "small", SMALL)
     program, other = (fold(lively(SMALL, seed)) for seed in (1, 2))
     first, second = (
         Engine(p, Placement.single(p), torch.device("cpu"), executor="reference") for p in (program, other)
@@ -126,68 +131,76 @@ def test_repeats_are_counted():
 )
 def test_a_step_is_recorded_however_it_ends(code, passed, fault):
     started = time.monotonic()
-    result = gpu_check.run_step([sys.executable, "-c", code], 3, required=True)
+    result = gpu_check.run_step([sys.executable, "-c", code], 3, required=True, surroundings=environment())
     assert result["passed"] is passed and (fault is None or fault in result["fault"])
     assert time.monotonic() - started < 20 and "seconds" in result
 
 
-def test_all_steps_are_tried_and_recorded(tmp_path, monkeypatch):
+def test_all_steps_are_tried_and_recorded(tmp_path):
     """Here each step's process finds no GPU; the next step goes on all the same."""
     steps = [step for step in gpu_check.STEPS if step.name in ("kernels", "inductor")]
-    results = gpu_check.run_steps(steps, tmp_path, Console(quiet=True))
-    assert results == json.loads((tmp_path / "gpu-check.json").read_text())
-    assert all(not result["passed"] and "no NVIDIA GPU" in result["fault"] for result in results.values())
-    monkeypatch.setattr(gpu_check, "TOTAL", 0)
-    results = gpu_check.run_steps(steps, tmp_path, Console(quiet=True))
+    journal = Journal(tmp_path / "rows.jsonl")
+    for seconds, faults in ((600, ["no NVIDIA GPU"] * 2), (1, ["the time was over"] * 2)):
+        args = argparse.Namespace(out=tmp_path, seconds=seconds, dry_run=False)
+        gpu_check.run_steps(steps, journal, args, Console(quiet=True))
+        results = json.loads((tmp_path / "gpu-check.json").read_text())["steps"]
+        assert results == journal.results()
+        assert all(fault in result["fault"] for result, fault in zip(results.values(), faults, strict=True))
     assert [result["passed"] for result in results.values()] == [False, True], "only the last may want for time"
-    assert all("the time was over" in result["fault"] for result in results.values())
 
 
 def test_report(tmp_path):
     spread = {"p20": 9.0, "p50": 10.0, "p80": 12.0, "n": 100}
     level = {"level": "level 1", "us": spread, "computed_floor_us": 4.0}
+    levels = {"name": "parnet_s bfloat16", "network": "parnet_s", "dtype": "bfloat16", "launches": 12,
+              "us": {"grouped": spread}, "levels": [level], "computed_floor_us": 5.0}  # fmt: skip
     results = {
-        "machine": {
-            "passed": True, "seconds": 9.0, "gpu": "Some GPU", "copy_tb_per_s": 1.0,
-            "matmul_tflop_per_s": {"bfloat16": 5.0},
-        },
-        "networks": {
-            "passed": False, "seconds": 1.0, "worst": 1.5, "left_out": 2,
-            "rows": [{"network": "parnet_s", "dtype": "float16", "n": 1, "error": 3e-3, "error_of_torch": 1e-3,
-                      "tolerance": 2e-3}],
-        },
-        "timings": {
-            "passed": True, "seconds": 2.0, "left_out": 0,
-            "rows": [
-                {"network": "parnet_s", "dtype": "bfloat16", "launches": 12, "us": {"grouped": spread},
-                 "levels": [level], "computed_floor_us": 5.0}
-            ],
-        },
-        "placements": {
-            "passed": False, "seconds": 2.0, "left_out": 0,
-            "rows": [{"network": "parnet_s", "same_bits": True, "difference": 1e-3,
-                      "us": {"cuda_graph, 3 lane(s)": spread}}],
-            "ranks": [{"network": "parnet_s", "difference": 2e-3, "median_ms": {"1 rank(s)": 0.5, "3 rank(s)": 1.5}},
-                      {"network": "parnet_xl", "faults": ["3 rank(s): exit status 1: no"]}],
-        },
-        "auto": {
-            "passed": True, "seconds": 1.0,
-            "rows": [{"network": "parnet_s", "executor": "cuda_graph", "tried_ms": {"cuda_graph, whole": 0.1},
-                      "dropped": ["triton, whole: no"], "kept": True}],
-        },
-        "sanitizer": {"passed": False, "seconds": 3.0, "fault": "exit status 1: no", "stderr": "a trace"},
+        "machine": [{"name": "machine", "gpu": "Some GPU"}, {"name": "rates, bfloat16", "bytes": 1e12, "flops": 5e12}],
+        "first": [{"name": "parnet_s level 1", "deviation": 0.5}, {"name": "parnet_s replay", "us": spread}],
+        "probes": [{"name": "gap, 1 programs", "us": spread}, {"name": "read of L2", "us": 80.0, "tb_per_s": 5.5},
+                   {"name": "parnet_s level", "warm_us": spread, "cold_us": spread}],
+        "tuning": [{"name": "level", "l2": "warm", "default_us": spread, "us": spread, "timed": 2, "refused": ["no"]},
+                   {"name": "other", "fault": "no configuration passed"}],
+        "tuned": [{"name": "parnet_s, 1 levels tuned", "us": {"default": spread, "tuned": spread}}],
+        "networks": [{"name": "parnet_s", "network": "parnet_s", "dtype": "float16", "n": 1, "error": 3e-3,
+                      "error_of_torch": 1e-3, "tolerance": 2e-3}],
+        "placements": [{"name": "lanes", "network": "parnet_s", "same_bits": True, "difference": 1e-3,
+                        "us": {"cuda_graph, 3 lane(s)": spread}},
+                       {"name": "ranks", "network": "parnet_s", "difference": 2e-3,
+                        "median_ms": {"1 rank(s)": 0.5, "3 rank(s)": 1.5}}],
+        "auto": [{"name": "parnet_s", "network": "parnet_s", "executor": "cuda_graph",
+                  "tried_ms": {"cuda_graph, whole": 0.1}, "dropped": ["triton, whole: no"], "kept": True}],
+        "timings": [levels],
+        "poster": [{"name": "resnet34", "contender": "a graph", "ms": 0.25, "timed_by": "CUDA events"}],
+        "depth": [{"name": "published", "members": [{"network": "parnet_m", "executor": "cuda_graph", "depth": 12,
+                                                     "gflops": 1.5, "median_ms": 0.2}]}],
+        "sanitizer": [],
     }  # fmt: skip
-    verdicts = gpu_report.verdicts(results)
-    assert [row[1] for row in verdicts] == ["passed", "FAILED", "passed", "FAILED", "passed", "FAILED"]
-    assert [row[3] for row in verdicts[3:5]] == ["differences up to inf", "parnet_s: cuda_graph"]
-    assert verdicts[1][3] == "1 networks, worst 1.50 of the tolerance, 2 left out"
-    text = gpu_report.markdown(json.loads(json.dumps(results)))
-    assert "| parnet_s | bfloat16 | 12 | 10.0 (9.0 to 12.0) | 5.0 | 2.00 |" in text
-    assert "| parnet_s | float16 | 1 | 3.0e-03 | 1.0e-03 | 2.0e-03 |" in text
-    assert "| level 1 | 10.0 (9.0 to 12.0) | 4.00 | 2.50 |" in text
-    assert "exit status 1: no" in text and "a trace" in text
-    assert "| parnet_s | 10.0 (9.0 to 12.0) |" in text and "| parnet_s | 0.500 | 1.500 |" in text
-    assert "| parnet_s | cuda_graph, whole | 0.100 |" in text and "| parnet_s | triton, whole: no | dropped |" in text
+    told = {
+        "networks": {"passed": False, "seconds": 1.0, "worst": 1.5, "left_out": 2},
+        "tuning": {"faults": ["no configuration passed"], "table": "tuned.Some_GPU.json"},
+        "sanitizer": {"passed": False, "seconds": 3.0, "fault": "exit status 1: no", "stderr": "a trace"},
+    }
+    results = {
+        name: {"passed": True, "seconds": 9.0, **told.get(name, {}), "rows": rows} for name, rows in results.items()
+    }
+    verdicts = {row[0]: row for row in gpu_report.verdicts(results)}
+    assert verdicts["machine"] == ("machine", "passed", "9", "Some GPU, 1.000 TB/s, 5.0 TFLOP/s")
+    assert verdicts["networks"] == ("networks", "FAILED", "1", "1 networks, worst 1.5 of the tolerance, 2 left out")
+    assert verdicts["placements"][3] == "differences up to 2.0e-03"
+    assert verdicts["tuning"][3] == "1 levels, in tuned.Some_GPU.json, 1 failed"
+    text = gpu_report.markdown(results, "dry run")
+    for line in (
+        "# GPU check: dry run", "gpu Some GPU", "| parnet_s level 1 | 0.5 |  |  |", "| read of L2 | 80.0 | 5.5 |",
+        "| gap, 1 programs | 10.0 (9.0 to 12.0) |  |", "| parnet_s level | 10.0 (9.0 to 12.0) | 10.0 (9.0 to 12.0) |",
+        "| level | warm | 10.0 (9.0 to 12.0) | 10.0 (9.0 to 12.0) | 2 | 1 |", "| tuning | other | no configuration",
+        "| network | dtype | launches | grouped |", "| parnet_s | bfloat16 | 12 | 10.0 (9.0 to 12.0) | 5.0 | 2.00 |",
+        "| parnet_s | float16 | 1 | 3.0e-03 | 1.0e-03 | 2.0e-03 |", "| level 1 | 10.0 (9.0 to 12.0) | 4.00 | 2.50 |",
+        "exit status 1: no", "a trace", "| parnet_s | 10.0 (9.0 to 12.0) |", "| parnet_s | 0.500 | 1.500 |",
+        "| parnet_s | cuda_graph, whole | 0.100 |", "| parnet_s | triton, whole: no | dropped |",
+        "| resnet34 | a graph | 0.2500 | CUDA events |", "| parnet_m | cuda_graph | 12 | 1.5 | 0.2000 |",
+    ):  # fmt: skip
+        assert line in text, line
 
 
 def test_placements_are_compared():
@@ -209,9 +222,9 @@ def test_placements_are_compared():
 
 
 def test_ranks_are_asked_through_the_command(tmp_path):
-    found = placements.infer("parnet_fashion", 2, tmp_path / "a.json", time.monotonic() + 100, "cpu", "eager")
+    found = placements.infer(2, tmp_path / "a.json", time.monotonic() + 100, "parnet_fashion", "cpu", "eager")
     assert len(found["logits"]) == 10 and found["world_size"] == 2, found
-    fault = placements.infer("parnet_fashion", 1, tmp_path / "b.json", time.monotonic() + 100, "cpu", "cuda_graph")
+    fault = placements.infer(1, tmp_path / "b.json", time.monotonic() + 100, "parnet_fashion", "cpu", "cuda_graph")
     assert "exit status 2: error: executor cuda_graph runs on NVIDIA GPUs" in fault["fault"]
 
 
@@ -219,10 +232,11 @@ def test_kernels_are_compiled_on_all_cores():
     """In processes of their own; what fails is named, what there is no time for is counted."""
     cases = [KernelCase("down", HALF, Tile(64, 32, 32)), NetworkCase("parnet_fashion", HALF, 1, index=11)]
     wrong = NetworkCase("parnet_nowhere", HALF, 1, index=0)
-    done = compile_all([*cases, wrong], (9, 0), "", time.monotonic() + 120)
+    jobs = [(str(case), compile_case, (case, (9, 0), "", False)) for case in (*cases, wrong)]
+    done = compile_all(jobs, time.monotonic() + 120)
     assert done["compiled"] == 2 and done["left_out"] == 0 and list(done["failed"]) == [str(wrong)]
     assert not done["passed"]
-    late = compile_all(cases, (9, 0), "", time.monotonic())
+    late = compile_all(jobs[:2], time.monotonic())
     assert late["left_out"] == 2 and late["passed"]
 
 
@@ -258,7 +272,7 @@ def test_levels_that_repeat_are_tuned_once():
 def test_the_default_is_tried_first():
     table = Table.load((9, 0))
     configs = tuning.worth_trying(LEVEL, table, H200)
-    assert configs[0] == table.level(XL_LEVEL_5, 1, HALF) and len(configs) == len(set(configs))
+    assert configs[0] == table.level(XL_LEVEL_5, 1, HALF) and len(configs) == len(set(configs)) <= tuning.TRIALS
 
 
 def test_the_fastest_right_configuration_wins():
@@ -287,6 +301,25 @@ def test_the_fastest_right_configuration_wins():
     assert late.config == configs[0] and late.timed == 1, "the default is timed however late it is"
 
 
+def test_a_network_that_fits_the_cache_is_tuned_in_it():
+    program = fold(create_model("parnet_s").to("meta").eval())
+    bytes_of_s = tuning.footprint(program, 1, HALF)
+    assert 1 < bytes_of_s / (2 * program.parameters) < 1.3
+    for cache, cold in ((bytes_of_s, False), (bytes_of_s - 1, True)):
+        assert {level.cold for level in tuning.levels_of(program, 1, HALF, cache)} == {cold}
+
+
+def test_the_gpu_says_what_a_loaded_kernel_takes():
+    def launch_of(spilled):
+        compiled = SimpleNamespace(_init_handles=lambda: None, n_regs=80, n_spills=spilled)
+        compiled.metadata = SimpleNamespace(shared=1024)
+        return SimpleNamespace(compile=lambda: compiled)
+
+    assert tuning.loaded(launch_of(16)) == {"registers": 80, "spilled": 64, "shared": 1024}
+    with pytest.raises(tuning.RefusedError, match="spills 68 bytes"):
+        tuning.loaded(launch_of(17))
+
+
 @pytest.mark.parametrize(("tile", "complaint"), [(Tile(64, 64, 64), None), (Tile(128, 128, 128), "shared memory")])
 def test_a_configuration_is_compiled_before_it_is_timed(tile, complaint):
     level = tuning.Level((Geometry(14, 14, 256, 256, gate="identity"),), 1, HALF)
@@ -296,9 +329,10 @@ def test_a_configuration_is_compiled_before_it_is_timed(tile, complaint):
 
 def test_a_table_is_written_as_it_is_read(tmp_path, monkeypatch):
     trial = tuning.Trial(LevelConfig((Tile(64, 32, 64, 2), Tile(), Tile()), 8, 3), {"p50": 2.0}, {"p50": 3.0}, 2, ["x"])
-    path = tmp_path / "device_name=Some_GPU.json"
+    path = tmp_path / tune.tuned_name("Some GPU (80/GB)=x")
+    assert path.name == "tuned.Some_GPU_80_GB_x.json"
     path.write_text(json.dumps({"levels": {LEVEL.key: trial.entry(1e-6)}}))
-    table = Table(Table.load((9, 0)).defaults, tune.read_table(path))
+    table = tune.tuned_table(path, (9, 0))
     assert table.level(XL_LEVEL_5, 1, HALF) == trial.config
     path.write_text("{")
     with pytest.raises(ParNetError, match="not a table"):

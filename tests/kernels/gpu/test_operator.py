@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from parallel_parnet import ParNetError
+from parallel_parnet.kernels.gpu.geometry import Geometry, Tile
 from parallel_parnet.kernels.gpu.operator import fused_conv
+from parallel_parnet.kernels.gpu.packing import pack_gate_weight, pack_weight
 
 OP = torch.ops.parallel_parnet.fused_conv
 
@@ -16,11 +18,12 @@ def arguments(identity: bool = True, two: bool = False, dtype: torch.dtype = tor
     torch.manual_seed(0)
     c, o = 8, 8 if identity else 12
     rows = c * (2 if two else 1)
+    shape = Geometry(7, 5, rows, o, inputs=2 if two else 1)
     return {
         "a": torch.randn(2, 7, 5, c).to(dtype), "b": torch.randn(2, 7, 5, c).to(dtype) if two else None,
         "a_sums": torch.randn(2, 3, c), "b_sums": torch.randn(2, 1, c) if two else None,
-        "weight": torch.randn(9, rows, o).to(dtype), "bias": torch.randn(o),
-        "border": torch.randn(9, o) if two else None, "gate_weight": torch.randn(rows, o).to(dtype),
+        "weight": pack_weight(torch.randn(o, rows, 3, 3), shape, Tile(bn=16, bk=16), dtype), "bias": torch.randn(o),
+        "border": torch.randn(9, o) if two else None, "gate_weight": pack_gate_weight(torch.randn(o, rows), dtype),
         "gate_bias": torch.randn(o), "scale": torch.randn(o) if identity else None,
         "shift": torch.randn(o) if identity else None,
     }  # fmt: skip
@@ -33,16 +36,14 @@ def test_opcheck(identity, two, dtype):
 
 
 def test_opcheck_of_a_picture_with_split_k():
+    shape = Geometry(6, 10, 3, 12, planar=True)
     args = arguments(identity=False) | {
-        "a": torch.randn(2, 8, 6, 10),
-        "a_sums": None,
-        "bm": 16,
-        "bn": 16,
-        "bk": 32,
-        "split_k": 2,
-    }
+        "a": torch.randn(2, 3, 6, 10), "a_sums": None, "bm": 16, "split_k": 2,
+        "gate_weight": pack_gate_weight(torch.randn(12, 3), torch.float32),
+        "weight": pack_weight(torch.randn(12, 3, 3, 3), shape, Tile(bn=16, bk=16), torch.float32),
+    }  # fmt: skip
     y, sums = OP(**args)
-    assert y.shape == (2, 6, 10, 12) and sums.shape == (2, 4, 12)
+    assert y.shape == (2, 6, 10, 16) and sums.shape == (2, 4, 16)
     torch.library.opcheck(fused_conv, (), args)
 
 
@@ -53,7 +54,9 @@ class Chain(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         for name, cin in (("first", 3), ("second", 8), ("third", 8)):
-            self.register_buffer(f"{name}_weight", torch.randn(9, cin, 8) / (9 * cin) ** 0.5)
+            shape = Geometry(12, 10, cin, 8, planar=cin == 3)
+            weight = pack_weight(torch.randn(8, cin, 3, 3) / (9 * cin) ** 0.5, shape, Tile(bn=16, bk=16), torch.float32)
+            self.register_buffer(f"{name}_weight", weight)
             self.register_buffer(f"{name}_gate", torch.randn(cin, 8))
         self.register_buffer("row", torch.randn(8))
         self.linear = nn.Linear(8, 4)
@@ -84,16 +87,16 @@ def test_export():
 
 WRONG = {
     "layout": ({"a": torch.randn(2, 8, 7, 5).permute(0, 2, 3, 1)}, "a is not contiguous"),
-    "type": ({"weight": torch.randn(9, 8, 8, dtype=torch.float64)}, "weight is .* of torch.float64: expected"),
+    "type": ({"weight": torch.randn(1, 9, 16, 16, dtype=torch.float64)}, "weight is .* of torch.float64: expected"),
     "integers": ({"a": torch.zeros(2, 7, 5, 8, dtype=torch.int32)}, "a has type torch.int32: choose float32"),
-    "shape": ({"bias": torch.randn(9)}, r"bias is \[9\] .* expected \[8\]"),
-    "rank": ({"a": torch.randn(7, 5, 8)}, "expected four and three dimensions"),
+    "shape": ({"gate_bias": torch.randn(9)}, r"gate_bias is \[9\] .* expected \[8\]"),
+    "rank": ({"a": torch.randn(7, 5, 8)}, "expected four dimensions"),
     "device": (
         {"bias": torch.empty(8, device="meta")},
         "is on meta: the others are on|bias is on cpu|on cpu: the others are on meta",
     ),
     "groups": ({"groups": 3}, "stride and groups 1 or 2"),
-    "group of channels": ({"a": torch.randn(2, 7, 5, 7), "groups": 2}, "must divide into 1 inputs x 2 groups"),
+    "group of channels": ({"a_sums": torch.randn(2, 3, 7), "groups": 2}, "must divide into 1 inputs x 2 groups"),
     "shuffle": ({"shuffle": 3}, "must divide into 1 groups x 3 chunks"),
     "stride": ({"stride": 2}, "gate 'identity': needs one input"),
     "activation": ({"activation": "gelu"}, "choose of"),

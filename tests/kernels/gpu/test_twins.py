@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from conftest import GOLDEN
 from parallel_parnet import load_checkpoint
 from parallel_parnet.executors.segment import SegmentModule
 from parallel_parnet.kernels.gpu import twins
-from parallel_parnet.kernels.gpu.convolution import Convolution, Operands, allocate
-from parallel_parnet.kernels.gpu.geometry import Geometry, Tile
+from parallel_parnet.kernels.gpu.convolution import Convolution, Operands, allocate, outputs
+from parallel_parnet.kernels.gpu.geometry import Geometry, Tile, aligned
 from parallel_parnet.kernels.gpu.packing import pack_border, pack_gate_weight, pack_weight
 from parallel_parnet.program.fold import fold
 from parallel_parnet.program.placement import Segment
@@ -34,7 +35,7 @@ def by_segment(program: Program, op: Operation, inputs: list[torch.Tensor]) -> t
 def by_twin(program: Program, op: Operation, inputs: list[torch.Tensor], bm: int) -> tuple[torch.Tensor, torch.Tensor]:
     """An operation's output [N, C, H, W] and its sums, from inputs in the same layout."""
     w = program.of(op)
-    nhwc = [x.permute(0, 2, 3, 1).contiguous() for x in inputs]
+    nhwc = [F.pad(x.permute(0, 2, 3, 1), (0, aligned(x.shape[1]) - x.shape[1])).contiguous() for x in inputs]
     sums = [x.flatten(1, 2).unflatten(1, (4, -1)).sum(2) for x in nhwc]
     planar = op.inputs[0] == INPUT
     second = len(inputs) == 2
@@ -46,15 +47,17 @@ def by_twin(program: Program, op: Operation, inputs: list[torch.Tensor], bm: int
     x = Operands(
         a=inputs[0] if planar else nhwc[0], b=nhwc[1] if second else None,
         a_sums=None if planar else sums[0], b_sums=sums[1] if second else None,
-        weight=pack_weight(w["weight"], torch.float32), bias=w["bias"],
-        border=pack_border(w["border"]) if "border" in w else None, gate=None,
+        weight=pack_weight(w["weight"], shape, tile, torch.float32), bias=w["bias"],
+        border=pack_border(w["border"]) if "border" in w else None,
         gate_weight=pack_gate_weight(w["gate_weight"], torch.float32), gate_bias=w["gate_bias"],
-        scale=w.get("scale"), shift=w.get("shift"), **allocate(shape, tile, len(nhwc[0]), torch.float32, CPU)._asdict(),
+        scale=w.get("scale"), shift=w.get("shift"),
+        **allocate(outputs(shape, tile, len(nhwc[0]), torch.float32), CPU)._asdict(),
     )  # fmt: skip
     conv = Convolution(x, shape, tile)
     conv.check()
     twins.fused_conv(conv)
-    return x.y.permute(0, 3, 1, 2), x.sums
+    assert not x.y[..., op.cout :].any() and not x.sums[..., op.cout :].any()
+    return x.y.permute(0, 3, 1, 2)[:, : op.cout], x.sums[..., : op.cout]
 
 
 def test_every_convolution_of_a_program(program):
@@ -75,6 +78,6 @@ def test_classifier(program):
     expected = by_segment(program, op, [x])
     logits = torch.empty(2, op.cout)
     w = program.of(op)
-    sums = x.flatten(2).unflatten(2, (3, 5)).sum(3).transpose(1, 2)
+    sums = F.pad(x.flatten(2).unflatten(2, (3, 5)).sum(3).transpose(1, 2), (0, aligned(op.cin) - op.cin))
     twins.classifier(sums, 15, w["weight"], w["bias"], logits)
     torch.testing.assert_close(logits, expected)

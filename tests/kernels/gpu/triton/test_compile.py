@@ -26,7 +26,6 @@ from parallel_parnet.kernels.gpu.geometry import Tile
 from parallel_parnet.kernels.gpu.launch import Launch
 from parallel_parnet.kernels.gpu.level import level
 from parallel_parnet.kernels.gpu.samples import convolution, geometry, without_values
-from parallel_parnet.kernels.gpu.sse_gate import sse_gate
 
 VARIANTS = ("parnet_s", "parnet_m", "parnet_l", "parnet_xl")
 SIZE = 224
@@ -138,34 +137,60 @@ def test_ticket_stands_between_barriers(capability, dtype):
     check_ticket(ptx)
 
 
+# an addition of nothing, which only acquires, becomes a load
+ORDERED = {"acq_rel": r"atom\.global\.gpu\.acq_rel\.add", "release": r"atom\.global\.gpu\.release\.add",
+           "acquire": r"(?:atom|ld)\.global\.gpu\.acquire"}  # fmt: skip
+
+
 def check_ticket(ptx: str) -> None:
     """Looks at every atomic of a kernel's PTX and at the memory accesses around it."""
-    tickets = list(re.finditer(r"atom\.global\.gpu\.acq_rel\.add", ptx))
-    assert tickets, "no ticket is taken with acquire and release"
-    for ticket in tickets:
-        stores = ptx.rfind("st.global", 0, ticket.start())
-        assert stores >= 0 and "bar.sync" in ptx[stores : ticket.start()], "no barrier before the release"
-        loads = re.compile(r"ld\.global").search(ptx, ticket.end())
-        assert loads and "bar.sync" in ptx[ticket.end() : loads.start()], "no barrier after the acquire"
+    for order, pattern in ORDERED.items():
+        atomics = list(re.finditer(pattern, ptx))
+        assert atomics, f"nothing with {order}"
+        for atomic in atomics:
+            if order != "acquire":
+                stores = ptx.rfind("st.global", 0, atomic.start())
+                assert stores >= 0 and "bar.sync" in ptx[stores : atomic.start()], "no barrier before the release"
+            if order != "release":
+                loads = re.compile(r"ld\.global").search(ptx, atomic.end())
+                assert loads and "bar.sync" in ptx[atomic.end() : loads.start()], "no barrier after the acquire"
 
 
 def test_a_missing_barrier_is_noticed():
     """The check above can fail."""
-    ptx = "st.global.b32 [a], b;\natom.global.gpu.acq_rel.add.u32 c, [d], 1;\nbar.sync 0;\nld.global.cg.b32 e, [a];"
-    with pytest.raises(AssertionError, match="before the release"):
-        check_ticket(ptx)
-    check_ticket(ptx.replace("atom", "bar.sync 0;\natom"))
-    with pytest.raises(AssertionError, match="after the acquire"):
-        check_ticket("st.global.b32 [a], b;\nbar.sync 0;\natom.global.gpu.acq_rel.add.u32 c, [d], 1;\nld.global.b32 e;")
+    with stand_in(HOPPER):
+        ptx = level([offline("identity", 14, 384, Tile(64, 64, 64, split_k=4), HALF[0])]).compile().asm["ptx"]
+    for order in ("acq_rel", "release"):
+        (atomic,) = re.finditer(ORDERED[order], ptx)
+        stores = ptx.rfind("st.global", 0, atomic.start())
+        bare = ptx[:stores] + ptx[stores : atomic.start()].replace("bar.sync", "nop") + ptx[atomic.start() :]
+        with pytest.raises(AssertionError, match="before the release"):
+            check_ticket(bare)
+    for order in ("acq_rel", "acquire"):
+        (atomic,) = re.finditer(ORDERED[order], ptx)
+        with pytest.raises(AssertionError, match="after the acquire"):
+            check_ticket(ptx[: atomic.end()] + ptx[atomic.end() :].replace("bar.sync", "nop"))
 
 
-@pytest.mark.parametrize("capability", [AMPERE, HOPPER], ids=str)
-def test_separate_gate(capability):
-    """The kernel that computes all gates of a convolution in a launch of its own."""
-    conv = offline("fusion_down", 28, 192, Tile(), torch.float16)
-    with stand_in(capability):
-        used = resources(sse_gate(conv, torch.empty(1, conv.shape.cout, device=META)).compile())
-    assert not used.complaints(capability), used
+def test_levels_share_their_code():
+    """Whatever the shapes, splits and strides of its operations: what differs would be fetched anew for each level."""
+    compiled = set()
+    for kinds, channels, splits in ((("identity", "plain"), 92, (1, 3)), (("down", "identity"), 200, (4, 1))):
+        level_of = [offline(kind, 14, channels, Tile(64, 64, 64, k), torch.float16)
+                    for kind, k in zip(kinds, splits, strict=True)]  # fmt: skip
+        with stand_in(HOPPER):
+            compiled.add(level(level_of).compile().hash)
+    assert len(compiled) == 1
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_programmatic_dependent_launch(early):
+    """Both instructions, and the launch's attribute, where it was chosen; nothing of it where not."""
+    with stand_in(HOPPER):
+        compiled = level([offline("identity", 14, 384, Tile(64, 64, 64), torch.float16)], early=early).compile()
+    ptx = compiled.asm["ptx"]
+    assert ("griddepcontrol.wait" in ptx, "griddepcontrol.launch_dependents" in ptx) == (early, early)
+    assert compiled.metadata.launch_pdl == early
 
 
 def test_a_spill_is_noticed():

@@ -17,6 +17,7 @@ from parallel_parnet.executors.graph import GraphExecutor
 from parallel_parnet.executors.local import LocalExecutor
 from parallel_parnet.executors.queues import Queues
 from parallel_parnet.executors.triton_backend import TritonBackend, TritonSegment, whole
+from parallel_parnet.kernels.gpu.arguments import Numbers
 from parallel_parnet.kernels.gpu.launch import Launch
 from parallel_parnet.program.pixels import fold_pixels
 
@@ -128,7 +129,7 @@ def test_launches_get_the_right_tensors(lanes, seed):
     runners: list[TritonSegment] = [made.bindings._runners[segment] for segment in executor.segments]
     cuts = whole(program, (1, 32, 32), torch.float16, CPU).cuts
     for i, (segment, runner) in enumerate(zip(executor.segments, runners, strict=True)):
-        weights = {w["weight"].data_ptr(): name for name, w in executor.backend.weights[CPU].items()}
+        weights = {blocks.data_ptr(): key[0] for key, blocks in executor.backend._blocks.items()}
         outputs = {name: runner._features[name] for name in (*segment.reads, *segment.operations)}
         for message, (name, writer) in zip(
             runner.reads, zip(segment.reads, executor.sources[i], strict=True), strict=True
@@ -139,18 +140,20 @@ def test_launches_get_the_right_tensors(lanes, seed):
         levels = [f"level {level}" for level in sorted({op.level for op in ops if op.kind == "conv"})]
         assert [launch.name for launch in runner.launches if launch.name != "classifier"] == levels
         for launch in runner.launches[: len(levels)]:
-            programs = 0
-            for operands, shape in launch.arguments[0]:
-                name = weights[operands.weight.data_ptr()]
+            programs, units, leaders = 0, 0, launch.arguments[2]
+            for operands, numbers in zip(*launch.arguments[:2], strict=True):
+                name, given = weights[operands.weight.data_ptr()], Numbers(*(number >> 4 for number in numbers))
                 op = program.by_name[name]
                 assert launch.name == f"level {op.level}"
                 for tensor, source in zip((operands.a, operands.b), op.inputs, strict=False):
                     assert tensor.data_ptr() == outputs[source].y.data_ptr()
                 assert operands.y.data_ptr() == outputs[name].y.data_ptr()
                 assert operands.sums.data_ptr() == outputs[name].sums.data_ptr()
-                assert (shape.STRIDE.value, shape.GROUPS.value, shape.COUT.value) == (op.stride, op.groups, op.cout)
+                assert (given.stride, given.groups, given.cout) == (op.stride, op.groups, op.cout)
+                assert (given.first, given.lead) == (programs, units)
                 programs += cuts[name].tile.programs(cuts[name].shape)
-            assert launch.grid == (programs,)
+                units += cuts[name].tile.units(cuts[name].shape)
+            assert launch.grid == (leaders + programs,) and 0 < leaders <= units
     places = sorted((t.data_ptr(), t.data_ptr() + t.nbytes) for r in runners for t in r.outputs)
     assert all(end <= start for (_, end), (start, _) in pairwise(places)), "no two features share memory"
 

@@ -1,0 +1,131 @@
+"""What a launch is told of each of its operations: its tensors, and its numbers, as run-time arguments.
+
+All operations of all levels run the same code. It is small, and stays in the multiprocessors' instruction caches from
+one launch to the next; code specialised for each operation was measured to wait for its own instructions for a third of
+the time. What the compiler must know, to copy 16 bytes at a time, stands in `Shared`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import triton
+
+from ...errors import ParNetError
+from .convolution import Convolution, Operands
+from .geometry import ALIGNED, aligned
+
+
+class Numbers(NamedTuple):
+    """One operation's numbers.
+
+    first, lead: its first program, and its first unit of gate work, in the launch. h, w: input. wout: output
+    width. pixels: P, output pixels. stride. c, room: channels of one input, and places for them. part, part_room: those
+    of a group. cout, o_room: output channels, and places for them. group, rest: output channels of a group, and of one
+    of its chunks that the shuffle moves. groups, inputs. identity, bordered: 0 or 1. split_k. steps: of one input.
+    tiles: T, spatial tiles. columns: channel tiles of a group. parts: of the gate. a_tiles, b_tiles: T of the inputs'
+    sums.
+    """
+
+    first: int
+    lead: int
+    h: int
+    w: int
+    wout: int
+    pixels: int
+    stride: int
+    c: int
+    room: int
+    part: int
+    part_room: int
+    cout: int
+    o_room: int
+    group: int
+    rest: int
+    groups: int
+    inputs: int
+    identity: int
+    bordered: int
+    split_k: int
+    steps: int
+    tiles: int
+    columns: int
+    parts: int
+    a_tiles: int
+    b_tiles: int
+
+
+class Shared(NamedTuple):
+    """What the operations of a launch have in common, known to the compiler.
+
+    align: channels of which every group's share is a multiple, 8 or 1. planar: whether the input is a picture.
+    """
+
+    bm: int
+    bn: int
+    bk: int
+    align: int
+    planar: bool
+    activation: str
+    precision: str
+
+
+@triton.jit
+def told(s):
+    """The `Numbers` that `encoded` hid."""
+    return Numbers(
+        s.first >> 4, s.lead >> 4, s.h >> 4, s.w >> 4, s.wout >> 4, s.pixels >> 4, s.stride >> 4, s.c >> 4, s.room >> 4,
+        s.part >> 4, s.part_room >> 4, s.cout >> 4, s.o_room >> 4, s.group >> 4, s.rest >> 4, s.groups >> 4,
+        s.inputs >> 4, s.identity >> 4, s.bordered >> 4, s.split_k >> 4, s.steps >> 4, s.tiles >> 4, s.columns >> 4,
+        s.parts >> 4, s.a_tiles >> 4, s.b_tiles >> 4,
+    )  # fmt: skip
+
+
+def encoded(numbers: Numbers) -> Numbers:
+    """As a kernel takes them: Triton would compile it anew for every number that is 1 or a multiple of 16."""
+    if max(numbers) >= 2**27:
+        raise ParNetError(f"{numbers}: a launch counts to 2^27")
+    return Numbers(*(number << 4 | 2 for number in numbers))
+
+
+def numbers(conv: Convolution, first: int, lead: int) -> Numbers:
+    """Of a convolution whose tensors have been checked."""
+    s, tile = conv.shape, conv.tile
+    a_tiles, b_tiles = (0 if sums is None else sums.shape[1] for sums in (conv.x.a_sums, conv.x.b_sums))
+    c, group = s.cin // s.inputs, s.cout // s.groups
+    rest = group // s.shuffle if s.groups > 1 else aligned(group)  # one group is stored as computed, whatever rest is
+    return Numbers(
+        first, lead, s.h, s.w, s.wout, s.pixels, s.stride, c, aligned(c), s.part,
+        s.part if s.groups > 1 else aligned(s.part), s.cout, aligned(s.cout), group, rest, s.groups,
+        s.inputs, int(s.gate == "identity"), int(conv.x.border is not None), tile.split_k,
+        tile.steps(s) // s.inputs, tile.spatial(s), tile.channels(s) // s.groups, tile.parts(s), a_tiles, b_tiles,
+    )  # fmt: skip
+
+
+def tensors(x: Operands) -> Operands:
+    """The operands, and for those that an operation has not, others of their type, which it does not touch."""
+    return x._replace(
+        b=x.a if x.b is None else x.b,
+        a_sums=x.sums if x.a_sums is None else x.a_sums,
+        b_sums=x.sums if x.b_sums is None else x.b_sums,
+        border=x.bias if x.border is None else x.border,
+        scale=x.bias if x.scale is None else x.scale,
+        shift=x.bias if x.shift is None else x.shift,
+        workspace=x.sums if x.workspace is None else x.workspace,
+        counters=x.flags if x.counters is None else x.counters,
+    )
+
+
+def shared(convolutions: Sequence[Convolution]) -> Shared:
+    """Of a level's convolutions; ParNetError where they have it not in common."""
+    every = {
+        (conv.tile.bm, conv.tile.bn, conv.tile.bk, conv.shape.planar, conv.shape.activation, conv.precision)
+        for conv in convolutions
+    }
+    if len(every) > 1:
+        raise ParNetError(f"a level's operations must share tile, kind of input, activation and precision: {every}")
+    grouped = [s for s in (conv.shape for conv in convolutions) if s.groups > 1]
+    even = all(n % ALIGNED == 0 for s in grouped for n in (s.part, s.cout // s.groups // s.shuffle))
+    bm, bn, bk, planar, activation, precision = every.pop()
+    return Shared(bm, bn, bk, ALIGNED if even else 1, planar, activation, precision)

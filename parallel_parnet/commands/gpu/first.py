@@ -1,0 +1,73 @@
+"""The first minute: whether each launch of the networks that decide is right, and how long a pass takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from parallel_parnet.executors.triton_backend import TritonSegment
+from parallel_parnet.kernels.gpu.config import Table
+from parallel_parnet.parity import LIMIT, relative
+
+from .device import capture, event_times, exact_fp32, quantiles
+from .journal import Values
+from .level_tuning import compile_config, levels_of
+from .machines import capability_and_gpu
+from .networks import convolutions, network, picture, planned, run
+from .parity import deviation, poison
+from .precompile import compile_all, compile_case, decisive_cases, shapes_of, single_launches
+from .probes import compile_probes
+from .work import Work, verdict
+
+DTYPE = torch.bfloat16
+REPLAYS = 200
+
+
+def check_first_kernels(work: Work) -> Values:
+    """Compile what the first steps launch, on all cores: the networks' launches, and each level by itself."""
+    capability, gpu, launchers = capability_and_gpu(work)
+    table, cases = Table.load(capability), single_launches(decisive_cases(work.scope))
+    jobs = [(str(case), compile_case, (case, capability, gpu, launchers)) for case in cases]
+    jobs.append(("probes", compile_probes, (capability, launchers)))
+    for variant in work.scope.decisive:
+        for level in levels_of(shapes_of(variant), 1, DTYPE)[: work.scope.levels]:
+            config = table.level(level.shapes, level.n, level.dtype)
+            jobs.append((level.key, compile_config, (level, config, capability, launchers)))
+    return compile_all(jobs, work.end)
+
+
+def check_first(work: Work) -> Values:
+    """Each launch against its twin, on the features that the launches before it made; all logits against the reference;
+    and the replay of a CUDA graph."""
+    exact_fp32()
+    rows = []
+    for variant in work.scope.decisive:
+        program, reference = network(variant, work.device)
+        x = picture(program, work.device)
+        plan = planned(program, DTYPE, work.device)
+        logits = _once(plan, x)
+        for name, convs in convolutions(plan).items():
+            right = lambda convs=convs: {"deviation": round(max(map(deviation, convs)), 4)}  # noqa: E731
+            rows.append(work.row(f"{variant} {name}", right))
+        error = partial(_error, logits, reference, x)
+        rows.append(work.row(f"{variant} logits", error))
+        rows.append(work.row(f"{variant} replay", partial(_replay, plan, x)))
+    return verdict(rows, lambda row: row.get("deviation", 0) <= 1 and row.get("error", 0) <= LIMIT[DTYPE])
+
+
+def _once(plan: TritonSegment, x: torch.Tensor) -> torch.Tensor:
+    for convs in convolutions(plan).values():
+        for conv in convs:
+            poison(conv)
+    return run(plan, x).clone()
+
+
+def _error(logits: torch.Tensor, reference: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> Values:
+    return {"error": relative(logits, reference(x)), "tolerance": LIMIT[DTYPE]}
+
+
+def _replay(plan: TritonSegment, x: torch.Tensor) -> Values:
+    _, replay = capture(lambda: run(plan, x), plan.device)
+    return {"launches": len(plan.launches), "us": quantiles(event_times(replay, REPLAYS))}

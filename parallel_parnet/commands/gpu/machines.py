@@ -1,0 +1,44 @@
+"""The machine of a check: what it is, and what it reaches at best."""
+
+from __future__ import annotations
+
+import torch
+
+from parallel_parnet.kernels.gpu.rates import Rates
+
+from ..common import DTYPES
+from .device import machine, measure_rates
+from .journal import Values
+from .scope import capability_of
+from .work import Work, verdict
+
+RATED = ("bfloat16", "float16")
+
+
+def check_machine(work: Work) -> Values:
+    """What it is, and the rates of a large copy and of large products."""
+    rows = [work.row("machine", lambda: machine(work.device)), *(_rated(work, name) for name in RATED)]
+    return verdict(rows, lambda row: True)
+
+
+def machine_of(work: Work) -> Values:
+    """As the first step found it; looked at again where that did not run."""
+    return work.journal.rows("machine").get("machine") or machine(work.device)
+
+
+def capability_and_gpu(work: Work) -> tuple[tuple[int, int], str, bool]:
+    """What to compile for, the GPU whose table is taken, and whether launchers can be built: not in a dry run, where
+    they find no libcuda to link."""
+    found = machine_of(work)
+    dry = work.scope.note != ""
+    return capability_of(found), "" if dry else found["gpu"], not dry
+
+
+def rates_of(work: Work, dtype: torch.dtype) -> Rates:
+    """As the first step measured them; measured again where that did not run."""
+    found = work.journal.rows("machine").get(f"rates, {str(dtype).removeprefix('torch.')}", {})
+    return Rates(**found) if found and "fault" not in found else measure_rates(work.device, dtype)
+
+
+def _rated(work: Work, name: str) -> Values | None:
+    return work.row(f"rates, {name}", lambda: vars(measure_rates(work.device, DTYPES[name])))

@@ -1,0 +1,79 @@
+"""The poster's networks and the families of depth, each as one CUDA graph, beside each other on this GPU."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from rich.console import Console
+
+from parallel_parnet import fold
+from parallel_parnet.planning.costs import LINKS
+from parallel_parnet.program.families import arranged
+
+from ..bench.fused import fuse
+from ..bench.measure import Settings
+from ..bench.poster import QUOTED, Quoted, measure_poster, subject_of, ways_of
+from ..bench.subject import Subject, words
+from ..common import settle
+from ..depth.command import measure_group
+from ..depth.measure import captured
+from ..depth.points import Point, points
+from .device import exact_fp32
+from .journal import Values
+from .machines import rates_of
+from .scope import NARROW, model
+from .work import Work, verdict
+
+DTYPE = torch.bfloat16
+BUDGET_S = 1.0  # of timed runs, for a group of the families
+COMPILED = "torch.compile"  # takes minutes for some of these networks: `launch/bench.py --poster` has it
+
+
+def check_poster(work: Work) -> Values:
+    """The poster's table by CUDA graphs, in turns: a row for each network, by its fastest way."""
+    exact_fp32()
+    dry = work.scope.note != ""
+    quoted = (Quoted(NARROW, 9, 0.0, 0),) if dry else QUOTED
+    done = work.journal.rows(work.step)
+    if not all(q.name in done and "fault" not in done[q.name] for q in quoted):
+        make = partial(_narrow if dry else subject_of, device=work.device, dtype=DTYPE, threads=torch.get_num_threads())
+        ways = _interpreted if dry else lambda subject: [way for way in ways_of(subject) if way != COMPILED]
+        settings = Settings(runs=2, least=2, warm_up=1) if dry else Settings(budget=work.left / 3)
+        rates = rates_of(work, DTYPE)
+        possible = {words(DTYPE): {"flop_per_s": rates.flops, "bytes_per_s": rates.bytes}}
+        result = measure_poster({"possible": possible}, make, settings, Console(quiet=True), ways, quoted)
+        for row in result["rows"]:
+            clock = "CUDA events" if row["device_ms"] else "the host's clock"
+            values = {"contender": row["contender"], "ms": row["infer_step_time"], "timed_by": clock, "n": row["n"]}
+            work.journal.add(work.step, row["model"], {**values, "interval_ms": row["median_interval_ms"]})
+        for name, why in result["missing"].items():
+            if "failed" in why:
+                work.journal.add(work.step, name, {"fault": why})
+    rows = work.journal.rows(work.step)
+    left_out = [q.name for q in quoted if q.name not in rows]
+    return {**verdict(rows.values(), lambda row: True), "left_out": len(left_out)}
+
+
+def check_depth(work: Work) -> Values:
+    """The quick selection of the families of `launch/latency_vs_depth.py`, a row for each."""
+    exact_fp32()
+    dry = {"dry": [Point("dry", "one block", lambda: arranged(1, 1, 8, 32), 3, 1, 32)]}
+    groups = dry if work.scope.note else points(quick=True)
+    rows = [work.row(name, partial(_family, work, name, group), seconds=3) for name, group in groups.items()]
+    return verdict(rows, lambda row: True)
+
+
+def _family(work: Work, name: str, group: list[Point]) -> Values:
+    executor = "cuda_graph" if work.scope.note else captured(name)
+    return {"members": measure_group(group, executor, work.device, DTYPE, LINKS["nvlink"], BUDGET_S)}
+
+
+def _narrow(name: str, device: torch.device, dtype: torch.dtype, threads: int) -> Subject:
+    network = settle(model(name)).requires_grad_(False)
+    size = network.config.image_size
+    return Subject(name, network, fuse(network), fold(network), size, 1, device, dtype, threads)
+
+
+def _interpreted(subject: Subject) -> list[str]:
+    return ["ours: cuda_graph"]

@@ -1,0 +1,119 @@
+"""The kernels tuned on the GPU at hand, and the networks that decide timed again with what came of it."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from parallel_parnet.files import write_json
+from parallel_parnet.kernels.gpu.config import Table
+from parallel_parnet.parity import LIMIT, relative
+
+from .device import capture, exact_fp32
+from .journal import Values
+from .level_tuning import Level, Trial, levels_of, predicted_floor
+from .machines import capability_and_gpu, machine_of, rates_of
+from .networks import network, picture, planned, run
+from .precompile import compile_all, compile_launch, shapes_of
+from .scope import capability_of
+from .timing import interleaved
+from .tune import Tuning, read_table, tune_levels, tuned_name, tuned_table
+from .work import Work, verdict
+
+DTYPE = torch.bfloat16
+WIND_DOWN = 3  # seconds for the compilers that are at work when the tuning ends
+
+
+def check_tuning(work: Work) -> Values:
+    """A row for each level, by its name in a table, and the table, written after each. The levels of the networks that
+    decide share the time; the others have what those leave."""
+    exact_fp32()
+    found, rates = machine_of(work), rates_of(work, DTYPE)
+    capability = capability_of(found)
+    levels = {variant: _levels(work, variant, found["l2_bytes"]) for variant in work.scope.tuned}
+    wanted = list({level.key: level for own in levels.values() for level in own}.values())
+    first = {level.key for variant in work.scope.decisive for level in levels[variant]}
+    kept = {key: row for key, row in work.journal.rows(work.step).items() if "fault" not in row}
+    todo = [level for level in wanted if level.key not in kept]
+
+    def done(level: Level, trial: Trial) -> None:
+        if trial.config is None:
+            row = {"fault": f"no configuration passed; the first: {trial.refused[0]}"}
+        else:
+            row = trial.entry(predicted_floor(level, rates))
+        work.journal.add(work.step, level.key, row)
+        _write(work, found)
+
+    tuning = Tuning(work.device, capability, Table.load(capability), {DTYPE: rates}, work.scope.candidates)
+    shared = sum(level.key in first for level in todo)
+    left_out = tune_levels(todo, tuning, work.end - WIND_DOWN, done, shared) if todo else []
+    _write(work, found)
+    rows = work.journal.rows(work.step)
+    return {**verdict(rows.values(), lambda row: True), "left_out": len(left_out), "table": _path(work, found).name}
+
+
+def check_tuned(work: Work) -> Values:
+    """The networks that decide, with the table read back and with the defaults, in turns; and whether what the table
+    chooses is right."""
+    exact_fp32()
+    found = machine_of(work)
+    path, capability = _path(work, found), capability_of(found)
+    levels = len(read_table(path))
+    if not levels:
+        return {"passed": False, "left_out": len(work.scope.decisive), "fault": "no level was tuned"}
+    if not all(_row_name(variant, levels) in work.journal.rows(work.step) for variant in work.scope.decisive):
+        _compile(work, path)
+    tables = {"default": Table.load(capability), "tuned": tuned_table(path, capability)}
+    rows = [
+        work.row(_row_name(variant, levels), partial(_compare, work, variant, tables))
+        for variant in work.scope.decisive
+    ]
+    return verdict(rows, lambda row: row["error"] <= LIMIT[DTYPE])
+
+
+def compile_tuned(variant: str, index: int, path: Path, capability: tuple[int, int], launchers: bool) -> None:
+    """One launch of a network as a table cuts it: sums come in as many rows as the neighbours' tiles make, so that it
+    is another kernel than the one that was tuned."""
+    plan = planned(shapes_of(variant), DTYPE, torch.device("meta"), table=tuned_table(path, capability))
+    compile_launch(plan.launches[index], capability, launchers)
+
+
+def _compile(work: Work, path: Path) -> None:
+    capability, _, launchers = capability_and_gpu(work)
+    jobs = [
+        (f"{variant} {i}", compile_tuned, (variant, i, path, capability, launchers))
+        for variant in work.scope.decisive
+        for i in range(shapes_of(variant).launches)
+    ]
+    compile_all(jobs, work.end)
+
+
+def _row_name(variant: str, levels: int) -> str:
+    return f"{variant}, {levels} levels tuned"
+
+
+def _compare(work: Work, variant: str, tables: dict[str, Table]) -> Values:
+    program, reference = network(variant, work.device)
+    x = picture(program, work.device)
+    plans = {name: planned(program, DTYPE, work.device, table=table) for name, table in tables.items()}
+    error = relative(run(plans["tuned"], x), reference(x))
+    ways = {name: capture(partial(run, plan, x), work.device)[1] for name, plan in plans.items()}
+    return {"error": error, "tolerance": LIMIT[DTYPE], "us": interleaved(ways, work.scope.rounds)}
+
+
+def _levels(work: Work, variant: str, cache: int) -> list[Level]:
+    return levels_of(shapes_of(variant), 1, DTYPE, cache)[: work.scope.levels]
+
+
+def _path(work: Work, found: Values) -> Path:
+    return work.out / tuned_name(found["gpu"])
+
+
+def _write(work: Work, found: Values) -> None:
+    """The table, of all rows so far, as `launch/tune.py` would write it."""
+    levels = {key: row for key, row in work.journal.rows(work.step).items() if "fault" not in row}
+    note = {"note": work.scope.note} if work.scope.note else {}
+    write_json(_path(work, found), {**found, **note, "tuned": time.strftime("%Y-%m-%d"), "levels": levels})

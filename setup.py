@@ -22,6 +22,7 @@ setup(
     ],
     package_data={
         "parallel_parnet.commands.plan": ["*.json"],
+        "parallel_parnet.commands.train": ["recipes/*.json"],
         "parallel_parnet.demo": ["*.json", "*.safetensors", "pictures/*.png"],
         "parallel_parnet.kernels.cpu": ["native.c"],
         "parallel_parnet.kernels.gpu": ["configs/*.json"],

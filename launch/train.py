@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train a network on a folder in the MNIST layout: `--help` tells the rest."""
+"""Train on labelled pictures, from scratch or from a checkpoint: `--help` tells the rest."""
 
 import sys
 from pathlib import Path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,18 +42,38 @@ class Preprocess:
 
     def pixels(self, image: Image.Image) -> np.ndarray:
         """Any picture to uint8 [size, size, 3], as `to_rgb` makes it."""
-        image = to_rgb(image)
+        cut, right, bottom = self._resized(to_rgb(image))
+        return cut(right // 2, bottom // 2)
+
+    def ten_crop(self, image: Image.Image) -> np.ndarray:
+        """Any picture to uint8 [10, size, size, 3]: middle and corners of the resized one, then the same mirrored.
+
+        Released evaluation code: imagenet/timm/data/transforms_factory.py, ImgNetTenCrop.
+        """
+        cut, right, bottom = self._resized(to_rgb(image))
+        places = (right // 2, bottom // 2), (0, 0), (right, 0), (0, bottom), (right, bottom)
+        five = np.stack([cut(*place) for place in places])
+        return np.concatenate([five, five[:, :, ::-1]])
+
+    def _resized(self, image: Image.Image) -> tuple[Callable[[int, int], np.ndarray], int, int]:
+        """What cuts size x size out of the resized picture at (left, top), and the largest left and top."""
         scale = round(self.size / self.crop) / min(image.size)
         target = [max(self.size, round(side * scale)) for side in image.size]
-        left, top = ((side - self.size) // 2 for side in target)
-        box = (left, top, left + self.size, top + self.size)
+        right, bottom = (side - self.size for side in target)
         if max(target) > LONGEST * self.size:  # a line of pixels would fill the memory before it is cut
             x, y = (side / t for side, t in zip(image.size, target, strict=True))
-            inside = (box[0] * x, box[1] * y, box[2] * x, box[3] * y)
-            return np.asarray(image.resize((self.size, self.size), Image.Resampling.BICUBIC, inside))
-        if target != list(image.size):
-            image = image.resize(target, Image.Resampling.BICUBIC)
-        return np.asarray(image.crop(box))
+
+            def resize_there(left: int, top: int) -> np.ndarray:
+                inside = (left * x, top * y, (left + self.size) * x, (top + self.size) * y)
+                return np.asarray(image.resize((self.size, self.size), Image.Resampling.BICUBIC, inside))
+
+            return resize_there, right, bottom
+        whole = image.resize(target, Image.Resampling.BICUBIC) if target != list(image.size) else image
+
+        def crop(left: int, top: int) -> np.ndarray:
+            return np.asarray(whole.crop((left, top, left + self.size, top + self.size)))
+
+        return crop, right, bottom
 
     @with_own_settings
     def normalise(self, pixels: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from .model import LevelConfig
 from .rates import Rates
 
 CONFIGS = Path(__file__).with_name("configs")
+INSTEAD = {(9, 0): "NVIDIA H200"}  # whose tuned levels GPUs of this compute capability take that have none of their own
 
 
 @dataclass(frozen=True)
@@ -36,15 +37,18 @@ class Table:
 
     @classmethod
     def load(cls, capability: tuple[int, int], device_name: str | None = None) -> Table:
-        """The table for a GPU; where its model has none, said once, the defaults of its compute capability."""
+        """The table for a GPU; where its model has none, which is said, that of a sister or the defaults of its compute
+        capability. Without a name, the defaults."""
         known = {tuple(map(int, p.stem.split("=")[1].split("."))): p for p in CONFIGS.glob("compute_capability=*.json")}
         older = [version for version in known if version <= capability]
         if not older:
             raise ParNetError(f"compute capability {capability}: the kernels need {min(known)} or newer")
         rates = Rates(**json.loads(known[max(older)].read_text()))
-        path = CONFIGS / tuned_name(device_name or "")
+        path, instead = CONFIGS / tuned_name(device_name or ""), INSTEAD.get(max(older), "")
         if device_name and not path.is_file():
-            warnings.warn(f"no tuned kernels for {device_name}: taking the defaults", stacklevel=2)
+            taken = f"those timed on an {instead}" if instead else "the defaults"
+            warnings.warn(f"no tuned kernels for {device_name}: taking {taken}", stacklevel=2)
+            path = CONFIGS / tuned_name(instead)
         return cls(rates, read_levels(path))
 
     @classmethod
@@ -75,6 +79,7 @@ def read_levels(path: Path) -> dict[str, Any]:
 
 
 def key(shapes: Sequence[Geometry], n: int, dtype: torch.dtype) -> str:
-    """A level's name in a table: type, batch, and each operation as HxWxcin>cout/stride, in program order."""
+    """A level's name in a table: bits of a number, batch, and each operation as HxWxcin>cout/stride, in program order.
+    Both types of 16 bits take the same time."""
     parts = [f"{s.h}x{s.w}x{s.cin}>{s.cout}/{s.stride}g{s.groups}i{s.inputs}" for s in shapes]
-    return f"{str(dtype).removeprefix('torch.')} n{n} " + " + ".join(parts)
+    return f"{8 * dtype.itemsize}-bit n{n} " + " + ".join(parts)

@@ -20,13 +20,14 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "infer": Command("infer.command", "classify pictures, and tell the latency"),
+    "validate": Command("validate.command", "top-1 and top-5 of a checkpoint on labelled pictures"),
     "bench": Command("bench.command", "time every executor and every installed peer side by side", "bench"),
     "bench-report": Command("bench.page", "the benchmark's results as one figure and one page", "bench"),
     "plan": Command("plan.command", "the fastest placement on so many GPUs, its schedule, and why", "figures"),
     "plan-check": Command("plan.check", "the planner's predictions against this machine"),
     "latency-vs-depth": Command("depth.command", "does latency follow depth, or work? the experiment", "figures"),
     "profile": Command("profile.command", "Nsight, and what a trace says about where the time goes"),
-    "train": Command("train.command", "train a network on a folder in the MNIST layout"),
+    "train": Command("train.command", "train on labelled pictures, from scratch or from a checkpoint"),
     "export": Command("export.command", "the folded network as an ONNX or torch.export file, checked", "export"),
     "gpu-check": Command("gpu.check", "probe, tune, prove and time the kernels on the GPU at hand"),
     "tune": Command("gpu.tune", "time kernel configurations on the GPU at hand, and keep the best"),

@@ -172,10 +172,22 @@ def process_age() -> float | None:
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises ParNetError for wrong arguments, so that one rank speaks for all."""
+    """Raises ParNetError for wrong arguments, so that one rank speaks for all. Its whole numbers have 32 bits: no
+    command counts further, and what torch says to larger ones is no line that helps."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.register("type", int, _whole_number)
 
     def error(self, message: str) -> NoReturn:
         raise ParNetError(f"{message}; see --help")
+
+
+def _whole_number(text: str) -> int:
+    number = int(text)
+    if abs(number) >= 2**31:
+        raise argparse.ArgumentTypeError(f"{text} is beyond {2**31 - 1}")
+    return number
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

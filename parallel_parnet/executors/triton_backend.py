@@ -147,6 +147,13 @@ class TritonBackend:
     def bind(self, segment: Segment, nhw: NHW, reads: Reads, homes: Mapping[str, Tensor]) -> TritonSegment:
         return TritonSegment(self, segment, nhw, self._cuts(nhw), reads, homes)
 
+    def nchw(self, feature: str, tensor: Tensor, nhw: NHW) -> Tensor:
+        """A feature's pixels as callers know them, in the storage type; logits as they are."""
+        op = self.program.by_name[feature]
+        if op.kind == "classifier":
+            return tensor
+        return self.opened(feature, tensor, self._cuts(nhw), nhw).y[..., : op.cout].permute(0, 3, 1, 2)
+
     def blocks(self, operation: str, device: torch.device, cut: Cut) -> Tensor:
         """A convolution's weights as a cut reads them. Kept for all cuts that need no others."""
         key = operation, device, cut.tile.bk, cut.tile.bn

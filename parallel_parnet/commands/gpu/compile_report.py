@@ -2,6 +2,8 @@
 
     python launch/compile_report.py --out results/kernels-compiled.md
 
+    python launch/compile_report.py --json kernels.json          # the same as data
+
 Takes two to three minutes of one core.
 """
 
@@ -18,9 +20,10 @@ from rich.progress import track
 
 from parallel_parnet import create_model, fold
 from parallel_parnet.executors.triton_backend import whole
-from parallel_parnet.files import write_atomically
+from parallel_parnet.files import write_atomically, write_json
 from parallel_parnet.kernels.gpu.compiled import Resources, resources, stand_in
 from parallel_parnet.kernels.gpu.config import Table
+from parallel_parnet.kernels.gpu.model import Costs, Prediction, predict
 from parallel_parnet.kernels.gpu.rates import H200, Rates
 
 from ..common import RESULTS, Parser, plain_console
@@ -37,19 +40,19 @@ resources). It was made without a GPU by `python launch/compile_report.py`, torc
 
 **Nothing on this page is a measured time.** The floor is computed: the longer of FLOPs over {flops:.0f} TFLOP/s and
 bytes over {bytes:.1f} TB/s, the rates that were measured on an H200 for a large matrix product and a large copy. Bytes
-count each input and weight read once and each output written once, per operation. Sums and split-K's workspace come on
-top. A level's floor says nothing of the start and end of its kernel.
+count each input and weight read once and each output written once, per operation. The model is that of
+`kernels/gpu/model.py`, with {l2:.1f} TB/s of L2 and {memory:.1f} TB/s of memory; it leaves the classifier out.
 
-- *programs*: tiles times splits, for {processors} multiprocessors; *per mp.*: how many of them each holds at a time,
-  by registers and shared memory.
-- *fill*: programs over the places for them; above 1 they come in several waves.
+- *programs*: those that convolve, tiles times splits, for {processors} multiprocessors; *per mp.*: how many of them
+  each holds at a time, by registers and shared memory.
+- *fill*: programs over the places for them; above 1 they come in several waves. Leaders, which are short, come first.
 - *spilled*: bytes of registers that went to memory, loads and stores. *HGMMA*: tensor-core instructions (wgmma);
   *LDGSTS*: asynchronous copies to shared memory.
 """
 
 HEADER = (
     "| level | programs | threads | registers | shared KB | per mp. | fill | spilled | instructions | HGMMA | LDGSTS "
-    "| MFLOP | MB | computed floor, us |\n" + "|---|" + "---:|" * 13
+    "| MFLOP | MB | computed floor, us | model, us | limited by |\n" + "|---|" + "---:|" * 14 + "---|"
 )
 
 
@@ -62,15 +65,22 @@ class Row:
     used: Resources
     flops: int
     bytes: int
+    model: Prediction | None
+
+    @property
+    def waves(self) -> float:
+        """Programs over the places for them."""
+        return self.programs / (self.used.blocks * H200.multiprocessors)
 
     def text(self, rates: Rates) -> str:
         """A line of the table."""
-        used, places = self.used, self.used.blocks * rates.multiprocessors
+        used = self.used
+        modelled = (f"{self.model.seconds * 1e6:.2f}", self.model.limit) if self.model else ("", "")
         cells = (
             self.name, self.programs, used.threads, used.registers, f"{used.shared / 1024:.0f}", used.blocks,
-            f"{self.programs / places:.2f}", used.spilled, used.instructions, used.counts["HGMMA"],
+            f"{self.waves:.2f}", used.spilled, used.instructions, used.counts["HGMMA"],
             used.counts["LDGSTS"], f"{self.flops / 1e6:.0f}", f"{self.bytes / 1e6:.2f}",
-            f"{rates.floor(self.flops, self.bytes) * 1e6:.2f}",
+            f"{rates.floor(self.flops, self.bytes) * 1e6:.2f}", *modelled,
         )  # fmt: skip
         return "| " + " | ".join(map(str, cells)) + " |"
 
@@ -80,6 +90,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", nargs="+", default=VARIANTS, help="variants (default: S, M, L and XL)")
     default = RESULTS / "kernels-compiled.md"
     parser.add_argument("--out", type=Path, default=default, help="default: results/kernels-compiled.md")
+    parser.add_argument("--json", type=Path, help="file for the same as data")
     return parser.parse_args()
 
 
@@ -87,15 +98,18 @@ def compile_variant(name: str, console: Console) -> list[Row]:
     """Every launch of a variant."""
     meta = torch.device("meta")
     program = fold(create_model(name).to(meta).eval())
-    plan = whole(program, (1, SIZE, SIZE), torch.float16, meta, Table.load(HOPPER))
+    table = Table.load(HOPPER)
+    plan = whole(program, (1, SIZE, SIZE), torch.float16, meta, table)
+    levels = [[plan.cuts[op.name].shape for op in group] for group in program.groups if group[0].kind == "conv"]
+    models = [predict(level, 1, torch.float16, table.level(level, 1, torch.float16), table.rates) for level in levels]
     costs = program.cost(SIZE, itemsize=torch.float16.itemsize).by("level")
     rows = []
     launches = track(plan.launches, name, console=console, transient=True, disable=not console.is_terminal)
-    for launch, cost in zip(launches, costs.values(), strict=True):
+    for launch, cost, model in zip(launches, costs.values(), [*models, None], strict=True):
         with stand_in(HOPPER):
             used = resources(launch.compile())
-        programs = launch.grid[0] * (launch.grid[1] if len(launch.grid) > 1 else 1)
-        rows.append(Row(launch.name, programs, used, cost.flops, cost.bytes))
+        programs = launch.grid[0] - (launch.arguments[2] if model else 0)
+        rows.append(Row(launch.name, programs, used, cost.flops, cost.bytes, model))
     return rows
 
 
@@ -104,15 +118,33 @@ def section(name: str, rows: list[Row], rates: Rates) -> str:
     flops, moved = sum(row.flops for row in rows), sum(row.bytes for row in rows)
     floors = sum(rates.floor(row.flops, row.bytes) for row in rows) * 1e6
     once = rates.floor(flops, moved) * 1e6
+    data = figures(rows)
     return "\n".join(
         [
             f"## {name}\n",
             HEADER,
             *(row.text(rates) for row in rows),
             f"\n{len(rows)} launches, {flops / 1e9:.2f} GFLOP, {moved / 1e6:.1f} MB. Computed floors: {floors:.1f} us "
-            f"summed level by level; {once:.1f} us if arithmetic and transfers of all levels could overlap.\n",
+            f"summed level by level; {once:.1f} us if arithmetic and transfers of all levels could overlap. Model of all "
+            f"but the classifier: {data['modelled_us']} us; at most {data['waves_max']} of a wave; spilled: "
+            f"{data['spilled_bytes']} bytes.\n",
         ]
     )
+
+
+def figures(rows: list[Row]) -> dict:
+    """A variant in four numbers, and its levels."""
+    return {
+        "modelled_us": round(sum(row.model.seconds for row in rows if row.model) * 1e6, 1),
+        "spilled_bytes": sum(row.used.spilled for row in rows),
+        "waves_max": round(max(row.waves for row in rows), 2),
+        "launches": len(rows),
+        "levels": {
+            row.name: {"modelled_us": round(row.model.seconds * 1e6, 2), "limited_by": row.model.limit}
+            for row in rows
+            if row.model
+        },
+    }
 
 
 def main() -> int:
@@ -121,16 +153,19 @@ def main() -> int:
         INTRODUCTION.format(
             size=SIZE, major=HOPPER[0], minor=HOPPER[1], torch=torch.__version__.partition("+")[0],
             triton=triton.__version__, flops=H200.flops / 1e12, bytes=H200.bytes / 1e12,
-            processors=H200.multiprocessors,
+            processors=H200.multiprocessors, l2=Costs().l2 / 1e12, memory=Table.load(HOPPER).rates.bytes / 1e12,
         )
     ]  # fmt: skip
-    faults = []
+    faults, networks = [], {}
     for name in args.model:
         rows = compile_variant(name, console)
+        networks[name] = figures(rows)
         parts.append(section(name, rows, H200))
         faults += [f"{name}, {row.name}: {fault}" for row in rows for fault in row.used.complaints(HOPPER)]
     write_atomically(args.out, "\n".join(parts))
     console.print(f"wrote {args.out}")
+    if args.json:
+        write_json(args.json, {"torch": torch.__version__, "triton": triton.__version__, "networks": networks})
     for fault in faults:
         console.print(fault)
     return 1 if faults else 0

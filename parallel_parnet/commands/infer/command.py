@@ -33,11 +33,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from parallel_parnet import Engine, ParNetError, ParNetWarning, Placement, Program, fold
-from parallel_parnet.executors.available import EXECUTORS
+from parallel_parnet import Engine, ParNetError, ParNetWarning, fold
 from parallel_parnet.files import write_json
 from parallel_parnet.preprocess import Preprocess, find_images, passed_over
-from parallel_parnet.transport import TRANSPORTS, gather, join_ranks
+from parallel_parnet.transport import join_ranks
 
 from ..common import (
     DEMO,
@@ -47,11 +46,10 @@ from ..common import (
     Ranks,
     add_model_arguments,
     load_model,
-    pixels,
     plain_console,
     process_age,
 )
-from ..plan.measured import find_link, plan_for_ranks
+from ..lanes import add_engine_arguments, check_engine_arguments, describe, lane_hosts, place
 from ..stopping import stop_on_signals
 from ..tracing import add_trace_arguments, check_trace_arguments, write_traces
 from .few import classify_and_time
@@ -68,19 +66,7 @@ def parse_arguments() -> argparse.Namespace:
         "--image", action="append", type=Path, help="picture or folder; may be repeated; what is transparent is black"
     )
     parser.add_argument("--labels", type=Path, help="text file with a class name per line")
-    parser.add_argument("--img-size", type=pixels, help="pixels; default: the network's own")
-    parser.add_argument("-b", "--batch-size", type=int, default=1, help="pictures per pass (default: %(default)s)")
-    parser.add_argument("--streams-per-gpu", type=int, default=1, help="branches per device (default: %(default)s)")
-    parser.add_argument("--placement", choices=["streams", "auto"], default="streams", help="auto: measure and plan")
-    parser.add_argument("--link", help="for --placement auto, as launch/plan.py (default: loopback, on GPUs nvlink)")
-    parser.add_argument("--strict", action="store_true", help="refuse rather than fold streams onto fewer devices")
-    parser.add_argument("--device", help="cpu, cuda or cuda:N; default: cuda where there is one")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
-    parser.add_argument("--executor", choices=EXECUTORS, default="auto", help="default: %(default)s")
-    parser.add_argument(
-        "--threads", type=int, help="compute threads; default: OMP_NUM_THREADS, else its share of cores"
-    )
-    parser.add_argument("--transport", choices=TRANSPORTS, default="auto", help="of features between ranks")
+    add_engine_arguments(parser)
     parser.add_argument("--measure-links", action="store_true", help="of two ranks, for each transport, and end")
     parser.add_argument("--iterations", type=int, default=50, help="timed passes (default: %(default)s)")
     parser.add_argument("--warmup", type=int, default=5, help="passes before them (default: %(default)s)")
@@ -88,66 +74,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write all results to this file")
     add_trace_arguments(parser)
     parser.add_argument("--jsonl", type=Path, metavar="FILE", help="append an answer per line; continues a FILE")
-    parser.add_argument("--timeout", type=float, default=60, help="seconds for an operation (default: %(default)s)")
     args = parser.parse_args()
     check_trace_arguments(args)
-    for name in ("batch_size", "iterations", "streams_per_gpu"):
-        if getattr(args, name) < 1:
-            raise ParNetError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
-    if args.warmup < 0 or args.timeout <= 0:
-        raise ParNetError("--warmup must not be negative, and --timeout must be positive")
+    check_engine_arguments(args)
+    if args.iterations < 1 or args.warmup < 0:
+        raise ParNetError("--iterations must be at least 1, and --warmup must not be negative")
     if args.verify and args.jsonl:
         raise ParNetError("--verify keeps all logits in memory: leave it out with --jsonl")
     return args
-
-
-def place(
-    program: Program, args: argparse.Namespace, ranks: Ranks, device: torch.device
-) -> tuple[Placement | None, str]:
-    """The placement that was asked for, or the nearest that one process can have, with a line that says so.
-
-    None where one process is to choose by measuring.
-    """
-    k, streams = args.streams_per_gpu, program.streams
-    if args.placement == "auto":
-        if ranks.world == 1 and device.type == "cpu":
-            return None, ""
-        link = find_link(args.link or ("nvlink" if device.type == "cuda" else "loopback"))
-        dtype = DTYPES[args.dtype]
-        found = plan_for_ranks(program, ranks, device, dtype, args.img_size, args.batch_size, link, args.executor)
-        return found, ""
-    if ranks.world > 1:
-        return Placement.from_streams_per_gpu(program, k, ranks.world), ""
-    whole_machine = device.type == "cuda" and device.index is None
-    devices = torch.cuda.device_count() if whole_machine and args.executor != "cuda_streams" else 1
-    wanted = -(-streams // max(1, k))
-    if devices >= wanted:
-        return Placement.from_streams_per_gpu(program, k, wanted), ""
-    note = (
-        f"this process sees {devices} device ({device.type}) where {k} stream(s) per GPU want {wanted}: "
-        f"{streams} streams share {devices} lane(s); "
-        f"torchrun --nproc-per-node {wanted} gives each lane a process of its own"
-    )
-    if args.strict:
-        raise ParNetError(note)
-    if (
-        args.executor == "cuda_streams"
-    ):  # whose lanes are CUDA streams of one GPU, one for each of the network's streams
-        return Placement.from_streams_per_gpu(program, 1, streams), ""
-    if device.type == "cuda" and devices == 1 and args.executor == "auto":  # which tries CUDA streams beside one lane
-        return None, ""
-    if device.type == "cpu":  # on which the streams of a level share its threads all the same
-        note = ""
-    return Placement.from_streams_per_gpu(program, -(-streams // devices), devices), note and f"note: {note}"
-
-
-def lane_hosts(engine: Engine, ranks: Ranks, threads: int) -> list[tuple[str, int]]:
-    """Device and compute threads of each lane."""
-    if ranks.world == 1:
-        return [(str(engine.lane_device(lane)), engine.threads or threads) for lane in range(engine.placement.lanes)]
-    index = -1 if engine.device.index is None else engine.device.index
-    everyone = gather([threads, index])
-    return [(engine.device.type if i < 0 else f"{engine.device.type}:{i}", count) for count, i in everyone]
 
 
 def coordinate(engine: Engine, args: argparse.Namespace, setting: dict, console: Console) -> int:
@@ -180,30 +114,6 @@ def coordinate(engine: Engine, args: argparse.Namespace, setting: dict, console:
     if args.json:
         write_json(args.json, result | setting)
     return 1 if result["faults"] else 0
-
-
-def describe(engine: Engine, args: argparse.Namespace, weights: str, hosts: list[tuple[str, int]], world: int) -> dict:
-    """What runs, and where."""
-    program, placement = engine.program, engine.placement
-    return {
-        "placement": {
-            "streams_per_gpu": args.streams_per_gpu,
-            "lanes": [
-                {"lane": i, "device": device, "threads": threads, "runs": runs}
-                for i, ((device, threads), runs) in enumerate(zip(hosts, placement.describe(program), strict=True))
-            ],
-            "operations": {name: list(lanes) for name, lanes in placement.where.items()},
-        },
-        "executor": engine.executor,
-        "device": str(engine.device),
-        "dtype": str(engine.dtype).removeprefix("torch."),
-        "arithmetic": str(engine.arithmetic).removeprefix("torch."),
-        "world_size": world,
-        "depth": program.depth,
-        "batch_size": args.batch_size,
-        "size": args.img_size or program.config.image_size,
-        "weights": weights,
-    }
 
 
 def main() -> int:

@@ -39,7 +39,7 @@ class AnswerLines:
             raise self._unwritable(error) from None
         try:
             if not stat.S_ISREG(os.fstat(self._file).st_mode):
-                raise ParNetError(f"{path}: not a regular file; --jsonl continues where it stopped and needs one")
+                raise ParNetError(f"{path}: not a regular file, which what goes on where it stopped needs")
             self._lock()
             self._end = self._read_back()
             os.ftruncate(self._file, self._end)
@@ -104,12 +104,10 @@ class AnswerLines:
             row = json.loads(line)
             image, settings = row["image"], row["settings"]
         except (ValueError, KeyError, TypeError):
-            raise ParNetError(
-                f"{self.path}: line {number} is no answer of launch/infer.py; give another file"
-            ) from None
+            raise ParNetError(f"{self.path}: line {number} is no answer of this command; give another file") from None
         if settings != self.settings:
             raise ParNetError(
-                f"{self.path}: line {number} was made with another network, picture size, precision or labels; "
+                f"{self.path}: line {number} was made with another network, picture size, precision, crops or labels; "
                 f"give those, or another file"
             )
         if image in self.done:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
 from array import array
 from collections import deque
 from collections.abc import Container, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +19,10 @@ from torch import Tensor
 from parallel_parnet import Engine, ParNetError
 from parallel_parnet.preprocess import Preprocess, read_image
 
+from ..decoding import ahead
 from .lines import AnswerLines
 from .tables import fault_of, top5
 
-DECODERS = min(4, os.cpu_count() or 1)
-AHEAD = 2 * DECODERS  # batches decoded before the engine asks for them: memory stays bounded, ranks do not wait
 PERCENTILES = {"median": 50, "p90": 90, "p95": 95, "p99": 99}
 
 
@@ -54,19 +50,8 @@ class Pictures:
         cuts = range(0, len(self.paths), self.batch_size)
         groups = (self.paths[i : i + self.batch_size] for i in cuts)
         todo = (group for group in groups if any(str(path) not in done for path in group))
-        pool, waiting = ThreadPoolExecutor(DECODERS, "decode"), deque[tuple[list[Path], Future]]()
-        try:
-            while True:
-                waiting.extend(
-                    (group, pool.submit(self._decode, group)) for group in islice(todo, AHEAD - len(waiting))
-                )
-                if not waiting:
-                    return
-                group, decoded = waiting.popleft()
-                pixels, reasons = decoded.result()
-                yield Batch(tuple(map(str, group)), self.preprocess.normalise(torch.from_numpy(pixels)), reasons)
-        finally:
-            pool.shutdown(cancel_futures=True)
+        for group, (pixels, reasons) in ahead(todo, self._decode):
+            yield Batch(tuple(map(str, group)), self.preprocess.normalise(torch.from_numpy(pixels)), reasons)
 
     def _decode(self, group: list[Path]) -> tuple[np.ndarray, dict[str, str]]:
         size, reasons = self.preprocess.size, {}

@@ -13,6 +13,7 @@ from torch import Tensor
 from parallel_parnet import ParNetError, Program
 
 from ..common import table as make_table
+from ..data.split import read_names
 
 ORDINALS = ("1st", "2nd", "3rd", "4th", "5th")
 
@@ -22,10 +23,7 @@ def read_labels(path: Path | None, program: Program) -> list[str]:
     classes = program.config.num_classes
     if path is None:
         return list(program.config.labels) or [f"class {i}" for i in range(classes)]
-    try:
-        labels = path.read_text("utf-8-sig").rstrip().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ParNetError(f"{path}: cannot be read ({error})") from None
+    labels = list(read_names(path))
     if len(labels) != classes:
         raise ParNetError(f"{path}: {len(labels)} lines for {classes} classes; give one name per line")
     return labels

@@ -1,136 +1,169 @@
-"""Train a ParNet on a folder in the MNIST layout (four .gz files), such as Fashion-MNIST.
+"""Train a ParNet on labelled pictures, from scratch or from a checkpoint, in one process or by torchrun.
 
-apt-get install dataset-fashion-mnist
-python launch/train.py /usr/share/datasets/fashion-mnist --out launch/demo/parnet_fashion.safetensors
+    apt-get install dataset-fashion-mnist
+    python launch/train.py /usr/share/datasets/fashion-mnist --out launch/demo/parnet_fashion.safetensors
+    python launch/train.py DIR --checkpoint launch/demo/parnet_fashion.safetensors --out mine.safetensors
+    python launch/train.py cifar-10-batches-bin --model parnet_cifar_1m --out cifar.safetensors --curve cifar
+    torchrun --nproc-per-node 8 launch/train.py imagenet --model parnet_xl --out xl.safetensors
+
+DIR is train/ and val/ (validation/, test/), each with a folder per class; or the four files of MNIST's layout; or
+CIFAR's batches, binary or in Python. A checkpoint keeps its classifier where the classes are the same, by name, and
+gets a new one where they differ; names of classes are kept in the file.
+
+A recipe is a file of JSON, one of the package's or your own; without --recipe it is that of the model, and fine-tune
+with --checkpoint. Its batch size is that of each rank.
+
+OUT.state, beside the file to be written, keeps the whole run after every epoch, and after every --save-steps. The same
+command goes on from it, bit for bit, whatever had stopped it; it is removed at the end.
+
+Exit status: 0; 1 where a picture was skipped, or a rank was lost; 2 for wrong input; 130 and 143 after SIGINT and
+SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
+import json
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image
-from rich.progress import track
-from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from rich.console import Console
 
-from parallel_parnet import ParNet, create_model
-from parallel_parnet.errors import ParNetError
-from parallel_parnet.files import as_json, write_json
+from parallel_parnet import ParNetError
+from parallel_parnet.files import write_json
 from parallel_parnet.network.checkpoint import load_checkpoint, save_checkpoint
+from parallel_parnet.network.variants import ACTIVATIONS
 from parallel_parnet.preprocess import Preprocess
+from parallel_parnet.transport import agree, join_ranks
+
+from ..common import DEMO_MODEL, Parser, Ranks, pixels, plain_console
+from ..data.finding import open_split
+from ..data.split import TEST, TRAIN, read_names
+from ..stopping import stop_on_signals
+from . import curve, state
+from .batches import Pictures
+from .loop import Training
+from .network import check_same_classes, fresh, tuned
+from .recipe import Recipe, default, load, names
+
+SAID = 10  # reasons of skipped pictures on the terminal
+CHANGES = ("epochs", "batch_size", "lr", "weight_decay", "label_smoothing")
 
 
-def read_idx(folder: Path, name: str) -> np.ndarray:
-    """A file of the IDX layout: two zero bytes, type 8 (uint8), number of dimensions, each size, the values."""
-    path = folder / f"{name}.gz"
-    try:
-        data = gzip.decompress(path.read_bytes())
-        if data[:3] != b"\0\0\x08":
-            raise ParNetError(f"{path}: not an IDX file of bytes")
-        shape = np.frombuffer(data, ">i4", count=data[3], offset=4)
-        return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
-    except (OSError, EOFError, ValueError) as error:
-        raise ParNetError(f"{path}: cannot be read as an IDX file ({error})") from None
+def parse_arguments() -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, metavar="DIR", help="labelled pictures, in any of the layouts above")
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint to write, .safetensors")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("-m", "--model", help=f"variant to train from scratch (default: {DEMO_MODEL})")
+    source.add_argument("--checkpoint", type=Path, help="weights to begin with, .pth.tar or .safetensors")
+    parser.add_argument("--ema", action="store_true", help="take the checkpoint's averaged weights")
+    parser.add_argument("--activation", choices=ACTIVATIONS, help="default: the checkpoint's own, else silu")
+    parser.add_argument("--labels", type=Path, help="text file with a class name per line, for layouts without names")
+    parser.add_argument("--recipe", metavar="NAME", help=f"{', '.join(names())}, or a file")
+    parser.add_argument("--epochs", type=int, help="these five in place of the recipe's")
+    parser.add_argument("-b", "--batch-size", type=int)
+    parser.add_argument("--lr", type=float)
+    parser.add_argument("--weight-decay", type=float)
+    parser.add_argument("--label-smoothing", type=float)
+    parser.add_argument("--img-size", type=pixels, help="pixels; default: the network's own")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N; default: cuda where there is one")
+    parser.add_argument("--threads", type=int, help="compute threads; default: OMP_NUM_THREADS, else a share of cores")
+    parser.add_argument("--log", type=Path, metavar="FILE", help="settings and every epoch, as JSON")
+    parser.add_argument("--curve", type=Path, metavar="STEM", help="every epoch as STEM.jsonl and STEM.png")
+    parser.add_argument("--save-steps", type=int, default=1000, help="of OUT.state in an epoch (default: %(default)s)")
+    parser.add_argument("--timeout", type=float, default=600, help="seconds that ranks wait (default: %(default)s)")
+    args = parser.parse_args()
+    if args.ema and args.checkpoint is None:
+        raise ParNetError("--ema: random weights have no average; give a --checkpoint")
+    if args.save_steps < 1 or args.timeout <= 0:
+        raise ParNetError("--save-steps and --timeout must be positive")
+    if args.out.suffix != ".safetensors" or not args.out.parent.is_dir():
+        raise ParNetError(f"--out {args.out}: give a name that ends in .safetensors, in a folder that is there")
+    if args.log and not args.log.parent.is_dir():
+        raise ParNetError(f"--log {args.log}: no such folder")
+    if args.curve:
+        curve.check(args.curve)
+    return args
 
 
-def load_split(folder: Path, split: str, preprocess: Preprocess) -> tuple[Tensor, Tensor]:
-    """Grey pixels uint8 [N, size, size], prepared as the engine prepares them, and labels int64 [N]."""
-    images, labels = read_idx(folder, f"{split}-images-idx3-ubyte"), read_idx(folder, f"{split}-labels-idx1-ubyte")
-    if len(images) != len(labels):
-        raise ParNetError(f"{folder}: {len(images)} pictures but {len(labels)} labels in {split}")
-    pixels = np.stack([preprocess.pixels(Image.fromarray(image))[:, :, 0] for image in images])
-    return torch.from_numpy(pixels), torch.from_numpy(labels.astype(np.int64))
+def choose_recipe(args: argparse.Namespace, device: torch.device) -> Recipe:
+    """The recipe with what the arguments change. ParNetError where it cannot run on the device."""
+    name = args.recipe or default(None if args.checkpoint else args.model or DEMO_MODEL)
+    recipe = load(name).with_changes(**{change: getattr(args, change) for change in CHANGES})
+    if recipe.amp == "float16" and device.type == "cpu":
+        return recipe.with_changes(amp="bfloat16")  # for which a CPU may have instructions
+    return recipe
 
 
-def augment(pixels: Tensor, shift: int = 3) -> Tensor:
-    """Each picture [N, H, W] mirrored or not, and moved by up to `shift` pixels over a black border."""
-    n, h, w = pixels.shape
-    padded = F.pad(pixels, (shift,) * 4)
-    mirrored = torch.where(torch.rand(n, 1, 1) < 0.5, padded.flip(2), padded)
-    dy, dx = torch.randint(0, 2 * shift + 1, (2, n, 1, 1))
-    rows, columns = torch.arange(h).view(1, h, 1) + dy, torch.arange(w).view(1, 1, w) + dx
-    return mirrored[torch.arange(n).view(n, 1, 1), rows, columns]
+def prepare(args: argparse.Namespace, recipe: Recipe, ranks: Ranks, device: torch.device, console: Console) -> Training:
+    """Network and pictures, before the first step."""
+    train, test = open_split(args.data, TRAIN), open_split(args.data, TEST)
+    if args.labels:
+        train, test = (split.named(read_names(args.labels)) for split in (train, test))
+    check_same_classes(train, test)
+    torch.manual_seed(args.seed)
+    if args.checkpoint:
+        model, numbers, words = tuned(load_checkpoint(args.checkpoint, args.ema, args.activation), args.img_size, train)
+        console.print(words)
+    else:
+        model, numbers = fresh(args.model or DEMO_MODEL, args.activation, args.img_size, train)
+    preprocess = Preprocess.of(model.config)
+    sides = Pictures(train, numbers, preprocess), Pictures(test, numbers, preprocess)
+    return Training(model, recipe, *sides, ranks, device, args.seed)
 
 
-def to_input(pixels: Tensor, preprocess: Preprocess) -> Tensor:
-    """Grey uint8 [N, H, W] to the network's fp32 [N, 3, H, W] in channels_last memory."""
-    x = preprocess.normalise(pixels.unsqueeze(-1).expand(-1, -1, -1, 3))
-    return x.to(memory_format=torch.channels_last)
-
-
-@torch.no_grad()
-def accuracy(model: torch.nn.Module, pixels: Tensor, labels: Tensor, preprocess: Preprocess) -> float:
-    """Share of pictures whose top-1 class is right."""
-    model.eval()
-    right = sum(
-        (model(to_input(batch, preprocess)).argmax(1) == truth).sum().item()
-        for batch, truth in zip(pixels.split(500), labels.split(500), strict=True)
-    )
-    return right / len(labels)
-
-
-def train(model: ParNet, args: argparse.Namespace, data: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> dict:
-    """SGD with one cosine cycle; returns the log. `model` ends with the moving average of its weights."""
-    preprocess, (pixels, labels) = Preprocess.of(model.config), data
-    model.to(memory_format=torch.channels_last)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.998), use_buffers=True)
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=args.lr, momentum=0.9, nesterov=True, weight_decay=args.weight_decay
-    )
-    steps = args.epochs * (len(labels) // args.batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=steps, pct_start=0.15)
-    log: list[dict] = []
-    for epoch in range(1, args.epochs + 1):
-        start, losses = time.perf_counter(), []
-        model.train()
-        batches = torch.randperm(len(labels)).split(args.batch_size)[: len(labels) // args.batch_size]
-        for index in track(batches, f"epoch {epoch}", transient=True):
-            logits = model(to_input(augment(pixels[index]), preprocess))
-            loss = F.cross_entropy(logits, labels[index], label_smoothing=args.label_smoothing)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            average.update_parameters(model)
-            losses.append(loss.item())
-        score = accuracy(average.module, *test, preprocess)
-        log.append({"epoch": epoch, "loss": round(sum(losses) / len(losses), 4), "test_accuracy": score})
-        print(f"{log[-1]} {time.perf_counter() - start:.0f} s", flush=True)
-    model.load_state_dict(average.module.state_dict())
-    return {"epochs": log, "test_accuracy": log[-1]["test_accuracy"]}
+def record(args: argparse.Namespace, recipe: Recipe, training: Training, began: str) -> dict:
+    """What --log holds."""
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    return {
+        "settings": settings | {"recipe": json.loads(recipe.text()), "ranks": training.ranks.world},
+        "torch": torch.__version__, "date": began, "epochs": training.log,
+        "test_accuracy": training.log[-1]["test_accuracy"],
+    }  # fmt: skip
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="folder with train-/t10k- images and labels in .gz files")
-    parser.add_argument("-m", "--model", default="parnet_fashion", help="variant (default: %(default)s)")
-    parser.add_argument("--out", type=Path, required=True, help="checkpoint to write, .safetensors")
-    parser.add_argument("--evaluate", action="store_true", help="only test the checkpoint at --out")
-    parser.add_argument("--log", type=Path, help="JSON file for settings and accuracy per epoch")
-    parser.add_argument("--epochs", type=int, default=15)
-    parser.add_argument("-b", "--batch-size", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=0.1)
-    parser.add_argument("--weight-decay", type=float, default=5e-4)
-    parser.add_argument("--label-smoothing", type=float, default=0.05)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    torch.manual_seed(args.seed)
-    model = load_checkpoint(args.out) if args.evaluate else create_model(args.model)
-    preprocess = Preprocess.of(model.config)
-    test = load_split(args.data, "t10k", preprocess)
-    if args.evaluate:
-        print(as_json({"checkpoint": str(args.out), "test_accuracy": accuracy(model, *test, preprocess)}))
-        return 0
-    result = train(model, args, load_split(args.data, "train", preprocess), test)
-    save_checkpoint(model, args.out)
-    if args.log:
-        settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "evaluate"}
-        record = {"settings": settings, "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"), **result}
-        write_json(args.log, record)
-    return 0
+    stop_on_signals()
+    args, ranks = parse_arguments(), Ranks.from_environment()
+    ranks.take_threads(args.threads)
+    console = plain_console(quiet=ranks.rank != 0, soft_wrap=True)
+    device, began = ranks.device(args.device), time.strftime("%Y-%m-%d")
+    recipe = choose_recipe(args, device)
+    if ranks.world > 1:
+        join_ranks(device, args.timeout)
+    training = prepare(args, recipe, ranks, device, console)
+    splits = training.train.split, training.test.split
+    settings = json.dumps([
+        recipe.text(), args.seed, ranks.world, str(args.checkpoint), str(training.model.config),
+        *[[len(split), int(split.truth.sum()), split.name(0)] for split in splits],
+    ])  # fmt: skip
+    kept = args.out.with_name(f"{args.out.name}.state")
+    if found := state.read(kept, settings):
+        training.restore(found)
+        console.print(f"{kept}: going on with epoch {training.epoch}, after step {training.step} of {training.steps}")
+    if ranks.world > 1:  # on machines that share no folder some may have found none
+        agree({f"where {kept.name} goes on": f"epoch {training.epoch}, step {training.step}"})
+
+    def keep() -> None:
+        content = training.state() | {"settings": settings}
+        if ranks.rank == 0:
+            state.write(kept, content)
+            if training.log and not training.step:
+                if args.log:
+                    write_json(args.log, record(args, recipe, training, began))
+                if args.curve:
+                    curve.write(training.log, f"{args.out.name}, trained on {args.data.resolve().name}", args.curve)
+
+    training.run(keep, args.save_steps, console)
+    skipped = training.train.skipped | training.test.skipped
+    for reason in list(skipped.values())[:SAID]:
+        console.print(f"skipped: {reason}")
+    if ranks.rank == 0:
+        save_checkpoint(training.result.to("cpu"), args.out)
+        kept.unlink()
+        last = training.log[-1]["test_accuracy"]
+        console.print(f"{args.out}: {last:.2%} of {len(training.test)} test pictures right, {len(skipped)} skipped")
+    return 1 if skipped else 0

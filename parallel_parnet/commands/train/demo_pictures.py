@@ -8,18 +8,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from PIL import Image
-
 from parallel_parnet.commands.common import DEMO
-from parallel_parnet.commands.train.command import read_idx
+from parallel_parnet.commands.data.finding import open_split
+from parallel_parnet.commands.data.split import TEST
 from parallel_parnet.files import write_json
 from parallel_parnet.network.variants import FASHION_LABELS
 
-images, labels = (read_idx(Path(sys.argv[1]), f"t10k-{part}-ubyte") for part in ("images-idx3", "labels-idx1"))
+pictures = open_split(Path(sys.argv[1]), TEST)
 truth = {}
 for index, name in enumerate(FASHION_LABELS):
-    first = int((labels == index).argmax())
+    first = int((pictures.truth == index).argmax())
     file = f"{index}-{name.lower().replace('/', '-').replace(' ', '-')}.png"
-    Image.fromarray(images[first]).save(DEMO / "pictures" / file, optimize=True)
+    pictures.open(first).save(DEMO / "pictures" / file, optimize=True)
     truth[file] = name
 write_json(DEMO / "labels.json", truth)

@@ -18,8 +18,9 @@ from rich.console import Console
 
 from conftest import ROOT, free_port, launch
 from parallel_parnet import Engine, ParNetError, Placement, fold, load_checkpoint
+from parallel_parnet.commands.decoding import AHEAD
 from parallel_parnet.commands.infer.lines import AnswerLines
-from parallel_parnet.commands.infer.many import AHEAD, Batch, Pictures, classify_into, spread
+from parallel_parnet.commands.infer.many import Batch, Pictures, classify_into, spread
 from parallel_parnet.preprocess import Preprocess
 
 DEMO = ROOT / "launch" / "demo"
@@ -93,7 +94,7 @@ def test_the_answers_are_the_engines(engine: Engine, tmp_path: Path) -> None:
         (b"my notes, without an end of line", "line 1 is no answer"),
         (b'{"image": "a", "top5": []}\n', "line 1 is no answer"),
         (b'{"image": "a", "settings": "settings"}\n[1]\n', "line 2 is no answer"),
-        (b'{"image": "a", "settings": "others"}\n', "another network, picture size, precision or labels"),
+        (b'{"image": "a", "settings": "others"}\n', "another network, picture size, precision, crops or labels"),
         (b'{"image": "a", "settings": "settings"}\n' * 2, "line 2 has a a second time"),
     ],
 )

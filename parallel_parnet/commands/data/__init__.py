@@ -1,0 +1,1 @@
+"""Folders of labelled pictures, in the layouts that people have them in."""

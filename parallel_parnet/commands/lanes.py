@@ -1,0 +1,114 @@
+"""The engine that a command's arguments ask for: its flags, its placement, and what ran where, in words."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from parallel_parnet import Engine, ParNetError, Placement, Program
+from parallel_parnet.executors.available import EXECUTORS
+from parallel_parnet.transport import TRANSPORTS, gather
+
+from .common import DTYPES, Ranks, pixels
+from .plan.measured import find_link, plan_for_ranks
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """Picture size and batch, placement, device, type, executor, threads and transport."""
+    parser.add_argument("--img-size", type=pixels, help="pixels; default: the network's own")
+    parser.add_argument("-b", "--batch-size", type=int, default=1, help="pictures per pass (default: %(default)s)")
+    parser.add_argument("--streams-per-gpu", type=int, default=1, help="branches per device (default: %(default)s)")
+    parser.add_argument("--placement", choices=["streams", "auto"], default="streams", help="auto: measure and plan")
+    parser.add_argument("--link", help="for --placement auto, as launch/plan.py (default: loopback, on GPUs nvlink)")
+    parser.add_argument("--strict", action="store_true", help="refuse rather than fold streams onto fewer devices")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N; default: cuda where there is one")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
+    parser.add_argument("--executor", choices=EXECUTORS, default="auto", help="default: %(default)s")
+    parser.add_argument(
+        "--threads", type=int, help="compute threads; default: OMP_NUM_THREADS, else its share of cores"
+    )
+    parser.add_argument("--transport", choices=TRANSPORTS, default="auto", help="of features between ranks")
+    parser.add_argument("--timeout", type=float, default=60, help="seconds for an operation (default: %(default)s)")
+
+
+def check_engine_arguments(args: argparse.Namespace) -> None:
+    """ParNetError where a number is out of range."""
+    for name in ("batch_size", "streams_per_gpu"):
+        if getattr(args, name) < 1:
+            raise ParNetError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
+    if args.timeout <= 0:
+        raise ParNetError(f"--timeout {args.timeout}: must be positive")
+
+
+def place(
+    program: Program, args: argparse.Namespace, ranks: Ranks, device: torch.device
+) -> tuple[Placement | None, str]:
+    """The placement that was asked for, or the nearest that one process can have, with a line that says so.
+
+    None where one process is to choose by measuring.
+    """
+    k, streams = args.streams_per_gpu, program.streams
+    if args.placement == "auto":
+        if ranks.world == 1 and device.type == "cpu":
+            return None, ""
+        link = find_link(args.link or ("nvlink" if device.type == "cuda" else "loopback"))
+        dtype = DTYPES[args.dtype]
+        found = plan_for_ranks(program, ranks, device, dtype, args.img_size, args.batch_size, link, args.executor)
+        return found, ""
+    if ranks.world > 1:
+        return Placement.from_streams_per_gpu(program, k, ranks.world), ""
+    whole_machine = device.type == "cuda" and device.index is None
+    devices = torch.cuda.device_count() if whole_machine and args.executor != "cuda_streams" else 1
+    wanted = -(-streams // max(1, k))
+    if devices >= wanted:
+        return Placement.from_streams_per_gpu(program, k, wanted), ""
+    note = (
+        f"this process sees {devices} device ({device.type}) where {k} stream(s) per GPU want {wanted}: "
+        f"{streams} streams share {devices} lane(s); "
+        f"torchrun --nproc-per-node {wanted} gives each lane a process of its own"
+    )
+    if args.strict:
+        raise ParNetError(note)
+    if (
+        args.executor == "cuda_streams"
+    ):  # whose lanes are CUDA streams of one GPU, one for each of the network's streams
+        return Placement.from_streams_per_gpu(program, 1, streams), ""
+    if device.type == "cuda" and devices == 1 and args.executor == "auto":  # which tries CUDA streams beside one lane
+        return None, ""
+    if device.type == "cpu":  # on which the streams of a level share its threads all the same
+        note = ""
+    return Placement.from_streams_per_gpu(program, -(-streams // devices), devices), note and f"note: {note}"
+
+
+def lane_hosts(engine: Engine, ranks: Ranks, threads: int) -> list[tuple[str, int]]:
+    """Device and compute threads of each lane."""
+    if ranks.world == 1:
+        return [(str(engine.lane_device(lane)), engine.threads or threads) for lane in range(engine.placement.lanes)]
+    index = -1 if engine.device.index is None else engine.device.index
+    everyone = gather([threads, index])
+    return [(engine.device.type if i < 0 else f"{engine.device.type}:{i}", count) for count, i in everyone]
+
+
+def describe(engine: Engine, args: argparse.Namespace, weights: str, hosts: list[tuple[str, int]], world: int) -> dict:
+    """What runs, and where."""
+    program, placement = engine.program, engine.placement
+    return {
+        "placement": {
+            "streams_per_gpu": args.streams_per_gpu,
+            "lanes": [
+                {"lane": i, "device": device, "threads": threads, "runs": runs}
+                for i, ((device, threads), runs) in enumerate(zip(hosts, placement.describe(program), strict=True))
+            ],
+            "operations": {name: list(lanes) for name, lanes in placement.where.items()},
+        },
+        "executor": engine.executor,
+        "device": str(engine.device),
+        "dtype": str(engine.dtype).removeprefix("torch."),
+        "arithmetic": str(engine.arithmetic).removeprefix("torch."),
+        "world_size": world,
+        "depth": program.depth,
+        "batch_size": args.batch_size,
+        "size": args.img_size or program.config.image_size,
+        "weights": weights,
+    }

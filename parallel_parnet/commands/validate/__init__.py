@@ -1,0 +1,1 @@
+"""The accuracy of a checkpoint on labelled pictures."""

@@ -1,0 +1,180 @@
+"""Top-1 and top-5 of a checkpoint on labelled pictures, with 95% intervals, through any executor and precision.
+
+    python launch/validate.py DIR --checkpoint FILE
+    python launch/validate.py /usr/share/datasets/fashion-mnist --against reference --results-file result.json
+    python launch/validate.py imagenet --checkpoint FILE.pth.tar --img-size 352 --ten-crop --dtype bf16
+    torchrun --nproc-per-node 3 launch/validate.py DIR --checkpoint FILE --resume answers.jsonl
+
+DIR is a folder per class (itself, or in val/, validation/ or test/), the four files of MNIST's layout, or CIFAR's
+batches, binary or in Python. Names of classes are compared with the checkpoint's; where both have names, they decide
+which class is which. Pictures are resized and cut as for infer; --ten-crop averages the logits of middle, corners and
+their mirror images, as the released evaluation does.
+
+--resume FILE keeps an answer per picture, a line each, and goes on with a FILE that is there; one that was made with
+other settings is refused. --against runs everything a second time, in another precision or by the executor reference,
+and says which pictures got another answer; it keeps its answers in a file beside FILE.
+
+Exit status: 0; 1 where a picture was skipped, or a rank was lost; 2 for wrong input; 130 and 143 after SIGINT and
+SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from parallel_parnet import Engine, ParNetError, ParNetWarning, Program, fold
+from parallel_parnet.preprocess import Preprocess
+from parallel_parnet.transport import join_ranks
+
+from ..common import DTYPES, RANDOM, Parser, Ranks, add_model_arguments, load_model, machine, plain_console
+from ..data.classes import match
+from ..data.finding import open_split
+from ..data.split import TEST, TRAIN, read_names
+from ..infer.lines import AnswerLines
+from ..lanes import add_engine_arguments, check_engine_arguments, place
+from ..stopping import stop_on_signals
+from .answering import Work, answer
+from .report import check_result_files, show, write
+from .scores import compare, lines, score
+
+REFERENCE = "reference"
+SAID = 10  # reasons of skipped pictures on the terminal
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, metavar="DIR", help="labelled pictures, in any of the layouts above")
+    parser.add_argument("--split", choices=[TEST, TRAIN], default=TEST, help="default: %(default)s")
+    add_model_arguments(parser)
+    parser.add_argument("--labels", type=Path, help="text file with a class name per line, as the network counts")
+    add_engine_arguments(parser)
+    parser.set_defaults(batch_size=32)
+    parser.add_argument("--ten-crop", action="store_true", help="average ten crops of each picture")
+    parser.add_argument(
+        "--against", choices=[*DTYPES, REFERENCE], help="answer everything in this precision too, and compare"
+    )
+    parser.add_argument("--resume", type=Path, metavar="FILE", help="an answer per line; continues a FILE")
+    parser.add_argument(
+        "--results-file", type=Path, action="append", default=[], metavar="FILE", help=".json or .csv; may be repeated"
+    )
+    args = parser.parse_args()
+    check_engine_arguments(args)
+    check_result_files(args.results_file)
+    return args
+
+
+def prepare(args: argparse.Namespace, program: Program, console: Console) -> tuple[Work, list[str]]:
+    """What is to be answered, and the names of the network's classes."""
+    config, split = program.config, open_split(args.data, args.split)
+    labels = read_names(args.labels) if args.labels else config.labels
+    if labels and len(labels) != config.num_classes:
+        raise ParNetError(f"{args.labels}: {len(labels)} lines for {config.num_classes} classes; give a name per line")
+    numbers, words = match(split, labels, config.num_classes)
+    if numbers is None:
+        raise ParNetError(f"{args.data}: {words}")
+    if words:
+        console.print(words)
+    preprocess = Preprocess.of(config, args.img_size)
+    names = list(labels) or [f"class {i}" for i in range(config.num_classes)]
+    return Work(split, numbers, preprocess, args.batch_size, args.ten_crop), names
+
+
+def run(
+    program: Program, work: Work, file: Path, dtype: str, executor: str, args: argparse.Namespace, ranks: Ranks,
+    console: Console,
+) -> dict:  # fmt: skip
+    """Every rank's part in answering all pictures into `file`. The coordinator gets what ran, and how fast; the others
+    the exit "status" that it gave them."""
+    device = ranks.device(args.device)
+    placement, note = place(program, args, ranks, device)
+    if note:
+        console.print(note)
+    start = time.perf_counter()
+    with Engine(program, placement, device, DTYPES[dtype], executor, args.transport) as engine:
+        if not engine.is_coordinator:
+            return {"status": engine.serve()}
+        basis = [
+            program.digest, work.preprocess.size, str(engine.dtype), executor == REFERENCE, work.ten_crop,
+            work.numbers.tolist(), work.split.layout,
+        ]  # fmt: skip
+        with AnswerLines(file, hashlib.sha256(json.dumps(basis).encode()).hexdigest()[:16]) as kept:
+            new = answer(kept, engine, work, console)
+        for line in engine.notes:
+            print(f"note: {line}", file=sys.stderr)
+        seconds = time.perf_counter() - start
+        return {
+            "executor": engine.executor, "device": str(engine.device),
+            "dtype": str(engine.dtype).removeprefix("torch."),
+            "arithmetic": str(engine.arithmetic).removeprefix("torch."),
+            "seconds": round(seconds, 2), "pictures_per_s": round(new / seconds, 1),
+        }  # fmt: skip
+
+
+def beside(file: Path, name: str) -> Path:
+    """Where the second precision's answers are kept."""
+    return file.with_name(f"{file.stem}.{name}{file.suffix}")
+
+
+def report(
+    args: argparse.Namespace, work: Work, program: Program, weights: str, ran: dict, second: dict, file: Path,
+    ranks: Ranks, labels: list[str], console: Console,
+) -> int:  # fmt: skip
+    """Count, show and write; returns the exit status."""
+    scores = score(file)
+    settings = {
+        "data": str(args.data), "layout": work.split.layout, "split": args.split, "checkpoint": weights,
+        "program": program.digest, "parameters": program.parameters, "img_size": work.preprocess.size,
+        "crop_pct": work.preprocess.crop, "ten_crop": args.ten_crop, "batch_size": args.batch_size,
+        "ranks": ranks.world, **ran, "machine": machine(torch.device(ran["device"])), "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }  # fmt: skip
+    result = {**scores, "settings": settings}
+    if args.against:
+        other = beside(file, args.against)
+        result["against"] = {"name": args.against, **score(other), **compare(file, other), "settings": second}
+    for row in (row for row, _ in zip((r for r in lines(file) if "reason" in r), range(SAID))):
+        console.print(f"skipped: {row['reason']}")
+    show(result, labels, console)
+    console.print(
+        f"executor {ran['executor']}, {ran['dtype']} (computed in {ran['arithmetic']}), {settings['img_size']} pixels, "
+        f"batch {args.batch_size}, {'ten crops, ' if args.ten_crop else ''}{ranks.world} rank(s), weights {weights}, "
+        f"{scores['skipped']} skipped, {ran['pictures_per_s']} pictures/s"
+    )
+    write(result, args.results_file)
+    return 1 if scores["skipped"] or result.get("against", scores)["skipped"] else 0
+
+
+def main() -> int:
+    stop_on_signals()
+    args, ranks = parse_arguments(), Ranks.from_environment()
+    ranks.take_threads(args.threads)
+    console = plain_console(quiet=ranks.rank != 0, soft_wrap=True)
+    model, weights = load_model(args)
+    if weights == RANDOM:
+        raise ParNetError("random weights have no accuracy: give a --checkpoint, or leave --model out for the demo")
+    program = fold(model)
+    work, labels = prepare(args, program, console)
+    warnings.simplefilter("ignore", ParNetWarning)  # which every rank gives: the coordinator's notes are enough
+    if ranks.world > 1:
+        join_ranks(ranks.device(args.device), args.timeout)
+    with tempfile.TemporaryDirectory(prefix="parnet-validate-") as scratch:
+        file = args.resume or Path(scratch) / "answers.jsonl"
+        ran = run(program, work, file, args.dtype, args.executor, args, ranks, console)
+        second = {}
+        if args.against and not ran.get("status"):
+            reference = args.against == REFERENCE
+            dtype, executor = ("float32", REFERENCE) if reference else (args.against, args.executor)
+            second = run(program, work, beside(file, args.against), dtype, executor, args, ranks, console)
+        if "status" in ran:
+            return second.get("status", ran["status"])
+        return report(args, work, program, weights, ran, second, file, ranks, labels, console)

@@ -1,0 +1,247 @@
+"""Training: what it learns, what it goes on from after a kill, which classifier it has, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from safetensors.torch import load_file
+
+from conftest import ROOT, SMALL, free_port, launch
+from labelled import cifar_binary, mnist
+from parallel_parnet import ParNetError, create_model, load_checkpoint
+from parallel_parnet.commands.common import Ranks
+from parallel_parnet.commands.data.finding import open_split
+from parallel_parnet.commands.data.split import TEST, TRAIN
+from parallel_parnet.commands.train import recipe as recipes
+from parallel_parnet.commands.train.augment import decoded, erased, mirrored_and_moved
+from parallel_parnet.commands.train.batches import Pictures
+from parallel_parnet.commands.train.loop import Training, parameter_groups
+from parallel_parnet.commands.train.made_up import draw, picture
+from parallel_parnet.commands.train.network import check_same_classes, fresh, tuned
+from parallel_parnet.commands.train.recipe import RandAugment, Recipe
+from parallel_parnet.network.variants import VARIANTS
+from parallel_parnet.preprocess import Preprocess
+
+CHECKPOINT = ROOT / "launch" / "demo" / "parnet_fashion.safetensors"
+ALONE, CPU = Ranks(0, 1, 0, 1), torch.device("cpu")
+
+
+def training(folder: Path, model: str, recipe: Recipe, test: str = TEST) -> Training:
+    torch.manual_seed(0)
+    split = open_split(folder, TRAIN)
+    network, numbers = fresh(model, None, None, split)
+    preprocess = Preprocess.of(network.config)
+    sides = (Pictures(part, numbers, preprocess) for part in (split, open_split(folder, test)))
+    return Training(network, recipe, *sides, ALONE, CPU, 0)
+
+
+def run(task: Training, every: int = 1000, keep=lambda: None) -> Training:
+    task.run(keep, every, Console(quiet=True))
+    return task
+
+
+@pytest.mark.parametrize("model", ["parnet_cifar_1m", "parnet_cifar_15m", "parnet_cifar_35m"])
+def test_cifar_sizes_train(model: str, tmp_path: Path) -> None:
+    cifar_binary(tmp_path / "data", 1)
+    recipe = recipes.load(recipes.default(model)).with_changes(epochs=2, batch_size=5)
+    task = run(training(tmp_path / "data", model, recipe))
+    assert [row["epoch"] for row in task.log] == [1, 2] and all(0 < row["loss"] < 10 for row in task.log)
+    assert task.result.config.labels == tuple(f"kind {i}" for i in range(10))
+
+
+def test_64_pictures_are_learnt_by_heart(tmp_path: Path) -> None:
+    mnist(tmp_path / "data", 64, 1)
+    recipe = recipes.load("fashion").with_changes(epochs=16, batch_size=16, ema=0.9, mirror=False, shift=0)
+    assert run(training(tmp_path / "data", "parnet_fashion", recipe, TRAIN)).log[-1]["test_accuracy"] == 1.0
+
+
+EVERYTHING = recipes.load("imagenet").with_changes(epochs=2, batch_size=4, lr=0.05, ema=0.9, amp="bfloat16")
+
+
+@pytest.mark.parametrize("name", ["fashion", "everything"])
+def test_a_state_goes_on_with_the_same_bits(name: str, tmp_path: Path) -> None:
+    """Also in the middle of an epoch, and with all that a recipe may ask for."""
+    mnist(tmp_path / "data", 16, 4)
+    recipe = EVERYTHING if name == "everything" else recipes.load("fashion").with_changes(epochs=2, batch_size=4)
+    task = training(tmp_path / "data", "parnet_fashion", recipe)
+    states: list[bytes] = []
+
+    def keep() -> None:
+        torch.save(task.state(), tmp_path / "state")
+        states.append((tmp_path / "state").read_bytes())
+
+    run(task, 3, keep)
+    assert len(states) == 4
+    (tmp_path / "state").write_bytes(states[2])  # after three of the second epoch's four steps
+    again = training(tmp_path / "data", "parnet_fashion", recipe)
+    again.restore(torch.load(tmp_path / "state", weights_only=True))
+    assert (again.epoch, again.step) == (2, 3)
+    run(again)
+    assert again.log == task.log
+    pairs = zip(task.result.state_dict().values(), again.result.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def killed(command: list[str], state: Path) -> int:
+    """Start a command, and SIGKILL it, or the first process that it started, once it keeps a state; its status."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
+        until = time.monotonic() + 60
+        while not state.exists() and time.monotonic() < until:
+            time.sleep(0.005)
+        started = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(started[0]) if "torch.distributed.run" in command else process.pid, signal.SIGKILL)
+        return process.wait(120)
+
+
+OPTIONS = ("--epochs", 2, "-b", 4, "--save-steps", 1, "--device", "cpu", "--out")
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    data, out = mnist(tmp_path / "data", 32, 4), tmp_path / "cut.safetensors"
+    words = [str(word) for word in (data, *OPTIONS, out, "--curve", tmp_path / "c")]
+    state = out.with_name("cut.safetensors.state")
+    assert killed([sys.executable, str(ROOT / "launch" / "train.py"), *words], state) == -signal.SIGKILL
+    assert state.exists() and not out.exists()
+    resumed = launch("train.py", *words)
+    assert resumed.returncode == 0 and "going on with epoch" in resumed.stdout, resumed.stderr
+    assert [json.loads(line)["epoch"] for line in (tmp_path / "c.jsonl").read_text().splitlines()] == [1, 2]
+    assert Image.open(tmp_path / "c.png").width > 500
+    torch.set_num_threads(1)
+    recipe = recipes.load("fashion").with_changes(epochs=2, batch_size=4)
+    whole = run(training(data, "parnet_fashion", recipe)).result.state_dict()
+    assert not state.exists() and all(torch.equal(whole[key], tensor) for key, tensor in load_file(out).items())
+
+
+@pytest.mark.ranks
+def test_ranks_of_which_one_is_killed_go_on_to_the_same_bits(tmp_path: Path) -> None:
+    data, whole, cut = mnist(tmp_path / "data", 24, 4), tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
+    undisturbed = launch("train.py", data, *OPTIONS, whole, ranks=3)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=3", "--max-restarts=1"]
+    command += [f"--master-port={free_port()}", *map(str, (ROOT / "launch" / "train.py", data, *OPTIONS, cut))]
+    assert killed(command, cut.with_name("cut.safetensors.state")) == 0
+    first, second = load_file(whole), load_file(cut)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_classifiers(tmp_path: Path) -> None:
+    draw(tmp_path / "shapes", {"train": 1})
+    shapes, digits = open_split(tmp_path / "shapes", TRAIN), open_split(mnist(tmp_path / "m", 10, 1), TRAIN)
+    model, numbers, words = tuned(load_checkpoint(CHECKPOINT), 64, shapes)
+    assert (model.config.labels, model.config.num_classes) == (("disc", "square", "triangle"), 3)
+    assert model.config.image_size == 64 and words.startswith("a new classifier of 3 classes")
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 3) and numbers.tolist() == [0, 1, 2]
+    old = load_checkpoint(CHECKPOINT)
+    kept, numbers, words = tuned(load_checkpoint(CHECKPOINT), None, digits)
+    assert torch.equal(kept.head["fc"].weight, old.head["fc"].weight) and "taken as the network's" in words
+    turned = replace(shapes, classes=("triangle", "disc", "square"))
+    again, numbers, words = tuned(model, None, turned)
+    assert again.config.labels == ("disc", "square", "triangle") and numbers.tolist() == [2, 0, 1]
+    assert "goes on" in words
+    assert fresh("parnet_cifar_1m", "relu", None, shapes)[0].config.num_classes == 3
+
+
+def test_a_folder_with_a_picture_that_cannot_be_read(tmp_path: Path) -> None:
+    draw(tmp_path / "shapes", {"train": 3, "val": 1})
+    (tmp_path / "shapes" / "train" / "disc" / "000.png").write_text("no picture")
+    out = tmp_path / "out.safetensors"
+    run = launch("train.py", tmp_path / "shapes", "--checkpoint", CHECKPOINT, "--out", out, "--epochs", 1, "-b", 9)
+    assert run.returncode == 1 and "000.png: not a picture" in run.stdout and "1 skipped" in run.stdout, run.stderr
+    assert load_checkpoint(out).config.labels == ("disc", "square", "triangle")
+
+
+def test_a_disk_that_fills_while_a_checkpoint_is_written(tmp_path: Path) -> None:
+    data, out = mnist(tmp_path / "data", 8, 2), tmp_path / "out" / "c.safetensors"
+    out.parent.mkdir()
+    words = map(str, (ROOT / "launch" / "train.py", data, "--out", out, "--epochs", 1, "-b", 4))
+    small = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # noqa: E731
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    run = subprocess.run(
+        [sys.executable, *words], preexec_fn=small, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 2 and "c.safetensors.state: cannot be written (File too large)" in run.stderr
+    assert run.stderr.count("\n") == 1 and not list(out.parent.iterdir())
+
+
+def test_what_is_refused_in_one_line(tmp_path: Path) -> None:
+    data, out = mnist(tmp_path / "data", 8, 2), tmp_path / "c.safetensors"
+    out.with_name("c.safetensors.state").write_text("no state")
+    run = launch("train.py", data, "-b", 4, "--out", out)
+    assert run.returncode == 2 and "no state of a training run" in run.stderr and run.stderr.count("\n") == 1
+    assert not out.exists()
+    with pytest.raises(ParNetError, match="give a smaller --batch-size"):
+        training(data, "parnet_fashion", recipes.load("fashion"))
+    with pytest.raises(ParNetError, match="--recipe none: give a file, or one of cifar"):
+        recipes.load("none")
+    with pytest.raises(ParNetError, match="lr nan: must be 0 to"):
+        recipes.load("cifar").with_changes(lr=float("nan"))
+    draw(tmp_path / "shapes", {"train": 1, "val": 1})
+    (tmp_path / "shapes" / "val" / "disc").rename(tmp_path / "shapes" / "val" / "dice")
+    with pytest.raises(ParNetError, match="class 'dice' is not among the pictures of both train/ and val/"):
+        check_same_classes(*(open_split(tmp_path / "shapes", part) for part in (TRAIN, TEST)))
+
+
+def test_recipes() -> None:
+    for name in recipes.names():
+        assert recipes.load(name).source
+    assert [recipes.default(model) for model in ("parnet_s", "parnet_xl", "parnet_cifar_15m", None)] == [
+        "imagenet", "imagenet-large", "cifar", "fine-tune",
+    ]  # fmt: skip
+    assert all(recipes.default(model) != "fine-tune" for model in VARIANTS)
+
+
+def test_recipes_that_say_something_else(tmp_path: Path) -> None:
+    path, good = tmp_path / "r.json", json.loads((recipes.RECIPES / "cifar.json").read_text())
+    for change, says in (
+        ({"epochs": 1.5}, "give a whole number"), ({"lr": "fast"}, "give a number"), ({"x": 1}, "no part of a recipe"),
+        ({"schedule": "step"}, "schedule 'step'"), ({"crop_scale": [0.5]}, "cannot be read"), ({"ema": 2}, "0 to 1"),
+    ):  # fmt: skip
+        path.write_text(json.dumps(good | change))
+        with pytest.raises(ParNetError, match=says):
+            recipes.load(str(path))
+
+
+def test_pictures_are_varied_by_their_key_alone() -> None:
+    preprocess, recipe = Preprocess.of(SMALL, 32), EVERYTHING.with_changes(rand_augment=RandAugment(9, 0.5))
+    image = picture(3, Random(0))
+    keys = [f"0 1 {i}" for i in range(40)]
+    first, second = ([decoded(image, recipe, preprocess, Random(key)) for key in keys] for _ in range(2))
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+    assert len({pixels.tobytes() for pixels in first}) == len(keys)
+    assert all(pixels.shape == (32, 32, 3) and pixels.dtype == np.uint8 for pixels in first)
+    tall = decoded(Image.new("RGB", (1, 900)), recipe, preprocess, Random(1))
+    assert tall.shape == (32, 32, 3)
+
+
+def test_moving_mirroring_and_erasing() -> None:
+    torch.manual_seed(0)
+    pixels = torch.arange(1, 28, dtype=torch.uint8).view(1, 3, 3, 3).expand(50, 3, 3, 3)
+    moved = mirrored_and_moved(pixels, True, 1)
+    assert len({tuple(row.flatten().tolist()) for row in moved}) > 10  # of 18
+    assert torch.equal(mirrored_and_moved(pixels, False, 0), pixels)
+    x = torch.zeros(400, 3, 16, 16)
+    touched = erased(x, 0.25).flatten(1).ne(0).float().mean(1)
+    assert 70 < (touched > 0).sum() < 130 and touched.max() < 0.4
+
+
+def test_biases_and_norms_do_not_decay() -> None:
+    recipe, model = recipes.load("cifar"), create_model(SMALL)
+    groups = parameter_groups(model, recipe)
+    assert [group["weight_decay"] for group in groups] == [5e-4, 0.0]
+    assert all(p.ndim == 1 for p in groups[1]["params"])
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))

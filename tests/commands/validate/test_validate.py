@@ -1,0 +1,138 @@
+"""Accuracy: right to the picture, whatever executor, ranks and interruptions; and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from scipy.stats import binomtest
+
+from conftest import ROOT, launch
+from labelled import mnist
+from parallel_parnet import Engine, ParNetError, fold, load_checkpoint
+from parallel_parnet.commands.data.finding import open_split
+from parallel_parnet.commands.data.split import TEST
+from parallel_parnet.commands.train.made_up import draw
+from parallel_parnet.commands.validate.report import check_result_files
+from parallel_parnet.commands.validate.scores import compare, wilson
+from parallel_parnet.preprocess import Preprocess
+
+DEMO = ROOT / "launch" / "demo"
+CHECKPOINT = DEMO / "parnet_fashion.safetensors"
+DATA = Path("/usr/share/datasets/fashion-mnist")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's ten pictures in folders of their classes, and one file that is no picture."""
+    folder = tmp_path_factory.mktemp("folders")
+    for name, label in json.loads((DEMO / "labels.json").read_text()).items():
+        place = folder / "val" / label.replace("/", "-")
+        place.mkdir(parents=True)
+        shutil.copy(DEMO / "pictures" / name, place)
+    return folder
+
+
+@pytest.mark.parametrize(("right", "of"), [(0, 1), (1, 1), (9348, 10_000), (3, 7)])
+def test_intervals_are_scipys(right: int, of: int) -> None:
+    expected = binomtest(right, of).proportion_ci(method="wilson")
+    assert wilson(right, of) == pytest.approx((expected.low, expected.high), abs=1e-6)
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+def test_ten_crops_are_middle_corners_and_their_mirror_images() -> None:
+    preprocess = Preprocess.of(load_checkpoint(CHECKPOINT).config)
+    wide = Preprocess(32, 0.5, preprocess.mean, preprocess.std)
+    image = Image.effect_noise((128, 64), 100).convert("RGB")  # is cut without being resized
+    pixels, ten = torch.from_numpy(wide.ten_crop(image).copy()), wide.ten_crop(image)
+    whole = torch.from_numpy(np.array(image))
+    places = ((16, 48), (0, 0), (0, 96), (32, 0), (32, 96))
+    for i, (top, left) in enumerate(places):
+        assert torch.equal(pixels[i], whole[top : top + 32, left : left + 32])
+        assert torch.equal(pixels[i + 5], pixels[i].flip(1))
+    assert (wide.pixels(image) == ten[0]).all()
+    assert wide.ten_crop(Image.new("RGB", (60_000, 1))).shape == (10, 32, 32, 3)
+
+
+def test_folders_are_answered_by_name(folder: Path, tmp_path: Path) -> None:
+    bad = folder / "val" / "Bag" / "broken.png"
+    bad.write_text("no picture")
+    found, table, kept = (tmp_path / name for name in ("r.json", "r.csv", "a.jsonl"))
+    options = ("--device", "cpu", "--executor", "eager", "--dtype", "bf16", "--against", "reference", "--ten-crop")
+    words = (folder, *options, "-b", 4, "--results-file", found, "--results-file", table, "--resume", kept)
+    run = launch("validate.py", *words)
+    bad.unlink()
+    assert run.returncode == 1, run.stderr
+    assert "broken.png: not a picture" in run.stdout and "1 skipped" in run.stdout
+    result = json.loads(found.read_text())
+    assert (result["top1"]["of"], result["skipped"]) == (10, 1) and result["top1"]["right"] >= 9
+    assert result["settings"]["dtype"] == "bfloat16" and result["against"]["settings"]["executor"] == "reference"
+    (row,) = csv.DictReader(table.open())
+    assert list(row)[:5] == ["model", "top1", "top1_err", "top5", "top5_err"] and row["ten_crop"] == "True"
+    assert float(row["top1"]) == 100 * result["top1"]["share"]
+    changed = compare(kept, kept.with_name("a.reference.jsonl"))
+    assert changed == {key: result["against"][key] for key in changed}
+
+
+def test_a_run_that_was_cut_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    data, kept = mnist(tmp_path / "data", 1, 23), tmp_path / "answers.jsonl"
+    words = (data, "--device", "cpu", "--executor", "eager", "-b", 4, "--resume", kept)
+    assert launch("validate.py", *words).returncode == 0
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[: len(whole) // 2])
+    run = launch("validate.py", *words)
+    assert run.returncode == 0 and "of 23 pictures are there already, continuing" in run.stdout
+    assert kept.read_bytes() == whole
+    other = launch("validate.py", *words, "--img-size", 64)
+    assert other.returncode == 2 and "made with another network, picture size" in other.stderr
+    assert kept.read_bytes() == whole
+
+
+@pytest.mark.ranks
+def test_ranks_answer_as_the_reference(folder: Path, tmp_path: Path) -> None:
+    found = tmp_path / "r.json"
+    words = (folder, "--device", "cpu", "--executor", "eager", "--against", "reference", "--results-file", found)
+    run = launch("validate.py", *words, ranks=3)
+    assert run.returncode == 0, run.stderr
+    result = json.loads(found.read_text())
+    assert (result["top1"]["right"], result["against"]["agreement"]["right"]) == (10, 10)
+    assert result["settings"]["ranks"] == 3 and not result["against"]["changed"]
+
+
+def headless(path: Path) -> Path:
+    save_file({k: v for k, v in load_file(CHECKPOINT).items() if not k.startswith("head.")}, path)
+    return path
+
+
+def test_what_is_refused_in_one_line(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ParNetError, match=r"ends in \.json or \.csv"):
+        check_result_files([Path("r.txt")])
+    with pytest.raises(ParNetError, match="no such folder"):
+        check_result_files([tmp_path / "none" / "r.csv"])
+    draw(tmp_path / "shapes", {"val": 1})
+    for words, says in (
+        ((tmp_path / "shapes",), "'disc' in folders of classes is none of the network's 10 classes"),
+        ((folder, "--checkpoint", headless(tmp_path / "h.safetensors")), "lacks head.fc.weight"),
+    ):
+        run = launch("validate.py", *words)
+        assert run.returncode == 2 and says in run.stderr and run.stderr.count("\n") == 1, run.stderr
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs Debian's package dataset-fashion-mnist")
+def test_the_demo_s_accuracy_to_the_picture() -> None:
+    log = json.loads((ROOT / "results" / "train-parnet_fashion.json").read_text())
+    model = load_checkpoint(CHECKPOINT)
+    split, preprocess = open_split(DATA, TEST), Preprocess.of(model.config)
+    engine = Engine(fold(model), device="cpu")
+    right = 0
+    for start in range(0, len(split), 500):
+        x = torch.stack([torch.from_numpy(preprocess.pixels(split.open(i)).copy()) for i in range(start, start + 500)])
+        right += (engine(preprocess.normalise(x)).argmax(1).numpy() == split.truth[start : start + 500]).sum()
+    assert right == 10_000 * log["test_accuracy"] == 9348

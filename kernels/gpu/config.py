@@ -23,7 +23,8 @@ from .model import LevelConfig
 from .rates import Rates
 
 CONFIGS = Path(__file__).with_name("configs")
-INSTEAD = {(9, 0): "NVIDIA H200"}  # whose tuned levels GPUs of this compute capability take that have none of their own
+# whose tuned levels GPUs of a compute capability take that have none of their own
+INSTEAD: dict[tuple[int, ...], str] = {(9, 0): "NVIDIA H200"}
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,11 @@ class Table:
         if not older:
             raise ParNetError(f"compute capability {capability}: the kernels need {min(known)} or newer")
         rates = Rates(**json.loads(known[max(older)].read_text()))
-        path, instead = CONFIGS / tuned_name(device_name or ""), INSTEAD.get(max(older), "")
+        path, instead = CONFIGS / tuned_name(device_name or ""), INSTEAD.get(max(older))
         if device_name and not path.is_file():
             taken = f"those timed on an {instead}" if instead else "the defaults"
             warnings.warn(f"no tuned kernels for {device_name}: taking {taken}", stacklevel=2)
-            path = CONFIGS / tuned_name(instead)
+            path = CONFIGS / tuned_name(instead or "")
         return cls(rates, read_levels(path))
 
     @classmethod

@@ -18,6 +18,7 @@ from .segment import SegmentModule
 # of a task, at most; the same for any number of threads, since sums are kept by task
 TILES, PIXELS, ROWS = 98, 256, 8
 TASKS_PER_THREAD = 2  # on a level, where there are enough channels to split; each transforms its input anew
+LARGEST = 1e30  # of weights for Winograd: sums of larger ones may leave fp32's range
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class NativePlan:
     def _convolution(self, op: Operation, w: dict[str, Tensor], inputs: list[Feature], beside: int) -> list[Task]:
         """beside: operations on this level."""
         h, width = inputs[0].size
-        winograd = op.stride == 1 and h % 2 == 0 and width % 2 == 0
+        winograd = op.stride == 1 and h % 2 == 0 and width % 2 == 0 and float(w["weight"].abs().max()) < LARGEST
         places = (h // 2) * (width // 2) if winograd else (h // op.stride) * (width // op.stride)
         most = TILES if winograd else PIXELS
         each = -(-places // -(-places // most))

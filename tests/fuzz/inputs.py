@@ -182,13 +182,15 @@ def agree(made: Program) -> None:
     for x in inputs():
         x = x.repeat(1, 1, made.size_multiple // 32, made.size_multiple // 32)
         try:
-            expected, got = (Engine(made, device="cpu", executor=name)(x) for name in ("reference", "auto"))
+            names = ("reference", "auto", "eager")
+            expected, got, other = (Engine(made, device="cpu", executor=name)(x) for name in names)
         except ParNetError as error:  # of weights that are finite until pictures' normalisation goes into them
             if "no finite numbers" in str(error) and x.dtype == torch.uint8:
                 continue
             raise
         assert got.isfinite().all() or not expected.isfinite().all()
-        assert not expected.isfinite().all() or relative(got, expected) < 1e-5 or got.equal(expected)
+        limit = 1e-5 + 4 * relative(other, expected)  # numbers that cancel are computed by nobody to the last bit
+        assert not expected.isfinite().all() or relative(got, expected) < limit or got.equal(expected)
 
 
 def a_programs_bytes(rng: Random, folder: Path) -> str:

@@ -125,8 +125,8 @@ def section(name: str, rows: list[Row], rates: Rates) -> str:
             HEADER,
             *(row.text(rates) for row in rows),
             f"\n{len(rows)} launches, {flops / 1e9:.2f} GFLOP, {moved / 1e6:.1f} MB. Computed floors: {floors:.1f} us "
-            f"summed level by level; {once:.1f} us if arithmetic and transfers of all levels could overlap. Model of all "
-            f"but the classifier: {data['modelled_us']} us; at most {data['waves_max']} of a wave; spilled: "
+            f"summed level by level; {once:.1f} us if arithmetic and transfers of all levels could overlap. Model, "
+            f"without the classifier: {data['modelled_us']} us. At most {data['waves_max']} of a wave; spilled: "
             f"{data['spilled_bytes']} bytes.\n",
         ]
     )

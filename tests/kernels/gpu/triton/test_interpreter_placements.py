@@ -96,6 +96,24 @@ def test_raw_pictures_in_a_graph(seed, monkeypatch):
     assert executor.buffers(x.shape)[0].dtype == torch.uint8
 
 
+def test_answers_that_are_features(seed, monkeypatch):
+    """Of one lane and of three, and through a graph: the same bits, and the reference's up to rounding."""
+    torch.manual_seed(seed)
+    program = fold(create_model(THREE).eval(), outputs=("streams.0", "streams.2", "fused"))
+    x = torch.randn(2, 3, 32, 64)
+    expected = Engine(program, Placement.single(program), CPU, executor="reference")(x)
+    alone = placed(program, Placement.single(program), torch.float32)(x)
+    lanes = placed(program, Placement.from_streams_per_gpu(program, 1, 3), torch.float32, RandomQueues(seed))
+    at_once = lanes(x)
+    start = Launch.__call__
+    monkeypatch.setattr(Launch, "__call__", lambda self: enqueue(lambda: start(self)))
+    for answer in (alone, at_once, GraphExecutor("cuda_graph", lanes, graph)(x)):
+        assert list(answer) == list(expected)
+        for name, tensor in answer.items():
+            assert tensor.shape == expected[name].shape and torch.equal(tensor, alone[name])
+            assert ((tensor - expected[name]).norm() / expected[name].norm()).item() < 1e-5
+
+
 def test_peers_are_written_to(seed):
     """A feature that another device alone reads is written there; what is copied is the picture alone."""
     program = small(THREE, seed)

@@ -18,6 +18,7 @@ from .ours import ours
 from .overhead import host_overhead
 from .peer_jax import jax_peers
 from .peer_libraries import library_peers
+from .peer_ncnn import ncnn_peer
 from .peer_torch import torch_peers
 from .proof import agrees, disagreements, expected_logits, prove_golden, prove_ours
 from .rows import Result, add_ratios, row_of
@@ -41,7 +42,7 @@ class Settings:
 
 def contenders(only: Sequence[str] = ()) -> list[Contender]:
     """All of them, or those that one of these texts names or, where it names none, is part of."""
-    found = [*ours(), *torch_peers(), *library_peers(), *jax_peers()]
+    found = [*ours(), *torch_peers(), *library_peers(), ncnn_peer(), *jax_peers()]
     names = [c.name for c in found]
     chosen = set() if only else set(names)
     for text in only:

@@ -1,0 +1,33 @@
+"""ncnn as a contender: what it does not run, and, where it is installed, that it answers as the reference does."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+
+import pytest
+import torch
+
+from conftest import lively, relative
+from parallel_parnet import Config, Engine, ParNetError, fold
+from parallel_parnet.commands.bench.fused import fuse
+from parallel_parnet.commands.bench.peer_ncnn import ncnn_peer
+from parallel_parnet.commands.bench.subject import Subject
+
+MODEL = lively(Config((8, 16, 32, 64), num_classes=10), 0).requires_grad_(False)
+SUBJECT = Subject("small", MODEL, fuse(MODEL), fold(MODEL), 64, 1, torch.device("cpu"), torch.float32, 1)
+
+
+@pytest.mark.parametrize("other", [{"dtype": torch.bfloat16}, {"batch": 2}, {"device": torch.device("cuda")}], ids=str)
+def test_what_it_does_not_run(other):
+    with pytest.raises(ParNetError, match="one picture at a time on CPUs"):
+        ncnn_peer().build(replace(SUBJECT, **other))
+
+
+@pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("ncnn", "pnnx"))), reason="pip install ncnn pnnx: not installed here"
+)
+def test_it_answers_as_the_reference():
+    runner, (x,) = ncnn_peer().build(SUBJECT), SUBJECT.pictures(1)
+    expected = Engine(SUBJECT.program, device="cpu", executor="reference")(x)
+    assert relative(runner.logits(runner.call(runner.take(x))), expected) < 1e-5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 import torch
@@ -142,11 +143,17 @@ def test_threads_take_turns() -> None:
 
 
 def test_without_turns_threads_would_mix_their_pictures() -> None:
-    """The test above would see a missing lock."""
-    executor = GraphExecutor("cuda_graph", EagerSource(PROGRAM, delay=0.002), again)
-    pictures = [torch.randn(1, 3, 32, 32) for _ in range(40)]
-    executor(pictures[0])
-    with ThreadPoolExecutor(8) as threads:
+    """The test above would see a missing lock: two threads have both copied their pictures before either is run."""
+    both = Barrier(2)
+
+    def late(work: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, Callable[[], object]]:
+        result, replay = again(work, device)
+        return result, lambda: (both.wait(30), replay())
+
+    executor = GraphExecutor("cuda_graph", EagerSource(PROGRAM), late)
+    pictures = [torch.randn(1, 3, 32, 32) for _ in range(2)]
+    executor.buffers(pictures[0].shape)
+    with ThreadPoolExecutor(2) as threads:
         answers = list(threads.map(executor, pictures))
     assert any(relative(got, REFERENCE(x)) > 1e-3 for got, x in zip(answers, pictures, strict=True))
 

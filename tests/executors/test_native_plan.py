@@ -132,6 +132,18 @@ def test_the_gate_of_what_is_far_below_zero_is_shut() -> None:
         assert relative(plan_of(program, x.shape)(x)[0], reference(program, x)) < 1e-5
 
 
+def test_weights_whose_sums_leave_the_range() -> None:
+    """Winograd adds up to nine of them before it multiplies; a direct convolution multiplies first."""
+    made = arranged(4, 2, 8, 32)
+    weights = dict(made.weights) | {"streams.0.0.weight": torch.full((8, 8, 3, 3), 2e38)}
+    weights |= {f"streams.0.0.{name}": torch.zeros(8) for name in ("bias", "scale", "shift")}
+    weights["stem.weight"] = made.weights["stem.weight"] * 1e-36
+    weights["stem.bias"] = torch.zeros(8)
+    program, x = Program(made.config, made.operations, weights), torch.rand(1, 3, 32, 32)
+    expected = reference(program, x)
+    assert expected.isfinite().all() and relative(plan_of(program, x.shape)(x)[0], expected) < 1e-4
+
+
 def test_weights_are_packed_once_for_all_shapes() -> None:
     engine = Engine(PROGRAM, device="cpu", executor="native")
     for size in (32, 64):

@@ -152,6 +152,7 @@ def one_line(run_stderr: str) -> str:
         (("--dtype", "float16", "--device", "cpu"), "choose float32 or bfloat16"),
         (("--executor", "tensorrt"), "invalid choice"),
         (("--nonsense",), "see --help"),
+        (("-b", "1" * 20), "is beyond 2147483647"),
         (("--iterations", "0"), "at least 1"),
         (("--streams-per-gpu", "0"), "at least 1"),
         (("--executor", "cuda_streams", "--device", "cpu"), "runs on NVIDIA GPUs: choose eager"),

@@ -52,11 +52,10 @@ class Geometry:
             raise ParNetError("gate 'identity': needs one input of cout channels, stride 1 and no groups")
         if self.planar and (self.inputs * self.groups > 1 or self.cin > COLOURS):
             raise ParNetError(f"a planar picture is the only input, without groups, of up to {COLOURS} channels")
-        if (
-            max(self.h * self.w * aligned(self.cin), self.pixels * aligned(self.cout), 9 * self.cin * self.cout)
-            >= 2**30
-        ):
-            raise ParNetError(f"{self}: one picture, or the weights, hold 2^30 values or more")
+        places = 32 if self.planar else aligned(self.cin)  # a flag counts a picture's parts in its upper 15 bits
+        pixels = max(self.h * self.w * places, self.pixels * aligned(self.cout))
+        if max(pixels, 9 * self.cin * self.cout) >= 2**30:
+            raise ParNetError(f"{self}: one picture, or the weights, are too large for 32-bit offsets")
 
     @property
     def hout(self) -> int:

@@ -15,6 +15,7 @@ ACTIVATIONS = ("silu", "relu")
 ALIGNED = 8  # channels: a feature's pixel fills a multiple of so many, so that copies are 16 bytes in half precision
 COLOURS = 4  # channels of a picture, at most
 PICTURE_PART = 2048  # pixels of a picture, of each channel, that one program sums up
+MOST_LEADERS = 128  # programs of a launch that make gates, so that the others start beside them and not after them
 GATE_PART = 32  # channels of an input from which one program computes its part of the gates
 
 

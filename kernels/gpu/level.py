@@ -11,10 +11,9 @@ from ...errors import ParNetError
 from .arguments import Shared, encoded, numbers, shared, tensors, told
 from .convolution import Convolution
 from .fused_conv import fused_conv_tile
+from .geometry import MOST_LEADERS
 from .launch import Launch
 from .sse_gate import lead
-
-MOST_LEADERS = 128  # of a launch, so that the others start beside them, and not when they have ended
 
 
 @triton.jit

@@ -1,6 +1,6 @@
 """How long a level may take, from what its programs move and multiply: a model, never a measurement.
 
-A level is a launch. Its time is the gap before it, the start of its programs, the longest of five things that go on
+A level is a launch. Its time is the gap before it, the start of its programs, the longest of six things that go on
 side by side, and the end of the last program. The constants stand in `Costs`; what was measured on an H200, and how far
 the model is from measured levels, is in docs/kernels.md.
 """
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from .geometry import Geometry, Tile, aligned
+from .geometry import MOST_LEADERS, Geometry, Tile, aligned
 from .rates import Rates
 
 SORTED = 4096  # programs; of more, the queue for the multiprocessors is as good as even
@@ -31,22 +31,25 @@ class LevelConfig:
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds, or bytes a second. l2: from the L2 cache to all multiprocessors. port: to one of them. gap: between two
-    launches of a CUDA graph. start: until a program's first operands are there. step: the least that a step takes.
-    end: bias, gate, activation and stores. ticket: to meet the other splits of a tile.
+    """Seconds, or bytes a second. l2: from the L2 cache to all multiprocessors. port, port_of_eight: to one of them,
+    for programs of four warps and of eight, which wait for each other at every step. gap: between two launches of a
+    CUDA graph. start: until a program's first operands are there. step: the least that a step takes. unit: of gate
+    work. end: bias, gate, activation and stores. ticket: to meet the other splits of a tile.
     """
 
     l2: float = 7.5e12
     port: float = 82e9
+    port_of_eight: float = 48e9
     gap: float = 0.7e-6
     start: float = 1.5e-6
     step: float = 0.12e-6
+    unit: float = 1.7e-6
     end: float = 1.2e-6
     ticket: float = 1.2e-6
 
 
 class Prediction(NamedTuple):
-    """seconds: of the launch and the gap before it. limit: which of the five things takes longest."""
+    """seconds: of the launch and the gap before it. limit: which of the six things takes longest."""
 
     seconds: float
     limit: str
@@ -58,26 +61,30 @@ def predict(
     dtype: torch.dtype,
     config: LevelConfig,
     rates: Rates,
-    costs: Costs = Costs(),  # noqa: B008: frozen
+    costs: Costs = Costs(),
 ) -> Prediction:
-    """A level of n pictures. The five things: "memory", everything once; "tensor cores", whole tiles; "L2", what all
-    programs read; "multiprocessor", what the busiest one reads; "steps", those of the longest program.
+    """A level of n pictures. The six things: "memory", everything once; "tensor cores", whole tiles; "L2", what all
+    programs read; "multiprocessor", what the busiest one reads; "steps", those of the longest program; "gates", the
+    rounds of the leaders.
     """
+    port = costs.port_of_eight if config.num_warps > 4 else costs.port
+    units = n * sum(tile.units(shape) for shape, tile in zip(shapes, config.tiles, strict=True))
     flops, queue, longest, ends = 0.0, [], 0.0, 0.0
     for shape, tile in zip(shapes, config.tiles, strict=True):
         steps, programs = tile.steps(shape) / tile.split_k, n * tile.programs(shape)
         flops += programs * steps * 2 * tile.bm * tile.bn * tile.bk
         longest = max(longest, steps * costs.step)
         partial = tile.bm * tile.bn * 4 if tile.split_k > 1 else 0
-        queue += [(operand_bytes(shape, tile, dtype) / tile.split_k + partial) / costs.port] * programs
+        queue += [(operand_bytes(shape, tile, dtype) / tile.split_k + partial) / port] * programs
         if partial:
-            ends = max(ends, costs.ticket + tile.split_k * partial / costs.port)
+            ends = max(ends, costs.ticket + tile.split_k * partial / port)
     limits = {
         "memory": sum(_bytes_once(shape, n, dtype) for shape in shapes) / rates.bytes,
         "tensor cores": flops / rates.flops,
-        "L2": sum(queue) * costs.port / costs.l2,
+        "L2": sum(queue) * port / costs.l2,
         "multiprocessor": _busiest(queue, rates.multiprocessors),
         "steps": longest,
+        "gates": -(-units // MOST_LEADERS) * costs.unit,
     }
     limit = max(limits, key=limits.__getitem__)
     return Prediction(costs.gap + costs.start + limits[limit] + ends + costs.end, limit)

@@ -45,7 +45,7 @@ from .scope import scope
 from .tuned import check_tuned, check_tuning
 from .work import Work
 
-SECONDS = 460  # for all steps; a GPU that is lent for ten minutes has some of them gone when the check starts
+SECONDS = 460  # for all steps; who rents a GPU by the minute has spent some of them before the check starts
 SPARE = 4  # seconds before its limit when a step begins nothing new
 LEAST = 8  # seconds in which a step can do anything: it has to import torch
 SAME = ("gpu", "torch", "triton", "commit")  # of one run and the next that goes on with its rows

@@ -1,8 +1,8 @@
 """What a launch is told of each of its operations: its tensors, and its numbers, as run-time arguments.
 
-All operations of all levels run the same code. It is small, and stays in the multiprocessors' instruction caches from
-one launch to the next; code specialised for each operation was measured to wait for its own instructions for a third of
-the time. What the compiler must know, to copy 16 bytes at a time, stands in `Shared`.
+All operations of all levels run the same code, so that another size, batch or network compiles little. Code specialised
+for each operation was a tenth faster on an H200 (docs/kernels.md). What the compiler must know, to copy 16 bytes at a
+time, stands in `Shared`.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..errors import ParNetError
 from ..parity import relative
 from ..program.program import Program
-from .binding import Answering, Backend
+from .binding import Backend
 
 Answer = Tensor | dict[str, Tensor]
 
@@ -23,9 +23,6 @@ def collected(program: Program, feature: Callable[[str], Tensor]) -> Answer:
 
 def opened(backend: Backend, nhw: tuple[int, int, int], feature: Callable[[str], Tensor]) -> Answer:
     """The same from features as they cross lanes."""
-    if not backend.program.outputs:
-        return feature(backend.program.output)
-    assert isinstance(backend, Answering), "make_backend has looked"
     return collected(backend.program, lambda name: backend.nchw(name, feature(name), nhw))
 
 

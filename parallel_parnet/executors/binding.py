@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -61,11 +61,6 @@ class Backend(Protocol):
 
     def bind(self, segment: Segment, nhw: tuple[int, int, int], reads: Reads, homes: Mapping[str, Tensor]) -> Runner:
         """A runner of the segment. homes: where some of its features should be written, if it can choose."""
-
-
-@runtime_checkable
-class Answering(Protocol):
-    """A backend whose features may be a program's outputs."""
 
     def nchw(self, feature: str, tensor: Tensor, nhw: tuple[int, int, int]) -> Tensor:
         """A feature's tensor, as it crosses lanes, as [N, C, H, W], where it lies; logits as they are."""

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from conftest import OPTIONAL, SMALL, lively, random_placement, relative
 from parallel_parnet import Backbone, Config, Engine, ParNetError, Placement, Program, fold
-from parallel_parnet.executors import making
 from parallel_parnet.executors.graph import GraphExecutor
 from parallel_parnet.executors.local import LocalExecutor
 from parallel_parnet.executors.torch_backend import TorchBackend
@@ -116,12 +115,6 @@ def test_outputs_that_are_not_there(outputs: tuple[str, ...]) -> None:
 def test_what_fills_no_dictionary() -> None:
     with pytest.raises(ParNetError, match=r"out is for logits, and this program gives streams.0, "):
         Engine(WHOLE, device="cpu", executor="eager")(X, out=torch.empty(2, 10))
-
-
-def test_an_executor_that_gives_logits_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(making, "TorchBackend", lambda *settings: object())
-    with pytest.raises(ParNetError, match=r"executor eager gives logits alone, not streams.0, .*: choose eager"):
-        Engine(WHOLE, device="cpu", executor="eager")(X)
 
 
 @pytest.mark.parametrize(("streams", "executor"), [(1, "inductor"), (2, "eager"), (4, "eager")])

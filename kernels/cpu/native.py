@@ -7,17 +7,44 @@ from collections.abc import Sequence
 from functools import cache
 from math import prod
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import c_library
 
 SOURCE = Path(__file__).with_name("native.c")
-IMPORT, GATE, DIRECT, WINOGRAD, CLASSIFIER = range(5)
-SLACK = 64  # floats behind what vectors read: the last one reaches over the end
-POINTER, INT = ctypes.c_void_p, ctypes.c_int32
+IMPORT, GATE, CLASSIFIER, DIRECT, F2, F4, S2 = range(7)
+F32, BF16, U8 = range(3)
+TYPES = torch.float32, torch.bfloat16, torch.uint8  # of features; weights of U8 are signed
+SLACK = 64  # values behind what vectors read: the last one reaches over the end
+POINTER, INT, FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_float
 
+
+class Winograd(NamedTuple):
+    """One of native.c's algorithms: pixels that it makes along one side, and its G, whose rows make points of taps."""
+
+    outs: int
+    taps: tuple[list[float], ...]
+
+
+WINOGRAD = {
+    F2: Winograd(2, ([1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1])),
+    F4: Winograd(
+        4,
+        (
+            [1 / 4, 0, 0],
+            [-1 / 6, -1 / 6, -1 / 6],
+            [-1 / 6, 1 / 6, -1 / 6],
+            [1 / 24, 1 / 12, 1 / 6],
+            [1 / 24, -1 / 12, 1 / 6],
+            [0, 0, 1],
+        ),
+    ),
+    S2: Winograd(2, ([1, 0, 0], [1, 0, 1], [0, 0, 1], [0, 1, 0], [0, 1, 0])),
+}
 Panels = Sequence[tuple[int, int, int]]
 
 
@@ -32,10 +59,12 @@ class Op(ctypes.Structure):
 
     _fields_ = [
         ("x", ctypes.POINTER(POINTER)), ("x_sums", ctypes.POINTER(POINTER)), ("x_chunks", ctypes.POINTER(INT)),
-        ("y", POINTER), ("sums", POINTER), ("weight", POINTER), ("bias", POINTER),
+        ("x_step", ctypes.POINTER(FLOAT)), ("x_zero", ctypes.POINTER(FLOAT)),
+        ("y", POINTER), ("copy", POINTER), ("sums", POINTER), ("weight", POINTER), ("bias", POINTER),
         ("scale", POINTER), ("shift", POINTER), ("gate_weight", POINTER), ("gate_bias", POINTER),
-        ("multiply", POINTER), ("add", POINTER), ("panels", POINTER), ("strides", ctypes.c_int64 * 4),
-        ("h", INT), ("w", INT), ("c", INT), ("inputs", INT), ("cout", INT), ("groups", INT), ("stride", INT),
+        ("weight_step", POINTER), ("weight_zero", POINTER), ("multiply", POINTER), ("add", POINTER),
+        ("panels", POINTER), ("strides", ctypes.c_int64 * 4), ("step", FLOAT), ("zero", FLOAT), ("per_step", FLOAT),
+        ("x_type", INT), ("y_type", INT), ("h", INT), ("w", INT), ("c", INT), ("inputs", INT), ("cout", INT), ("groups", INT), ("stride", INT),
         ("panel_count", INT), ("chunks", INT), ("silu", INT), ("border", INT),
     ]  # fmt: skip
 
@@ -52,15 +81,15 @@ def library() -> ctypes.CDLL:
     return c_library.load(SOURCE)
 
 
-def zeros(*shape: int) -> Tensor:
-    """fp32, with SLACK behind it."""
+def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """With SLACK behind it."""
     size = prod(shape)
-    return torch.zeros(size + SLACK, dtype=torch.float32, device="cpu")[:size].view(shape)
+    return torch.zeros(size + SLACK, dtype=dtype, device="cpu")[:size].view(shape)
 
 
 def with_slack(tensor: Tensor) -> Tensor:
-    """A copy, fp32, with SLACK behind it."""
-    return zeros(*tensor.shape).copy_(tensor)
+    """A copy, with SLACK behind it."""
+    return zeros(*tensor.shape, dtype=tensor.dtype).copy_(tensor)
 
 
 def panels(cout: int, groups: int, shuffle: int) -> Panels:
@@ -79,21 +108,30 @@ def stored(rows: Tensor, groups: int, shuffle: int) -> Tensor:
 
 
 def pack_direct(weight: Tensor, inputs: int, which: Panels) -> Tensor:
-    """[cout, cin / groups, 3, 3], channels as stored, to [panels, K, panel width]: K by input, tap and channel."""
-    return _pack(weight.unflatten(1, (inputs, -1)).permute(0, 1, 3, 4, 2).flatten(1), which)
+    """[cout, cin / groups, 3, 3], channels as stored, to [panels, K, panel width, values of a word]: K in words, by
+    runs of what lies side by side in the inputs: a row of taps where there is one input in one group, else a tap."""
+    rows = weight.unflatten(1, (inputs, -1)).permute(0, 1, 3, 4, 2)
+    merged = inputs == 1 and all(group == 0 for group, _, _ in which)
+    return _pack(rows.reshape(len(rows), 3 if merged else 9 * inputs, -1), which)
 
 
-def pack_winograd(weight: Tensor, which: Panels) -> Tensor:
-    """The same to G w G', [16, panels, cin / groups, panel width]."""
-    g = _matrix([1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1])
-    return _pack(torch.einsum("ia,jb,okab->ijok", g, g, weight).flatten(0, 1), which)
+def pack_winograd(weight: Tensor, how: int, dtype: torch.dtype, which: Panels) -> Tensor:
+    """The same, of fp32, to G w G' in `dtype`: [planes, panels, K, panel width, values of a word], K by channel."""
+    g = torch.tensor(WINOGRAD[how].taps, dtype=torch.float64, device="cpu")
+    planes = torch.einsum("ia,jb,okab->ijok", g, g, weight.double()).to(dtype)
+    return _pack(planes.flatten(0, 1).unsqueeze(-2), which)
 
 
 def _pack(rows: Tensor, which: Panels) -> Tensor:
-    """[..., cout, K] to [..., panels, K, panel width]; zeros where a panel has fewer channels."""
-    packed = zeros(*rows.shape[:-2], len(which), rows.shape[-1], library().panel_width())
+    """[..., cout, runs, length] to [..., panels, K, panel width, values of a word], a run after the other.
+
+    Zeros where a run fills no word, and where a panel has fewer channels.
+    """
+    values = 4 // rows.itemsize
+    words = F.pad(rows, (0, -rows.shape[-1] % values)).unflatten(-1, (-1, values)).flatten(-3, -2)
+    packed = zeros(*rows.shape[:-3], len(which), words.shape[-2], library().panel_width(), values, dtype=rows.dtype)
     for i, (_, first, count) in enumerate(which):
-        packed[..., i, :, :count] = rows[..., first : first + count, :].transpose(-1, -2)
+        packed[..., i, :, :count, :] = words[..., first : first + count, :, :].transpose(-3, -2)
     return packed
 
 

@@ -12,21 +12,40 @@ from torch import Tensor
 
 from ..kernels.cpu import native
 from ..kernels.cpu.native import Op, Panel, Task
-from ..program.program import Operation
+from ..program.program import INPUT, Operation
 from .segment import SegmentModule
 
 # of a task, at most; the same for any number of threads, since sums are kept by task
 TILES, PIXELS, ROWS = 98, 256, 8
+WORD, LINE = 4, 64  # bytes: of what a product takes at once, and of a line of the cache
 TASKS_PER_THREAD = 2  # on a level, where there are enough channels to split; each transforms its input anew
+LARGE = 28  # pixels along a side, from which on F4 pays
 LARGEST = 1e30  # of weights for Winograd: sums of larger ones may leave fp32's range
 
 
 @dataclass(frozen=True)
 class Feature:
-    """A feature map with a border of zeros, [N, H + 2, W + 2, C], and its channels' sums [N, chunks, C]."""
+    """A feature map with a border of zeros, [N, H + 2, W + 2, C], and its channels' sums [N, chunks, C].
+
+    padded: of one of `native.TYPES`. Its values, and what the sums are of, are step * (padded - zero).
+    copy: the same in fp32, where somebody reads that.
+    """
 
     padded: Tensor
     sums: Tensor
+    step: float = 1.0
+    zero: int = 0
+    copy: Tensor | None = None
+
+    @property
+    def kind(self) -> int:
+        """In the kernels' numbers."""
+        return native.TYPES.index(self.padded.dtype)
+
+    @property
+    def fp32(self) -> Tensor:
+        """[N, H + 2, W + 2, C]."""
+        return self.padded if self.copy is None else self.copy
 
     @property
     def size(self) -> tuple[int, int]:
@@ -35,24 +54,39 @@ class Feature:
 
     @property
     def nchw(self) -> Tensor:
-        """[N, C, H, W], where it lies."""
-        return self.padded[:, 1:-1, 1:-1].permute(0, 3, 1, 2)
+        """[N, C, H, W] in fp32, where it lies."""
+        return self.fp32[:, 1:-1, 1:-1].permute(0, 3, 1, 2)
 
 
 class NativePlan:
     """A segment, ready to run for inputs of these shapes: fp32 on the CPU, with any strides; fresh tensors out.
 
     All operations of a level run side by side, on `threads` threads.
+    dtype: fp32 or bf16, of the products and of features, where the program has not quantised them. The convolution
+    that reads the picture computes in fp32.
     """
 
-    def __init__(self, module: SegmentModule, shapes: Sequence[Sequence[int]], threads: int) -> None:
-        self.threads, self.module, self.n = threads, module, shapes[0][0]
+    def __init__(
+        self,
+        module: SegmentModule,
+        shapes: Sequence[Sequence[int]],
+        threads: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.threads, self.module, self.n, self.dtype = threads, module, shapes[0][0], dtype
         self._ops: list[Op] = []
         self._kept: list[object] = []  # what the structs point to
         self._scratch = 0
-        self._free: dict[tuple[int, ...], list[Tensor]] = {}
+        self._free: dict[tuple[object, ...], list[Tensor]] = {}
         self._features: dict[str, Feature] = {}
         self._logits: dict[str, Tensor] = {}
+        # features that somebody reads in fp32: the caller, or a convolution that is not quantised as they are
+        self._in_fp32 = {*module.segment.writes} | {
+            name
+            for op, w in module.operations
+            for name in op.inputs
+            if op.kind == "conv" and name in module.steps and self._kind(op, w) != native.U8
+        }
         tasks = [
             task for name, shape in zip(module.segment.reads, shapes, strict=True) for task in self._read(name, shape)
         ]
@@ -79,9 +113,9 @@ class NativePlan:
     def _read(self, name: str, shape: Sequence[int]) -> list[Task]:
         n, c, h, w = shape
         chunks = -(-h // ROWS)
-        x = self._features[name] = self._feature(n, h, w, c, chunks)
+        x = self._feature(name, n, h, w, c, chunks)
         picture = self._array(native.POINTER, [0])  # which each call fills in
-        index = self._add(Op(x=picture, y=_at(x.padded), sums=_at(x.sums), h=h, w=w, cout=c, chunks=chunks))
+        index = self._add(Op(x=picture, **_output(x), h=h, w=w, cout=c, chunks=chunks))
         return [Task(index, native.IMPORT, *part) for part in _parts(n, h, ROWS)]
 
     def _level(self, operations: list[tuple[Operation, dict[str, Tensor]]]) -> list[Task]:
@@ -101,22 +135,27 @@ class NativePlan:
     def _convolution(self, op: Operation, w: dict[str, Tensor], inputs: list[Feature], beside: int) -> list[Task]:
         """beside: operations on this level."""
         h, width = inputs[0].size
-        winograd = op.stride == 1 and h % 2 == 0 and width % 2 == 0 and float(w["weight"].abs().max()) < LARGEST
-        places = (h // 2) * (width // 2) if winograd else (h // op.stride) * (width // op.stride)
-        most = TILES if winograd else PIXELS
+        kind = self._kind(op, w)
+        dtype = native.TYPES[kind]
+        out_h, out_w = h // op.stride, width // op.stride
+        how = _algorithm(op, w, kind, out_h, out_w)
+        winograd = native.WINOGRAD.get(how)
+        places = out_h * out_w if winograd is None else -(-out_h // winograd.outs) * -(-out_w // winograd.outs)
+        import os
+        most = int(max(int(os.environ.get('TMIN','16')), int(os.environ.get('VB','600'))*1024 / (len(winograd.taps)**2*op.cin*dtype.itemsize)//8*8)) if winograd else int(os.environ.get('PX',PIXELS))
+        most = min(most, 256)
         each = -(-places // -(-places // most))
         parts = _parts(self.n, places, each)
         chunks = len(parts) // self.n
         which = native.panels(op.cout, op.groups, op.shuffle)
-        y = self._features[op.name] = self._feature(self.n, h // op.stride, width // op.stride, op.cout, chunks)
-        weights = self.module.packed((op.name, winograd), lambda: _pack(op, w, len(inputs), which, winograd))
+        y = self._feature(op.name, self.n, out_h, out_w, op.cout, chunks)
+        weights = self.module.packed((op.name, how), lambda: _pack(op, w, inputs, which, dtype, how))
         table = self._array(Panel, [Panel(*panel) for panel in which])
         gates = [native.zeros(self.n, op.cout) for _ in range(2)]
         self._kept += gates
         index = self._add(
             Op(
-                **self._inputs(inputs), y=_at(y.padded), sums=_at(y.sums),
-                **{name: _at(tensor) for name, tensor in weights.items()},
+                **self._inputs(inputs, kind), **_output(y), **{name: _at(tensor) for name, tensor in weights.items()},
                 multiply=_at(gates[0]), add=_at(gates[1]), panels=ctypes.addressof(table), cout=op.cout,
                 groups=op.groups, stride=op.stride, panel_count=len(which), chunks=chunks,
                 silu=op.activation == "silu", border="border" in w,
@@ -126,10 +165,15 @@ class NativePlan:
         step = -(-len(which) // min(len(which), split))
         self._need(op.cin)
         if winograd:
-            self._need(16 * each * (op.cin + step * native.library().panel_width() + native.SLACK))
-        kind = native.WINOGRAD if winograd else native.DIRECT
+            self._need(len(winograd.taps) ** 2 * each * (op.cin + step * native.library().panel_width() + native.SLACK))
         panels = [(j, min(j + step, len(which))) for j in range(0, len(which), step)]
-        return [Task(index, kind, *part, *some) for part in parts for some in panels]
+        return [Task(index, how, *part, *some) for part in parts for some in panels]
+
+    def _kind(self, op: Operation, w: dict[str, Tensor]) -> int:
+        """The type of an operation's products, in the kernels' numbers."""
+        if "weight_step" in w:
+            return native.U8
+        return native.F32 if INPUT in op.inputs else native.TYPES.index(self.dtype)
 
     def _classifier(self, op: Operation, w: dict[str, Tensor], inputs: list[Feature]) -> list[Task]:
         logits = self._logits[op.name] = torch.empty(self.n, op.cout, dtype=torch.float32, device="cpu")
@@ -138,7 +182,7 @@ class NativePlan:
         )
         index = self._add(
             Op(
-                **self._inputs(inputs), y=_at(logits), cout=op.cout, groups=1,
+                **self._inputs(inputs, native.F32), y=_at(logits), cout=op.cout, groups=1,
                 **{name: _at(tensor) for name, tensor in weights.items()},
             )
         )  # fmt: skip
@@ -146,13 +190,16 @@ class NativePlan:
         each = -(-op.cout // (TASKS_PER_THREAD * self.threads))
         return [Task(index, native.CLASSIFIER, *part) for part in _parts(self.n, op.cout, each)]
 
-    def _inputs(self, inputs: list[Feature]) -> dict:
+    def _inputs(self, inputs: list[Feature], kind: int) -> dict:
+        """kind: the type in which an operation reads them."""
         x, (h, w) = inputs[0], inputs[0].size
         return {
-            "x": self._array(native.POINTER, [_at(i.padded) for i in inputs]),
+            "x": self._array(native.POINTER, [_at(i.padded if i.kind == kind else i.fp32) for i in inputs]),
             "x_sums": self._array(native.POINTER, [_at(i.sums) for i in inputs]),
             "x_chunks": self._array(native.INT, [i.sums.shape[1] for i in inputs]),
-            "h": h, "w": w, "c": x.padded.shape[3], "inputs": len(inputs),
+            "x_step": self._array(native.FLOAT, [i.step for i in inputs]),
+            "x_zero": self._array(native.FLOAT, [i.zero for i in inputs]),
+            "x_type": kind, "h": h, "w": w, "c": x.padded.shape[3], "inputs": len(inputs),
         }  # fmt: skip
 
     def _array(self, kind: Any, values: Sequence[object]) -> ctypes.Array:
@@ -168,54 +215,93 @@ class NativePlan:
         """Scratch memory of each thread."""
         self._scratch = max(self._scratch, floats + native.SLACK)
 
-    def _feature(self, n: int, h: int, w: int, c: int, chunks: int) -> Feature:
+    def _feature(self, name: str, n: int, h: int, w: int, c: int, chunks: int) -> Feature:
         """Its border is zeros also where another feature of this shape stood before."""
-        free = self._free.get((n, h + 2, w + 2, c))
-        padded = free.pop() if free else native.zeros(n, h + 2, w + 2, c)
-        feature = Feature(padded, native.zeros(n, chunks, c))
+        step, zero = self.module.steps.get(name, (1.0, 0))
+        quantised = name in self.module.steps
+        dtype = torch.uint8 if quantised else torch.float32 if name == INPUT else self.dtype
+        shape = n, h + 2, w + 2, c
+        padded = self._buffer(shape, dtype, zero)
+        copy = self._buffer(shape, torch.float32, 0) if dtype != torch.float32 and name in self._in_fp32 else None
+        feature = self._features[name] = Feature(padded, native.zeros(n, chunks, c), step, zero, copy)
         self._kept.append(feature)
         return feature
+
+    def _buffer(self, shape: tuple[int, ...], dtype: torch.dtype, zero: int) -> Tensor:
+        free = self._free.get((shape, dtype, zero))
+        return free.pop() if free else native.zeros(*shape, dtype=dtype).fill_(zero)
 
     def _release(self, level: int) -> None:
         """Give back features that nothing reads after this level."""
         read = {name for op, _ in self.module.operations if op.level > level for name in op.inputs}
         for name in [name for name in self._features if name not in read and name not in self.module.segment.writes]:
-            padded = self._features.pop(name).padded
-            self._free.setdefault(tuple(padded.shape), []).append(padded)
+            feature = self._features.pop(name)
+            for tensor, zero in ((feature.padded, feature.zero), (feature.copy, 0)):
+                if tensor is not None:
+                    self._free.setdefault((tuple(tensor.shape), tensor.dtype, zero), []).append(tensor)
 
     def _call(self, tasks: list[Task], ends: list[int]) -> tuple:
         """The arguments of native.c's `run`."""
         gate_count = len(self._ops) * self.n
         sizes = 3 * len(ends), 2 * gate_count  # in int32s: native.c's `Level` and `Count`
         states, gates = (torch.zeros(size, dtype=torch.int32, device="cpu") for size in sizes)
-        scratch = torch.empty(self.threads * self._scratch, dtype=torch.float32, device="cpu")
+        size = -(-4 * self._scratch // LINE) * LINE
+        scratch = torch.empty(self.threads * size, dtype=torch.uint8, device="cpu")
         self._kept += [states, gates, scratch]
         return (
             (Op * len(self._ops))(*self._ops), (Task * len(tasks))(*tasks), (native.INT * len(ends))(*ends), len(ends),
             *(ctypes.c_void_p(_at(t)) for t in (states, gates)), gate_count, self.n, ctypes.c_void_p(_at(scratch)),
-            ctypes.c_int64(self._scratch), self.threads,
+            ctypes.c_int64(size), self.threads,
         )  # fmt: skip
 
 
-def _pack(op: Operation, w: dict[str, Tensor], inputs: int, which: native.Panels, winograd: bool) -> dict[str, Tensor]:
-    """An operation's weights, by the names of `Op`."""
+def _output(y: Feature) -> dict:
+    return {
+        "y": _at(y.padded), "copy": _at(y.copy) if y.copy is not None else None, "sums": _at(y.sums),
+        "y_type": native.TYPES.index(y.padded.dtype), "step": y.step, "zero": y.zero, "per_step": 1 / y.step,
+    }  # fmt: skip
+
+
+def _pack(
+    op: Operation, w: dict[str, Tensor], inputs: list[Feature], which: native.Panels, dtype: torch.dtype, how: int
+) -> dict[str, Tensor]:
+    """An operation's weights, by the names of `Op`. dtype: of the features that it reads."""
     rows = {
         name: native.stored(tensor.flatten(1) if name == "gate_weight" else tensor, op.groups, op.shuffle)
         for name, tensor in w.items()
-        if name not in ("scale", "shift")
+        if name not in ("scale", "shift", "step", "zero")
     }
     weight, border = rows.pop("weight"), rows.pop("border", None)
     if border is not None:
         rows["bias"] = native.bias_by_edge(rows["bias"], border[:, 0])
     rows |= {name: w[name].flatten() for name in ("scale", "shift") if name in w}
-    packed = native.pack_winograd(weight, which) if winograd else native.pack_direct(weight, inputs, which)
+    if how in native.WINOGRAD:
+        packed = native.pack_winograd(weight, how, dtype, which)
+    else:
+        packed = native.pack_direct(weight.to(torch.int8 if dtype == torch.uint8 else dtype), len(inputs), which)
+    if dtype == torch.uint8:
+        parts = weight.unflatten(1, (len(inputs), -1)).double().sum((2, 3, 4))
+        rows["weight_zero"] = (parts @ torch.tensor([float(x.zero) for x in inputs]).double()).to(torch.int32)
     return {"weight": packed, **{name: native.with_slack(tensor) for name, tensor in rows.items()}}
+
+
+def _algorithm(op: Operation, w: dict[str, Tensor], kind: int, h: int, width: int) -> int:
+    """How to compute a convolution to features of h x width pixels, in the kernels' numbers. kind: of its products."""
+    values_of_word = WORD // native.TYPES[kind].itemsize
+    fits = kind != native.U8 and op.cin // op.groups % values_of_word == 0 and float(w["weight"].abs().max()) < LARGEST
+    if not fits or INPUT in op.inputs:
+        return native.DIRECT
+    if op.stride == 2:
+        return native.S2
+    import os
+    return native.F4 if kind == native.F32 and min(h, width) >= int(os.environ.get('LARGE','28')) else native.F2
 
 
 def _work(op: Operation, task: Task) -> float:
     """Multiplications of a task, for comparison."""
-    places = (task.stop - task.start) * (16 if task.kind == native.WINOGRAD else 9)
-    return places * (task.panel_stop - task.panel_start) * op.cin / op.groups
+    algorithm = native.WINOGRAD.get(task.kind)
+    products = len(algorithm.taps) ** 2 if algorithm else 9
+    return (task.stop - task.start) * products * (task.panel_stop - task.panel_start) * op.cin / op.groups
 
 
 def _parts(n: int, count: int, each: int) -> list[tuple[int, int, int, int]]:

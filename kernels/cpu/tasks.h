@@ -1,0 +1,83 @@
+/* What threads work on, and how they wait for each other. The structs have twins in native.py. */
+
+#include <limits.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#ifdef __linux__
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#else
+#include <sched.h>
+#endif
+
+enum { SPINS = 30000 }; /* looks of a waiting thread before it sleeps, some ten microseconds */
+
+enum { IMPORT, GATE, CLASSIFIER, DIRECT, F2, F4, S2 }; /* the last three by Winograd */
+
+typedef struct {
+    int32_t group, first, count; /* computes stored channels first .. first + count, from the inputs' parts of a group */
+} Panel;
+
+/* A quantised feature holds step * (value - zero); of others step is 1 and zero is 0. Sums are of the stored values. */
+typedef struct {
+    const char **x;                    /* the inputs, of x_type; IMPORT reads x[0] by its strides */
+    const float *const *x_sums;        /* of the inputs, each of x_chunks */
+    const int32_t *x_chunks;
+    const float *x_step, *x_zero;      /* of each input */
+    char *y;                           /* of y_type; not there for a feature of which only sums are read */
+    float *copy, *sums;                /* copy: y in fp32, for who reads that; sums: [N][chunks][cout], of y's channels */
+    const char *weight;                /* of x_type, but for the classifier */
+    const float *bias, *scale, *shift, *gate_weight, *gate_bias;
+    const float *weight_step;          /* of U8: what a product counts, by channel; */
+    const int32_t *weight_zero;        /* and what the inputs' zeros add to their sum */
+    float *multiply, *add;             /* what GATE makes of the gate: [N][cout] each */
+    const Panel *panels;
+    int64_t strides[4]; /* of IMPORT's input: N, C, H, W */
+    float step, zero, per_step; /* of y; 1 over step */
+    int32_t x_type, y_type;
+    int32_t h, w, c;    /* of each input */
+    int32_t inputs, cout, groups, stride, panel_count, chunks;
+    int32_t silu, border; /* border: bias has a row for each way in which a pixel lacks taps */
+} Op;
+
+typedef struct {
+    int32_t op, kind, n, chunk;
+    int32_t start, stop;             /* pixels, tiles, rows of the picture, or classes */
+    int32_t panel_start, panel_stop; /* of the output channels */
+} Task;
+
+/* A count that threads wait for, and how many of them sleep. */
+typedef struct {
+    atomic_int value, sleepers;
+} Count;
+
+typedef struct {
+    atomic_int next;
+    Count done;
+} Level;
+
+#ifdef __linux__
+static void sleep_while(atomic_int *counter, int value) {
+    syscall(SYS_futex, counter, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0);
+}
+static void wake(atomic_int *counter) { syscall(SYS_futex, counter, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0); }
+#else
+static void sleep_while(atomic_int *counter, int value) { sched_yield(); }
+static void wake(atomic_int *counter) {}
+#endif
+
+/* Spins, as waits are short, and then sleeps until it is woken: so the core is free for a thread that lost its own to
+ * another process, or that never had one. */
+static void wait_for(Count *count, int target) {
+    for (int i = 0; i < SPINS; i++)
+        if (atomic_load_explicit(&count->value, memory_order_acquire) >= target) return;
+    atomic_fetch_add(&count->sleepers, 1);
+    for (int value; (value = atomic_load(&count->value)) < target;) sleep_while(&count->value, value);
+    atomic_fetch_sub(&count->sleepers, 1);
+}
+
+/* One more; who waits for so many is woken. */
+static void count_up(Count *count, int target) {
+    if (atomic_fetch_add(&count->value, 1) + 1 >= target && atomic_load(&count->sleepers)) wake(&count->value);
+}

@@ -1,0 +1,184 @@
+/* Vectors of VL floats, or of the values that features and weights are stored as: fp32, bf16, or 8-bit integers.
+ *
+ * Products take a word at a time, 32 bits: one value of fp32, two of bf16, four of 8 bits, where an instruction adds
+ * up the products of a word. */
+
+#include <stdint.h>
+#include <string.h>
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512BW__)
+enum { VL = 16, NV = 2, MR = 8 };
+#elif defined(__AVX2__)
+enum { VL = 8, NV = 2, MR = 6 };
+#elif defined(__aarch64__)
+enum { VL = 4, NV = 4, MR = 6 };
+#else
+enum { VL = 4, NV = 2, MR = 6 };
+#endif
+/* a tile of MR pixels by NR channels fills the registers */
+enum { NR = VL * NV };
+
+typedef float vf __attribute__((vector_size(VL * 4), aligned(4)));
+typedef int32_t vi __attribute__((vector_size(VL * 4), aligned(4)));
+typedef uint16_t vh __attribute__((vector_size(VL * 2), aligned(2)));
+typedef uint8_t vb __attribute__((vector_size(VL), aligned(1)));
+
+enum { F32, BF16, U8 }; /* how values are stored; weights of U8 are signed */
+
+static inline int size_of(int type) { return type == F32 ? 4 : type == BF16 ? 2 : 1; }
+
+static inline vf load(const float *p) { return *(const vf *)p; }
+
+static inline vf blend(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
+
+/* low and high, but NaN where x is */
+static inline vf clamp(vf x, float low, float high) {
+    const vf zero = {0};
+#if defined(__AVX512BW__)
+    return (vf)_mm512_min_ps((__m512)(zero + high), _mm512_max_ps((__m512)(zero + low), (__m512)x));
+#elif defined(__AVX2__)
+    return (vf)_mm256_min_ps((__m256)(zero + high), _mm256_max_ps((__m256)(zero + low), (__m256)x));
+#else
+    return blend(x < low, zero + low, blend(x > high, zero + high, x));
+#endif
+}
+
+/* integers from the lower bits of 8 or 16, and back: the compiler's own conversions go value by value */
+static inline vi from_u8(const void *p) {
+#if defined(__AVX512BW__)
+    return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128(p));
+#elif defined(__AVX2__)
+    return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64(p));
+#else
+    return __builtin_convertvector(*(const vb *)p, vi);
+#endif
+}
+
+static inline vi from_u16(const void *p) {
+#if defined(__AVX512BW__)
+    return (vi)_mm512_cvtepu16_epi32(_mm256_loadu_si256(p));
+#elif defined(__AVX2__)
+    return (vi)_mm256_cvtepu16_epi32(_mm_loadu_si128(p));
+#else
+    return __builtin_convertvector(*(const vh *)p, vi);
+#endif
+}
+
+static inline vb to_u8(vi v) {
+#if defined(__AVX512BW__)
+    return (vb)_mm512_cvtepi32_epi8((__m512i)v);
+#else
+    return __builtin_convertvector(v, vb);
+#endif
+}
+
+static inline vh to_u16(vi v) {
+#if defined(__AVX512BW__)
+    return (vh)_mm512_cvtepi32_epi16((__m512i)v);
+#else
+    return __builtin_convertvector(v, vh);
+#endif
+}
+
+/* to the nearest integer, for values below 2^22: adding 1.5 * 2^23 leaves no place for more */
+static inline vf nearest(vf x) { return x + 12582912.0f - 12582912.0f; }
+
+/* exp between -87 and 87, by Cephes' polynomial, relative error 2e-7 */
+static inline vf exponential(vf x) {
+    const vf low = {0};
+    x = clamp(x, -87.0f, 87.0f);
+    vf magic = low + 12582912.0f; /* as in `nearest`: the integer is in the low bits */
+    vf rounded = x * 1.44269504f + magic;
+    vi power = (vi)rounded - (vi)magic;
+    vf k = rounded - magic, r = x - k * 0.693359375f + k * 2.12194440e-4f;
+    vf p = low + 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    return (vf)((vi)p + (power << 23));
+}
+
+/* 0 where the exponential grows no more: what is multiplied by it may be of any size */
+static inline vf sigmoid(vf x) { return blend(x < -87.0f, (vf){0}, 1.0f / (1.0f + exponential(-x))); }
+
+/* VL stored values as floats */
+static inline __attribute__((always_inline)) vf widen(int type, const char *p) {
+    if (type == F32) return *(const vf *)p;
+    if (type == BF16) return (vf)(from_u16(p) << 16);
+    return __builtin_convertvector(from_u8(p), vf);
+}
+
+/* floats to the nearest bf16, ties to even, in the high half */
+static inline vi to_bf16(vf v) {
+    vi bits = (vi)v, rounded = bits + 0x7fff + (bits >> 16 & 1);
+    return (vi)blend(v == v, (vf)rounded, (vf)((vi){0} + 0x7fc00000)) & (int32_t)0xffff0000;
+}
+
+/* The first `count` of them, at most VL. */
+static inline __attribute__((always_inline)) void put(void *p, const void *values, int size, int count) {
+    if (count >= VL)
+        memcpy(p, values, VL * size);
+    else
+        for (int i = 0; i < count; i++) memcpy((char *)p + i * size, (const char *)values + i * size, size);
+}
+
+static inline void store(float *p, vf v, int count) { put(p, &v, 4, count); }
+
+static inline void store_bf16(char *p, vi high, int count) {
+    vh v = to_u16(high >> 16);
+    put(p, &v, 2, count);
+}
+
+static inline void store_u8(char *p, vf v, int count) {
+    vb b = to_u8(__builtin_convertvector(v, vi));
+    put(p, &b, 1, count);
+}
+
+/* sum + products of four unsigned values, in each lane, and four signed ones */
+static inline vi dot_u8(vi sum, vi x, vi w) {
+#if defined(__AVX512VNNI__)
+    return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)w);
+#elif defined(__AVXVNNI__)
+    return (vi)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)x, (__m256i)w);
+#elif defined(__x86_64__)
+    vi even = x & 0x00ff00ff, odd = x >> 8 & 0x00ff00ff;
+#if defined(__AVX512BW__)
+    vi w_even = (vi)_mm512_srai_epi16(_mm512_slli_epi16((__m512i)w, 8), 8), w_odd = (vi)_mm512_srai_epi16((__m512i)w, 8);
+    return sum + (vi)_mm512_madd_epi16((__m512i)even, (__m512i)w_even) + (vi)_mm512_madd_epi16((__m512i)odd, (__m512i)w_odd);
+#elif defined(__AVX2__)
+    vi w_even = (vi)_mm256_srai_epi16(_mm256_slli_epi16((__m256i)w, 8), 8), w_odd = (vi)_mm256_srai_epi16((__m256i)w, 8);
+    return sum + (vi)_mm256_madd_epi16((__m256i)even, (__m256i)w_even) + (vi)_mm256_madd_epi16((__m256i)odd, (__m256i)w_odd);
+#else
+    vi w_even = (vi)_mm_srai_epi16(_mm_slli_epi16((__m128i)w, 8), 8), w_odd = (vi)_mm_srai_epi16((__m128i)w, 8);
+    return sum + (vi)_mm_madd_epi16((__m128i)even, (__m128i)w_even) + (vi)_mm_madd_epi16((__m128i)odd, (__m128i)w_odd);
+#endif
+#else
+    for (int i = 0; i < 4; i++) sum += (x >> 8 * i & 255) * (w << (24 - 8 * i) >> 24);
+    return sum;
+#endif
+}
+
+/* sum + products of two values of bf16 in each lane */
+static inline vf dot_bf16(vf sum, vi x, vi w) {
+#if defined(__AVX512BF16__)
+    return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)w);
+#else
+    const int32_t high = (int32_t)0xffff0000;
+    return sum + (vf)(x << 16) * (vf)(w << 16) + (vf)(x & high) * (vf)(w & high);
+#endif
+}
+
+/* Of F32 and BF16 sums are floats, of U8 integers, in the same registers. */
+static inline __attribute__((always_inline)) vf dot(int type, vf sum, const char *x, vi w) {
+    int32_t word;
+    memcpy(&word, x, 4);
+    vi all = (vi){0} + word;
+    if (type == F32) return sum + (vf)all * (vf)w;
+    return type == BF16 ? dot_bf16(sum, all, w) : (vf)dot_u8((vi)sum, all, w);
+}

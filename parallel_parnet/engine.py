@@ -64,8 +64,8 @@ class Engine:
     device: "cuda" where there is one, else "cpu". Lanes of one process take the visible GPUs in turn, each with a CUDA
         stream of its own.
     dtype: float32, bfloat16 or (on GPUs) float16.
-    executor: "auto" takes, on the CPU, what can be had of "native" (our own kernels, always fp32, which need a C
-        compiler) and "openvino"; on a GPU, at `warm_up` or at the first call, the fastest that agrees with the
+    executor: "auto" takes, on the CPU, what can be had of "native" (our own kernels, which need a C compiler; bf16
+        where the CPU has instructions for it) and "openvino"; on a GPU, at `warm_up` or at the first call, the fastest that agrees with the
         reference there. "cpu" insists on the CPU; "reference" is the plain fp32 oracle, "eager" torch, "inductor"
         torch.compile. On NVIDIA GPUs "triton" is a kernel launch per level, "cuda_graph" the same launches captured in
         a CUDA graph, "cuda_streams" torch's operations on the lanes of one GPU, captured as well; on a CPU Triton's

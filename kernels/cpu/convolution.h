@@ -4,24 +4,41 @@ enum { MAX_RUNS = 18, MAX_PIXELS = 256 /* of a task */ };
 
 static inline int least(int a, int b) { return a < b ? a : b; }
 
-/* acc[i] = sum over runs r and words k of row(r, i)[k] times b, a panel's weights; rows stand at base[r] + pixel[i] */
-static inline __attribute__((always_inline)) void multiply_tile(
-    int type, const char *b, const char *const *base, const int64_t *pixel, int runs, int words, vf acc[MR][NV]) {
+/* For each of `rows` rows i, to + i * step gets the sum over runs r and words k of row(r, i)[k] times b, a panel's
+ * weights; rows stand at base[r] + pixel[i]. */
+static inline __attribute__((always_inline)) void multiply_rows(
+    int rows, int type, const char *b, const char *const *base, const int64_t *pixel, int runs, int words, float *to,
+    int64_t step) {
     vf sum[MR][NV] = {0};
     for (int r = 0; r < runs; r++) {
         const char *row[MR];
-        for (int i = 0; i < MR; i++) row[i] = base[r] + pixel[i];
+        for (int i = 0; i < rows; i++) row[i] = base[r] + pixel[i];
         for (int k = 0; k < words; k++, b += 4 * NR) {
             vi w[NV];
 #pragma GCC unroll 8
             for (int j = 0; j < NV; j++) w[j] = *(const vi *)(b + 4 * j * VL);
 #pragma GCC unroll 16
-            for (int i = 0; i < MR; i++)
+            for (int i = 0; i < rows; i++)
 #pragma GCC unroll 8
                 for (int j = 0; j < NV; j++) sum[i][j] = dot(type, sum[i][j], row[i] + 4 * k, w[j]);
         }
     }
-    memcpy(acc, sum, sizeof sum);
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 8
+        for (int j = 0; j < NV; j++) *(vf *)(to + i * step + j * VL) = sum[i][j];
+}
+
+/* The same for any number of rows, of which it takes up to MR: there may be so many in the table, and in `to`. */
+static inline __attribute__((always_inline)) void multiply_tile(
+    int rows, int type, const char *b, const char *const *base, const int64_t *pixel, int runs, int words, float *to,
+    int64_t step) {
+    if (rows > 4)
+        multiply_rows(MR, type, b, base, pixel, runs, words, to, step);
+    else if (rows > 2)
+        multiply_rows(4, type, b, base, pixel, runs, words, to, step);
+    else
+        multiply_rows(2, type, b, base, pixel, runs, words, to, step);
 }
 
 /* Stores v, whose values stand from y + at on and `count` of which are left, and adds what was stored to its sums. */
@@ -90,7 +107,7 @@ static inline __attribute__((always_inline)) void direct(const Op *o, int type, 
         memset(sums + panel.first, 0, panel.count * sizeof *sums);
         for (int i = 0; i < count; i += MR) {
             vf acc[MR][NV];
-            multiply_tile(type, b, base, offset + i, runs, words, acc);
+            multiply_tile(count - i, type, b, base, offset + i, runs, words, (float *)acc, NR);
             wait_for(gate, 1);
             for (int m = 0; m < least(MR, count - i); m++)
                 for (int v = 0; v * VL < panel.count; v++)
@@ -167,7 +184,7 @@ static inline __attribute__((always_inline)) void winograd(
     int tiles = t->stop - t->start, part = o->c / o->groups, k = part * o->inputs;
     int size = size_of(type), words = k * size / 4;
     int64_t step = (int64_t)o->c * size, v_row = (k * o->groups + VL) * size, v_plane = tiles * v_row;
-    int64_t m_row = (t->panel_stop - t->panel_start) * NR + VL, m_plane = tiles * m_row;
+    int64_t m_row = (t->panel_stop - t->panel_start) * NR + VL, m_plane = (tiles + MR) * m_row;
     char *v = scratch;
     float *m = (float *)(scratch + (planes * v_plane + 63) / 64 * 64);
     for (int i = 0; i < tiles; i++) {
@@ -189,11 +206,8 @@ static inline __attribute__((always_inline)) void winograd(
             const char *base = v + plane * v_plane + o->panels[j].group * k * size;
             const char *b = o->weight + ((int64_t)plane * o->panel_count + j) * words * 4 * NR;
             float *to = m + plane * m_plane + (j - t->panel_start) * NR;
-            for (int i = 0; i < tiles; i += MR) {
-                vf acc[MR][NV];
-                multiply_tile(type, b, &base, offset + i, 1, words, acc);
-                for (int r = 0; r < least(MR, tiles - i); r++) memcpy(to + (i + r) * m_row, acc[r], sizeof acc[r]);
-            }
+            for (int i = 0; i < tiles; i += MR)
+                multiply_tile(tiles - i, type, b, &base, offset + i, 1, words, to + i * m_row, m_row);
         }
     float *sums = o->sums + ((int64_t)t->n * o->chunks + t->chunk) * o->cout;
     for (int j = t->panel_start; j < t->panel_stop; j++)

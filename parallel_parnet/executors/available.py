@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from ..errors import ParNetError, ParNetWarning
-from .backends import BACKENDS, ON_CPUS, has_bf16, interprets, lacking
+from .backends import BACKENDS, ON_CPUS, arithmetic, has_bf16, interprets, lacking
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -69,12 +69,12 @@ def choose(executor: str, device: torch.device, dtype: torch.dtype) -> str:
 
 def for_cpu(dtype: torch.dtype) -> list[str]:
     """Executors that can be had here, the likely fastest first."""
-    return [name for name in ON_CPUS if not lacking(name) and (name != "native" or _in_fp32(dtype))]
+    return [name for name in ON_CPUS if not lacking(name) and (name != "native" or _native_fits(dtype))]
 
 
 def notes(executor: str, chosen: str, device: torch.device, dtype: torch.dtype) -> list[str]:
     """What the user should know where the kernels for CPUs would have been chosen, and cannot be had."""
-    reason = executor in ("auto", "cpu") and device.type == "cpu" and _in_fp32(dtype) and lacking("native")
+    reason = executor in ("auto", "cpu") and device.type == "cpu" and lacking("native")
     return [f"executor {chosen} runs, since native cannot be had: {reason}"] if reason else []
 
 
@@ -84,6 +84,6 @@ def warn(note: str) -> None:
     warnings.warn(note, ParNetWarning, stacklevel=4)  # past the engine and what wraps its functions
 
 
-def _in_fp32(dtype: torch.dtype) -> bool:
-    """Whether the arithmetic is fp32 anyway: then native, which knows no other, is a choice."""
-    return dtype == torch.float32 or not has_bf16()
+def _native_fits(dtype: torch.dtype) -> bool:
+    """Whether native computes in this type, or no other executor does either."""
+    return arithmetic("native", dtype) == dtype or not has_bf16()

@@ -56,13 +56,13 @@ def has_bf16() -> bool:
 
 
 def storage_type(backend: str, dtype: torch.dtype) -> torch.dtype:
-    """Type of features and weights as torch sees them. native has one, and OpenVINO converts by itself."""
+    """Type of features and weights as torch sees them. native and OpenVINO convert by themselves."""
     return torch.float32 if backend in ON_CPUS else dtype
 
 
 def arithmetic(backend: str, dtype: torch.dtype) -> torch.dtype:
-    """The type that convolutions really run in: native always fp32, OpenVINO on CPUs without bf16 instructions."""
-    if backend == "native":
+    """The type that convolutions really run in: fp32 on CPUs without bf16 instructions, for native and OpenVINO."""
+    if backend == "native" and dtype == torch.bfloat16 and not native.library().has_bf16():
         return torch.float32
     if backend == "openvino" and dtype == torch.bfloat16:
         import openvino
@@ -81,7 +81,8 @@ def compile_module(
     """
     if backend == "native":
         assert isinstance(module, SegmentModule), "the kernels are those of programs"
-        return NativePlan(module, [t.shape for t in reads], threads or torch.get_num_threads())
+        shapes = [t.shape for t in reads]
+        return NativePlan(module, shapes, threads or torch.get_num_threads(), arithmetic(backend, dtype))
     if backend == "openvino":
         return _openvino(module, reads, dtype)
     if backend == "inductor":

@@ -17,9 +17,10 @@ from .segment import SegmentModule
 
 # of a task, at most; the same for any number of threads, since sums are kept by task
 TILES, PIXELS, ROWS = 98, 256, 8
+TILE_ROWS = 8  # that a product makes at once, at most; also where fewer are left
 WORD, LINE = 4, 64  # bytes: of what a product takes at once, and of a line of the cache
 TASKS_PER_THREAD = 2  # on a level, where there are enough channels to split; each transforms its input anew
-LARGE = 28  # pixels along a side, from which on F4 pays
+WORTH = 0.8  # share of the products that may be left
 LARGEST = 1e30  # of weights for Winograd: sums of larger ones may leave fp32's range
 
 
@@ -140,10 +141,8 @@ class NativePlan:
         out_h, out_w = h // op.stride, width // op.stride
         how = _algorithm(op, w, kind, out_h, out_w)
         winograd = native.WINOGRAD.get(how)
-        places = out_h * out_w if winograd is None else -(-out_h // winograd.outs) * -(-out_w // winograd.outs)
-        import os
-        most = int(max(int(os.environ.get('TMIN','16')), int(os.environ.get('VB','600'))*1024 / (len(winograd.taps)**2*op.cin*dtype.itemsize)//8*8)) if winograd else int(os.environ.get('PX',PIXELS))
-        most = min(most, 256)
+        places = products(how, out_h, out_w) // (len(winograd.taps) ** 2 if winograd else 9)
+        most = TILES if winograd else PIXELS
         each = -(-places // -(-places // most))
         parts = _parts(self.n, places, each)
         chunks = len(parts) // self.n
@@ -165,7 +164,8 @@ class NativePlan:
         step = -(-len(which) // min(len(which), split))
         self._need(op.cin)
         if winograd:
-            self._need(len(winograd.taps) ** 2 * each * (op.cin + step * native.library().panel_width() + native.SLACK))
+            row = op.cin + step * native.library().panel_width() + native.SLACK
+            self._need(len(winograd.taps) ** 2 * (each + TILE_ROWS) * row)
         panels = [(j, min(j + step, len(which))) for j in range(0, len(which), step)]
         return [Task(index, how, *part, *some) for part in parts for some in panels]
 
@@ -286,15 +286,27 @@ def _pack(
 
 
 def _algorithm(op: Operation, w: dict[str, Tensor], kind: int, h: int, width: int) -> int:
-    """How to compute a convolution to features of h x width pixels, in the kernels' numbers. kind: of its products."""
+    """How to compute a convolution to features of h x width pixels, in the kernels' numbers. kind: of its products.
+
+    With the fewest products, where it is worth its transforms. F(4x4) would lose too many of bf16's digits.
+    """
     values_of_word = WORD // native.TYPES[kind].itemsize
-    fits = kind != native.U8 and op.cin // op.groups % values_of_word == 0 and float(w["weight"].abs().max()) < LARGEST
-    if not fits or INPUT in op.inputs:
+    fits = op.cin // op.groups % values_of_word == 0 and float(w["weight"].abs().max()) < LARGEST
+    if kind == native.U8 or INPUT in op.inputs or not fits:
         return native.DIRECT
     if op.stride == 2:
-        return native.S2
-    import os
-    return native.F4 if kind == native.F32 and min(h, width) >= int(os.environ.get('LARGE','28')) else native.F2
+        worth = kind == native.F32 and products(native.S2, h, width) < WORTH * products(native.DIRECT, h, width)
+        return native.S2 if worth else native.DIRECT
+    worth = kind == native.F32 and products(native.F4, h, width) < products(native.F2, h, width)
+    return native.F4 if worth else native.F2
+
+
+def products(how: int, h: int, width: int) -> int:
+    """For each channel of input and output, of features of h x width pixels."""
+    algorithm = native.WINOGRAD.get(how)
+    if algorithm is None:
+        return 9 * h * width
+    return len(algorithm.taps) ** 2 * -(-h // algorithm.outs) * -(-width // algorithm.outs)
 
 
 def _work(op: Operation, task: Task) -> float:

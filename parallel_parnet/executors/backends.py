@@ -60,8 +60,11 @@ def storage_type(backend: str, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if backend in ON_CPUS else dtype
 
 
-def arithmetic(backend: str, dtype: torch.dtype) -> torch.dtype:
-    """The type that convolutions really run in: native always fp32, OpenVINO on CPUs without bf16 instructions."""
+def arithmetic(backend: str, dtype: torch.dtype, quantised: bool = False) -> torch.dtype:
+    """The type that convolutions really run in: native always fp32, OpenVINO on CPUs without bf16 instructions; int8 of
+    a quantised program, though torch's backends hold its integers as fp32 numbers."""
+    if quantised:
+        return torch.int8
     if backend == "native":
         return torch.float32
     if backend == "openvino" and dtype == torch.bfloat16:

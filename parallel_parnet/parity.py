@@ -26,7 +26,7 @@ def tolerance_in_int8(error_of_int8: float) -> float:
     rounded independently, and differ by sqrt(2) times what rounding does to either. `int8.agreement` is stricter, where
     each operation can be looked at.
     """
-    return max(LIMIT[torch.float32], math.sqrt(2) * error_of_int8)
+    return min(1.0, max(LIMIT[torch.float32], math.sqrt(2) * error_of_int8))
 
 
 def tolerance(dtype: torch.dtype, error_of_torch: float) -> float:

@@ -45,8 +45,8 @@ class Agreement(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"{self.moved} of {self.values} integers moved by {self.steps} step(s), fp32 numbers by {self.error:.1e} "
-            f"(limits {MOVED:.0e} of them, 1 step, {LIMIT[torch.float32]:.0e})"
+            f"{self.moved} of {self.values} integers moved, by {self.steps} step(s) at most, fp32 numbers by "
+            f"{self.error:.1e} (limits {MOVED:.0e} of them, 1, {LIMIT[torch.float32]:.0e})"
         )
 
 

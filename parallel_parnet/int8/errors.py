@@ -32,23 +32,25 @@ def errors_alone(
 def errors(others: Mapping[str, Program], exact: Program, pictures: Iterable[Tensor] | Tensor) -> dict[str, float]:
     """How far each of the other programs is from `exact`, by its name: |difference| / |exact| of the logits of all
     pictures together, or of the worst of the outputs, by the executor reference. Pictures as of `quantize`."""
-    single = Placement.single(exact)
-    engines: dict[str, Engine] = {}
-    off: dict[str, Tensor] = {}
+    engines: dict[str | None, Engine] = {}
+    off = {name: torch.zeros(len(exact.answers), dtype=torch.float64, device="cpu") for name in others}
     size = torch.zeros(len(exact.answers), dtype=torch.float64, device="cpu")
+
+    def answers(name: str | None, program: Program, x_nchw: Tensor) -> list[Tensor]:
+        if name not in engines:
+            engines[name] = Engine(program, Placement.single(program), x_nchw.device, executor="reference")
+        answer = engines[name](x_nchw)
+        return [answer] if isinstance(answer, Tensor) else list(answer.values())
+
     for x_nchw in some_at_a_time(pictures):
-        for name, program in {"": exact, **others}.items():
-            if name not in engines:
-                engines[name] = Engine(program, single, x_nchw.device, executor="reference")
-                off[name] = torch.zeros_like(size)
-            answer = engines[name](x_nchw)
-            got = [answer] if isinstance(answer, Tensor) else list(answer.values())
-            if not name:
-                expected, size = got, size + _squares(got)
+        expected = answers(None, exact, x_nchw)
+        size += _squares(expected)
+        for name, program in others.items():
+            got = answers(name, program, x_nchw)
             off[name] += _squares([a - b for a, b in zip(got, expected, strict=True)])
     if not engines:
         raise ParNetError("no pictures to compare answers on: give some")
-    return {name: (off[name] / size).sqrt().max().item() for name in others}
+    return {name: (squares / size).sqrt().max().item() for name, squares in off.items()}
 
 
 def _squares(tensors: list[Tensor]) -> Tensor:

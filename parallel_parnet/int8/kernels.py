@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import ParNetError
 from ..program.contract import INPUT
 from ..program.program import Operation, Program
+from ..settings import with_own_settings
 from .ranges import Range
 
 LARGEST = 127  # of an int8 weight: with -128 left out, a weight and its opposite are as far from zero
@@ -39,6 +40,7 @@ def read(operations: Sequence[Operation]) -> list[str]:
     return list(dict.fromkeys(name for op in operations for name in op.inputs))
 
 
+@with_own_settings
 def in_int8(program: Program, ranges: Mapping[str, Range], keep: Collection[str] = ()) -> Program:
     """The program with int8 kernels, each in steps of its output channel, over features that `ranges` tells.
 

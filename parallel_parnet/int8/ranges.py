@@ -40,17 +40,17 @@ def best(sample: Tensor, low: float, high: float) -> Range:
     """
     low, high = min(low, 0.0), max(high, 0.0)
     shares = [LEAST_SHARE + (1 - LEAST_SHARE) * i / (CANDIDATES - 1) for i in range(CANDIDATES)]
-    found, found_low, found_high = math.inf, low, high
+    found, least = (low, high), math.inf
     for side in ("high", "low", "high"):
+        start = found
         for share in shares:
-            ends = (found_low, share * high) if side == "high" else (share * low, found_high)
-            if (error := squared_error(sample, between(*ends))) < found:
-                found, best_ends = error, ends
-        found_low, found_high = best_ends
-    return between(found_low, found_high)
+            ends = (start[0], share * high) if side == "high" else (share * low, start[1])
+            if (error := squared_error(sample, between(*ends))) < least:
+                found, least = ends, error
+    return between(*found)
 
 
 def squared_error(sample: Tensor, chosen: Range) -> float:
     """Summed over the sample."""
     step, zero = (torch.tensor(v, dtype=torch.float32, device=sample.device) for v in chosen)
-    return (quantised(sample, step, zero) - sample).square().sum(dtype=torch.float64).item()
+    return (quantised(sample, step, zero) - sample).double().square().sum().item()

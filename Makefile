@@ -18,7 +18,7 @@ BIN := $(VENV)/bin
 PINS := $(if $(shell command -v nvidia-smi),,-c constraints.txt)
 BESIDE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-.PHONY: setup infer test test-tiny test-kernels test-all lint test-faults soak fuzz gpu-check experiment bench poster train known-accuracy profile-example
+.PHONY: setup infer test test-tiny test-kernels test-all lint test-faults soak fuzz gpu-check experiment bench poster train calibrate known-accuracy profile-example
 
 setup: $(VENV)/.ready
 
@@ -89,6 +89,12 @@ poster: setup
 train: setup
 	$(BIN)/python launch/train.py /usr/share/datasets/fashion-mnist \
 		--out launch/demo/parnet_fashion.safetensors --log results/train-parnet_fashion.json
+	$(MAKE) calibrate
+
+# the demo's ranges for int8, a minute; new weights need new ones
+calibrate: setup
+	$(BIN)/python launch/quantize.py /usr/share/datasets/fashion-mnist \
+		--out launch/demo/parnet_fashion.int8.json --results-file results/quantize-parnet_fashion.json
 
 # photographs and weights of two packages, where the index has them: they go into build/, and nothing of them is kept
 known-accuracy: setup

@@ -2,6 +2,7 @@
 
 from .engine import Engine
 from .errors import LaneError, ParNetError, ParNetWarning
+from .int8.quantize import quantize
 from .network.blocks import ParNetBlock
 from .network.checkpoint import load_checkpoint, save_checkpoint
 from .network.features import Backbone
@@ -13,5 +14,5 @@ from .program.program import Program
 
 __all__ = [
     "VARIANTS", "Backbone", "Config", "Engine", "LaneError", "ParNet", "ParNetBlock", "ParNetError", "ParNetWarning",
-    "Placement", "Program", "create_model", "fold", "load_checkpoint", "save_checkpoint",
+    "Placement", "Program", "create_model", "fold", "load_checkpoint", "quantize", "save_checkpoint",
 ]  # fmt: skip

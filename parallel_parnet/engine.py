@@ -63,13 +63,14 @@ class Engine:
     placement: which lane runs what; one lane, or one lane per rank, where not given.
     device: "cuda" where there is one, else "cpu". Lanes of one process take the visible GPUs in turn, each with a CUDA
         stream of its own.
-    dtype: float32, bfloat16 or (on GPUs) float16.
-    executor: "auto" takes, on the CPU, what can be had of "native" (our own kernels, which need a C compiler; bf16
-        where the CPU has instructions for it) and "openvino"; on a GPU, at `warm_up` or at the first call, the fastest that agrees with the
+    dtype: float32, bfloat16 or (on GPUs) float16; of a quantised program float32, the type of all that is not int8.
+    executor: "auto" takes, on the CPU, what can be had of "native" (our own kernels; bf16 where the CPU has
+        instructions for it) and "openvino"; on a GPU, at `warm_up` or at the first call, the fastest that agrees with the
         reference there. "cpu" insists on the CPU; "reference" is the plain fp32 oracle, "eager" torch, "inductor"
         torch.compile. On NVIDIA GPUs "triton" is a kernel launch per level, "cuda_graph" the same launches captured in
         a CUDA graph, "cuda_streams" torch's operations on the lanes of one GPU, captured as well; on a CPU Triton's
-        interpreter runs all three, slowly, where TRITON_INTERPRET is 1.
+        interpreter runs all three, slowly, where TRITON_INTERPRET is 1. A quantised program is run by native, eager,
+        inductor and reference; "auto" takes the first of them that can be had.
     threads: of each lane, for native and OpenVINO; without it, lanes share torch's number of threads.
 
     Calls from several threads take turns: there is one set of buffers. Work on a GPU goes to the caller's current CUDA
@@ -98,7 +99,7 @@ class Engine:
         ranks = monitor.world if monitor and (placement is None or placement.lanes > 1) else 1
         self.program, self.dtype, self.threads, self._asked = program, dtype, threads, executor
         self.device = find_device(device or ("cuda" if torch.cuda.is_available() and executor != "cpu" else "cpu"))
-        self.executor = choose(executor, self.device, dtype)
+        self.executor = choose(executor, self.device, dtype, program.quantised)
         self.notes = notes(executor, self.executor, self.device, dtype)
         for note in self.notes:
             warn(note)
@@ -111,7 +112,7 @@ class Engine:
             )
         # what nobody asked for, `warm_up` may choose
         self._open = placement is None and threads is None and ranks == 1 and executor in ("auto", "cpu")
-        self._unproved = executor == "auto" and lives_on_gpu(self.device)
+        self._unproved = executor == "auto" and lives_on_gpu(self.device) and not program.quantised
         self._cores: int | None = None  # that a choice was measured on
         self.placement = placement or _default_placement(program, self.executor, ranks)
         self.placement.check(program)
@@ -159,7 +160,7 @@ class Engine:
             if on_gpu and saved.gpu != gpu_and_versions(engine.device):  # then its placement was another GPU's as well
                 engine, on_gpu = cls(program, None, device, saved.dtype, saved.executor), False
             if on_gpu or (cores is not None and engine.device.type == "cpu"):
-                engine.executor = choose(saved.chosen, engine.device, saved.dtype)
+                engine.executor = choose(saved.chosen, engine.device, saved.dtype, program.quantised)
                 engine._unproved = False
         except ParNetError as error:
             raise ParNetError(f"{path}: {error}") from None
@@ -183,8 +184,9 @@ class Engine:
 
     @property
     def arithmetic(self) -> torch.dtype:
-        """The type that convolutions are computed in, which may be wider than `dtype` where the device lacks it."""
-        return arithmetic(self.executor, self.dtype)
+        """The type that convolutions are computed in: int8 of a quantised program, else `dtype`, or a wider one where
+        the device lacks that."""
+        return arithmetic(self.executor, self.dtype, self.program.quantised)
 
     @property
     def is_coordinator(self) -> bool:
@@ -248,7 +250,7 @@ class Engine:
         """
         if self._unproved:
             return self._prove(x_nchw, ENOUGH)
-        executors = for_cpu(self.dtype) if self._open and self.device.type == "cpu" else []
+        executors = for_cpu(self.dtype, self.program.quantised) if self._open and self.device.type == "cpu" else []
         if not executors:
             self(x_nchw)
             return {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,17 @@ def relative(got: Tensor, expected: Tensor) -> float:
     """|got - expected| / |expected| in fp64; infinite where either holds a NaN."""
     error = ((got.double() - expected.double()).norm() / expected.double().norm()).item()
     return error if error == error else float("inf")
+
+
+def tolerance_in_int8(error_of_int8: float) -> float:
+    """The relative error up to which logits in int8 pass against the reference in int8; given its own against fp32.
+
+    A value close to the middle of two integers may be rounded the other way, which moves it by a step, and what is
+    computed from it by a little, so that more is rounded the other way. At the worst all features are: then both have
+    rounded independently, and differ by sqrt(2) times what rounding does to either. `int8.agreement` is stricter, where
+    each operation can be looked at.
+    """
+    return min(1.0, max(LIMIT[torch.float32], math.sqrt(2) * error_of_int8))
 
 
 def tolerance(dtype: torch.dtype, error_of_torch: float) -> float:

@@ -11,7 +11,8 @@ from conftest import ROOT
 PROGRAMS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "using.md").read_text(encoding="utf-8"), re.DOTALL)
 
 
-@pytest.mark.parametrize("code", PROGRAMS, ids=["backbone", "block"])
-def test_an_example(code: str, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize("code", PROGRAMS, ids=["int8", "backbone", "block"])
+def test_an_example(code: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
     exec(compile(code, "docs/using.md", "exec"), {"__name__": "example"})
     assert capsys.readouterr().out.splitlines() == re.findall(r"^ *print\(.*\)  # (.*)$", code, re.MULTILINE)

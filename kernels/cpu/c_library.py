@@ -37,7 +37,12 @@ def load(source: Path) -> ctypes.CDLL:
     if not compiler or shutil.which(compiler[0]) is None:
         raise ParNetError("no C compiler: install gcc, or set CC")
     try:
-        made_from = [_run(*compiler, "--version"), _run(*compiler, *TARGET), repr(FLAGS), *(p.read_text("utf-8") for p in sorted(source.parent.glob("*.[ch]")))]
+        made_from = [
+            _run(*compiler, "--version"),
+            _run(*compiler, *TARGET),
+            repr(FLAGS),
+            *(p.read_text("utf-8") for p in sorted(source.parent.glob("*.[ch]"))),
+        ]
         name = f"{source.stem}-{_hash(''.join(made_from).encode())}"
         for folder in _folders():
             if library := _found(folder, name):

@@ -28,6 +28,7 @@ COMMANDS = {
     "latency-vs-depth": Command("depth.command", "does latency follow depth, or work? the experiment", "figures"),
     "profile": Command("profile.command", "Nsight, and what a trace says about where the time goes"),
     "train": Command("train.command", "train on labelled pictures, from scratch or from a checkpoint"),
+    "quantize": Command("quantize.command", "the ranges for int8 from pictures, and what each operation then costs"),
     "export": Command("export.command", "the folded network as an ONNX or torch.export file, checked", "export"),
     "gpu-check": Command("gpu.check", "probe, tune, prove and time the kernels on the GPU at hand"),
     "tune": Command("gpu.tune", "time kernel configurations on the GPU at hand, and keep the best"),

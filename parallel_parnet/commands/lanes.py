@@ -11,6 +11,7 @@ from parallel_parnet.executors.available import EXECUTORS
 from parallel_parnet.transport import TRANSPORTS, gather
 
 from .common import DTYPES, Ranks, pixels
+from .int8 import INT8, add_int8_arguments
 from .plan.measured import find_link, plan_for_ranks
 
 
@@ -23,7 +24,8 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--link", help="for --placement auto, as launch/plan.py (default: loopback, on GPUs nvlink)")
     parser.add_argument("--strict", action="store_true", help="refuse rather than fold streams onto fewer devices")
     parser.add_argument("--device", help="cpu, cuda or cuda:N; default: cuda where there is one")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
+    parser.add_argument("--dtype", choices=[*DTYPES, INT8], default="float32", help="default: %(default)s")
+    add_int8_arguments(parser)
     parser.add_argument("--executor", choices=EXECUTORS, default="auto", help="default: %(default)s")
     parser.add_argument(
         "--threads", type=int, help="compute threads; default: OMP_NUM_THREADS, else its share of cores"
@@ -39,6 +41,18 @@ def check_engine_arguments(args: argparse.Namespace) -> None:
             raise ParNetError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
     if args.timeout <= 0:
         raise ParNetError(f"--timeout {args.timeout}: must be positive")
+    if args.calibrate and INT8 not in (args.dtype, getattr(args, "against", None)):
+        raise ParNetError("--calibrate is for int8: add --dtype int8, or leave it out")
+
+
+def type_of(name: str) -> torch.dtype:
+    """What an engine is given for a --dtype: a program in int8 has its types itself, beside fp32."""
+    return torch.float32 if name == INT8 else DTYPES[name]
+
+
+def precision(engine: Engine) -> str:
+    """What was asked for, as --dtype has it."""
+    return INT8 if engine.program.quantised else str(engine.dtype).removeprefix("torch.")
 
 
 def place(
@@ -53,7 +67,7 @@ def place(
         if ranks.world == 1 and device.type == "cpu":
             return None, ""
         link = find_link(args.link or ("nvlink" if device.type == "cuda" else "loopback"))
-        dtype = DTYPES[args.dtype]
+        dtype = type_of(args.dtype)
         found = plan_for_ranks(program, ranks, device, dtype, args.img_size, args.batch_size, link, args.executor)
         return found, ""
     if ranks.world > 1:
@@ -104,7 +118,7 @@ def describe(engine: Engine, args: argparse.Namespace, weights: str, hosts: list
         },
         "executor": engine.executor,
         "device": str(engine.device),
-        "dtype": str(engine.dtype).removeprefix("torch."),
+        "dtype": precision(engine),
         "arithmetic": str(engine.arithmetic).removeprefix("torch."),
         "world_size": world,
         "depth": program.depth,

@@ -78,7 +78,7 @@ def merged(
     about = {
         "executor": engine.executor,
         "device": str(engine.device),
-        "dtype": str(engine.dtype).removeprefix("torch."),
+        "dtype": str(engine.arithmetic).removeprefix("torch."),
         "size": size,
         "batch": batch,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -100,7 +100,8 @@ def merged(
         ],
         "floor": {
             "flops_per_s": floor["flop_per_s"], "bytes_per_s": floor["bytes_per_s"],
-            "of": f"{machine(engine.device)}, {torch.get_num_threads()} thread(s)",
+            "of": f"{machine(engine.device)}, {torch.get_num_threads()} thread(s)"
+            + (", whose FLOP/s are those of fp32" if program.quantised else ""),
         },
     }  # fmt: skip
     about["predicted"] = predicted(engine, pictures, eager, clocks, link)

@@ -22,6 +22,7 @@ class Method(NamedTuple):
     captured: bool = False
 
 
+INT8 = ("reference", "eager", "inductor", "native")  # backends that run quantised programs
 ON_GPUS = {"triton": Method("triton"), "cuda_graph": Method("triton", True), "cuda_streams": Method("eager", True)}
 METHODS = {name: Method(name) for name in ("reference", *BACKENDS)} | ON_GPUS
 EXECUTORS = ("auto", "cpu", *METHODS)
@@ -42,8 +43,9 @@ def find_device(wanted: str | torch.device) -> torch.device:
     return device
 
 
-def choose(executor: str, device: torch.device, dtype: torch.dtype) -> str:
-    """The executor for "auto" and "cpu", else the one that was named. ParNetError where it cannot run there."""
+def choose(executor: str, device: torch.device, dtype: torch.dtype, quantised: bool = False) -> str:
+    """The executor for "auto" and "cpu", else the one that was named. ParNetError where it cannot run there, or not a
+    quantised program."""
     if executor not in EXECUTORS:
         raise ParNetError(f"unknown executor {executor!r}: choose one of {', '.join(EXECUTORS)}")
     if dtype not in DTYPES:
@@ -60,16 +62,21 @@ def choose(executor: str, device: torch.device, dtype: torch.dtype) -> str:
         raise ParNetError(f"executor {executor} runs on the CPU only: choose device cpu")
     if device.type == "cuda" and executor in ON_GPUS and interprets():
         raise ParNetError(f"executor {executor} with TRITON_INTERPRET=1: unset it, or choose device cpu")
+    if quantised and dtype != torch.float32:
+        raise ParNetError(f"dtype {dtype} for a quantised program, which has types of its own: leave it at float32")
     if executor in ("auto", "cpu"):
-        return [*(for_cpu(dtype) if device.type == "cpu" else []), "eager"][0]
+        return [*(for_cpu(dtype, quantised) if device.type == "cpu" else []), "eager"][0]
+    if quantised and METHODS[executor].backend not in INT8:
+        raise ParNetError(f"executor {executor} runs no quantised program: choose {', '.join(INT8[::-1])}")
     if reason := lacking(METHODS[executor].backend):
         raise ParNetError(f"executor {executor}: {reason}, or choose eager")
     return executor
 
 
-def for_cpu(dtype: torch.dtype) -> list[str]:
+def for_cpu(dtype: torch.dtype, quantised: bool = False) -> list[str]:
     """Executors that can be had here, the likely fastest first."""
-    return [name for name in ON_CPUS if not lacking(name) and (name != "native" or _native_fits(dtype))]
+    names = [name for name in ON_CPUS if name in INT8] if quantised else ON_CPUS
+    return [name for name in names if not lacking(name) and (name != "native" or _native_fits(dtype))]
 
 
 def notes(executor: str, chosen: str, device: torch.device, dtype: torch.dtype) -> list[str]:

@@ -269,12 +269,14 @@ def _pack(
     rows = {
         name: native.stored(tensor.flatten(1) if name == "gate_weight" else tensor, op.groups, op.shuffle)
         for name, tensor in w.items()
-        if name not in ("scale", "shift", "step", "zero")
+        if name in ("weight", "bias", "border", "gate_weight", "gate_bias")
     }
     weight, border = rows.pop("weight"), rows.pop("border", None)
     if border is not None:
         rows["bias"] = native.bias_by_edge(rows["bias"], border[:, 0])
     rows |= {name: w[name].flatten() for name in ("scale", "shift") if name in w}
+    if "weight_step" in w:
+        rows["weight_step"] = native.stored(w["weight_step"].flatten(), op.groups, op.shuffle)
     if how in native.WINOGRAD:
         packed = native.pack_winograd(weight, how, dtype, which)
     else:

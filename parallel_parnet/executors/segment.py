@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..profiling.spans import Spans, span
-from ..program.arithmetic import OPERATIONS, shaped
+from ..program.arithmetic import OPERATIONS, held
 from ..program.placement import Segment
 from ..program.program import Operation, Program
 
@@ -35,9 +35,9 @@ class SegmentModule(nn.Module):
         self.operations: list[tuple[Operation, dict[str, Tensor]]] = []
         for op in (program.by_name[name] for name in segment.operations):
             weights = {}
-            for name, tensor in program.of(op).items():
+            for name, tensor in held(program, op).items():
                 in_convolution = op.kind == "conv" and name in ("weight", "bias")
-                tensor = shaped(name, tensor).to(device, dtype if in_convolution else torch.float32)
+                tensor = tensor.to(device, dtype if in_convolution else torch.float32)
                 is_kernel = tensor.ndim == 4
                 weights[name] = tensor.contiguous(memory_format=memory_format) if is_kernel else tensor
             self.operations.append((op, weights))

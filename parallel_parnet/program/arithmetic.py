@@ -12,13 +12,18 @@ from ..network.blocks import ACTIVATION
 from ..network.variants import Config
 
 if TYPE_CHECKING:
-    from .program import Operation
+    from .program import Operation, Program
 
 
 def convolution(op: Operation, w: dict[str, Tensor], inputs: list[Tensor]) -> Tensor:
     """A gated 3x3 convolution as `Operation` defines it: features [N, C, H, W] in and out."""
-    x = inputs[0] if len(inputs) == 1 else _pair(inputs, op.groups)
-    y = F.conv2d(x, w["weight"], w["bias"], op.stride, padding=1, groups=op.groups).float()
+    x = _joined(inputs, op.groups)
+    if "weight_step" in w:
+        whole = _joined([torch.round(v * (1 / step)) for v, step in zip(inputs, w["input_steps"])], op.groups)
+        y = F.conv2d(whole, w["weight"], None, op.stride, padding=1, groups=op.groups)
+        y = y.mul_(w["weight_step"]).add_(w["bias"].view(1, -1, 1, 1))
+    else:
+        y = F.conv2d(x, w["weight"], w["bias"], op.stride, padding=1, groups=op.groups).float()
     if "border" in w:
         inside = torch.ones_like(x[:1, :1], dtype=torch.float32)
         y = y.add_(F.conv2d(inside, w["border"], None, op.stride, padding=1))
@@ -31,7 +36,12 @@ def convolution(op: Operation, w: dict[str, Tensor], inputs: list[Tensor]) -> Te
     y = ACTIVATION[op.activation](y, inplace=True).to(x.dtype)
     if op.shuffle > 1:
         y = y.unflatten(1, (op.groups, op.shuffle, -1)).transpose(1, 2).flatten(1, 3)
-    return y
+    return quantised(y, w["step"], w["zero"]) if "step" in w else y
+
+
+def quantised(values: Tensor, step: Tensor, zero: Tensor) -> Tensor:
+    """fp32 values as readers see them once they were stored in uint8: step and zero [1], both fp32 here."""
+    return step * (torch.round(values * (1 / step)).add(zero).clamp(0, 255) - zero)
 
 
 def classifier(op: Operation, w: dict[str, Tensor], inputs: list[Tensor]) -> Tensor:
@@ -49,15 +59,28 @@ def affine(config: Config, device: torch.device) -> tuple[Tensor, Tensor]:
     return 1 / (255 * std), -mean / std
 
 
+def held(program: Program, op: Operation) -> dict[str, Tensor]:
+    """An operation's weights as the arithmetic above takes them: integers as fp32 numbers, which hold sums of products
+    of 8 bits up to 2^24 exactly, and round larger ones as they round any sum. Of an int8 convolution also
+    `input_steps` [inputs], by which it finds the integers that its inputs stand for."""
+    weights = {name: shaped(name, tensor) for name, tensor in program.of(op).items()}
+    weights = {name: tensor if tensor.is_floating_point() else tensor.float() for name, tensor in weights.items()}
+    if "weight_step" in weights:
+        weights["input_steps"] = torch.cat([program.weights[f"{name}.step"] for name in op.inputs])
+    return weights
+
+
 def shaped(name: str, tensor: Tensor) -> Tensor:
     """A weight in the shape in which the arithmetic above takes it."""
-    if name in ("scale", "shift"):
+    if name in ("scale", "shift", "weight_step"):
         return tensor.view(1, -1, 1, 1)
     if name == "gate_weight":
         return tensor[:, :, None, None]
     return tensor.unsqueeze(1) if name == "border" else tensor
 
 
-def _pair(inputs: list[Tensor], groups: int) -> Tensor:
-    """[N, C, H, W] twice to [N, 2 C, H, W]: group by group, the first input's part, then the second's."""
+def _joined(inputs: list[Tensor], groups: int) -> Tensor:
+    """[N, C, H, W], once or twice, to one: group by group, the first input's part, then the second's."""
+    if len(inputs) == 1:
+        return inputs[0]
     return torch.cat([x.unflatten(1, (groups, -1)) for x in inputs], 2).flatten(1, 2)

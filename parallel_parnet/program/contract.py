@@ -23,6 +23,7 @@ CHOICES = {
     "activation": (*ACTIVATIONS, "none"),
 }
 COUNTS = ("level", "cin", "cout", "stride", "groups", "shuffle")
+LEAST_STEP, MOST_STEP = 2.0**-126, 2.0**119  # of a feature: 1 / step, and 255 steps, are fp32 numbers of full precision
 MAX_SCALE = 1024  # picture pixels per pixel of a feature: more would only ask for pictures that no memory holds
 
 
@@ -56,13 +57,18 @@ def check(program: Program, finite: Mapping[str, Tensor]) -> None:
 
 
 def shapes(op: Operation) -> dict[str, tuple[int, ...]]:
-    """The shape of each weight of an operation; `border` alone may lack."""
+    """The shape of each weight of an operation that is not quantised; `border` alone may lack."""
     if op.kind == "classifier":
         return {"weight": (op.cout, op.cin), "bias": (op.cout,)}
     rows = ("bias", "gate_bias", "scale", "shift") if op.gate == "identity" else ("bias", "gate_bias")
     k = op.cin // op.groups
     kernels = {"weight": (op.cout, k, 3, 3), "gate_weight": (op.cout, k), "border": (op.cout, 3, 3)}
     return kernels | dict.fromkeys(rows, (op.cout,))
+
+
+def quantised_shapes(op: Operation) -> dict[str, tuple[int, ...]]:
+    """The shape of each weight that it may have beside them."""
+    return {} if op.kind == "classifier" else {"step": (1,), "zero": (1,), "weight_step": (op.cout,)}
 
 
 def _faults_of_outputs(program: Program) -> Iterator[str]:
@@ -126,20 +132,50 @@ def _faults(op: Operation, features: Mapping[str, Made]) -> Iterator[str]:
 
 
 def _check_weights(program: Program, finite: Mapping[str, Tensor]) -> None:
-    expected = {f"{op.name}.{name}": shape for op in program.operations for name, shape in shapes(op).items()}
-    required = {name for name in expected if not name.endswith(".border")}
-    if missing := sorted(required - program.weights.keys()):
+    weights = program.weights
+    plain = {f"{op.name}.{name}": shape for op in program.operations for name, shape in shapes(op).items()}
+    expected = dict(plain)
+    for op in program.operations:
+        expected |= {f"{op.name}.{name}": shape for name, shape in quantised_shapes(op).items()}
+    required = {name for name in plain if not name.endswith(".border")}
+    if missing := sorted(required - weights.keys()):
         raise ParNetError(f"{len(missing)} tensors are missing, {missing[0]!r} among them")
-    if foreign := sorted(program.weights.keys() - expected.keys()):
+    if foreign := sorted(weights.keys() - expected.keys()):
         raise ParNetError(f"{len(foreign)} tensors belong to no operation, {foreign[0]!r} among them")
-    for name, tensor in program.weights.items():
-        if tensor.shape != expected[name] or tensor.dtype != torch.float32 or tensor.layout != torch.strided:
+    for op in program.operations:
+        for fault in _faults_of_int8(op, weights):
+            raise ParNetError(f"operation {op.name!r}: {fault}")
+    for name, tensor in weights.items():
+        owner, _, short = name.rpartition(".")
+        whole = {"zero": torch.uint8, "weight": torch.int8 if f"{owner}.weight_step" in weights else torch.float32}
+        dtype = whole.get(short, torch.float32)
+        if tensor.shape != expected[name] or tensor.dtype != dtype or tensor.layout != torch.strided:
             got = f"{list(tensor.shape)} of {tensor.dtype}, {tensor.layout}"
-            raise ParNetError(f"{name} is {got}: expected {list(expected[name])} of float32, dense")
-        if not (tensor.is_meta or tensor is finite.get(name) or _finite(tensor)):
-            raise ParNetError(f"{name} holds values that are no finite numbers")
+            wanted = str(dtype).removeprefix("torch.")
+            raise ParNetError(f"{name} is {got}: expected {list(expected[name])} of {wanted}, dense")
+        if not (tensor.is_meta or tensor is finite.get(name)) and (wrong := _wrong(short, tensor)):
+            raise ParNetError(f"{name} holds {wrong}")
 
 
-def _finite(tensor: Tensor) -> bool:
-    """In one pass without temporaries, a twentieth of isfinite's time: extremes are NaN where any value is."""
-    return bool(torch.isfinite(torch.stack(tensor.aminmax())).all())
+def _faults_of_int8(op: Operation, weights: Mapping[str, Tensor]) -> Iterator[str]:
+    if (f"{op.name}.step" in weights) != (f"{op.name}.zero" in weights):
+        yield "a quantised feature has step and zero, any other has neither"
+    if (weights[f"{op.name}.weight"].dtype == torch.int8) != (f"{op.name}.weight_step" in weights):
+        yield "an int8 weight has a weight_step, and no other has one"
+    plain = [name for name in op.inputs if f"{name}.step" not in weights]
+    if plain and f"{op.name}.weight_step" in weights:
+        yield f"its weight is int8, and {plain[0]!r}, which it reads, is not quantised"
+
+
+def _wrong(short: str, tensor: Tensor) -> str | None:
+    """What is wrong with the values of a weight of this short name, of the right type."""
+    if tensor.dtype == torch.int8:
+        return "-128: int8 weights are -127 to 127" if int(tensor.amin()) == -128 else None
+    if tensor.dtype == torch.uint8:
+        return None
+    least, most = tensor.aminmax()  # in one pass without temporaries; both are NaN where any value is
+    if not bool(torch.isfinite(torch.stack((least, most))).all()):
+        return "values that are no finite numbers"
+    if short == "step" and not LEAST_STEP <= float(least) <= MOST_STEP:
+        return f"{float(least)}: a feature's step is {LEAST_STEP:.1e} to {MOST_STEP:.1e}"
+    return f"{float(least)}: steps are positive" if short == "weight_step" and least <= 0 else None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from .arithmetic import OPERATIONS, shaped
+from .arithmetic import OPERATIONS, held
 from .contract import INPUT
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class ProgramModule(nn.Module):
     def __init__(self, program: Program, affine: tuple[Tensor, Tensor] | None = None) -> None:
         super().__init__()
         self.operations = program.operations
-        self.steps = nn.ModuleList(_Step(op, program.of(op)) for op in program.operations)
+        self.steps = nn.ModuleList(_Step(op, held(program, op)) for op in program.operations)
         self.answers = tuple(program.answers.values())
         self.raw = affine is not None
         for name, tensor in zip(("scale", "shift"), affine or ()):
@@ -48,7 +48,7 @@ class _Step(nn.Module):
         super().__init__()
         self.op = op
         for name, tensor in weights.items():
-            self.register_buffer(name, shaped(name, tensor))
+            self.register_buffer(name, tensor)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return OPERATIONS[self.op.kind](self.op, dict(self.named_buffers()), list(inputs))

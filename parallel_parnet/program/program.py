@@ -51,7 +51,13 @@ class Operation:
 
     Weights, by name: `weight` [cout, cin / groups, 3, 3] or [classes, cin], `bias` [cout], `gate_weight`
     [cout, cin / groups], `gate_bias` [cout], `scale` and `shift` [cout], and, where a batch norm stood before the
-    convolution, `border` [cout, 3, 3]: what each tap adds to the output where it lies inside the picture.
+    convolution, `border` [cout, 3, 3]: what each tap adds to the output where it lies inside the picture. All fp32.
+
+    Quantised, a convolution may have more. With `step` [1], fp32, and `zero` [1], uint8, its feature is stored in
+    uint8: of a value v that leaves the activation, every reader sees step (q - zero), where q is v (1 / step), rounded
+    half to even, plus zero, within 0..255; 1 / step is fp32. With `weight_step` [cout], fp32, its `weight` is int8,
+    -127 to 127, all its inputs are such features, and conv is weight_step times the sum over inputs, taps and channels
+    of weight (q - zero): the inputs' steps are in the weights, and what lies outside the picture is zero.
     """
 
     name: str
@@ -109,7 +115,7 @@ class Cost:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """Operations in an order in which they can run, and their weights, fp32 on the CPU, as "<operation>.<weight>".
+    """Operations in an order in which they can run, and their weights, on the CPU, as "<operation>.<weight>".
 
     outputs: what it gives, by the names that callers know: operations, or nothing for the logits alone; then the last
     operation is the classifier, which otherwise may lack.
@@ -169,12 +175,18 @@ class Program:
         return sum(t.numel() for t in self.weights.values())
 
     @cached_property
+    def quantised(self) -> bool:
+        """Whether any feature is stored in uint8, as all are that int8 weights multiply."""
+        return any(f"{op.name}.step" in self.weights for op in self.operations)
+
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of operations and weights: equal digests give equal answers."""
         sha = hashlib.sha256(json.dumps(self._description(), sort_keys=True).encode())
         for name in sorted(self.weights):
-            sha.update(name.encode())
-            sha.update(self.weights[name].contiguous().numpy().data)
+            tensor = self.weights[name]
+            sha.update(name.encode() if tensor.dtype == torch.float32 else f"{name} {tensor.dtype}".encode())
+            sha.update(tensor.contiguous().numpy().data)
         return sha.hexdigest()
 
     def of(self, op: Operation) -> dict[str, Tensor]:
@@ -203,20 +215,22 @@ class Program:
         return (n, op.cout) if op.kind == "classifier" else (n, op.cout, h // scale, w // scale)
 
     def cost(self, size: int | None = None, batch: int = 1, itemsize: int = 4) -> Cost:
-        """Cost for `batch` square pictures of `size` pixels (the network's own if None), `itemsize` bytes a value."""
+        """Cost for `batch` square pictures of `size` pixels (the network's own if None), `itemsize` bytes a value; one
+        byte where it is quantised."""
         side = size or self.config.image_size
         check_size(self, side, side)
         rows = []
         for op in self.operations:
-            shapes = [self.shape(name, batch, side, side) for name in (*op.inputs, op.name)]
-            values = sum(map(math.prod, shapes))
             weights = self.of(op)
-            pixels = math.prod(shapes[-1][2:])
+            moved = sum(t.numel() * (itemsize if t.is_floating_point() else t.itemsize) for t in weights.values())
+            for name in (*op.inputs, op.name):
+                shape = self.shape(name, batch, side, side)
+                moved += math.prod(shape) * (1 if f"{name}.step" in self.weights else itemsize)
+            pixels = math.prod(shape[2:])
             macs = batch * (pixels * weights["weight"].numel())
             if "gate_weight" in weights:
                 macs += batch * weights["gate_weight"].numel()
-            size_of_weights = sum(t.numel() for t in weights.values())
-            rows.append(OperationCost(op.name, op.label, op.level, 2 * macs, (values + size_of_weights) * itemsize))
+            rows.append(OperationCost(op.name, op.label, op.level, 2 * macs, moved))
         return Cost(tuple(rows))
 
     def table(self, size: int | None = None) -> str:
@@ -239,8 +253,10 @@ class Program:
         Input "input" [batch, 3, height, width], normalised, or raw: uint8, RGB; output "logits" [batch, classes], or
         `outputs` by their names. Batch is open, and so are height and width, which have to be multiples of
         `size_multiple`.
-        Raises ParNetError where the package onnx is missing, and for networks of more than 2 GB.
+        Raises ParNetError where the package onnx is missing, for networks of more than 2 GB, and for quantised ones.
         """
+        if self.quantised:
+            raise ParNetError("a quantised program has no ONNX file here: export the fp32 program that it was made of")
         if importlib.util.find_spec("onnx") is None:
             raise ParNetError("onnx is not installed here: pip install 'parallel_parnet[export]'")
         from .onnx_graph import model_of  # here, since the package is optional
@@ -249,9 +265,10 @@ class Program:
 
     @with_own_settings
     def to_exported_program(self, raw: bool = False) -> ExportedProgram:
-        """The folded network as torch.export has it, fp32, for any batch and size; `torch.export.save` writes it.
+        """The folded network as torch.export has it, for any batch and size; `torch.export.save` writes it.
 
-        Pictures and answers as of `to_onnx`; of several answers, a tuple.
+        In fp32, by which a quantised program's integers are held as well. Pictures and answers as of `to_onnx`; of
+        several answers, a tuple.
         """
         return export(self, self._affine() if raw else None)
 

@@ -29,7 +29,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from conftest import ROOT, lively, relative
-from parallel_parnet import Config, Engine, ParNetError, Program, fold, load_checkpoint
+from parallel_parnet import Config, Engine, ParNetError, Program, fold, load_checkpoint, quantize
 from parallel_parnet.commands import start
 from parallel_parnet.commands.common import Ranks
 from parallel_parnet.kernels.cpu import c_library
@@ -61,6 +61,12 @@ def told(path: Path, call: Callable[..., Result], *arguments: object) -> Result 
 @lru_cache(None)
 def program() -> Program:
     return fold(lively(TINY, 4))
+
+
+@lru_cache(None)
+def quantised() -> Program:
+    generator = torch.Generator("cpu").manual_seed(0)
+    return quantize(program(), torch.randn((4, 3, 32, 32), generator=generator, dtype=torch.float32, device="cpu"))
 
 
 @lru_cache(None)
@@ -219,6 +225,27 @@ def a_programs_value(rng: Random, folder: Path) -> str:
     return "taken"
 
 
+def a_quantised_programs_value(rng: Random, folder: Path) -> str:
+    """The same of a program in int8, which torch runs whatever its numbers are: they say no more than fp32 holds."""
+    path, made = folder / "q.safetensors", Forged.of(quantised())
+    if rng.random() < 0.3:
+        made.__dict__["description"] = changed(rng, made._description())
+    else:
+        change_tensors(rng, made.weights, others=False)  # type: ignore[arg-type]
+    path.write_bytes(made.content({}))
+    loaded = told(path, Program.load, path)
+    if loaded is None:
+        return "refused"
+    assert all(tensor.dtype == loaded.weights[name].dtype for name, tensor in made.weights.items())
+    for executor in ("reference", "eager"):
+        engine = Engine(loaded, device="cpu", executor=executor)
+        x = inputs()[0].repeat(1, 1, loaded.size_multiple // 32, loaded.size_multiple // 32)
+        assert engine(x).shape[0] == 1
+    loaded.save(path)
+    assert Program.load(path).digest == loaded.digest
+    return "taken"
+
+
 def an_engines_value(rng: Random, folder: Path) -> str:
     path, fields = folder / "e.safetensors", changed(rng, engine_fields())
     path.write_bytes(Forged.of(program()).content({"engine": json.dumps(fields)}))
@@ -242,7 +269,8 @@ VALUES: dict[str, tuple[str, ...]] = {  # the first two are right, where there a
     "--report": ("out.html", "out.deep.html", "pictures", "absent/out.html"),
     "--img-size": ("32", "64", *NUMBERS),
     "--device": ("cpu", "cpu:3", "cuda", "cuda:7", "meta", "toaster", "", "mps"),
-    "--dtype": ("float32", "bf16", "fp16", "int8"),
+    "--dtype": ("float32", "bf16", "fp16", "int8", "int4"),
+    "--calibrate": ("pictures", "pictures/a.png", "text.png", "labels.txt", "absent.json", "absent", ""),
     "--executor": ("auto", "native", "eager", "reference", "triton", "cuda_graph", "cuda_streams", "tensorrt"),
     "--link": ("nvlink", "loopback", "5us,20GB/s", "5us", "0us,0GB/s", "-1us,nanGB/s", "1e999us,1GB/s", "text.png",
                "absent.json", "labels.txt:x", "pictures:y"),
@@ -382,7 +410,7 @@ def _furniture() -> dict[str, bytes]:
 
 
 KINDS: dict[Kind, int] = {
-    a_picture: 3000, a_checkpoint: 400, a_programs_bytes: 2800, a_programs_value: 1200, an_engines_value: 400,
-    a_commands_arguments: 1200, an_environment: 970, a_run: 30,
+    a_picture: 3000, a_checkpoint: 400, a_programs_bytes: 2600, a_programs_value: 1200, an_engines_value: 400,
+    a_quantised_programs_value: 200, a_commands_arguments: 1200, an_environment: 970, a_run: 30,
 }  # fmt: skip
 """How many of 10,000 inputs are of each kind: what is refused early is cheap, and a whole run dear."""

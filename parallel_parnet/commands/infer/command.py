@@ -9,6 +9,9 @@
 --streams-per-gpu counts the network's parallel branches inside one inference. It has nothing to do with the
 concurrent requests that trtexec (--infStreams) and OpenVINO (-nstreams) call streams.
 
+--dtype int8 needs ranges of the network's features: --calibrate FOLDER finds them in pictures like those that it will
+see, and the demo has its own.
+
 --jsonl FILE is for thousands of pictures: requests follow one another without a gap, and each picture is one line of
 FILE, an object with "image" and "top5", or "image" and "reason" where it has no answer. A FILE that is there is
 continued: a picture that has its line is not computed again. "settings" in each line stands for network, weights,
@@ -33,14 +36,13 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from parallel_parnet import Engine, ParNetError, ParNetWarning, fold
+from parallel_parnet import Engine, ParNetError, ParNetWarning, Program, fold
 from parallel_parnet.files import write_json
 from parallel_parnet.preprocess import Preprocess, find_images, passed_over
 from parallel_parnet.transport import join_ranks
 
 from ..common import (
     DEMO,
-    DTYPES,
     RANDOM,
     Parser,
     Ranks,
@@ -49,7 +51,8 @@ from ..common import (
     plain_console,
     process_age,
 )
-from ..lanes import add_engine_arguments, check_engine_arguments, describe, lane_hosts, place
+from ..int8 import INT8, in_int8
+from ..lanes import add_engine_arguments, check_engine_arguments, describe, lane_hosts, place, type_of
 from ..stopping import stop_on_signals
 from ..tracing import add_trace_arguments, check_trace_arguments, write_traces
 from .few import classify_and_time
@@ -84,8 +87,8 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def coordinate(engine: Engine, args: argparse.Namespace, setting: dict, console: Console) -> int:
-    """The coordinator's part: the pictures, to a file where there are many, or shown and timed."""
+def coordinate(engine: Engine, exact: Program, args: argparse.Namespace, setting: dict, console: Console) -> int:
+    """The coordinator's part: the pictures, to a file where there are many, or shown and timed. exact: in fp32."""
     program = engine.program
     if setting["weights"] == RANDOM:
         console.print("note: no checkpoint was given; the weights are random, so only the times mean anything")
@@ -98,7 +101,7 @@ def coordinate(engine: Engine, args: argparse.Namespace, setting: dict, console:
             console.print(f"note: {left_out}")
     pictures = Pictures(paths, args.batch_size, Preprocess.of(program.config, args.img_size), named)
     if args.jsonl is None:
-        return classify_and_time(engine, pictures, labels, setting, args, console)
+        return classify_and_time(engine, exact, pictures, labels, setting, args, console)
     basis = [program.digest, setting["size"], setting["dtype"], labels]
     with AnswerLines(args.jsonl, hashlib.sha256(json.dumps(basis).encode()).hexdigest()[:16]) as lines:
         result = classify_into(lines, engine, pictures, labels, console)
@@ -129,15 +132,19 @@ def main() -> int:
     imported, start = process_age(), time.perf_counter()
     model, weights = load_model(args)
     loaded = time.perf_counter()
-    program = fold(model)
-    start_up = {"import": imported, "load": loaded - start, "fold": time.perf_counter() - loaded}
+    program = exact = fold(model)
+    start_up, calibration = {"import": imported, "load": loaded - start, "fold": time.perf_counter() - loaded}, None
+    if args.dtype == INT8:
+        start = time.perf_counter()
+        program, calibration = in_int8(exact, args)
+        start_up["int8"] = time.perf_counter() - start
     if ranks.world > 1:
         join_ranks(device, args.timeout)
     placement, note = place(program, args, ranks, device)
     if note:
         console.print(note)
     warnings.simplefilter("ignore", ParNetWarning)  # which every rank gives: the coordinator's notes are enough
-    with Engine(program, placement, device, DTYPES[args.dtype], args.executor, args.transport) as engine:
+    with Engine(program, placement, device, type_of(args.dtype), args.executor, args.transport) as engine:
         if placement is None or (ranks.world == 1 and args.executor == "auto"):
             side = args.img_size or program.config.image_size
             tried = engine.warm_up(torch.rand(args.batch_size, 3, side, side).to(engine.device))
@@ -148,7 +155,8 @@ def main() -> int:
         hosts = lane_hosts(engine, ranks, threads)
         if engine.is_coordinator:
             setting = describe(engine, args, weights, hosts, ranks.world) | {"start_up_s": start_up}
-            return coordinate(engine, args, setting, console)
+            setting |= {"calibration": calibration} if calibration else {}
+            return coordinate(engine, exact, args, setting, console)
         if ranks.local_rank == 0:
             print(f"rank {ranks.rank} of {ranks.world} serves; rank 0's machine shows the answers", file=sys.stderr)
         return engine.serve()

@@ -8,15 +8,17 @@ from array import array
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from statistics import median
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from parallel_parnet import Engine, ParNetError, Placement
+from parallel_parnet import Engine, ParNetError, Placement, Program
 from parallel_parnet.files import write_json
-from parallel_parnet.parity import relative, tolerance
+from parallel_parnet.int8.agreement import agreement
+from parallel_parnet.parity import relative, tolerance, tolerance_in_int8
 from parallel_parnet.profiling.sampler import Sampler
 
 from ..common import RANDOM
@@ -39,9 +41,10 @@ class Answers:
 
 
 def classify_and_time(
-    engine: Engine, pictures: Pictures, labels: list[str], setting: dict, args: argparse.Namespace, console: Console
-) -> int:
-    """Classify every picture, time, verify where asked, report; returns the exit status."""
+    engine: Engine, exact: Program, pictures: Pictures, labels: list[str], setting: dict, args: argparse.Namespace,
+    console: Console,
+) -> int:  # fmt: skip
+    """Classify every picture, time, verify where asked, report; returns the exit status. exact: the program in fp32."""
     found = classify(engine, pictures, console)
     for skipped in found.skipped:
         console.print(f"skipped: {skipped['reason']}")
@@ -70,13 +73,20 @@ def classify_and_time(
     sampler.tell(console.print)
     status = 1 if found.skipped else 0
     if args.verify:
-        absolute, error, limit = verify(engine, pictures, found)
-        result |= {"max_abs_difference": absolute, "relative_difference": error, "limit": limit}
-        equal = error <= limit
+        checked = verify(engine, exact, pictures, found)
+        result |= {"max_abs_difference": checked.absolute, "relative_difference": checked.error, "limit": checked.limit}
+        equal = checked.error <= checked.limit
+        reference = "in int8 " if engine.program.quantised else ""
         console.print(
             f"verify: {'equal up to rounding' if equal else 'DIFFERENT'}: largest difference from the sequential "
-            f"reference {absolute:.2e}, relative {error:.1e} (limit {limit:.0e})"
+            f"reference {reference}{checked.absolute:.2e}, relative {checked.error:.1e} (limit {checked.limit:.0e})"
         )
+        if engine.program.quantised:
+            alone = agreement(engine.program, engine.executor, inputs[0])
+            result |= {"error_of_int8": checked.of_type, "operations": alone._asdict()}
+            equal = equal and alone.right
+            console.print(f"verify: operation by operation {'equal' if alone.right else 'DIFFERENT'}: {alone}")
+            console.print(f"int8 itself: relative difference {checked.of_type:.1e} from fp32 on these pictures")
         status = status if equal else 1
     write_traces(engine, inputs[0], args, console)
     if args.json:
@@ -139,19 +149,32 @@ def stage_times(engine: Engine, x: Tensor) -> list[dict[str, float]]:
     ]
 
 
-def verify(engine: Engine, pictures: Pictures, found: Answers) -> tuple[float, float, float]:
-    """Of all logits, against the sequential fp32 reference: the largest absolute difference, the relative one, and the
-    limit of the latter, which in reduced precision follows from what rounding does to these pictures in torch."""
-    program, single = engine.program, Placement.single(engine.program)
+class Verified(NamedTuple):
+    """Of all logits, against the reference: the largest absolute difference, the relative one, and its limit. of_type:
+    what the type itself does to these pictures: in int8 the reference's own difference from fp32, else torch's."""
 
-    def logits(executor: str, dtype: torch.dtype) -> Tensor:
+    absolute: float
+    error: float
+    limit: float
+    of_type: float
+
+
+def verify(engine: Engine, exact: Program, pictures: Pictures, found: Answers) -> Verified:
+    """Against the sequential reference: in fp32, of a quantised program in int8. In reduced precision the limit follows
+    from what rounding does to these pictures. exact: the program in fp32."""
+    single = Placement.single(exact)
+
+    def logits(program: Program, executor: str, dtype: torch.dtype) -> Tensor:
         run = Engine(program, single, engine.device, dtype, executor)
         rows = {}
         for batch in pictures.batches():
             rows |= zip(batch.images, run(batch.x.to(engine.device)).cpu(), strict=True)
         return torch.stack([rows[image] for image in found.images])
 
-    got, expected = torch.stack(found.logits), logits("reference", torch.float32)
-    of_torch = 0.0 if engine.dtype == torch.float32 else relative(logits("eager", engine.dtype), expected)
-    absolute = (got - expected).abs().max().item()
-    return absolute, relative(got, expected), tolerance(engine.dtype, of_torch)
+    got, expected = torch.stack(found.logits), logits(engine.program, "reference", torch.float32)
+    absolute, error = (got - expected).abs().max().item(), relative(got, expected)
+    if engine.program.quantised:
+        of_int8 = relative(expected, logits(exact, "reference", torch.float32))
+        return Verified(absolute, error, tolerance_in_int8(of_int8), of_int8)
+    of_torch = 0.0 if engine.dtype == torch.float32 else relative(logits(exact, "eager", engine.dtype), expected)
+    return Verified(absolute, error, tolerance(engine.dtype, of_torch), of_torch)

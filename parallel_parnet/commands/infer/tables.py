@@ -90,6 +90,8 @@ def show_setting(setting: dict, console: Console) -> None:
         f"batch {setting['batch_size']}, depth {setting['depth']}, {setting['world_size']} rank(s), "
         f"weights {setting['weights']}"
     )
+    if "calibration" in setting:
+        console.print(f"int8 by {setting['calibration']}")
 
 
 def show_start_up(seconds: dict[str, float | None], steady_ms: float, console: Console) -> None:

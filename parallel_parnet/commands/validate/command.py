@@ -4,6 +4,7 @@
     python launch/validate.py /usr/share/datasets/fashion-mnist --against reference --results-file result.json
     python launch/validate.py imagenet --checkpoint FILE.pth.tar --img-size 352 --ten-crop --dtype bf16
     torchrun --nproc-per-node 3 launch/validate.py DIR --checkpoint FILE --resume answers.jsonl
+    python launch/validate.py DIR --checkpoint FILE --dtype int8 --calibrate FOLDER --against fp32
 
 DIR is a folder per class (itself, or in val/, validation/ or test/), the four files of MNIST's layout, or CIFAR's
 batches, binary or in Python. Names of classes are compared with the checkpoint's; where both have names, they decide
@@ -41,7 +42,8 @@ from ..data.classes import match
 from ..data.finding import open_split
 from ..data.split import TEST, TRAIN, read_names
 from ..infer.lines import AnswerLines
-from ..lanes import add_engine_arguments, check_engine_arguments, place
+from ..int8 import INT8, in_int8
+from ..lanes import add_engine_arguments, check_engine_arguments, place, precision, type_of
 from ..stopping import stop_on_signals
 from .answering import Work, answer
 from .report import check_result_files, show, write
@@ -61,7 +63,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.set_defaults(batch_size=32)
     parser.add_argument("--ten-crop", action="store_true", help="average ten crops of each picture")
     parser.add_argument(
-        "--against", choices=[*DTYPES, REFERENCE], help="answer everything in this precision too, and compare"
+        "--against", choices=[*DTYPES, INT8, REFERENCE], help="answer everything in this precision too, and compare"
     )
     parser.add_argument("--resume", type=Path, metavar="FILE", help="an answer per line; continues a FILE")
     parser.add_argument(
@@ -100,7 +102,7 @@ def run(
     if note:
         console.print(note)
     start = time.perf_counter()
-    with Engine(program, placement, device, DTYPES[dtype], executor, args.transport) as engine:
+    with Engine(program, placement, device, type_of(dtype), executor, args.transport) as engine:
         if not engine.is_coordinator:
             return {"status": engine.serve()}
         basis = [
@@ -114,7 +116,7 @@ def run(
         seconds = time.perf_counter() - start
         return {
             "executor": engine.executor, "device": str(engine.device),
-            "dtype": str(engine.dtype).removeprefix("torch."),
+            "dtype": precision(engine),
             "arithmetic": str(engine.arithmetic).removeprefix("torch."),
             "seconds": round(seconds, 2), "pictures_per_s": round(new / seconds, 1),
         }  # fmt: skip
@@ -164,17 +166,23 @@ def main() -> int:
         raise ParNetError("random weights have no accuracy: give a --checkpoint, or leave --model out for the demo")
     program = fold(model)
     work, labels = prepare(args, program, console)
+    programs, words = dict.fromkeys([*DTYPES, REFERENCE], program), ""
+    if INT8 in (args.dtype, args.against):
+        programs[INT8], words = in_int8(program, args)
+        console.print(f"int8 by {words}")
     warnings.simplefilter("ignore", ParNetWarning)  # which every rank gives: the coordinator's notes are enough
     if ranks.world > 1:
         join_ranks(ranks.device(args.device), args.timeout)
     with tempfile.TemporaryDirectory(prefix="parnet-validate-") as scratch:
         file = args.resume or Path(scratch) / "answers.jsonl"
-        ran = run(program, work, file, args.dtype, args.executor, args, ranks, console)
+        ran = run(programs[args.dtype], work, file, args.dtype, args.executor, args, ranks, console)
         second = {}
         if args.against and not ran.get("status"):
             reference = args.against == REFERENCE
             dtype, executor = ("float32", REFERENCE) if reference else (args.against, args.executor)
-            second = run(program, work, beside(file, args.against), dtype, executor, args, ranks, console)
+            other, kept = programs[args.against], beside(file, args.against)
+            second = run(other, work, kept, dtype, executor, args, ranks, console)
         if "status" in ran:
             return second.get("status", ran["status"])
-        return report(args, work, program, weights, ran, second, file, ranks, labels, console)
+        ran |= {"calibration": words} if words else {}
+        return report(args, work, programs[args.dtype], weights, ran, second, file, ranks, labels, console)

@@ -1,0 +1,90 @@
+"""--dtype int8 of every command that has it: ranges from pictures, from a file, or, of the demo, its own."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from parallel_parnet import ParNetError, Program, quantize
+from parallel_parnet.int8.calibration import Calibration
+from parallel_parnet.preprocess import Preprocess, find_images, read_image
+
+from .common import DEMO, DEMO_MODEL, ROOT
+from .data.finding import open_split
+from .data.split import TEST, TRAIN
+from .decoding import ahead
+
+INT8 = "int8"
+MOST = 256  # pictures that ranges are found from: on the demo, four times as many gave no better ones
+BATCH = 16
+OF_DEMO = DEMO / f"{DEMO_MODEL}.int8.json"
+
+
+class Pictures(NamedTuple):
+    """Numbered from 0. name: what they are, in words."""
+
+    name: str
+    count: int
+    open: Callable[[int], Image.Image]
+
+    def spread(self, most: int, without: frozenset[int] = frozenset()) -> list[int]:
+        """At most so many of their numbers, as far from each other as can be, since neighbours are often of a class."""
+        left = [i for i in range(self.count) if i not in without]
+        return [left[i] for i in np.linspace(0, len(left) - 1, min(most, len(left))).round().astype(int)]
+
+    def batches(self, numbers: list[int], preprocess: Preprocess) -> Iterator[Tensor]:
+        """Normalised, fp32 [N, 3, size, size]. ParNetError, naming it, for a picture that cannot be read."""
+        groups = (numbers[i : i + BATCH] for i in range(0, len(numbers), BATCH))
+        for _, pixels in ahead(groups, lambda group: np.stack([preprocess.pixels(self.open(i)) for i in group])):
+            yield preprocess.normalise(torch.from_numpy(pixels))
+
+
+def open_pictures(path: Path) -> Pictures:
+    """Pictures of any layout that training or validating reads, for training where it tells them apart; else a picture,
+    or those that lie in a folder. ParNetError where there is none."""
+    for part in (TRAIN, TEST):
+        try:
+            split = open_split(path, part)
+        except ParNetError:  # of another layout, or without this part
+            continue
+        return Pictures(f"{split.layout}, to {part}", len(split), split.open)
+    paths = find_images([path])
+    return Pictures("pictures", len(paths), lambda i: read_image(paths[i]))
+
+
+def add_int8_arguments(parser: argparse.ArgumentParser) -> None:
+    """--calibrate."""
+    parser.add_argument(
+        "--calibrate", type=Path, metavar="PATH",
+        help=f"for int8: a folder of pictures, of which {MOST} are taken, or what launch/quantize.py wrote",
+    )  # fmt: skip
+
+
+def in_int8(program: Program, args: argparse.Namespace) -> tuple[Program, str]:
+    """The program in int8, and how it came to be so, in words. ParNetError where nothing says what its ranges are."""
+    path = args.calibrate
+    if path is None and args.checkpoint is None and args.model in (None, DEMO_MODEL) and args.num_classes is None:
+        path = OF_DEMO
+    if path is None:
+        raise ParNetError("int8 needs ranges: give --calibrate FOLDER, with pictures like those that it will see")
+    if path.suffix == ".json" and not path.is_dir():
+        found = Calibration.load(path)
+        try:
+            made = found.applied(program)
+        except ParNetError as error:
+            raise ParNetError(f"{path}: {error}") from None
+        words = str(path.relative_to(ROOT) if path == OF_DEMO else path)
+    else:
+        pictures = open_pictures(path)
+        numbers = pictures.spread(MOST)
+        made = quantize(program, pictures.batches(numbers, Preprocess.of(program.config, args.img_size)))
+        words = f"{len(numbers)} pictures of {path} ({pictures.name})"
+    plain = [op.name for op in made.operations if f"{op.name}.weight_step" not in made.weights]
+    return made, f"{words}; fp32 stays {', '.join(plain)}"

@@ -1,0 +1,1 @@
+"""A network in int8: its calibration, and what that costs."""

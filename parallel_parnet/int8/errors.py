@@ -1,0 +1,58 @@
+"""What int8 costs in accuracy: of a whole program, and of each of its operations alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from ..engine import Engine
+from ..errors import ParNetError
+from ..program.placement import Placement
+from ..program.program import Program
+from ..settings import with_own_settings
+from .kernels import in_int8, multiplied
+from .ranges import Range
+from .samples import some_at_a_time
+
+
+@with_own_settings
+def errors_alone(
+    program: Program, ranges: Mapping[str, Range], pictures: Iterable[Tensor] | Tensor
+) -> dict[str, float]:
+    """The error of the answers where one operation alone is in int8, with the features that it reads: of each that can
+    be, in program order. As `errors`; ranges of all these features."""
+    names = [op.name for op in multiplied(program)]
+    alone = {name: in_int8(program, ranges, [other for other in names if other != name]) for name in names}
+    return errors(alone, program, pictures)
+
+
+@with_own_settings
+def errors(others: Mapping[str, Program], exact: Program, pictures: Iterable[Tensor] | Tensor) -> dict[str, float]:
+    """How far each of the other programs is from `exact`, by its name: |difference| / |exact| of the logits of all
+    pictures together, or of the worst of the outputs, by the executor reference. Pictures as of `quantize`."""
+    engines: dict[str | None, Engine] = {}
+    off = {name: torch.zeros(len(exact.answers), dtype=torch.float64, device="cpu") for name in others}
+    size = torch.zeros(len(exact.answers), dtype=torch.float64, device="cpu")
+
+    def answers(name: str | None, program: Program, x_nchw: Tensor) -> list[Tensor]:
+        if name not in engines:
+            engines[name] = Engine(program, Placement.single(program), x_nchw.device, executor="reference")
+        answer = engines[name](x_nchw)
+        return [answer] if isinstance(answer, Tensor) else list(answer.values())
+
+    for x_nchw in some_at_a_time(pictures):
+        expected = answers(None, exact, x_nchw)
+        size += _squares(expected)
+        for name, program in others.items():
+            got = answers(name, program, x_nchw)
+            off[name] += _squares([a - b for a, b in zip(got, expected, strict=True)])
+    if not engines:
+        raise ParNetError("no pictures to compare answers on: give some")
+    return {name: (squares / size).sqrt().max().item() for name, squares in off.items()}
+
+
+def _squares(tensors: list[Tensor]) -> Tensor:
+    """The sum of the squares of each, float64."""
+    return torch.stack([tensor.double().square().sum().cpu() for tensor in tensors])

@@ -1,0 +1,39 @@
+"""Quantisation after training: a program in int8, from pictures like those that it will see."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from torch import Tensor
+
+from ..program.program import Program
+from ..settings import with_own_settings
+from .kernels import in_int8, multiplied, read
+from .ranges import Range, best
+from .samples import sample
+
+SEED = 0  # of which values are sampled
+
+
+@with_own_settings
+def quantize(program: Program, pictures: Iterable[Tensor] | Tensor, keep: Collection[str] = ()) -> Program:
+    """The program with int8 kernels and uint8 features: `Operation` says what they mean, and what stays in fp32.
+
+    pictures: some hundred like those that it will see, as `Engine` takes them: normalised [N, 3, H, W], one tensor or
+    several, which are read once. keep: names of operations that stay in fp32, beside the one that reads the picture and
+    the classifier. A feature's range is the one of least squared error over ends that clip it, on a random sample of
+    its values (`ranges.best`); a weight's is its output channel's largest (`kernels.in_int8`).
+
+    Raises ParNetError where there is no picture, for pictures or features that are no finite numbers, for names that
+    are no operation's, and for a program that is quantised already, or has nothing left to quantise.
+    """
+    return in_int8(program, calibrate(program, pictures, keep), keep)
+
+
+@with_own_settings
+def calibrate(
+    program: Program, pictures: Iterable[Tensor] | Tensor, keep: Collection[str] = (), seed: int = SEED
+) -> dict[str, Range]:
+    """The ranges of the features that int8 operations read, by name. Arguments and errors as of `quantize`."""
+    found = sample(program, read(multiplied(program, keep)), pictures, seed)
+    return {name: best(taken.values, taken.low, taken.high) for name, taken in found.items()}

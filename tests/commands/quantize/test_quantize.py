@@ -1,0 +1,170 @@
+"""int8 as its users have it: quantize writes ranges, infer and validate take them, or find their own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import ROOT, launch, relative
+from labelled import mnist
+from parallel_parnet import Engine, ParNetError, Program, fold, load_checkpoint
+from parallel_parnet.commands.common import DEMO, DEMO_MODEL
+from parallel_parnet.commands.data.finding import open_split
+from parallel_parnet.commands.data.split import TEST
+from parallel_parnet.commands.int8 import OF_DEMO, in_int8, open_pictures
+from parallel_parnet.int8.calibration import Calibration
+from parallel_parnet.preprocess import Preprocess
+
+CHECKPOINT = DEMO / f"{DEMO_MODEL}.safetensors"
+DATA = Path("/usr/share/datasets/fashion-mnist")
+EAGER = ("--device", "cpu", "--executor", "eager", "--dtype", "int8")
+QUICK = (*EAGER, "--iterations", 2, "--warmup", 1)
+
+
+@pytest.fixture(scope="module")
+def exact() -> Program:
+    return fold(load_checkpoint(CHECKPOINT))
+
+
+def arguments(**given: object) -> argparse.Namespace:
+    return argparse.Namespace(
+        **{"calibrate": None, "checkpoint": None, "model": None, "num_classes": None, "img_size": None} | given
+    )
+
+
+def test_the_demo(tmp_path: Path) -> None:
+    """Its own ranges, the right classes, and what int8 is off, said beside what the executor is off."""
+    run = launch("infer.py", *QUICK, "--verify", "--json", tmp_path / "a.json")
+    assert run.returncode == 0, run.stderr
+    found = json.loads((tmp_path / "a.json").read_text())
+    labels = json.loads((DEMO / "labels.json").read_text())
+    assert [row["top5"][0]["label"] for row in found["predictions"]] == list(labels.values())
+    assert found["dtype"] == found["arithmetic"] == "int8" and "parnet_fashion.int8.json" in found["calibration"]
+    assert found["relative_difference"] <= found["limit"] and 1e-3 < found["error_of_int8"] < 0.1
+    assert found["operations"]["steps"] <= 1 and found["operations"]["values"] > 10_000
+    for said in ("equal up to rounding", "operation by operation equal", "from fp32 on these pictures", "int8 by"):
+        assert said in run.stdout
+    assert "no such arithmetic" not in run.stdout
+
+
+@pytest.mark.ranks
+def test_ranks(tmp_path: Path) -> None:
+    """Each finds the same ranges for itself, else they would not agree to begin; the answers of one process."""
+    words = (*QUICK, "--calibrate", DEMO / "pictures", "--json")
+    run = launch("infer.py", *words, tmp_path / "r.json", "--verify", ranks=3)
+    assert run.returncode == 0, run.stderr
+    alone = launch("infer.py", *words, tmp_path / "a.json", "--threads", 1)
+    assert alone.returncode == 0, alone.stderr
+    several, one = (json.loads((tmp_path / name).read_text()) for name in ("r.json", "a.json"))
+    assert several["world_size"] == 3 and several["calibration"] == one["calibration"]
+    assert relative(torch.tensor(several["logits"]), torch.tensor(one["logits"])) <= several["limit"]
+
+
+def test_a_network_of_ones_own(tmp_path: Path) -> None:
+    """From random weights and made-up pictures to a calibration, what each operation costs, and answers."""
+    data, ranges, costs = mnist(tmp_path / "data", 30, 8), tmp_path / "c.json", tmp_path / "r.json"
+    network = ("--model", "parnet_fashion", "--num-classes", 3)
+    keep = ("--keep", "inits.0.1", "--keep", "combine.3")
+    run = launch("quantize.py", data, *network, *keep, "--out", ranges, "--results-file", costs)
+    assert run.returncode == 0, run.stderr
+    assert "inits.0.1 (kept in fp32)" in run.stdout and "ranges from 30 pictures of" in run.stdout
+    found = json.loads(costs.read_text())
+    assert len(found["alone"]) == 21 and found["error"] > 0
+    assert found["settings"]["keep"] == ["inits.0.1", "combine.3"]
+    again = launch("infer.py", *QUICK, *network, "--calibrate", ranges, "--verify")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "fp32 stays inits.0.0, inits.0.1, combine.3, head.fc" in " ".join(again.stdout.split())
+    other = launch("infer.py", *QUICK, *network, "--seed", 1, "--calibrate", ranges)
+    assert other.returncode == 2 and "c.json: a calibration of another network" in other.stderr
+
+
+def test_against_fp32(tmp_path: Path) -> None:
+    """Which pictures have another answer, by either way of asking."""
+    folder, found = tmp_path / "val", tmp_path / "r.json"
+    for name, label in json.loads((DEMO / "labels.json").read_text()).items():
+        place = folder / label.replace("/", "-")
+        place.mkdir(parents=True)
+        shutil.copy(DEMO / "pictures" / name, place)
+    words = (tmp_path, "--device", "cpu", "--executor", "eager", "--results-file", found)
+    for dtype, against in (("int8", "fp32"), ("fp32", "int8")):
+        run = launch("validate.py", *words, "--dtype", dtype, "--against", against)
+        assert run.returncode == 0, run.stderr
+        result = json.loads(found.read_text())
+        assert (result["top1"]["right"], result["against"]["agreement"]["right"]) == (10, 10)
+        types = [result["settings"]["dtype"], result["against"]["settings"]["dtype"]]
+        assert types == ["int8", "float32"] if dtype == "int8" else types == ["float32", "int8"]
+        assert "int8.json" in result["settings"]["calibration"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("infer.py", "--dtype", "int8", "--model", "parnet_s"), "int8 needs ranges: give --calibrate FOLDER"),
+        (("infer.py", "--dtype", "int8", "--executor", "openvino"), "openvino runs no quantised program"),
+        (("infer.py", "--calibrate", "launch/demo/pictures"), "--calibrate is for int8: add --dtype int8"),
+        (("quantize.py", "launch/demo/pictures", "--keep", "stem"), "keep 'stem': give a list of names"),
+        (("quantize.py", "launch/demo/pictures", "--out", "a.txt"), "give a name that ends in .json"),
+    ],
+)
+def test_one_line_that_says_what_would_be_right(words: tuple, says: str) -> None:
+    run = launch(*words, *(("--device", "cpu") if words[0] == "infer.py" else ()))
+    assert run.returncode == 2 and says in run.stderr and run.stderr.count("\n") == 1, run.stderr
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("absent", "absent: no such file or folder"),
+        ("tests/golden", "no pictures in this folder"),
+        ("launch/demo/labels.json", "labels.json: no calibration"),
+        ("launch/demo/parnet_fashion.int8.json", "int8.json: a calibration of another network"),
+        ("launch/demo/labels.png", "labels.png: no such file"),
+    ],
+)
+def test_what_holds_no_ranges(path: str, says: str) -> None:
+    other = fold(load_checkpoint(CHECKPOINT, activation="relu"))
+    with pytest.raises(ParNetError, match=says):
+        in_int8(other, arguments(calibrate=ROOT / path))
+
+
+def test_any_pictures_will_do(tmp_path: Path) -> None:
+    """Those for training, else those that are there; spread, so that classes that lie together are all met."""
+    layout = open_pictures(mnist(tmp_path / "mnist", 30, 8))
+    assert (layout.name, layout.count) == ("MNIST's layout, to train", 30)
+    assert layout.spread(4) == [0, 10, 19, 29] and len(layout.spread(99)) == 30
+    assert not set(layout.spread(20)) & set(layout.spread(20, frozenset(layout.spread(20))))
+    plain = open_pictures(DEMO / "pictures")
+    assert (plain.name, plain.count) == ("pictures", 10)
+    assert open_pictures(DEMO / "pictures" / "8-bag.png").count == 1
+    shutil.copytree(DEMO / "pictures", tmp_path / "classes" / "bag")
+    assert open_pictures(tmp_path / "classes").name == "folders of classes, to test"
+    preprocess = Preprocess(32, 1.0, (0.5,) * 3, (0.5,) * 3)
+    batches = list(plain.batches([3, 8], preprocess))
+    assert [tuple(batch.shape) for batch in batches] == [(2, 3, 32, 32)]
+    assert torch.equal(batches[0][1], preprocess(DEMO / "pictures" / "8-bag.png"))
+
+
+def test_the_demo_s_ranges_are_of_its_weights(exact: Program) -> None:
+    found = Calibration.load(OF_DEMO)
+    program, words = in_int8(exact, arguments())
+    assert program.digest == found.quantised == found.applied(exact).digest
+    assert words == "launch/demo/parnet_fashion.int8.json; fp32 stays inits.0.0, head.fc"
+    log = json.loads((ROOT / "results" / "quantize-parnet_fashion.json").read_text())
+    assert log["settings"]["program"] == found.program and log["settings"]["keep"] == list(found.keep) == []
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs Debian's package dataset-fashion-mnist")
+def test_the_demo_keeps_its_accuracy(exact: Program) -> None:
+    """On the first 1,000 test pictures, at most a few of which get another answer than in fp32."""
+    split, preprocess = open_split(DATA, TEST), Preprocess.of(exact.config)
+    x = torch.stack([torch.from_numpy(preprocess.pixels(split.open(i)).copy()) for i in range(1000)])
+    x = preprocess.normalise(x)
+    program, _ = in_int8(exact, arguments())
+    int8, fp32 = (Engine(p, device="cpu", executor="eager")(x).argmax(1) for p in (program, exact))
+    truth = torch.from_numpy(split.truth[:1000])
+    assert (int8 == fp32).sum() >= 990 and abs(int((int8 == truth).sum() - (fp32 == truth).sum())) <= 5

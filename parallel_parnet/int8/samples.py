@@ -13,7 +13,7 @@ from ..errors import ParNetError
 from ..program.placement import Placement
 from ..program.program import Program
 
-PER_PICTURE = 256  # values of a feature that are kept
+PER_PICTURE = 1 << 14  # values of a feature that are kept
 MOST = 1 << 16  # values of a feature; beyond, every second one goes, by chance, and fewer of each further picture come
 PIXELS = 1 << 20  # of pictures that are computed at once, since all their features are there together
 

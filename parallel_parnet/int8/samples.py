@@ -22,16 +22,13 @@ class Sample:
     """Values of one feature, fp32 on the CPU, in which every picture has about the same part."""
 
     def __init__(self, generator: torch.Generator) -> None:
-        self._generator, self._each, self._kept = (
-            generator,
-            float(PER_PICTURE),
-            [torch.empty(0, dtype=torch.float32, device="cpu")],
-        )
+        self._generator, self._each = generator, float(PER_PICTURE)
+        self._kept: list[Tensor] = []
         self.low = self.high = 0.0
 
     @property
     def values(self) -> Tensor:
-        """fp32 [values]."""
+        """fp32 [values], once there are any."""
         return torch.cat(self._kept)
 
     def add(self, feature: Tensor) -> None:
@@ -65,9 +62,7 @@ def sample(
         assert isinstance(answer, dict)
         for name, feature in answer.items():
             if not bool(feature.isfinite().all()):
-                raise ParNetError(
-                    f"feature {name!r} of the pictures for calibration holds values that are no finite numbers"
-                )
+                raise ParNetError(f"feature {name!r} holds values that are no finite numbers on these pictures")
             found[name].add(feature)
     if engine is None:
         raise ParNetError("no pictures for calibration: give some like those that the network will see")

@@ -147,8 +147,8 @@ def _check_weights(program: Program, finite: Mapping[str, Tensor]) -> None:
             raise ParNetError(f"operation {op.name!r}: {fault}")
     for name, tensor in weights.items():
         owner, _, short = name.rpartition(".")
-        whole = {"zero": torch.uint8, "weight": torch.int8 if f"{owner}.weight_step" in weights else torch.float32}
-        dtype = whole.get(short, torch.float32)
+        is_int8 = short == "weight" and f"{owner}.weight_step" in weights
+        dtype = torch.int8 if is_int8 else torch.uint8 if short == "zero" else torch.float32
         if tensor.shape != expected[name] or tensor.dtype != dtype or tensor.layout != torch.strided:
             got = f"{list(tensor.shape)} of {tensor.dtype}, {tensor.layout}"
             wanted = str(dtype).removeprefix("torch.")

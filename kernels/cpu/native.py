@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from functools import cache
 from math import prod
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from . import c_library
+from . import objects
 
-SOURCE = Path(__file__).with_name("native.c")
 IMPORT, GATE, DIRECT, WINOGRAD, CLASSIFIER = range(5)
 SLACK = 64  # floats behind what vectors read: the last one reaches over the end
 POINTER, INT = ctypes.c_void_p, ctypes.c_int32
@@ -46,10 +43,9 @@ class Task(ctypes.Structure):
     _fields_ = [(name, INT) for name in ("op", "kind", "n", "chunk", "start", "stop", "panel_start", "panel_stop")]
 
 
-@cache
 def library() -> ctypes.CDLL:
-    """native.c, compiled for this machine. ParNetError, saying why, where that fails."""
-    return c_library.load(SOURCE)
+    """native.c, for the instruction set in use. ParNetError, saying why, where there is none."""
+    return objects.load(objects.in_use())
 
 
 def zeros(*shape: int) -> Tensor:

@@ -13,8 +13,8 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 CPU = "parallel_parnet/kernels/cpu"
-SETS = run_path(f"{CPU}/instruction_sets.py")  # not imported, as the package needs torch
-HERE = {f"{CPU.replace('/', '.')}.native_{each.name}": each for each in SETS["SETS"].get(SETS["MACHINE"], ())}
+KERNELS = run_path(f"{CPU}/instruction_sets.py")  # not imported, as the package needs torch
+HERE = {f"{CPU.replace('/', '.')}.native_{each.name}": each for each in KERNELS["SETS"].get(KERNELS["MACHINE"], ())}
 NONE = """
 ***
 *** CPU kernels were NOT compiled: {}.
@@ -34,7 +34,7 @@ class CompileKernels(build_ext):
         to.parent.mkdir(parents=True, exist_ok=True)
         to.unlink(missing_ok=True)
         compiler = shlex.split(os.environ.get("CC", "cc"))
-        self.spawn(SETS["command"](compiler, SETS["MACHINE"], HERE[ext.name], to))
+        self.spawn(KERNELS["command"](compiler, KERNELS["MACHINE"], HERE[ext.name], to))
 
     def build_extensions(self) -> None:
         self.parallel = True

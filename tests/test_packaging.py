@@ -42,7 +42,7 @@ def run(*command: object, cwd: Path, environment: Mapping[str, str] | None = Non
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone, as tests side by side must not build in one place."""
     tree = tmp_path_factory.mktemp("tree")
-    for name in ("kernels", "launch", "parallel_parnet", "profiling"):
+    for name in ("kernels", "launch", "parallel_parnet", "profiling", "results"):
         shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     for name in ("README.md", "pyproject.toml", "setup.py"):
         shutil.copy(ROOT / name, tree)

@@ -5,6 +5,7 @@
 # make fuzz FUZZ_INPUTS=1000000  damaged files, arguments and settings; goes on where it was stopped
 # make experiment  latency against depth          make profile-example  docs/profiling.md, measured anew
 # make bench      executors and peers: S and XL, fp32 and bf16, figure and page    make poster    its speed table
+# make sanitize   the CPU kernels' tests, with every read and write of theirs checked, in a few minutes
 # make known-accuracy  twenty photographs and a network of others, as a check on ours
 # make gpu-check  on a GPU machine, with its own Python: probes, tuning, parity and times within 460 s, into OUT=results/gpu
 VENV ?= .venv
@@ -16,17 +17,24 @@ FUZZ_INPUTS ?= 1000000
 BIN := $(VENV)/bin
 # without an NVIDIA GPU the pinned torch is taken, whose CPU build pip prefers where it is offered
 PINS := $(if $(shell command -v nvidia-smi),,-c constraints.txt)
+KERNELS := setup.py kernels/cpu/instruction_sets.py $(wildcard kernels/cpu/*.[ch])
+CHECKED := build/sanitize
 BESIDE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-.PHONY: setup infer test test-tiny test-kernels test-all lint test-faults soak fuzz gpu-check experiment bench poster train calibrate known-accuracy profile-example
+.PHONY: setup infer test test-tiny test-kernels test-all lint sanitize test-faults soak fuzz gpu-check experiment bench poster train calibrate known-accuracy profile-example
 
-setup: $(VENV)/.ready
+setup: $(VENV)/.ready $(VENV)/.kernels
 
 $(VENV)/.ready: setup.py constraints.txt
 	@echo "Installing into $(VENV), once: torch, the libraries it is compared with, and tools for tests: 0.6 GB to download"
 	@echo "with a CPU build of torch, 3 GB where the index offers only a CUDA build, as the public one for x86-64 Linux."
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install $(PINS) -e '.[bench,cpu,dev]'
+	touch $@
+
+# the CPU kernels, in sight where there is no compiler, and again whenever they change
+$(VENV)/.kernels: $(VENV)/.ready $(KERNELS)
+	$(BIN)/python setup.py --quiet build_ext --inplace
 	touch $@
 
 infer: setup
@@ -53,6 +61,13 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# CC may be another gcc; what Python and torch leak is theirs
+sanitize: setup
+	CC="$(CC) -fsanitize=address,undefined -fno-sanitize-recover=all -g" \
+		$(BIN)/python setup.py --quiet build --build-lib $(CHECKED)
+	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
+		$(BIN)/pytest -o pythonpath="$(CHECKED) tests" tests/kernels/cpu/test_sanitized.py tests/executors/test_native_plan.py
 
 # under an hour on two cores; a line for each trial in OUT, where it goes on when it is started again
 test-faults: OUT = results/faults-seed-$(SEED).jsonl

@@ -1,9 +1,54 @@
 """Packaging. kernels/, profiling/ and launch/demo/ are installed only inside the package, through the links in
-parallel_parnet/: top-level packages of those names would collide with others' (see docs/architecture.md)."""
+parallel_parnet/: top-level packages of those names would collide with others' (see docs/architecture.md). The CPU
+kernels are compiled here, by CC, else cc: an object for each instruction set, which knows nothing of Python."""
 
+import os
+import shlex
+import sys
 from pathlib import Path
+from runpy import run_path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+CPU = "parallel_parnet/kernels/cpu"
+KERNELS = run_path(f"{CPU}/instruction_sets.py")  # not imported, as the package needs torch
+HERE = {f"{CPU.replace('/', '.')}.native_{each.name}": each for each in KERNELS["SETS"].get(KERNELS["MACHINE"], ())}
+NONE = """
+***
+*** CPU kernels were NOT compiled: {}.
+*** Executor native will be missing, or slower than this CPU is. It takes gcc 11 or later: install it, then this again.
+***
+"""
+
+
+class CompileKernels(build_ext):
+    """What cannot be compiled is left out, and said."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return f"{fullname.replace('.', os.sep)}.so"
+
+    def build_extension(self, ext: Extension) -> None:
+        to = Path(self.get_ext_fullpath(ext.name))
+        to.parent.mkdir(parents=True, exist_ok=True)
+        to.unlink(missing_ok=True)
+        compiler = shlex.split(os.environ.get("CC", "cc"))
+        self.spawn(KERNELS["command"](compiler, KERNELS["MACHINE"], HERE[ext.name], to))
+
+    def build_extensions(self) -> None:
+        self.parallel = True
+        super().build_extensions()
+        if lacking := [name for name in HERE if not os.path.exists(self.get_ext_fullpath(name))]:
+            sys.stderr.write(NONE.format(", ".join(HERE[name].name for name in lacking)))
+
+
+class PlatformWheel(bdist_wheel):
+    """For any Python on this platform."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
 
 setup(
     name="parallel_parnet",
@@ -24,10 +69,12 @@ setup(
         "parallel_parnet.commands.plan": ["*.json"],
         "parallel_parnet.commands.train": ["recipes/*.json"],
         "parallel_parnet.demo": ["*.json", "*.safetensors", "pictures/*.png"],
-        "parallel_parnet.kernels.cpu": ["native.c"],
+        "parallel_parnet.kernels.cpu": ["*.c", "*.h"],
         "parallel_parnet.kernels.gpu": ["configs/*.json"],
         "parallel_parnet.profiling": ["report.html", "report.js"],
     },
+    ext_modules=[Extension(name, [f"{CPU}/native.c"], optional=True) for name in HERE],
+    cmdclass={"build_ext": CompileKernels, "bdist_wheel": PlatformWheel},
     entry_points={"console_scripts": ["parnet = parallel_parnet.commands:main"]},
     install_requires=[
         "torch>=2.11",

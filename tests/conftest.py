@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from parallel_parnet import Config, ParNet, Placement, Program, create_model
 from parallel_parnet.executors.backends import ON_CPUS, has_bf16, lacking
+from parallel_parnet.kernels.cpu.objects import runnable
 from parallel_parnet.program.contract import INPUT, shapes
 from parallel_parnet.program.program import Operation
 
@@ -98,6 +99,8 @@ def random_placement(program: Program, lanes: int, draw: st.DrawFn) -> Placement
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """With what it ran: an instruction set that a machine lacks hides what would fail with it."""
     sets = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, bf16 {'yes' if has_bf16() else 'no'}"
+    if "native" in OPTIONAL:
+        sets += f", kernels {' '.join(runnable())}"
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "triton", "numpy") if is_installed(name))
     terminalreporter.write_line(f"on {sets}; Python {platform.python_version()}, {versions}; without: {lacks()}")
 

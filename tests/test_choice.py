@@ -111,7 +111,7 @@ def test_warm_up_chooses_once_and_the_choice_is_kept(tmp_path: Path, two_threads
     assert elsewhere.warm_up(X), "measured anew on a machine with other cores"
 
 
-@pytest.mark.skipif("native" not in OPTIONAL, reason="there is no C compiler")
+@pytest.mark.skipif("native" not in OPTIONAL, reason="the CPU kernels were not compiled")
 def test_another_executor_may_win(tmp_path: Path, two_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def third(runs: list) -> list[float]:
         for run in runs:
@@ -137,7 +137,7 @@ def test_another_executor_may_win(tmp_path: Path, two_threads: None, monkeypatch
     assert (without.executor, without.threads) == ("native", None), "what was chosen, not asked for, may be left out"
 
 
-@pytest.mark.skipif("native" not in OPTIONAL, reason="there is no C compiler")
+@pytest.mark.skipif("native" not in OPTIONAL, reason="the CPU kernels were not compiled")
 def test_lanes_of_a_hopeless_executor_are_not_tried(two_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("parallel_parnet.choice.measure", lambda runs: [1.0, 2.0, 3.0, 4.0])
     assert len(Engine(PROGRAM, None, "cpu").warm_up(X)) == 4

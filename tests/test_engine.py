@@ -15,9 +15,10 @@ from parallel_parnet import VARIANTS, Engine, ParNetError, ParNetWarning, fold
 from parallel_parnet.executors.available import warn
 from parallel_parnet.executors.backends import missing
 from parallel_parnet.executors.shapes import MAX_SHAPES
-from parallel_parnet.kernels.cpu.native import library
+from parallel_parnet.kernels.cpu import objects
 
 PROGRAM = fold(lively(SMALL, 2))
+NONE = "the CPU kernels were not compiled: with gcc 11 or later, install parallel_parnet again"
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -75,23 +76,24 @@ def test_options_that_do_not_fit(options: dict, message: str) -> None:
 
 
 @pytest.fixture
-def _bare(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Without optional packages and a compiler."""
+def _bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Without optional packages and compiled kernels."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.setenv("CC", "no-such-compiler")
-    for cached in (missing, library, warn):
+    monkeypatch.setattr(objects, "HERE", tmp_path)
+    caches = missing, warn, objects.in_use, objects.runnable, objects.load
+    for cached in caches:
         cached.cache_clear()
     yield
-    for cached in (missing, library, warn):
+    for cached in caches:
         cached.cache_clear()
 
 
 @pytest.mark.usefixtures("_bare")
 def test_what_cannot_be_had() -> None:
-    for executor, reason in (("openvino", "not installed here; pip install openvino"), ("native", "no C compiler")):
+    for executor, reason in (("openvino", "not installed here; pip install openvino"), ("native", NONE)):
         with pytest.raises(ParNetError, match=f"executor {executor}: {reason}.*, or choose eager"):
             Engine(PROGRAM, device="cpu", executor=executor)
-    with pytest.warns(ParNetWarning, match="executor eager runs, since native cannot be had: no C compiler") as said:
+    with pytest.warns(ParNetWarning, match=f"executor eager runs, since native cannot be had: {NONE}") as said:
         engine, *_ = (Engine(PROGRAM, device="cpu") for _ in range(2))
     assert len(said) == 1 and said[0].filename == __file__, "once, and at the line that made the engine"
     assert engine.notes == [str(said[0].message)]

@@ -3,38 +3,64 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
+from collections.abc import Mapping
 from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
-from conftest import ROOT
+from conftest import OPTIONAL, ROOT
 from parallel_parnet.commands import COMMANDS, start
+from parallel_parnet.kernels.cpu.instruction_sets import HERE, MACHINE, SETS
+from parallel_parnet.kernels.cpu.objects import runnable
 
 PINS = [Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
 
 
-def run(*command: object, cwd: Path) -> str:
-    done = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True, timeout=240)
+CPU = "parallel_parnet/kernels/cpu"
+KERNELS = {f"{CPU}/{path.name}" for path in HERE.glob("*.[ch]")}
+OBJECTS = {f"{CPU}/native_{each.name}.so" for each in SETS.get(MACHINE, ())}
+
+
+def run(*command: object, cwd: Path, environment: Mapping[str, str] | None = None) -> str:
+    words = [str(part) for part in command]
+    done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone, as tests side by side must not build in one place."""
+    tree = tmp_path_factory.mktemp("tree")
+    for name in ("kernels", "launch", "parallel_parnet", "profiling", "results"):
+        shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for name in ("README.md", "pyproject.toml", "setup.py"):
+        shutil.copy(ROOT / name, tree)
+    return tree
+
+
+@pytest.fixture(scope="module")
+def installed(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a fresh environment in which the wheel is installed, with torch and others as they are here."""
     tmp_path = tmp_path_factory.mktemp("installed")
     pip = (sys.executable, "-m", "pip")
-    run(*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, ROOT, cwd=tmp_path)
+    run(*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, tree, cwd=tmp_path)
     (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.endswith(f"-py3-none-{re.sub('[^a-z0-9]', '_', sysconfig.get_platform())}.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names} == {"parallel_parnet", f"{wheel.name.split('-py')[0]}.dist-info"}
-    assert {"parallel_parnet/profiling/spans.py", "parallel_parnet/kernels/cpu/native.c"} <= set(names)
+    assert {"parallel_parnet/profiling/spans.py", *KERNELS} <= set(names)
+    assert "native" not in OPTIONAL or set(names) >= OBJECTS
     run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "env", cwd=tmp_path)
     python = tmp_path / "env" / "bin" / "python"
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip())
@@ -66,6 +92,39 @@ def test_the_demo_in_an_empty_folder(command: tuple, installed: Path, tmp_path: 
     assert "equal up to rounding" in said and "Ankle boot 97.1%" in said
     rows = json.loads((tmp_path / "a.json").read_text())["predictions"]
     assert [Path(row["image"]).name.split("-")[0] for row in rows] == [str(row["top5"][0]["index"]) for row in rows]
+
+
+@pytest.mark.skipif("native" not in OPTIONAL, reason="the CPU kernels were not compiled")
+def test_native_needs_no_compiler_home_or_cache(installed: Path, tmp_path: Path) -> None:
+    nothing = {"PATH": str(tmp_path), "XDG_CACHE_HOME": "/proc"}
+    parnet = installed / "bin" / "python", installed / "bin" / "parnet"
+    run(*parnet, "infer", "--iterations", 3, "--verify", "--json", "a.json", cwd=tmp_path, environment=nothing)
+    result = json.loads((tmp_path / "a.json").read_text())
+    assert (result["executor"], result["isa"]) == ("native", runnable()[0])
+
+
+def test_without_a_compiler(tree: Path) -> None:
+    """It installs, says what lacks, and takes no object of an earlier build along."""
+    build = (sys.executable, "setup.py", "build", "--build-lib", "built")
+    said = {}
+    for compiler in ("cc", "false"):
+        done = subprocess.run(
+            build, cwd=tree, env={**os.environ, "CC": compiler}, capture_output=True, text=True, timeout=240
+        )
+        assert done.returncode == 0, done.stderr
+        made = {path.relative_to(tree / "built").as_posix() for path in (tree / "built").rglob("*.so")}
+        said[compiler] = done.stderr.count("CPU kernels were NOT compiled"), made
+    assert said["false"] == (bool(OBJECTS), set())
+    assert "native" not in OPTIONAL or said["cc"] == (0, OBJECTS)
+
+
+def test_what_a_source_distribution_carries(tree: Path, tmp_path: Path) -> None:
+    run(sys.executable, "setup.py", "sdist", "--dist-dir", tmp_path, cwd=tree)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        names = {name.partition("/")[2] for name in file.getnames()}
+    assert KERNELS | {f"{CPU}/instruction_sets.py", "setup.py"} <= names
+    assert not [name for name in names if name.endswith(".so")]
 
 
 def test_the_other_commands_of_an_install(installed: Path, tmp_path: Path) -> None:

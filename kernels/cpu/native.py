@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from functools import cache
 from math import prod
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import c_library
+from . import objects
 
-SOURCE = Path(__file__).with_name("native.c")
 IMPORT, GATE, CLASSIFIER, DIRECT, F2, F4, S2 = range(7)
 F32, BF16, U8 = range(3)
 TYPES = torch.float32, torch.bfloat16, torch.uint8  # of features; weights of U8 are signed
@@ -75,10 +72,9 @@ class Task(ctypes.Structure):
     _fields_ = [(name, INT) for name in ("op", "kind", "n", "chunk", "start", "stop", "panel_start", "panel_stop")]
 
 
-@cache
 def library() -> ctypes.CDLL:
-    """native.c, compiled for this machine. ParNetError, saying why, where that fails."""
-    return c_library.load(SOURCE)
+    """native.c, for the instruction set in use. ParNetError, saying why, where there is none."""
+    return objects.load(objects.in_use())
 
 
 def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 
 from parallel_parnet import Engine, ParNetError, Placement, Program
 from parallel_parnet.executors.available import EXECUTORS
+from parallel_parnet.executors.backends import isa
 from parallel_parnet.transport import TRANSPORTS, gather
 
 from .common import DTYPES, Ranks, pixels
@@ -120,6 +121,7 @@ def describe(engine: Engine, args: argparse.Namespace, weights: str, hosts: list
         "device": str(engine.device),
         "dtype": precision(engine),
         "arithmetic": str(engine.arithmetic).removeprefix("torch."),
+        "isa": isa(engine.executor),
         "world_size": world,
         "depth": program.depth,
         "batch_size": args.batch_size,

@@ -10,9 +10,8 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from ..errors import ParNetError
 from ..forking import is_forked
-from ..kernels.cpu import native
+from ..kernels.cpu import native, objects
 from .native_plan import NativePlan
 from .segment import SegmentModule
 
@@ -32,7 +31,7 @@ def lacking(backend: str) -> str | None:
 
 @cache
 def missing(backend: str) -> str | None:
-    """What a backend lacks on this machine, and what to do."""
+    """What a backend lacks on this machine, and what to do. ParNetError where PARNET_ISA asks for what native lacks."""
     if backend == "openvino" and importlib.util.find_spec("openvino") is None:
         return "not installed here; pip install openvino"
     if backend == "triton" and importlib.util.find_spec("triton") is None:
@@ -40,9 +39,14 @@ def missing(backend: str) -> str | None:
     if backend == "native":
         try:
             native.library()
-        except ParNetError as error:
+        except objects.NotCompiledError as error:
             return str(error)
     return None
+
+
+def isa(executor: str) -> str | None:
+    """The instruction set of the CPU kernels that run, where the executor is native."""
+    return objects.in_use() if executor == "native" else None
 
 
 def interprets() -> bool:

@@ -274,6 +274,6 @@ def _sources_digest() -> str:
     """Of the package's code that decides what a lane computes: it changes with the version, and with any edit."""
     root, digest = Path(__file__).parents[1], hashlib.sha256()
     for folder in ("executors", "kernels", "network", "program", "transport"):
-        for path in sorted(path for path in (root / folder).rglob("*") if path.suffix in (".py", ".c")):
+        for path in sorted(path for path in (root / folder).rglob("*") if path.suffix in (".py", ".c", ".h")):
             digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from conftest import OPTIONAL, SMALL, lively, random_placement, relative
-from parallel_parnet import Config, Engine, ParNetError, Placement, Program, fold
+from parallel_parnet import Config, Engine, Placement, Program, fold
 from parallel_parnet.executors.native_plan import Feature, NativePlan
 from parallel_parnet.executors.segment import SegmentModule
-from parallel_parnet.kernels.cpu import c_library, native
+from parallel_parnet.kernels.cpu import native, objects
 from parallel_parnet.program.families import arranged
 
-pytestmark = pytest.mark.skipif("native" not in OPTIONAL, reason="there is no C compiler")
+pytestmark = pytest.mark.skipif("native" not in OPTIONAL, reason="the CPU kernels were not compiled")
 
 CPU = torch.device("cpu")
 PROGRAM = fold(lively(SMALL, 3))
@@ -33,7 +33,18 @@ def plan_of(program: Program, shape: tuple[int, ...], threads: int = 1) -> Nativ
     return NativePlan(SegmentModule(program, segment, torch.float32, CPU), [shape], threads)
 
 
-@settings(max_examples=100, deadline=None)
+@pytest.fixture(params=objects.runnable() if "native" in OPTIONAL else ())
+def _isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """With each instruction set that this CPU has."""
+    monkeypatch.setenv("PARNET_ISA", request.param)
+    objects.in_use.cache_clear()
+    assert objects.in_use() == request.param
+    yield
+    objects.in_use.cache_clear()
+
+
+@pytest.mark.usefixtures("_isa")
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_networks_of_any_shape(data: st.DataObject) -> None:
     """Widths that fill no vector, features of odd sizes, batches; every task leaves its neighbours alone."""
@@ -156,43 +167,7 @@ def test_weights_are_packed_once_for_all_shapes() -> None:
     assert len(module._packed) < 2 * len(before), "but where fewer products suggest another algorithm"
 
 
-def test_compiled_once_for_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    build = native.library.__wrapped__
-    assert build().panel_width() == native.library().panel_width()
-    (made,) = (tmp_path / "parallel_parnet").iterdir()
-    before = made.stat().st_mtime_ns
-    build()
-    assert made.stat().st_mtime_ns == before
-    monkeypatch.setenv("CC", "false")
-    with pytest.raises(ParNetError, match=r"false could not compile native\.c: .* exit status 1"):
-        build()
-
-
 @pytest.mark.parametrize("streams", [1, 2, 3, 8, 24])
 def test_a_classifier_of_any_number_of_features(streams: int) -> None:
     program, x = arranged(24, streams, 16, 32), torch.randn(2, 3, 32, 64)
     assert relative(plan_of(program, x.shape, threads=2)(x)[0], reference(program, x)) < 1e-5
-
-
-PATHS = {"x86-64": ("sse2", 8), "x86-64-v3": ("avx2", 16), "x86-64-v4": ("avx512f", 32)}  # and floats of a panel
-HERE = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
-
-
-@pytest.mark.parametrize("march", [march for march, (needs, _) in PATHS.items() if needs in HERE])
-@pytest.mark.parametrize("activation", ["silu", "relu"])
-def test_every_instruction_path_of_this_cpu(
-    march: str, activation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    flags = [f"-march={march}" if flag.startswith("-march") else flag for flag in c_library.FLAGS]
-    monkeypatch.setattr(c_library, "FLAGS", tuple(flags))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    built = c_library.load(native.SOURCE)
-    monkeypatch.setattr(native, "library", lambda: built)
-    assert built.panel_width() == PATHS[march][1]
-    for seed, planes in enumerate([(8, 16, 32, 64), (4, 20, 12, 36), (36, 40)]):
-        config = Config(planes, (2,) * (len(planes) - 1), num_classes=10, activation=activation)
-        program, x = fold(lively(config, seed)), torch.randn(2, 3, 64, 96)
-        plan = plan_of(program, x.shape, threads=2)
-        poison(plan)
-        assert relative(plan(x)[0], reference(program, x)) < 1e-5

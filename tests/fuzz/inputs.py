@@ -32,7 +32,7 @@ from conftest import ROOT, lively, relative
 from parallel_parnet import Config, Engine, ParNetError, Program, fold, load_checkpoint, quantize
 from parallel_parnet.commands import start
 from parallel_parnet.commands.common import Ranks
-from parallel_parnet.kernels.cpu import c_library
+from parallel_parnet.kernels.cpu import objects
 from parallel_parnet.preprocess import Preprocess, find_images, read_image
 
 from .generators import Forged, any_value, changed, damaged, picture
@@ -291,10 +291,10 @@ OPTIONS = {
     "infer": [*sorted(VALUES.keys() - {"--gpus", "--efficiency", "--model"}), "--ema", "--strict", "--verify"],
     "plan": ["--checkpoint", "--gpus", "--efficiency", "--img-size", "-b", "--link", "--dtype", "--json", "--exactly"],
 }
-VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS", "CC", "HOME", "XDG_CACHE_HOME",
-             "TMPDIR", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT", "GLOO_SOCKET_IFNAME", "LANG",
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS", "PARNET_ISA", "HOME", "TMPDIR",
+             "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT", "GLOO_SOCKET_IFNAME", "LANG",
              "COLUMNS", "TERM", "NO_COLOR", "PYTHONUTF8")  # fmt: skip
-SETTINGS = (*NUMBERS, "cc", "cc -O0", "'", "no-such-compiler", "false", "/proc", "~", "~x", "relative",
+SETTINGS = (*NUMBERS, "sse", "avx2", "avx3", "neon", "'", "false", "/proc", "~", "~x", "relative",
             "localhost", "x" * 5000, "\udcff", "C", "dumb", "true")  # fmt: skip
 
 
@@ -325,18 +325,13 @@ def a_commands_arguments(rng: Random, folder: Path) -> str:
 
 
 def an_environment(rng: Random, folder: Path) -> str:
-    """Read, by what looks into it: ranks, threads, and where compiled kernels lie."""
-    threads, source = torch.get_num_threads(), folder / "tiny.c"
-    source.write_text("int tiny;\n")
+    """Read, by what looks into it: ranks, threads, and the choice of kernels."""
+    threads = torch.get_num_threads()
     kept = {name: value for name, value in os.environ.items() if name not in VARIABLES or name == "TMPDIR"}
-    found = variables(rng)
-    kept |= {"HOME": str(folder), "XDG_CACHE_HOME": str(folder)}
-    with patch.dict(os.environ, {**kept, **found}, clear=True):
+    with patch.dict(os.environ, {**kept, **variables(rng)}, clear=True):
         try:
             Ranks.from_environment().take_threads()
-            list(c_library._folders())
-            if "CC" in found and not found.keys() & kept.keys():  # nothing is to be kept outside of the folder
-                c_library.load(source)
+            objects.in_use.__wrapped__()
         except ParNetError:
             return "refused"
         finally:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from parallel_parnet.executors.backends import isa, lacking
+
 from ..common import ROOT
 from ..gpu.device import asked, measure_rates
 from ..gpu.device import machine as gpu_machine
@@ -32,7 +34,8 @@ def describe(device: torch.device) -> dict:
     if device.type == "cuda":
         return {**gpu_machine(device), **found}
     commit = asked("git", "-C", str(ROOT), "rev-parse", "HEAD")
-    return {**found, "cpu": cpu_name(), "commit": commit, "date": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    kernels = None if lacking("native") else isa("native")
+    return {**found, "cpu": cpu_name(), "isa": kernels, "commit": commit, "date": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
 
 
 def cpu_name() -> str:

@@ -34,6 +34,7 @@ import torch
 from rich.console import Console
 
 from parallel_parnet import Engine, ParNetError, ParNetWarning, Program, fold
+from parallel_parnet.executors.backends import isa
 from parallel_parnet.preprocess import Preprocess
 from parallel_parnet.transport import join_ranks
 
@@ -117,7 +118,7 @@ def run(
         return {
             "executor": engine.executor, "device": str(engine.device),
             "dtype": precision(engine),
-            "arithmetic": str(engine.arithmetic).removeprefix("torch."),
+            "arithmetic": str(engine.arithmetic).removeprefix("torch."), "isa": isa(engine.executor),
             "seconds": round(seconds, 2), "pictures_per_s": round(new / seconds, 1),
         }  # fmt: skip
 

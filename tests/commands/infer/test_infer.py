@@ -23,6 +23,7 @@ from parallel_parnet.commands.infer.many import Pictures
 from parallel_parnet.commands.infer.tables import read_labels, show_predictions
 from parallel_parnet.commands.int8 import OF_DEMO, in_int8
 from parallel_parnet.files import write_json
+from parallel_parnet.kernels.cpu import objects
 from parallel_parnet.parity import tolerance_in_int8
 from parallel_parnet.preprocess import Preprocess, find_images
 
@@ -111,12 +112,26 @@ def test_one_process_chooses_its_placement(single: dict, tmp_path: Path) -> None
 @pytest.mark.ranks
 @pytest.mark.skipif("openvino" not in OPTIONAL, reason="says what takes the place of native")
 @pytest.mark.parametrize("ranks", [0, 3])
-def test_one_line_says_why_native_cannot_be_had(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CC", "no-such-compiler")
-    run = launch("infer.py", *QUICK, ranks=ranks)
+def test_one_line_says_why_native_cannot_be_had(ranks: int, tmp_path: Path) -> None:
+    for folder in ("kernels", "launch", "parallel_parnet", "profiling"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, symlinks=True, ignore=shutil.ignore_patterns("*.so"))
+    run = launch(tmp_path / "launch" / "infer.py", *QUICK, ranks=ranks, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     assert run.stderr.count("native") == 1, run.stderr
-    assert "note: executor openvino runs, since native cannot be had: no C compiler: install gcc" in run.stderr
+    assert "note: executor openvino runs, since native cannot be had: the CPU kernels were not compiled: " in run.stderr
+
+
+@pytest.mark.skipif("native" not in OPTIONAL, reason="the CPU kernels were not compiled")
+def test_an_instruction_set_by_name(tmp_path: Path) -> None:
+    name = objects.runnable()[-1]
+    run = launch("infer.py", *QUICK, "--json", tmp_path / "a.json", "--verify", environment={"PARNET_ISA": name})
+    assert run.returncode == 0, run.stderr
+    result = json.loads((tmp_path / "a.json").read_text())
+    assert (result["executor"], result["isa"]) == ("native", name)
+    for executor in ("auto", "native"):
+        run = launch("infer.py", *QUICK, "--executor", executor, environment={"PARNET_ISA": "avx3"})
+        assert run.returncode == 2
+        assert one_line(run.stderr).startswith("error: PARNET_ISA=avx3: there is no such instruction set; choose one")
 
 
 @pytest.mark.ranks

@@ -11,7 +11,7 @@ from conftest import OPTIONAL
 
 pytestmark = [
     pytest.mark.ranks,  # which have the machine to themselves
-    pytest.mark.skipif("native" not in OPTIONAL, reason="there is no C compiler"),
+    pytest.mark.skipif("native" not in OPTIONAL, reason="the CPU kernels were not compiled"),
     pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core has nobody to wait for"),
 ]
 ATTEMPTS = 5  # of which one is enough: what else this machine does would slow any down

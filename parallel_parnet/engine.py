@@ -65,8 +65,8 @@ class Engine:
         stream of its own.
     dtype: float32, bfloat16 or (on GPUs) float16; of a quantised program float32, the type of all that is not int8.
     executor: "auto" takes, on the CPU, what can be had of "native" (our own kernels; bf16 where the CPU has
-        instructions for it) and "openvino"; on a GPU, at `warm_up` or at the first call, the fastest that agrees with the
-        reference there. "cpu" insists on the CPU; "reference" is the plain fp32 oracle, "eager" torch, "inductor"
+        instructions for it) and "openvino"; on a GPU, at `warm_up` or at the first call, the fastest that agrees with
+        the reference there. "cpu" insists on the CPU; "reference" is the plain fp32 oracle, "eager" torch, "inductor"
         torch.compile. On NVIDIA GPUs "triton" is a kernel launch per level, "cuda_graph" the same launches captured in
         a CUDA graph, "cuda_streams" torch's operations on the lanes of one GPU, captured as well; on a CPU Triton's
         interpreter runs all three, slowly, where TRITON_INTERPRET is 1. A quantised program is run by native, eager,

@@ -50,6 +50,7 @@ static inline void keep(const Op *o, int64_t at, float *sums, int count, vf v) {
     } else if (o->y_type == BF16) {
         v = (vf)to_bf16(v);
         store_bf16(o->y + 2 * at, (vi)v, count);
+        if (o->copy) store(o->copy + at, v, count);
     } else
         store((float *)o->y + at, v, count);
     store(sums, load(sums) + v, count);

@@ -61,8 +61,8 @@ class Op(ctypes.Structure):
         ("scale", POINTER), ("shift", POINTER), ("gate_weight", POINTER), ("gate_bias", POINTER),
         ("weight_step", POINTER), ("weight_zero", POINTER), ("multiply", POINTER), ("add", POINTER),
         ("panels", POINTER), ("strides", ctypes.c_int64 * 4), ("step", FLOAT), ("zero", FLOAT), ("per_step", FLOAT),
-        ("x_type", INT), ("y_type", INT), ("h", INT), ("w", INT), ("c", INT), ("inputs", INT), ("cout", INT), ("groups", INT), ("stride", INT),
-        ("panel_count", INT), ("chunks", INT), ("silu", INT), ("border", INT),
+        ("x_type", INT), ("y_type", INT), ("h", INT), ("w", INT), ("c", INT), ("inputs", INT), ("cout", INT),
+        ("groups", INT), ("stride", INT), ("panel_count", INT), ("chunks", INT), ("silu", INT), ("border", INT),
     ]  # fmt: skip
 
 

@@ -152,7 +152,7 @@ def test_what_each_operation_costs() -> None:
     everything = errors({"": PROGRAM}, EXACT, x.split(3))[""]
     assert min(alone.values()) > 0 and max(alone.values()) < everything < sum(alone.values())
     logits = [Engine(p, device="cpu", executor="reference")(x) for p in (PROGRAM, EXACT)]
-    assert everything == pytest.approx(relative(*logits), rel=1e-6)
+    assert everything == pytest.approx(relative(*logits), rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -72,13 +72,16 @@ def features(plan: NativePlan) -> list[Feature]:
 
 
 def poison(plan: NativePlan) -> None:
-    """NaN wherever a task must write before another reads."""
+    """NaN wherever a task must write before another reads, in features of 8 bits the largest number."""
     for feature in features(plan):
-        feature.nchw.fill_(torch.nan)
+        for padded in (feature.padded, feature.fp32):
+            padded[:, 1:-1, 1:-1] = torch.nan if padded.is_floating_point() else 255
         feature.sums.fill_(torch.nan)
     for kept in plan._kept:
         if isinstance(kept, Tensor) and kept.dtype == torch.float32:
             kept.fill_(torch.nan)
+        elif isinstance(kept, Tensor) and kept.dtype == torch.uint8:  # scratch, where it makes NaN of any type
+            kept.fill_(255)
     for logits in plan._logits.values():
         logits.fill_(torch.nan)
 

@@ -2,13 +2,14 @@
 
     python launch/bench.py --model parnet_s
     python launch/bench.py --model parnet_xl --dtype bfloat16 --budget 100
+    python launch/bench.py --model parnet_s --dtype int8
     python launch/bench.py --poster
     python launch/bench.py --compare OLD.json NEW.json
 
 Contenders take turns in one process (A B C C A B) on fresh random pictures in fp32, from the picture on the device to
-the logits on the device. Nothing is timed unless every executor of ours gives the reference's logits; a peer that
-disagrees is listed and not compared. Results go to a folder, as JSON and CSV; the last line on stdout is one JSON
-object.
+the logits on the device. In int8 each quantises the network by itself, all of them by the same random pictures.
+Nothing is timed unless every executor of ours gives the reference's logits; a peer that disagrees is listed and not
+compared. Results go to a folder, as JSON and CSV; the last line on stdout is one JSON object.
 
 Exit status: 0; 1 where an executor of ours failed, which the tables name while the others are timed; 2 for wrong input,
 or where parity fails.
@@ -25,7 +26,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from parallel_parnet import Engine, ParNetError, fold
+from parallel_parnet import ParNetError, fold
 from parallel_parnet.files import as_json, write_atomically
 
 from ..common import (
@@ -48,9 +49,12 @@ from .fused import fuse
 from .isolation import isolated
 from .machine import describe, possible
 from .measure import PICTURES, Settings, contenders, measure
+from .ours import engine_of
 from .poster import SIZE, markdown, measure_poster, subject_of
 from .rows import FEWEST, last_line, read, result_name, show, write
-from .subject import Subject, words
+from .subject import CALIBRATING, Subject, words
+
+PRECISIONS = {**DTYPES, "int8": torch.int8}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -59,7 +63,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("-b", "--batch-size", type=int, default=1, help="pictures per pass (default: %(default)s)")
     parser.add_argument("--img-size", type=pixels, help="pixels; default: the network's own")
     parser.add_argument("--device", help="cpu, cuda or cuda:N; default: cuda where there is one")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
+    parser.add_argument("--dtype", choices=PRECISIONS, default="float32", help="default: %(default)s")
     parser.add_argument("--runs", type=int, default=Settings.runs, help="timed runs of each (default: %(default)s)")
     parser.add_argument("--warmup", type=int, default=Settings.warm_up, help="runs before them (default: %(default)s)")
     parser.add_argument(
@@ -84,6 +88,8 @@ def parse_arguments() -> argparse.Namespace:
         raise ParNetError(f"--out {args.out}: no such folder")
     if args.isolate and args.poster:
         raise ParNetError("--poster times networks in turns: leave --isolate out")
+    if args.dtype == "int8" and (args.poster or args.batch_size > 1):
+        raise ParNetError("--dtype int8 is of one network and one picture at a time: leave --poster, --batch-size out")
     check_trace_arguments(args)
     if (args.trace or args.report) and (args.isolate or args.poster or args.compare):
         raise ParNetError("--trace and --report are of one network in turns: leave --isolate, --poster, --compare out")
@@ -96,12 +102,14 @@ def subject_from(args: argparse.Namespace, device: torch.device, threads: int) -
     model.requires_grad_(False)
     name = args.checkpoint.name if args.checkpoint else args.model or DEMO_MODEL
     size = args.img_size or model.config.image_size
-    return Subject(name, model, fuse(model), fold(model), size, args.batch_size, device, DTYPES[args.dtype], threads)
+    return Subject(
+        name, model, fuse(model), fold(model), size, args.batch_size, device, PRECISIONS[args.dtype], threads
+    )
 
 
 def header_of(args: argparse.Namespace, model: str, size: int, device: torch.device, threads: int) -> dict:
     """What a reader must know to make the numbers again."""
-    dtype = DTYPES[args.dtype]
+    dtype = PRECISIONS[args.dtype]
     return {
         "model": model, "size": size, "batch_size": args.batch_size, "dtype": words(dtype), "machine": machine(device),
         "threads": threads, "runs": args.runs, "warm_up": args.warmup,
@@ -125,6 +133,10 @@ def introduce(header: dict, console: Console) -> None:
         f"{header['warm_up']} warm-up runs, {turns}. Picture and logits stay on the device; {header['pictures']} "
         "pictures in turn; in turns, caches hold others' weights when a run starts. TF32 is off in fp32."
     )
+    if header["dtype"] == "int8":
+        console.print(
+            f"All quantise after training by the same {CALIBRATING} random pictures; errors are against fp32."
+        )
     if header["runs"] < FEWEST:
         console.print(f"note: {header['runs']} runs are few: {FEWEST} make a result")
     for kind, rate in header["possible"].items():
@@ -159,7 +171,7 @@ def trace(subject: Subject, args: argparse.Namespace, console: Console) -> None:
         return
     assert subject.program is not None, "the poster's other networks are not traced"
     picture = subject.pictures(1)[0]
-    with Engine(subject.program, device=subject.device, dtype=subject.dtype) as engine:
+    with engine_of(subject, "auto") as engine:
         engine.warm_up(picture)
         write_traces(engine, picture, args, console)
 
@@ -173,7 +185,7 @@ def poster(
     progress: Console,
 ) -> int:
     """The poster's table, as JSON, CSV and Markdown."""
-    dtype = DTYPES[args.dtype]
+    dtype = PRECISIONS[args.dtype]
     header = header_of(args, "poster", SIZE, device, threads)
     introduce(header, console)
     result = measure_poster(header, lambda name: subject_of(name, device, dtype, threads), settings, progress)
@@ -195,12 +207,14 @@ def main() -> int:
         return compare(*args.compare, console)
     threads, device = ranks.take_threads(), ranks.device(args.device)
     if device.type == "cuda":
+        if args.dtype == "int8":
+            raise ParNetError("--dtype int8 runs on CPUs alone: add --device cpu")
         require_gpu()
         exact_fp32()
     settings = Settings(args.runs, min(Settings.least, args.runs), args.warmup, args.budget)
     if args.poster:
         return poster(args, device, threads, settings, console, progress)
-    chosen = contenders(args.only)
+    chosen = contenders(args.only, PRECISIONS[args.dtype])
     if args.isolate:
         result = isolated([a for a in sys.argv[1:] if a != "--isolate"], [c.name for c in chosen])
         result["header"] |= {"isolated": True, "command": command()}

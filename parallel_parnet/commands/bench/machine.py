@@ -20,7 +20,10 @@ from .subject import words
 
 SIDE, COPIED = 1024, 2**25  # of matrices on a CPU; floats
 SECONDS = 1.0  # of each measurement, the best run of which counts: shared machines are slow for tenths of a second
-PACKAGES = ("torch", "numpy", "openvino", "onnxruntime", "onnxruntime-gpu", "onnx", "onnxscript", "jax", "tensorrt")
+PACKAGES = (
+    "torch", "numpy", "openvino", "nncf", "onnxruntime", "onnxruntime-gpu", "onnx", "onnxscript", "ncnn", "pnnx", "MNN",
+    "torchao", "jax", "tensorrt",
+)  # fmt: skip
 
 
 def describe(device: torch.device) -> dict:
@@ -44,6 +47,11 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def has_vnni() -> bool:
+    """Whether this CPU adds up products of 8 bits in 32; others saturate at 16, and want weights of 7 bits."""
+    return "vnni" in _read("/proc/cpuinfo")
+
+
 def clock_mhz(device: torch.device) -> float | None:
     """The clock now, the slowest core's on a CPU; None where it cannot be read. Many virtual machines show a constant.
 
@@ -64,11 +72,12 @@ def rates(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
         found = measure_rates(device, dtype)
         return {"flop_per_s": found.flops, "bytes_per_s": found.bytes}
     a, b = (torch.randn(SIDE, SIDE).to(dtype) for _ in range(2))
+    product = torch._int_mm if dtype == torch.int8 else torch.mm  # the latter adds up int8 in int8, slowly
     source = torch.rand(COPIED)
     target = torch.empty_like(source)
     copied = 2 * source.nbytes
     return {
-        "flop_per_s": 2 * SIDE**3 / _best(lambda: a @ b),
+        "flop_per_s": 2 * SIDE**3 / _best(lambda: product(a, b)),
         "bytes_per_s": copied / _best(lambda: target.copy_(source)),
     }
 

@@ -16,8 +16,10 @@ from parallel_parnet.profiling.sampler import Sampler
 from .machine import clock_mhz
 from .ours import ours
 from .overhead import host_overhead
+from .peer_int8 import int8_peers
 from .peer_jax import jax_peers
 from .peer_libraries import library_peers
+from .peer_mnn import mnn_peer
 from .peer_ncnn import ncnn_peer
 from .peer_torch import torch_peers
 from .proof import agrees, disagreements, expected_logits, prove_golden, prove_ours
@@ -26,6 +28,7 @@ from .running import Entry, interleave, once, set_up, shares
 from .subject import Contender, Subject
 
 PICTURES, COMPARED = 8, 2  # fresh ones, in turn, so that no cache holds the answer; and how many logits are compared
+COMPARED_IN_INT8 = 32  # whose errors differ more: of one picture of the demo by a factor of four
 TOO_SLOW, SLOW_S = 10.0, 1.0  # times the fastest's pass, and seconds: above both, listed and not timed further
 
 
@@ -40,9 +43,10 @@ class Settings:
     budget: float = float("inf")
 
 
-def contenders(only: Sequence[str] = ()) -> list[Contender]:
-    """All of them, or those that one of these texts names or, where it names none, is part of."""
-    found = [*ours(), *torch_peers(), *library_peers(), ncnn_peer(), *jax_peers()]
+def contenders(only: Sequence[str] = (), dtype: torch.dtype = torch.float32) -> list[Contender]:
+    """All of them for this type, or those that one of these texts names or, where it names none, is part of."""
+    in_floats = [*torch_peers(), *library_peers(), ncnn_peer(), mnn_peer(), *jax_peers()]
+    found = [*ours(dtype), *(int8_peers() if dtype == torch.int8 else in_floats)]
     names = [c.name for c in found]
     chosen = set() if only else set(names)
     for text in only:
@@ -59,14 +63,15 @@ def measure(
     """The result as it is written to a file. Raises ParNetError where parity fails."""
     prove_golden()
     pictures = subject.pictures(PICTURES)
-    expected = expected_logits(subject, pictures[:COMPARED])
+    compared = subject.pictures(COMPARED_IN_INT8) if subject.dtype == torch.int8 else pictures[:COMPARED]
+    expected = expected_logits(subject, compared)
     columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=len(chosen))
         entries = []
         for contender in chosen:
             progress.update(task, description=f"set up {contender.name}")
-            entries.append(set_up(contender, subject, pictures[:COMPARED], expected))
+            entries.append(set_up(contender, subject, compared, expected))
             progress.advance(task)
         prove_ours(entries)
         running = worth_timing(entries)

@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import torch
+
 from parallel_parnet import Engine, ParNetError
 from parallel_parnet.executors.available import EXECUTORS
 
 from .peer_torch import emulated
 from .subject import Contender, Runner, Subject, on_device, words
 
+IN_INT8 = ("auto", "native")  # the others compute a quantised program's integers as fp32 numbers, to check it
 
-def ours() -> list[Contender]:
-    """Every executor that the engine knows; those that are another's second name give way to it.
+
+def ours(dtype: torch.dtype) -> list[Contender]:
+    """Every executor that the engine knows for a type; those that are another's second name give way to it.
 
     "ours: auto" is the engine after `warm_up`, where that has something to choose.
     """
-    return [Contender(f"ours: {name}", True, lambda subject, name=name: _build(subject, name)) for name in EXECUTORS]
+    names = IN_INT8 if dtype == torch.int8 else EXECUTORS
+    return [Contender(f"ours: {name}", True, lambda subject, name=name: _build(subject, name)) for name in names]
+
+
+def engine_of(subject: Subject, executor: str) -> Engine:
+    """Of the network in its type; for int8 quantised by the subject's pictures."""
+    if subject.program is None:
+        raise ParNetError(f"{subject.name} is no ParNet")
+    program, dtype = subject.program, subject.dtype
+    if dtype == torch.int8:
+        from parallel_parnet import quantize
+
+        program, dtype = quantize(program, subject.calibration), torch.float32
+    return Engine(program, device=subject.device, dtype=dtype, executor=executor)
 
 
 def _build(subject: Subject, name: str) -> Runner:
-    if subject.program is None:
-        raise ParNetError(f"{subject.name} is no ParNet")
-    engine = Engine(subject.program, device=subject.device, dtype=subject.dtype, executor=name)
+    engine = engine_of(subject, name)
     chosen = engine.warm_up(subject.pictures(1)[0]) if name == "auto" else {}
     if engine.executor != name and not chosen:
         raise ParNetError(f"another name for {engine.executor} here")

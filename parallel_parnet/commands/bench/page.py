@@ -63,15 +63,16 @@ def page(results: Sequence[Result], figure: str) -> str:
 def table(result: Result) -> str:
     """One result's rows, fastest first."""
     lines = [
-        "| contender | arithmetic | median, ms | p90 | p99 | min | n | first call, s | GFLOP/s (of a product's) "
-        "| overhead, us | best of ours / this | verdict |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| contender | arithmetic | error | median, ms | p90 | p99 | min | n | first call, s "
+        "| GFLOP/s (of a product's) | overhead, us | best of ours / this | verdict |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in sorted(result["rows"], key=lambda row: row["infer_step_time"]):
         latency = row["latency_ms"]
         cells = [
             f"**{row['contender']}**" if row["ours"] else row["contender"],
             row["arithmetic"],
+            f"{row['error']:.1e}",
             *(f"{latency[key]:.3f}" for key in ("median", "p90", "p99", "min")),
             str(row["n"]),
             f"{row['setup_s'] + row['first_call_s']:.2f}",

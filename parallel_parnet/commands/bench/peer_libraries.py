@@ -44,21 +44,28 @@ def need(module: str, package: str) -> ModuleType:
 def _openvino(subject: Subject, network: nn.Module | None) -> Runner:
     if subject.device.type != "cpu":
         raise ParNetError("runs on the CPU here")
-    openvino = need("openvino", "openvino")
-    (picture,) = subject.pictures(1)
-    hints = {torch.float32: "f32", torch.bfloat16: "bf16"}
-    settings = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": hints[subject.dtype],
-        "INFERENCE_NUM_THREADS": subject.threads,
-    }
+    hint = {torch.float32: "f32", torch.bfloat16: "bf16"}[subject.dtype]
+    source = "convert_model(network)" if network else "read_model(file)"
+    return openvino_runner(openvino_model(subject, network), subject, source, {"INFERENCE_PRECISION_HINT": hint})
+
+
+def openvino_model(subject: Subject, network: nn.Module | None) -> Any:
+    """The network, or what launch/export.py writes, for pictures of the subject's shape."""
+    openvino, shape = need("openvino", "openvino"), [subject.batch, 3, subject.size, subject.size]
     if network is None:
         model = openvino.Core().read_model(exported(subject))
-        model.reshape(list(picture.shape))
-    else:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch's tracer, about shapes that are constant here
-            model = openvino.convert_model(network, example_input=picture, input=[list(picture.shape)])
+        model.reshape(shape)
+        return model
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's tracer, about shapes that are constant here
+        return openvino.convert_model(network, example_input=subject.pictures(1)[0], input=[shape])
+
+
+def openvino_runner(model: Any, subject: Subject, source: str, hints: dict[str, str]) -> Runner:
+    """Compiled for latency. source: in words, how the model was made."""
+    import openvino
+
+    settings = {"PERFORMANCE_HINT": "LATENCY", **hints, "INFERENCE_NUM_THREADS": subject.threads}
     compiled = openvino.Core().compile_model(model, "CPU", settings)
     ran = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     request = compiled.create_infer_request()
@@ -69,7 +76,7 @@ def _openvino(subject: Subject, network: nn.Module | None) -> Runner:
 
     return Runner(
         call,
-        f"{'convert_model(network)' if network else 'read_model(file)'}, {settings}, inputs and outputs shared",
+        f"{source}, {settings}, inputs and outputs shared",
         {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}.get(ran, ran),
         take=lambda picture: openvino.Tensor(picture.numpy(), shared_memory=True),
         logits=torch.tensor,
@@ -78,17 +85,23 @@ def _openvino(subject: Subject, network: nn.Module | None) -> Runner:
 
 def _onnxruntime(subject: Subject, network: nn.Module | None) -> Runner:
     ort = need("onnxruntime", "'parallel_parnet[bench]'")
-    options = ort.SessionOptions()
     if subject.device.type == "cuda":
         if network is None:
             raise ParNetError("raced on CPUs alone")
-        return _onnxruntime_cuda(subject, network, ort, options)
+        return _onnxruntime_cuda(subject, network, ort)
+    return onnxruntime_runner(exported(subject) if network is None else onnx(network, subject), subject)
+
+
+def onnxruntime_runner(model: bytes, subject: Subject) -> Runner:
+    """A session on the CPU."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
     for name, size in (("batch", subject.batch), ("height", subject.size), ("width", subject.size)):
         options.add_free_dimension_override_by_name(name, size)  # of the exported file; others have none
     options.intra_op_num_threads = subject.threads
     # its threads would go on spinning for tens of milliseconds, on the cores of whoever runs next
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    model = exported(subject) if network is None else onnx(network, subject)
     session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return Runner(
@@ -100,7 +113,7 @@ def _onnxruntime(subject: Subject, network: nn.Module | None) -> Runner:
     )
 
 
-def _onnxruntime_cuda(subject: Subject, network: nn.Module, ort: ModuleType, options: Any) -> Runner:
+def _onnxruntime_cuda(subject: Subject, network: nn.Module, ort: ModuleType) -> Runner:
     """With bound buffers and a CUDA graph, which it captures in the first run."""
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         raise ParNetError("its CUDA provider is not installed here: pip install onnxruntime-gpu")
@@ -111,7 +124,7 @@ def _onnxruntime_cuda(subject: Subject, network: nn.Module, ort: ModuleType, opt
         "use_tf32": "0",
     }
     module = InType(network, subject, "NCHW")
-    session = ort.InferenceSession(onnx(module, subject), options, providers=[("CUDAExecutionProvider", provider)])
+    session = ort.InferenceSession(onnx(module, subject), providers=[("CUDAExecutionProvider", provider)])
     (picture,) = subject.pictures(1)
     with torch.inference_mode():
         logits = torch.empty_like(module(picture))

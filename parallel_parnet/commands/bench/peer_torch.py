@@ -61,9 +61,21 @@ def _compiled(subject: Subject, network: nn.Module) -> Runner:
     if emulated(subject):
         raise ParNetError("would compile an emulation of bf16, which this CPU lacks: see eager mode")
     module = InType(network, subject, "channels_last")
-    way = {"options": {"freezing": True}} if subject.device.type == "cpu" else {"mode": "max-autotune"}
-    compiled = torch.compile(module, fullgraph=True, dynamic=False, **way)
-    return _runner(subject, compiled, f"torch.compile(dynamic=False, {way}), channels_last")
+    if subject.device.type == "cpu":
+        compiled = torch.compile(module, fullgraph=True, dynamic=False)
+        return packed(_runner(subject, compiled, "torch.compile(dynamic=False), freezing, channels_last"), subject)
+    compiled = torch.compile(module, fullgraph=True, dynamic=False, mode="max-autotune")
+    return _runner(subject, compiled, "torch.compile(dynamic=False, mode='max-autotune'), channels_last")
+
+
+def packed(runner: Runner, subject: Subject, **settings: bool) -> Runner:
+    """A runner of torch.compile on a CPU, after a first run that compiled it with its weights packed as constants.
+
+    Packing must be asked for while the network is traced too: torch.compile's `options` come too late for it.
+    """
+    with torch._inductor.config.patch(freezing=True, **settings):
+        runner.call(subject.pictures(1)[0])
+    return runner
 
 
 def _graph(subject: Subject) -> Runner:

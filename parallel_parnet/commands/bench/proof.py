@@ -16,6 +16,10 @@ from .running import Entry
 from .subject import Subject
 
 GOLDEN = ROOT / "tests" / "golden"
+# Relative errors of logits that pass. Of int8: steps of a 255th of a range put an error of about 1% on features, and
+# another on weights; both are 1.6%, and 5% where 11 levels add up by chance. Libraries were 2% to 4% off on ParNet-S, and
+# 2% to 9% on the demo. Logits that do not depend on the picture were 14% off at best on ParNet-S, and more on others.
+LIMITS = {**LIMIT, torch.int8: 0.1}
 
 
 def prove_golden(folder: Path = GOLDEN) -> None:
@@ -50,28 +54,32 @@ def prove_ours(entries: Iterable[Entry]) -> None:
     """Every executor of ours within the limit of its type."""
     for entry in entries:
         if entry.contender.ours and entry.runner is not None:
-            _hold(entry.name, entry.error, LIMIT[entry.subject.dtype])
+            _hold(entry.name, entry.error, limit(entry))
+
+
+def limit(entry: Entry) -> float:
+    """How far a contender's logits may be off, relative, by its type and its products."""
+    return LIMITS[entry.subject.dtype] * entry.contender.margin
 
 
 def agrees(entry: Entry) -> bool:
     """Whether a contender gave the reference's logits, as nearly as its type allows."""
-    return entry.error <= LIMIT[entry.subject.dtype]
+    return entry.error <= limit(entry)
 
 
 def disagreements(entries: Iterable[Entry]) -> dict[str, str]:
     """Names of those that run and give other logits, and how far they are off."""
-    limits = {entry.name: LIMIT[entry.subject.dtype] for entry in entries}
     return {
-        entry.name: f"{entry.subject.name}: logits off by {entry.error:.1e}, relative (limit {limits[entry.name]:.0e})"
+        entry.name: f"{entry.subject.name}: logits off by {entry.error:.1e}, relative (limit {limit(entry):.0e})"
         for entry in entries
         if entry.runner is not None and not agrees(entry)
     }
 
 
-def _hold(what: str, error: float, limit: float = LIMIT[torch.float32]) -> None:
-    if not error <= limit:
+def _hold(what: str, error: float, most: float = LIMIT[torch.float32]) -> None:
+    if not error <= most:
         raise ParNetError(
-            f"parity fails, so nothing is timed: {what} is off by {error:.1e}, relative (limit {limit:.0e})"
+            f"parity fails, so nothing is timed: {what} is off by {error:.1e}, relative (limit {most:.0e})"
         )
 
 

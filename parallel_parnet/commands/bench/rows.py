@@ -18,11 +18,12 @@ from parallel_parnet.files import as_json, write_atomically, write_json
 
 from ..common import slug
 from ..common import table as make_table
+from .proof import limit
 from .running import Entry
 from .statistics import median_interval, ratio, summary, verdicts
 from .subject import Subject, words
 
-SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "int8": "int8"}
 FEWEST = 50  # timed runs; rows with fewer say so
 TELLING = 15  # with fewer, an interval by resampling says nothing
 TIMM = (
@@ -57,6 +58,7 @@ def row_of(entry: Entry, possible: Mapping[str, Mapping[str, float]], clocks: Se
         "arithmetic": runner.arithmetic,
         "settings": runner.settings,
         "error": entry.error,
+        "limit": limit(entry),
         "setup_s": round(entry.setup, 3),
         "first_call_s": round(entry.first_call, 6),
         "n": len(entry.latency),
@@ -189,7 +191,7 @@ def show(result: Result, console: Console) -> None:
     heads = (
         "contender",
         "arithmetic",
-        "error",
+        "error (limit)",
         "set-up s",
         "first call s",
         "GFLOP/s",
@@ -202,8 +204,9 @@ def show(result: Result, console: Console) -> None:
         reached = (f"{row[rate]:.1f} ({row[share]:.0%})" for rate, share in SHARES)
         overhead = row.get("overhead_us")
         table.add_row(
-            row["contender"], row["arithmetic"], f"{row['error']:.1e}", f"{row['setup_s']:.2f}",
-            f"{row['first_call_s']:.2f}", *reached, "" if overhead is None else f"{overhead:.1f}",
+            row["contender"], row["arithmetic"], f"{row['error']:.1e} ({row['limit']:.0e})",
+            f"{row['setup_s']:.2f}", f"{row['first_call_s']:.2f}", *reached,
+            "" if overhead is None else f"{overhead:.1f}",
             "unstable: " + "; ".join(row["unstable"]) if row["unstable"] else "stable",
         )  # fmt: skip
     console.print(table)

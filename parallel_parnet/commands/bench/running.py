@@ -24,7 +24,7 @@ class Entry:
     """A contender on one subject: how it was set up, and its times in seconds, each with the round it was taken in.
 
     missing: why it does not run here; failed: that it should, as one of ours. second_call: the first
-    that compiles nothing. error: of its logits against the fp32 reference, relative; the worst picture's.
+    that compiles nothing. error: of its logits against the fp32 reference, relative, of all compared pictures together.
     """
 
     contender: Contender
@@ -79,22 +79,23 @@ def set_up(contender: Contender, subject: Subject, pictures: Sequence[Tensor], e
     One that fails in any way is an entry that says how; one of ours may only say that this machine cannot run it, and
     has failed else.
     """
-    entry, times, errors = Entry(contender, subject), [], []
+    entry, times, logits = Entry(contender, subject), [], []
     try:
         start = time.perf_counter()
         runner = contender.build(subject)
         entry.setup = time.perf_counter() - start
-        for picture, wanted in zip(pictures, expected, strict=True):
+        for picture in pictures:
             done = once(runner, picture)
             times.append(done.latency)
-            errors.append(relative(runner.logits(done.answer).cpu(), wanted))
+            logits.append(runner.logits(done.answer).cpu().clone())
+        error = relative(torch.cat(logits), torch.cat(list(expected)))
     except ParNetError as error:
         entry.missing = str(error)
     except Exception as error:
         entry.failed = contender.ours
         entry.missing = f"failed: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
     else:
-        entry.runner, entry.error = runner, max(errors)
+        entry.runner, entry.error = runner, error
         entry.first_call, entry.second_call = times[:2]
     return entry
 

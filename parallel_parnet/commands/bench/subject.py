@@ -13,13 +13,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from parallel_parnet import Program
 
+CALIBRATING, SEED = 32, 0  # pictures by which contenders in int8 find their ranges, and what draws them
+
 
 @dataclass(frozen=True)
 class Subject:
     """One network at one size, batch, type and device, the same for all contenders.
 
     network: in training form and evaluation mode, fp32, on the CPU; program: the same, folded; None if it is no ParNet.
-    fused: the network as its users deploy it, each block's branches in one convolution.
+    fused: the network as its users deploy it, each block's branches in one convolution. dtype: what is asked for; int8
+    stands for a network that each contender quantises by itself.
     """
 
     name: str
@@ -46,6 +49,13 @@ class Subject:
             self.fused(torch.randn(self.batch, 3, self.size, self.size))
         return counter.get_total_flops()
 
+    @cached_property
+    def calibration(self) -> Tensor:
+        """Random pictures by which contenders in int8 find their ranges, fp32 [N, 3, H, W] on the CPU: the same for all
+        of them, also where each has a process of its own."""
+        drawn = torch.Generator().manual_seed(SEED)
+        return torch.randn(CALIBRATING, 3, self.size, self.size, generator=drawn)
+
     def pictures(self, count: int) -> list[Tensor]:
         """Fresh random pictures, fp32 [N, 3, H, W], on the device."""
         return [torch.randn(self.batch, 3, self.size, self.size, device=self.device) for _ in range(count)]
@@ -70,11 +80,15 @@ class Runner:
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to run a network. `build` raises ParNetError, saying why, where this machine cannot."""
+    """A way to run a network. `build` raises ParNetError, saying why, where this machine cannot.
+
+    margin: times the limit of the type that its logits may be off, where its products are known to round more.
+    """
 
     name: str
     ours: bool
     build: Callable[[Subject], Runner]
+    margin: float = 1.0
 
 
 def on_device(subject: Subject) -> Callable[[Any], object]:

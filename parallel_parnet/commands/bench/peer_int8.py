@@ -50,8 +50,8 @@ def _openvino(subject: Subject, network: nn.Module | None) -> Runner:
 
 
 def _onnxruntime(subject: Subject, network: nn.Module | None) -> Runner:
-    """Unsigned activations and signed weights, as it advises for x86-64, where signed activations have slow kernels. All
-    but the convolutions stays in fp32: in int8 it was no faster on ParNet-S, and its rounding adds to the error."""
+    """Unsigned activations and signed weights, as it advises for x86-64, where signed activations have slow kernels.
+    All but the convolutions stays in fp32: in int8 it was no faster on ParNet-S, and its rounding adds to the error."""
     need("onnxruntime", "'parallel_parnet[bench]'")
     model = exported(subject) if network is None else onnx(network, subject)
     from onnx import load_from_string

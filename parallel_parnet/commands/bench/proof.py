@@ -18,7 +18,7 @@ from .subject import Subject
 GOLDEN = ROOT / "tests" / "golden"
 # Relative errors of logits that pass. Of int8: steps of a 255th of a range put an error of about 1% on features, and
 # another on weights; both are 1.6%, and 5% where 11 levels add up by chance. Libraries were 2% to 4% off on ParNet-S,
-# and 2% to 9% on the demo. Logits that do not depend on the picture were 14% off at best on ParNet-S, and more on others.
+# and 2% to 9% on the demo. Logits that do not depend on the picture were 14% off at best on ParNet-S, elsewhere more.
 LIMITS = {**LIMIT, torch.int8: 0.1}
 
 

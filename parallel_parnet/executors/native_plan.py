@@ -283,7 +283,8 @@ def _pack(
         packed = native.pack_direct(weight.to(torch.int8 if dtype == torch.uint8 else dtype), len(inputs), which)
     if dtype == torch.uint8:
         parts = weight.unflatten(1, (len(inputs), -1)).double().sum((2, 3, 4))
-        rows["weight_zero"] = (parts @ torch.tensor([float(x.zero) for x in inputs]).double()).to(torch.int32)
+        zeros = torch.tensor([x.zero for x in inputs], dtype=torch.float64, device="cpu")
+        rows["weight_zero"] = (parts @ zeros).to(torch.int32)
     return {"weight": packed, **{name: native.with_slack(tensor) for name, tensor in rows.items()}}
 
 

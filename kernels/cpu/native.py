@@ -20,16 +20,22 @@ SLACK = 64  # values behind what vectors read: the last one reaches over the end
 POINTER, INT, FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_float
 
 
-class Winograd(NamedTuple):
-    """One of native.c's algorithms: pixels that it makes along one side, and its G, whose rows make points of taps."""
+class Algorithm(NamedTuple):
+    """One of native.c's: pixels that it makes along one side, and its G, whose rows make points of taps."""
 
     outs: int
     taps: tuple[list[float], ...]
 
+    @property
+    def products(self) -> int:
+        """For each tile, and channel of input and output."""
+        return len(self.taps) ** 2
 
-WINOGRAD = {
-    F2: Winograd(2, ([1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1])),
-    F4: Winograd(
+
+ALGORITHMS = {
+    DIRECT: Algorithm(1, ([1, 0, 0], [0, 1, 0], [0, 0, 1])),
+    F2: Algorithm(2, ([1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1])),
+    F4: Algorithm(
         4,
         (
             [1 / 4, 0, 0],
@@ -40,7 +46,7 @@ WINOGRAD = {
             [0, 0, 1],
         ),
     ),
-    S2: Winograd(2, ([1, 0, 0], [1, 0, 1], [0, 0, 1], [0, 1, 0], [0, 1, 0])),
+    S2: Algorithm(2, ([1, 0, 0], [1, 0, 1], [0, 0, 1], [0, 1, 0], [0, 1, 0])),
 }
 Panels = Sequence[tuple[int, int, int]]
 
@@ -113,7 +119,7 @@ def pack_direct(weight: Tensor, inputs: int, which: Panels) -> Tensor:
 
 def pack_winograd(weight: Tensor, how: int, dtype: torch.dtype, which: Panels) -> Tensor:
     """The same, of fp32, to G w G' in `dtype`: [planes, panels, K, panel width, values of a word], K by channel."""
-    g = torch.tensor(WINOGRAD[how].taps, dtype=torch.float64, device="cpu")
+    g = torch.tensor(ALGORITHMS[how].taps, dtype=torch.float64, device="cpu")
     planes = torch.einsum("ia,jb,okab->ijok", g, g, weight.double()).to(dtype)
     return _pack(planes.flatten(0, 1).unsqueeze(-2), which)
 

@@ -140,9 +140,8 @@ class NativePlan:
         dtype = native.TYPES[kind]
         out_h, out_w = h // op.stride, width // op.stride
         how = _algorithm(op, w, kind, out_h, out_w)
-        winograd = native.WINOGRAD.get(how)
-        places = products(how, out_h, out_w) // (len(winograd.taps) ** 2 if winograd else 9)
-        most = TILES if winograd else PIXELS
+        direct, places = how == native.DIRECT, tiles(how, out_h, out_w)
+        most = PIXELS if direct else TILES
         each = -(-places // -(-places // most))
         parts = _parts(self.n, places, each)
         chunks = len(parts) // self.n
@@ -163,9 +162,9 @@ class NativePlan:
         split = -(-TASKS_PER_THREAD * self.threads // (len(parts) * beside))
         step = -(-len(which) // min(len(which), split))
         self._need(op.cin)
-        if winograd:
+        if not direct:
             row = op.cin + step * native.library().panel_width() + native.SLACK
-            self._need(len(winograd.taps) ** 2 * (each + TILE_ROWS) * row)
+            self._need(native.ALGORITHMS[how].products * (each + TILE_ROWS) * row)
         panels = [(j, min(j + step, len(which))) for j in range(0, len(which), step)]
         return [Task(index, how, *part, *some) for part in parts for some in panels]
 
@@ -257,8 +256,8 @@ class NativePlan:
 
 def _output(y: Feature) -> dict:
     return {
-        "y": _at(y.padded), "copy": _at(y.copy) if y.copy is not None else None, "sums": _at(y.sums),
-        "y_type": native.TYPES.index(y.padded.dtype), "step": y.step, "zero": y.zero, "per_step": 1 / y.step,
+        "y": _at(y.padded), "copy": None if y.copy is None else _at(y.copy), "sums": _at(y.sums),
+        "y_type": y.kind, "step": y.step, "zero": y.zero, "per_step": 1 / y.step,
     }  # fmt: skip
 
 
@@ -277,10 +276,10 @@ def _pack(
     rows |= {name: w[name].flatten() for name in ("scale", "shift") if name in w}
     if "weight_step" in w:
         rows["weight_step"] = native.stored(w["weight_step"].flatten(), op.groups, op.shuffle)
-    if how in native.WINOGRAD:
-        packed = native.pack_winograd(weight, how, dtype, which)
-    else:
+    if how == native.DIRECT:
         packed = native.pack_direct(weight.to(torch.int8 if dtype == torch.uint8 else dtype), len(inputs), which)
+    else:
+        packed = native.pack_winograd(weight, how, dtype, which)
     if dtype == torch.uint8:
         parts = weight.unflatten(1, (len(inputs), -1)).double().sum((2, 3, 4))
         zeros = torch.tensor([x.zero for x in inputs], dtype=torch.float64, device="cpu")
@@ -304,19 +303,21 @@ def _algorithm(op: Operation, w: dict[str, Tensor], kind: int, h: int, width: in
     return native.F4 if worth else native.F2
 
 
+def tiles(how: int, h: int, width: int) -> int:
+    """That features of h x width pixels take; those at the edge may reach over it."""
+    outs = native.ALGORITHMS[how].outs
+    return -(-h // outs) * -(-width // outs)
+
+
 def products(how: int, h: int, width: int) -> int:
     """For each channel of input and output, of features of h x width pixels."""
-    algorithm = native.WINOGRAD.get(how)
-    if algorithm is None:
-        return 9 * h * width
-    return len(algorithm.taps) ** 2 * -(-h // algorithm.outs) * -(-width // algorithm.outs)
+    return native.ALGORITHMS[how].products * tiles(how, h, width)
 
 
 def _work(op: Operation, task: Task) -> float:
     """Multiplications of a task, for comparison."""
-    algorithm = native.WINOGRAD.get(task.kind)
-    products = len(algorithm.taps) ** 2 if algorithm else 9
-    return (task.stop - task.start) * products * (task.panel_stop - task.panel_start) * op.cin / op.groups
+    places = (task.stop - task.start) * native.ALGORITHMS[task.kind].products
+    return places * (task.panel_stop - task.panel_start) * op.cin / op.groups
 
 
 def _parts(n: int, count: int, each: int) -> list[tuple[int, int, int, int]]:

@@ -41,11 +41,7 @@ class SegmentModule(nn.Module):
                 is_kernel = tensor.ndim == 4
                 weights[name] = tensor.contiguous(memory_format=memory_format) if is_kernel else tensor
             self.operations.append((op, weights))
-        self.steps = {  # step and zero of each quantised feature of the program
-            op.name: (program.weights[f"{op.name}.step"].item(), int(program.weights[f"{op.name}.zero"].item()))
-            for op in program.operations
-            if f"{op.name}.step" in program.weights
-        }
+        self.steps = program.steps
         self._packed: dict[Hashable, dict[str, Tensor]] = {}
 
     def packed(self, key: Hashable, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -175,9 +175,15 @@ class Program:
         return sum(t.numel() for t in self.weights.values())
 
     @cached_property
+    def steps(self) -> dict[str, tuple[float, int]]:
+        """Step and zero of each quantised feature, by name."""
+        names = [op.name for op in self.operations if f"{op.name}.step" in self.weights]
+        return {name: (self.weights[f"{name}.step"].item(), int(self.weights[f"{name}.zero"].item())) for name in names}
+
+    @property
     def quantised(self) -> bool:
         """Whether any feature is stored in uint8, as all are that int8 weights multiply."""
-        return any(f"{op.name}.step" in self.weights for op in self.operations)
+        return bool(self.steps)
 
     @cached_property
     def digest(self) -> str:
@@ -225,7 +231,7 @@ class Program:
             moved = sum(t.numel() * (itemsize if t.is_floating_point() else t.itemsize) for t in weights.values())
             for name in (*op.inputs, op.name):
                 shape = self.shape(name, batch, side, side)
-                moved += math.prod(shape) * (1 if f"{name}.step" in self.weights else itemsize)
+                moved += math.prod(shape) * (1 if name in self.steps else itemsize)
             pixels = math.prod(shape[2:])
             macs = batch * (pixels * weights["weight"].numel())
             if "gate_weight" in weights:

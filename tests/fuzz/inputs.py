@@ -208,41 +208,41 @@ def a_programs_bytes(rng: Random, folder: Path) -> str:
     return "refused" if engine is None else "taken"
 
 
-def a_programs_value(rng: Random, folder: Path) -> str:
-    """One value of its configuration or operations, or one tensor; with a digest that is right."""
-    path, made = folder / "p.safetensors", Forged.of(program())
-    if rng.random() < 0.7:
+def reloaded(rng: Random, folder: Path, made: Forged, of_description: float) -> Program | None:
+    """With one value of its configuration or operations changed, that often, else one tensor; its digest is right."""
+    path = folder / "p.safetensors"
+    if rng.random() < of_description:
         made.__dict__["description"] = changed(rng, made._description())
     else:
         change_tensors(rng, made.weights, others=False)  # type: ignore[arg-type]
     path.write_bytes(made.content({}))
     loaded = told(path, Program.load, path)
+    if loaded is not None:
+        loaded.save(path)
+        assert Program.load(path).digest == loaded.digest
+    return loaded
+
+
+def a_programs_value(rng: Random, folder: Path) -> str:
+    """Of a program in fp32."""
+    loaded = reloaded(rng, folder, Forged.of(program()), 0.7)
     if loaded is None:
         return "refused"
     agree(loaded)
-    loaded.save(path)
-    assert Program.load(path).digest == loaded.digest
     return "taken"
 
 
 def a_quantised_programs_value(rng: Random, folder: Path) -> str:
-    """The same of a program in int8, which torch runs whatever its numbers are: they say no more than fp32 holds."""
-    path, made = folder / "q.safetensors", Forged.of(quantised())
-    if rng.random() < 0.3:
-        made.__dict__["description"] = changed(rng, made._description())
-    else:
-        change_tensors(rng, made.weights, others=False)  # type: ignore[arg-type]
-    path.write_bytes(made.content({}))
-    loaded = told(path, Program.load, path)
+    """Of one in int8, which runs whatever its numbers are: they say no more than fp32 holds."""
+    made = Forged.of(quantised())
+    loaded = reloaded(rng, folder, made, 0.3)
     if loaded is None:
         return "refused"
     assert all(tensor.dtype == loaded.weights[name].dtype for name, tensor in made.weights.items())
-    for executor in ("reference", "eager"):
+    for executor in ("reference", "auto", "eager"):
         engine = Engine(loaded, device="cpu", executor=executor)
         x = inputs()[0].repeat(1, 1, loaded.size_multiple // 32, loaded.size_multiple // 32)
         assert engine(x).shape[0] == 1
-    loaded.save(path)
-    assert Program.load(path).digest == loaded.digest
     return "taken"
 
 

@@ -24,6 +24,7 @@ CHOICES = {
 }
 COUNTS = ("level", "cin", "cout", "stride", "groups", "shuffle")
 LEAST_STEP, MOST_STEP = 2.0**-126, 2.0**119  # of a feature: 1 / step, and 255 steps, are fp32 numbers of full precision
+MOST_SUMMED = (2**31 - 1) // (9 * 127 * 255)  # channels whose products of 8 bits fill no more than 32
 MAX_SCALE = 1024  # picture pixels per pixel of a feature: more would only ask for pictures that no memory holds
 
 
@@ -165,6 +166,8 @@ def _faults_of_int8(op: Operation, weights: Mapping[str, Tensor]) -> Iterator[st
     plain = [name for name in op.inputs if f"{name}.step" not in weights]
     if plain and f"{op.name}.weight_step" in weights:
         yield f"its weight is int8, and {plain[0]!r}, which it reads, is not quantised"
+    if op.cin > MOST_SUMMED * op.groups and f"{op.name}.weight_step" in weights:
+        yield f"{op.cin // op.groups} channels are too many for sums of 32 bits, at most {MOST_SUMMED}: keep it in fp32"
 
 
 def _wrong(short: str, tensor: Tensor) -> str | None:

@@ -57,7 +57,8 @@ class Operation:
     uint8: of a value v that leaves the activation, every reader sees step (q - zero), where q is v (1 / step), rounded
     half to even, plus zero, within 0..255; 1 / step is fp32. With `weight_step` [cout], fp32, its `weight` is int8,
     -127 to 127, all its inputs are such features, and conv is weight_step times the sum over inputs, taps and channels
-    of weight (q - zero): the inputs' steps are in the weights, and what lies outside the picture is zero.
+    of weight (q - zero): the inputs' steps are in the weights, and what lies outside the picture is zero. It reads at
+    most 7367 channels in a group, whose sum 32 bits hold.
     """
 
     name: str

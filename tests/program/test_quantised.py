@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from conftest import SMALL, lively, random_placement, relative
+from conftest import OPTIONAL, SMALL, lively, random_placement, relative
 from fuzz.generators import Forged
 from parallel_parnet import Config, Engine, ParNetError, Placement, Program, fold, quantize
 from parallel_parnet.executors.available import choose, for_cpu
 from parallel_parnet.int8.errors import errors
 from parallel_parnet.parity import tolerance_in_int8
 from parallel_parnet.program.arithmetic import quantised
-from parallel_parnet.program.contract import INPUT
+from parallel_parnet.program.contract import INPUT, MOST_SUMMED
 from parallel_parnet.program.pixels import fold_pixels, normalise
 from parallel_parnet.program.program import Operation
 from program.test_fold import configs
@@ -89,6 +89,37 @@ def test_what_it_may_be() -> None:
     for weights in (fp32, {"combine.3.step": torch.ones(1), "combine.3.zero": ZERO * 0}):
         assert changed(PROGRAM, weights).quantised
     assert changed(EXACT, {"combine.3.step": torch.ones(1), "combine.3.zero": ZERO * 0 + 255}).quantised
+
+
+def widest(cin: int) -> Program:
+    """A convolution of so many channels, all of whose products are as large as 8 bits allow."""
+    ops = (
+        Operation("stem", "conv", "stem", None, 1, (INPUT,), 3, cin, stride=2, gate="plain", activation="relu"),
+        Operation("wide", "conv", "stream", 0, 2, ("stem",), cin, 8, gate="plain", activation="relu"),
+        Operation("head.fc", "classifier", "head", None, 3, ("wide",), 8, 10),
+    )
+    weights = {
+        "stem.weight": torch.zeros(cin, 3, 3, 3), "stem.bias": torch.full((cin,), 300.0),
+        "stem.step": torch.ones(1), "stem.zero": torch.zeros(1, dtype=torch.uint8),
+        "wide.weight": torch.full((8, cin, 3, 3), 127, dtype=torch.int8), "wide.weight_step": torch.full((8,), 1e-6),
+        "wide.bias": torch.zeros(8), "head.fc.weight": torch.eye(10, 8), "head.fc.bias": torch.zeros(10),
+    }  # fmt: skip
+    for op in ops[:2]:
+        weights |= {
+            f"{op.name}.gate_weight": torch.zeros(op.cout, op.cin),
+            f"{op.name}.gate_bias": torch.zeros(op.cout),
+        }
+    return Program(Config((cin, 8), blocks=(1,), num_classes=10), ops, weights)
+
+
+@pytest.mark.parametrize("executor", ["reference", *({"native"} & set(OPTIONAL))])
+def test_sums_of_32_bits(executor: str) -> None:
+    """The most channels that a convolution may have fill them, and one more is refused."""
+    got = Engine(widest(MOST_SUMMED), device="cpu", executor=executor)(torch.zeros(1, 3, 32, 32))
+    of_pixels = 255 * 127 * MOST_SUMMED * np.outer([6, *[9] * 14, 6], [2 / 3, *[1] * 14, 2 / 3])
+    assert relative(got[:, :8], torch.full((1, 8), float(1e-6 * of_pixels.mean()))) < 1e-5
+    with pytest.raises(ParNetError, match="'wide': 7368 channels are too many for sums of 32 bits, at most 7367"):
+        widest(MOST_SUMMED + 1)
 
 
 def test_files_and_digests(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from parallel_parnet import Engine, ParNetError
+from parallel_parnet import Engine, ParNetError, quantize
 from parallel_parnet.executors.available import EXECUTORS
 
 from .peer_torch import emulated
@@ -28,8 +28,6 @@ def engine_of(subject: Subject, executor: str) -> Engine:
         raise ParNetError(f"{subject.name} is no ParNet")
     program, dtype = subject.program, subject.dtype
     if dtype == torch.int8:
-        from parallel_parnet import quantize
-
         program, dtype = quantize(program, subject.calibration), torch.float32
     return Engine(program, device=subject.device, dtype=dtype, executor=executor)
 

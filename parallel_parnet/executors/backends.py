@@ -94,9 +94,12 @@ def compile_module(
         return _openvino(module, reads, dtype)
     if backend == "inductor":
         # exported first, since torch.compile limits how often it specialises one piece of source code; freezing folds
-        # layout changes of the weights into compile time
+        # layout changes of the weights into compile time, and must be set while the first run traces
         graph = torch.export.export(module, reads).module()
-        return torch.compile(graph, fullgraph=True, dynamic=False, options={"freezing": True})
+        compiled = torch.compile(graph, fullgraph=True, dynamic=False)
+        with torch._inductor.config.patch(freezing=True):
+            compiled(*reads)
+        return compiled
     return module
 
 

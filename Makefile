@@ -67,7 +67,8 @@ sanitize: setup
 	CC="$(CC) -fsanitize=address,undefined -fno-sanitize-recover=all -g" \
 		$(BIN)/python setup.py --quiet build --build-lib $(CHECKED)
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
-		$(BIN)/pytest -o pythonpath="$(CHECKED) tests" tests/kernels/cpu/test_sanitized.py tests/executors/test_native_plan.py
+		$(BIN)/pytest -o pythonpath="$(CHECKED) tests" tests/kernels/cpu/test_sanitized.py \
+		tests/executors/test_native_plan.py tests/executors/test_native_types.py
 
 # under an hour on two cores; a line for each trial in OUT, where it goes on when it is started again
 test-faults: OUT = results/faults-seed-$(SEED).jsonl

@@ -235,9 +235,12 @@ def test_every_operation_of_any_program(config: Config, rng: Random, executor: s
     features[INPUT] = x
     for op in (op for op in program.operations if op.kind == "conv"):
         got = features[op.name].double().numpy()
-        value = expected_of(program, op, [features[name].double().numpy() for name in op.inputs])
+        inputs = [features[name].double().numpy() for name in op.inputs]
+        value = expected_of(program, op, inputs)
         if f"{op.name}.step" not in program.weights:
-            assert np.linalg.norm(got - value) <= 1e-5 * np.linalg.norm(value)
+            # of what is far below zero torch's SiLU leaves 1e-38, and numpy's nothing
+            floor = 1e-30 * np.linalg.norm(inputs)
+            assert np.linalg.norm(got - value) <= 1e-5 * np.linalg.norm(value) + floor
             continue
         step, zero = (program.weights[f"{op.name}.{name}"].double().item() for name in ("step", "zero"))
         integers = got / step + zero

@@ -23,9 +23,9 @@ from parallel_parnet.commands import COMMANDS, start
 from parallel_parnet.kernels.cpu.instruction_sets import HERE, MACHINE, SETS
 from parallel_parnet.kernels.cpu.objects import runnable
 
+pytestmark = pytest.mark.xdist_group("packaging")  # whose wheel is then made once
+
 PINS = [Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
-
-
 CPU = "parallel_parnet/kernels/cpu"
 KERNELS = {f"{CPU}/{path.name}" for path in HERE.glob("*.[ch]")}
 OBJECTS = {f"{CPU}/native_{each.name}.so" for each in SETS.get(MACHINE, ())}

@@ -1,8 +1,8 @@
-"""What a launch is told of each of its operations: its tensors, and its numbers, as run-time arguments.
+"""What a launch is told of each of its operations: its tensors, and its numbers, which the compiler knows.
 
-All operations of all levels run the same code, so that another size, batch or network compiles little. Code specialised
-for each operation was a tenth faster on an H200 (docs/kernels.md). What the compiler must know, to copy 16 bytes at a
-time, stands in `Shared`.
+An operation's code is made for its numbers: with numbers told at run time it was more than twice as long, and on an
+H200 what a program costs beside its products goes with the length of its way through instructions that no cache holds
+yet (docs/kernels.md).
 """
 
 from __future__ import annotations
@@ -10,27 +10,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import triton
-import triton.language as tl  # noqa: F401, the interpreter looks for it where a kernel stands
+import triton.language as tl
 
 from ...errors import ParNetError
 from .convolution import Convolution, Operands
-from .geometry import ALIGNED, aligned
+from .geometry import ALIGNED, aligned, power_of_two
+
+MOST_ROWS = 64  # of sums, that a program holds at once
 
 
 class Numbers(NamedTuple):
     """One operation's numbers.
 
-    first, lead: its first program, and its first unit of gate work, in the launch. h, w: input. wout: output
-    width. pixels: P, output pixels. stride. c, room: channels of one input, and places for them. part, part_room: those
-    of a group. cout, o_room: output channels, and places for them. group, rest: output channels of a group, and of one
-    of its chunks that the shuffle moves. groups, inputs. identity, bordered: 0 or 1. split_k. steps: of one input.
-    tiles: T, spatial tiles. columns: channel tiles of a group. parts: of the gate. a_tiles, b_tiles: T of the inputs'
-    sums.
+    first, programs: its first program in the launch, and how many it has. lead, units: its first unit of gate work, and
+    how many. h, w: input. wout: output width. pixels: P, output pixels. stride. c, room: channels of one input, and
+    places for them. part, part_room: those of a group. cout, o_room: output channels, and places for them. group,
+    rest: output channels of a group, and of one of its chunks that the shuffle moves. groups, inputs. identity,
+    bordered: 0 or 1. split_k. steps: of one input. tiles: T, spatial tiles. columns: channel tiles of a group. parts:
+    of the gate. a_tiles, b_tiles: T of the inputs' sums.
     """
 
     first: int
+    programs: int
     lead: int
+    units: int
     h: int
     w: int
     wout: int
@@ -58,36 +61,20 @@ class Numbers(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """What the operations of a launch have in common, known to the compiler.
+    """What the operations of a launch have in common.
 
-    align: channels of which every group's share is a multiple, 8 or 1. planar: whether the input is a picture.
+    rows: of sums that are read at once, a power of two. align: channels of which every group's share is a multiple, 8
+    or 1. planar: whether the input is a picture.
     """
 
     bm: int
     bn: int
     bk: int
+    rows: int
     align: int
     planar: bool
     activation: str
     precision: str
-
-
-@triton.jit
-def told(s):
-    """The `Numbers` that `encoded` hid."""
-    return Numbers(
-        s.first >> 4, s.lead >> 4, s.h >> 4, s.w >> 4, s.wout >> 4, s.pixels >> 4, s.stride >> 4, s.c >> 4, s.room >> 4,
-        s.part >> 4, s.part_room >> 4, s.cout >> 4, s.o_room >> 4, s.group >> 4, s.rest >> 4, s.groups >> 4,
-        s.inputs >> 4, s.identity >> 4, s.bordered >> 4, s.split_k >> 4, s.steps >> 4, s.tiles >> 4, s.columns >> 4,
-        s.parts >> 4, s.a_tiles >> 4, s.b_tiles >> 4,
-    )  # fmt: skip
-
-
-def encoded(numbers: Numbers) -> Numbers:
-    """As a kernel takes them: Triton would compile it anew for every number that is 1 or a multiple of 16."""
-    if max(numbers) >= 2**27:
-        raise ParNetError(f"{numbers}: a launch counts to 2^27")
-    return Numbers(*(number << 4 | 2 for number in numbers))
 
 
 def numbers(conv: Convolution, first: int, lead: int) -> Numbers:
@@ -97,11 +84,17 @@ def numbers(conv: Convolution, first: int, lead: int) -> Numbers:
     c, group = s.cin // s.inputs, s.cout // s.groups
     rest = group // s.shuffle if s.groups > 1 else aligned(group)  # one group is stored as computed, whatever rest is
     return Numbers(
-        first, lead, s.h, s.w, s.wout, s.pixels, s.stride, c, aligned(c), s.part,
+        first, conv.n * tile.programs(s), lead, conv.n * tile.units(s),
+        s.h, s.w, s.wout, s.pixels, s.stride, c, aligned(c), s.part,
         s.part if s.groups > 1 else aligned(s.part), s.cout, aligned(s.cout), group, rest, s.groups,
         s.inputs, int(s.gate == "identity"), int(conv.x.border is not None), tile.split_k,
         tile.steps(s) // s.inputs, tile.spatial(s), tile.channels(s) // s.groups, tile.parts(s), a_tiles, b_tiles,
     )  # fmt: skip
+
+
+def known(values: tuple) -> tuple:
+    """As a kernel takes what the compiler is to know."""
+    return type(values)(*map(tl.constexpr, values))
 
 
 def tensors(x: Operands) -> Operands:
@@ -129,4 +122,7 @@ def shared(convolutions: Sequence[Convolution]) -> Shared:
     grouped = [s for s in (conv.shape for conv in convolutions) if s.groups > 1]
     even = all(n % ALIGNED == 0 for s in grouped for n in (s.part, s.cout // s.groups // s.shuffle))
     bm, bn, bk, planar, activation, precision = every.pop()
-    return Shared(bm, bn, bk, ALIGNED if even else 1, planar, activation, precision)
+    given = [sums.shape[1] for conv in convolutions for sums in (conv.x.a_sums, conv.x.b_sums) if sums is not None]
+    made = [conv.tile.parts(conv.shape) for conv in convolutions if planar]
+    rows = min(MOST_ROWS, power_of_two(max(given + made)))
+    return Shared(bm, bn, bk, rows, ALIGNED if even else 1, planar, activation, precision)

@@ -12,8 +12,8 @@ from .geometry import Geometry, Tile, power_of_two
 from .model import LevelConfig, predict
 from .rates import Rates
 
-TILES = ((64, 32, 4), (64, 64, 4), (64, 128, 4), (128, 64, 8), (128, 128, 8))  # bm, bn and warps; wgmma has 64 rows
-PICTURE_TILES = ((64, 64, 4), (128, 64, 8))
+TILES = ((64, 32, 4), (64, 64, 4), (64, 128, 4))  # bm, bn and warps; others win nowhere on an H200
+PICTURE_TILES = ((64, 64, 4),)
 SINGLE_TILES = ((64, 64, 8), (64, 32, 8))
 STEP = 64  # channels of a step, of 16 bits
 PROGRAMS = (1.0, 1.5, 2.0, 2.5, 3.0)  # for each multiprocessor, what split-K aims at
@@ -22,7 +22,7 @@ LEAST_STEPS = 6  # a program with fewer steps of K spends its time on starting a
 MOST_SPLITS = 4  # so that whoever comes last has few of them to add up
 SHARED = 227 * 1024  # bytes a block may have
 REGISTERS = 65536
-OTHER_REGISTERS = 140  # that a thread needs besides its share of the tile: an operation's numbers, addresses, masks
+OTHER_REGISTERS = 100  # that a thread needs besides its share of the tile: what was read ahead, addresses, masks
 
 
 @dataclass(frozen=True)

@@ -29,12 +29,10 @@ INSTEAD: dict[tuple[int, ...], str] = {(9, 0): "NVIDIA H200"}
 
 @dataclass(frozen=True)
 class Table:
-    """rates: of a GPU for which levels are chosen that were not tuned. levels: tuned ones, by `key`. early: whether
-    launches may start before those ahead of them have ended; on an H200 that took longer."""
+    """rates: of a GPU for which levels are chosen that were not tuned. levels: tuned ones, by `key`."""
 
     rates: Rates
     levels: Mapping[str, Any]
-    early: bool = False
 
     @classmethod
     def load(cls, capability: tuple[int, int], device_name: str | None = None) -> Table:

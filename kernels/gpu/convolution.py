@@ -33,10 +33,12 @@ class Operands(NamedTuple):
     gate_weight: storage [cin / groups, O]. gate_bias: fp32 [O], exactly.
     scale, shift: fp32 [O], exactly, for gate "identity", else None.
     y: storage [N, H out, W out, O]. sums: fp32 [N, T, O], the sums of y per tile.
-    gate: fp32 [N, parts, O], products of gate weights and averages, which the first programs of a launch make for the
-        others, each from some channels of the input; where the input is a picture, its sums instead, [N, parts, 3].
-    flags: int32 [N, channel tiles], or [N, 1] for a picture: how many parts of `gate` are there, and who has read them;
-        zero before and after. workspace: fp32 [N, tiles, split_k, bm, bn], the splits' products; counters: int32
+    gate: fp32 [N, O], which the first programs of a launch make for the others, from products fp32 [N, parts, O] of
+        gate weights and averages, each from some channels of the input; where the input is a picture, those are its
+        sums, [N, parts, 3], and there is no more. arrived: int32 [N, channel tiles], or [N, 1] for a picture: how many
+        parts of the products are there; zero before and after. flags: int32, of the same shape: how many launches have
+        made these gates, or, of a picture, parts. passes: int32 [N, tiles]: how many launches have used them.
+    workspace: fp32 [N, tiles, split_k, bm, bn], the splits' products; counters: int32
         [N, tiles], zero before and after; both None without split-K.
     """
 
@@ -54,18 +56,24 @@ class Operands(NamedTuple):
     y: Tensor
     sums: Tensor
     gate: Tensor
+    products: Tensor
+    arrived: Tensor
     flags: Tensor
+    passes: Tensor
     workspace: Tensor | None
     counters: Tensor | None
 
 
 class Outputs(NamedTuple):
-    """The last six of `Operands`: all that a fused convolution writes."""
+    """The last nine of `Operands`: all that a fused convolution writes."""
 
     y: Tensor
     sums: Tensor
     gate: Tensor
+    products: Tensor
+    arrived: Tensor
     flags: Tensor
+    passes: Tensor
     workspace: Tensor | None
     counters: Tensor | None
 
@@ -131,8 +139,11 @@ def outputs(shape: Geometry, tile: Tile, n: int, dtype: torch.dtype) -> dict[str
     made: dict[str, Layout] = {
         "y": ((n, shape.hout, shape.wout, aligned(shape.cout)), dtype),
         "sums": ((n, t, aligned(shape.cout)), torch.float32),
-        "gate": ((n, tile.parts(shape), shape.cin if shape.planar else aligned(shape.cout)), torch.float32),
+        "gate": ((n, aligned(shape.cout)), torch.float32),
+        "products": ((n, tile.parts(shape), shape.cin if shape.planar else aligned(shape.cout)), torch.float32),
+        "arrived": ((n, 1 if shape.planar else columns), torch.int32),
         "flags": ((n, 1 if shape.planar else columns), torch.int32),
+        "passes": ((n, t * columns), torch.int32),
     }
     if tile.split_k > 1:
         made["workspace"] = (n, t * columns, tile.split_k, tile.bm, tile.bn), torch.float32
@@ -141,7 +152,7 @@ def outputs(shape: Geometry, tile: Tile, n: int, dtype: torch.dtype) -> dict[str
 
 
 def allocate(layouts: Mapping[str, Layout], device: torch.device, given: Mapping[str, Tensor] | None = None) -> Outputs:
-    """Tensors for `outputs`, or those that are given: of any content, but for flags and counters, which are zero."""
+    """Tensors for `outputs`, or those that are given: of any content, but for those that count, which are zero."""
     made = dict(given or {})
     for name, (size, kind) in layouts.items():
         if name not in made:

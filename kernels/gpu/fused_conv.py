@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .sse_gate import gates, leave
+from .sse_gate import gates, sigmoid
 
 
 @triton.jit
@@ -101,30 +101,24 @@ def add_splits(acc, x, s, m, i_tile, i_split):
 
 
 @triton.jit
-def finish(acc, x, s, m, n, i_m, i_o, i_group, p, rows, columns, o):
+def finish(acc, x, s, m, n, i_tile, i_m, i_o, i_group, p, rows, columns, o, ahead):
     """Bias, border, gate, activation; store the tile and its channel sums in the stored order of channels."""
+    identity, bias, scale, shift, launch = ahead
     rest = s.rest // m.align * m.align
-    mask_o = o < s.group
     computed = i_group * (s.group // m.align * m.align) + o
     mask_p = p < s.pixels
-    acc += tl.load(x.bias + computed, mask=mask_o, other=0.0)[None, :]
     if s.bordered == 1:
         for tap in range(9):
-            border = tl.load(x.border + tap * s.cout + computed, mask=mask_o, other=0.0)
+            border = tl.load(x.border + tap * s.cout + computed, mask=o < s.group, other=0.0)
             acc += tl.where(near(rows, columns, tap)[:, None], border[None, :], 0.0)
-    gate = gates(x, s, n, i_o, o, computed, m.align, m.planar)
+    gate = gates(x, s, m, n, i_o, computed, o < s.group, launch)
+    tl.store(x.passes + i_tile, launch)
     if s.identity == 1:
-        room = s.room // 8 * 8
-        pixels = x.a + n.to(tl.int64) * (s.pixels * room)
-        lanes = mask_p[:, None] & (o < room)[None, :]
-        identity = tl.load(pixels + (p[:, None] * room + o[None, :]), mask=lanes, other=0.0).to(tl.float32)
-        scale = tl.load(x.scale + computed, mask=mask_o, other=0.0)
-        shift = tl.load(x.shift + computed, mask=mask_o, other=0.0)
-        acc += identity * (scale * gate)[None, :] + (shift * gate)[None, :]
+        acc += identity.to(tl.float32) * (scale * gate)[None, :] + (bias + shift * gate)[None, :]
     else:
-        acc *= (2 * gate)[None, :]
+        acc = acc * (2 * gate)[None, :] + (bias * 2 * gate)[None, :]
     if m.activation == "silu":
-        acc *= tl.sigmoid(acc)
+        acc *= sigmoid(acc)
     else:
         acc = tl.maximum(acc, 0.0, propagate_nan=tl.PropagateNan.ALL)
     y = acc.to(x.y.dtype.element_ty)
@@ -142,15 +136,32 @@ def finish(acc, x, s, m, n, i_m, i_o, i_group, p, rows, columns, o):
         lanes = mask_p[:, None] & (behind < room)[None, :]
         tl.store(pixels + (p[:, None] * room + behind[None, :]), tl.zeros((m.bm, 8), x.y.dtype.element_ty), mask=lanes)
         tl.store(sums + behind, tl.zeros((8,), tl.float32), mask=behind < room)
-    leave(x, s, n, i_o, m.planar)
 
 
 @triton.jit
-def fused_conv_tile(x, s, m, pid, EARLY: tl.constexpr):
-    """Program `pid` of an operation: splits vary fastest, then channel tiles, spatial tiles and pictures.
-
-    EARLY: whether the launch ahead may still run.
+def read_ahead(x, s, m, n, i_tile, i_group, p, o):
+    """What `finish` needs and is there already, on its way while the products are made: the block's input where the
+    gate is on the identity, storage [BM, BN]; bias, scale and shift, fp32 [BN]; and which launch of this tile it is.
     """
+    computed = i_group * (s.group // m.align * m.align) + o
+    mask_o = o < s.group
+    bias = tl.load(x.bias + computed, mask=mask_o, other=0.0)
+    launch = tl.load(x.passes + i_tile) + 1
+    scale, shift, identity = bias, bias, tl.zeros((m.bm, m.bn), x.y.dtype.element_ty)
+    if not m.planar:  # noqa: SIM102, the compiler knows this, and then sees no second
+        if s.identity == 1:
+            scale = tl.load(x.scale + computed, mask=mask_o, other=0.0)
+            shift = tl.load(x.shift + computed, mask=mask_o, other=0.0)
+            room = s.room // 8 * 8
+            lanes = (p < s.pixels)[:, None] & (o < room)[None, :]
+            pixels = x.a + n.to(tl.int64) * (s.pixels * room)
+            identity = tl.load(pixels + (p[:, None] * room + o[None, :]), mask=lanes, other=0.0)
+    return identity, bias, scale, shift, launch
+
+
+@triton.jit
+def fused_conv_tile(x, s, m, pid):
+    """Program `pid` of an operation: splits vary fastest, then channel tiles, spatial tiles and pictures."""
     i_split = pid % s.split_k
     i_tile = pid // s.split_k
     i_o = i_tile % (s.groups * s.columns)
@@ -165,9 +176,8 @@ def fused_conv_tile(x, s, m, pid, EARLY: tl.constexpr):
     rows = tl.where(p < s.pixels, offsets_inside(row, s.h), 0)
     columns = offsets_inside(column, s.w)
     mask_o = o < (s.group + 7) // 8 * 8  # the weights' blocks have room for eight, and eight are one copy
+    ahead = read_ahead(x, s, m, n, i_tile, i_group, p, o)
     acc = tl.zeros((m.bm, m.bn), dtype=tl.float32)
-    if EARLY:
-        tl.extra.cuda.gdc_wait()
     if m.planar:
         acc = multiply_picture(acc, x, s, m, n, i_o, i_split, pixel, rows, columns, mask_o)
     else:
@@ -176,4 +186,4 @@ def fused_conv_tile(x, s, m, pid, EARLY: tl.constexpr):
     if s.split_k > 1:
         last, acc = add_splits(acc, x, s, m, i_tile, i_split)
     if last:
-        finish(acc, x, s, m, n, i_m, i_o, i_group, p, rows, columns, o)
+        finish(acc, x, s, m, n, i_tile, i_m, i_o, i_group, p, rows, columns, o, ahead)

@@ -16,7 +16,7 @@ ALIGNED = 8  # channels: a feature's pixel fills a multiple of so many, so that 
 COLOURS = 4  # channels of a picture, at most
 PICTURE_PART = 2048  # pixels of a picture, of each channel, that one program sums up
 MOST_LEADERS = 128  # programs of a launch that make gates, so that the others start beside them and not after them
-GATE_PART = 32  # channels of an input from which one program computes its part of the gates
+GATE_PART = 64  # channels of an input from which one program computes its part of the gates
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,7 @@ class Geometry:
             raise ParNetError("gate 'identity': needs one input of cout channels, stride 1 and no groups")
         if self.planar and (self.inputs * self.groups > 1 or self.cin > COLOURS):
             raise ParNetError(f"a planar picture is the only input, without groups, of up to {COLOURS} channels")
-        places = 32 if self.planar else aligned(self.cin)  # a flag counts a picture's parts in its upper 15 bits
-        pixels = max(self.h * self.w * places, self.pixels * aligned(self.cout))
+        pixels = max(self.h * self.w * aligned(self.cin), self.pixels * aligned(self.cout))
         if max(pixels, 9 * self.cin * self.cout) >= 2**30:
             raise ParNetError(f"{self}: one picture, or the weights, are too large for 32-bit offsets")
 

@@ -8,11 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, eq=False)
 class Launch:
-    """A Triton kernel with all its arguments. Tensors on torch's "meta" device serve to compile without a GPU.
-
-    early: whether it may start before the kernel ahead of it has ended (programmatic dependent launch); it must then
-    wait for that end itself before it touches what the other reads or writes.
-    """
+    """A Triton kernel with all its arguments. Tensors on torch's "meta" device serve to compile without a GPU."""
 
     name: str
     kernel: Any
@@ -20,7 +16,6 @@ class Launch:
     grid: tuple[int, ...]
     num_warps: int
     num_stages: int
-    early: bool = False
 
     def __call__(self) -> None:
         """Start it on the current CUDA stream."""
@@ -32,5 +27,4 @@ class Launch:
 
     @property
     def _options(self) -> dict[str, Any]:
-        early = {"launch_pdl": True} if self.early else {}
-        return {"num_warps": self.num_warps, "num_stages": self.num_stages, **early}
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages}

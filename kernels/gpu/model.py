@@ -31,19 +31,17 @@ class LevelConfig:
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds, or bytes a second. l2: from the L2 cache to all multiprocessors. port, port_of_eight: to one of them,
-    for programs of four warps and of eight, which wait for each other at every step. gap: between two launches of a
-    CUDA graph. start: until a program's first operands are there. step: the least that a step takes. unit: of gate
-    work. end: bias, gate, activation and stores. ticket: to meet the other splits of a tile.
+    """Seconds, or bytes a second. l2: from the L2 cache to all multiprocessors. port: to one of them. gap: between two
+    launches of a CUDA graph. start: until a program's first operands are there. step: the least that a step takes.
+    unit: of gate work. end: bias, gate, activation and stores. ticket: to meet the other splits of a tile.
     """
 
     l2: float = 7.5e12
     port: float = 82e9
-    port_of_eight: float = 48e9
     gap: float = 0.7e-6
     start: float = 1.5e-6
     step: float = 0.12e-6
-    unit: float = 1.7e-6
+    unit: float = 2.3e-6
     end: float = 1.2e-6
     ticket: float = 1.2e-6
 
@@ -67,7 +65,6 @@ def predict(
     programs read; "multiprocessor", what the busiest one reads; "steps", those of the longest program; "gates", the
     rounds of the leaders.
     """
-    port = costs.port_of_eight if config.num_warps > 4 else costs.port
     units = n * sum(tile.units(shape) for shape, tile in zip(shapes, config.tiles, strict=True))
     flops, queue, longest, ends = 0.0, [], 0.0, 0.0
     for shape, tile in zip(shapes, config.tiles, strict=True):
@@ -75,13 +72,13 @@ def predict(
         flops += programs * steps * 2 * tile.bm * tile.bn * tile.bk
         longest = max(longest, steps * costs.step)
         partial = tile.bm * tile.bn * 4 if tile.split_k > 1 else 0
-        queue += [(operand_bytes(shape, tile, dtype) / tile.split_k + partial) / port] * programs
+        queue += [(operand_bytes(shape, tile, dtype) / tile.split_k + partial) / costs.port] * programs
         if partial:
-            ends = max(ends, costs.ticket + tile.split_k * partial / port)
+            ends = max(ends, costs.ticket + tile.split_k * partial / costs.port)
     limits = {
         "memory": sum(_bytes_once(shape, n, dtype) for shape in shapes) / rates.bytes,
         "tensor cores": flops / rates.flops,
-        "L2": sum(queue) * port / costs.l2,
+        "L2": sum(queue) * costs.port / costs.l2,
         "multiprocessor": _busiest(queue, rates.multiprocessors),
         "steps": longest,
         "gates": -(-units // MOST_LEADERS) * costs.unit,

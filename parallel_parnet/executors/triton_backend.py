@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ParNetError
-from ..kernels.gpu.classifier import classifier
+from ..kernels.gpu.classifier import Averaged, classifier
 from ..kernels.gpu.config import Table
 from ..kernels.gpu.convolution import Convolution, Operands, allocate, outputs
 from ..kernels.gpu.geometry import Geometry, Tile
@@ -231,17 +231,20 @@ class TritonSegment:
         return [replace(self._launch([op], op.name), name=op.name) for op in self._operations]
 
     def _launch(self, group: Sequence[Operation], name: str) -> Launch:
-        early = self.backend.table.early
         if group[0].kind == "conv":
             cut = self.cuts[group[0].name]
-            return level([self.convolutions[op.name] for op in group], cut.num_warps, cut.num_stages, name, early)
+            return level([self.convolutions[op.name] for op in group], cut.num_warps, cut.num_stages, name)
         (op,) = group
-        if len(op.inputs) > 1:
-            raise ParNetError(f"executor triton: its classifier reads one feature, not {len(op.inputs)}; choose eager")
-        w, feature = self.backend.weights[self.device][op.name], self._features[op.inputs[0]]
+        w = self.backend.weights[self.device][op.name]
+        return classifier(
+            [self._averaged(name) for name in op.inputs], w["weight"], w["bias"], self._features[op.name].y
+        )
+
+    def _averaged(self, name: str) -> Averaged:
+        feature = self._features[name]
         assert feature.sums is not None
-        pixels = feature.y.shape[1] * feature.y.shape[2]
-        return classifier(feature.sums, pixels, w["weight"], w["bias"], self._features[op.name].y, early=early)
+        _, height, width, _ = feature.y.shape
+        return Averaged(feature.sums, self.backend.program.by_name[name].cout, height * width)
 
     def _convolution(self, op: Operation, made: Feature) -> Convolution:
         a, *second = (self._features[name] for name in op.inputs)

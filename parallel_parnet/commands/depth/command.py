@@ -22,18 +22,21 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from parallel_parnet import ParNetError, Program
+from parallel_parnet.executors.available import METHODS
 from parallel_parnet.executors.backends import lacking
 from parallel_parnet.files import as_json, write_atomically, write_json
 from parallel_parnet.planning.costs import LINKS, Link
 
 from ..common import DTYPES, RESULTS, Parser, Ranks, machine, plain_console, slug
+from .busiest import busiest
 from .curves import draw
-from .measure import Subject, captured, interleaved, operation_seconds
+from .measure import Subject, interleaved, operation_seconds
 from .page import write_page
 from .points import Point, points
 from .simulated import lane_per_stream
 
-EXECUTORS = ("eager", "inductor", "openvino", "cuda_graph", "cuda_streams")
+EXECUTORS = ("eager", "native", "inductor", "openvino", "cuda_graph", "cuda_streams")
+SIDE_BY_SIDE = ("native",)  # on the CPU: those whose threads share the operations of a level
 LOOPBACK = RESULTS / "links-gloo-loopback.json"
 SECONDS = 8.0  # of timed runs for a group and executor; a quarter of it with --quick
 
@@ -73,22 +76,38 @@ def measure_group(
 ) -> list[dict]:
     """A row for each network of the group."""
     subjects = [Subject.prepare(point, executor, device, dtype) for point in group]
+    alone = [
+        Subject.prepare(subject.point, executor, device, dtype, threads=1)
+        for subject in subjects
+        if executor in SIDE_BY_SIDE and isinstance(subject.network, Program)
+    ]
+    found = interleaved([*subjects, *alone], device, seconds)
+    one_lane = {s.point.network: float(np.median(own)) for s, own in zip(alone, found[len(subjects) :], strict=True)}
     rows = []
-    for subject, times in zip(subjects, interleaved(subjects, device, seconds), strict=True):
+    for subject, times in zip(subjects, found, strict=False):
         point = subject.point
         p20, p50, p80 = np.percentile(times, [20, 50, 80])
+        lanes = point.streams if METHODS[executor].captured else 1
+        if executor in SIDE_BY_SIDE:
+            lanes = torch.get_num_threads()
         row = {
             "group": point.group, "network": point.network, "executor": executor, "depth": point.depth,
             "streams": point.streams, "batch": point.batch, "size": point.size, "gflops": round(subject.gflops, 6),
             "parameters": subject.parameters, "median_ms": round(p50, 4), "p20_ms": round(p20, 4),
-            "p80_ms": round(p80, 4), "n": len(times), "sum_ms": None,
+            "p80_ms": round(p80, 4), "n": len(times), "one_lane_ms": one_lane.get(point.network),
+            "lanes": lanes, "steps": None, "busiest_gflops": None, "span_gflops": None, "sum_ms": None,
             "lanes_ms": None, "linked_lanes_ms": None,
         }  # fmt: skip
+        if isinstance(subject.network, Program):
+            row["steps"], row["busiest_gflops"] = busiest(subject.network, point.size, point.batch, lanes)
+            row["span_gflops"] = busiest(subject.network, point.size, point.batch, point.streams).gflops
+            if row["one_lane_ms"] is not None:
+                row["lanes_ms"] = round(row["one_lane_ms"] * row["span_gflops"] / subject.gflops, 4)
         if executor == "eager" and isinstance(subject.network, Program):
-            alone = operation_seconds(subject.network, point, device, dtype)
-            row["sum_ms"] = round(sum(alone.values()) * 1e3, 4)
-            row["lanes_ms"] = round(lane_per_stream(subject.network, point, alone) * 1e3, 4)
-            row["linked_lanes_ms"] = round(lane_per_stream(subject.network, point, alone, link) * 1e3, 4)
+            each = operation_seconds(subject.network, point, device, dtype)
+            row["sum_ms"] = round(sum(each.values()) * 1e3, 4)
+            row["lanes_ms"] = round(lane_per_stream(subject.network, point, each) * 1e3, 4)
+            row["linked_lanes_ms"] = round(lane_per_stream(subject.network, point, each, link) * 1e3, 4)
         rows.append(row)
     return rows
 
@@ -100,7 +119,7 @@ def parse_arguments() -> argparse.Namespace:
         "--executors",
         nargs="+",
         choices=EXECUTORS,
-        help="default: eager, and openvino if installed; on a GPU CUDA graphs",
+        help="default: eager, native and openvino where they can be had; on a GPU CUDA graphs",
     )
     parser.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
@@ -115,8 +134,9 @@ def main() -> int:
     if ranks.world > 1:
         raise ParNetError("the experiment runs in one process: start it with python")
     threads, device, dtype = ranks.take_threads(), ranks.device(args.device), DTYPES[args.dtype]
-    has_openvino = device.type == "cpu" and not lacking("openvino")
-    on_cpu = ["eager", "openvino"] if has_openvino and not args.quick else ["eager"]
+    on_cpu = ["eager", *(name for name in ("native", "openvino") if not lacking(name))]
+    if args.quick and "openvino" in on_cpu:
+        on_cpu.remove("openvino")
     link = Link.read(LOOPBACK) if device.type == "cpu" else LINKS["nvlink"]
     header = {
         "machine": machine(device), "dtype": str(dtype).removeprefix("torch."), "threads": threads,
@@ -129,7 +149,7 @@ def main() -> int:
     groups = {name: group for name, group in points(args.quick).items() if args.only in name}
     if not groups:
         raise ParNetError(f"--only {args.only}: choose part of one of {', '.join(points(args.quick))}")
-    wanted = {group: args.executors or (on_cpu if device.type == "cpu" else [captured(group)]) for group in groups}
+    wanted = {group: args.executors or (on_cpu if device.type == "cpu" else ["cuda_graph"]) for group in groups}
     todo = [(group, executor) for group in groups for executor in wanted[group] if not log.has(group, executor)]
     columns = (
         TextColumn("{task.description}"),

@@ -15,14 +15,16 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from .busiest import brent
+
 STYLES = {
     "eager": {"color": "#1f4e79", "marker": "o", "linestyle": "-"},
+    "native": {"color": "#b2182b", "marker": "*", "linestyle": "-", "linewidth": 2.2, "markersize": 9},
     "openvino": {"color": "#b35806", "marker": "s", "linestyle": "--"},
     "inductor": {"color": "#542788", "marker": "D", "linestyle": "-."},
     "lanes": {"color": "#1b7837", "marker": "^", "linestyle": ":"},
-    "linked": {"color": "#777777", "marker": "v", "linestyle": ":"},
 }
-NAMES = {"lanes": "simulated: a lane per stream", "linked": "the same with real links"}
+NAMES = {"lanes": "simulated: a lane per stream"}
 
 
 def draw(rows: list[dict], header: dict, folder: Path, name: str) -> dict[str, str]:
@@ -77,12 +79,23 @@ def _logarithmic(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def shown(rows: Iterable[dict]) -> str:
+    """The executor from whose time on one lane more lanes are simulated."""
+    names = executors(rows)
+    return "native" if "native" in names else names[0]
+
+
 def _curves(axes: Axes, rows: list[dict], group: str, x: str) -> None:
-    """One lane by every executor, and simulated lanes with and without a link."""
+    """Every executor, Brent's bounds for the lanes of one that has several, and a lane for each stream."""
     for executor in executors(rows):
-        _curve(axes, select(rows, group, executor), x, "median_ms", executor)
-    _curve(axes, select(rows, group, "eager"), x, "lanes_ms", "lanes")
-    _curve(axes, select(rows, group, "eager"), x, "linked_lanes_ms", "linked")
+        own = select(rows, group, executor)
+        label = f"{executor}, {max(r['lanes'] for r in own)} lanes" if own and own[0]["one_lane_ms"] else executor
+        _curve(axes, own, x, "median_ms", executor, label)
+    base = sorted(select(rows, group, shown(rows)), key=lambda r: r[x])
+    if base and base[0]["one_lane_ms"]:
+        bounds = [brent(r["one_lane_ms"], r["span_gflops"] / r["gflops"], r["lanes"]) for r in base]
+        axes.fill_between([r[x] for r in base], *zip(*bounds, strict=True), color="#b2182b", alpha=0.15, linewidth=0)
+    _curve(axes, base, x, "lanes_ms", "lanes")
 
 
 def _depth(rows: list[dict]) -> Figure | None:

@@ -1,4 +1,4 @@
-"""How much of the latency depth explains, and how much work does: T = a depth + b work + c."""
+"""How much of the latency the steps of the busiest lane explain, and how much their work: T = a steps + b work + c."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from parallel_parnet import ParNetError
 
 @dataclass(frozen=True)
 class Fit:
-    """Coefficients with 95% intervals. a: ms a level; b: ms a GFLOP; c: ms.
+    """Coefficients with 95% intervals. a: ms a step; b: ms a GFLOP; c: ms.
 
-    share_depth, share_work: parts of the explained variance, averaged over the two orders in which the terms can enter
+    share_steps, share_work: parts of the explained variance, averaged over the two orders in which the terms can enter
     (Lindeman, Merenda and Gold's method); with r2 they tell how much each explains.
     """
 
@@ -26,27 +26,26 @@ class Fit:
     b_interval: tuple[float, float]
     c_interval: tuple[float, float]
     r2: float
-    share_depth: float
+    share_steps: float
     share_work: float
 
     @property
     def crossover(self) -> float | None:
-        """GFLOP a level at which work costs as much as depth: below it the device is depth-bound; None where it never
-        is, or always."""
+        """GFLOP a step at which its work costs as much as the step itself; None where none does, or every one."""
         return self.a / self.b if self.a > 0 and self.b > 0 else None
 
 
-def fit(depth: Sequence[float], gflops: Sequence[float], ms: Sequence[float], seed: int = 0) -> Fit:
+def fit(steps: Sequence[float], gflops: Sequence[float], ms: Sequence[float], seed: int = 0) -> Fit:
     """Least squares on relative errors, since latencies span orders of magnitude; intervals by resampling points.
 
-    Raises ParNetError for fewer than 4 points, or where depth and work do not vary independently.
+    Raises ParNetError for fewer than 4 points, or where steps and work do not vary independently.
     """
-    d, w, t = (np.asarray(v, dtype=float) for v in (depth, gflops, ms))
+    d, w, t = (np.asarray(v, dtype=float) for v in (steps, gflops, ms))
     if len(t) < 4 or not len(d) == len(w) == len(t) or not ((t > 0) & (t < np.inf)).all():
-        raise ParNetError(f"{len(t)} points: a fit needs four or more, with a depth, work and a positive time each")
-    columns = {"depth": d, "work": w}
+        raise ParNetError(f"{len(t)} points: a fit needs four or more, with steps, work and a positive time each")
+    columns = {"steps": d, "work": w}
     if np.linalg.matrix_rank(np.column_stack([d, w, np.ones_like(d)])) < 3:
-        raise ParNetError("depth and work must both vary, and not in step")
+        raise ParNetError("steps and work must both vary, and not together")
 
     def coefficients(d: np.ndarray, w: np.ndarray, t: np.ndarray) -> np.ndarray:
         weighted = np.column_stack([d, w, np.ones_like(d)]) / t[:, None]
@@ -58,10 +57,10 @@ def fit(depth: Sequence[float], gflops: Sequence[float], ms: Sequence[float], se
         rng=np.random.default_rng(seed),
     ).confidence_interval  # fmt: skip
     intervals = [(float(low), float(high)) for low, high in zip(draws.low, draws.high, strict=True)]
-    both, only_depth, only_work = (_r2([columns[n] for n in names], t) for names in (columns, ["depth"], ["work"]))
+    both, only_steps, only_work = (_r2([columns[n] for n in names], t) for names in (columns, ["steps"], ["work"]))
     return Fit(
         *map(float, best), *intervals, both,
-        share_depth=(only_depth + both - only_work) / 2, share_work=(only_work + both - only_depth) / 2,
+        share_steps=(only_steps + both - only_work) / 2, share_work=(only_work + both - only_steps) / 2,
     )  # fmt: skip
 
 

@@ -33,13 +33,15 @@ class Subject:
     network: Network
 
     @classmethod
-    def prepare(cls, point: Point, executor: str, device: torch.device, dtype: torch.dtype) -> Subject:
-        """Build the network and compile it, outside of any timing."""
+    def prepare(
+        cls, point: Point, executor: str, device: torch.device, dtype: torch.dtype, threads: int | None = None
+    ) -> Subject:
+        """Build the network and compile it, outside of any timing. threads: fewer than there are, for programs."""
         torch.manual_seed(0)
         network = point.build()
         x = torch.randn(point.batch, 3, point.size, point.size, device=device)
         if isinstance(network, Program):
-            engine = Engine(network, device=device, dtype=dtype, executor=executor)
+            engine = Engine(network, device=device, dtype=dtype, executor=executor, threads=threads)
             flops = network.cost(point.size, point.batch).flops
             subject = cls(point, lambda: engine(x), flops / 1e9, network.parameters, network)
         else:
@@ -71,12 +73,6 @@ class Subject:
         start = time.perf_counter()
         self.once()
         return (time.perf_counter() - start) * 1e3
-
-
-def captured(group: str) -> str:
-    """The executor that runs a group of networks as CUDA graphs: our kernels where they run all of its ParNets. The
-    families' classifiers read several features, which our kernel's does not, so those are torch's operations."""
-    return "cuda_graph" if group == "published" or group.startswith("scaling") else "cuda_streams"
 
 
 def interleaved(subjects: Sequence[Subject], device: torch.device, seconds: float) -> list[list[float]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
@@ -28,7 +28,8 @@ from parallel_parnet.kernels.gpu.model import floor
 from parallel_parnet.kernels.gpu.rates import Rates
 from parallel_parnet.kernels.gpu.samples import convolution, without_values
 
-from .device import event_times, in_a_graph, l2_bytes, quantiles
+from .device import event_times, in_a_graph, l2_bytes, median, quantiles
+from .eviction import eviction
 from .parity import deviation, poison
 from .precompile import compile_launch
 
@@ -36,7 +37,7 @@ MOST_SETS = 48  # of inputs, as many as it takes to exceed the L2 cache twice
 REPEATS = 20  # replays of a graph that runs every set once
 LAUNCHES = 20  # in such a graph, of the one set that lies in the cache
 WORTH_TRYING = 2.0  # times the best prediction: what is predicted slower is not timed
-STEPS, STAGES = (32, 64, 128), (3, 4)  # of the pipeline of a level's products
+STEPS, STAGES = (32, 64, 128), (3, 4, 6)  # of the pipeline of a level's products
 TRIALS = 40  # candidates of a level at most; many of them run the same code
 SPILLED = 64  # bytes of a thread's registers in memory that may win: outside of the loop they cost nothing
 
@@ -105,19 +106,14 @@ def footprint(program: Program, n: int, dtype: torch.dtype) -> int:
 
 
 def worth_trying(wanted: Level, table: Table, rates: Rates, most: int = TRIALS) -> list[LevelConfig]:
-    """The table's own choice first, then the candidates whose prediction leaves them a chance; `most` at most."""
+    """The table's own choice first, then the candidates whose prediction leaves them a chance, one of each kind before
+    those that differ in splits alone; `most` at most."""
     ranked = candidates(wanted.shapes, wanted.n, wanted.dtype, rates, STEPS, STAGES)
     limit = WORTH_TRYING * ranked[0].predicted
     own = table.level(wanted.shapes, wanted.n, wanted.dtype)
-    return list(islice(dict.fromkeys([own, *(c.config for c in ranked if c.predicted <= limit)]), most))
-
-
-def same_code(wanted: Level, config: LevelConfig) -> Hashable:
-    """What tells kernels apart: configurations that differ in splits alone, or are of levels of as many operations, run
-    the same code."""
-    tile = replace(config.tiles[0], split_k=1)
-    kinds = (any(s.planar for s in wanted.shapes), any(s.groups > 1 for s in wanted.shapes))
-    return tile, config.num_warps, config.num_stages, len(wanted.shapes), wanted.dtype, *kinds
+    found = [c.config for c in ranked if c.predicted <= limit]
+    kinds = {(replace(c.tiles[0], split_k=1), c.num_warps, c.num_stages): c for c in reversed(found)}
+    return list(islice(dict.fromkeys([own, *sorted(kinds.values(), key=found.index), *found]), most))
 
 
 def tune(
@@ -196,7 +192,12 @@ def measure(wanted: Level, config: LevelConfig, device: torch.device) -> list[fl
         launches += [launch_of(operands(wanted, config, i, device), config) for i in range(1, sets)]
     elif device.type == "cuda":
         launches *= LAUNCHES
-    return [seconds / len(launches) for seconds in event_times(in_a_graph(launches, device), REPEATS)]
+    if device.type == "cpu":
+        return event_times(in_a_graph(launches, device), 1)
+    evict = eviction(device)
+    with_it = event_times(in_a_graph([each for launch in launches for each in (evict, launch)], device), REPEATS)
+    alone = median(event_times(in_a_graph([evict] * len(launches), device), REPEATS))
+    return [(seconds - alone) / len(launches) for seconds in with_it]
 
 
 def sets_beyond(convolutions: Sequence[Convolution], cache: int) -> int:

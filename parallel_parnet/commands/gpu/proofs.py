@@ -16,7 +16,7 @@ from parallel_parnet import Engine, Placement
 from parallel_parnet.executors.available import ON_GPUS
 from parallel_parnet.executors.triton_backend import TritonSegment
 from parallel_parnet.kernels.gpu import twins
-from parallel_parnet.kernels.gpu.classifier import classifier
+from parallel_parnet.kernels.gpu.classifier import Averaged, classifier
 from parallel_parnet.parity import LIMIT, relative, tolerance
 from parallel_parnet.program.pixels import normalise
 
@@ -223,7 +223,7 @@ def _classifier(device: torch.device) -> dict:
     sums, bias = torch.randn(3, 5, 1280, device=device), torch.randn(1003, device=device)
     weight = torch.randn(1003, 1280, device=device).half()
     logits, expected = (torch.full((3, 1003), float("nan"), device=device) for _ in range(2))
-    classifier(sums, 49, weight, bias, logits)()
+    classifier([Averaged(sums, weight.shape[1], 49)], weight, bias, logits)()
     twins.classifier(sums, 49, weight, bias, expected)
     return {"deviation": round(relative(logits, expected) / 1e-5, 4)}
 

@@ -61,7 +61,7 @@ ON_A_GPU = Scope(
     dtypes=(*HALF, torch.float32), batches=(1, 4), used=("parnet_fashion", "parnet_s"),
     repeated=(("parnet_s", 1), ("parnet_xl", 1), ("parnet_xl", 4)), repeats=1000,
     lanes=(1, 3), rounds=10,
-    kernels=1000, levels=1000, candidates=40,
+    kernels=1000, levels=1000, candidates=24,
 )  # fmt: skip
 
 IN_A_DRY_RUN = Scope(

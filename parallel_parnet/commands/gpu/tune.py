@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -41,7 +41,6 @@ from .level_tuning import (
     levels_of,
     measure,
     predicted_floor,
-    same_code,
     tune,
     worth_trying,
 )
@@ -123,11 +122,12 @@ def tune_levels(
     """
     configs = {level: worth_trying(level, tuning.table, tuning.rates[level.dtype], tuning.most) for level in levels}
     pool = worker_pool()
-    waiting: dict[Hashable, Future] = {}
     with compiling():
-        for level, config in ((level, config) for level, own in configs.items() for config in own):
-            if (code := same_code(level, config)) not in waiting:
-                waiting[code] = pool.submit(tuning.compile, level, config, tuning.capability)
+        waiting = {
+            (level, config): pool.submit(tuning.compile, level, config, tuning.capability)
+            for level, own in configs.items()
+            for config in own
+        }
     left_out = []
     sharing = len(levels) if first is None else first
     for i, level in enumerate(levels):
@@ -137,7 +137,7 @@ def tune_levels(
             continue
         trial = tune(
             configs[level],
-            compiled=lambda config, level=level: outcome(waiting[same_code(level, config)]),
+            compiled=lambda config, level=level: outcome(waiting[level, config]),
             measured=lambda config, level=level: measure(level, config, tuning.device),
             deadline=now + (end - now) / ((sharing if i < sharing else len(levels)) - i),
             cold=level.cold,

@@ -57,8 +57,8 @@ def check_tuning(work: Work) -> Values:
 
 
 def check_tuned(work: Work) -> Values:
-    """The networks that decide, with the defaults, with the table read back, and with launches that start early, in
-    turns; and whether what each chooses is right."""
+    """The networks that decide, with the defaults and with the table read back, in turns; and whether what each chooses
+    is right."""
     exact_fp32()
     found = machine_of(work)
     path, capability = _path(work, found), capability_of(found)
@@ -84,7 +84,7 @@ def compile_tuned(variant: str, index: int, path: Path, capability: tuple[int, i
 def _tables(path: Path, capability: tuple[int, int]) -> dict[str, Table]:
     default = Table.load(capability)
     tuned = replace(default, levels=read_levels(path))
-    return {"default": default, "tuned": tuned, "tuned, early": replace(tuned, early=True)}
+    return {"default": default, "tuned": tuned}
 
 
 def _compile(work: Work, path: Path) -> None:
@@ -104,8 +104,6 @@ def _row_name(variant: str, levels: int) -> str:
 def _compare(work: Work, variant: str, tables: dict[str, Table]) -> Values:
     program, reference = network(variant, work.device)
     x = picture(program, work.device)
-    if work.scope.note:  # the interpreter cannot start anything early
-        tables = {name: table for name, table in tables.items() if not table.early}
     plans = {name: planned(program, DTYPE, work.device, table=table) for name, table in tables.items()}
     error = max(relative(run(plan, x), reference(x)) for plan in plans.values())
     ways = {name: capture(partial(run, plan, x), work.device)[1] for name, plan in plans.items()}

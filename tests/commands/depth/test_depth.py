@@ -13,6 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from conftest import launch, relative
 from parallel_parnet import Engine, ParNetError, Placement, create_model, fold
 from parallel_parnet.commands.bench.poster_networks import PEERS
+from parallel_parnet.commands.depth.busiest import brent, busiest
+from parallel_parnet.commands.depth.claims import claims
 from parallel_parnet.commands.depth.fit import fit
 from parallel_parnet.commands.depth.points import one_stream, points
 from parallel_parnet.program.families import arranged
@@ -69,6 +71,48 @@ def test_points_tell_the_truth() -> None:
                 assert network.streams == point.streams
 
 
+def test_the_busiest_lane() -> None:
+    """One lane has all operations; with a lane for each stream there is one a level; two have half of four chains."""
+    program = arranged(24, 4, 8, 32)
+    whole = program.cost(32, 1).flops / 1e9
+    alone, two, all_of_them = (busiest(program, 32, 1, lanes) for lanes in (1, 2, 99))
+    assert (alone.steps, two.steps, all_of_them.steps) == (26, 2 * 6 + 2, program.depth)
+    assert alone.gflops == pytest.approx(whole)
+    block = next(row.flops / 1e9 for row in program.cost(32, 1).operations if row.name == "streams.0.0")
+    assert alone.gflops - two.gflops == pytest.approx(12 * block)
+    assert alone.gflops - all_of_them.gflops == pytest.approx(18 * block)
+
+
+def test_brents_bounds() -> None:
+    """Ten milliseconds, of which a tenth is one after another, on two lanes: half, or half and half of that tenth."""
+    assert brent(10, 0.1, 2) == pytest.approx((5, 5.5))
+    assert brent(10, 0.8, 4) == pytest.approx((8, 2.5 + 6))
+    assert brent(10, 1, 1) == pytest.approx((10, 10))
+
+
+def family(executor: str, lanes: int, times: dict[int, float], one_lane: float | None = None) -> list[dict]:
+    return [
+        {"group": "depth, width 16", "executor": executor, "lanes": lanes, "streams": k, "depth": 48 // k + 2,
+         "median_ms": ms, "one_lane_ms": one_lane} for k, ms in times.items()
+    ]  # fmt: skip
+
+
+def test_words_follow_the_numbers() -> None:
+    """The claim holds where two lanes nearly halve the time, in part where they gain less, and not where nothing."""
+    (one,) = claims(family("eager", 1, {1: 5, 2: 5, 24: 5.1}))
+    assert one.endswith("5.10 ms in 24 of depth 4, 0.98 times as fast: depth is free, work is paid for.")
+    (two,) = claims(family("native", 2, {1: 2, 2: 1.1, 24: 1.2, 48: 1.3}))
+    assert "2.00 ms in one stream of depth 50, 1.10 ms in 2 of depth 26, 1.82 times as fast: latency follows" in two
+    assert two.endswith("for as long as there are lanes. With more streams than lanes 1.20 to 1.30 ms.")
+    for lanes, times, words in (
+        (2, {1: 2, 2: 1.5, 4: 1}, "1.33 times as fast: latency follows depth in part"),
+        (4, {1: 3.8, 2: 3, 3: 2, 4: 2}, "1.90 times as fast: latency follows depth in part"),
+        (2, {1: 2, 2: 1.9, 4: 1}, "1.05 times as fast: the claim does not hold"),
+    ):
+        assert words in claims(family("native", lanes, times, one_lane=times[1]))[0]
+    assert "one stream fills the lanes already" in claims(family("native", 2, {1: 2, 2: 1.9, 4: 1.9}, one_lane=3.6))[0]
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_fit_recovers_known_coefficients(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -77,7 +121,7 @@ def test_fit_recovers_known_coefficients(seed: int) -> None:
     found = fit(depth, work, exact)
     assert (found.a, found.b, found.c) == pytest.approx((0.2, 3.0, 1.0), rel=1e-6)
     assert found.r2 == pytest.approx(1)
-    assert found.share_depth + found.share_work == pytest.approx(found.r2)
+    assert found.share_steps + found.share_work == pytest.approx(found.r2)
     assert found.crossover == pytest.approx(0.2 / 3.0, rel=1e-6)
     noisy = fit(depth, work, exact * rng.normal(1, 0.05, 60))
     assert noisy.a_interval[0] < noisy.a < noisy.a_interval[1]
@@ -89,7 +133,7 @@ def test_fit_tells_depth_from_work() -> None:
     rng = np.random.default_rng(0)
     depth, work = rng.uniform(4, 50, 60), rng.uniform(0.1, 5, 60)
     by_depth, by_work = fit(depth, work, depth + 1.0), fit(depth, work, work + 1.0)
-    assert by_depth.share_depth > 0.95
+    assert by_depth.share_steps > 0.95
     assert by_depth.crossover is None or by_depth.crossover > 1e6
     assert by_work.share_work > 0.9
 
@@ -97,7 +141,7 @@ def test_fit_tells_depth_from_work() -> None:
 def test_fits_that_cannot_be() -> None:
     with pytest.raises(ParNetError, match="four or more"):
         fit([1, 2, 3], [1, 2, 3], [1, 2, 3])
-    with pytest.raises(ParNetError, match="not in step"):
+    with pytest.raises(ParNetError, match="not together"):
         fit([1, 2, 3, 4, 5], [2, 4, 6, 8, 10], [1, 2, 3, 4, 5])
     for time in (0.0, float("nan"), float("inf")):
         with pytest.raises(ParNetError, match="positive time"):

@@ -14,7 +14,6 @@ from parallel_parnet.kernels.gpu import config
 from parallel_parnet.kernels.gpu.candidates import MOST_SPLITS, candidates, fitted, launched, resident
 from parallel_parnet.kernels.gpu.config import LevelConfig, Table, key
 from parallel_parnet.kernels.gpu.geometry import Geometry, Tile
-from parallel_parnet.kernels.gpu.sse_gate import PART_DONE
 
 HALF = torch.float16
 XL_LEVEL_5 = [Geometry(side, side, c, c, gate="identity") for c, side in ((200, 56), (400, 28), (800, 14))]
@@ -69,12 +68,3 @@ def test_a_tuned_level_overrides_the_rules_and_a_missing_file_is_said(tmp_path, 
     assert table.level(XL_LEVEL_5, 2, HALF) == Table.load((9, 0)).level(XL_LEVEL_5, 2, HALF)
     with pytest.warns(UserWarning, match="no tuned kernels for NVIDIA Unheard"):
         Table.load((9, 0), "NVIDIA Unheard")
-
-
-def test_the_largest_picture():
-    """As many parts as a flag can count, with as many readers."""
-    largest = Geometry(2**12, 2**13 - 1, 3, 8, planar=True, stride=2)
-    flag = Tile().parts(largest) * PART_DONE.value + Tile().spatial(largest) * Tile().channels(largest)
-    assert flag < 2**31
-    with pytest.raises(ParNetError, match="too large for 32-bit offsets"):
-        Geometry(2**12, 2**13, 3, 8, planar=True, stride=2)

@@ -12,7 +12,7 @@ from parallel_parnet.kernels.gpu.rates import Rates
 HALF = torch.bfloat16
 SHAPE = Geometry(8, 8, 64, 64)  # one tile of 64 pixels x 64 channels, nine steps of 64
 RATES = Rates("by hand", bytes=1e12, flops=100e12, multiprocessors=2)
-COSTS = Costs(l2=4e12, port=1e12, port_of_eight=1e11, gap=1e-6, start=2e-6, step=0.1e-6, unit=0, end=3e-6, ticket=4e-6)
+COSTS = Costs(l2=4e12, port=1e12, gap=1e-6, start=2e-6, step=0.1e-6, unit=0, end=3e-6, ticket=4e-6)
 ROUND = Tile(64, 64, 64)
 READ = 9 * 64 * (64 + 64) * 2  # bytes: nine taps of 64 channels, for 64 pixels and for 64 output channels
 
@@ -52,16 +52,11 @@ def test_each_limit():
 
 
 def test_rounds_of_the_leaders():
-    """The tile's 64 channels are gated by two parts of 32: two units, of 200 pictures 400, for 128 leaders in turns."""
+    """The tile's 64 channels are gated by one part of 64: one unit, of 200 pictures 200, for 128 leaders in turns."""
     costs = Costs(**{**vars(COSTS), "unit": 1e-3})
     config = LevelConfig((ROUND,), 4, 4)
     assert predict([SHAPE], 1, HALF, config, RATES, costs) == (pytest.approx(6e-6 + 1e-3), "gates")
-    assert predict([SHAPE], 200, HALF, config, RATES, costs) == (pytest.approx(6e-6 + 4e-3), "gates")
-
-
-def test_eight_warps():
-    found = predict([SHAPE], 1, HALF, LevelConfig((ROUND,), 8, 4), RATES, COSTS)
-    assert found == (pytest.approx(6e-6 + READ / 1e11), "multiprocessor")
+    assert predict([SHAPE], 200, HALF, config, RATES, costs) == (pytest.approx(6e-6 + 2e-3), "gates")
 
 
 def test_the_busiest_multiprocessor():

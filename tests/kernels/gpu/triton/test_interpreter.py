@@ -15,9 +15,9 @@ from conftest import ALL, SEED
 from parallel_parnet import ParNetError
 from parallel_parnet.kernels.gpu import level as level_module
 from parallel_parnet.kernels.gpu import twins
-from parallel_parnet.kernels.gpu.classifier import classifier
+from parallel_parnet.kernels.gpu.classifier import Averaged, classifier
 from parallel_parnet.kernels.gpu.convolution import Convolution
-from parallel_parnet.kernels.gpu.geometry import ALIGNED, Tile
+from parallel_parnet.kernels.gpu.geometry import ALIGNED, Geometry, Tile
 from parallel_parnet.kernels.gpu.interpreter import run_order
 from parallel_parnet.kernels.gpu.level import level
 from parallel_parnet.kernels.gpu.samples import KINDS, convolution, geometry, in_fp32
@@ -45,7 +45,7 @@ def assert_matches_twin(conv: Convolution) -> None:
     twins.fused_conv(exact)
     y, reference = conv.x.y.float(), exact.x.y
     assert not y[..., conv.shape.cout :].any(), "the places behind the last channel are not zero"
-    assert conv.x.flags.eq(0).all(), "a flag is not set back"
+    assert conv.x.arrived.eq(0).all(), "not set back"
     slack = 1e-5 * reference.abs().max() + 1e-7  # the order of additions
     allowed = 1.01 * ROUNDING[conv.x.y.dtype] * reference.abs() + slack
     assert not y.isnan().any(), "an output was not written"
@@ -103,6 +103,7 @@ def test_level_of_five_operations(dtype, seed):
             conv.x.y.fill_(float("nan"))
             conv.x.sums.fill_(float("nan"))
             conv.x.gate.fill_(float("nan"))
+            conv.x.products.fill_(float("nan"))
             if conv.x.workspace is not None:
                 conv.x.workspace.fill_(float("nan"))
         with run_order(seed + order):
@@ -121,6 +122,25 @@ def test_more_gate_work_than_leaders(seed, monkeypatch):
             level(operations)()
         for conv in operations:
             assert_matches_twin(conv)
+
+
+@pytest.mark.parametrize(
+    "shape", [geometry("plain", 3, 3, 20), Geometry(1, 2100, 3, 8, stride=2, planar=True)], ids=["feature", "picture"]
+)
+def test_counts_of_launches_wrap_around(shape, seed):
+    """After 2^31 launches, and where flags count a picture's two parts, 2^30: at ten thousand a second, a day."""
+    conv = convolution(shape, Tile(16, 16, 32), 2, torch.float16, seed)
+    parts = conv.tile.parts(shape) if shape.planar else 1
+    launches = 2**31 // parts - 1
+    conv.x.flags.fill_(launches * parts)
+    conv.x.passes.fill_(launches)
+    launch = level([conv])
+    for order in range(3):
+        conv.x.gate.fill_(float("nan"))
+        conv.x.products.fill_(float("nan"))
+        with run_order(seed + order):
+            launch()
+        assert_matches_twin(conv)
 
 
 def test_operations_of_a_level_share_their_tile(seed):
@@ -149,6 +169,22 @@ def test_classifier(n, tiles, channels, classes, dtype, seed):
     weight = torch.randn(classes, channels, generator=generator).to(dtype)
     bias = torch.randn(classes, generator=generator)
     logits, expected = torch.empty(n, classes), torch.empty(n, classes)
-    classifier(sums, 49, weight, bias, logits)()
+    classifier([Averaged(sums, channels, 49)], weight, bias, logits)()
     twins.classifier(sums, 49, weight, bias, expected)
     torch.testing.assert_close(logits, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_a_classifier_of_several_features(seed):
+    """Of different widths, sizes and tiles; each has its own columns of the weights."""
+    generator = torch.Generator().manual_seed(seed)
+    given = [
+        (torch.randn(2, t, c, generator=generator), pixels) for t, c, pixels in ((3, 20, 49), (1, 8, 4), (70, 92, 9))
+    ]
+    padded = [Averaged(F.pad(sums, (0, -sums.shape[2] % ALIGNED)), sums.shape[2], pixels) for sums, pixels in given]
+    weight, bias = torch.randn(11, 120, generator=generator), torch.randn(11, generator=generator)
+    logits = torch.full((2, 11), float("nan"))
+    classifier(padded, weight, bias, logits)()
+    averages = torch.cat([sums.double().sum(1) / pixels for sums, pixels in given], 1)
+    torch.testing.assert_close(
+        logits.double(), F.linear(averages, weight.double(), bias.double()), atol=1e-5, rtol=1e-5
+    )

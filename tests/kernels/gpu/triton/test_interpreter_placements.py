@@ -160,7 +160,7 @@ def test_launches_get_the_right_tensors(lanes, seed):
         for launch in runner.launches[: len(levels)]:
             programs, units, leaders = 0, 0, launch.arguments[2]
             for operands, numbers in zip(*launch.arguments[:2], strict=True):
-                name, given = weights[operands.weight.data_ptr()], Numbers(*(number >> 4 for number in numbers))
+                name, given = weights[operands.weight.data_ptr()], Numbers(*(number.value for number in numbers))
                 op = program.by_name[name]
                 assert launch.name == f"level {op.level}"
                 for tensor, source in zip((operands.a, operands.b), op.inputs, strict=False):

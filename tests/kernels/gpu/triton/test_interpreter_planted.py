@@ -39,6 +39,8 @@ class Bug:
 
 TAP = "((tap // 3 - 1) * s.w + tap % 3 - 1) * room"
 SPLIT = "(i_split * s.steps // s.split_k, (i_split + 1) * s.steps // s.split_k):\n            tap = step % 9"
+RAISED = 'n, i_o)\n            tl.debug_barrier()\n            tl.atomic_add(x.flags + i_flag, 1, sem="release"'
+ARRIVES = 'x.arrived + i_flag, 1, sem="acq_rel"'
 BORDER = "tl.where(near(rows, columns, tap)[:, None], border[None, :], 0.0)"
 BUGS = [
     Bug("dropped border mask", "mask=inside[:, None] & there", "mask=(pixel >= 0)[:, None] & there", "identity"),
@@ -62,8 +64,9 @@ BUGS = [
         "fusion_down"),
     Bug("every picture is the first", "n = i_tile // (s.groups * s.columns * s.tiles)", "n = i_tile * 0", "identity"),
     Bug("stride forgotten", "row = p // s.wout * s.stride", "row = p // s.wout", "down"),
-    Bug("identity without its shift", " + (shift * gate)[None, :]", "", "identity"),
-    Bug("gate not doubled", "(2 * gate)[None, :]", "gate[None, :]", "plain"),
+    Bug("identity without its shift", "(bias + shift * gate)[None, :]", "bias[None, :]", "identity"),
+    Bug("gate not doubled", "acc * (2 * gate)[None, :]", "acc * gate[None, :]", "plain"),
+    Bug("bias not doubled", "(bias * 2 * gate)[None, :]", "(bias * gate)[None, :]", "plain"),
     Bug("sums of rows outside", "tl.where(mask_p[:, None], y.to(tl.float32), 0.0)", "y.to(tl.float32)", "identity"),
     Bug("sums of what was not stored", "y.to(tl.float32), 0.0)", "acc, 0.0)", "identity"),
     Bug("padding that leaks", "o < tl.where(s.groups == 1, room,", "o < tl.where(s.groups == 1, s.cout,", "identity"),
@@ -83,13 +86,18 @@ BUGS = [
     Bug("gate of the first part only", "s.part + c)[:, None] * o_room", "s.part + c % PART)[:, None] * o_room", "wide",
         module=sse_gate),
     Bug("parts beyond the thirtieth forgotten", "range(0, s.parts, PARTS)", "range(0, 1)", "wide", module=sse_gate),
-    Bug("a dropped flag", "flag_of(x, s, n, i_o, PLANAR), 0, sem=\"acquire\", scope=\"gpu\") < s.parts * PART_DONE",
-        "flag_of(x, s, n, i_o, PLANAR), 0, sem=\"acquire\", scope=\"gpu\") < 0", "identity", module=sse_gate),
-    Bug("gate acquired too weakly", "0, sem=\"acquire\"", "0, sem=\"relaxed\"", "identity", module=sse_gate),
-    Bug("gate released too weakly", "PART_DONE, sem=\"release\"", "PART_DONE, sem=\"relaxed\"", "identity",
+    Bug("a dropped flag", "- launch < 0", "- launch < -9", "identity", module=sse_gate),
+    Bug("gate acquired too weakly", "flag, 0, sem=\"acquire\"", "flag, 0, sem=\"relaxed\"", "identity",
         module=sse_gate),
-    Bug("flag not set back", "tl.store(flag, 0)", "pass", "identity", module=sse_gate),
-    Bug("another picture's flag", "n * (s.groups * s.columns) + i_o)", "i_o)", "identity", module=sse_gate),
+    Bug("gate released too weakly", RAISED, RAISED.replace("release", "relaxed"), "identity", module=sse_gate),
+    Bug("parts released too weakly", ARRIVES, ARRIVES.replace("acq_rel", "acquire"), "wide", module=sse_gate),
+    Bug("parts acquired too weakly", ARRIVES, ARRIVES.replace("acq_rel", "release"), "wide", module=sse_gate),
+    Bug("arrivals not set back", "tl.store(x.arrived + i_flag, 0)", "pass", "identity", module=sse_gate),
+    Bug("launches not counted", "tl.store(x.passes + i_tile, launch)", "pass", "identity"),
+    Bug("another picture's flag", "x.flags + (n * (s.groups * s.columns) + i_o)", "x.flags + i_o", "identity",
+        module=sse_gate),
+    Bug("the first part of a picture's sums is enough", "- launch * s.parts < 0", "- launch < 0", "broad",
+        module=sse_gate),
 ]  # fmt: skip
 
 
@@ -110,7 +118,7 @@ def planted(bug: Bug, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, name, mutant)
     spec.loader.exec_module(mutant)
     for module, name in (
-        (level_module, "fused_conv_tile"), (level_module, "lead"), (fused_conv, "gates"), (fused_conv, "leave"),
+        (level_module, "fused_conv_tile"), (level_module, "lead"), (fused_conv, "gates"),
     ):  # fmt: skip
         if hasattr(mutant, name):
             monkeypatch.setattr(module, name, getattr(mutant, name))
@@ -133,7 +141,8 @@ def check(conv: Convolution) -> None:
 
 def case(kind: str, split_k: int) -> Convolution:
     """Two pictures, several tiles, channels that fill none of them, as few programs as show the bugs."""
-    shape = Geometry(3, 2, 1100, 20) if kind == "wide" else geometry(kind, 3, 7, 20)
+    others = {"wide": Geometry(3, 2, 2100, 20), "broad": Geometry(1, 2100, 3, 20, stride=2, planar=True)}
+    shape = others.get(kind) or geometry(kind, 3, 7, 20)
     dtype = torch.float32 if split_k > 1 else torch.float16  # half precision hides the order of additions
     return convolution(shape, Tile(16, 32, 64, split_k), 2, dtype, seed=7)
 

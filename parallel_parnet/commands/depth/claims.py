@@ -1,0 +1,54 @@
+"""What family (a), the same blocks in one to many streams, says of the claim: in words that follow the numbers."""
+
+from __future__ import annotations
+
+from .curves import executors, select
+
+HOLDS = 0.75  # of what so many lanes can give at best, which latency must gain for the claim to hold
+NOTHING = 1.1  # times faster, below which depth is called worth nothing
+
+
+def claims(rows: list[dict]) -> list[str]:
+    """A line for each width and executor: latency in one stream, in as many as there are lanes, and beyond."""
+    groups = dict.fromkeys(row["group"] for row in select(rows, "depth"))
+    return [_claim(select(rows, group, name)) for group in groups for name in executors(select(rows, group))]
+
+
+def gain(own: list[dict]) -> float:
+    """How many times faster than in one stream, where there are streams for every lane."""
+    by_streams = {row["streams"]: row["median_ms"] for row in own}
+    return by_streams[1] / by_streams[_full(own)]
+
+
+def _full(own: list[dict]) -> int:
+    """The fewest streams that can fill the lanes; with one lane, or more lanes than streams, the most there are."""
+    streams, lanes = sorted(row["streams"] for row in own), own[0]["lanes"]
+    return next((k for k in streams if k >= lanes > 1), streams[-1])
+
+
+def _claim(own: list[dict]) -> str:
+    by_streams = {row["streams"]: row for row in own}
+    first, full, lanes = by_streams[1], by_streams[_full(own)], own[0]["lanes"]
+    ratio, shared = gain(own), (first["one_lane_ms"] or first["median_ms"]) / first["median_ms"]
+    text = (
+        f"- {first['group']}, {first['executor']}, {lanes} lane{'s' * (lanes > 1)}: {first['median_ms']:.2f} ms in one "
+        f"stream of depth {first['depth']}, {full['median_ms']:.2f} ms in {full['streams']} of depth {full['depth']}, "
+        f"{ratio:.2f} times as fast: {verdict(ratio, lanes, shared)}."
+    )
+    beyond = [row["median_ms"] for k, row in by_streams.items() if k > full["streams"]]
+    if lanes > 1 and beyond:
+        text += f" With more streams than lanes {min(beyond):.2f} to {max(beyond):.2f} ms."
+    return text
+
+
+def verdict(ratio: float, lanes: int, shared: float) -> str:
+    """Of a gain on so many lanes. shared: how many times faster they are than one in one stream already."""
+    if lanes == 1:
+        return "depth is free, work is paid for" if ratio < NOTHING else "fewer levels are faster even on one lane"
+    if ratio >= HOLDS * lanes:
+        return "latency follows depth for as long as there are lanes"
+    if shared >= HOLDS * lanes:
+        return "one stream fills the lanes already, which share its operations"
+    if ratio >= NOTHING:
+        return "latency follows depth in part"
+    return "the claim does not hold"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -114,7 +116,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def read_image(path: Path | str) -> Image.Image:
     """A picture as `to_rgb` makes it; ParNetError for what is missing, no picture, damaged, or suspiciously large."""
     try:
-        if Path(path).exists() and not Path(path).is_file():
+        # no new Path, which interns the name: Python's table of such strings would grow as pictures are read
+        if not stat.S_ISREG(os.stat(path).st_mode):
             raise ParNetError("not a file: a pipe or a device would be waited for")
         with warnings.catch_warnings(), Image.open(path) as image:
             warnings.simplefilter("ignore")  # of damage that decoders mend

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 import warnings
 import zlib
 from contextlib import suppress
@@ -233,6 +234,24 @@ def test_cut_first_is_cut_in_the_same_place(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("parallel_parnet.preprocess.LONGEST", 1)
     difference = abs(PREPROCESS.pixels(image) - expected)
     assert difference.mean() < 1 and difference[4:-4, 4:-4].max() <= 4
+
+
+def is_interned(name: str) -> bool:
+    """Whether Python has the name in its table of interned strings."""
+    copy = "".join(list(name))
+    return sys.intern(copy) is not copy
+
+
+def test_names_are_in_no_table_of_pythons(tmp_path: Path) -> None:
+    """Which would grow as they are read, by megabytes at once; a new Path enters its name there."""
+    names = [f"only here {i}.png" for i in range(3)]
+    for name in names:
+        picture(32, 32).save(f"{tmp_path}/{name}")
+    read, also = sorted(tmp_path.iterdir())[:2]
+    read_image(read)
+    kept = Path(also)
+    assert str(kept).endswith(names[1])
+    assert [is_interned(name) for name in names] == [False, True, False]
 
 
 def test_what_would_be_waited_for(tmp_path: Path) -> None:

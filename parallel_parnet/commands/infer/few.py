@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from array import array
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from statistics import median
@@ -23,7 +22,7 @@ from parallel_parnet.profiling.sampler import Sampler
 
 from ..common import RANDOM
 from ..tracing import write_traces
-from .many import Pictures, answers, progress_bar, spread
+from .many import Latencies, Pictures, answers, progress_bar, spread
 from .tables import fault_of, show_latency, show_predictions, show_setting, show_stages, show_start_up, top5
 
 KEPT_BATCHES = 16  # for timing: enough that no cache holds the answer
@@ -99,7 +98,7 @@ def classify(engine: Engine, pictures: Pictures, console: Console) -> Answers:
     found = Answers()
     with progress_bar(console) as progress:
         task = progress.add_task("classifying", total=len(pictures.paths))
-        latencies = array("d")
+        latencies = Latencies()
         for batch, logits in answers(engine, pictures.batches(), latencies):
             for image, row in zip(batch.images, logits, strict=True):
                 if reason := batch.reasons.get(image) or fault_of(image, row):
@@ -108,8 +107,8 @@ def classify(engine: Engine, pictures: Pictures, console: Console) -> Answers:
                     found.images.append(image)
                     found.logits.append(row)
             progress.advance(task, len(batch.images))
-    if latencies:
-        found.first_s = latencies[0]
+    if latencies.n:
+        found.first_s = latencies.kept[0]
     if not found.images:
         first = found.skipped[0]["reason"]
         raise ParNetError(f"none of {len(pictures.paths)} pictures has an answer; the first: {first}")

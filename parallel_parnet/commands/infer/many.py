@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from array import array
 from collections import deque
@@ -24,6 +25,7 @@ from .lines import AnswerLines
 from .tables import fault_of, top5
 
 PERCENTILES = {"median": 50, "p90": 90, "p95": 95, "p99": 99}
+KEPT = 1 << 16  # latencies, half a megabyte
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,28 @@ class Pictures:
         return pixels, reasons
 
 
-def answers(engine: Engine, work: Iterable[Batch], seconds: array[float]) -> Iterator[tuple[Batch, Tensor]]:
-    """Each batch with its logits, fp32 [N, classes] on the CPU; `seconds` gets its latency, queues included."""
+class Latencies:
+    """Of requests, in seconds: all of them up to KEPT, of more a random KEPT, so that no run outgrows its memory."""
+
+    def __init__(self) -> None:
+        self.kept, self.n = array("d"), 0
+        self._random = random.Random(0)
+
+    def add(self, seconds: float) -> None:
+        """One more, of which each has had the same chance to be kept at any time."""
+        self.n += 1
+        if self.n <= KEPT:
+            self.kept.append(seconds)
+        elif (place := self._random.randrange(self.n)) < KEPT:
+            self.kept[place] = seconds
+
+    def spread(self) -> dict[str, float]:
+        """As `spread` has it, with how many there were; nothing where there were none."""
+        return spread(self.kept) | {"n": self.n} if self.n else {}
+
+
+def answers(engine: Engine, work: Iterable[Batch], latencies: Latencies) -> Iterator[tuple[Batch, Tensor]]:
+    """Each batch with its logits, fp32 [N, classes] on the CPU; `latencies` gets its own, queues included."""
     under_way = deque[tuple[Batch, float]]()
 
     def requests() -> Iterator[Tensor]:
@@ -77,7 +99,7 @@ def answers(engine: Engine, work: Iterable[Batch], seconds: array[float]) -> Ite
 
     for logits in engine.map(requests()):
         batch, start = under_way.popleft()
-        seconds.append(time.perf_counter() - start)
+        latencies.add(time.perf_counter() - start)
         yield batch, logits.cpu()
 
 
@@ -103,14 +125,14 @@ def classify_into(
     lines: AnswerLines, engine: Engine, pictures: Pictures, labels: list[str], console: Console
 ) -> dict[str, float | int | dict]:
     """Append the answer of every picture that `lines` lacks; returns counts, pictures per second and latency."""
-    total, seconds = len(pictures.paths), array("d")
+    total, latencies = len(pictures.paths), Latencies()
     already = sum(str(path) in lines.done for path in pictures.paths)
     if already:
         console.print(f"{lines.path}: {already} of {total} pictures are there already, continuing")
     skipped, faults, start = 0, 0, time.perf_counter()
     with progress_bar(console) as progress:
         task = progress.add_task("classifying", total=total, completed=already)
-        for batch, logits in answers(engine, pictures.batches(lines.done), seconds):
+        for batch, logits in answers(engine, pictures.batches(lines.done), latencies):
             new = [(i, image) for i, image in enumerate(batch.images) if image not in lines.done]
             for i, image in new:
                 fault = fault_of(image, logits[i])
@@ -122,5 +144,5 @@ def classify_into(
     answered, elapsed = total - already, time.perf_counter() - start
     return {
         "pictures": total, "already_there": already, "skipped": skipped, "faults": faults,
-        "seconds": elapsed, "pictures_per_s": answered / elapsed, "latency_ms": spread(seconds) if seconds else {},
+        "seconds": elapsed, "pictures_per_s": answered / elapsed, "latency_ms": latencies.spread(),
     }  # fmt: skip

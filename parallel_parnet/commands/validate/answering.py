@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ from parallel_parnet.preprocess import Preprocess
 from ..data.split import Split
 from ..decoding import ahead
 from ..infer.lines import AnswerLines
-from ..infer.many import Batch, answers, progress_bar
+from ..infer.many import Batch, Latencies, answers, progress_bar
 from ..infer.tables import fault_of
 
 CROPS = 10
@@ -62,7 +61,7 @@ def answer(lines: AnswerLines, engine: Engine, work: Work, console: Console) -> 
     truth = dict(zip(map(split.name, range(len(split))), work.numbers[split.truth].tolist(), strict=True))
     with progress_bar(console) as progress:
         task = progress.add_task(f"{engine.executor}, {engine.arithmetic}", total=len(split), completed=already)
-        for batch, logits in answers(engine, work.batches(lines.done), array("d")):
+        for batch, logits in answers(engine, work.batches(lines.done), Latencies()):
             logits = logits.unflatten(0, (len(batch.images), -1)).mean(1)  # as the released code averages crops
             best = logits.topk(min(5, logits.shape[1])).indices.tolist()
             new = [(i, image) for i, image in enumerate(batch.images) if image not in lines.done]

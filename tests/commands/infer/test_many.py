@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -10,6 +11,9 @@ import signal
 import subprocess
 import sys
 import time
+from array import array
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -19,8 +23,9 @@ from rich.console import Console
 from conftest import ROOT, free_port, launch
 from parallel_parnet import Engine, ParNetError, Placement, fold, load_checkpoint
 from parallel_parnet.commands.decoding import AHEAD
+from parallel_parnet.commands.infer import many
 from parallel_parnet.commands.infer.lines import AnswerLines
-from parallel_parnet.commands.infer.many import Batch, Pictures, classify_into, spread
+from parallel_parnet.commands.infer.many import Batch, Latencies, Pictures, classify_into, spread
 from parallel_parnet.preprocess import Preprocess
 
 DEMO = ROOT / "launch" / "demo"
@@ -139,6 +144,52 @@ def test_pictures_are_decoded_a_bounded_number_ahead(tmp_path: Path) -> None:
 def test_percentiles() -> None:
     found = spread([i / 1000 for i in range(101)])
     assert found == pytest.approx({"median": 50, "p90": 90, "p95": 95, "p99": 99, "mean": 50, "n": 101})
+
+
+def test_latencies_are_all_kept_up_to_a_number_and_an_even_sample_beyond(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(many, "KEPT", 1000)
+    few, lots = Latencies(), Latencies()
+    assert few.spread() == {}
+    for i in range(1000):
+        few.add(i)
+    assert few.kept == array("d", range(1000)) and few.spread() == spread(range(1000))
+    for i in range(100_000):
+        lots.add(i / 1e8)
+    assert len(lots.kept) == 1000
+    sample = {"median": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "mean": 0.5, "n": 100_000}
+    assert lots.spread() == pytest.approx(sample, abs=0.05)
+
+
+class Quick:
+    """Stands for an engine, in no time."""
+
+    device = torch.device("cpu")
+
+    def map(self, pictures: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        return (x.flatten(1)[:, :10].clone() for x in pictures)
+
+
+def test_requests_leave_nothing_in_memory(tmp_path: Path) -> None:
+    """Of what Python allocates, counted once rich's bar has the 1,000 samples that it keeps; a planted leak shows."""
+    warm, step = 1100, 400
+    counts, planted = [], []
+
+    class Counting(AnswerLines):
+        def append(self, image: str, answer: dict) -> None:
+            super().append(image, answer)
+            number = int(Path(image).stem)
+            if number > warm + step:
+                planted.append(object())
+            if number in (warm, warm + step, warm + 2 * step):
+                gc.collect()
+                counts.append(sys.getallocatedblocks())
+
+    paths = sorted(folder_of(tmp_path / "in", warm + 2 * step + 1).iterdir())
+    pictures = Pictures(paths, 1, Preprocess(32, 1.0, (0.0,) * 3, (1.0,) * 3))
+    with Counting(tmp_path / "a.jsonl", "settings") as lines:
+        classify_into(lines, Quick(), pictures, [f"class {i}" for i in range(10)], Console(quiet=True))  # type: ignore[arg-type]
+    sound, leaking = ((after - before) / step for before, after in pairwise(counts))
+    assert sound < 0.5 < leaking, f"{sound:.2f} objects are kept of each request, {leaking:.2f} with the leak of one"
 
 
 def small_files() -> None:

@@ -17,6 +17,8 @@ from triton.backends.compiler import GPUTarget
 INSTRUCTIONS = ("HGMMA", "HMMA", "LDGSTS", "LDG", "LDL", "STL")
 SHARED_LIMIT = {(8, 0): 163 * 1024, (9, 0): 227 * 1024}  # bytes for one block, by compute capability
 REGISTERS = 65536  # of one multiprocessor, 32 bits each
+SPILLED = 96  # bytes of a thread's registers that may be in memory where no loop is: there they cost next to nothing
+INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)")
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ def stand_in(capability: tuple[int, int]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Resources:
-    """Of one compiled kernel. registers: of a thread. shared, stack, local, spilled: bytes. counts: by opcode."""
+    """Of one compiled kernel. registers: of a thread. shared, stack, local, spilled: bytes. in_loops: instructions that
+    reach spilled registers in loops that multiply. counts: by opcode."""
 
     registers: int
     threads: int
@@ -62,15 +65,16 @@ class Resources:
     stack: int
     local: int
     spilled: int
+    in_loops: int
     instructions: int
     counts: dict[str, int]
 
     def complaints(self, capability: tuple[int, int]) -> list[str]:
         """Why it would run badly, or not at all, on a GPU of this capability; nothing where all is well."""
         found = []
-        if self.spilled or self.counts["LDL"] or self.counts["STL"]:
-            found.append(f"spills {self.spilled} bytes, {self.counts['LDL']} LDL, {self.counts['STL']} STL")
-        if self.stack or self.local:
+        if self.in_loops or self.spilled > SPILLED:
+            found.append(f"spills {self.spilled} bytes, {self.in_loops} times in loops")
+        if max(self.stack, self.local) > SPILLED:
             found.append(f"keeps {self.stack} bytes of stack and {self.local} of local memory")
         if self.shared > SHARED_LIMIT[capability]:
             found.append(f"{self.shared} bytes of shared memory: {SHARED_LIMIT[capability]} are there")
@@ -99,7 +103,7 @@ def resources(compiled: Any) -> Resources:
         sass = _tool("nvdisasm", "-c", cubin)
         target = _find(r"\.target (\w+)", compiled.asm["ptx"])
         log = _tool("ptxas", "-v", f"--gpu-name={target}", ptx, "-o", Path(folder, "again.cubin"))
-    opcodes = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)", sass, re.MULTILINE)
+    opcodes = [found[1] for line in sass.splitlines() if (found := INSTRUCTION.match(line))]
     return Resources(
         registers=int(_find(r"REG:(\d+)", usage)),
         threads=compiled.metadata.num_warps * 32,
@@ -107,9 +111,27 @@ def resources(compiled: Any) -> Resources:
         stack=int(_find(r"STACK:(\d+)", usage)),
         local=int(_find(r"LOCAL:(\d+)", usage)),
         spilled=int(_find(r"(\d+) bytes spill stores", log)) + int(_find(r"(\d+) bytes spill loads", log)),
+        in_loops=spills_in_loops(sass),
         instructions=len(opcodes),
         counts={name: opcodes.count(name) for name in INSTRUCTIONS},
     )
+
+
+def spills_in_loops(sass: str) -> int:
+    """Instructions that reach spilled registers, in the loops of a disassembly that multiply: from a label to a branch
+    back to it."""
+    labels: dict[str, int] = {}
+    opcodes: list[str] = []
+    loops: set[int] = set()
+    for line in sass.splitlines():
+        if label := re.match(r"(\.L_\w+):", line):
+            labels[label[1]] = len(opcodes)
+        elif found := INSTRUCTION.match(line):
+            opcodes.append(found[1])
+            back = labels.get(target[1]) if (target := re.search(r"BRA.*`\((\.L_\w+)\)", line)) else None
+            if back is not None and {"HGMMA", "HMMA", "FFMA"}.intersection(opcodes[back:]):
+                loops.update(range(back, len(opcodes)))
+    return sum(opcodes[i] in ("LDL", "STL") for i in loops)
 
 
 def _tool(name: str, *arguments: str | Path) -> str:

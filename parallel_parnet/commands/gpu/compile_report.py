@@ -46,8 +46,8 @@ count each input and weight read once and each output written once, per operatio
 - *programs*: those that convolve, tiles times splits, for {processors} multiprocessors; *per mp.*: how many of them
   each holds at a time, by registers and shared memory.
 - *fill*: programs over the places for them; above 1 they come in several waves. Leaders, which are short, come first.
-- *spilled*: bytes of registers that went to memory, loads and stores. *HGMMA*: tensor-core instructions (wgmma);
-  *LDGSTS*: asynchronous copies to shared memory.
+- *spilled*: bytes of registers that went to memory, loads and stores, none of them in a loop. *HGMMA*: tensor-core
+  instructions (wgmma); *LDGSTS*: asynchronous copies to shared memory.
 """
 
 HEADER = (

@@ -18,7 +18,7 @@ from triton.errors import TritonError
 from parallel_parnet import Program
 from parallel_parnet.executors.triton_backend import geometry
 from parallel_parnet.kernels.gpu.candidates import candidates
-from parallel_parnet.kernels.gpu.compiled import resources
+from parallel_parnet.kernels.gpu.compiled import SPILLED, resources
 from parallel_parnet.kernels.gpu.config import LevelConfig, Table, key
 from parallel_parnet.kernels.gpu.convolution import Convolution
 from parallel_parnet.kernels.gpu.geometry import Geometry, Tile
@@ -39,7 +39,6 @@ LAUNCHES = 20  # in such a graph, of the one set that lies in the cache
 WORTH_TRYING = 2.0  # times the best prediction: what is predicted slower is not timed
 STEPS, STAGES = (32, 64, 128), (3, 4, 6)  # of the pipeline of a level's products
 TRIALS = 40  # candidates of a level at most; many of them run the same code
-SPILLED = 64  # bytes of a thread's registers in memory that may win: outside of the loop they cost nothing
 
 
 class RefusedError(RuntimeError):
@@ -157,10 +156,7 @@ def compile_config(wanted: Level, config: LevelConfig, capability: tuple[int, in
 
 def complaints(wanted: Level, config: LevelConfig, capability: tuple[int, int]) -> list[str]:
     """What is wrong with a configuration as compiled, as Triton's package's tools tell without a GPU."""
-    used = resources(compile_launch(_offline(wanted, config), capability, launchers=False))
-    if max(used.spilled, used.stack, used.local) <= SPILLED:
-        used = replace(used, spilled=0, stack=0, local=0, counts={**used.counts, "LDL": 0, "STL": 0})
-    return used.complaints(capability)
+    return resources(compile_launch(_offline(wanted, config), capability, launchers=False)).complaints(capability)
 
 
 def loaded(prepared: Launch) -> dict[str, int]:

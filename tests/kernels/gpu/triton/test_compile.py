@@ -32,7 +32,6 @@ SIZE = 224
 META = torch.device("meta")
 AMPERE, HOPPER = (8, 0), (9, 0)
 HALF = (torch.float16, torch.bfloat16)
-SPILLED = 32  # bytes, of loads and stores together, that many pictures may cost a program, once
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def launch(case: Case) -> Launch:
 
 @pytest.mark.parametrize("case", chosen_cases(), ids=str)
 def test_level(case: Case):
-    """Compiles; fits; on Hopper in half precision it multiplies with wgmma and, for one picture, spills nothing."""
+    """Compiles; fits; on Hopper in half precision it multiplies with wgmma and spills nothing in a loop."""
     prepared = launch(case)
     with stand_in(case.capability):
         compiled = prepared.compile()
@@ -108,8 +107,7 @@ def test_level(case: Case):
     assert used.threads == 32 * prepared.num_warps
     assert used.registers * used.threads <= 65536
     if case.capability == HOPPER and case.dtype in HALF:
-        assert used.spilled == 0 if case.batch == 1 else used.spilled <= SPILLED, used
-        assert used.spilled or not used.complaints(case.capability), used
+        assert not used.complaints(case.capability), used
         assert prepared.kernel is classifier_kernel or used.counts["HGMMA"] > 0, used
     elif case.dtype in HALF:
         assert prepared.kernel is classifier_kernel or used.counts["HMMA"] > 0, used
@@ -177,7 +175,7 @@ def test_a_spill_is_noticed():
     prepared = level([offline("identity", 28, 256, Tile(128, 256, 64), torch.float16)], num_warps=4)
     with stand_in(HOPPER):
         used = resources(prepared.compile())
-    assert used.spilled > 0 and any("spills" in complaint for complaint in used.complaints(HOPPER)), used
+    assert used.in_loops > 0 and any("spills" in complaint for complaint in used.complaints(HOPPER)), used
 
 
 def offline(kind: str, side: int, channels: int, tile: Tile, dtype: torch.dtype) -> Convolution:

@@ -244,15 +244,16 @@ static inline __attribute__((always_inline)) void winograd(
     for (int i = 0; i < tiles; i++) {
         int at_row = (t->start + i) / columns * outs, at_column = (t->start + i) % columns * outs;
         int rows = least(outs, h - at_row), width = least(outs, w - at_column);
+        Pixel pixel[16];
+        for (int q = 0; q < rows * width; q++)
+            pixel[q] = pixel_of(o, t->n, h, w, at_row + q / width, at_column + q % width);
         for (int j = t->panel_start; j < t->panel_stop; j++)
             for (int c = 0; c < o->panels[j].count; c += VL) {
                 vf y[16];
                 transform_output(how, m + i * m_row + (j - t->panel_start) * NR + c, m_plane, y);
-                for (int q = 0; q < rows * width; q++) {
-                    int r = q / width, s = q % width;
-                    finish(o, type, t->n, pixel_of(o, t->n, h, w, at_row + r, at_column + s), sums,
-                           o->panels[j].first + c, o->panels[j].count - c, y[r * outs + s]);
-                }
+                for (int q = 0; q < rows * width; q++)
+                    finish(o, type, t->n, pixel[q], sums, o->panels[j].first + c, o->panels[j].count - c,
+                           y[q / width * outs + q % width]);
             }
     }
 }

@@ -1,4 +1,4 @@
-/* Gated 3x3 convolutions, direct or by Winograd's algorithms, for each type of values. */
+/* Convolutions, direct or, where they are 3x3, by Winograd's algorithms, for each type of values. */
 
 enum { MAX_RUNS = 18, MAX_PIXELS = 256 /* of a task */ };
 
@@ -41,7 +41,8 @@ static inline __attribute__((always_inline)) void multiply_tile(
         multiply_rows(2, type, b, base, pixel, runs, words, to, step);
 }
 
-/* Stores v, whose values stand from y + at on and `count` of which are left, and adds what was stored to its sums. */
+/* Stores v, whose values stand from y + at on and `count` of which are left, and adds what was stored to its sums,
+ * where somebody reads them. */
 static inline void keep(const Op *o, int64_t at, float *sums, int count, vf v) {
     if (o->y_type == U8) {
         v = nearest(clamp(v * o->per_step, -o->zero, 255.0f - o->zero)) + o->zero;
@@ -53,42 +54,69 @@ static inline void keep(const Op *o, int64_t at, float *sums, int count, vf v) {
         if (o->copy) store(o->copy + at, v, count);
     } else
         store((float *)o->y + at, v, count);
-    store(sums, load(sums) + v, count);
+    if (sums) store(sums, load(sums) + v, count);
 }
 
-/* Where a pixel of the output stands, in values, and which taps it lacks. */
+/* A task's row of the sums; nothing where nobody reads them. */
+static inline float *sums_of(const Op *o, const Task *t) {
+    return o->sums ? o->sums + ((int64_t)t->n * o->chunks + t->chunk) * o->cout : NULL;
+}
+
+static inline float *from(float *sums, int c) { return sums ? sums + c : NULL; }
+
+static inline void clear(float *sums, Panel panel) {
+    if (sums) memset(sums + panel.first, 0, panel.count * sizeof *sums);
+}
+
+/* Where a pixel of the output stands, in values; where the same one of x stands with stride 1; which taps it lacks. */
 typedef struct {
-    int64_t at;
+    int64_t at, of_x;
     int lacks;
 } Pixel;
 
-static inline Pixel pixel_of(const Op *o, int n, int h, int w, int row, int column) {
-    int lacks = (row == 0) + 2 * (o->stride == 1 && row == h - 1);
-    lacks = 4 * lacks + (column == 0) + 2 * (o->stride == 1 && column == w - 1);
-    return (Pixel){((int64_t)n * (h + 2) + row + 1) * (w + 2) + column + 1, o->border ? lacks : 0};
+/* Taps that are missing along one side, of `size` pixels of x: the first ones, and the last ones. */
+static inline int lacking(const Op *o, int at, int size) {
+    int reach = o->kernel / 2, first = reach - at * o->stride, last = at * o->stride + reach - (size - 1);
+    return (first > 0 ? first : 0) + (reach + 1) * (last > 0 ? last : 0);
 }
 
-/* Gate, bias, identity and activation of the vector of channels from c on, `count` of which are left to store. */
+static inline int64_t place(int n, int h, int w, int edge, int row, int column) {
+    return ((int64_t)n * (h + 2 * edge) + row + edge) * (w + 2 * edge) + column + edge;
+}
+
+static inline Pixel pixel_of(const Op *o, int n, int h, int w, int row, int column) {
+    int ways = (o->kernel / 2 + 1) * (o->kernel / 2 + 1);
+    int lacks = o->border ? ways * lacking(o, row, o->h) + lacking(o, column, o->w) : 0;
+    int64_t at = place(n, h, w, 1, row, column);
+    return (Pixel){at, o->edge == 1 ? at : place(n, h, w, o->edge, row, column), lacks};
+}
+
+/* Gate, bias, identity, residual and activation of the vector of channels from c on, `count` of which are left to
+ * store. */
 static inline __attribute__((always_inline)) void finish(
     const Op *o, int type, int n, Pixel p, float *sums, int c, int count, vf v) {
-    const float *multiply = o->multiply + (int64_t)n * o->cout;
     if (type == U8)
         v = __builtin_convertvector((vi)v - *(const vi *)(o->weight_zero + c), vf) * load(o->weight_step + c);
     v += load(o->bias + p.lacks * o->cout + c);
     if (o->scale)
-        v += widen(type, o->x[0] + (p.at * o->c + c) * size_of(type)) * load(multiply + c) +
+        v += widen(type, o->x[0] + (p.of_x * o->c + c) * size_of(type)) * load(o->multiply + (int64_t)n * o->cout + c) +
              load(o->add + (int64_t)n * o->cout + c);
-    else
-        v *= load(multiply + c);
-    v = o->silu ? v * sigmoid(v) : blend(v < 0.0f, (vf){0}, v);
-    keep(o, p.at * o->cout + c, sums + c, count, v);
+    else if (o->multiply)
+        v *= load(o->multiply + (int64_t)n * o->cout + c);
+    if (o->residual) v += widen(type, o->residual + (p.at * o->cout + c) * size_of(type));
+    if (o->activation == SILU)
+        v *= sigmoid(v);
+    else if (o->activation == RELU)
+        v = blend(v < 0.0f, (vf){0}, v);
+    keep(o, p.at * o->cout + c, from(sums, c), count, v);
 }
 
 static inline __attribute__((always_inline)) void direct(const Op *o, int type, const Task *t, Count *gate) {
     int h = o->h / o->stride, w = o->w / o->stride, part = o->c / o->groups, size = size_of(type);
-    int merged = o->inputs == 1 && o->groups == 1; /* three neighbouring pixels are one run */
-    int runs = merged ? 3 : 9 * o->inputs, words = ((merged ? 3 * o->c : part) * size + 3) / 4;
-    int64_t column = (int64_t)o->c * size, row = (o->w + 2) * column, offset[MAX_PIXELS + MR];
+    int k = o->kernel, merged = o->inputs == 1 && o->groups == 1; /* neighbouring pixels are one run */
+    int runs = merged ? k : k * k * o->inputs, words = ((merged ? k * o->c : part) * size + 3) / 4;
+    int64_t column = (int64_t)o->c * size, row = (o->w + 2 * o->edge) * column, offset[MAX_PIXELS + MR];
+    int64_t first = t->n * (o->h + 2 * o->edge) * row + (o->edge - k / 2) * (row + column); /* tap of a picture */
     Pixel pixel[MAX_PIXELS];
     int count = t->stop - t->start;
     for (int i = 0; i < count; i++) {
@@ -97,19 +125,19 @@ static inline __attribute__((always_inline)) void direct(const Op *o, int type, 
         offset[i] = at_row * o->stride * row + at_column * o->stride * column;
     }
     for (int i = 0; i < MR; i++) offset[count + i] = offset[count - 1];
-    float *sums = o->sums + ((int64_t)t->n * o->chunks + t->chunk) * o->cout;
+    float *sums = sums_of(o, t);
     for (int j = t->panel_start; j < t->panel_stop; j++) {
         Panel panel = o->panels[j];
         const char *base[MAX_RUNS], *b = o->weight + (int64_t)j * runs * words * 4 * NR;
         for (int r = 0; r < runs; r++) {
-            const char *x = o->x[merged ? 0 : r / 9] + (int64_t)t->n * (o->h + 2) * row + panel.group * part * size;
-            base[r] = merged ? x + r * row : x + r % 9 / 3 * row + r % 3 * column;
+            const char *x = o->x[merged ? 0 : r / (k * k)] + first + panel.group * part * size;
+            base[r] = merged ? x + r * row : x + r % (k * k) / k * row + r % k * column;
         }
-        memset(sums + panel.first, 0, panel.count * sizeof *sums);
+        clear(sums, panel);
         for (int i = 0; i < count; i += MR) {
             vf acc[MR][NV];
             multiply_tile(count - i, type, b, base, offset + i, runs, words, (float *)acc, NR);
-            wait_for(gate, 1);
+            if (o->multiply) wait_for(gate, 1);
             for (int m = 0; m < least(MR, count - i); m++)
                 for (int v = 0; v * VL < panel.count; v++)
                     finish(o, type, t->n, pixel[i + m], sums, panel.first + v * VL, panel.count - v * VL, acc[m][v]);
@@ -210,22 +238,22 @@ static inline __attribute__((always_inline)) void winograd(
             for (int i = 0; i < tiles; i += MR)
                 multiply_tile(tiles - i, type, b, &base, offset + i, 1, words, to + i * m_row, m_row);
         }
-    float *sums = o->sums + ((int64_t)t->n * o->chunks + t->chunk) * o->cout;
-    for (int j = t->panel_start; j < t->panel_stop; j++)
-        memset(sums + o->panels[j].first, 0, o->panels[j].count * sizeof *sums);
-    wait_for(gate, 1);
+    float *sums = sums_of(o, t);
+    for (int j = t->panel_start; j < t->panel_stop; j++) clear(sums, o->panels[j]);
+    if (o->multiply) wait_for(gate, 1);
     for (int i = 0; i < tiles; i++) {
         int at_row = (t->start + i) / columns * outs, at_column = (t->start + i) % columns * outs;
         int rows = least(outs, h - at_row), width = least(outs, w - at_column);
+        Pixel pixel[16];
+        for (int q = 0; q < rows * width; q++)
+            pixel[q] = pixel_of(o, t->n, h, w, at_row + q / width, at_column + q % width);
         for (int j = t->panel_start; j < t->panel_stop; j++)
             for (int c = 0; c < o->panels[j].count; c += VL) {
                 vf y[16];
                 transform_output(how, m + i * m_row + (j - t->panel_start) * NR + c, m_plane, y);
-                for (int q = 0; q < rows * width; q++) {
-                    int r = q / width, s = q % width;
-                    finish(o, type, t->n, pixel_of(o, t->n, h, w, at_row + r, at_column + s), sums,
-                           o->panels[j].first + c, o->panels[j].count - c, y[r * outs + s]);
-                }
+                for (int q = 0; q < rows * width; q++)
+                    finish(o, type, t->n, pixel[q], sums, o->panels[j].first + c, o->panels[j].count - c,
+                           y[q / width * outs + q % width]);
             }
     }
 }

@@ -1,9 +1,12 @@
-/* The kernels for CPUs: gated 3x3 convolutions, run level by level.
+/* The kernels for CPUs: convolutions, gated or not, run level by level.
  *
- * Features are [N][H + 2][W + 2][C], of fp32, bf16 or 8-bit integers, with a border of zeros, so that no tap needs a
- * bounds check. All threads work on one level together, taking tasks from a counter, and go on once its last task has
- * ended: a pass waits `depth` times, whatever the number of streams. Sums of channels are kept per chunk and added in
- * a fixed order, so that the number of threads changes no bit. */
+ * Features are [N][H + 2][W + 2][C], of fp32, bf16 or 8-bit integers, with a border of zeros, which is wider around a
+ * picture whose reader reaches further, so that no tap needs a bounds check. All threads work on one level together,
+ * taking tasks from a counter, and go on once its last task has ended: a pass waits `depth` times, whatever the number
+ * of streams. Sums of channels are kept per chunk and added in a fixed order, so that the number of threads changes no
+ * bit. */
+
+#include <math.h>
 
 #include "vector.h"
 
@@ -32,22 +35,44 @@ static float spread(const float *x, int64_t step, int w, float *y, int cout) {
 
 /* Rows of a feature as torch has it, in fp32, to where the border is; and their sums. */
 static void import(const Op *o, const Task *t) {
-    float *sums = o->sums + ((int64_t)t->n * o->chunks + t->chunk) * o->cout;
-    memset(sums, 0, o->cout * sizeof *sums);
+    float *sums = sums_of(o, t);
+    if (sums) memset(sums, 0, o->cout * sizeof *sums);
     for (int i = t->start; i < t->stop; i++) {
         const float *x = (const float *)o->x[0] + t->n * o->strides[0] + i * o->strides[2];
-        int64_t y = (((int64_t)t->n * (o->h + 2) + i + 1) * (o->w + 2) + 1) * o->cout;
+        int64_t y = place(t->n, o->h, o->w, o->edge, i, 0) * o->cout;
         if (o->y_type == F32 && o->cout < VL) /* a picture has less channels than a vector */
-            for (int c = 0; c < o->cout; c++)
-                sums[c] += spread(x + c * o->strides[1], o->strides[3], o->w, (float *)o->y + y + c, o->cout);
+            for (int c = 0; c < o->cout; c++) {
+                float sum = spread(x + c * o->strides[1], o->strides[3], o->w, (float *)o->y + y + c, o->cout);
+                if (sums) sums[c] += sum;
+            }
         else
             for (int j = 0; j < o->w; j++, y += o->cout)
                 for (int c = 0; c < o->cout; c += VL) {
                     int count = least(VL, o->cout - c);
                     vf v = {0};
                     for (int k = 0; k < count; k++) v[k] = x[j * o->strides[3] + (c + k) * o->strides[1]];
-                    keep(o, y + c, sums + c, count, v);
+                    keep(o, y + c, from(sums, c), count, v);
                 }
+    }
+}
+
+/* The largest of 3 x 3 values, of those inside; NaN where one is. */
+static void pool(const Op *o, const Task *t) {
+    int h = o->h / o->stride, w = o->w / o->stride, size = size_of(o->x_type);
+    float *sums = sums_of(o, t);
+    if (sums) memset(sums, 0, o->cout * sizeof *sums);
+    for (int i = t->start; i < t->stop; i++) {
+        int row = i / w * o->stride, column = i % w * o->stride;
+        int bottom = least(row + 1, o->h - 1), right = least(column + 1, o->w - 1);
+        for (int c = 0; c < o->cout; c += VL) {
+            vf most = (vf){0} - INFINITY;
+            for (int r = row ? row - 1 : 0; r <= bottom; r++)
+                for (int s = column ? column - 1 : 0; s <= right; s++) {
+                    vf v = widen(o->x_type, o->x[0] + (place(t->n, o->h, o->w, 1, r, s) * o->c + c) * size);
+                    most = blend((v > most) | (v != v), v, most);
+                }
+            keep(o, place(t->n, h, w, 1, i / w, i % w) * o->cout + c, from(sums, c), o->cout - c, most);
+        }
     }
 }
 
@@ -149,6 +174,7 @@ void run(const Op *ops, const Task *tasks, const int32_t *ends, int32_t levels, 
                 case IMPORT: import(o, t); break;
                 case GATE: gate(o, t, (float *)own), count_up(ready, 1); break;
                 case CLASSIFIER: classify(o, t, (float *)own); break;
+                case POOL: pool(o, t); break;
                 default: convolve(o, t, ready, own);
                 }
                 count_up(&states[l].done, count);

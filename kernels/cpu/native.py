@@ -13,7 +13,8 @@ from torch import Tensor
 
 from . import objects
 
-IMPORT, GATE, CLASSIFIER, DIRECT, F2, F4, S2 = range(7)
+IMPORT, GATE, CLASSIFIER, POOL, DIRECT, F2, F4, S2 = range(8)
+ACTIVATIONS = "none", "relu", "silu"
 F32, BF16, U8 = range(3)
 TYPES = torch.float32, torch.bfloat16, torch.uint8  # of features; weights of U8 are signed
 SLACK = 64  # values behind what vectors read: the last one reaches over the end
@@ -63,12 +64,13 @@ class Op(ctypes.Structure):
     _fields_ = [
         ("x", ctypes.POINTER(POINTER)), ("x_sums", ctypes.POINTER(POINTER)), ("x_chunks", ctypes.POINTER(INT)),
         ("x_step", ctypes.POINTER(FLOAT)), ("x_zero", ctypes.POINTER(FLOAT)),
-        ("y", POINTER), ("copy", POINTER), ("sums", POINTER), ("weight", POINTER), ("bias", POINTER),
-        ("scale", POINTER), ("shift", POINTER), ("gate_weight", POINTER), ("gate_bias", POINTER),
+        ("y", POINTER), ("copy", POINTER), ("sums", POINTER), ("residual", POINTER), ("weight", POINTER),
+        ("bias", POINTER), ("scale", POINTER), ("shift", POINTER), ("gate_weight", POINTER), ("gate_bias", POINTER),
         ("weight_step", POINTER), ("weight_zero", POINTER), ("multiply", POINTER), ("add", POINTER),
         ("panels", POINTER), ("strides", ctypes.c_int64 * 4), ("step", FLOAT), ("zero", FLOAT), ("per_step", FLOAT),
         ("x_type", INT), ("y_type", INT), ("h", INT), ("w", INT), ("c", INT), ("inputs", INT), ("cout", INT),
-        ("groups", INT), ("stride", INT), ("panel_count", INT), ("chunks", INT), ("silu", INT), ("border", INT),
+        ("groups", INT), ("stride", INT), ("panel_count", INT), ("chunks", INT), ("kernel", INT), ("activation", INT),
+        ("edge", INT), ("border", INT),
     ]  # fmt: skip
 
 
@@ -110,11 +112,12 @@ def stored(rows: Tensor, groups: int, shuffle: int) -> Tensor:
 
 
 def pack_direct(weight: Tensor, inputs: int, which: Panels) -> Tensor:
-    """[cout, cin / groups, 3, 3], channels as stored, to [panels, K, panel width, values of a word]: K in words, by
+    """[cout, cin / groups, k, k], channels as stored, to [panels, K, panel width, values of a word]: K in words, by
     runs of what lies side by side in the inputs: a row of taps where there is one input in one group, else a tap."""
     rows = weight.unflatten(1, (inputs, -1)).permute(0, 1, 3, 4, 2)
     merged = inputs == 1 and all(group == 0 for group, _, _ in which)
-    return _pack(rows.reshape(len(rows), 3 if merged else 9 * inputs, -1), which)
+    k = weight.shape[-1]
+    return _pack(rows.reshape(len(rows), k if merged else k * k * inputs, -1), which)
 
 
 def pack_winograd(weight: Tensor, how: int, dtype: torch.dtype, which: Panels) -> Tensor:
@@ -138,13 +141,14 @@ def _pack(rows: Tensor, which: Panels) -> Tensor:
 
 
 def bias_by_edge(bias: Tensor, border: Tensor) -> Tensor:
-    """[cout] and [cout, 3, 3] to [16, cout]: the border's taps inside the picture added, by which of them lack.
+    """[cout] and [cout, k, k] to [ways * ways, cout]: the border's taps inside the picture added, by which ones lack.
 
-    Rows by 4 vertical + horizontal, each 1 where the first taps lack, 2 where the last do, 3 where both.
+    Rows by ways * vertical + horizontal: each of the first taps that lack, 0 to k // 2, plus k // 2 + 1 times the last
+    ones that do; so a side has (k // 2 + 1) ** 2 ways.
     """
-    kept = _matrix([1, 1, 1], [0, 1, 1], [1, 1, 0], [0, 1, 0])
+    k = border.shape[-1]
+    lacking = [(first, last) for last in range(k // 2 + 1) for first in range(k // 2 + 1)]
+    kept = torch.zeros(len(lacking), k, dtype=torch.float32, device="cpu")
+    for row, (first, last) in zip(kept, lacking, strict=True):
+        row[first : k - last] = 1
     return bias + torch.einsum("va,hb,oab->vho", kept, kept, border).flatten(0, 1)
-
-
-def _matrix(*rows: list[float]) -> Tensor:
-    return torch.tensor(rows, dtype=torch.float32, device="cpu")

@@ -13,7 +13,8 @@
 
 enum { SPINS = 30000 }; /* looks of a waiting thread before it sleeps, some ten microseconds */
 
-enum { IMPORT, GATE, CLASSIFIER, DIRECT, F2, F4, S2 }; /* the last three by Winograd */
+enum { IMPORT, GATE, CLASSIFIER, POOL, DIRECT, F2, F4, S2 }; /* the last three by Winograd */
+enum { NONE, RELU, SILU };
 
 typedef struct {
     int32_t group, first, count; /* computes stored channels first .. first + count, from the inputs' parts of a group */
@@ -26,19 +27,22 @@ typedef struct {
     const int32_t *x_chunks;
     const float *x_step, *x_zero;      /* of each input */
     char *y;                           /* of y_type; not there for a feature of which only sums are read */
-    float *copy, *sums;                /* copy: y in fp32, for who reads that; sums: [N][chunks][cout], of y's channels */
+    float *copy, *sums;                /* for who reads them: y in fp32, and [N][chunks][cout] of its channels */
+    const char *residual;              /* of x_type, and y's shape */
     const char *weight;                /* of x_type, but for the classifier */
     const float *bias, *scale, *shift, *gate_weight, *gate_bias;
     const float *weight_step;          /* of U8: what a product counts, by channel; */
     const int32_t *weight_zero;        /* and what the inputs' zeros add to their sum */
-    float *multiply, *add;             /* what GATE makes of the gate: [N][cout] each */
+    float *multiply, *add;             /* what GATE makes of the gate: [N][cout] each; not there without a gate */
     const Panel *panels;
     int64_t strides[4]; /* of IMPORT's input: N, C, H, W */
     float step, zero, per_step; /* of y; 1 over step */
     int32_t x_type, y_type;
     int32_t h, w, c;    /* of each input */
     int32_t inputs, cout, groups, stride, panel_count, chunks;
-    int32_t silu, border; /* border: bias has a row for each way in which a pixel lacks taps */
+    int32_t kernel, activation;
+    int32_t edge;   /* zeros around x, or of IMPORT around y: as many as the largest kernel reaches over; of others 1 */
+    int32_t border; /* bias has a row for each way in which a pixel lacks taps */
 } Op;
 
 typedef struct {

@@ -26,14 +26,16 @@ LARGEST = 1e30  # of weights for Winograd: sums of larger ones may leave fp32's 
 
 @dataclass(frozen=True)
 class Feature:
-    """A feature map with a border of zeros, [N, H + 2, W + 2, C], and its channels' sums [N, chunks, C].
+    """A feature map with a border of `edge` zeros, [N, H + 2 edge, W + 2 edge, C], and its channels' sums, where a gate
+    or a classifier reads them, [N, chunks, C].
 
     padded: of one of `native.TYPES`. Its values, and what the sums are of, are step * (padded - zero).
     copy: the same in fp32, where somebody reads that.
     """
 
     padded: Tensor
-    sums: Tensor
+    sums: Tensor | None
+    edge: int = 1
     step: float = 1.0
     zero: int = 0
     copy: Tensor | None = None
@@ -45,18 +47,18 @@ class Feature:
 
     @property
     def fp32(self) -> Tensor:
-        """[N, H + 2, W + 2, C]."""
+        """[N, H + 2 edge, W + 2 edge, C]."""
         return self.padded if self.copy is None else self.copy
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width."""
-        return self.padded.shape[1] - 2, self.padded.shape[2] - 2
+        return self.padded.shape[1] - 2 * self.edge, self.padded.shape[2] - 2 * self.edge
 
     @property
     def nchw(self) -> Tensor:
         """[N, C, H, W] in fp32, where it lies."""
-        return self.fp32[:, 1:-1, 1:-1].permute(0, 3, 1, 2)
+        return self.fp32[:, self.edge : -self.edge, self.edge : -self.edge].permute(0, 3, 1, 2)
 
 
 class NativePlan:
@@ -88,6 +90,10 @@ class NativePlan:
             for name in op.inputs
             if op.kind == "conv" and name in module.steps and self._kind(op, w) != native.U8
         }
+        # of the others nobody reads the sums
+        self._summed = {
+            name for op, _ in module.operations for name in op.inputs if op.kind == "classifier" or op.gate != "none"
+        }
         tasks = [
             task for name, shape in zip(module.segment.reads, shapes, strict=True) for task in self._read(name, shape)
         ]
@@ -114,9 +120,10 @@ class NativePlan:
     def _read(self, name: str, shape: Sequence[int]) -> list[Task]:
         n, c, h, w = shape
         chunks = -(-h // ROWS)
-        x = self._feature(name, n, h, w, c, chunks)
+        kernels = [op.kernel for op, _ in self.module.operations if name == INPUT and name in op.inputs]
+        x = self._feature(name, n, h, w, c, chunks, edge=max([3, *kernels]) // 2)
         picture = self._array(native.POINTER, [0])  # which each call fills in
-        index = self._add(Op(x=picture, **_output(x), h=h, w=w, cout=c, chunks=chunks))
+        index = self._add(Op(x=picture, **_output(x), h=h, w=w, cout=c, chunks=chunks, edge=x.edge))
         return [Task(index, native.IMPORT, *part) for part in _parts(n, h, ROWS)]
 
     def _level(self, operations: list[tuple[Operation, dict[str, Tensor]]]) -> list[Task]:
@@ -127,14 +134,18 @@ class NativePlan:
             inputs = [self._features[name] for name in op.inputs]
             if op.kind == "classifier":
                 others += [(0, task) for task in self._classifier(op, w, inputs)]
+            elif op.kind == "maxpool":
+                others += [(0, task) for task in self._pool(op, w, *inputs)]
             else:
                 tasks = self._convolution(op, w, inputs, len(operations))
-                gates += [Task(tasks[0].op, native.GATE, n) for n in range(self.n)]
+                gates += [Task(tasks[0].op, native.GATE, n) for n in range(self.n) if op.gate != "none"]
                 others += [(_work(op, task), task) for task in tasks]
         return gates + [task for _, task in sorted(others, key=lambda pair: -pair[0])]
 
     def _convolution(self, op: Operation, w: dict[str, Tensor], inputs: list[Feature], beside: int) -> list[Task]:
         """beside: operations on this level."""
+        residual = inputs[-1] if op.residual else None
+        inputs = inputs[: len(op.convolved)]
         h, width = inputs[0].size
         kind = self._kind(op, w)
         dtype = native.TYPES[kind]
@@ -149,14 +160,16 @@ class NativePlan:
         y = self._feature(op.name, self.n, out_h, out_w, op.cout, chunks)
         weights = self.module.packed((op.name, how), lambda: _pack(op, w, inputs, which, dtype, how))
         table = self._array(Panel, [Panel(*panel) for panel in which])
-        gates = [native.zeros(self.n, op.cout) for _ in range(2)]
+        gates = [native.zeros(self.n, op.cout) for _ in range(2 if op.gate != "none" else 0)]
         self._kept += gates
         index = self._add(
             Op(
                 **self._inputs(inputs, kind), **_output(y), **{name: _at(tensor) for name, tensor in weights.items()},
-                multiply=_at(gates[0]), add=_at(gates[1]), panels=ctypes.addressof(table), cout=op.cout,
-                groups=op.groups, stride=op.stride, panel_count=len(which), chunks=chunks,
-                silu=op.activation == "silu", border="border" in w,
+                **dict(zip(("multiply", "add"), map(_at, gates), strict=False)),
+                residual=None if residual is None else _at(_read_as(residual, kind)),
+                panels=ctypes.addressof(table), cout=op.cout, groups=op.groups, stride=op.stride,
+                panel_count=len(which), chunks=chunks, kernel=op.kernel,
+                activation=native.ACTIVATIONS.index(op.activation), border="border" in w,
             )
         )  # fmt: skip
         split = -(-TASKS_PER_THREAD * self.threads // (len(parts) * beside))
@@ -167,6 +180,15 @@ class NativePlan:
             self._need(native.ALGORITHMS[how].products * (each + TILE_ROWS) * row)
         panels = [(j, min(j + step, len(which))) for j in range(0, len(which), step)]
         return [Task(index, how, *part, *some) for part in parts for some in panels]
+
+    def _pool(self, op: Operation, w: dict[str, Tensor], x: Feature) -> list[Task]:
+        h, width = (side // op.stride for side in x.size)
+        parts = _parts(self.n, h * width, PIXELS)
+        chunks = len(parts) // self.n
+        y = self._feature(op.name, self.n, h, width, op.cout, chunks)
+        inputs = self._inputs([x], self._kind(op, w))
+        index = self._add(Op(**inputs, **_output(y), cout=op.cout, stride=op.stride, chunks=chunks))
+        return [Task(index, native.POOL, *part) for part in parts]
 
     def _kind(self, op: Operation, w: dict[str, Tensor]) -> int:
         """The type of an operation's products, in the kernels' numbers."""
@@ -193,12 +215,12 @@ class NativePlan:
         """kind: the type in which an operation reads them."""
         x, (h, w) = inputs[0], inputs[0].size
         return {
-            "x": self._array(native.POINTER, [_at(i.padded if i.kind == kind else i.fp32) for i in inputs]),
+            "x": self._array(native.POINTER, [_at(_read_as(i, kind)) for i in inputs]),
             "x_sums": self._array(native.POINTER, [_at(i.sums) for i in inputs]),
-            "x_chunks": self._array(native.INT, [i.sums.shape[1] for i in inputs]),
+            "x_chunks": self._array(native.INT, [0 if i.sums is None else i.sums.shape[1] for i in inputs]),
             "x_step": self._array(native.FLOAT, [i.step for i in inputs]),
             "x_zero": self._array(native.FLOAT, [i.zero for i in inputs]),
-            "x_type": kind, "h": h, "w": w, "c": x.padded.shape[3], "inputs": len(inputs),
+            "x_type": kind, "h": h, "w": w, "c": x.padded.shape[3], "inputs": len(inputs), "edge": x.edge,
         }  # fmt: skip
 
     def _array(self, kind: Any, values: Sequence[object]) -> ctypes.Array:
@@ -214,15 +236,16 @@ class NativePlan:
         """Scratch memory of each thread."""
         self._scratch = max(self._scratch, floats + native.SLACK)
 
-    def _feature(self, name: str, n: int, h: int, w: int, c: int, chunks: int) -> Feature:
+    def _feature(self, name: str, n: int, h: int, w: int, c: int, chunks: int, edge: int = 1) -> Feature:
         """Its border is zeros also where another feature of this shape stood before."""
         step, zero = self.module.steps.get(name, (1.0, 0))
         quantised = name in self.module.steps
         dtype = torch.uint8 if quantised else torch.float32 if name == INPUT else self.dtype
-        shape = n, h + 2, w + 2, c
+        shape = n, h + 2 * edge, w + 2 * edge, c
         padded = self._buffer(shape, dtype, zero)
         copy = self._buffer(shape, torch.float32, 0) if dtype != torch.float32 and name in self._in_fp32 else None
-        feature = self._features[name] = Feature(padded, native.zeros(n, chunks, c), step, zero, copy)
+        sums = native.zeros(n, chunks, c) if name in self._summed else None
+        feature = self._features[name] = Feature(padded, sums, edge, step, zero, copy)
         self._kept.append(feature)
         return feature
 
@@ -254,9 +277,14 @@ class NativePlan:
         )  # fmt: skip
 
 
+def _read_as(x: Feature, kind: int) -> Tensor:
+    """Where an operation reads a feature in this type."""
+    return x.padded if x.kind == kind else x.fp32
+
+
 def _output(y: Feature) -> dict:
     return {
-        "y": _at(y.padded), "copy": None if y.copy is None else _at(y.copy), "sums": _at(y.sums),
+        "y": _at(y.padded), "copy": _at(y.copy), "sums": _at(y.sums),
         "y_type": y.kind, "step": y.step, "zero": y.zero, "per_step": 1 / y.step,
     }  # fmt: skip
 
@@ -294,7 +322,7 @@ def _algorithm(op: Operation, w: dict[str, Tensor], kind: int, h: int, width: in
     """
     values_of_word = WORD // native.TYPES[kind].itemsize
     fits = op.cin // op.groups % values_of_word == 0 and float(w["weight"].abs().max()) < LARGEST
-    if kind == native.U8 or INPUT in op.inputs or not fits:
+    if kind == native.U8 or INPUT in op.inputs or op.kernel != 3 or not fits:
         return native.DIRECT
     if op.stride == 2:
         worth = kind == native.F32 and products(native.S2, h, width) < WORTH * products(native.DIRECT, h, width)
@@ -316,7 +344,8 @@ def products(how: int, h: int, width: int) -> int:
 
 def _work(op: Operation, task: Task) -> float:
     """Multiplications of a task, for comparison."""
-    places = (task.stop - task.start) * native.ALGORITHMS[task.kind].products
+    taps = op.kernel**2 if task.kind == native.DIRECT else native.ALGORITHMS[task.kind].products
+    places = (task.stop - task.start) * taps
     return places * (task.panel_stop - task.panel_start) * op.cin / op.groups
 
 
@@ -325,5 +354,5 @@ def _parts(n: int, count: int, each: int) -> list[tuple[int, int, int, int]]:
     return [(i, start // each, start, min(start + each, count)) for i in range(n) for start in range(0, count, each)]
 
 
-def _at(tensor: Tensor) -> int:
-    return tensor.data_ptr()
+def _at(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import openvino
 import torch
-from openvino import Model, Node
+from openvino import Model, Node, opset1
 from openvino import opset13 as ov
 
 from ..program.program import Operation
@@ -48,31 +48,41 @@ def model_of(module: SegmentModule, shapes: Sequence[Sequence[int]]) -> Model:
     inputs = [ov.parameter(list(shape), np.float32) for shape in shapes]
     features: dict[str, Node] = dict(zip(module.segment.reads, inputs, strict=True))
     for op, weights in module.operations:
-        make = _classifier if op.kind == "classifier" else _convolution
+        make = {"conv": _convolution, "maxpool": _maximum, "classifier": _classifier}[op.kind]
         constants = {name: _constant(tensor.float().numpy()) for name, tensor in weights.items()}
         features[op.name] = make(op, constants, [features[name] for name in op.inputs])
     return Model([features[name] for name in module.segment.writes], inputs)
 
 
 def _convolution(op: Operation, w: dict[str, Node], inputs: list[Node]) -> Node:
-    x = inputs[0] if len(inputs) == 1 else _pair(inputs, op.groups)
-    y = ov.add(_conv(x, w["weight"], op.groups, op.stride, 1), _per_channel(w["bias"]))
+    read, padding = inputs[: len(op.convolved)], op.kernel // 2
+    x = read[0] if len(read) == 1 else _pair(read, op.groups)
+    y = ov.add(_conv(x, w["weight"], op.groups, op.stride, padding), _per_channel(w["bias"]))
     if "border" in w:
         inside = _constant(np.ones((1, 1, *_shape(x)[2:])))  # constant, so OpenVINO works the border out beforehand
-        y = ov.add(y, _conv(inside, w["border"], 1, op.stride, 1))
-    average = ov.reduce_mean(x, [2, 3], keep_dims=True)
-    gate = ov.sigmoid(ov.add(_conv(average, w["gate_weight"], op.groups, 1, 0), _per_channel(w["gate_bias"])))
-    # the gate comes last, since in bf16 a product of two vectors would be rounded on its own
-    if op.gate == "identity":
-        y = ov.add(y, ov.multiply(ov.add(ov.multiply(x, w["scale"]), w["shift"]), gate))
-    else:
-        y = ov.multiply(ov.multiply(y, _constant(2.0)), gate)
-    y = ov.swish(y) if op.activation == "silu" else ov.relu(y)
+        y = ov.add(y, _conv(inside, w["border"], 1, op.stride, padding))
+    if op.gate != "none":
+        average = ov.reduce_mean(x, [2, 3], keep_dims=True)
+        gate = ov.sigmoid(ov.add(_conv(average, w["gate_weight"], op.groups, 1, 0), _per_channel(w["gate_bias"])))
+        # the gate comes last, since in bf16 a product of two vectors would be rounded on its own
+        if op.gate == "identity":
+            y = ov.add(y, ov.multiply(ov.add(ov.multiply(x, w["scale"]), w["shift"]), gate))
+        else:
+            y = ov.multiply(ov.multiply(y, _constant(2.0)), gate)
+    if op.residual:
+        y = ov.add(y, inputs[-1])
+    if op.activation != "none":
+        y = ov.swish(y) if op.activation == "silu" else ov.relu(y)
     if op.shuffle > 1:
         n, c, h, width = _shape(y)
         y = ov.reshape(y, [n, op.groups, op.shuffle, -1, h, width], False)
         y = ov.reshape(ov.transpose(y, [0, 2, 1, 3, 4, 5]), [n, c, h, width], False)
     return y
+
+
+def _maximum(op: Operation, w: dict[str, Node], inputs: list[Node]) -> Node:
+    strides, pads = [op.stride] * 2, [1, 1]
+    return opset1.max_pool(inputs[0], strides, pads, pads, [op.kernel] * 2)  # later ones give the places as well
 
 
 def _classifier(op: Operation, w: dict[str, Node], inputs: list[Node]) -> Node:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ParNetError
-from ..program.contract import INPUT
+from ..program.contract import INPUT, NO_INT8
 from ..program.program import Operation, Program
 from ..settings import with_own_settings
 from .ranges import Range
@@ -25,6 +25,8 @@ def multiplied(program: Program, keep: Collection[str] = ()) -> list[Operation]:
     """
     if program.quantised:
         raise ParNetError("the program is quantised already: give the fp32 program that it was made of")
+    if program.ungated:
+        raise ParNetError(f"int8 is for ParNets: {NO_INT8}")
     if isinstance(keep, str) or (unknown := sorted(set(keep) - program.by_name.keys())):
         wrong = keep if isinstance(keep, str) else unknown[0]
         raise ParNetError(f"keep {wrong!r}: give a list of names of operations, as Program.table shows them")

@@ -16,24 +16,29 @@ if TYPE_CHECKING:
 
 
 def convolution(op: Operation, w: dict[str, Tensor], inputs: list[Tensor]) -> Tensor:
-    """A gated 3x3 convolution as `Operation` defines it: features [N, C, H, W] in and out."""
+    """A convolution as `Operation` defines it: features [N, C, H, W] in and out."""
+    residual = inputs[-1] if op.residual else None
+    inputs, padding = inputs[: len(op.convolved)], op.kernel // 2
     x = _joined(inputs, op.groups)
     if "weight_step" in w:
         whole = _joined([torch.round(v * (1 / step)) for v, step in zip(inputs, w["input_steps"])], op.groups)
-        y = F.conv2d(whole, w["weight"], None, op.stride, padding=1, groups=op.groups)
+        y = F.conv2d(whole, w["weight"], None, op.stride, padding, groups=op.groups)
         y = y.mul_(w["weight_step"]).add_(w["bias"].view(1, -1, 1, 1))
     else:
-        y = F.conv2d(x, w["weight"], w["bias"], op.stride, padding=1, groups=op.groups).float()
+        y = F.conv2d(x, w["weight"], w["bias"], op.stride, padding, groups=op.groups).float()
     if "border" in w:
         inside = torch.ones_like(x[:1, :1], dtype=torch.float32)
-        y = y.add_(F.conv2d(inside, w["border"], None, op.stride, padding=1))
-    average = x.mean((2, 3), keepdim=True, dtype=torch.float32)
-    gate = torch.sigmoid(F.conv2d(average, w["gate_weight"], w["gate_bias"], groups=op.groups))
-    if op.gate == "identity":
-        y.addcmul_(x.float(), w["scale"] * gate).add_(w["shift"] * gate)
-    else:
-        y.mul_(2 * gate)
-    y = ACTIVATION[op.activation](y, inplace=True).to(x.dtype)
+        y = y.add_(F.conv2d(inside, w["border"], None, op.stride, padding))
+    if op.gate != "none":
+        average = x.mean((2, 3), keepdim=True, dtype=torch.float32)
+        gate = torch.sigmoid(F.conv2d(average, w["gate_weight"], w["gate_bias"], groups=op.groups))
+        if op.gate == "identity":
+            y.addcmul_(x.float(), w["scale"] * gate).add_(w["shift"] * gate)
+        else:
+            y.mul_(2 * gate)
+    if residual is not None:
+        y = y.add_(residual)
+    y = (ACTIVATION[op.activation](y, inplace=True) if op.activation != "none" else y).to(x.dtype)
     if op.shuffle > 1:
         y = y.unflatten(1, (op.groups, op.shuffle, -1)).transpose(1, 2).flatten(1, 3)
     return quantised(y, w["step"], w["zero"]) if "step" in w else y
@@ -44,13 +49,18 @@ def quantised(values: Tensor, step: Tensor, zero: Tensor) -> Tensor:
     return step * (torch.round(values * (1 / step)).add(zero).clamp(0, 255) - zero)
 
 
+def maximum(op: Operation, w: dict[str, Tensor], inputs: list[Tensor]) -> Tensor:
+    """The largest of 3 x 3 values, without what lies outside: features [N, C, H, W] in and out."""
+    return F.max_pool2d(inputs[0], op.kernel, op.stride, padding=1)
+
+
 def classifier(op: Operation, w: dict[str, Tensor], inputs: list[Tensor]) -> Tensor:
     """Global averages and linear layer: features [N, C, H, W] to logits fp32 [N, classes]."""
     averages = [x.mean((2, 3), dtype=torch.float32) for x in inputs]
     return F.linear(torch.cat(averages, 1), w["weight"], w["bias"])
 
 
-OPERATIONS = {"conv": convolution, "classifier": classifier}
+OPERATIONS = {"conv": convolution, "maxpool": maximum, "classifier": classifier}
 
 
 def affine(config: Config, device: torch.device) -> tuple[Tensor, Tensor]:

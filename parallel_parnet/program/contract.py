@@ -16,15 +16,17 @@ if TYPE_CHECKING:
 
 INPUT = "input"
 CHOICES = {
-    "kind": ("conv", "classifier"),
+    "kind": ("conv", "maxpool", "classifier"),
     "stage": ("stem", "stream", "fusion", "head"),
     "stride": (1, 2),
+    "kernel": (1, 3, 7),
     "gate": ("identity", "plain", "none"),
     "activation": (*ACTIVATIONS, "none"),
 }
-COUNTS = ("level", "cin", "cout", "stride", "groups", "shuffle")
+COUNTS = ("level", "cin", "cout", "stride", "groups", "shuffle", "kernel")
 LEAST_STEP, MOST_STEP = 2.0**-126, 2.0**119  # of a feature: 1 / step, and 255 steps, are fp32 numbers of full precision
 MOST_SUMMED = (2**31 - 1) // (9 * 127 * 255)  # channels whose products of 8 bits fill no more than 32
+NO_INT8 = "a quantised program has gated convolutions and a classifier, and nothing else"
 MAX_SCALE = 1024  # picture pixels per pixel of a feature: more would only ask for pictures that no memory holds
 
 
@@ -61,15 +63,19 @@ def shapes(op: Operation) -> dict[str, tuple[int, ...]]:
     """The shape of each weight of an operation that is not quantised; `border` alone may lack."""
     if op.kind == "classifier":
         return {"weight": (op.cout, op.cin), "bias": (op.cout,)}
-    rows = ("bias", "gate_bias", "scale", "shift") if op.gate == "identity" else ("bias", "gate_bias")
-    k = op.cin // op.groups
-    kernels = {"weight": (op.cout, k, 3, 3), "gate_weight": (op.cout, k), "border": (op.cout, 3, 3)}
-    return kernels | dict.fromkeys(rows, (op.cout,))
+    if op.kind == "maxpool":
+        return {}
+    k, taps = op.cin // op.groups, (op.kernel, op.kernel)
+    kernels: dict[str, tuple[int, ...]] = {"weight": (op.cout, k, *taps), "border": (op.cout, *taps)}
+    if op.gate != "none":
+        kernels["gate_weight"] = (op.cout, k)
+    rows = {"identity": ("bias", "gate_bias", "scale", "shift"), "plain": ("bias", "gate_bias"), "none": ("bias",)}
+    return kernels | dict.fromkeys(rows[op.gate], (op.cout,))
 
 
 def quantised_shapes(op: Operation) -> dict[str, tuple[int, ...]]:
     """The shape of each weight that it may have beside them."""
-    return {} if op.kind == "classifier" else {"step": (1,), "zero": (1,), "weight_step": (op.cout,)}
+    return {} if op.kind != "conv" else {"step": (1,), "zero": (1,), "weight_step": (op.cout,)}
 
 
 def _faults_of_outputs(program: Program) -> Iterator[str]:
@@ -105,23 +111,35 @@ def _faults(op: Operation, features: Mapping[str, Made]) -> Iterator[str]:
         yield f"inputs {op.inputs!r}: names of features, at least one"
     if unknown := [name for name in op.inputs if name not in features]:
         yield f"reads {unknown[0]!r}, which no earlier operation makes"
-    inputs = [features[name] for name in op.inputs]
-    if op.level != 1 + max(x.level for x in inputs):
+    if type(op.residual) is not bool or (op.residual and len(op.inputs) < 2):
+        yield f"residual {op.residual!r}: true or false, and true where the last of several inputs is added"
+    read, inputs = [features[name] for name in op.inputs], [features[name] for name in op.convolved]
+    if op.level != 1 + max(x.level for x in read):
         yield f"stands on level {op.level}, not one above its inputs"
     if op.cin != sum(x.width for x in inputs):
         yield f"cin {op.cin}: its inputs have {sum(x.width for x in inputs)} channels"
     if len({(x.width, x.scale) for x in inputs}) > 1:
         yield "its inputs must be of one width and one resolution"
-    if op.kind == "classifier":
-        if (op.stride, op.groups, op.shuffle, op.gate, op.activation) != (1, 1, 1, "none", "none"):
-            yield "a classifier has no stride, groups, shuffle, gate or activation"
+    if op.kind != "conv":
+        none, stride = ("stride, ", 1) if op.kind == "classifier" else ("", op.stride)
+        plain = (stride, 1, 1, "none", "none", 3, False)
+        if (op.stride, op.groups, op.shuffle, op.gate, op.activation, op.kernel, op.residual) != plain:
+            yield f"a {op.kind} has no {none}groups, shuffle, gate, activation, kernel or residual"
         if INPUT in op.inputs:
-            yield "a classifier reads features, not the picture"
+            yield f"a {op.kind} reads features, not the picture"
+        if op.kind == "maxpool" and (len(op.inputs), op.cout) != (1, op.cin):
+            yield "a maxpool reads one feature, and has as many channels"
+        if op.kind == "maxpool" and op.stride * inputs[0].scale > MAX_SCALE:
+            yield f"a pixel for {op.stride * inputs[0].scale} of the picture: at most {MAX_SCALE}"
         return
-    if "none" in (op.gate, op.activation):
-        yield f"gate {op.gate}, activation {op.activation}: a convolution has both"
-    if len(op.inputs) > 2:
-        yield f"{len(op.inputs)} inputs: a convolution reads one or two"
+    if op.kernel == 7 and INPUT not in op.inputs:
+        yield "a 7x7 convolution reads the picture"
+    if op.gate != "none" and (op.activation, op.kernel, op.residual) not in ((a, 3, False) for a in ACTIVATIONS):
+        yield f"gate {op.gate}: a gated convolution is 3x3, with an activation and without a residual"
+    if len(inputs) > 2:
+        yield f"{len(inputs)} inputs: a convolution reads one or two"
+    if op.residual and (read[-1][1:] != (op.cout, op.stride * inputs[0].scale) or op.shuffle > 1):
+        yield "its residual must have the output's channels and resolution, and nothing may be shuffled"
     if INPUT in op.inputs and len(op.inputs) * op.groups > 1:
         yield "reads the picture: it must be its only input, and in one group"
     if inputs[0].width % op.groups or op.cout % (op.groups * op.shuffle):
@@ -143,6 +161,9 @@ def _check_weights(program: Program, finite: Mapping[str, Tensor]) -> None:
         raise ParNetError(f"{len(missing)} tensors are missing, {missing[0]!r} among them")
     if foreign := sorted(weights.keys() - expected.keys()):
         raise ParNetError(f"{len(foreign)} tensors belong to no operation, {foreign[0]!r} among them")
+    ungated = [op.name for op in program.operations if op.is_ungated]
+    if ungated and any(name.endswith((".step", ".weight_step")) for name in weights):
+        raise ParNetError(f"operation {ungated[0]!r}: {NO_INT8}")
     for op in program.operations:
         for fault in _faults_of_int8(op, weights):
             raise ParNetError(f"operation {op.name!r}: {fault}")
@@ -161,7 +182,8 @@ def _check_weights(program: Program, finite: Mapping[str, Tensor]) -> None:
 def _faults_of_int8(op: Operation, weights: Mapping[str, Tensor]) -> Iterator[str]:
     if (f"{op.name}.step" in weights) != (f"{op.name}.zero" in weights):
         yield "a quantised feature has step and zero, any other has neither"
-    if (weights[f"{op.name}.weight"].dtype == torch.int8) != (f"{op.name}.weight_step" in weights):
+    is_int8 = op.kind != "maxpool" and weights[f"{op.name}.weight"].dtype == torch.int8
+    if is_int8 != (f"{op.name}.weight_step" in weights):
         yield "an int8 weight has a weight_step, and no other has one"
     plain = [name for name in op.inputs if f"{name}.step" not in weights]
     if plain and f"{op.name}.weight_step" in weights:

@@ -44,11 +44,12 @@ class _Graph:
     def regrouped(self, name: str, parts: list[tuple[str, int]], order: list[int], channels: int) -> str:
         """Features, each cut into so many parts of `channels` channels, joined part by part in this order."""
         cut: list[str] = []
-        for feature, count in parts:
-            pieces = [f"{name}/{feature}/{i}" for i in range(count)]
+        for number, (feature, count) in enumerate(parts):  # which may be the same one twice
+            part = f"{name}/{number}/{feature}"
+            pieces = [f"{part}/{i}" for i in range(count)]
             if count > 1:
-                sizes = self.constant(f"{name}/{feature}/sizes", [channels] * count)
-                self.nodes.append(helper.make_node("Split", [feature, sizes], pieces, name=f"{name}/{feature}", axis=1))
+                sizes = self.constant(f"{part}/sizes", [channels] * count)
+                self.nodes.append(helper.make_node("Split", [feature, sizes], pieces, name=part, axis=1))
             cut += pieces if count > 1 else [feature]
         return self.node("Concat", name, *(cut[i] for i in order), axis=1)
 
@@ -69,7 +70,7 @@ def model_of(program: Program, affine: tuple[Tensor, Tensor] | None = None) -> o
         x = graph.node("Add", f"{INPUT}/normalised", graph.node("Mul", f"{INPUT}/scaled", x, scale), shift)
     features = {INPUT: x}
     for op in program.operations:
-        make = {"conv": _convolution, "classifier": _classifier}[op.kind]
+        make = {"conv": _convolution, "maxpool": _maximum, "classifier": _classifier}[op.kind]
         features[op.name] = make(graph, op, program.of(op), [features[name] for name in op.inputs])
     for name, feature in program.answers.items():
         graph.node("Identity", name, features[feature])
@@ -90,40 +91,53 @@ def model_of(program: Program, affine: tuple[Tensor, Tensor] | None = None) -> o
 
 def _output(program: Program, name: str, feature: str) -> onnx.ValueInfoProto:
     op = program.by_name[feature]
-    places = ["height", "width"] if op.kind == "conv" else []
+    places = ["height", "width"] if op.kind != "classifier" else []
     sizes = [f"{side} / {program.scales[feature]}" for side in places]
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", op.cout, *sizes])
 
 
 def _convolution(g: _Graph, op: Operation, w: dict[str, Tensor], inputs: list[str]) -> str:
     at = f"{op.name}/"
-    factor = 1 if op.gate == "identity" else 2
+    factor = 2 if op.gate == "plain" else 1
     c = {name: g.constant(f"{op.name}.{name}", _shaped(name, tensor, factor)) for name, tensor in w.items()}
-    (x, *second), each = inputs, op.cin // len(inputs) // op.groups
+    read = inputs[: len(op.convolved)]
+    (x, *second), each = read, op.cin // len(read) // op.groups
     if second:
         order = [part + i * op.groups for part in range(op.groups) for i in range(2)]
-        x = g.regrouped(at + "pair", [(feature, op.groups) for feature in inputs], order, each)
-    shape = {"kernel_shape": [3, 3], "strides": [op.stride] * 2, "pads": [1] * 4}
+        x = g.regrouped(at + "pair", [(feature, op.groups) for feature in read], order, each)
+    shape = {"kernel_shape": [op.kernel] * 2, "strides": [op.stride] * 2, "pads": [op.kernel // 2] * 4}
     y = g.node("Conv", at + "conv", x, c["weight"], c["bias"], group=op.groups, **shape)
     if "border" in c:
         y = g.node("Add", at + "bordered", y, g.node("Conv", at + "border", _inside(g, at, x), c["border"], **shape))
-    average = g.node("GlobalAveragePool", at + "average", x)
-    gate = g.node("Conv", at + "excitation", average, c["gate_weight"], c["gate_bias"], group=op.groups)
-    gate = g.node("Sigmoid", at + "gate", gate)
-    if op.gate == "identity":
-        scale, shift = (g.node("Mul", f"{at}gated_{name}", gate, c[name]) for name in ("scale", "shift"))
-        identity = g.node("Add", at + "identity", g.node("Mul", at + "scaled", x, scale), shift)
-        y = g.node("Add", at + "sum", y, identity)
-    else:
-        y = g.node("Mul", at + "gated", y, gate)
+    if op.gate != "none":
+        y = _gated(g, op, c, x, y)
+    if op.residual:
+        y = g.node("Add", at + "residual", y, inputs[-1])
     if op.activation == "silu":
         y = g.node("Mul", at + "silu", y, g.node("Sigmoid", at + "sigmoid", y))
-    else:
+    elif op.activation == "relu":
         y = g.node("Relu", at + "relu", y)
     if op.shuffle > 1:
         order = [group * op.shuffle + chunk for chunk in range(op.shuffle) for group in range(op.groups)]
         y = g.regrouped(at + "shuffle", [(y, len(order))], order, op.cout // len(order))
     return y
+
+
+def _gated(g: _Graph, op: Operation, c: dict[str, str], x: str, y: str) -> str:
+    at = f"{op.name}/"
+    average = g.node("GlobalAveragePool", at + "average", x)
+    gate = g.node("Conv", at + "excitation", average, c["gate_weight"], c["gate_bias"], group=op.groups)
+    gate = g.node("Sigmoid", at + "gate", gate)
+    if op.gate == "plain":
+        return g.node("Mul", at + "gated", y, gate)
+    scale, shift = (g.node("Mul", f"{at}gated_{name}", gate, c[name]) for name in ("scale", "shift"))
+    identity = g.node("Add", at + "identity", g.node("Mul", at + "scaled", x, scale), shift)
+    return g.node("Add", at + "sum", y, identity)
+
+
+def _maximum(g: _Graph, op: Operation, w: dict[str, Tensor], inputs: list[str]) -> str:
+    shape = {"kernel_shape": [op.kernel] * 2, "strides": [op.stride] * 2, "pads": [1] * 4}
+    return g.node("MaxPool", f"{op.name}/largest", inputs[0], **shape)
 
 
 def _classifier(g: _Graph, op: Operation, w: dict[str, Tensor], inputs: list[str]) -> str:

@@ -34,11 +34,12 @@ def fold_pixels(program: Program, dtype: torch.dtype) -> Program:
         if INPUT not in op.inputs:
             continue
         w = {name: tensor.double() for name, tensor in program.of(op).items() if name not in ("step", "zero")}
-        for name in ("weight", "gate_weight"):
+        for name in w.keys() & {"weight", "gate_weight"}:
             w[name] = (w[name] * _along(scale, w[name])).to(dtype).double()
         offset = shift / scale
         w["border"] = w.get("border", 0) + (w["weight"] * _along(offset, w["weight"])).sum(1)
-        w["gate_bias"] = w["gate_bias"] + (w["gate_weight"] * _along(offset, w["gate_weight"])).sum(1)
+        if op.gate != "none":
+            w["gate_bias"] = w["gate_bias"] + (w["gate_weight"] * _along(offset, w["gate_weight"])).sum(1)
         if op.gate == "identity":
             w["shift"] = w["shift"] + w["scale"] * shift
             w["scale"] = w["scale"] * scale

@@ -32,33 +32,39 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 FORMAT, DIGEST = "parallel_parnet.program.1", "digest"
+LATER = {"kernel": 3, "residual": False}  # fields of an operation that the first files lack, and what they mean there
 
 
 @dataclass(frozen=True)
 class Operation:
     """A step of the program; its output is a feature map of the same name.
 
-    kind: "conv", a gated 3x3 convolution with padding 1, or "classifier", a linear layer on the global averages of its
-        inputs, one after the other.
+    kind: "conv", a convolution with `kernel` x `kernel` taps, 1, 3 or, of the picture, 7, and padding kernel // 2;
+        "maxpool", the largest of 3 x 3 values, of those inside the picture; or "classifier", a linear layer on the
+        global averages of its inputs, one after the other. ParNet has gated 3x3 convolutions and a classifier; all else
+        is for the networks that it is compared with, and not every executor runs it (`is_ungated`).
     stage: "stem", "stream", "fusion" or "head"; stream: its number in the stage "stream", else None.
     level: length of the longest path from the picture; operations of one level can run side by side.
-    inputs: features read; by a convolution one or two of equal width, of which its group g reads the g-th part.
+    inputs: features read; by a convolution one or two of equal width, of which its group g reads the g-th part, and,
+        with `residual`, behind them one of the output's shape, which is added before the activation.
     stride, groups: of the convolution. Output channels are computed group by group, cout / groups each.
     shuffle: each group's channels are stored in this many chunks, chunk after chunk: (groups, shuffle, rest) becomes
         (shuffle, groups, rest). What is left of the network's channel shuffle once the readers' weights are permuted.
     gate: "identity": act(conv + bias + (scale x + shift) sigmoid(g)); "plain": act((conv + bias) 2 sigmoid(g)), with
-        g = gate_weight avg(x) + gate_bias; "none" for the classifier.
+        g = gate_weight avg(x) + gate_bias; "none": act(conv + bias + residual), and for all that is no convolution. A
+        gated convolution is 3x3, with an activation and without a residual.
 
-    Weights, by name: `weight` [cout, cin / groups, 3, 3] or [classes, cin], `bias` [cout], `gate_weight`
+    Weights, by name: `weight` [cout, cin / groups, kernel, kernel] or [classes, cin], `bias` [cout], `gate_weight`
     [cout, cin / groups], `gate_bias` [cout], `scale` and `shift` [cout], and, where a batch norm stood before the
-    convolution, `border` [cout, 3, 3]: what each tap adds to the output where it lies inside the picture. All fp32.
+    convolution, `border` [cout, kernel, kernel]: what each tap adds to the output where it lies inside the picture. All
+    fp32.
 
     Quantised, a convolution may have more. With `step` [1], fp32, and `zero` [1], uint8, its feature is stored in
     uint8: of a value v that leaves the activation, every reader sees step (q - zero), where q is v (1 / step), rounded
     half to even, plus zero, within 0..255; 1 / step is fp32. With `weight_step` [cout], fp32, its `weight` is int8,
     -127 to 127, all its inputs are such features, and conv is weight_step times the sum over inputs, taps and channels
     of weight (q - zero): the inputs' steps are in the weights, and what lies outside the picture is zero. It reads at
-    most 7367 channels in a group, whose sum 32 bits hold.
+    most 7367 channels in a group, whose sum 32 bits hold. In a quantised program every convolution is gated.
     """
 
     name: str
@@ -74,6 +80,25 @@ class Operation:
     shuffle: int = 1
     gate: str = "none"
     activation: str = "none"
+    kernel: int = 3
+    residual: bool = False
+
+    @property
+    def convolved(self) -> tuple[str, ...]:
+        """The inputs without the residual."""
+        return self.inputs[:-1] if self.residual else self.inputs
+
+    @property
+    def is_ungated(self) -> bool:
+        """Whether it is none that a ParNet has."""
+        return self.kind != "classifier" and self.gate == "none"
+
+    @property
+    def described(self) -> dict:
+        """As files and digests have it: what came after the first files is left out where it says nothing, so that
+        programs of before keep their digests."""
+        fields = asdict(self)
+        return {name: value for name, value in fields.items() if name not in LATER or value != LATER[name]}
 
     @property
     def label(self) -> str:
@@ -186,6 +211,11 @@ class Program:
         """Whether any feature is stored in uint8, as all are that int8 weights multiply."""
         return bool(self.steps)
 
+    @property
+    def ungated(self) -> bool:
+        """Whether it has operations that no ParNet has, which not every executor runs."""
+        return any(op.is_ungated for op in self.operations)
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of operations and weights: equal digests give equal answers."""
@@ -234,9 +264,8 @@ class Program:
                 shape = self.shape(name, batch, side, side)
                 moved += math.prod(shape) * (1 if name in self.steps else itemsize)
             pixels = math.prod(shape[2:])
-            macs = batch * (pixels * weights["weight"].numel())
-            if "gate_weight" in weights:
-                macs += batch * weights["gate_weight"].numel()
+            sizes = {name: tensor.numel() for name, tensor in weights.items()}
+            macs = batch * (pixels * sizes.get("weight", 0) + sizes.get("gate_weight", 0))
             rows.append(OperationCost(op.name, op.label, op.level, 2 * macs, moved))
         return Cost(tuple(rows))
 
@@ -247,6 +276,7 @@ class Program:
         for op in sorted(self.operations, key=lambda op: op.level):
             shape = f"{op.cin}>{op.cout}" + (f" /{op.stride}" if op.stride > 1 else "")
             shape += f" g{op.groups}" if op.groups > 1 else ""
+            shape += f" {op.kernel}x{op.kernel}" if op.kernel != 3 else ""
             reads, mflop = " + ".join(op.inputs), cost[op.name].flops / 1e6
             lines.append(
                 f"{op.level:>5}  {op.name:<17} {op.label:<9} {reads:<36} {shape:>14}  {op.gate:<8} {mflop:>9.1f}"
@@ -285,7 +315,7 @@ class Program:
 
     def _description(self) -> dict:
         outputs = {"outputs": dict(self.outputs)} if self.outputs else {}
-        return {"config": asdict(self.config), "operations": [asdict(op) for op in self.operations], **outputs}
+        return {"config": asdict(self.config), "operations": [op.described for op in self.operations], **outputs}
 
     def save(self, path: Path | str, beside: Mapping[str, str] | None = None) -> None:
         """Write as .safetensors, atomically, the operations as JSON in its metadata, and more metadata beside them."""

@@ -75,8 +75,10 @@ def poison(plan: NativePlan) -> None:
     """NaN wherever a task must write before another reads, in features of 8 bits the largest number."""
     for feature in features(plan):
         for padded in (feature.padded, feature.fp32):
-            padded[:, 1:-1, 1:-1] = torch.nan if padded.is_floating_point() else 255
-        feature.sums.fill_(torch.nan)
+            edge = feature.edge
+            padded[:, edge:-edge, edge:-edge] = torch.nan if padded.is_floating_point() else 255
+        if feature.sums is not None:
+            feature.sums.fill_(torch.nan)
     for kept in plan._kept:
         if isinstance(kept, Tensor) and kept.dtype == torch.float32:
             kept.fill_(torch.nan)

@@ -33,7 +33,8 @@ class Forged(Program):
     """Checked by nobody, and described as its maker likes: its file has a digest that is right."""
 
     def __post_init__(self, original: None) -> None:
-        self.__dict__["description"] = {"config": asdict(self.config), "operations": list(map(asdict, self.operations))}
+        operations = [op.described for op in self.operations]
+        self.__dict__["description"] = {"config": asdict(self.config), "operations": operations}
 
     @classmethod
     def of(cls, program: Program) -> Forged:

@@ -63,7 +63,7 @@ def drop_head(program: Forged) -> None:
         (add_tensor, "1 tensors belong to no operation, 'streams.0.weight' among them"),
         (drop_head, "the last operation must be a classifier"),
         (set_fields("streams.0.1", activation="selu"), "activation 'selu': choose one of silu, relu"),
-        (set_fields("streams.0.1", activation="none"), "a convolution has both"),
+        (set_fields("streams.0.1", activation="none"), "a gated convolution is 3x3"),
         (set_fields("streams.0.1", gate="gelu"), "gate 'gelu'"),
         (set_fields("streams.0.1", kind=["conv"]), r"kind \['conv'\]"),
         (set_fields("streams.0.1", shuffle=2**63), "must divide"),

@@ -25,7 +25,7 @@ def ours(dtype: torch.dtype) -> list[Contender]:
 def engine_of(subject: Subject, executor: str) -> Engine:
     """Of the network in its type; for int8 quantised by the subject's pictures."""
     if subject.program is None:
-        raise ParNetError(f"{subject.name} is no ParNet")
+        raise ParNetError(f"{subject.name} is no program")
     program, dtype = subject.program, subject.dtype
     if dtype == torch.int8:
         program, dtype = quantize(program, subject.calibration), torch.float32

@@ -181,9 +181,9 @@ def _tensorrt(subject: Subject, network: nn.Module) -> Runner:
 
 
 def exported(subject: Subject) -> bytes:
-    """What launch/export.py writes; ParNetError for a network that is no ParNet."""
+    """What launch/export.py writes; ParNetError for a network that is no program."""
     if subject.program is None:
-        raise ParNetError("no ParNet: launch/export.py does not take it")
+        raise ParNetError("no program: launch/export.py does not take it")
     return subject.program.to_onnx().SerializeToString()
 
 

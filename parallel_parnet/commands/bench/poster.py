@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import track
 
 from parallel_parnet import Engine, create_model, fold
+from parallel_parnet.program.rivals import RIVALS, rival
 
 from ..common import settle
 from .fused import fuse
@@ -22,7 +23,7 @@ from .statistics import median_interval
 from .subject import Subject
 
 SIZE, PICTURES, COMPARED = 224, 8, 2
-# the ways that are fastest for most networks on each kind of device; ParNet's is this project's engine
+# the ways that are fastest for most networks on each kind of device, beside this project's engine
 WAYS = {"cpu": ("OpenVINO", "ONNX Runtime"), "cuda": ("CUDA graph of eager, fused", "torch.compile")}
 
 NOTE = (
@@ -58,19 +59,23 @@ def subject_of(name: str, device: torch.device, dtype: torch.dtype, threads: int
     torch.manual_seed(0)
     if name in PEERS:
         network = PEERS[name][0]().eval().requires_grad_(False)
-        return Subject(name, network, network, None, SIZE, 1, device, dtype, threads)
+        program = rival(name) if name in RIVALS else None
+        if program is not None:
+            network.load_state_dict(dict(program.weights))
+        return Subject(name, network, network, program, SIZE, 1, device, dtype, threads)
     model = settle(create_model(name)).requires_grad_(False)
     return Subject(name, model, fuse(model), fold(model), SIZE, 1, device, dtype, threads)
 
 
 def ways_of(subject: Subject) -> list[str]:
     """Names of the contenders that run a network here: ParNet by the executor that the engine chooses, on a GPU by our
-    kernels in a CUDA graph, as its peers run in graphs."""
-    if subject.program is None:
-        return list(WAYS[subject.device.type])
+    kernels in a CUDA graph, as its peers run in graphs; the others by libraries, and by the same engine on a CPU."""
+    known = [] if subject.name.startswith("parnet") else list(WAYS[subject.device.type])
+    if subject.program is None or (known and subject.device.type == "cuda"):
+        return known
     if subject.device.type == "cuda":
         return ["ours: cuda_graph"]
-    return [f"ours: {Engine(subject.program, device=subject.device, dtype=subject.dtype).executor}"]
+    return [*known, f"ours: {Engine(subject.program, device=subject.device, dtype=subject.dtype).executor}"]
 
 
 def measure_poster(

@@ -20,7 +20,7 @@ CALIBRATING, SEED = 32, 0  # pictures by which contenders in int8 find their ran
 class Subject:
     """One network at one size, batch, type and device, the same for all contenders.
 
-    network: in training form and evaluation mode, fp32, on the CPU; program: the same, folded; None if it is no ParNet.
+    network: in training form and evaluation mode, fp32, on the CPU; program: the same, folded; None if it is none.
     fused: the network as its users deploy it, each block's branches in one convolution. dtype: what is asked for; int8
     stands for a network that each contender quantises by itself.
     """

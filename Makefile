@@ -69,7 +69,7 @@ sanitize: setup
 		$(BIN)/python setup.py --quiet build --build-lib $(CHECKED)
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
 		$(BIN)/pytest -o pythonpath="$(CHECKED) tests" tests/kernels/cpu/test_sanitized.py \
-		tests/executors/test_native_plan.py tests/executors/test_native_types.py
+		tests/executors/test_native_plan.py tests/executors/test_native_types.py tests/executors/test_ungated.py
 
 # under an hour on two cores; a line for each trial in OUT, where it goes on when it is started again
 test-faults: OUT = results/faults-seed-$(SEED).jsonl

@@ -4,6 +4,7 @@
 # make test-faults TRIALS=1000 SEED=0  ranks that die, hang or lose a connection   make soak  an hour of requests and kills
 # make fuzz FUZZ_INPUTS=1000000  damaged files, arguments and settings; goes on where it was stopped
 # make experiment  latency against depth          make profile-example  docs/profiling.md, measured anew
+# make versus     ParNet against ResNet and RepVGG, both by this engine, in three minutes
 # make bench      executors and peers: S and XL, fp32 and bf16, figure and page    make poster    its speed table
 # make sanitize   the CPU kernels' tests, with every read and write of theirs checked, in a few minutes
 # make known-accuracy  twenty photographs and a network of others, as a check on ours
@@ -21,7 +22,7 @@ KERNELS := setup.py kernels/cpu/instruction_sets.py $(wildcard kernels/cpu/*.[ch
 CHECKED := build/sanitize
 BESIDE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
 
-.PHONY: setup infer test test-tiny test-kernels test-all lint sanitize test-faults soak fuzz gpu-check experiment bench poster train calibrate known-accuracy profile-example
+.PHONY: setup infer test test-tiny test-kernels test-all lint sanitize test-faults soak fuzz gpu-check experiment bench versus poster train calibrate known-accuracy profile-example
 
 setup: $(VENV)/.ready $(VENV)/.kernels
 
@@ -68,7 +69,7 @@ sanitize: setup
 		$(BIN)/python setup.py --quiet build --build-lib $(CHECKED)
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
 		$(BIN)/pytest -o pythonpath="$(CHECKED) tests" tests/kernels/cpu/test_sanitized.py \
-		tests/executors/test_native_plan.py tests/executors/test_native_types.py
+		tests/executors/test_native_plan.py tests/executors/test_native_types.py tests/executors/test_ungated.py
 
 # under an hour on two cores; a line for each trial in OUT, where it goes on when it is started again
 test-faults: OUT = results/faults-seed-$(SEED).jsonl
@@ -97,6 +98,10 @@ bench: setup
 		$(BIN)/python launch/bench.py --model parnet_xl --dtype $$dtype --budget 45 || exit 1; \
 	done
 	$(BIN)/python launch/bench_report.py
+
+# under three minutes on two cores
+versus: setup
+	$(BIN)/python launch/versus.py
 
 poster: setup
 	$(BIN)/python launch/bench.py --poster

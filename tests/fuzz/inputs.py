@@ -45,7 +45,8 @@ TINY = Config((4, 8, 8), blocks=(1, 1), num_classes=3, stem_strides=(2, 1), imag
 LIMIT_S = 30.0  # of one whole run of a command
 SUFFIXES = (".png", ".jpg", ".tif", ".webp", "")
 COMMANDS = ("infer.command", "plan.command", "plan.check", "bench.command", "bench.page", "depth.command",
-            "export.command", "gpu.check", "gpu.tune", "gpu.compile_report", "profile.command")  # fmt: skip
+            "export.command", "gpu.check", "gpu.tune", "gpu.compile_report", "profile.command",
+            "versus.command")  # fmt: skip
 
 
 def told(path: Path, call: Callable[..., Result], *arguments: object) -> Result | None:

@@ -1,0 +1,1 @@
+"""Is ParNet really faster than ResNet, here? One engine for both, in numbers, words and a picture."""

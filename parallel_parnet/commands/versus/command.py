@@ -1,0 +1,113 @@
+"""Is ParNet really faster than ResNet, on this machine? Both by one engine, and by the best other library at hand.
+
+    python launch/versus.py
+    python launch/versus.py --json versus.json --figure versus.svg
+
+ParNet-S to XL, ResNet-34 and 50, RepVGG-B1g4 and B2g4 at batch 1, 224 x 224 pixels, fp32: measured on one thread and on
+all, in turns with the other libraries that are installed, and simulated on two and three lanes. Weights are random,
+accuracy is quoted. About three minutes on two cores. The last line on stdout is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from parallel_parnet import ParNetError
+from parallel_parnet.executors.backends import lacking
+from parallel_parnet.files import as_json, write_json
+
+from ..bench.machine import describe
+from ..bench.measure import Settings
+from ..bench.poster import QUOTED, SIZE
+from ..common import Parser, Ranks, machine, plain_console
+from ..common import table as make_table
+from ..drawing import FORMATS
+from .measure import group, measure
+from .simulated import WHAT
+from .verdict import pairs, sentences
+
+BUSY = 0.3  # of the load average before the start: above it, times say as much about who else was there
+BUDGET = 40.0  # seconds of timed runs
+SOURCE = 'Accuracy and depth are those of the poster of "Non-deep Networks" (arXiv 2110.07641), ImageNet top-1.'
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers and sentences")
+    parser.add_argument("--figure", type=Path, metavar="FILE", help=f"accuracy against latency, {' or '.join(FORMATS)}")
+    parser.add_argument(
+        "--budget", type=float, default=BUDGET, metavar="SECONDS",
+        help="of timed runs together (default: %(default)s)",
+    )  # fmt: skip
+    args = parser.parse_args()
+    if not args.budget > 0:
+        raise ParNetError(f"--budget {args.budget:g}: must be positive")
+    if args.figure and args.figure.suffix not in FORMATS:
+        raise ParNetError(f"--figure {args.figure}: give a name that ends in {' or '.join(FORMATS)}")
+    for name in ("json", "figure"):
+        if (path := getattr(args, name)) and not path.parent.is_dir():
+            raise ParNetError(f"--{name} {path}: there is no folder {path.parent}")
+    return args
+
+
+def show(rows: list[dict], cores: int, console: Console) -> None:
+    """The table: as published, by our engine, by the best peer, and simulated."""
+    heads = ["network", "top-1 %", "depth", "GFLOP", "1 thread, ms"]
+    heads += [f"{cores} threads, ms"] * (cores > 1) + [f"best other library, {cores} thread(s), ms"]
+    table = make_table(*heads, "3 lanes, simulated, ms", "1 and 3 GPUs, simulated, us", title="Latency of a picture")
+    for row in rows:
+        ours = [f"{times['ms']:.1f}" for times in row["threads"].values()]
+        peer = f"{row['peers'][row['peer']]['ms']:.1f} {row['peer'].split(',')[0]}"
+        gpus = f"{row['gpus_us'][1]:.0f} and {row['gpus_us'][3]:.0f}"
+        table.add_row(
+            row["network"], f"{row['top1']:.2f}", f"{row['depth']}", f"{row['gflop']:.1f}", *ours, peer,
+            f"{row['lanes_ms'][3]:.1f}", gpus, style="bold" if row["ours"] else None,
+        )  # fmt: skip
+    console.print(table)
+
+
+def main() -> int:
+    args, ranks = parse_arguments(), Ranks.from_environment()
+    if ranks.world > 1:
+        raise ParNetError("the comparison runs in one process: start it with python")
+    if reason := lacking("native"):
+        raise ParNetError(f"the comparison is by our CPU kernels: {reason}")
+    began, cores, device = time.perf_counter(), ranks.take_threads(), torch.device("cpu")
+    console, progress = plain_console(), plain_console(stderr=True)
+    if not console.is_terminal:
+        console.width = 140
+    if args.figure:
+        try:
+            from .picture import draw  # here, so that who lacks it is told before anything is measured
+        except ImportError:
+            raise ParNetError("--figure needs matplotlib: pip install 'parallel_parnet[figures]'") from None
+    header = {
+        "machine": machine(device), "threads": cores, "size": SIZE, "dtype": "float32", "budget_s": args.budget,
+        "load_before": round(os.getloadavg()[0], 2), **describe(device),
+    }  # fmt: skip
+    rows = []
+    for networks in track(group(QUOTED), "", console=progress, transient=True):
+        share = args.budget * len(networks) / len(QUOTED)
+        rows += measure(networks, cores, Settings(runs=30, least=5, warm_up=1, budget=share))
+    rows.sort(key=lambda row: (row["ours"], row["top1"]))
+    show(rows, cores, console)
+    said = sentences(rows, cores)
+    if header["load_before"] > BUSY:
+        console.print(f"The machine was busy (load average {header['load_before']}): run this again when it is not.")
+    for text in (SOURCE, WHAT, "", *said):
+        console.print(text, soft_wrap=True)
+    header["seconds"] = round(time.perf_counter() - began, 1)
+    if args.json:
+        write_json(args.json, {"header": header, "rows": rows, "sentences": said})
+    if args.figure:
+        draw(rows, header, args.figure)
+    compared = {pair.rival["network"]: pair.parnet["network"] for pair in pairs(rows)}
+    print(as_json({"seconds": header["seconds"], "compared": compared, "verdict": said[-1]}))
+    return 0

@@ -1,0 +1,47 @@
+"""What the planner makes of a network on several lanes, each of which runs one operation at a time."""
+
+from __future__ import annotations
+
+import torch
+
+from parallel_parnet import Program
+from parallel_parnet.choice import HAND_OVER
+from parallel_parnet.planning.costs import H200, LINKS, Costs, Device, Link, Measured
+from parallel_parnet.planning.search import search
+
+from ..plan.measured import measure as measure_operations
+
+LANES = (2, 3)  # ParNet has three streams
+PASSES = 3
+SHARED = Link("shared memory", HAND_OVER, float("inf"), "a hand-over between threads; nothing is copied")
+WHAT = (
+    "Threads share every operation, which makes any network faster. Simulated lanes are cores like this machine's that "
+    "run whole operations, as the paper's GPUs do, so that only operations side by side gain by them: with the times "
+    f"that each took here on one thread and {HAND_OVER * 1e6:.0f} us for a hand-over, under the placement that the "
+    "planner finds to be the fastest. Simulated GPUs are H200s in bf16, joined by NVLink, whose kernels take no longer "
+    "than their arithmetic or their bytes: a floor, which no kernel of ours reaches."
+)
+
+
+def lanes_ms(program: Program, one_ms: float) -> dict[int, float]:
+    """Milliseconds on so many lanes; one_ms: on one, which the operations' own times are scaled to add up to."""
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = measure_operations(program, torch.device("cpu"), torch.float32, None, 1, "native", PASSES).seconds
+    finally:
+        torch.set_num_threads(threads)
+    factor = one_ms / 1e3 / sum(alone.values())
+    core = Measured("a core", {name: factor * seconds for name, seconds in alone.items()}, "measured here")
+    return {lanes: round(1e3 * _fastest(program, core, SHARED, lanes, 4), 4) for lanes in LANES}
+
+
+def gpus_us(program: Program) -> dict[int, float]:
+    """Microseconds on so many simulated GPUs."""
+    return {gpus: round(1e6 * _fastest(program, H200, LINKS["nvlink"], gpus, 2), 3) for gpus in (1, *LANES)}
+
+
+def _fastest(program: Program, device: Device, link: Link, lanes: int, itemsize: int) -> float:
+    """Seconds under the best placement on at most so many lanes."""
+    costs = Costs.of(program, device, link, itemsize=itemsize)
+    return search(program, costs, lanes, runner_up=False).best.makespan

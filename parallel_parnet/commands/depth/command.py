@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from parallel_parnet import ParNetError, Program
+from parallel_parnet import ParNetError
 from parallel_parnet.executors.available import METHODS
 from parallel_parnet.executors.backends import lacking
 from parallel_parnet.files import as_json, write_atomically, write_json
@@ -36,7 +36,7 @@ from .points import Point, points
 from .simulated import lane_per_stream
 
 EXECUTORS = ("eager", "native", "inductor", "openvino", "cuda_graph", "cuda_streams")
-SIDE_BY_SIDE = ("native",)  # on the CPU: those whose threads share the operations of a level
+SIDE_BY_SIDE = ("native",)  # on the CPU: those whose threads share a level
 LOOPBACK = RESULTS / "links-gloo-loopback.json"
 SECONDS = 8.0  # of timed runs for a group and executor; a quarter of it with --quick
 
@@ -79,35 +79,37 @@ def measure_group(
     alone = [
         Subject.prepare(subject.point, executor, device, dtype, threads=1)
         for subject in subjects
-        if executor in SIDE_BY_SIDE and isinstance(subject.network, Program)
+        if executor in SIDE_BY_SIDE
     ]
     found = interleaved([*subjects, *alone], device, seconds)
-    one_lane = {s.point.network: float(np.median(own)) for s, own in zip(alone, found[len(subjects) :], strict=True)}
+    one_lane = {s.point: float(np.median(own)) for s, own in zip(alone, found[len(subjects) :], strict=True)}
     rows = []
     for subject, times in zip(subjects, found, strict=False):
-        point = subject.point
+        point, program = subject.point, subject.program
+        gflops = program.cost(point.size, point.batch).flops / 1e9
         p20, p50, p80 = np.percentile(times, [20, 50, 80])
         lanes = point.streams if METHODS[executor].captured else 1
         if executor in SIDE_BY_SIDE:
             lanes = torch.get_num_threads()
         row = {
             "group": point.group, "network": point.network, "executor": executor, "depth": point.depth,
-            "streams": point.streams, "batch": point.batch, "size": point.size, "gflops": round(subject.gflops, 6),
-            "parameters": subject.parameters, "median_ms": round(p50, 4), "p20_ms": round(p20, 4),
-            "p80_ms": round(p80, 4), "n": len(times), "one_lane_ms": one_lane.get(point.network),
+            "streams": point.streams, "batch": point.batch, "size": point.size, "gflops": round(gflops, 6),
+            "parameters": program.parameters, "median_ms": round(p50, 4), "p20_ms": round(p20, 4),
+            "p80_ms": round(p80, 4), "n": len(times), "one_lane_ms": one_lane.get(point),
             "lanes": lanes, "steps": None, "busiest_gflops": None, "span_gflops": None, "sum_ms": None,
             "lanes_ms": None, "linked_lanes_ms": None,
         }  # fmt: skip
-        if isinstance(subject.network, Program):
-            row["steps"], row["busiest_gflops"] = busiest(subject.network, point.size, point.batch, lanes)
-            row["span_gflops"] = busiest(subject.network, point.size, point.batch, point.streams).gflops
-            if row["one_lane_ms"] is not None:
-                row["lanes_ms"] = round(row["one_lane_ms"] * row["span_gflops"] / subject.gflops, 4)
-        if executor == "eager" and isinstance(subject.network, Program):
-            each = operation_seconds(subject.network, point, device, dtype)
+        row["steps"], row["busiest_gflops"] = busiest(program, point.size, point.batch, lanes)
+        if executor in SIDE_BY_SIDE:  # whose lanes share operations too
+            row["busiest_gflops"] = gflops / lanes
+        row["span_gflops"] = busiest(program, point.size, point.batch, point.streams).gflops
+        if row["one_lane_ms"] is not None:
+            row["lanes_ms"] = round(row["one_lane_ms"] * row["span_gflops"] / gflops, 4)
+        if executor == "eager":
+            each = operation_seconds(program, point, device, dtype)
             row["sum_ms"] = round(sum(each.values()) * 1e3, 4)
-            row["lanes_ms"] = round(lane_per_stream(subject.network, point, each) * 1e3, 4)
-            row["linked_lanes_ms"] = round(lane_per_stream(subject.network, point, each, link) * 1e3, 4)
+            row["lanes_ms"] = round(lane_per_stream(program, point, each) * 1e3, 4)
+            row["linked_lanes_ms"] = round(lane_per_stream(program, point, each, link) * 1e3, 4)
         rows.append(row)
     return rows
 

@@ -24,7 +24,6 @@ STYLES = {
     "inductor": {"color": "#542788", "marker": "D", "linestyle": "-."},
     "lanes": {"color": "#1b7837", "marker": "^", "linestyle": ":"},
 }
-NAMES = {"lanes": "simulated: a lane per stream"}
 
 
 def draw(rows: list[dict], header: dict, folder: Path, name: str) -> dict[str, str]:
@@ -56,7 +55,7 @@ def executors(rows: Iterable[dict]) -> list[str]:
 
 def _curve(axes: Axes, rows: list[dict], x: str, y: str, style: str, label: str | None = None) -> None:
     rows = sorted((r for r in rows if r[y] is not None), key=lambda r: r[x])
-    axes.plot([r[x] for r in rows], [r[y] for r in rows], label=label or NAMES.get(style, style), **STYLES[style])
+    axes.plot([r[x] for r in rows], [r[y] for r in rows], label=label or style, **STYLES[style])
 
 
 def _panels(titles: list[str], columns: int = 4, width: float = 3.4) -> tuple[Figure, list[Axes]]:
@@ -80,22 +79,25 @@ def _logarithmic(axis: Axis) -> None:
 
 
 def shown(rows: Iterable[dict]) -> str:
-    """The executor from whose time on one lane more lanes are simulated."""
+    """The executor that runs a level side by side, where there is one."""
     names = executors(rows)
     return "native" if "native" in names else names[0]
 
 
-def _curves(axes: Axes, rows: list[dict], group: str, x: str) -> None:
-    """Every executor, Brent's bounds for the lanes of one that has several, and a lane for each stream."""
+def _curves(axes: Axes, rows: list[dict], group: str, x: str, simulated: str) -> None:
+    """Every executor; Brent's bounds for the lanes of one that has several; and a lane for each stream, from the times
+    of the executor `simulated`."""
     for executor in executors(rows):
-        own = select(rows, group, executor)
-        label = f"{executor}, {max(r['lanes'] for r in own)} lanes" if own and own[0]["one_lane_ms"] else executor
-        _curve(axes, own, x, "median_ms", executor, label)
-    base = sorted(select(rows, group, shown(rows)), key=lambda r: r[x])
-    if base and base[0]["one_lane_ms"]:
-        bounds = [brent(r["one_lane_ms"], r["span_gflops"] / r["gflops"], r["lanes"]) for r in base]
-        axes.fill_between([r[x] for r in base], *zip(*bounds, strict=True), color="#b2182b", alpha=0.15, linewidth=0)
-    _curve(axes, base, x, "lanes_ms", "lanes")
+        own = sorted(select(rows, group, executor), key=lambda r: r[x])
+        if not own:
+            continue
+        lanes = f", {own[0]['lanes']} lanes" if own[0]["one_lane_ms"] else ""
+        _curve(axes, own, x, "median_ms", executor, f"{executor}{lanes}")
+        if lanes:
+            bounds = [brent(r["one_lane_ms"], r["span_gflops"] / r["gflops"], r["lanes"]) for r in own]
+            axes.fill_between([r[x] for r in own], *zip(*bounds, strict=True), color="#b2182b", alpha=0.15, linewidth=0)
+    label = f"{simulated}, a lane per stream, simulated"
+    _curve(axes, select(rows, group, simulated), x, "lanes_ms", "lanes", label)
 
 
 def _depth(rows: list[dict]) -> Figure | None:
@@ -105,10 +107,10 @@ def _depth(rows: list[dict]) -> Figure | None:
         return None
     figure, panels = _panels([f"48 blocks, {g.split(', ')[1]}" for g in groups])
     for axes, group in zip(panels, groups, strict=True):
-        _curves(axes, rows, group, "depth")
+        _curves(axes, rows, group, "depth", shown(rows))
         axes.set_xlabel("depth, levels")
         axes.set_ylim(bottom=0)
-    panels[0].legend(fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -119,14 +121,14 @@ def _work(rows: list[dict]) -> Figure | None:
         return None
     figure, panels = _panels([g.removeprefix("work ") for g in groups], columns=2, width=4.2)
     for axes, group in zip(panels, groups, strict=False):
-        _curves(axes, rows, group, "gflops")
+        _curves(axes, rows, group, "gflops", executors(rows)[0])
         axes.set_xlabel("work, GFLOP")
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_ylim(0.5 * min(r["median_ms"] for r in select(rows, group)), None)
         _logarithmic(axes.xaxis)
         _logarithmic(axes.yaxis)
-    panels[0].legend(fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=2)
     return figure
 
 

@@ -9,14 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from parallel_parnet import Engine, Program
-from parallel_parnet.executors.available import METHODS
-from parallel_parnet.executors.backends import compile_module
-from parallel_parnet.executors.graph import capture
 
-from .points import Network, Point
+from .points import Point
 
 WARM_UP = 3
 FEWEST, MOST = 7, 60  # rounds
@@ -24,39 +20,24 @@ FEWEST, MOST = 7, 60  # rounds
 
 @dataclass(frozen=True)
 class Subject:
-    """A network ready to run: `once` runs it on its input; `operation_s` are seconds of each operation alone."""
+    """A network ready to run: `once` runs it on its input."""
 
     point: Point
     once: Callable[[], object]
-    gflops: float
-    parameters: int
-    network: Network
+    program: Program
 
     @classmethod
     def prepare(
         cls, point: Point, executor: str, device: torch.device, dtype: torch.dtype, threads: int | None = None
     ) -> Subject:
-        """Build the network and compile it, outside of any timing. threads: fewer than there are, for programs."""
+        """Build the network and compile it, outside of any timing. threads: fewer than there are."""
         torch.manual_seed(0)
-        network = point.build()
+        program = point.build()
+        if executor == "cuda_graph" and program.ungated:  # which our kernels for GPUs do not run
+            executor = "cuda_streams"
         x = torch.randn(point.batch, 3, point.size, point.size, device=device)
-        if isinstance(network, Program):
-            engine = Engine(network, device=device, dtype=dtype, executor=executor, threads=threads)
-            flops = network.cost(point.size, point.batch).flops
-            subject = cls(point, lambda: engine(x), flops / 1e9, network.parameters, network)
-        else:
-            network = network.to(device, dtype).to(memory_format=torch.channels_last).eval()
-            x = x.to(dtype).contiguous(memory_format=torch.channels_last)
-            with torch.inference_mode():
-                with FlopCounterMode(display=False) as counter:
-                    network(x)
-                if METHODS[executor].captured:
-                    _, once = capture(lambda: network(x), device)
-                else:
-                    run = compile_module(network, executor, (x,), dtype)
-                    once = torch.inference_mode()(lambda: run(x))
-            parameters = sum(p.numel() for p in network.parameters())
-            subject = cls(point, once, counter.get_total_flops() / 1e9, parameters, network)
+        engine = Engine(program, device=device, dtype=dtype, executor=executor, threads=threads)
+        subject = cls(point, lambda: engine(x), program)
         for _ in range(WARM_UP):
             subject.timed(device)
         return subject

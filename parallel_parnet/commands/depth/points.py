@@ -5,17 +5,15 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-
-from torch import nn
+from functools import cache, partial
 
 from parallel_parnet import Config, Program, create_model, fold
 from parallel_parnet.network.variants import variant
 from parallel_parnet.program.families import arranged
+from parallel_parnet.program.rivals import rival
 
 from ..bench.poster_networks import PEERS
 
-Network = Program | nn.Module
 PUBLISHED = ("parnet_s", "parnet_m", "parnet_l", "parnet_xl")
 
 
@@ -25,7 +23,7 @@ class Point:
 
     group: str
     network: str
-    build: Callable[[], Network]
+    build: Callable[[], Program]
     depth: int
     streams: int
     size: int
@@ -84,7 +82,7 @@ def points(quick: bool) -> dict[str, list[Point]]:
     add(
         "published",
         *(_parnet("published", name, 224) for name in PUBLISHED[: 1 if quick else 4]),
-        *(Point("published", name, PEERS[name][0], PEERS[name][1], 1, 224) for name in peers),
+        *(Point("published", name, partial(rival, name), PEERS[name][1], 1, 224) for name in peers),
     )
     if not quick:
         for size in (224, 256, 320):

@@ -34,7 +34,7 @@ from .simulated import WHAT
 from .verdict import pairs, sentences
 
 BUSY = 0.3  # of the load average before the start: above it, times say as much about who else was there
-BUDGET = 40.0  # seconds of timed runs
+BUDGET = 30.0  # seconds of timed runs
 SOURCE = 'Accuracy and depth are those of the poster of "Non-deep Networks" (arXiv 2110.07641), ImageNet top-1.'
 
 

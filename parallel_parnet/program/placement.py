@@ -120,10 +120,11 @@ class Placement:
         sent = {(t.feature, t.source) for t in transfers}
         received = {(t.feature, t.target) for t in transfers}
         runs: list[tuple[int, list[str]]] = []
+        by_level = sorted(program.operations, key=lambda op: op.level)  # so that a run's first one is its lowest
         for lane in range(self.lanes):
             run: list[str] = []
             arrived: set[str] = set()
-            for op in (op for op in program.operations if lane in self.where[op.name]):
+            for op in (op for op in by_level if lane in self.where[op.name]):
                 needed = {name for name in op.inputs if (name, lane) in received} - arrived
                 arrived |= needed
                 if run and (needed or (run[-1], lane) in sent):

@@ -17,7 +17,6 @@ from ..bench.poster import QUOTED, Quoted, measure_poster, subject_of, ways_of
 from ..bench.subject import Subject, words
 from ..common import settle
 from ..depth.command import measure_group
-from ..depth.measure import captured
 from ..depth.points import Point, points
 from .device import exact_fp32
 from .journal import Values
@@ -60,13 +59,12 @@ def check_depth(work: Work) -> Values:
     exact_fp32()
     dry = {"dry": [Point("dry", "one block", lambda: arranged(1, 1, 8, 32), 3, 1, 32)]}
     groups = dry if work.scope.note else points(quick=True)
-    rows = [work.row(name, partial(_family, work, name, group), seconds=3) for name, group in groups.items()]
+    rows = [work.row(name, partial(_family, work, group), seconds=3) for name, group in groups.items()]
     return verdict(rows, lambda row: True)
 
 
-def _family(work: Work, name: str, group: list[Point]) -> Values:
-    executor = "cuda_graph" if work.scope.note else captured(name)
-    return {"members": measure_group(group, executor, work.device, DTYPE, LINKS["nvlink"], BUDGET_S)}
+def _family(work: Work, group: list[Point]) -> Values:
+    return {"members": measure_group(group, "cuda_graph", work.device, DTYPE, LINKS["nvlink"], BUDGET_S)}
 
 
 def _narrow(name: str, device: torch.device, dtype: torch.dtype, threads: int) -> Subject:

@@ -1,7 +1,7 @@
 """A kernel whose only use is its length: it leaves no other kernel's instructions in a multiprocessor's cache.
 
 In a network no level finds its own instructions there, since those of all others have been through it; timed by itself,
-over and over, it would. On an H200 that is up to 8 us of a level (docs/kernels.md).
+over and over, it would. On an H200 that is some microseconds of a level (docs/kernels.md).
 """
 
 from __future__ import annotations

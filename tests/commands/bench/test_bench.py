@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-import itertools
 import json
 import os
 import sys
@@ -31,8 +30,8 @@ from parallel_parnet.commands.bench.comparison import changes, differences
 from parallel_parnet.commands.bench.fused import fuse
 from parallel_parnet.commands.bench.measure import Settings, contenders, measure, worth_timing
 from parallel_parnet.commands.bench.rows import add_ratios, read, relation, result_name, write
-from parallel_parnet.commands.bench.running import Entry, interleave, let_threads_sleep, shares
-from parallel_parnet.commands.bench.statistics import median_interval, ratio, summary, verdicts
+from parallel_parnet.commands.bench.running import Entry, interleave
+from parallel_parnet.commands.bench.statistics import median_interval, summary
 from parallel_parnet.commands.bench.subject import Contender, Runner, Subject
 from parallel_parnet.commands.common import run
 
@@ -87,40 +86,6 @@ def test_few_or_unstable_runs_claim_nothing() -> None:
     assert relation(few[1], few).endswith("), too few runs to say")
 
 
-def test_intervals_cover_a_known_ratio() -> None:
-    covered, widths = 0, []
-    for seed in range(60):
-        rng = np.random.default_rng(seed)
-        spell = rng.lognormal(0, 0.3, 50)  # what slows the machine slows both
-        a, b = (base * spell * rng.lognormal(0, 0.01, 50) for base in (0.8, 1.0))
-        value, low, high = ratio(a, b, paired=True, seed=seed)
-        covered += low <= 0.8 <= high
-        assert low <= value <= high
-        unpaired = ratio(a, b, paired=False, seed=seed)
-        widths.append((high - low) / (unpaired[2] - unpaired[1]))
-    assert covered >= 52  # 95% of 60, less four standard deviations
-    assert np.median(widths) < 0.3
-
-
-def test_verdicts() -> None:
-    rng = np.random.default_rng(0)
-    calm, wild = rng.normal(1, 0.005, 50), rng.normal(1, 0.1, 50)
-    unknown = [float("nan")] * 50
-    assert verdicts(calm, calm, unknown, []) == []
-    assert verdicts(calm, calm, unknown, [2000, 2001]) == []
-    assert "times vary by" in verdicts(wild, wild, unknown, [])[0]
-    assert "clocks moved by 20.0%" in verdicts(calm, calm, unknown, [2000, 1600])
-    assert verdicts(wild, 0.1 * calm, calm, []) == []  # the GPU's own time decides where it is known
-    assert "enqueue takes 90%" in verdicts(calm, 0.9 * calm, calm, [])[0]
-
-
-def test_the_budget_goes_to_the_fastest_first() -> None:
-    assert shares([1.0, 0.1, 0.5], runs=50, least=5, budget=float("inf")) == [50, 50, 50]
-    counts = shares([1.0, 0.1, 0.5], runs=50, least=5, budget=20)
-    assert counts == [5, 50, 20]
-    assert shares([1.0, 2.0], runs=50, least=5, budget=1) == [5, 5]
-
-
 def test_turns_are_taken() -> None:
     order: list[str] = []
 
@@ -134,23 +99,6 @@ def test_turns_are_taken() -> None:
     assert entries[0].rounds == [0, 1, 2, 3]
     assert entries[1].rounds == [1, 3]
     assert len(ticks) == 4
-
-
-@pytest.mark.parametrize(("busy_for", "waits"), [(0, 1), (5, 6)])
-def test_waits_for_spinning_threads(busy_for: int, waits: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    reads, sleeps = itertools.count(), []
-    monkeypatch.setattr(time, "process_time", lambda: min(next(reads), 2 * busy_for) * 0.001)
-    monkeypatch.setattr(time, "sleep", sleeps.append)
-    let_threads_sleep()
-    assert len(sleeps) == waits
-
-
-def test_waits_no_longer_than_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
-    reads = itertools.count()
-    monkeypatch.setattr(time, "process_time", lambda: next(reads) * 1.0)
-    start = time.perf_counter()
-    let_threads_sleep()
-    assert time.perf_counter() - start >= 0.1
 
 
 def planted(name: str, wrong: float, is_ours: bool = False) -> Contender:

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -17,10 +16,9 @@ from PIL import Image
 
 from conftest import GOLDEN, OPTIONAL, ROOT, free_port, launch, relative
 from parallel_parnet import Engine, ParNetError, fold, load_checkpoint, save_checkpoint
-from parallel_parnet.commands.common import Ranks, plain_console, quotas
+from parallel_parnet.commands.common import Ranks, quotas
 from parallel_parnet.commands.infer.few import Answers, verify
 from parallel_parnet.commands.infer.many import Pictures
-from parallel_parnet.commands.infer.tables import read_labels, show_predictions
 from parallel_parnet.commands.int8 import OF_DEMO, in_int8
 from parallel_parnet.files import write_json
 from parallel_parnet.kernels.cpu import objects
@@ -332,61 +330,6 @@ def test_what_a_folder_holds_beside_pictures(tmp_path: Path) -> None:
     said = " ".join(run.stdout.split())
     assert "1 file(s) passed over (.nef), 1 folder(s) in it not searched" in said and "/deeper [b]/answers" in said
     assert len(file.read_text().splitlines()) == 1
-
-
-@pytest.mark.parametrize("columns", ["²", "9" * 5000, "9" * 12, "0", "-1", "wide", ""], ids=lambda value: value[:12])
-def test_a_terminal_of_any_width(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", columns)
-    monkeypatch.setenv("LINES", columns)
-    assert 1 <= plain_console(file=StringIO()).width <= 10_000
-
-
-def test_names_are_no_markup() -> None:
-    written = StringIO()
-    top5 = [{"label": label, "index": i, "probability": 0.2} for i, label in enumerate(("[/b]", "[red]x", ":dog:"))]
-    show_predictions([{"image": "a [i].png", "top5": top5}], plain_console(file=written, width=100))
-    assert all(name in written.getvalue() for name in ("[/b]", "[red]x", ":dog:", "a [i].png"))
-
-
-@pytest.mark.parametrize("width", [30, 60, 200])
-def test_a_narrow_terminal_cuts_no_name(width: int) -> None:
-    """It has fewer classes of each picture, whole."""
-    written = StringIO()
-    top5 = [{"label": f"class number {i}", "index": i, "probability": 0.2} for i in range(5)]
-    show_predictions([{"image": "a-picture.png", "top5": top5}], plain_console(file=written, width=width))
-    lines = written.getvalue().splitlines()
-    shown = sum(f"class number {i} 20.0%" in written.getvalue() for i in range(5))
-    assert shown == {30: 0, 60: 1, 200: 5}[width]
-    assert lines[0].startswith(f"Top {max(shown, 1)}, with probabilities") and "\u2026" not in written.getvalue()
-    assert max(map(len, lines)) <= width
-
-
-def test_labels_as_editors_save_them(tmp_path: Path) -> None:
-    names = [f"[{i}] \u00e9" for i in range(10)]
-    (tmp_path / "labels.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*names, "", ""]).encode())
-    program = fold(load_checkpoint(DEMO / "parnet_fashion.safetensors"))
-    assert read_labels(tmp_path / "labels.txt", program) == names
-
-
-def test_names_that_the_terminal_cannot_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copy(DEMO / "pictures" / "7-sneaker.png", tmp_path / "\u9774\u5b50.png")
-    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    run = launch("infer.py", *QUICK, "--image", tmp_path)
-    assert run.returncode == 0, run.stderr
-    assert "Sneaker" in run.stdout
-
-
-@pytest.mark.parametrize(
-    ("sink", "status"), [("| true", {141}), ("| head -1", {0, 141}), ("> /dev/full", {1}), (">&-", {0, 1})]
-)
-def test_standard_output_that_takes_nothing_more(sink: str, status: set[int]) -> None:
-    command = f"{sys.executable} {ROOT / 'launch' / 'infer.py'} --device cpu --iterations 3"
-    run = subprocess.run(
-        ["bash", "-c", f"{{ {command}; echo status $? >&2; }} {sink}"],
-        capture_output=True, text=True, timeout=120, cwd=ROOT,
-    )  # fmt: skip
-    assert int(run.stderr.split()[-1]) in status, run.stderr
-    assert "Traceback" not in run.stderr
 
 
 def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:

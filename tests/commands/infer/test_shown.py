@@ -1,0 +1,74 @@
+"""What launch/infer.py shows, on whatever it has to be shown."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT, launch
+from parallel_parnet import fold, load_checkpoint
+from parallel_parnet.commands.common import plain_console
+from parallel_parnet.commands.infer.tables import read_labels, show_predictions
+
+DEMO = ROOT / "launch" / "demo"
+QUICK = ("--device", "cpu", "--iterations", 3, "--warmup", 1)
+
+
+@pytest.mark.parametrize("columns", ["²", "9" * 5000, "9" * 12, "0", "-1", "wide", ""], ids=lambda value: value[:12])
+def test_a_terminal_of_any_width(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("LINES", columns)
+    assert 1 <= plain_console(file=StringIO()).width <= 10_000
+
+
+def test_names_are_no_markup() -> None:
+    written = StringIO()
+    top5 = [{"label": label, "index": i, "probability": 0.2} for i, label in enumerate(("[/b]", "[red]x", ":dog:"))]
+    show_predictions([{"image": "a [i].png", "top5": top5}], plain_console(file=written, width=100))
+    assert all(name in written.getvalue() for name in ("[/b]", "[red]x", ":dog:", "a [i].png"))
+
+
+@pytest.mark.parametrize("width", [30, 60, 200])
+def test_a_narrow_terminal_cuts_no_name(width: int) -> None:
+    """It has fewer classes of each picture, whole."""
+    written = StringIO()
+    top5 = [{"label": f"class number {i}", "index": i, "probability": 0.2} for i in range(5)]
+    show_predictions([{"image": "a-picture.png", "top5": top5}], plain_console(file=written, width=width))
+    lines = written.getvalue().splitlines()
+    shown = sum(f"class number {i} 20.0%" in written.getvalue() for i in range(5))
+    assert shown == {30: 0, 60: 1, 200: 5}[width]
+    assert lines[0].startswith(f"Top {max(shown, 1)}, with probabilities") and "\u2026" not in written.getvalue()
+    assert max(map(len, lines)) <= width
+
+
+def test_labels_as_editors_save_them(tmp_path: Path) -> None:
+    names = [f"[{i}] \u00e9" for i in range(10)]
+    (tmp_path / "labels.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*names, "", ""]).encode())
+    program = fold(load_checkpoint(DEMO / "parnet_fashion.safetensors"))
+    assert read_labels(tmp_path / "labels.txt", program) == names
+
+
+def test_names_that_the_terminal_cannot_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(DEMO / "pictures" / "7-sneaker.png", tmp_path / "\u9774\u5b50.png")
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    run = launch("infer.py", *QUICK, "--image", tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert "Sneaker" in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("sink", "status"), [("| true", {141}), ("| head -1", {0, 141}), ("> /dev/full", {1}), (">&-", {0, 1})]
+)
+def test_standard_output_that_takes_nothing_more(sink: str, status: set[int]) -> None:
+    command = f"{sys.executable} {ROOT / 'launch' / 'infer.py'} --device cpu --iterations 3"
+    run = subprocess.run(
+        ["bash", "-c", f"{{ {command}; echo status $? >&2; }} {sink}"],
+        capture_output=True, text=True, timeout=120, cwd=ROOT,
+    )  # fmt: skip
+    assert int(run.stderr.split()[-1]) in status, run.stderr
+    assert "Traceback" not in run.stderr

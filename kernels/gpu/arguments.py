@@ -63,8 +63,9 @@ class Numbers(NamedTuple):
 class Shared(NamedTuple):
     """What the operations of a launch have in common.
 
-    rows: of sums that are read at once, a power of two. align: channels of which every group's share is a multiple, 8
-    or 1. planar: whether the input is a picture.
+    rows: of sums that are read at once, a power of two. planar: whether the input is a picture. align: channels of
+    which every group's share is a multiple, where there are several, 8 or 1. `i_group * (share // align * align)`
+    says so to the compiler, who does not see that a lone group, of any width, is number 0.
     """
 
     bm: int

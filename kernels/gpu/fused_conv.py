@@ -37,19 +37,17 @@ def multiply(acc, x, s, m, n, i_o, i_group, i_split, pixel, rows, columns, mask_
     weights holds beyond the operation's channels is zero, and not read.
     """
     lane = tl.arange(0, m.bk)
-    room = s.room // 8 * 8
-    part_room = s.part_room // m.align * m.align
-    cells = pixel[:, None] * room + lane[None, :]
+    cells = pixel[:, None] * s.room + lane[None, :]
     block = lane[:, None] * m.bn + tl.arange(0, m.bn)[None, :]
     for i_input in range(s.inputs):
         source = tl.where(i_input == 0, x.a, x.b)
-        source += n.to(tl.int64) * (s.h * s.w * room) + i_group * (s.part // m.align * m.align)
+        source += n.to(tl.int64) * (s.h * s.w * s.room) + i_group * (s.part // m.align * m.align)
         weight = x.weight + (i_o * s.inputs + i_input).to(tl.int64) * (s.steps * (m.bk * m.bn))
         for step in tl.range(i_split * s.steps // s.split_k, (i_split + 1) * s.steps // s.split_k):
             tap = step % 9
             c0 = step // 9 * m.bk
-            there = lane + c0 < part_room
-            offset = ((tap // 3 - 1) * s.w + tap % 3 - 1) * room + c0
+            there = lane + c0 < s.part_room
+            offset = ((tap // 3 - 1) * s.w + tap % 3 - 1) * s.room + c0
             inside = near(rows, columns, tap)
             a = tl.load(source + offset + cells, mask=inside[:, None] & there[None, :], other=0.0)
             b = tl.load(weight + step * (m.bk * m.bn) + block, mask=there[:, None] & mask_o[None, :], other=0.0)
@@ -104,7 +102,6 @@ def add_splits(acc, x, s, m, i_tile, i_split):
 def finish(acc, x, s, m, n, i_tile, i_m, i_o, i_group, p, rows, columns, o, ahead):
     """Bias, border, gate, activation; store the tile and its channel sums in the stored order of channels."""
     identity, bias, scale, shift, launch = ahead
-    rest = s.rest // m.align * m.align
     computed = i_group * (s.group // m.align * m.align) + o
     mask_p = p < s.pixels
     if s.bordered == 1:
@@ -123,19 +120,20 @@ def finish(acc, x, s, m, n, i_tile, i_m, i_o, i_group, p, rows, columns, o, ahea
         acc = tl.maximum(acc, 0.0, propagate_nan=tl.PropagateNan.ALL)
     y = acc.to(x.y.dtype.element_ty)
     column_sums = tl.sum(tl.where(mask_p[:, None], y.to(tl.float32), 0.0), axis=0)  # as the readers will read y
-    room = s.o_room // 8 * 8
-    stored = (o // rest * s.groups + i_group) * rest + o % rest
+    stored = (o // s.rest * s.groups + i_group) * s.rest + o % s.rest
     stored = tl.max_contiguous(tl.multiple_of(stored, m.align), m.align)
-    mask_o = o < tl.where(s.groups == 1, room, s.group // m.align * m.align)  # behind the last channel, zeros
-    pixels = x.y + n.to(tl.int64) * (s.pixels * room)
-    tl.store(pixels + (p[:, None] * room + stored[None, :]), y, mask=mask_p[:, None] & mask_o[None, :])
-    sums = x.sums + (n.to(tl.int64) * s.tiles + i_m) * room
+    mask_o = o < tl.where(s.groups == 1, s.o_room, s.group)  # behind the last channel, zeros
+    pixels = x.y + n.to(tl.int64) * (s.pixels * s.o_room)
+    tl.store(pixels + (p[:, None] * s.o_room + stored[None, :]), y, mask=mask_p[:, None] & mask_o[None, :])
+    sums = x.sums + (n.to(tl.int64) * s.tiles + i_m) * s.o_room
     tl.store(sums + stored, column_sums, mask=mask_o)
-    if (room > s.cout) & (s.groups > 1) & (i_o == 0):
+    if (s.o_room > s.cout) & (s.groups > 1) & (i_o == 0):
         behind = s.cout + tl.arange(0, 8)
-        lanes = mask_p[:, None] & (behind < room)[None, :]
-        tl.store(pixels + (p[:, None] * room + behind[None, :]), tl.zeros((m.bm, 8), x.y.dtype.element_ty), mask=lanes)
-        tl.store(sums + behind, tl.zeros((8,), tl.float32), mask=behind < room)
+        lanes = mask_p[:, None] & (behind < s.o_room)[None, :]
+        tl.store(
+            pixels + (p[:, None] * s.o_room + behind[None, :]), tl.zeros((m.bm, 8), x.y.dtype.element_ty), mask=lanes
+        )
+        tl.store(sums + behind, tl.zeros((8,), tl.float32), mask=behind < s.o_room)
 
 
 @triton.jit
@@ -152,10 +150,9 @@ def read_ahead(x, s, m, n, i_tile, i_group, p, o):
         if s.identity == 1:
             scale = tl.load(x.scale + computed, mask=mask_o, other=0.0)
             shift = tl.load(x.shift + computed, mask=mask_o, other=0.0)
-            room = s.room // 8 * 8
-            lanes = (p < s.pixels)[:, None] & (o < room)[None, :]
-            pixels = x.a + n.to(tl.int64) * (s.pixels * room)
-            identity = tl.load(pixels + (p[:, None] * room + o[None, :]), mask=lanes, other=0.0)
+            lanes = (p < s.pixels)[:, None] & (o < s.room)[None, :]
+            pixels = x.a + n.to(tl.int64) * (s.pixels * s.room)
+            identity = tl.load(pixels + (p[:, None] * s.room + o[None, :]), mask=lanes, other=0.0)
     return identity, bias, scale, shift, launch
 
 

@@ -64,18 +64,17 @@ def gate_part(x, s, m, n, i_o, part):
     c = part % (s.parts // s.inputs) * PART + tl.arange(0, PART)
     o = i_o % s.columns * m.bn + tl.arange(0, m.bn)
     computed = i_group * (s.group // m.align * m.align) + o
-    o_room = s.o_room // 8 * 8
     mask_o = o < (s.group + m.align - 1) // m.align * m.align  # as many as are one copy; behind the last are zeros
-    rows = (i_input * s.part + c)[:, None] * o_room
+    rows = (i_input * s.part + c)[:, None] * s.o_room
     lanes = (c < s.part)[:, None] & mask_o[None, :]
     weight = tl.load(x.gate_weight + (rows + computed[None, :]), mask=lanes, other=0.0)
     source = tl.where(i_input == 0, x.a_sums, x.b_sums)
     tiles = tl.where(i_input == 0, s.a_tiles, s.b_tiles)
     channel = i_group * (s.part // m.align * m.align) + c
-    mask_c = c < s.part_room // m.align * m.align
-    average = feature_average(source, n, channel, mask_c, s.room // 8 * 8, tiles, s.h * s.w, m.rows)
+    mask_c = c < s.part_room
+    average = feature_average(source, n, channel, mask_c, s.room, tiles, s.h * s.w, m.rows)
     value = tl.sum(weight.to(tl.float32) * average[:, None], axis=0)
-    tl.store(x.products + (n.to(tl.int64) * s.parts + part) * o_room + computed, value, mask=mask_o)
+    tl.store(x.products + (n.to(tl.int64) * s.parts + part) * s.o_room + computed, value, mask=mask_o)
 
 
 @triton.jit
@@ -83,15 +82,16 @@ def gates_of_parts(x, s, m, n, i_o):
     """Store the gates of channel tile i_o, whose products are there."""
     o = i_o % s.columns * m.bn + tl.arange(0, m.bn)
     computed = i_o // s.columns * (s.group // m.align * m.align) + o
-    room = s.o_room // 8 * 8
-    base = x.products + n.to(tl.int64) * (s.parts * room)
+    base = x.products + n.to(tl.int64) * (s.parts * s.o_room)
     value = tl.load(x.gate_bias + computed, mask=o < s.group, other=0.0)
     for first in range(0, s.parts, PARTS):
         part = first + tl.arange(0, PARTS)
         lanes = (part < s.parts)[:, None] & (o < (s.group + m.align - 1) // m.align * m.align)[None, :]
-        made = tl.load(base + (part[:, None] * room + computed[None, :]), mask=lanes, other=0.0, cache_modifier=".cg")
+        made = tl.load(
+            base + (part[:, None] * s.o_room + computed[None, :]), mask=lanes, other=0.0, cache_modifier=".cg"
+        )
         value += tl.sum(made, axis=0)
-    tl.store(x.gate + n.to(tl.int64) * room + computed, sigmoid(value), mask=o < s.group)
+    tl.store(x.gate + n.to(tl.int64) * s.o_room + computed, sigmoid(value), mask=o < s.group)
 
 
 @triton.jit
@@ -130,20 +130,19 @@ def picture_part(x, s, n, part):
 def gates(x, s, m, n, i_o, computed, mask_o, launch):
     """Gates fp32 [BN] of output channels `computed`, of channel tile i_o, in the launch of this number; those of a
     picture, which has few channels, are made here from its sums."""
-    room = s.o_room // 8 * 8
     if m.planar:
         while tl.atomic_add(x.flags + n, 0, sem="acquire", scope="gpu") - launch * s.parts < 0:
             pass
         c = tl.arange(0, CHANNELS)
         average = feature_average(x.products, n, c, c < s.c, s.c, s.parts, s.h * s.w, m.rows)
         lanes = (c < s.c)[:, None] & mask_o[None, :]
-        weight = tl.load(x.gate_weight + (c[:, None] * room + computed[None, :]), mask=lanes, other=0.0)
+        weight = tl.load(x.gate_weight + (c[:, None] * s.o_room + computed[None, :]), mask=lanes, other=0.0)
         value = tl.load(x.gate_bias + computed, mask=mask_o, other=0.0)
         gate = sigmoid(value + tl.sum(weight.to(tl.float32) * average[:, None], axis=0))
     else:
         flag = x.flags + (n * (s.groups * s.columns) + i_o)
         while tl.atomic_add(flag, 0, sem="acquire", scope="gpu") - launch < 0:
             pass
-        base = x.gate + n.to(tl.int64) * room
+        base = x.gate + n.to(tl.int64) * s.o_room
         gate = tl.load(base + computed, mask=mask_o, other=0.0, cache_modifier=".cg")
     return gate

@@ -37,7 +37,7 @@ class Bug:
     module: ModuleType = fused_conv
 
 
-TAP = "((tap // 3 - 1) * s.w + tap % 3 - 1) * room"
+TAP = "((tap // 3 - 1) * s.w + tap % 3 - 1) * s.room"
 SPLIT = "(i_split * s.steps // s.split_k, (i_split + 1) * s.steps // s.split_k):\n            tap = step % 9"
 RAISED = 'n, i_o)\n            tl.debug_barrier()\n            tl.atomic_add(x.flags + i_flag, 1, sem="release"'
 ARRIVES = 'x.arrived + i_flag, 1, sem="acq_rel"'
@@ -48,9 +48,9 @@ BUGS = [
         "identity"),
     Bug("a neighbour beyond the edge", "(position + 1 < size)", "(position < size)", "identity"),
     Bug("dropped channel mask", "mask_o = o < s.group\n", "mask_o = o >= 0\n", "identity"),
-    Bug("dropped mask of a ragged last step", "there = lane + c0 < part_room", "there = lane + c0 >= 0", "identity"),
+    Bug("dropped mask of a ragged last step", "there = lane + c0 < s.part_room", "there = lane + c0 >= 0", "identity"),
     Bug("wrong tap", TAP, TAP.replace("tap % 3 - 1", "tap % 3 - 2"), "plain"),
-    Bug("rows and columns of taps swapped", TAP, "((tap % 3 - 1) * s.w + tap // 3 - 1) * room", "plain"),
+    Bug("rows and columns of taps swapped", TAP, "((tap % 3 - 1) * s.w + tap // 3 - 1) * s.room", "plain"),
     Bug("swapped group", "i_group * (s.part // m.align * m.align)\n", "(1 - i_group) * (s.part // m.align * m.align)\n",
         "grouped"),
     Bug("second input read as the first", "tl.where(i_input == 0, x.a, x.b)", "x.a", "fusion"),
@@ -60,7 +60,7 @@ BUGS = [
         "weight + (step ^ 1) % s.steps * (m.bk * m.bn) + block, mask=there", "identity"),
     Bug("missing border correction", "if s.bordered == 1:", "if s.bordered == 7:", "fusion"),
     Bug("border correction outside the picture", BORDER, "border[None, :]", "fusion"),
-    Bug("wrong shuffle", "stored = (o // rest * s.groups + i_group) * rest + o % rest", "stored = computed",
+    Bug("wrong shuffle", "stored = (o // s.rest * s.groups + i_group) * s.rest + o % s.rest", "stored = computed",
         "fusion_down"),
     Bug("every picture is the first", "n = i_tile // (s.groups * s.columns * s.tiles)", "n = i_tile * 0", "identity"),
     Bug("stride forgotten", "row = p // s.wout * s.stride", "row = p // s.wout", "down"),
@@ -69,8 +69,8 @@ BUGS = [
     Bug("bias not doubled", "(bias * 2 * gate)[None, :]", "(bias * gate)[None, :]", "plain"),
     Bug("sums of rows outside", "tl.where(mask_p[:, None], y.to(tl.float32), 0.0)", "y.to(tl.float32)", "identity"),
     Bug("sums of what was not stored", "y.to(tl.float32), 0.0)", "acc, 0.0)", "identity"),
-    Bug("padding that leaks", "o < tl.where(s.groups == 1, room,", "o < tl.where(s.groups == 1, s.cout,", "identity"),
-    Bug("padding of groups that leaks", "lanes = mask_p[:, None] & (behind < room)[None, :]",
+    Bug("padding that leaks", "tl.where(s.groups == 1, s.o_room,", "tl.where(s.groups == 1, s.cout,", "identity"),
+    Bug("padding of groups that leaks", "lanes = mask_p[:, None] & (behind < s.o_room)[None, :]",
         "lanes = mask_p[:, None] & (behind < 0)[None, :]", "grouped"),
     Bug("splits overlap", SPLIT, SPLIT.replace("i_split * s.steps // s.split_k, ", "0, "), "identity", split_k=2),
     Bug("release too weak", 'sem="acq_rel"', 'sem="acquire"', "identity", split_k=2),
@@ -79,11 +79,12 @@ BUGS = [
     Bug("splits added in order of arrival", "tile + (first + split) * PART + cells, mask=there",
         "tile + (i_split + 1 + first + split) % s.split_k * PART + cells, mask=there", "identity", split_k=3),
     Bug("a third split forgotten", "range(0, s.split_k, 2)", "range(0, 1)", "identity", split_k=3),
-    Bug("gate of the output's pixels", "source, n, channel, mask_c, s.room // 8 * 8, tiles, s.h * s.w",
-        "source, n, channel, mask_c, s.room // 8 * 8, tiles, s.pixels", "down", module=sse_gate),
+    Bug("gate of the output's pixels", "source, n, channel, mask_c, s.room, tiles, s.h * s.w",
+        "source, n, channel, mask_c, s.room, tiles, s.pixels", "down", module=sse_gate),
     Bug("gate of the first input twice", "tl.where(i_input == 0, x.a_sums, x.b_sums)", "x.a_sums", "fusion",
         module=sse_gate),
-    Bug("gate of the first part only", "s.part + c)[:, None] * o_room", "s.part + c % PART)[:, None] * o_room", "wide",
+    Bug("gate of the first part only", "s.part + c)[:, None] * s.o_room", "s.part + c % PART)[:, None] * s.o_room",
+        "wide",
         module=sse_gate),
     Bug("parts beyond the thirtieth forgotten", "range(0, s.parts, PARTS)", "range(0, 1)", "wide", module=sse_gate),
     Bug("a dropped flag", "- launch < 0", "- launch < -9", "identity", module=sse_gate),

@@ -91,20 +91,20 @@ def measure_group(
         lanes = point.streams if METHODS[executor].captured else 1
         if executor in SIDE_BY_SIDE:
             lanes = torch.get_num_threads()
+        steps, work = busiest(program, point.size, point.batch, lanes)
+        if executor in SIDE_BY_SIDE:  # whose lanes share operations too
+            work = gflops / lanes
+        span = busiest(program, point.size, point.batch, point.streams).gflops
         row = {
             "group": point.group, "network": point.network, "executor": executor, "depth": point.depth,
             "streams": point.streams, "batch": point.batch, "size": point.size, "gflops": round(gflops, 6),
             "parameters": program.parameters, "median_ms": round(p50, 4), "p20_ms": round(p20, 4),
             "p80_ms": round(p80, 4), "n": len(times), "one_lane_ms": one_lane.get(point),
-            "lanes": lanes, "steps": None, "busiest_gflops": None, "span_gflops": None, "sum_ms": None,
+            "lanes": lanes, "steps": steps, "busiest_gflops": work, "span_gflops": span, "sum_ms": None,
             "lanes_ms": None, "linked_lanes_ms": None,
         }  # fmt: skip
-        row["steps"], row["busiest_gflops"] = busiest(program, point.size, point.batch, lanes)
-        if executor in SIDE_BY_SIDE:  # whose lanes share operations too
-            row["busiest_gflops"] = gflops / lanes
-        row["span_gflops"] = busiest(program, point.size, point.batch, point.streams).gflops
         if row["one_lane_ms"] is not None:
-            row["lanes_ms"] = round(row["one_lane_ms"] * row["span_gflops"] / gflops, 4)
+            row["lanes_ms"] = round(row["one_lane_ms"] * span / gflops, 4)
         if executor == "eager":
             each = operation_seconds(program, point, device, dtype)
             row["sum_ms"] = round(sum(each.values()) * 1e3, 4)

@@ -93,7 +93,7 @@ def test_the_verdict_is_saved_for_its_gpu_alone(tmp_path: Path, monkeypatch: pyt
     """An engine's own way through it all, with the CPU in the GPU's place."""
     monkeypatch.setattr(engines, "gpu_and_versions", lambda device: "GPU A, driver 1")
     monkeypatch.setattr(engines, "lives_on_gpu", lambda device: True)
-    names, single = ("eager", "reference", "inductor"), Placement.single(PROGRAM)
+    names, single = ("eager", "reference"), Placement.single(PROGRAM)
     choices = [Choice(executor, single, None, "whole") for executor in names]
     monkeypatch.setattr(engines, "on_gpus", lambda program, placement: choices)
     engine, path = Engine(PROGRAM, None, "cpu"), tmp_path / "e.safetensors"

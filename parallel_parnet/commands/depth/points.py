@@ -48,7 +48,7 @@ def one_stream(name: str) -> Config:
         return Config((width, wanted.planes[-1]), blocks=(8,))
 
     def flops(network: Config) -> int:
-        return fold(create_model(network)).cost().flops
+        return fold(create_model(network).to("meta")).cost().flops
 
     goal = flops(wanted)
     width = bisect_left(range(400), goal, lo=64, key=lambda width: flops(config(width)))

@@ -16,6 +16,7 @@ from PIL import Image
 
 from conftest import GOLDEN, OPTIONAL, ROOT, free_port, launch, relative
 from parallel_parnet import Engine, ParNetError, fold, load_checkpoint, save_checkpoint
+from parallel_parnet.commands import start
 from parallel_parnet.commands.common import Ranks, quotas
 from parallel_parnet.commands.infer.few import Answers, verify
 from parallel_parnet.commands.infer.many import Pictures
@@ -251,15 +252,23 @@ NO_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     ],
     ids=lambda value: str(value)[:60],
 )
-def test_ranks_that_cannot_be(environment: dict, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_that_cannot_be(
+    environment: dict, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in NO_RANKS:
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    run = launch("infer.py", *QUICK)
-    assert run.returncode == 2
-    assert message in one_line(run.stderr)
-    assert launch("plan.py", "--help").returncode == 0, "what needs no rank goes on"
+
+    def status(command: str, *arguments: object) -> object:
+        monkeypatch.setattr(sys, "argv", [command, *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            start(command)
+        return end.value.code
+
+    assert status("infer", *QUICK) == 2
+    assert message in one_line(capsys.readouterr().err)
+    assert status("plan", "--help") == 0, "what needs no rank goes on"
 
 
 @pytest.mark.parametrize("world", [1, 2])

@@ -129,7 +129,7 @@ def test_more_gate_work_than_leaders(seed, monkeypatch):
 )
 def test_counts_of_launches_wrap_around(shape, seed):
     """After 2^31 launches, and where flags count a picture's two parts, 2^30: at ten thousand a second, a day."""
-    conv = convolution(shape, Tile(16, 16, 32), 2, torch.float16, seed)
+    conv = convolution(shape, Tile(64, 16, 32), 2, torch.float16, seed)
     parts = conv.tile.parts(shape) if shape.planar else 1
     launches = 2**31 // parts - 1
     conv.x.flags.fill_(launches * parts)

@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from parallel_parnet import Config, ParNet, Placement, Program, create_model
+from parallel_parnet.commands import start
 from parallel_parnet.executors.backends import ON_CPUS, has_bf16, lacking
 from parallel_parnet.kernels.cpu.objects import runnable
 from parallel_parnet.program.contract import INPUT, shapes
@@ -133,6 +134,22 @@ def _threads() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., subprocess.CompletedProcess]:
+    """A command in this process, for what ends before it does anything: a process of its own takes seconds to start."""
+
+    def called(command: str, *arguments: object) -> subprocess.CompletedProcess:
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, "argv", [command, *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            start(command)
+        return subprocess.CompletedProcess(command, end.value.code or 0, *capsys.readouterr())
+
+    return called
 
 
 def free_port() -> int:

@@ -130,7 +130,7 @@ def test_what_a_source_distribution_carries(tree: Path, tmp_path: Path) -> None:
 def test_the_other_commands_of_an_install(installed: Path, tmp_path: Path) -> None:
     parnet = installed / "bin" / "python", installed / "bin" / "parnet"
     assert all(f"  {name} " in run(*parnet, "--help", cwd=tmp_path) for name in COMMANDS)
-    assert "lanes over loopback" in run(*parnet, "plan", "--gpus", 3, "--link", "loopback", "--exactly", cwd=tmp_path)
+    assert "lanes over loopback" in run(*parnet, "plan", "--gpus", 2, "--link", "loopback", "--exactly", cwd=tmp_path)
     wrong = subprocess.run([*parnet, "infre"], capture_output=True, text=True, timeout=60)
     assert wrong.returncode == 2 and wrong.stderr.startswith("error: parnet infre: no such command\n")
 

@@ -60,9 +60,10 @@ def test_outputs_on_ranks(tmp_path: Path) -> None:
     assert all(row["shapes"] == row["said"] for row in rows), rows
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_triton_segments_on_ranks(ranks: int, tmp_path: Path) -> None:
-    """By Triton's interpreter, over shared memory and gloo, launched and captured: the bits of one lane."""
+def test_triton_segments_on_ranks(tmp_path: Path) -> None:
+    """By Triton's interpreter, over shared memory and gloo, launched and captured: the bits of one lane. Two ranks or
+    three, as it is drawn."""
+    ranks = random.Random(SEED).choice((2, 3))
     found = tmp_path / "found.json"
     environment = {"TRITON_INTERPRET": "1"}
     run = launch(SCRIPTS / "triton_lanes.py", SEED, found, ranks=ranks, environment=environment)

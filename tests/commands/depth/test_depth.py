@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -172,12 +173,12 @@ def test_a_run_resumes(tmp_path: Path) -> None:
     assert "no result of this experiment" in refused.stderr
 
 
-def test_bad_requests(tmp_path: Path) -> None:
+def test_bad_requests(tmp_path: Path, here: Callable) -> None:
     for arguments, message in (
         (("--out", tmp_path / "absent"), "no such folder"),
         (("--only", "nothing"), "choose part of one of"),
         (("--device", "toaster"), "choose cpu or cuda"),
     ):
-        run = launch("latency_vs_depth.py", "--quick", *arguments)
+        run = here("latency-vs-depth", "--quick", *arguments)
         assert run.returncode == 2
         assert message in run.stderr

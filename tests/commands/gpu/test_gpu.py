@@ -349,6 +349,6 @@ def test_dry_run_lists_candidates():
 
 
 @pytest.mark.parametrize("arguments", [("--minutes", 0), ("--batch-size", 0), ("--model", "parnet_xxl", "--dry-run")])
-def test_wrong_arguments(arguments):
-    done = launch("tune.py", *arguments)
+def test_wrong_arguments(arguments, here):
+    done = here("tune", *arguments)
     assert done.returncode == 2 and done.stderr.count("\n") == 1

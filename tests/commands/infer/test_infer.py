@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from PIL import Image
 
 from conftest import GOLDEN, OPTIONAL, ROOT, free_port, launch, relative
 from parallel_parnet import Engine, ParNetError, fold, load_checkpoint, save_checkpoint
-from parallel_parnet.commands import start
 from parallel_parnet.commands.common import Ranks, quotas
 from parallel_parnet.commands.infer.few import Answers, verify
 from parallel_parnet.commands.infer.many import Pictures
@@ -181,8 +181,8 @@ def one_line(run_stderr: str) -> str:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )
-def test_bad_input(arguments: tuple, message: str) -> None:
-    run = launch("infer.py", *QUICK, *arguments)
+def test_bad_input(arguments: tuple, message: str, here: Callable) -> None:
+    run = here("infer", *QUICK, *arguments)
     assert run.returncode == 2
     assert message in one_line(run.stderr)
     assert "Traceback" not in run.stderr
@@ -252,23 +252,15 @@ NO_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     ],
     ids=lambda value: str(value)[:60],
 )
-def test_ranks_that_cannot_be(
-    environment: dict, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ranks_that_cannot_be(environment: dict, message: str, monkeypatch: pytest.MonkeyPatch, here: Callable) -> None:
     for name in NO_RANKS:
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-
-    def status(command: str, *arguments: object) -> object:
-        monkeypatch.setattr(sys, "argv", [command, *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            start(command)
-        return end.value.code
-
-    assert status("infer", *QUICK) == 2
-    assert message in one_line(capsys.readouterr().err)
-    assert status("plan", "--help") == 0, "what needs no rank goes on"
+    run = here("infer", *QUICK)
+    assert run.returncode == 2
+    assert message in one_line(run.stderr)
+    assert here("plan", "--help").returncode == 0, "what needs no rank goes on"
 
 
 @pytest.mark.parametrize("world", [1, 2])

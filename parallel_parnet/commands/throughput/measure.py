@@ -15,13 +15,14 @@ from parallel_parnet import Engine, ParNetError
 
 from ..bench.measure import PICTURES, Settings, contenders, time_all, worth_timing
 from ..bench.proof import disagreements, expected_logits, prove_golden, prove_ours
-from ..bench.rows import add_ratios, row_of
+from ..bench.rows import TELLING, add_ratios, row_of
 from ..bench.running import Entry, once, set_up
 from ..bench.subject import Contender, Subject
 
 LEAST, MOST = 5, 30  # timed runs of each contender at a batch
 FIRST_S = 0.4  # of passes before it is decided who is near
 NEAR = 1.25  # times the fastest peer's pass; slower ones are listed: the time goes to those that may be the best
+FAR = f"over {NEAR} times the fastest peer's time"
 # beside our executor: on CPUs the libraries from the file of launch/export.py, and torch
 PEERS = {
     "cpu": ("OpenVINO, exported", "ONNX Runtime, exported", "ncnn, exported", "MNN, exported", "torch.compile, fused"),
@@ -44,11 +45,13 @@ def measure(
     possible: Mapping[str, Mapping[str, float]],
     console: Console,
 ) -> list[dict]:
-    """For each batch, in this order, its size, the rows of those that were timed, and why others were not.
+    """For each batch, the smallest first, its size, the rows of those that were timed, and why others were not.
 
     budget: seconds of all timed runs together; a batch gets of what is left as much as it has of the pictures that are
-    left, and at least LEAST runs of each contender. Raises ParNetError where our logits are not the reference's, or
-    where nothing of ours runs.
+    left, and at least LEAST runs of each contender. Largest and smallest batch come first: who is far from the fastest
+    peer at both is not set up for those in between, since compiling can take longer than all else.
+
+    Raises ParNetError where our logits are not the reference's, or where nothing of ours runs.
     """
     prove_golden()
     (drawn,) = replace(subject, batch=max(batches)).pictures(1)
@@ -57,13 +60,20 @@ def measure(
     ) as progress:
         progress.add_task("the reference's logits", total=None)
         (expected,) = expected_logits(subject, [drawn])
-        found, left = [], budget
-        for i, batch in enumerate(batches):
-            share = left * batch / sum(batches[i:])
-            one = _race(replace(subject, batch=batch), chosen, share, drawn, expected, progress)
-            left -= sum(sum(entry.latency) for entry in one)
-            found.append(_result(batch, one, possible))
-    return found
+        found: dict[int, dict] = {}
+        left, far = budget, []
+        order = list(dict.fromkeys([max(batches), min(batches), *batches]))
+        for i, batch in enumerate(order):
+            skipped = far[0] & far[1] if i > 1 else set()
+            own = [contender for contender in chosen if contender.name not in skipped]
+            share = left * batch / sum(order[i:])
+            entries = _race(replace(subject, batch=batch), own, share, drawn, expected, progress)
+            far.append({entry.name for entry in entries if FAR in entry.missing})
+            left -= sum(sum(entry.latency) for entry in entries)
+            found[batch] = _result(batch, entries, possible)
+            reason = f"not set up: {FAR} at batch {' and '.join(map(str, order[:2]))}"
+            found[batch]["missing"] |= dict.fromkeys(skipped, reason)
+    return [found[batch] for batch in sorted(found)]
 
 
 def _race(
@@ -87,7 +97,7 @@ def _race(
     pictures = subject.pictures(PICTURES)
     running = worth_timing(entries)
     seconds = {entry.name: _seconds(entry, pictures) for entry in running}
-    running = _near(running, seconds)
+    running = _near(running, seconds, budget)
     if not any(entry.contender.ours for entry in running):
         reasons = [entry.missing for entry in entries if entry.contender.ours]
         raise ParNetError(f"batch {n}: nothing of ours runs: {'; '.join(reasons) or 'none was chosen'}")
@@ -106,16 +116,23 @@ def _seconds(entry: Entry, pictures: Sequence[Tensor]) -> float:
     return min(times)
 
 
-def _near(running: Sequence[Entry], seconds: Mapping[str, float]) -> list[Entry]:
-    """Ours, and the peers that may be the fastest; of the others, their entries say how slow. seconds: of a pass."""
-    fastest = min((seconds[entry.name] for entry in running if not entry.contender.ours), default=0.0)
-    for entry in running:
-        if not entry.contender.ours and seconds[entry.name] > NEAR * fastest:
-            entry.missing = (
-                f"not raced: {1e3 * seconds[entry.name]:.1f} ms a pass, over {NEAR} times the fastest peer's "
-                f"{1e3 * fastest:.1f}"
-            )
-    return [entry for entry in running if not entry.missing]
+def _near(running: Sequence[Entry], seconds: Mapping[str, float], budget: float) -> list[Entry]:
+    """Ours, the fastest peer, and as many more, the faster first, as are near it and leave all of them runs enough to
+    tell something; of the others, their entries say how slow. seconds: of a pass, and the budget."""
+    taken = [entry for entry in running if entry.contender.ours]
+    peers = sorted((entry for entry in running if not entry.contender.ours), key=lambda entry: seconds[entry.name])
+    for entry in peers:
+        own, fastest = seconds[entry.name], seconds[peers[0].name]
+        round_s = sum(seconds[other.name] for other in (*taken, entry))
+        if own > NEAR * fastest:
+            why = f"{FAR}, {1e3 * fastest:.1f}"
+        elif entry is not peers[0] and round_s * TELLING > budget:
+            why = f"the fastest peer's took {1e3 * fastest:.1f}, and the budget is not enough for both"
+        else:
+            taken.append(entry)
+            continue
+        entry.missing = f"not raced: {1e3 * own:.1f} ms a pass; {why}"
+    return taken
 
 
 def _result(batch: int, entries: Sequence[Entry], possible: Mapping[str, Mapping[str, float]]) -> dict:

@@ -138,14 +138,19 @@ def test_who_is_raced_and_who_is_listed(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(measuring, "_seconds", lambda entry, pictures: SECONDS[entry.name])
     (eager,) = contenders(["ours: eager"])
     chosen = [eager, planted("right"), planted("near"), planted("slow"), planted("mixed", mixed=True)]
-    found = measuring.measure(SUBJECT, [1, 3], chosen, 0.01, POSSIBLE, Console(quiet=True))
-    assert [one["batch"] for one in found] == [1, 3]
+    found = measuring.measure(SUBJECT, [1, 2, 3], chosen, 1e3, POSSIBLE, Console(quiet=True))
+    assert [one["batch"] for one in found] == [1, 2, 3]
+    assert found[1]["missing"].pop("slow") == "not set up: over 1.25 times the fastest peer's time at batch 3 and 1"
+    assert "over 1.25 times the fastest peer's" in found[0]["missing"]["slow"]
+    assert "over 1.25 times the fastest peer's" in found[2]["missing"]["slow"]
     for one in found:
         assert {"ours: eager", "right", "near"} == {r["contender"] for r in one["rows"]} - {"mixed"}
-        assert "over 1.25 times the fastest peer's" in one["missing"]["slow"]
         for r in one["rows"]:
-            assert r["n"] == measuring.LEAST and r["infer_batch_size"] == one["batch"]
-    assert found[0]["disagree"] == {} and "logits off by" in found[1]["disagree"]["mixed"]
+            assert r["n"] == measuring.MOST and r["infer_batch_size"] == one["batch"]
+    assert found[0]["disagree"] == {} and "logits off by" in found[2]["disagree"]["mixed"]
+    (tight,) = measuring.measure(SUBJECT, [3], chosen, 1.0, POSSIBLE, Console(quiet=True))
+    assert {r["contender"]: r["n"] for r in tight["rows"]} == dict.fromkeys(("ours: eager", "right"), measuring.LEAST)
+    assert "620.0 ms a pass; the fastest peer's took 500.0, and the budget is not enough" in tight["missing"]["near"]
     with pytest.raises(ParNetError, match="nothing of ours runs: none was chosen"):
         measuring.measure(SUBJECT, [1], [planted("right")], 0.01, POSSIBLE, Console(quiet=True))
     with pytest.raises(ParNetError, match="parity fails"):
@@ -158,7 +163,7 @@ def test_a_budget_is_spent_by_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[tuple[int, float]] = []
     monkeypatch.setattr(measuring, "_race", lambda subject, _, share, *rest: given.append((subject.batch, share)) or [])
     measuring.measure(SUBJECT, [1, 3], [], 8.0, POSSIBLE, Console(quiet=True))
-    assert given == [(1, 2.0), (3, 8.0)], "what one leaves, the next may use"
+    assert given == [(3, 6.0), (1, 8.0)], "what one leaves, the next may use"
 
 
 @pytest.mark.skipif(not is_installed("matplotlib"), reason="matplotlib is not installed")

@@ -25,7 +25,7 @@ from pathlib import Path
 from rich.console import Console
 
 from parallel_parnet import ParNetError
-from parallel_parnet.files import as_json, write_atomically, write_json
+from parallel_parnet.files import as_json, write_json
 
 from ..bench.command import subject_from
 from ..bench.machine import describe, possible
@@ -35,8 +35,9 @@ from ..bench.subject import words
 from ..common import DTYPES, RESULTS, Parser, Ranks, add_model_arguments, machine, pixels, plain_console, slug
 from ..common import table as make_table
 from ..gpu.device import exact_fp32, require_gpu
+from ..sections import link, put
 from .measure import LEAST, measure, usual
-from .words import HEADS, WHAT, cells, placed, relative_to, section, sentences
+from .words import HEADS, NEXT, TITLE, WHAT, cells, section, sentences
 
 BATCHES = (1, 2, 4, 8, 16)
 BUDGET = 60.0  # seconds of timed runs
@@ -113,8 +114,8 @@ def write_page(page: Path, folder: Path, where: str) -> Path:
     results = [result for result, _ in found]
     for suffix in (".svg", ".png"):
         draw(results, figure.with_suffix(suffix))
-    links = [relative_to(path, page) for _, path in found]
-    write_atomically(page, placed(page.read_text(), section(results, links, relative_to(figure, page))))
+    links = [link(path, page) for _, path in found]
+    put(page, TITLE, section(results, links, link(figure, page)), NEXT)
     return figure
 
 

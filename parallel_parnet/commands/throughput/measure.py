@@ -68,7 +68,9 @@ def measure(
             own = [contender for contender in chosen if contender.name not in skipped]
             share = left * batch / sum(order[i:])
             entries = _race(replace(subject, batch=batch), own, share, drawn, expected, progress)
-            far.append({entry.name for entry in entries if FAR in entry.missing})
+            far.append(
+                {entry.name for entry in entries if entry.missing.startswith("too slow") or FAR in entry.missing}
+            )
             left -= sum(sum(entry.latency) for entry in entries)
             found[batch] = _result(batch, entries, possible)
             reason = f"not set up: {FAR} at batch {' and '.join(map(str, order[:2]))}"

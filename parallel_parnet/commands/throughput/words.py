@@ -5,21 +5,14 @@ A result is what `command` writes: a header, and for each batch what `measure.me
 
 from __future__ import annotations
 
-import os
-import re
-import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from pathlib import Path
-
-from parallel_parnet import ParNetError
 
 from ..bench.rows import SHORT, best, says
-from ..versus.measure import NAMES
+from ..sections import NAMES, filled, table
 
 Result = Mapping
 TITLE, NEXT = "## What a batch costs", "## Log"  # the section, and the one that it stands before on a new page
-WIDTH = 120
 SPEED, TIME = "infer_samples_per_sec", "infer_step_time"
 HEADS = (
     "network", "batch", "ours, ms", "ours, pictures/s", "best peer", "its ms", "its pictures/s",
@@ -79,31 +72,16 @@ def section(results: Sequence[Result], files: Sequence[str], figure: str) -> str
         f"{processor}, {header['threads']} thread(s), {SHORT[header['dtype']]}, {header['date'][:10]} "
         f"({links}):"
     )
-    table = [f"| {' | '.join(HEADS)} |", "|---" * len(HEADS) + "|"]
-    table += [f"| {' | '.join(row)} |" for result in results for row in cells(result)]
     names = " and ".join(name_of(result) for result in results)
     parts = [
         TITLE,
-        _filled(first),
-        "\n".join(table),
+        filled(first),
+        table(HEADS, [row for result in results for row in cells(result)]),
         f"![Pictures a second against the latency of a batch, {names}, a line for each contender]({figure})",
-        *(_filled(" ".join(sentences(result))) for result in results),
-        _filled(WHAT),
+        *(filled(" ".join(sentences(result))) for result in results),
+        filled(WHAT),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def placed(page: str, text: str) -> str:
-    """The page with the section in place of the one that it has, else before `NEXT`; ParNetError without either."""
-    for pattern in (rf"^{re.escape(TITLE)}\n.*?(?=^## |\Z)", rf"^(?={re.escape(NEXT)}$)"):
-        if re.search(pattern, page, re.MULTILINE | re.DOTALL):
-            return re.sub(pattern, lambda _: f"{text}\n", page, count=1, flags=re.MULTILINE | re.DOTALL)
-    raise ParNetError(f"the page has neither a section {TITLE!r} nor one {NEXT!r} to put it before")
-
-
-def relative_to(path: Path, page: Path) -> str:
-    """A file as a link from the page."""
-    return Path(os.path.relpath(path, page.parent)).as_posix()
 
 
 def _growth(who: str, rows: Sequence[Mapping]) -> str:
@@ -140,7 +118,3 @@ def _speed(row: Mapping) -> str:
 
 def _times(a: Mapping, b: Mapping, key: str) -> str:
     return f"{a[key] / b[key]:.2f}"
-
-
-def _filled(text: str) -> str:
-    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)

@@ -19,9 +19,10 @@ from parallel_parnet import Config, ParNetError, fold
 from parallel_parnet.commands.bench.fused import fuse
 from parallel_parnet.commands.bench.measure import contenders
 from parallel_parnet.commands.bench.subject import Contender, Runner, Subject
+from parallel_parnet.commands.sections import placed
 from parallel_parnet.commands.throughput import command
 from parallel_parnet.commands.throughput import measure as measuring
-from parallel_parnet.commands.throughput.words import cells, number, placed, section, sentences
+from parallel_parnet.commands.throughput.words import NEXT, TITLE, cells, number, section, sentences
 
 POSSIBLE = {"float32": {"flop_per_s": 1e11, "bytes_per_s": 1e10}}
 MODEL = lively(Config((8, 16, 32, 64), num_classes=10), 0).requires_grad_(False)
@@ -111,11 +112,11 @@ def test_few_runs_and_no_peer_claim_nothing() -> None:
 
 def test_a_section_is_put_in_its_place_and_replaced() -> None:
     page = "# Page\n\n## Other\ntext\n\n## Log\nentries\n"
-    once = placed(page, "## What a batch costs\n\nfirst \\1\n")
+    once = placed(page, TITLE, f"{TITLE}\n\nfirst \\1\n", NEXT)
     assert once == "# Page\n\n## Other\ntext\n\n## What a batch costs\n\nfirst \\1\n\n## Log\nentries\n"
-    assert placed(once, "## What a batch costs\n\nsecond\n") == once.replace("first \\1", "second")
+    assert placed(once, TITLE, f"{TITLE}\n\nsecond\n", NEXT) == once.replace("first \\1", "second")
     with pytest.raises(ParNetError, match="neither a section"):
-        placed("# Page\n", "text")
+        placed("# Page\n", TITLE, "text", NEXT)
 
 
 SECONDS = {"ours: eager": 1.0, "ours: x": 1.0, "right": 0.5, "near": 0.62, "slow": 0.63, "mixed": 0.5}

@@ -100,11 +100,13 @@ def read(path: Path) -> dict:
 def write_page(page: Path, folder: Path, where: str) -> Path:
     """The figure of a machine's results beside them, as SVG and PNG, and the section on the page; the SVG's path.
 
-    where: the machine, as in file names.
+    where: the type and the machine, as in file names.
     """
     files = list(folder.glob(f"throughput-*-{where}.json"))
     if not files:
-        raise ParNetError(f"--page: no results of this machine ({where}) in {folder}: run make throughput first")
+        raise ParNetError(
+            f"--page: no results of this type and machine ({where}) in {folder}: run make throughput first"
+        )
     found = sorted(((read(path), path) for path in files), key=lambda pair: pair[0]["header"]["parameters_m"])
     try:
         from .picture import draw  # here, so that measuring does without matplotlib
@@ -124,7 +126,7 @@ def main() -> int:
     if ranks.world > 1:
         raise ParNetError("the benchmark runs in one process: start it with python")
     began, threads, device = time.perf_counter(), ranks.take_threads(), ranks.device(args.device)
-    where = slug(machine(device))
+    where = f"{SHORT[words(DTYPES[args.dtype])]}-{slug(machine(device))}"
     if args.page:
         print(as_json({"figure": str(write_page(args.page, args.out, where)), "page": str(args.page)}))
         return 0
@@ -148,7 +150,7 @@ def main() -> int:
     header["seconds"] = round(time.perf_counter() - began, 1)
     result = {"header": header, "batches": batches}
     result["sentences"] = sentences(result)
-    path = args.out / f"throughput-{Path(subject.name).stem}-{subject.size}-{SHORT[header['dtype']]}-{where}.json"
+    path = args.out / f"throughput-{Path(subject.name).stem}-{subject.size}-{where}.json"
     write_json(path, result)
     show(result, console)
     failed = sorted({name for found in batches for name in found["failed"]})

@@ -7,6 +7,7 @@ which carries the batch's number where no contender's points can be.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import nan
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -43,15 +44,21 @@ def _rows(result: Mapping) -> list[Mapping]:
     return [row for found in result["batches"] for row in found["rows"]]
 
 
+def _row(found: Mapping, name: str) -> Mapping:
+    """A contender's at one batch; empty, and so a gap in its line, where it was not raced."""
+    return next((row for row in found["rows"] if row["contender"] == name), {})
+
+
 def _panel(axes: Axes, result: Mapping, looks: Mapping[str, tuple]) -> None:
     rows = _rows(result)
     for name in dict.fromkeys(row["contender"] for row in rows):
-        own = [row for row in rows if row["contender"] == name]
+        own = [_row(found, name) for found in result["batches"]]
+        is_ours = name not in looks
         marker, line, colour = looks.get(name, ("o", "-", OURS))
         axes.plot(
-            [row[TIME] for row in own], [row[SPEED] for row in own], label=name, marker=marker, linestyle=line,
-            color=colour, markersize=6, linewidth=2.2 if own[0]["ours"] else 1.3, markerfacecolor=colour if
-            own[0]["ours"] else "white", zorder=3,
+            [row.get(TIME, nan) for row in own], [row.get(SPEED, nan) for row in own], label=name, marker=marker,
+            linestyle=line, color=colour, markersize=6, linewidth=2.2 if is_ours else 1.3,
+            markerfacecolor=colour if is_ours else "white", zorder=3,
         )  # fmt: skip
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -61,14 +68,14 @@ def _panel(axes: Axes, result: Mapping, looks: Mapping[str, tuple]) -> None:
         ends = [1e3 * batch / speed for speed in (high, low)]
         axes.plot(ends, [high, low], color="#bbbbbb", linewidth=0.8, zorder=1)
         axes.annotate(
-            f"batch {batch}" if found is result["batches"][0] else f"{batch}", (ends[1], low), (0, 3),
+            f"batch {batch}" if found is result["batches"][0] else f"{batch}", (ends[1], low), (-9, 3),
             textcoords="offset points", ha="right", va="bottom", fontsize=9, color="#444444", zorder=2,
         )  # fmt: skip
     axes.set_ylim(low, high)
     _, right = axes.get_xlim()
     axes.set_xlim(min(row[TIME] for row in rows) / ROOM, right)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
+    for axis, marks in ((axes.xaxis, (1, 2, 5)), (axes.yaxis, (1, 1.5, 2, 3, 4, 5, 7))):
+        axis.set_major_locator(LogLocator(subs=marks))
         axis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.set_minor_formatter(NullFormatter())
     axes.tick_params(labelsize=9)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import OPTIONAL, ROOT, SMALL, launch, lively
+from conftest import OPTIONAL, ROOT, SMALL, lively
 from parallel_parnet import Engine, ParNetError, Placement, create_model, fold
 from parallel_parnet.commands.plan import check, measured
 from parallel_parnet.commands.plan.prediction import TARGET, TITLE, cells, section, sentences
@@ -150,14 +150,21 @@ def test_ranks_that_fail_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.ranks
-def test_a_run_in_ranks(tmp_path: Path) -> None:
-    """The demo, by what runs there without being chosen."""
-    out = tmp_path / "check.json"
-    run = launch("plan_check.py", "--models", "parnet_fashion", "--iterations", 3, "--device", "cpu", "--json", out)
-    assert run.returncode == 0, run.stderr
-    result = json.loads(out.read_text())
-    assert result["executor"] == (OPTIONAL[0] if "native" in OPTIONAL else "eager")
-    assert [row["case"] for row in result["cases"]] == list(check.CASES)
+def test_a_run_in_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The demo on one lane and on two, by what runs there without being chosen."""
+    out, cases = tmp_path / "check.json", ("1 lane", "2 lanes, planned")
+    monkeypatch.setattr(check, "CASES", {case: check.CASES[case] for case in cases})
+    monkeypatch.setattr(check, "MESSAGES", 5)
+    arguments = ["--models", "parnet_fashion", "--iterations", "3", "--device", "cpu", "--json", str(out)]
+    monkeypatch.setattr(sys, "argv", ["plan_check.py", *arguments])
+    before = torch.get_num_threads()
+    try:
+        assert check.main() == 0
+    finally:
+        torch.set_num_threads(before)
+    result, said = json.loads(out.read_text()), capsys.readouterr().out
+    assert result["executor"] == (OPTIONAL[0] if OPTIONAL else "eager")
+    assert [row["case"] for row in result["cases"]] == list(cases)
     assert result["link"]["name"] == "shared" and result["link"]["gb_per_s"] > 0
-    assert all(sentence in run.stdout for sentence in sentences(result))
-    assert json.loads(run.stdout.splitlines()[-1])["executor"] == result["executor"]
+    assert all(sentence in said for sentence in sentences(result))
+    assert json.loads(said.splitlines()[-1])["executor"] == result["executor"]

@@ -5,6 +5,7 @@
 # make fuzz FUZZ_INPUTS=1000000  damaged files, arguments and settings; goes on where it was stopped
 # make experiment  latency against depth          make profile-example  docs/profiling.md, measured anew
 # make versus     ParNet against ResNet and RepVGG, both by this engine, in three minutes
+# make throughput  what a batch costs: pictures a second and latency of 1 to 16, in seven minutes
 # make bench      executors and peers: S and XL, fp32 and bf16, figure and page    make poster    its speed table
 # make sanitize   the CPU kernels' tests, with every read and write of theirs checked, in a few minutes
 # make known-accuracy  twenty photographs and a network of others, as a check on ours
@@ -22,7 +23,7 @@ KERNELS := setup.py kernels/cpu/instruction_sets.py $(wildcard kernels/cpu/*.[ch
 CHECKED := build/sanitize
 BESIDE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
 
-.PHONY: setup infer test test-tiny test-kernels test-all lint sanitize test-faults soak fuzz gpu-check experiment bench versus poster train calibrate known-accuracy profile-example
+.PHONY: setup infer test test-tiny test-kernels test-all lint sanitize test-faults soak fuzz gpu-check experiment bench versus throughput poster train calibrate known-accuracy profile-example
 
 setup: $(VENV)/.ready $(VENV)/.kernels
 
@@ -102,6 +103,12 @@ bench: setup
 # under three minutes on two cores
 versus: setup
 	$(BIN)/python launch/versus.py
+
+# six to seven minutes on two cores; the budgets are seconds of timed runs, just enough for 15 each of the largest batch
+throughput: setup
+	$(BIN)/python launch/throughput.py --model parnet_s --budget 35
+	$(BIN)/python launch/throughput.py --model parnet_xl --budget 150
+	$(BIN)/python launch/throughput.py --page docs/performance.md
 
 poster: setup
 	$(BIN)/python launch/bench.py --poster

@@ -24,6 +24,9 @@ COMMANDS = {
     "bench": Command("bench.command", "time every executor and every installed peer side by side", "bench"),
     "bench-report": Command("bench.page", "the benchmark's results as one figure and one page", "bench"),
     "versus": Command("versus.command", "is ParNet faster than ResNet here? both by one engine", "bench"),
+    "throughput": Command(
+        "throughput.command", "pictures a second and latency as the batch grows, beside peers", "bench"
+    ),
     "plan": Command("plan.command", "the fastest placement on so many GPUs, its schedule, and why", "figures"),
     "plan-check": Command("plan.check", "the planner's predictions against this machine"),
     "latency-vs-depth": Command("depth.command", "does latency follow depth, or work? the experiment", "figures"),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -78,6 +79,7 @@ class NativePlan:
     ) -> None:
         self.threads, self.module, self.n, self.dtype = threads, module, shapes[0][0], dtype
         self._ops: list[Op] = []
+        self._names: list[str] = []
         self._kept: list[object] = []  # what the structs point to
         self._scratch = 0
         self._free: dict[tuple[object, ...], list[Tensor]] = {}
@@ -117,13 +119,25 @@ class NativePlan:
         """The kernels alone."""
         native.library().run(*self._arguments)
 
+    def steps(self) -> dict[str, Callable[[], object]]:
+        """The kernels of each operation by its name, in an order in which all, one after the other, are a run; first,
+        by the names of what is read, those that bring it in, from where the last call had it."""
+        own: dict[str, list[Task]] = {}
+        for task in self._arguments[1]:
+            own.setdefault(self._names[task.op], []).append(task)
+        return {name: partial(self._step, (Task * len(tasks))(*tasks)) for name, tasks in own.items()}
+
+    def _step(self, tasks: ctypes.Array) -> None:
+        ops, _, _, _, *rest = self._arguments
+        native.library().run(ops, tasks, (native.INT * 1)(len(tasks)), 1, *rest)
+
     def _read(self, name: str, shape: Sequence[int]) -> list[Task]:
         n, c, h, w = shape
         chunks = -(-h // ROWS)
         kernels = [op.kernel for op, _ in self.module.operations if name == INPUT and name in op.inputs]
         x = self._feature(name, n, h, w, c, chunks, edge=max([3, *kernels]) // 2)
         picture = self._array(native.POINTER, [0])  # which each call fills in
-        index = self._add(Op(x=picture, **_output(x), h=h, w=w, cout=c, chunks=chunks, edge=x.edge))
+        index = self._add(name, Op(x=picture, **_output(x), h=h, w=w, cout=c, chunks=chunks, edge=x.edge))
         return [Task(index, native.IMPORT, *part) for part in _parts(n, h, ROWS)]
 
     def _level(self, operations: list[tuple[Operation, dict[str, Tensor]]]) -> list[Task]:
@@ -163,6 +177,7 @@ class NativePlan:
         gates = [native.zeros(self.n, op.cout) for _ in range(2 if op.gate != "none" else 0)]
         self._kept += gates
         index = self._add(
+            op.name,
             Op(
                 **self._inputs(inputs, kind), **_output(y), **{name: _at(tensor) for name, tensor in weights.items()},
                 **dict(zip(("multiply", "add"), map(_at, gates), strict=False)),
@@ -187,7 +202,7 @@ class NativePlan:
         chunks = len(parts) // self.n
         y = self._feature(op.name, self.n, h, width, op.cout, chunks)
         inputs = self._inputs([x], self._kind(op, w))
-        index = self._add(Op(**inputs, **_output(y), cout=op.cout, stride=op.stride, chunks=chunks))
+        index = self._add(op.name, Op(**inputs, **_output(y), cout=op.cout, stride=op.stride, chunks=chunks))
         return [Task(index, native.POOL, *part) for part in parts]
 
     def _kind(self, op: Operation, w: dict[str, Tensor]) -> int:
@@ -202,6 +217,7 @@ class NativePlan:
             (op.name,), lambda: {name: native.with_slack(w[name]) for name in ("weight", "bias")}
         )
         index = self._add(
+            op.name,
             Op(
                 **self._inputs(inputs, native.F32), y=_at(logits), cout=op.cout, groups=1,
                 **{name: _at(tensor) for name, tensor in weights.items()},
@@ -228,7 +244,8 @@ class NativePlan:
         self._kept.append(made)
         return made
 
-    def _add(self, op: Op) -> int:
+    def _add(self, name: str, op: Op) -> int:
+        self._names.append(name)
         self._ops.append(op)
         return len(self._ops) - 1
 

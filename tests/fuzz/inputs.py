@@ -47,7 +47,7 @@ LIMIT_S = 30.0  # of one whole run of a command
 SUFFIXES = (".png", ".jpg", ".tif", ".webp", "")
 COMMANDS = ("infer.command", "plan.command", "plan.check", "bench.command", "bench.page", "depth.command",
             "export.command", "gpu.check", "gpu.tune", "gpu.compile_report", "profile.command",
-            "versus.command")  # fmt: skip
+            "throughput.command", "versus.command")  # fmt: skip
 
 
 def told(path: Path, call: Callable[..., Result], *arguments: object) -> Result | None:

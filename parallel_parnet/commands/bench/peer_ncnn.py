@@ -24,8 +24,8 @@ def ncnn_peer() -> Contender:
 
 
 def _ncnn(subject: Subject) -> Runner:
-    if subject.device.type != "cpu" or subject.dtype != torch.float32 or subject.batch != 1:
-        raise ParNetError("one picture at a time on CPUs; its bf16 storage gave infinities")
+    if subject.device.type != "cpu" or subject.dtype != torch.float32:
+        raise ParNetError("fp32 on CPUs alone; its bf16 storage gave infinities")
     ncnn, converter = need("ncnn", "ncnn"), Path(need("pnnx", "pnnx").__file__ or "").with_name("pnnx")
     net = ncnn.Net()
     net.opt.num_threads = subject.threads
@@ -41,15 +41,16 @@ def _ncnn(subject: Subject) -> Runner:
         net.load_param(str(files[0]))
         net.load_model(str(files[1]))
 
-    def call(picture: Any) -> Any:
+    def one(picture: Any) -> Any:
         extractor = net.create_extractor()
         extractor.input("in0", picture)
         return extractor.extract("out0")[1]
 
+    one_by_one = ", pictures of a batch one after another" if subject.batch > 1 else ""  # as it has no batches
     return Runner(
-        call,
-        f"num_threads={subject.threads}, fp16 off, from ONNX by pnnx, fp16=0",
+        lambda pictures: [one(picture) for picture in pictures],
+        f"num_threads={subject.threads}, fp16 off, from ONNX by pnnx, fp16=0{one_by_one}",
         "float32",
-        take=lambda picture: ncnn.Mat(picture[0].numpy()).clone(),
-        logits=lambda answer: torch.from_numpy(np.array(answer))[None],
+        take=lambda batch: [ncnn.Mat(picture.numpy()).clone() for picture in batch],
+        logits=lambda answers: torch.from_numpy(np.stack([np.array(answer) for answer in answers])),
     )

@@ -166,12 +166,16 @@ def relation(row: Mapping, rows: Sequence[Mapping]) -> str:
     if mine is None or not row.get("ratio"):
         return ""
     value, low, high = row["ratio"]
-    says = "ours faster" if high < 1 else "ours slower" if low > 1 else "no difference shown"
+    return f"{value:.3f} ({low:.3f} to {high:.3f}), {says(mine, row)}"
+
+
+def says(mine: Mapping, row: Mapping) -> str:
+    """What the ratio of the best of ours to a compared row tells, in words."""
+    _, low, high = row["ratio"]
     if min(mine["n"], row["n"]) < TELLING:
-        says = "too few runs to say"
-    elif mine["unstable"] or row["unstable"]:
-        says += " as far as unstable times tell"
-    return f"{value:.3f} ({low:.3f} to {high:.3f}), {says}"
+        return "too few runs to say"
+    told = "ours faster" if high < 1 else "ours slower" if low > 1 else "no difference shown"
+    return f"{told} as far as unstable times tell" if mine["unstable"] or row["unstable"] else told
 
 
 def show(result: Result, console: Console) -> None:

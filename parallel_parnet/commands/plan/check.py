@@ -1,9 +1,12 @@
 """Hold the planner's predictions against what this machine really does, placement by placement.
 
-    python launch/plan_check.py --json results/planner-check-cpu.json
+    python launch/plan_check.py
+    python launch/plan_check.py --json --page docs/planner.md
 
-Each case measures the operations on one lane, predicts, then runs the placement in as many ranks over loopback, one
-compute thread each, and takes the median latency. Ranks beyond the cores share them, in the prediction as well.
+Measures the link between two ranks, and each model's operations on one lane; predicts; then runs each placement in as
+many ranks, one compute thread each on a CPU, and takes the median latency. All by the executor that runs there without
+being chosen: our kernels, on a GPU captured in CUDA graphs. Ranks beyond the cores or GPUs share them, in the
+prediction as well. About two minutes on two cores. The last line on stdout is one JSON object.
 """
 
 from __future__ import annotations
@@ -11,26 +14,29 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
-import time
-from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import torch
+from rich.progress import track
 
 from parallel_parnet import Engine, ParNetError, Placement, Program, create_model, fold
+from parallel_parnet.executors.available import EXECUTORS, choose
 from parallel_parnet.files import as_json, write_json
-from parallel_parnet.planning.costs import Costs
+from parallel_parnet.planning.costs import Costs, Link, Measured
 from parallel_parnet.planning.planner import schedule
 
-from ..common import Parser, plain_console, settle
+from ..bench.machine import describe
+from ..common import RESULTS, Parser, Ranks, cores, machine, plain_console, settle, slug
 from ..common import table as make_table
 from ..processes import environment
-from .measured import find_link, measure
+from ..sections import link, put
+from .measured import find_link, measure, timed
+from .prediction import HEADS, NEXT, TITLE, cells, section, sentences
 
 CASES = {  # name: ranks, arguments of launch/infer.py
     "1 lane": (1, ()),
@@ -39,92 +45,146 @@ CASES = {  # name: ranks, arguments of launch/infer.py
     "3 lanes, by streams": (3, ("--streams-per-gpu", "1")),
     "3 lanes, planned": (3, ("--placement", "auto")),
 }
+MEASURED = "measured"
+MESSAGES = 100  # of each size, between two ranks
+LIMIT_S = 600.0  # of one start of ranks
+HERE = Path()  # stands for a name of its own
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["parnet_s", "parnet_xl"], help="default: %(default)s")
     parser.add_argument("--iterations", type=int, default=20, help="timed passes of a case (default: %(default)s)")
-    parser.add_argument("--link", default="loopback", help="as launch/plan.py (default: %(default)s)")
-    parser.add_argument("--cpu", default=platform.processor() or platform.machine(), help="the machine, in words")
-    parser.add_argument("--json", type=Path, help="write the result to this file")
+    parser.add_argument("--link", default=MEASURED, help="measured, or as launch/plan.py (default: %(default)s)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
+    parser.add_argument(
+        "--executor", choices=EXECUTORS, help="default: what runs there by itself, native or, on GPUs, cuda_graph"
+    )
+    parser.add_argument(
+        "--json", type=Path, nargs="?", const=HERE, metavar="FILE",
+        help="write the result; without a name to results/planner-check-MACHINE.json",
+    )  # fmt: skip
+    parser.add_argument("--page", type=Path, metavar="FILE", help="put the result on this page as well; needs --json")
     args = parser.parse_args()
     if args.iterations < 1:
         raise ParNetError(f"--iterations {args.iterations}: must be at least 1")
+    if args.page and not (args.json and args.page.is_file()):
+        raise ParNetError(f"--page {args.page}: give --json too, which the page links to, and a page that there is")
+    if args.link != MEASURED:
+        find_link(args.link)  # a wrong link is told before anything is measured
     return args
 
 
-def alone(program: Program, iterations: int) -> tuple[Placement, float]:
+def alone(program: Program, device: torch.device, executor: str, iterations: int) -> tuple[Placement, float]:
     """One lane in this process: its placement, and the median seconds of a pass."""
     placement = Placement.single(program)
-    engine = Engine(program, placement, "cpu", executor="eager")
-    x = torch.randn(1, 3, program.config.image_size, program.config.image_size)
-    times = []
-    for _ in range(iterations + 1):
-        start = time.perf_counter()
-        engine(x)
-        times.append(time.perf_counter() - start)
+    engine = Engine(program, placement, device, executor=executor)
+    x = torch.randn(1, 3, program.config.image_size, program.config.image_size, device=device)
+    times = [timed(partial(engine, x), device) for _ in range(iterations + 1)]
     return placement, median(times[1:])
 
 
-def in_ranks(model: str, ranks: int, arguments: tuple[str, ...], iterations: int) -> tuple[Placement, float]:
-    """The same over ranks: torchrun runs launch/infer.py."""
-    with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder) / "answer.json"
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        command += ["-m", "parallel_parnet.commands.infer", "--model", model, *arguments, "--executor", "eager"]
-        command += ["--iterations", str(iterations), "--json", str(answer), "--device", "cpu"]
-        # 1 thread each, whatever the number of cores, as in the measurement of the operations
-        done = subprocess.run(command, env=environment(OMP_NUM_THREADS="1"), capture_output=True, text=True)
-        if done.returncode:
-            raise ParNetError(f"{model} on {ranks} ranks failed: {done.stderr.strip().splitlines()[0]}")
-        result = json.loads(answer.read_text())
-    if threads := {lane["threads"] for lane in result["placement"]["lanes"]} - {1}:
-        raise ParNetError(f"{ranks} ranks took {max(threads)} threads each: the check is for as many ranks as cores")
-    where = {name: tuple(lanes) for name, lanes in result["placement"]["operations"].items()}
-    return Placement(ranks, where), result["latency_ms"]["median"] * 1e-3
+def start_ranks(ranks: int, arguments: tuple[str, ...], device: torch.device, answer: Path) -> dict:
+    """What launch/infer.py writes with these arguments, started by torchrun with a thread for each rank, as in the
+    measurement of the operations. ParNetError where it fails, or is not done after LIMIT_S."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    command += ["-m", "parallel_parnet.commands.infer", *arguments, "--device", device.type, "--json", str(answer)]
+    what = f"{ranks} ranks ({' '.join(arguments)})"
+    try:
+        done = subprocess.run(
+            command, env=environment(OMP_NUM_THREADS="1"), capture_output=True, text=True, timeout=LIMIT_S
+        )
+    except subprocess.TimeoutExpired:
+        raise ParNetError(f"{what} were not done after {LIMIT_S:g} s") from None
+    if done.returncode:
+        raise ParNetError(f"{what} failed: {(done.stderr.strip().splitlines() or ['they said nothing'])[0]}")
+    return json.loads(answer.read_text())
 
 
-def check(model: str, case: str, link: str, iterations: int, cores: int) -> dict:
-    """Measure, predict, run, compare."""
+def in_ranks(model: str, case: str, device: torch.device, executor: str, link: str, iterations: int) -> dict:
+    """A case as launch/infer.py ran it over ranks."""
     ranks, arguments = CASES[case]
-    program = fold(settle(create_model(model)))
-    device = measure(program, torch.device("cpu"), torch.float32, None, 1, "eager")
-    ran = alone(program, iterations) if ranks == 1 else in_ranks(model, ranks, arguments, iterations)
-    placement, measured = ran
-    predicted = schedule(program, placement, Costs.of(program, device, find_link(link)), cores).makespan
+    asked = ("--model", model, *arguments, "--executor", executor, "--iterations", str(iterations))
+    planned = ("--link", link) if "auto" in arguments else ()
+    with tempfile.TemporaryDirectory() as folder:
+        result = start_ranks(ranks, (*asked, *planned), device, Path(folder) / "answer.json")
+    threads = {lane["threads"] for lane in result["placement"]["lanes"]}
+    if device.type == "cpu" and threads != {1}:
+        raise ParNetError(f"{ranks} ranks took {max(threads)} threads each, where the operations were measured on one")
+    if result["executor"] != executor:
+        raise ParNetError(f"{ranks} ranks ran {result['executor']}, where the operations were those of {executor}")
+    return result
+
+
+def check(
+    model: str, case: str, program: Program, operations: Measured, way: str, device: torch.device, executor: str,
+    iterations: int,
+) -> dict:  # fmt: skip
+    """Predict, run, compare. operations: as measured on one lane; way: the link, as text."""
+    ranks, _ = CASES[case]
+    if ranks == 1:
+        placement, measured = alone(program, device, executor, iterations)
+    else:
+        result = in_ranks(model, case, device, executor, way, iterations)
+        where = {name: tuple(lanes) for name, lanes in result["placement"]["operations"].items()}
+        placement, measured = Placement(ranks, where), result["latency_ms"]["median"] * 1e-3
+    costs = Costs.of(program, operations, find_link(way))
+    predicted = schedule(program, placement, costs, processors(device)).makespan
     return {
-        "model": model, "case": case, "predicted_s": predicted, "measured_s": measured,
+        "model": model, "case": case, "lanes": ranks, "predicted_s": predicted, "measured_s": measured,
         "error": predicted / measured - 1, "load_average": os.getloadavg()[0],
     }  # fmt: skip
 
 
+def processors(device: torch.device) -> int:
+    """That lanes share where they are more."""
+    return torch.cuda.device_count() if device.type == "cuda" else cores()
+
+
+def described(way: Link) -> dict:
+    """A link as the result has it."""
+    speed = {"latency_us": way.latency_s * 1e6, "gb_per_s": way.bytes_per_s / 1e9}
+    return {"name": way.name, **speed, "source": way.source}
+
+
 def main() -> int:
-    args = parse_arguments()
+    args, ranks = parse_arguments(), Ranks.from_environment()
+    if ranks.world > 1:
+        raise ParNetError("the check starts its own ranks: start it with python")
+    device = ranks.device(args.device)
+    executor = args.executor or ("cuda_graph" if device.type == "cuda" else "auto")
+    executor = choose(executor, device, torch.float32)
     torch.set_num_threads(1)
-    cores = len(os.sched_getaffinity(0))
-    rows = []
-    table = make_table("model", "case", "predicted ms", "measured ms", "error", "load")
-    for model in args.models:
-        for case in CASES:
-            row = check(model, case, args.link, args.iterations, cores)
-            rows.append(row)
-            table.add_row(
-                model, case, f"{row['predicted_s'] * 1e3:.1f}", f"{row['measured_s'] * 1e3:.1f}",
-                f"{row['error']:+.1%}", f"{row['load_average']:.1f}",
-            )  # fmt: skip
-    plain_console().print(table)
+    progress, rows = plain_console(stderr=True), []
+    with tempfile.TemporaryDirectory() as folder:
+        way = args.link
+        if way == MEASURED:
+            progress.print("measuring the link between two ranks")
+            way = str(Path(folder) / "links.json")
+            start_ranks(2, ("--measure-links", "--iterations", str(MESSAGES)), device, Path(way))
+        between = find_link(way)
+        for model in args.models:
+            program = fold(settle(create_model(model)))
+            for case in track(CASES, model, console=progress, transient=True):
+                # anew for each case, since other work on a machine comes and goes
+                operations = measure(program, device, torch.float32, None, 1, executor)
+                rows.append(check(model, case, program, operations, way, device, executor, args.iterations))
     result = {
-        "cpu": args.cpu,
-        "cores": cores,
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "executor": "eager, float32, batch 1, one thread a rank",
-        "link": args.link,
-        "median_absolute_error": median(abs(row["error"]) for row in rows),
-        "cases": rows,
-    }
+        "machine": machine(device), "processors": processors(device), "executor": executor, "dtype": "float32",
+        "batch": 1, "threads": 1, **describe(device), "link": described(between),
+        "median_absolute_error": median(abs(row["error"]) for row in rows), "cases": rows,
+    }  # fmt: skip
+    console = plain_console()
+    shown = make_table(*HEADS, "load", title=f"By {executor}")
+    for row, load in zip(cells(result), rows, strict=True):
+        shown.add_row(*row, f"{load['load_average']:.1f}")
+    console.print(shown)
+    for sentence in sentences(result):
+        console.print(sentence, soft_wrap=True)
     if args.json:
-        write_json(args.json, result)
-    print(as_json({key: result[key] for key in ("median_absolute_error", "date", "cores")}))
+        file = RESULTS / f"planner-check-{slug(result['machine'])}.json" if args.json == HERE else args.json
+        write_json(file, result)
+        if args.page:
+            put(args.page, TITLE, section(result, link(file, args.page)), NEXT)
+    print(as_json({key: result[key] for key in ("median_absolute_error", "executor", "machine", "date")}))
     return 0

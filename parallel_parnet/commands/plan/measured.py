@@ -13,9 +13,11 @@ from torch import Tensor
 
 from parallel_parnet import Engine, Placement, Program
 from parallel_parnet.executors.available import choose
-from parallel_parnet.executors.backends import lacking
+from parallel_parnet.executors.backends import compile_module, lacking, storage_type
 from parallel_parnet.executors.binding import Bindings
 from parallel_parnet.executors.making import make_backend
+from parallel_parnet.executors.native_plan import NativePlan
+from parallel_parnet.executors.segment import SegmentModule
 from parallel_parnet.planning.costs import LINKS, Costs, Link, Measured
 from parallel_parnet.planning.search import search
 from parallel_parnet.program.placement import Segment
@@ -48,8 +50,14 @@ def measure(
     executor: str = "auto",
     passes: int = PASSES,
 ) -> Measured:
-    """Seconds of each operation on this device by the backend of an executor: the median of each alone, by the factor
-    by which a pass of one lane is shorter than their sum. For "auto" on a GPU, Triton's, where it can be had."""
+    """Seconds of each operation on this device by the backend of an executor: the median of each, by the factor by
+    which a pass of one lane is shorter than their sum. For "auto" on a GPU, Triton's, where it can be had.
+
+    Operations are timed one after the other in the order of a pass, so that weights come from where a pass has them,
+    and not from caches that the same operation has just filled. Those of native, which runs a level at a time, are
+    parts of its own pass: they read what the one before has just written, in the kernels' layout. Operations of other
+    executors are each a segment, and read what a first pass left.
+    """
     if executor == "auto" and device.type == "cuda":
         executor = "eager" if lacking("triton") or program.quantised else "triton"
     executor = choose(executor, device, dtype, program.quantised, program.ungated)
@@ -57,11 +65,13 @@ def measure(
     x = torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
     engine = Engine(program, Placement.single(program), device, dtype, executor)
     with torch.inference_mode():
-        runs = [partial(engine, x), *apart(program, device, dtype, executor, x)]
+        parts = (in_a_pass if executor == "native" else apart)(program, device, dtype, executor, x)
+        runs = [partial(engine, x), *parts.values()]
         rounds = [[timed(run, device) for run in runs] for _ in range(passes + 1)]
     whole, *each = (median(times) for times in zip(*rounds[1:], strict=True))
-    factor = whole / sum(each)
-    seconds = {op.name: factor * t for op, t in zip(program.operations, each, strict=True)}
+    alone = {name: t for name, t in zip(parts, each, strict=True) if name != INPUT}
+    factor = whole / sum(alone.values())
+    seconds = {name: factor * t for name, t in alone.items()}
     source = (
         f"measured on this {device.type} by {executor}: medians of {passes} runs, {torch.get_num_threads()} thread(s); "
         f"a pass took {factor:.2f} of its operations' sum"
@@ -69,20 +79,35 @@ def measure(
     return Measured(f"measured {device.type}", seconds, source)
 
 
+def in_a_pass(
+    program: Program, device: torch.device, dtype: torch.dtype, executor: str, x: Tensor
+) -> dict[str, Callable[[], object]]:
+    """Each operation of native's pass of one lane, by its name, and under INPUT the copy of the picture into the
+    kernels' layout: run in this order they are a pass, which has run once."""
+    (segment,) = Placement.single(program).segments(program)
+    module = SegmentModule(program, segment, storage_type(executor, dtype), device, torch.contiguous_format)
+    plan = compile_module(module, executor, (x,), dtype)
+    assert isinstance(plan, NativePlan)
+    plan(x)
+    return plan.steps()
+
+
 def apart(
     program: Program, device: torch.device, dtype: torch.dtype, executor: str, x: Tensor
-) -> list[Callable[[], object]]:
-    """Each operation by itself, as a segment of its own that reads what the ones before it left; each has run once."""
+) -> dict[str, Callable[[], object]]:
+    """Each operation by itself, by its name, as a segment of its own that reads what the ones before it left; each has
+    run once."""
     segments = [Segment(0, (op.name,), tuple(dict.fromkeys(op.inputs)), (op.name,)) for op in program.operations]
     backend = make_backend(executor, program, segments, [device], dtype)
     n, _, h, w = x.shape
     bindings = Bindings(backend, (n, h, w), device)
-    features, runs = {INPUT: bindings.enter(x)}, []
+    features, runs = {INPUT: bindings.enter(x)}, {}
     for segment in segments:
         reads = tuple(features[name] for name in segment.reads)
         runner = bindings.runner(segment, reads, {})
-        (features[segment.operations[0]],) = runner(reads)
-        runs.append(partial(runner, reads))
+        (name,) = segment.operations
+        (features[name],) = runner(reads)
+        runs[name] = partial(runner, reads)
     return runs
 
 

@@ -15,6 +15,7 @@ from ..bench.proof import agrees, expected_logits, prove_ours
 from ..bench.running import Entry, set_up
 from ..bench.statistics import median_interval, summary
 from ..bench.subject import Contender, Runner, Subject
+from ..sections import NAMES
 from .simulated import gpus_us, lanes_ms
 from .verdict import pairs
 
@@ -22,10 +23,6 @@ Row = dict
 CPU = torch.device("cpu")
 # those that are installed, from the file of launch/export.py; where none is, torch, which is slower than any of them
 PEERS, LAST = ("OpenVINO, exported", "ONNX Runtime, exported", "ncnn, exported", "MNN, exported"), "eager, fused"
-NAMES = {
-    "parnet_s": "ParNet-S", "parnet_m": "ParNet-M", "parnet_l": "ParNet-L", "parnet_xl": "ParNet-XL",
-    "resnet34": "ResNet-34", "resnet50": "ResNet-50", "repvgg_b1g4": "RepVGG-B1g4", "repvgg_b2g4": "RepVGG-B2g4",
-}  # fmt: skip
 
 
 def by_native(threads: int) -> Contender:

@@ -1,0 +1,68 @@
+"""What the check of the planner found, in words and as a page has it; nothing here measures.
+
+A result is what `check` writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ..sections import NAMES, filled, table
+
+TITLE, NEXT = "## Prediction against this machine", "## What the model leaves out"
+HEADS = ("", "predicted", "measured", "error")
+TARGET = 0.1  # of the median error
+
+
+def cells(result: Mapping) -> list[list[str]]:
+    """The table's rows, under HEADS."""
+    return [
+        [
+            f"{_name(row['model'])}, {row['case']}",
+            *(f"{row[key] * 1e3:.1f} ms" for key in ("predicted_s", "measured_s")),
+            f"{row['error']:+.1%}",
+        ]
+        for row in result["cases"]
+    ]
+
+
+def sentences(result: Mapping) -> list[str]:
+    """Whether the target is met, what sharing does, and what lanes gave."""
+    rows, count = result["cases"], result["processors"]
+    middle = result["median_absolute_error"]
+    met = "met" if middle < TARGET else "missed"
+    said = [f"The median error, signs aside, is {middle:.1%}; the target, under {TARGET:.0%}, is {met}."]
+    for shared, what in (
+        (False, f"With up to {count} lanes, each with a processor of its own,"),
+        (True, f"With more lanes than the {count} processors, which they share,"),
+    ):
+        errors = [row["error"] for row in rows if (row["lanes"] > count) == shared]
+        if errors:
+            said.append(f"{what} errors are {_span(errors)}.")
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == model]
+        (one,) = (row for row in own if row["lanes"] == 1)
+        best = min(own, key=lambda row: row["measured_s"])
+        times = f"{_name(model)} measured: {one['measured_s'] * 1e3:.1f} ms on one lane"
+        faster = f", {best['measured_s'] * 1e3:.1f} on {best['case']}, {one['measured_s'] / best['measured_s']:.2f}x."
+        said.append(f"{times}, and no faster on more." if best is one else times + faster)
+    return said
+
+
+def section(result: Mapping, file: str) -> str:
+    """The section of a page as Markdown. file: of the result, seen from the page."""
+    first = (
+        "`python launch/plan_check.py` takes operations' and the link's times as measured, predicts, and runs each "
+        f"placement in ranks, one thread each. On a {result['machine']}, by {result['executor']}, {result['dtype']}, "
+        f"link {result['link']['name']}, {result['date'][:10]} ([numbers]({file})):"
+    )
+    said = filled(" ".join(sentences(result)))
+    return "\n\n".join([TITLE, filled(first), table(HEADS, cells(result)), said]) + "\n"
+
+
+def _name(model: str) -> str:
+    return NAMES.get(model, model)
+
+
+def _span(errors: Sequence[float]) -> str:
+    return f"{min(errors):+.1%}" if len(errors) == 1 else f"{min(errors):+.1%} to {max(errors):+.1%}"

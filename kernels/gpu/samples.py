@@ -12,8 +12,9 @@ from .convolution import Convolution, Operands, allocate, outputs
 from .geometry import ALIGNED, Geometry, Tile
 from .packing import pack_weight
 
+GATED = ("identity", "plain", "down", "picture", "grouped", "fusion", "fusion_down")
 UNGATED = ("projection", "residual", "fours", "wide_picture")
-KINDS = ("identity", "plain", "down", "picture", "grouped", "fusion", "fusion_down", *UNGATED)
+KINDS = (*GATED, *UNGATED)
 
 
 def geometry(kind: str, h: int, w: int, channels: int, activation: str = "silu") -> Geometry:

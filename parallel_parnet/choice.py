@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .executors.answers import Answer
-from .executors.available import METHODS, ON_GPUS, UNGATED
+from .executors.available import ON_GPUS
 from .planning.costs import Costs
 from .planning.search import MAX_LANES, search
 from .program.placement import Placement
@@ -62,14 +62,12 @@ def on_lanes(program: Program, seconds: Mapping[str, float], cores: int, executo
 
 
 def on_gpus(program: Program, placement: Placement | None) -> list[Choice]:
-    """Every executor of GPUs that runs the program, under a placement that was given, or on one lane and with a CUDA
-    stream per stream."""
-    runs = [e for e in (*ON_GPUS, "eager") if not program.ungated or METHODS[e].backend in UNGATED]
+    """Every executor of GPUs, under a placement that was given, or on one lane and with a CUDA stream per stream."""
     if placement is not None:
-        return [Choice(e, placement, None, "as placed") for e in runs]
+        return [Choice(e, placement, None, "as placed") for e in (*ON_GPUS, "eager")]
     single, streams = Placement.single(program), Placement.from_streams_per_gpu(program, 1, program.streams)
-    whole = [Choice(e, single, None, "whole") for e in ("cuda_graph", "triton", "eager") if e in runs]
-    return [*whole, *(Choice(e, streams, None, "by stream") for e in ("cuda_graph", "cuda_streams") if e in runs)]
+    whole = [Choice(e, single, None, "whole") for e in ("cuda_graph", "triton", "eager")]
+    return [*whole, *(Choice(e, streams, None, "by stream") for e in ("cuda_graph", "cuda_streams"))]
 
 
 def timed(choices: Sequence[Choice], make: Make, x_nchw: Tensor) -> list[tuple[float, Choice, Run]]:

@@ -99,7 +99,7 @@ class Engine:
         ranks = monitor.world if monitor and (placement is None or placement.lanes > 1) else 1
         self.program, self.dtype, self.threads, self._asked = program, dtype, threads, executor
         self.device = find_device(device or ("cuda" if torch.cuda.is_available() and executor != "cpu" else "cpu"))
-        self.executor = choose(executor, self.device, dtype, program.quantised, program.ungated)
+        self.executor = choose(executor, self.device, dtype, program.quantised)
         self.notes = notes(executor, self.executor, self.device, dtype)
         for note in self.notes:
             warn(note)
@@ -160,8 +160,7 @@ class Engine:
             if on_gpu and saved.gpu != gpu_and_versions(engine.device):  # then its placement was another GPU's as well
                 engine, on_gpu = cls(program, None, device, saved.dtype, saved.executor), False
             if on_gpu or (cores is not None and engine.device.type == "cpu"):
-                kinds = program.quantised, program.ungated
-                engine.executor = choose(saved.chosen, engine.device, saved.dtype, *kinds)
+                engine.executor = choose(saved.chosen, engine.device, saved.dtype, program.quantised)
                 engine._unproved = False
         except ParNetError as error:
             raise ParNetError(f"{path}: {error}") from None

@@ -25,9 +25,9 @@ class Numbers(NamedTuple):
     first, programs: its first program in the launch, and how many it has. lead, units: its first unit of gate work, and
     how many. h, w: input. wout: output width. pixels: P, output pixels. stride. c, room: channels of one input, and
     places for them. part, part_room: those of a group. cout, o_room: output channels, and places for them. group,
-    rest: output channels of a group, and of one of its chunks that the shuffle moves. groups, inputs. identity,
-    bordered: 0 or 1. split_k. steps: of one input. tiles: T, spatial tiles. columns: channel tiles of a group. parts:
-    of the gate. a_tiles, b_tiles: T of the inputs' sums.
+    rest: output channels of a group, and of one of its chunks that the shuffle moves. groups, inputs. bordered:
+    0 or 1. split_k. steps: of one input. tiles: T, spatial tiles. columns: channel tiles of a group. parts: of the
+    gate. a_tiles, b_tiles: T of the inputs' sums.
     """
 
     first: int
@@ -49,7 +49,6 @@ class Numbers(NamedTuple):
     rest: int
     groups: int
     inputs: int
-    identity: int
     bordered: int
     split_k: int
     steps: int
@@ -60,12 +59,14 @@ class Numbers(NamedTuple):
     b_tiles: int
 
 
-class Shared(NamedTuple):
-    """What the operations of a launch have in common.
+class Form(NamedTuple):
+    """What code an operation has: code that is not needed is never made, where with `Numbers` it is removed later.
 
+    The first seven, to precision, the operations of a launch have in common.
     rows: of sums that are read at once, a power of two. planar: whether the input is a picture. align: channels of
     which every group's share is a multiple, where there are several, 8 or 1. `i_group * (share // align * align)`
-    says so to the compiler, who does not see that a lone group, of any width, is number 0.
+    says so to the compiler, who does not see that a lone group, of any width, is number 0. kernel: taps along a side.
+    gate and activation as in `program.Operation`. residual, summed: whether it adds a residual, makes sums.
     """
 
     bm: int
@@ -74,8 +75,12 @@ class Shared(NamedTuple):
     rows: int
     align: int
     planar: bool
-    activation: str
     precision: str
+    kernel: int
+    gate: str
+    activation: str
+    residual: bool
+    summed: bool
 
 
 def numbers(conv: Convolution, first: int, lead: int) -> Numbers:
@@ -88,7 +93,7 @@ def numbers(conv: Convolution, first: int, lead: int) -> Numbers:
         first, conv.n * tile.programs(s), lead, conv.n * tile.units(s),
         s.h, s.w, s.wout, s.pixels, s.stride, c, aligned(c), s.part,
         s.part if s.groups > 1 else aligned(s.part), s.cout, aligned(s.cout), group, rest, s.groups,
-        s.inputs, int(s.gate == "identity"), int(conv.x.border is not None), tile.split_k,
+        s.inputs, int(conv.x.border is not None), tile.split_k,
         tile.steps(s) // s.inputs, tile.spatial(s), tile.channels(s) // s.groups, tile.parts(s), a_tiles, b_tiles,
     )  # fmt: skip
 
@@ -99,31 +104,23 @@ def known(values: tuple) -> tuple:
 
 
 def tensors(x: Operands) -> Operands:
-    """The operands, and for those that an operation has not, others of their type, which it does not touch."""
-    return x._replace(
-        b=x.a if x.b is None else x.b,
-        a_sums=x.sums if x.a_sums is None else x.a_sums,
-        b_sums=x.sums if x.b_sums is None else x.b_sums,
-        border=x.bias if x.border is None else x.border,
-        scale=x.bias if x.scale is None else x.scale,
-        shift=x.bias if x.shift is None else x.shift,
-        workspace=x.sums if x.workspace is None else x.workspace,
-        counters=x.flags if x.counters is None else x.counters,
-    )
+    """The operands, and for those that its code names and an operation has not, others, which it does not touch."""
+    named = ("a_sums", "b_sums", "border", "scale", "shift", "workspace", "counters")
+    missing = {name: x.bias for name in named if getattr(x, name) is None}
+    return x._replace(b=x.a if x.b is None else x.b, **missing)
 
 
-def shared(convolutions: Sequence[Convolution]) -> Shared:
-    """Of a level's convolutions; ParNetError where they have it not in common."""
-    every = {
-        (conv.tile.bm, conv.tile.bn, conv.tile.bk, conv.shape.planar, conv.shape.activation, conv.precision)
-        for conv in convolutions
-    }
+def forms(convolutions: Sequence[Convolution]) -> list[Form]:
+    """Of a level's convolutions; ParNetError where they differ in what they must have in common."""
+    every = {(conv.tile.bm, conv.tile.bn, conv.tile.bk, conv.shape.planar, conv.precision) for conv in convolutions}
     if len(every) > 1:
-        raise ParNetError(f"a level's operations must share tile, kind of input, activation and precision: {every}")
+        raise ParNetError(f"a level's operations must share tile, kind of input and precision: {every}")
     grouped = [s for s in (conv.shape for conv in convolutions) if s.groups > 1]
     even = all(n % ALIGNED == 0 for s in grouped for n in (s.part, s.cout // s.groups // s.shuffle))
-    bm, bn, bk, planar, activation, precision = every.pop()
+    bm, bn, bk, planar, precision = every.pop()
     given = [sums.shape[1] for conv in convolutions for sums in (conv.x.a_sums, conv.x.b_sums) if sums is not None]
     made = [conv.tile.parts(conv.shape) for conv in convolutions if planar]
-    rows = min(MOST_ROWS, power_of_two(max(given + made)))
-    return Shared(bm, bn, bk, rows, ALIGNED if even else 1, planar, activation, precision)
+    rows = min(MOST_ROWS, power_of_two(max(given + made, default=1)))
+    common = bm, bn, bk, rows, ALIGNED if even else 1, planar, precision
+    shapes = [conv.shape for conv in convolutions]
+    return [Form(*common, s.kernel, s.gate, s.activation, s.residual, s.sums) for s in shapes]

@@ -78,7 +78,12 @@ def read_levels(path: Path) -> dict[str, Any]:
 
 
 def key(shapes: Sequence[Geometry], n: int, dtype: torch.dtype) -> str:
-    """A level's name in a table: bits of a number, batch, and each operation as HxWxcin>cout/stride, in program order.
-    Both types of 16 bits share their entries: on an H200 a pass in one takes within 3% of one in the other."""
-    parts = [f"{s.h}x{s.w}x{s.cin}>{s.cout}/{s.stride}g{s.groups}i{s.inputs}" for s in shapes]
+    """A level's name in a table: bits of a number, batch, and each operation as HxWxcin>cout/stride, with its kernel
+    where it has no gate, in program order. Both types of 16 bits share their entries: on an H200 a pass in one takes
+    within 3% of one in the other."""
+    kernels = [f"k{s.kernel}" if s.gate == "none" else "" for s in shapes]
+    parts = [
+        f"{s.h}x{s.w}x{s.cin}>{s.cout}/{s.stride}g{s.groups}i{s.inputs}{kernel}"
+        for s, kernel in zip(shapes, kernels, strict=True)
+    ]
     return f"{8 * dtype.itemsize}-bit n{n} " + " + ".join(parts)

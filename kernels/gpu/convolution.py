@@ -29,10 +29,11 @@ class Operands(NamedTuple):
     behind the last, unless it says "exactly".
     a, b: inputs, storage, [N, H, W, C] each; or a picture [N, 3, H, W], exactly, which may be uint8; b None for one
         input. a_sums, b_sums: their channel sums per tile, fp32 [N, T, C], by whoever made them; None for a picture.
-    weight: storage, as `packing.pack_weight` makes it. bias: fp32 [O], exactly. border: fp32 [9, O], exactly, or None.
-    gate_weight: storage [cin / groups, O]. gate_bias: fp32 [O], exactly.
-    scale, shift: fp32 [O], exactly, for gate "identity", else None.
-    y: storage [N, H out, W out, O]. sums: fp32 [N, T, O], the sums of y per tile.
+    weight: storage, as `packing.pack_weight` makes it. bias: fp32 [O], exactly. border: fp32 [taps, O], exactly, or
+        None. gate_weight: storage [cin / groups, O]. gate_bias: fp32 [O], exactly.
+    scale, shift: fp32 [O], exactly, for gate "identity", else None. residual: storage, as y, or None.
+    y: storage [N, H out, W out, O]. sums: fp32 [N, T, O], the sums of y per tile, where somebody reads them.
+    Without a gate, all that has to do with it is None: a_sums, b_sums, gate_weight, gate_bias, gate to passes.
     gate: fp32 [N, O], which the first programs of a launch make for the others, from products fp32 [N, parts, O] of
         gate weights and averages, each from some channels of the input; where the input is a picture, those are its
         sums, [N, parts, 3], and there is no more. arrived: int32 [N, channel tiles], or [N, 1] for a picture: how many
@@ -49,17 +50,18 @@ class Operands(NamedTuple):
     weight: Tensor
     bias: Tensor
     border: Tensor | None
-    gate_weight: Tensor
-    gate_bias: Tensor
+    gate_weight: Tensor | None
+    gate_bias: Tensor | None
     scale: Tensor | None
     shift: Tensor | None
+    residual: Tensor | None
     y: Tensor
-    sums: Tensor
-    gate: Tensor
-    products: Tensor
-    arrived: Tensor
-    flags: Tensor
-    passes: Tensor
+    sums: Tensor | None
+    gate: Tensor | None
+    products: Tensor | None
+    arrived: Tensor | None
+    flags: Tensor | None
+    passes: Tensor | None
     workspace: Tensor | None
     counters: Tensor | None
 
@@ -68,12 +70,12 @@ class Outputs(NamedTuple):
     """The last nine of `Operands`: all that a fused convolution writes."""
 
     y: Tensor
-    sums: Tensor
-    gate: Tensor
-    products: Tensor
-    arrived: Tensor
-    flags: Tensor
-    passes: Tensor
+    sums: Tensor | None
+    gate: Tensor | None
+    products: Tensor | None
+    arrived: Tensor | None
+    flags: Tensor | None
+    passes: Tensor | None
     workspace: Tensor | None
     counters: Tensor | None
 
@@ -108,43 +110,48 @@ class Convolution:
         check_tensors(x._asdict(), self._layouts(dtype), x.a.device, elsewhere=("y", "sums"))
         if self.n < 1:
             raise ParNetError("a holds no picture")
+        if self.shape.planar and self.tile.bk * self.tile.steps(self.shape) > 32 * self.shape.kernel * self.shape.cin:
+            raise ParNetError(f"bk {self.tile.bk}: the rows of a picture's taps, as numbered, must be bits of a number")
 
     def _layouts(self, dtype: torch.dtype) -> dict[str, Layout | None]:
         x, shape, n, fp32 = self.x, self.shape, self.n, torch.float32
         c, row = shape.cin // shape.inputs, ((shape.cout,), fp32)
         size = (n, c, shape.h, shape.w) if shape.planar else (n, shape.h, shape.w, aligned(c))
         feature = size, x.a.dtype if shape.planar else dtype
-        second = shape.inputs == 2
-        identity = row if shape.gate == "identity" else None
+        second, gated = shape.inputs == 2, shape.gate != "none"
+        identity, made = row if shape.gate == "identity" else None, outputs(shape, self.tile, n, dtype)
         return {
             "a": feature,
             "b": feature if second else None,
-            "a_sums": None if shape.planar else ((n, _tiles(x.a_sums), aligned(c)), fp32),
-            "b_sums": ((n, _tiles(x.b_sums), aligned(c)), fp32) if second else None,
+            "a_sums": ((n, _tiles(x.a_sums), aligned(c)), fp32) if gated and not shape.planar else None,
+            "b_sums": ((n, _tiles(x.b_sums), aligned(c)), fp32) if gated and second else None,
             "weight": (weight_blocks(shape, self.tile), dtype),
             "bias": row,
-            "border": None if x.border is None else ((9, shape.cout), fp32),
-            "gate_weight": ((shape.cin // shape.groups, aligned(shape.cout)), dtype),
-            "gate_bias": row,
+            "border": None if x.border is None else ((shape.taps, shape.cout), fp32),
+            "gate_weight": ((shape.cin // shape.groups, aligned(shape.cout)), dtype) if gated else None,
+            "gate_bias": row if gated else None,
             "scale": identity,
             "shift": identity,
+            "residual": made["y"] if shape.residual else None,
             **dict.fromkeys(Outputs._fields),
-            **outputs(shape, self.tile, n, dtype),
+            **made,
         }
 
 
 def outputs(shape: Geometry, tile: Tile, n: int, dtype: torch.dtype) -> dict[str, Layout]:
     """Shape and type of all that a convolution of n pictures writes."""
     t, columns = tile.spatial(shape), tile.channels(shape)
-    made: dict[str, Layout] = {
-        "y": ((n, shape.hout, shape.wout, aligned(shape.cout)), dtype),
-        "sums": ((n, t, aligned(shape.cout)), torch.float32),
-        "gate": ((n, aligned(shape.cout)), torch.float32),
-        "products": ((n, tile.parts(shape), shape.cin if shape.planar else aligned(shape.cout)), torch.float32),
-        "arrived": ((n, 1 if shape.planar else columns), torch.int32),
-        "flags": ((n, 1 if shape.planar else columns), torch.int32),
-        "passes": ((n, t * columns), torch.int32),
-    }
+    made: dict[str, Layout] = {"y": ((n, shape.hout, shape.wout, aligned(shape.cout)), dtype)}
+    if shape.sums:
+        made["sums"] = (n, t, aligned(shape.cout)), torch.float32
+    if shape.gate != "none":
+        made |= {
+            "gate": ((n, aligned(shape.cout)), torch.float32),
+            "products": ((n, tile.parts(shape), shape.cin if shape.planar else aligned(shape.cout)), torch.float32),
+            "arrived": ((n, 1 if shape.planar else columns), torch.int32),
+            "flags": ((n, 1 if shape.planar else columns), torch.int32),
+            "passes": ((n, t * columns), torch.int32),
+        }
     if tile.split_k > 1:
         made["workspace"] = (n, t * columns, tile.split_k, tile.bm, tile.bn), torch.float32
         made["counters"] = (n, t * columns), torch.int32

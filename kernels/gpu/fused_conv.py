@@ -1,12 +1,13 @@
-"""One tile of the fused RepVGG-SSE convolution: implicit GEMM, gate, activation and channel sums in one pass.
+"""One tile of a fused convolution: implicit GEMM, gate, activation and channel sums in one pass.
 
     y = act(conv(x) + bias + border + (scale x + shift) gate)      gate "identity"
     y = act((conv(x) + bias + border) 2 gate)                      gate "plain"
+    y = act(conv(x) + bias + border + residual)                    gate "none"
 
 A row of the GEMM is an output pixel, a column an output channel, and its depth K runs over taps and input channels.
 Source: "Non-deep Networks" (arXiv 2110.07641), section 3.1; the folding is in program/fold.py.
 
-In all functions x is an operation's `Operands`, s its `Numbers`, m what the launch's operations share.
+In all functions x is an operation's `Operands`, s its `Numbers`, m its `Form`.
 """
 
 from __future__ import annotations
@@ -18,23 +19,28 @@ from .sse_gate import gates, sigmoid
 
 
 @triton.jit
-def near(rows, columns, tap):
-    """bool: whether a tap lies inside the picture, where rows and columns hold a bit for each offset -1, 0 and 1."""
-    return ((rows >> (tap // 3)) & (columns >> (tap % 3)) & 1) != 0
+def near(rows, columns, tap, m):
+    """bool: whether a tap lies inside the picture, where rows and columns are `offsets_inside`."""
+    return ((rows >> (tap // m.kernel)) & (columns >> (tap % m.kernel)) & 1) != 0
 
 
 @triton.jit
-def offsets_inside(position, size):
-    """int32 bits: which of the positions one before, at and one behind `position` lie inside `size`."""
-    return (position > 0).to(tl.int32) | 2 | (position + 1 < size).to(tl.int32) << 2
+def offsets_inside(position, size, m):
+    """int32, a bit for each tap along a side: which of the positions around `position`, in order, lie inside `size`."""
+    half: tl.constexpr = m.kernel // 2
+    bits = tl.full(position.shape, 1, tl.int32) << half
+    for away in tl.static_range(1, half + 1):
+        bits |= (position >= away).to(tl.int32) << (half - away)
+        bits |= (position + away < size).to(tl.int32) << (half + away)
+    return bits
 
 
 @triton.jit
 def multiply(acc, x, s, m, n, i_o, i_group, i_split, pixel, rows, columns, mask_o):
     """Add the products over this split's part of K, to acc fp32 [BM, BN], one input after the other.
 
-    A step is one tap of BK channels; nine steps in a row read the surroundings of the same pixels. What a block of
-    weights holds beyond the operation's channels is zero, and not read.
+    A step is one tap of BK channels; as many steps in a row as there are taps read the surroundings of the same pixels.
+    What a block of weights holds beyond the operation's channels is zero, and not read.
     """
     lane = tl.arange(0, m.bk)
     cells = pixel[:, None] * s.room + lane[None, :]
@@ -44,11 +50,11 @@ def multiply(acc, x, s, m, n, i_o, i_group, i_split, pixel, rows, columns, mask_
         source += n.to(tl.int64) * (s.h * s.w * s.room) + i_group * (s.part // m.align * m.align)
         weight = x.weight + (i_o * s.inputs + i_input).to(tl.int64) * (s.steps * (m.bk * m.bn))
         for step in tl.range(i_split * s.steps // s.split_k, (i_split + 1) * s.steps // s.split_k):
-            tap = step % 9
-            c0 = step // 9 * m.bk
+            tap = step % (m.kernel * m.kernel)
+            c0 = step // (m.kernel * m.kernel) * m.bk
             there = lane + c0 < s.part_room
-            offset = ((tap // 3 - 1) * s.w + tap % 3 - 1) * s.room + c0
-            inside = near(rows, columns, tap)
+            offset = ((tap // m.kernel - m.kernel // 2) * s.w + tap % m.kernel - m.kernel // 2) * s.room + c0
+            inside = near(rows, columns, tap, m)
             a = tl.load(source + offset + cells, mask=inside[:, None] & there[None, :], other=0.0)
             b = tl.load(weight + step * (m.bk * m.bn) + block, mask=there[:, None] & mask_o[None, :], other=0.0)
             acc = tl.dot(a, b, acc, input_precision=m.precision)
@@ -65,8 +71,8 @@ def multiply_picture(acc, x, s, m, n, i_o, i_split, pixel, rows, columns, mask_o
     for step in tl.range(i_split * s.steps // s.split_k, (i_split + 1) * s.steps // s.split_k):
         k = step * m.bk + lane
         tap = k // s.c
-        offset = (tap // 3 - 1) * s.w + tap % 3 - 1 + k % s.c * (s.h * s.w)
-        inside = near(rows[:, None], columns[:, None], tap[None, :])  # no row's bit stands for a tenth tap or more
+        offset = (tap // m.kernel - m.kernel // 2) * s.w + tap % m.kernel - m.kernel // 2 + k % s.c * (s.h * s.w)
+        inside = near(rows[:, None], columns[:, None], tap[None, :], m)  # no row's bit stands for a tap too many
         a = tl.load(picture + (pixel[:, None] + offset[None, :]), mask=inside, other=0)
         b = tl.load(weight + step * (m.bk * m.bn) + block, mask=mask_o[None, :], other=0.0)
         if x.a.dtype.element_ty == tl.uint8:  # 0 to 255 are exact in every storage type
@@ -100,60 +106,78 @@ def add_splits(acc, x, s, m, i_tile, i_split):
 
 @triton.jit
 def finish(acc, x, s, m, n, i_tile, i_m, i_o, i_group, p, rows, columns, o, ahead):
-    """Bias, border, gate, activation; store the tile and its channel sums in the stored order of channels."""
-    identity, bias, scale, shift, launch = ahead
+    """Bias, border, gate or residual, activation; store the tile and its channel sums in the stored order of
+    channels."""
+    added, bias, scale, shift, launch = ahead
     computed = i_group * (s.group // m.align * m.align) + o
     mask_p = p < s.pixels
     if s.bordered == 1:
-        for tap in range(9):
+        for tap in range(m.kernel * m.kernel):
             border = tl.load(x.border + tap * s.cout + computed, mask=o < s.group, other=0.0)
-            acc += tl.where(near(rows, columns, tap)[:, None], border[None, :], 0.0)
-    gate = gates(x, s, m, n, i_o, computed, o < s.group, launch)
-    tl.store(x.passes + i_tile, launch)
-    if s.identity == 1:
-        acc += identity.to(tl.float32) * (scale * gate)[None, :] + (bias + shift * gate)[None, :]
+            acc += tl.where(near(rows, columns, tap, m)[:, None], border[None, :], 0.0)
+    if m.gate != "none":
+        gate = gates(x, s, m, n, i_o, computed, o < s.group, launch)
+        tl.store(x.passes + i_tile, launch)
+        if m.gate == "identity":
+            acc += added.to(tl.float32) * (scale * gate)[None, :] + (bias + shift * gate)[None, :]
+        else:
+            acc = acc * (2 * gate)[None, :] + (bias * 2 * gate)[None, :]
     else:
-        acc = acc * (2 * gate)[None, :] + (bias * 2 * gate)[None, :]
+        acc += added.to(tl.float32) + bias[None, :]
     if m.activation == "silu":
         acc *= sigmoid(acc)
-    else:
+    elif m.activation == "relu":
         acc = tl.maximum(acc, 0.0, propagate_nan=tl.PropagateNan.ALL)
     y = acc.to(x.y.dtype.element_ty)
-    column_sums = tl.sum(tl.where(mask_p[:, None], y.to(tl.float32), 0.0), axis=0)  # as the readers will read y
+    if m.summed:  # as the readers will read y
+        column_sums = tl.sum(tl.where(mask_p[:, None], y.to(tl.float32), 0.0), axis=0)
     stored = (o // s.rest * s.groups + i_group) * s.rest + o % s.rest
     stored = tl.max_contiguous(tl.multiple_of(stored, m.align), m.align)
     mask_o = o < tl.where(s.groups == 1, s.o_room, s.group)  # behind the last channel, zeros
     pixels = x.y + n.to(tl.int64) * (s.pixels * s.o_room)
     tl.store(pixels + (p[:, None] * s.o_room + stored[None, :]), y, mask=mask_p[:, None] & mask_o[None, :])
-    sums = x.sums + (n.to(tl.int64) * s.tiles + i_m) * s.o_room
-    tl.store(sums + stored, column_sums, mask=mask_o)
+    if m.summed:
+        sums = x.sums + (n.to(tl.int64) * s.tiles + i_m) * s.o_room
+        tl.store(sums + stored, column_sums, mask=mask_o)
     if (s.o_room > s.cout) & (s.groups > 1) & (i_o == 0):
         behind = s.cout + tl.arange(0, 8)
         lanes = mask_p[:, None] & (behind < s.o_room)[None, :]
         tl.store(
             pixels + (p[:, None] * s.o_room + behind[None, :]), tl.zeros((m.bm, 8), x.y.dtype.element_ty), mask=lanes
         )
-        tl.store(sums + behind, tl.zeros((8,), tl.float32), mask=behind < s.o_room)
+        if m.summed:
+            tl.store(sums + behind, tl.zeros((8,), tl.float32), mask=behind < s.o_room)
 
 
 @triton.jit
 def read_ahead(x, s, m, n, i_tile, i_group, p, o):
-    """What `finish` needs and is there already, on its way while the products are made: the block's input where the
-    gate is on the identity, storage [BM, BN]; bias, scale and shift, fp32 [BN]; and which launch of this tile it is.
+    """What `finish` needs and is there already, on its way while the products are made: the residual, or the block's
+    input where the gate is on the identity, storage [BM, BN]; bias, scale and shift, fp32 [BN]; and, where there is a
+    gate, which launch of this tile it is.
     """
     computed = i_group * (s.group // m.align * m.align) + o
     mask_o = o < s.group
     bias = tl.load(x.bias + computed, mask=mask_o, other=0.0)
-    launch = tl.load(x.passes + i_tile) + 1
-    scale, shift, identity = bias, bias, tl.zeros((m.bm, m.bn), x.y.dtype.element_ty)
-    if not m.planar:  # noqa: SIM102, the compiler knows this, and then sees no second
-        if s.identity == 1:
-            scale = tl.load(x.scale + computed, mask=mask_o, other=0.0)
-            shift = tl.load(x.shift + computed, mask=mask_o, other=0.0)
+    launch = i_tile
+    if m.gate != "none":
+        launch = tl.load(x.passes + i_tile) + 1
+    scale, shift, added = bias, bias, tl.zeros((m.bm, m.bn), x.y.dtype.element_ty)
+    if m.gate == "identity":
+        scale = tl.load(x.scale + computed, mask=mask_o, other=0.0)
+        shift = tl.load(x.shift + computed, mask=mask_o, other=0.0)
+        if m.planar:
+            lanes = (p < s.pixels)[:, None] & (o < s.c)[None, :]
+            pixels = x.a + n.to(tl.int64) * (s.c * s.pixels)
+            added = tl.load(pixels + (p[:, None] + o[None, :] * s.pixels), mask=lanes, other=0).to(tl.float32)
+        else:
             lanes = (p < s.pixels)[:, None] & (o < s.room)[None, :]
             pixels = x.a + n.to(tl.int64) * (s.pixels * s.room)
-            identity = tl.load(pixels + (p[:, None] * s.room + o[None, :]), mask=lanes, other=0.0)
-    return identity, bias, scale, shift, launch
+            added = tl.load(pixels + (p[:, None] * s.room + o[None, :]), mask=lanes, other=0.0)
+    elif m.residual:
+        lanes = (p < s.pixels)[:, None] & (o < tl.where(s.groups == 1, s.o_room, s.group))[None, :]
+        pixels = x.residual + n.to(tl.int64) * (s.pixels * s.o_room)
+        added = tl.load(pixels + (p[:, None] * s.o_room + computed[None, :]), mask=lanes, other=0.0)
+    return added, bias, scale, shift, launch
 
 
 @triton.jit
@@ -170,8 +194,8 @@ def fused_conv_tile(x, s, m, pid):
     row = p // s.wout * s.stride
     column = p % s.wout * s.stride
     pixel = row * s.w + column
-    rows = tl.where(p < s.pixels, offsets_inside(row, s.h), 0)
-    columns = offsets_inside(column, s.w)
+    rows = tl.where(p < s.pixels, offsets_inside(row, s.h, m), 0)
+    columns = offsets_inside(column, s.w, m)
     mask_o = o < (s.group + 7) // 8 * 8  # the weights' blocks have room for eight, and eight are one copy
     ahead = read_ahead(x, s, m, n, i_tile, i_group, p, o)
     acc = tl.zeros((m.bm, m.bn), dtype=tl.float32)

@@ -1,7 +1,7 @@
 """The shape of a fused convolution, and how it is cut into tiles. Numbers only.
 
 Shape letters: N pictures; H, W input height and width; P output pixels of one picture (rows x columns); C input
-channels of one tensor; K = 9 cin / groups; O output channels; T spatial tiles of one picture.
+channels of one tensor; K = kernel^2 cin / groups; O output channels; T spatial tiles of one picture.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from ...errors import ParNetError
 
-GATES = ("identity", "plain")
-ACTIVATIONS = ("silu", "relu")
+GATES = ("identity", "plain", "none")
+ACTIVATIONS = ("silu", "relu", "none")
+KERNELS = (1, 3, 7)
 ALIGNED = 8  # channels: a feature's pixel fills a multiple of so many, so that copies are 16 bytes in half precision
 COLOURS = 4  # channels of a picture, at most
 PICTURE_PART = 2048  # pixels of a picture, of each channel, that one program sums up
@@ -21,11 +22,12 @@ GATE_PART = 64  # channels of an input from which one program computes its part 
 
 @dataclass(frozen=True)
 class Geometry:
-    """A 3x3 convolution with padding 1 of pictures of h x w pixels.
+    """A convolution with kernel x kernel taps and padding kernel // 2 of pictures of h x w pixels.
 
     cin: input channels over all `inputs` tensors, one or two of cin / inputs channels each.
-    stride, groups, shuffle, gate and activation as in `program.Operation`.
+    stride, groups, shuffle, gate, activation, kernel and residual as in `program.Operation`.
     planar: the input is the picture, [N, C, H, W], and comes without sums; any other input is [N, H, W, C].
+    sums: whether the output comes with its channel sums, which gates and classifiers read.
     """
 
     h: int
@@ -39,22 +41,31 @@ class Geometry:
     activation: str = "silu"
     inputs: int = 1
     planar: bool = False
+    kernel: int = 3
+    residual: bool = False
+    sums: bool = True
 
     def __post_init__(self) -> None:
-        if min(self.h, self.w, self.cin, self.cout) < 1 or self.stride not in (1, 2) or self.groups not in (1, 2):
-            raise ParNetError(f"{self}: sizes must be positive, stride and groups 1 or 2")
+        if min(self.h, self.w, self.cin, self.cout) < 1 or self.stride not in (1, 2) or self.groups < 1:
+            raise ParNetError(f"{self}: sizes and groups must be positive, stride 1 or 2")
+        if self.kernel not in KERNELS:
+            raise ParNetError(f"kernel {self.kernel}: choose of {KERNELS}")
         if self.inputs not in (1, 2) or self.cin % (self.inputs * self.groups):
             raise ParNetError(f"cin {self.cin}: must divide into {self.inputs} inputs x {self.groups} groups")
         if self.shuffle < 1 or self.cout % (self.groups * self.shuffle):
             raise ParNetError(f"cout {self.cout}: must divide into {self.groups} groups x {self.shuffle} chunks")
         if self.gate not in GATES or self.activation not in ACTIVATIONS:
             raise ParNetError(f"gate {self.gate!r}, activation {self.activation!r}: choose of {GATES}, {ACTIVATIONS}")
+        if self.gate != "none" and (self.kernel != 3 or self.residual or self.activation == "none"):
+            raise ParNetError(f"gate {self.gate!r}: needs a 3x3 kernel, an activation and no residual")
+        if self.residual and (self.planar or self.shuffle > 1):
+            raise ParNetError("a residual needs an input that is no picture, and an output that is not shuffled")
         if self.gate == "identity" and (self.cin != self.cout or self.stride + self.groups + self.inputs > 3):
             raise ParNetError("gate 'identity': needs one input of cout channels, stride 1 and no groups")
         if self.planar and (self.inputs * self.groups > 1 or self.cin > COLOURS):
             raise ParNetError(f"a planar picture is the only input, without groups, of up to {COLOURS} channels")
         pixels = max(self.h * self.w * aligned(self.cin), self.pixels * aligned(self.cout))
-        if max(pixels, 9 * self.cin * self.cout) >= 2**30:
+        if max(pixels, self.taps * self.cin * self.cout) >= 2**30:
             raise ParNetError(f"{self}: one picture, or the weights, are too large for 32-bit offsets")
 
     @property
@@ -71,9 +82,14 @@ class Geometry:
         return self.hout * self.wout
 
     @property
+    def taps(self) -> int:
+        """Pixels that an output value's sum reads, of each channel."""
+        return self.kernel**2
+
+    @property
     def k(self) -> int:
         """K, the terms of each output value's sum."""
-        return 9 * self.cin // self.groups
+        return self.taps * self.cin // self.groups
 
     @property
     def part(self) -> int:
@@ -113,12 +129,14 @@ class Tile:
         return shape.inputs * -(-shape.part // GATE_PART)
 
     def units(self, shape: Geometry) -> int:
-        """Units of gate work: each of those parts, for each channel tile."""
+        """Units of gate work: each of those parts, for each channel tile; none without a gate."""
+        if shape.gate == "none":
+            return 0
         return self.parts(shape) * (1 if shape.planar else self.channels(shape))
 
     def steps(self, shape: Geometry) -> int:
         """Steps over all of K. A step is one tap of `bk` channels; of a picture, `bk` of all its taps and channels."""
-        return -(-shape.k // self.bk) if shape.planar else 9 * shape.inputs * -(-shape.part // self.bk)
+        return -(-shape.k // self.bk) if shape.planar else shape.taps * shape.inputs * -(-shape.part // self.bk)
 
 
 def aligned(channels: int) -> int:

@@ -159,6 +159,7 @@ def install() -> None:
     builder.create_dot, builder.cast_impl, builder.create_fp_to_fp = honest_dot, honest_cast, honest_convert
     builder.binary_op = honest_binary
     interpreter._patch_lang_tensor = patched_tensor
+    tl.constexpr.__rmod__ = lambda self, other: other % self.value  # which Triton 3.6 lacks, and a loop's count needs
 
 
 def _widen(handle: TensorHandle) -> TensorHandle:

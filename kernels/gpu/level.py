@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from ...errors import ParNetError
-from .arguments import known, numbers, shared, tensors
+from .arguments import forms, known, numbers, tensors
 from .convolution import Convolution
 from .fused_conv import fused_conv_tile
 from .geometry import MOST_LEADERS
@@ -17,23 +17,31 @@ from .sse_gate import lead
 
 
 @triton.jit
-def level_kernel(tensors, numbers, leaders: tl.constexpr, units: tl.constexpr, m, COUNT: tl.constexpr):
-    """tensors, numbers: `Operands` and `Numbers` of COUNT operations, longest first. m: `Shared`. leaders: how many of
-    the programs make gates, all `units` together; they come first, since others wait for them.
+def level_kernel(tensors, numbers, leaders: tl.constexpr, units: tl.constexpr, forms, COUNT: tl.constexpr):
+    """tensors, numbers, forms: `Operands`, `Numbers` and `Form` of COUNT operations, longest first. leaders: how many
+    of the programs make gates, all `units` together; they come first, since others wait for them. Where no operation
+    has a gate, there are none.
     """
     pid = tl.program_id(0)
-    if pid < leaders:
+    if leaders == 0:
+        convolve(tensors, numbers, forms, pid, COUNT)
+    elif pid < leaders:
         for unit in range(pid, units, leaders):
             for i in tl.static_range(COUNT):
                 s = numbers[i]
-                if (unit >= s.lead) & (unit < s.lead + s.units):
-                    lead(tensors[i], s, m, unit - s.lead)
+                if forms[i].gate != "none" and (unit >= s.lead) & (unit < s.lead + s.units):
+                    lead(tensors[i], s, forms[i], unit - s.lead)
     else:
-        program = pid - leaders
-        for i in tl.static_range(COUNT):
-            s = numbers[i]
-            if (program >= s.first) & (program < s.first + s.programs):
-                fused_conv_tile(tensors[i], s, m, program - s.first)
+        convolve(tensors, numbers, forms, pid - leaders, COUNT)
+
+
+@triton.jit
+def convolve(tensors, numbers, forms, program, COUNT: tl.constexpr):
+    """The tile of this number, counted over all operations."""
+    for i in tl.static_range(COUNT):
+        s = numbers[i]
+        if (program >= s.first) & (program < s.first + s.programs):
+            fused_conv_tile(tensors[i], s, forms[i], program - s.first)
 
 
 def level(
@@ -57,7 +65,8 @@ def level(
         programs, units = programs + of_each[-1].programs, units + of_each[-1].units
     leaders = min(units, MOST_LEADERS)
     operands = tuple(tensors(conv.x) for conv in longest_first)
-    arguments = (operands, tuple(map(known, of_each)), leaders, units, known(shared(convolutions)), len(of_each))
+    kinds = tuple(map(known, forms(longest_first)))
+    arguments = (operands, tuple(map(known, of_each)), leaders, units, kinds, len(of_each))
     return Launch(name, level_kernel, arguments, (leaders + programs,), num_warps, num_stages)
 
 

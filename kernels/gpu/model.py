@@ -97,12 +97,12 @@ def operand_bytes(shape: Geometry, tile: Tile, dtype: torch.dtype) -> float:
     """What the programs of one tile read, on average: pixels for every tap, and the weights of its channels."""
     rows = shape.pixels / tile.spatial(shape)
     columns = aligned(shape.cout // shape.groups) * shape.groups / tile.channels(shape)
-    depth = shape.k if shape.planar else 9 * shape.inputs * aligned(shape.part)
+    depth = shape.k if shape.planar else shape.taps * shape.inputs * aligned(shape.part)
     return depth * (rows + columns) * dtype.itemsize
 
 
 def _bytes_once(shape: Geometry, n: int, dtype: torch.dtype) -> int:
-    pixels = n * (shape.h * shape.w * shape.cin + shape.pixels * shape.cout)
+    pixels = n * (shape.h * shape.w * shape.cin + shape.pixels * shape.cout * (2 if shape.residual else 1))
     return (pixels + shape.k * shape.cout) * dtype.itemsize
 
 

@@ -40,7 +40,7 @@ def fused_conv(
     num_warps: int = 4,
     num_stages: int = 4,
 ) -> tuple[Tensor, Tensor]:
-    """y [N, H out, W out, O aligned] in storage and its sums fp32 [N, T, O].
+    """y [N, H out, W out, O aligned] in storage and its sums fp32 [N, T, O], of a gated 3x3 convolution.
 
     Tensors as in `convolution.Operands`: without a_sums, `a` is a picture [N, 3, H, W]; with scale and shift, the gate
     is on the identity. bm and split_k as in `geometry.Tile`, whose bk and bn are those of the packed weight; T depends
@@ -50,7 +50,7 @@ def fused_conv(
     conv = _convolution(*tensors, stride, groups, shuffle, activation, bm, split_k)
     conv.check()
     twin(conv)
-    return conv.x.y, conv.x.sums
+    return _made(conv)
 
 
 @fused_conv.register_kernel("cuda")
@@ -61,13 +61,18 @@ def _cuda(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
     given.apply_defaults()
     conv = _convolution(*given.args, **given.kwargs)
     level([conv], given.arguments["num_warps"], given.arguments["num_stages"])()
-    return conv.x.y, conv.x.sums
+    return _made(conv)
 
 
 @fused_conv.register_fake
 def _fake(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
     conv = _convolution(*arguments, **options)
     conv.check()
+    return _made(conv)
+
+
+def _made(conv: Convolution) -> tuple[Tensor, Tensor]:
+    assert conv.x.sums is not None, "of any shape that `_convolution` describes"
     return conv.x.y, conv.x.sums
 
 
@@ -88,5 +93,5 @@ def _convolution(
     shape = Geometry(h, w, cin, bias.shape[0], stride, groups, shuffle, gate, activation, inputs, a_sums is None)
     tile = Tile(bm, weight.shape[3], weight.shape[2], split_k)
     made = allocate(outputs(shape, tile, a.shape[0], weight.dtype), a.device)
-    x = Operands(a, b, a_sums, b_sums, weight, bias, border, gate_weight, gate_bias, scale, shift, *made)
+    x = Operands(a, b, a_sums, b_sums, weight, bias, border, gate_weight, gate_bias, scale, shift, None, *made)
     return Convolution(x, shape, tile)

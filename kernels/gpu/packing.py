@@ -15,35 +15,35 @@ def weight_blocks(shape: Geometry, tile: Tile) -> tuple[int, int, int, int]:
 
 
 def pack_weight(weight_oihw: Tensor, shape: Geometry, tile: Tile, dtype: torch.dtype) -> Tensor:
-    """[O, cin / groups, 3, 3] to `weight_blocks`, in the order in which programs read them, with zeros where a block
-    is wider than the operation: channel tiles group by group; steps by input, then `bk` channels, then tap."""
+    """[O, cin / groups, kernel, kernel] to `weight_blocks`, in the order in which programs read them, with zeros where
+    a block is wider than the operation: channel tiles group by group; steps by input, then `bk` channels, then tap."""
     tiles, steps, bk, bn = weight_blocks(shape, tile)
-    rows = weight_oihw.to(dtype).view(shape.groups, -1, shape.inputs, shape.part, 9)
+    rows = weight_oihw.to(dtype).view(shape.groups, -1, shape.inputs, shape.part, shape.taps)
     rows = F.pad(rows, (0, 0, 0, 0, 0, 0, 0, tiles // shape.groups * bn - rows.shape[1]))
     if shape.planar:
         taps = rows.flatten(0, 2).transpose(1, 2).flatten(1)
         blocks = F.pad(taps, (0, steps * bk - taps.shape[1])).view(tiles, bn, steps, bk).permute(0, 2, 3, 1)
     else:
-        padded = F.pad(rows, (0, 0, 0, steps // 9 // shape.inputs * bk - shape.part))
-        blocks = padded.reshape(tiles, bn, steps // 9, bk, 9).permute(0, 2, 4, 3, 1).flatten(1, 2)
+        padded = F.pad(rows, (0, 0, 0, steps // shape.taps // shape.inputs * bk - shape.part))
+        blocks = padded.reshape(tiles, bn, steps // shape.taps, bk, shape.taps).permute(0, 2, 4, 3, 1).flatten(1, 2)
     return blocks.contiguous()
 
 
 def unpack_weight(blocks: Tensor, shape: Geometry, tile: Tile) -> Tensor:
-    """What `pack_weight` packed, [O, cin / groups, 3, 3]."""
+    """What `pack_weight` packed, [O, cin / groups, kernel, kernel]."""
     tiles, steps, bk, bn = weight_blocks(shape, tile)
     if shape.planar:
         taps = blocks.permute(0, 3, 1, 2).reshape(tiles * bn, steps * bk)[:, : shape.k]
-        rows = taps.view(-1, 9, shape.cin).transpose(1, 2).unsqueeze(1)
+        rows = taps.view(-1, shape.taps, shape.cin).transpose(1, 2).unsqueeze(1)
     else:
-        rows = blocks.view(tiles, steps // 9, 9, bk, bn).permute(0, 4, 1, 3, 2)
-        rows = rows.reshape(tiles * bn, shape.inputs, -1, 9)[:, :, : shape.part]
+        rows = blocks.view(tiles, steps // shape.taps, shape.taps, bk, bn).permute(0, 4, 1, 3, 2)
+        rows = rows.reshape(tiles * bn, shape.inputs, -1, shape.taps)[:, :, : shape.part]
     rows = rows.unflatten(0, (shape.groups, -1))[:, : shape.cout // shape.groups]
-    return rows.reshape(shape.cout, -1, 3, 3)
+    return rows.reshape(shape.cout, -1, shape.kernel, shape.kernel)
 
 
 def pack_border(border_ohw: Tensor) -> Tensor:
-    """[O, 3, 3] to fp32 [9, O]."""
+    """[O, kernel, kernel] to fp32 [taps, O]."""
     return border_ohw.flatten(1).T.float().contiguous()
 
 

@@ -12,7 +12,9 @@ from .convolution import Convolution, Operands, allocate, outputs
 from .geometry import ALIGNED, Geometry, Tile
 from .packing import pack_weight
 
-KINDS = ("identity", "plain", "down", "picture", "grouped", "fusion", "fusion_down")
+GATED = ("identity", "plain", "down", "picture", "grouped", "fusion", "fusion_down")
+UNGATED = ("projection", "residual", "fours", "wide_picture")
+KINDS = (*GATED, *UNGATED)
 
 
 def geometry(kind: str, h: int, w: int, channels: int, activation: str = "silu") -> Geometry:
@@ -27,8 +29,13 @@ def geometry(kind: str, h: int, w: int, channels: int, activation: str = "silu")
         "grouped": {"cin": even, "cout": even + 2, "groups": 2},
         "fusion": {"cin": 2 * even, "cout": even, "groups": 2, "inputs": 2},
         "fusion_down": {"cin": 2 * even, "cout": four, "stride": 2, "groups": 2, "inputs": 2, "shuffle": 2},
+        "projection": {"cin": channels, "cout": channels + 9, "stride": 2, "kernel": 1, "activation": "none"},
+        "residual": {"cin": channels, "cout": channels + 5, "kernel": 1, "residual": True},
+        "fours": {"cin": four, "cout": four + 8, "groups": 4, "residual": True, "sums": False},
+        "wide_picture": {"cin": 3, "cout": channels, "stride": 2, "kernel": 7, "planar": True},
     }
-    return Geometry(h, w, activation=activation, **fields[kind])
+    gate = {"gate": "none"} if kind in UNGATED else {}
+    return Geometry(h, w, **{"activation": activation, **gate, **fields[kind]})
 
 
 def convolution(
@@ -50,25 +57,29 @@ def convolution(
     def padded(made: torch.Tensor) -> torch.Tensor:
         return F.pad(made, (0, -made.shape[-1] % ALIGNED))
 
-    def feature() -> torch.Tensor:
+    def feature(size: tuple[int, ...]) -> torch.Tensor:
         return random(*size).to(dtype) if shape.planar else padded(random(*size).to(dtype))
 
+    def averaged(tiles: int) -> torch.Tensor:
+        return padded(random(n, tiles, c, scale=pixels / tiles))
+
     c, rows, o = shape.cin // shape.inputs, shape.cin // shape.groups, shape.cout
-    second, identity = shape.inputs == 2, shape.gate == "identity"
+    second, identity, gated = shape.inputs == 2, shape.gate == "identity", shape.gate != "none"
     size = (n, c, shape.h, shape.w) if shape.planar else (n, shape.h, shape.w, c)
     pixels = shape.h * shape.w
     x = Operands(
-        a=feature(),
-        b=feature() if second else None,
-        a_sums=None if shape.planar else padded(random(n, t_a, c, scale=pixels / t_a)),
-        b_sums=padded(random(n, t_b, c, scale=pixels / t_b)) if second else None,
-        weight=pack_weight(random(o, rows, 3, 3, scale=(9 * rows) ** -0.5), shape, tile, dtype),
+        a=feature(size),
+        b=feature(size) if second else None,
+        a_sums=averaged(t_a) if gated and not shape.planar else None,
+        b_sums=averaged(t_b) if gated and second else None,
+        weight=pack_weight(random(o, rows, *(shape.kernel,) * 2, scale=shape.k**-0.5), shape, tile, dtype),
         bias=random(o),
-        border=random(9, o) if (second if border is None else border) else None,
-        gate_weight=padded(random(rows, o, scale=rows**-0.5).to(dtype)),
-        gate_bias=random(o),
+        border=random(shape.taps, o) if (second if border is None else border) else None,
+        gate_weight=padded(random(rows, o, scale=rows**-0.5).to(dtype)) if gated else None,
+        gate_bias=random(o) if gated else None,
         scale=random(o) if identity else None,
         shift=random(o) if identity else None,
+        residual=feature((n, shape.hout, shape.wout, o)) if shape.residual else None,
         **allocate(outputs(shape, tile, n, dtype), torch.device(device))._asdict(),
     )
     return Convolution(x, shape, tile)

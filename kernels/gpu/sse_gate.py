@@ -11,7 +11,7 @@ start.
 Flags are never set back, which would take each program a round trip at its end: they count the launches that made the
 gates, and every tile counts those that it has been through. Both wrap around together.
 
-In all of them x is an operation's `Operands`, s its `Numbers`, m what the launch's operations share.
+In all of them x is an operation's `Operands`, s its `Numbers`, m its `Form`.
 """
 
 from __future__ import annotations

@@ -18,19 +18,24 @@ def fused_conv(conv: Convolution) -> None:
     """Fill y and sums, as `fused_conv.fused_conv_tile` does over all programs."""
     x, s = conv.x, conv.shape
     weight = unpack_weight(x.weight, s, conv.tile).float()
-    y = F.conv2d(_input(conv), weight, x.bias, s.stride, padding=1, groups=s.groups)
+    y = F.conv2d(_input(conv), weight, x.bias, s.stride, padding=s.kernel // 2, groups=s.groups)
     if x.border is not None:
         inside = torch.ones(1, 1, s.h, s.w, dtype=torch.float32, device=y.device)
-        y += F.conv2d(inside, x.border.T.reshape(s.cout, 1, 3, 3), None, s.stride, padding=1)
-    gate = sse_gate(conv)
+        border = x.border.T.reshape(s.cout, 1, s.kernel, s.kernel)
+        y += F.conv2d(inside, border, None, s.stride, padding=s.kernel // 2)
     if s.gate == "identity":
         assert x.scale is not None and x.shift is not None
-        y += (x.scale[:, None, None] * _input(conv) + x.shift[:, None, None]) * gate[:, :, None, None]
-    else:
-        y *= 2 * gate[:, :, None, None]
-    y = (F.silu if s.activation == "silu" else F.relu)(y)
+        y += (x.scale[:, None, None] * _input(conv) + x.shift[:, None, None]) * sse_gate(conv)[:, :, None, None]
+    elif s.gate == "plain":
+        y *= 2 * sse_gate(conv)[:, :, None, None]
+    if x.residual is not None:
+        y += x.residual[..., : s.cout].permute(0, 3, 1, 2)
+    if s.activation != "none":
+        y = (F.silu if s.activation == "silu" else F.relu)(y)
     y = y.unflatten(1, (s.groups, s.shuffle, -1)).transpose(1, 2).flatten(1, 3)
     x.y.zero_()[..., : s.cout].copy_(y.permute(0, 2, 3, 1))
+    if x.sums is None:
+        return
     stored = x.y[..., : s.cout].flatten(1, 2).float()
     padded = F.pad(stored, (0, 0, 0, x.sums.shape[1] * conv.tile.bm - s.pixels))
     x.sums.zero_()[..., : s.cout].copy_(padded.unflatten(1, (-1, conv.tile.bm)).sum(2))
@@ -39,6 +44,7 @@ def fused_conv(conv: Convolution) -> None:
 def sse_gate(conv: Convolution) -> Tensor:
     """Gates fp32 [N, O], as `sse_gate.gates` computes them."""
     x, s = conv.x, conv.shape
+    assert x.gate_weight is not None, "the operation has a gate"
     if s.planar:
         average = x.a.float().mean((2, 3))
     else:

@@ -22,7 +22,6 @@ class Method(NamedTuple):
     captured: bool = False
 
 
-UNGATED = ("reference", "eager", "inductor", "openvino", "native")  # backends that run what no ParNet has
 INT8 = ("reference", "eager", "inductor", "native")  # backends that run quantised programs
 ON_GPUS = {"triton": Method("triton"), "cuda_graph": Method("triton", True), "cuda_streams": Method("eager", True)}
 METHODS = {name: Method(name) for name in ("reference", *BACKENDS)} | ON_GPUS
@@ -44,11 +43,9 @@ def find_device(wanted: str | torch.device) -> torch.device:
     return device
 
 
-def choose(
-    executor: str, device: torch.device, dtype: torch.dtype, quantised: bool = False, ungated: bool = False
-) -> str:
+def choose(executor: str, device: torch.device, dtype: torch.dtype, quantised: bool = False) -> str:
     """The executor for "auto" and "cpu", else the one that was named. ParNetError where it cannot run there, or not a
-    quantised program, or not operations that no ParNet has."""
+    quantised program."""
     if executor not in EXECUTORS:
         raise ParNetError(f"unknown executor {executor!r}: choose one of {', '.join(EXECUTORS)}")
     if dtype not in DTYPES:
@@ -71,11 +68,6 @@ def choose(
         return [*(for_cpu(dtype, quantised) if device.type == "cpu" else []), "eager"][0]
     if quantised and METHODS[executor].backend not in INT8:
         raise ParNetError(f"executor {executor} runs no quantised program: choose {', '.join(INT8[::-1])}")
-    if ungated and METHODS[executor].backend not in UNGATED:
-        raise ParNetError(
-            f"executor {executor} runs ParNet's operations alone, and this program has others: choose "
-            f"{', '.join(UNGATED[::-1])}"
-        )
     if reason := lacking(METHODS[executor].backend):
         raise ParNetError(f"executor {executor}: {reason}, or choose eager")
     return executor

@@ -22,6 +22,8 @@ from ..kernels.gpu.convolution import Convolution, Operands, allocate, outputs
 from ..kernels.gpu.geometry import Geometry, Tile
 from ..kernels.gpu.launch import Launch
 from ..kernels.gpu.level import level
+from ..kernels.gpu.maxpool import TILE, maxpool
+from ..kernels.gpu.model import LevelConfig
 from ..kernels.gpu.packing import pack_border, pack_gate_weight, pack_weight
 from ..profiling.spans import Spans, span
 from ..program.placement import Placement, Segment
@@ -36,7 +38,7 @@ INTERPRETED = (9, 0)  # compute capability whose default tiles the interpreter t
 
 
 class Cut(NamedTuple):
-    """A convolution of a program: its shape, how it is cut into tiles, and the warps and stages of its level."""
+    """An operation that makes a feature: its shape, how it is cut into tiles, and the warps and stages of its level."""
 
     shape: Geometry
     tile: Tile
@@ -46,7 +48,8 @@ class Cut(NamedTuple):
 
 class Feature(NamedTuple):
     """A feature as it crosses lanes, pixels and channel sums in one allocation: `message` uint8, in which lie
-    y [N, H, W, C] of the storage type and sums fp32 [N, T, C]. Of pictures and logits, y alone."""
+    y [N, H, W, C] of the storage type and sums fp32 [N, T, C], where somebody reads them. Of pictures and
+    logits, y alone."""
 
     message: Tensor
     y: Tensor
@@ -54,24 +57,27 @@ class Feature(NamedTuple):
 
 
 def cuts(program: Program, nhw: NHW, table: Table, dtype: torch.dtype) -> dict[str, Cut]:
-    """How every convolution of the program is cut, whichever lanes run it: placements change no order of its sums."""
+    """How every operation but the classifier is cut, whichever lanes run it: placements change no order of its sums."""
     n, h, w = nhw
     found = {}
     for group in program.groups:
-        if group[0].kind == "conv":
+        if group[0].kind != "classifier":
             shapes = [geometry(program, op, h, w) for op in group]
-            config = table.level(shapes, n, dtype)
+            pooled = LevelConfig((TILE,) * len(group), 4, 1)
+            config = table.level(shapes, n, dtype) if group[0].kind == "conv" else pooled
             for op, shape, tile in zip(group, shapes, config.tiles, strict=True):
                 found[op.name] = Cut(shape, tile, config.num_warps, config.num_stages)
     return found
 
 
 def geometry(program: Program, op: Operation, h: int, w: int) -> Geometry:
-    """The shape of a convolution of the program where the pictures have h x w pixels."""
+    """The shape of a convolution of the program, or of a maximum, where the pictures have h x w pixels."""
+    readers = [reader for reader in program.operations if op.name in reader.inputs]
     h, w = program.shape(op.inputs[0], 1, h, w)[2:]
     return Geometry(
-        h, w, op.cin, op.cout, op.stride, op.groups, op.shuffle, op.gate, op.activation, len(op.inputs),
-        planar=op.inputs[0] == INPUT,
+        h, w, op.cin, op.cout, op.stride, op.groups, op.shuffle, op.gate, op.activation, len(op.convolved),
+        op.inputs[0] == INPUT, op.kernel, op.residual,
+        sums=any(reader.kind == "classifier" or reader.gate != "none" for reader in readers),
     )  # fmt: skip
 
 
@@ -83,10 +89,10 @@ def pack(program: Program, dtype: torch.dtype, device: torch.device, names: Iter
         w = {name: t.to(device) for name, t in program.of(op).items() if (op.kind, name) != ("conv", "weight")}
         if op.kind == "classifier":
             w["weight"] = w["weight"].to(dtype)
-        else:
+        if "gate_weight" in w:
             w["gate_weight"] = pack_gate_weight(w["gate_weight"], dtype)
-            if "border" in w:
-                w["border"] = pack_border(w["border"])
+        if "border" in w:
+            w["border"] = pack_border(w["border"])
         packed[op.name] = w
     return packed
 
@@ -135,8 +141,8 @@ class TritonBackend:
             return Layout((n, 3 * h, w), self.storage)
         if self.program.by_name[feature].kind == "classifier":
             return Layout(self.program.shape(feature, n, h, w), torch.float32)
-        pixels, sums = _parts(self._cuts((n, h, w))[feature], n, self.dtype)
-        return Layout((-(-pixels.bytes // ALIGNMENT) * ALIGNMENT + sums.bytes,), torch.uint8)
+        start, last = _parts(self._cuts((n, h, w))[feature], n, self.dtype)[-1]
+        return Layout((start + last.bytes,), torch.uint8)
 
     def buffer(self, n: int, h: int, w: int, device: torch.device) -> Tensor:
         return torch.empty(n, 3, h, w, dtype=self.storage, device=device)
@@ -169,11 +175,8 @@ class TritonBackend:
             return Feature(message, message.view(n, 3, h, w))
         if feature not in cuts:
             return Feature(message, message)
-        starts, start = [], 0
-        for part in _parts(cuts[feature], n, self.dtype):
-            starts.append(message[start : start + part.bytes].view(part.dtype).view(part.shape))
-            start = -(-(start + part.bytes) // ALIGNMENT) * ALIGNMENT
-        return Feature(message, *starts)
+        parts = _parts(cuts[feature], n, self.dtype)
+        return Feature(message, *(message[at : at + p.bytes].view(p.dtype).view(p.shape) for at, p in parts))
 
 
 class TritonSegment:
@@ -198,14 +201,14 @@ class TritonSegment:
             name: backend.opened(name, message, cuts, nhw) for name, message in zip(segment.reads, reads, strict=True)
         }
         self._operations = sorted(
-            (backend.program.by_name[name] for name in segment.operations), key=lambda op: op.level
+            (backend.program.by_name[name] for name in segment.operations), key=lambda op: (op.level, op.kind)
         )
         self.convolutions: dict[str, Convolution] = {}  # by operation
         for op in self._operations:
             made = self._features[op.name] = self._make(op.name)
             if op.kind == "conv":
                 self.convolutions[op.name] = self._convolution(op, made)
-        groups = groupby(self._operations, lambda op: (op.level, op.kind))
+        groups = groupby(self._operations, lambda op: (op.level, op.name if op.kind == "maxpool" else op.kind))
         self.launches = [self._launch(list(group), f"level {level}") for (level, _), group in groups]
         self.outputs = tuple(self._features[name].message for name in segment.writes)
 
@@ -235,6 +238,9 @@ class TritonSegment:
             cut = self.cuts[group[0].name]
             return level([self.convolutions[op.name] for op in group], cut.num_warps, cut.num_stages, name)
         (op,) = group
+        if op.kind == "maxpool":
+            made = self._features[op.name]
+            return maxpool(self._features[op.inputs[0]].y, made.y, made.sums, *self.cuts[op.name][:2], name)
         w = self.backend.weights[self.device][op.name]
         return classifier(
             [self._averaged(name) for name in op.inputs], w["weight"], w["bias"], self._features[op.name].y
@@ -247,15 +253,16 @@ class TritonSegment:
         return Averaged(feature.sums, self.backend.program.by_name[name].cout, height * width)
 
     def _convolution(self, op: Operation, made: Feature) -> Convolution:
-        a, *second = (self._features[name] for name in op.inputs)
+        a, *second = (self._features[name] for name in op.convolved)
         b = second[0] if second else None
         w, cut = self.backend.weights[self.device][op.name], self.cuts[op.name]
-        assert made.sums is not None
         layouts = outputs(cut.shape, cut.tile, self.nhw[0], self.backend.dtype)
+        given = {"y": made.y} if made.sums is None else {"y": made.y, "sums": made.sums}
+        a_sums, b_sums = (a.sums, b and b.sums) if op.gate != "none" else (None, None)
         x = Operands(
-            a.y, b and b.y, a.sums, b and b.sums, self.backend.blocks(op.name, self.device, cut), w["bias"],
-            w.get("border"), w["gate_weight"], w["gate_bias"], w.get("scale"), w.get("shift"),
-            *allocate(layouts, self.device, {"y": made.y, "sums": made.sums}),
+            a.y, b and b.y, a_sums, b_sums, self.backend.blocks(op.name, self.device, cut), w["bias"], w.get("border"),
+            w.get("gate_weight"), w.get("gate_bias"), w.get("scale"), w.get("shift"),
+            self._features[op.inputs[-1]].y if op.residual else None, *allocate(layouts, self.device, given),
         )  # fmt: skip
         return Convolution(x, cut.shape, cut.tile)
 
@@ -267,10 +274,14 @@ class TritonSegment:
         return self.backend.opened(name, message, self.cuts, self.nhw)
 
 
-def _parts(cut: Cut, n: int, dtype: torch.dtype) -> tuple[Layout, Layout]:
-    """Of a feature: its pixels, and its channel sums."""
+def _parts(cut: Cut, n: int, dtype: torch.dtype) -> list[tuple[int, Layout]]:
+    """Of a feature: its pixels, and its channel sums if it has them, each with the byte at which it begins."""
     made = outputs(cut.shape, cut.tile, n, dtype)
-    return Layout(*made["y"]), Layout(*made["sums"])
+    found, start = [], 0
+    for part in (Layout(*made[name]) for name in ("y", "sums") if name in made):
+        found.append((start, part))
+        start = -(-(start + part.bytes) // ALIGNMENT) * ALIGNMENT
+    return found
 
 
 def whole(

@@ -42,7 +42,7 @@ class Operation:
     kind: "conv", a convolution with `kernel` x `kernel` taps, 1, 3 or, of the picture, 7, and padding kernel // 2;
         "maxpool", the largest of 3 x 3 values, of those inside the picture; or "classifier", a linear layer on the
         global averages of its inputs, one after the other. ParNet has gated 3x3 convolutions and a classifier; all else
-        is for the networks that it is compared with, and not every executor runs it (`is_ungated`).
+        is for the networks that it is compared with, and never quantised (`is_ungated`).
     stage: "stem", "stream", "fusion" or "head"; stream: its number in the stage "stream", else None.
     level: length of the longest path from the picture; operations of one level can run side by side.
     inputs: features read; by a convolution one or two of equal width, of which its group g reads the g-th part, and,
@@ -213,7 +213,7 @@ class Program:
 
     @property
     def ungated(self) -> bool:
-        """Whether it has operations that no ParNet has, which not every executor runs."""
+        """Whether it has operations that no ParNet has, which are not quantised."""
         return any(op.is_ungated for op in self.operations)
 
     @cached_property

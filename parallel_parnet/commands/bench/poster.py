@@ -68,13 +68,13 @@ def subject_of(name: str, device: torch.device, dtype: torch.dtype, threads: int
 
 
 def ways_of(subject: Subject) -> list[str]:
-    """Names of the contenders that run a network here: ParNet by the executor that the engine chooses, on a GPU by our
-    kernels in a CUDA graph, as its peers run in graphs; the others by libraries, and by the same engine on a CPU."""
+    """Names of the contenders that run a network here: by the executor that the engine chooses, on a GPU by our kernels
+    in a CUDA graph, as peers run in graphs; those that ParNet is compared with by libraries as well."""
     known = [] if subject.name.startswith("parnet") else list(WAYS[subject.device.type])
-    if subject.program is None or (known and subject.device.type == "cuda"):
+    if subject.program is None:
         return known
     if subject.device.type == "cuda":
-        return ["ours: cuda_graph"]
+        return [*known, "ours: cuda_graph"]
     return [*known, f"ours: {Engine(subject.program, device=subject.device, dtype=subject.dtype).executor}"]
 
 

@@ -33,8 +33,6 @@ class Subject:
         """Build the network and compile it, outside of any timing. threads: fewer than there are."""
         torch.manual_seed(0)
         program = point.build()
-        if executor == "cuda_graph" and program.ungated:  # which our kernels for GPUs do not run
-            executor = "cuda_streams"
         x = torch.randn(point.batch, 3, point.size, point.size, device=device)
         engine = Engine(program, device=device, dtype=dtype, executor=executor, threads=threads)
         subject = cls(point, lambda: engine(x), program)

@@ -60,7 +60,7 @@ def measure(
     """
     if executor == "auto" and device.type == "cuda":
         executor = "eager" if lacking("triton") or program.quantised else "triton"
-    executor = choose(executor, device, dtype, program.quantised, program.ungated)
+    executor = choose(executor, device, dtype, program.quantised)
     side = size or program.config.image_size
     x = torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
     engine = Engine(program, Placement.single(program), device, dtype, executor)

@@ -95,7 +95,7 @@ WRONG = {
         {"bias": torch.empty(8, device="meta")},
         "is on meta: the others are on|bias is on cpu|on cpu: the others are on meta",
     ),
-    "groups": ({"groups": 3}, "stride and groups 1 or 2"),
+    "groups": ({"groups": 3}, "must divide into 1 inputs x 3 groups"),
     "group of channels": ({"a_sums": torch.randn(2, 3, 7), "groups": 2}, "must divide into 1 inputs x 2 groups"),
     "shuffle": ({"shuffle": 3}, "must divide into 1 groups x 3 chunks"),
     "stride": ({"stride": 2}, "gate 'identity': needs one input"),

@@ -25,7 +25,9 @@ from parallel_parnet.kernels.gpu.convolution import Convolution
 from parallel_parnet.kernels.gpu.geometry import Tile
 from parallel_parnet.kernels.gpu.launch import Launch
 from parallel_parnet.kernels.gpu.level import level
+from parallel_parnet.kernels.gpu.maxpool import maxpool_kernel
 from parallel_parnet.kernels.gpu.samples import convolution, geometry, without_values
+from parallel_parnet.program.rivals import repvgg, resnet
 
 VARIANTS = ("parnet_s", "parnet_m", "parnet_l", "parnet_xl")
 SIZE = 224
@@ -125,6 +127,28 @@ def test_a_picture_in_uint8(capability):
         used = resources(prepared.compile())
     assert not used.complaints(capability), used
     assert used.counts["HGMMA" if capability == HOPPER else "HMMA"] > 0, used
+
+
+UNGATED = {
+    "residual": resnet((1,), bottleneck=True, width=64),  # 7x7, a maximum, 1x1 with a projection, 3x3, 1x1 and residual
+    "groups": repvgg((2,), (128,), groups=4),
+}
+
+
+@pytest.mark.parametrize(
+    ("capability", "network", "index"),
+    [(HOPPER, "residual", index) for index in range(5)] + [(HOPPER, "groups", 2)]
+    + [(AMPERE, "residual", 2), (AMPERE, "groups", 2)],
+    ids=str,
+)  # fmt: skip
+def test_operations_that_no_parnet_has(capability, network, index):
+    prepared = whole(UNGATED[network], (1, SIZE, SIZE), torch.float16, META, Table.load(capability)).launches[index]
+    with stand_in(capability):
+        compiled = prepared.compile()
+    used = resources(compiled)
+    assert not used.complaints(capability), used
+    assert prepared.kernel is maxpool_kernel or used.counts["HGMMA" if capability == HOPPER else "HMMA"] > 0, used
+    assert "atom" not in compiled.asm["ptx"], "without gates and splits nobody waits"
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)

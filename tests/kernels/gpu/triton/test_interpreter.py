@@ -20,7 +20,7 @@ from parallel_parnet.kernels.gpu.convolution import Convolution
 from parallel_parnet.kernels.gpu.geometry import ALIGNED, Geometry, Tile
 from parallel_parnet.kernels.gpu.interpreter import run_order
 from parallel_parnet.kernels.gpu.level import level
-from parallel_parnet.kernels.gpu.samples import KINDS, convolution, geometry, in_fp32
+from parallel_parnet.kernels.gpu.samples import GATED, convolution, geometry, in_fp32
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SIZES = ((1, 1), (7, 5))
@@ -35,7 +35,7 @@ CASES = list(itertools.product(SIZES, CHANNELS, BATCHES, TILES))
 def cases() -> list[tuple]:
     """Every kind and type with every awkward size, or with two of them."""
     draw = random.Random(SEED)
-    kinds = itertools.product(KINDS, DTYPES)
+    kinds = itertools.product(GATED, DTYPES)
     return [(*kind, *case) for kind in kinds for case in (CASES if ALL else draw.sample(CASES, 2))]
 
 
@@ -45,11 +45,13 @@ def assert_matches_twin(conv: Convolution) -> None:
     twins.fused_conv(exact)
     y, reference = conv.x.y.float(), exact.x.y
     assert not y[..., conv.shape.cout :].any(), "the places behind the last channel are not zero"
-    assert conv.x.arrived.eq(0).all(), "not set back"
+    assert conv.x.arrived is None or conv.x.arrived.eq(0).all(), "not set back"
     slack = 1e-5 * reference.abs().max() + 1e-7  # the order of additions
     allowed = 1.01 * ROUNDING[conv.x.y.dtype] * reference.abs() + slack
     assert not y.isnan().any(), "an output was not written"
     assert ((y - reference).abs() <= allowed).all(), f"off by {(y - reference).abs().max():.2e}"
+    if conv.x.sums is None:
+        return
     p = conv.shape.pixels
     tiles = [y.flatten(1, 2)[:, i : min(i + conv.tile.bm, p)] for i in range(0, p, conv.tile.bm)]
     sums = torch.stack([tile.double().sum(1) for tile in tiles], 1)
@@ -65,7 +67,7 @@ def test_operation(kind, dtype, size, channels, n, tile, seed):
     assert_matches_twin(conv)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", GATED)
 def test_several_tiles_of_pixels_and_channels(kind, seed):
     conv = convolution(geometry(kind, 9, 5, 36), Tile(16, 16, 64, split_k=2), 2, torch.float16, seed)
     level([conv])()

@@ -37,20 +37,21 @@ class Bug:
     module: ModuleType = fused_conv
 
 
-TAP = "((tap // 3 - 1) * s.w + tap % 3 - 1) * s.room"
-SPLIT = "(i_split * s.steps // s.split_k, (i_split + 1) * s.steps // s.split_k):\n            tap = step % 9"
+TAP = "((tap // m.kernel - m.kernel // 2) * s.w + tap % m.kernel - m.kernel // 2) * s.room"
+SWAPPED = "((tap % m.kernel - m.kernel // 2) * s.w + tap // m.kernel - m.kernel // 2) * s.room"
+SPLIT = "(i_split * s.steps // s.split_k, (i_split + 1) * s.steps // s.split_k):\n            tap = step %"
 RAISED = 'n, i_o)\n            tl.debug_barrier()\n            tl.atomic_add(x.flags + i_flag, 1, sem="release"'
 ARRIVES = 'x.arrived + i_flag, 1, sem="acq_rel"'
-BORDER = "tl.where(near(rows, columns, tap)[:, None], border[None, :], 0.0)"
+BORDER = "tl.where(near(rows, columns, tap, m)[:, None], border[None, :], 0.0)"
 BUGS = [
     Bug("dropped border mask", "mask=inside[:, None] & there", "mask=(pixel >= 0)[:, None] & there", "identity"),
-    Bug("dropped mask of pixels", "tl.where(p < s.pixels, offsets_inside(row, s.h), 0)", "offsets_inside(row, s.h)",
-        "identity"),
-    Bug("a neighbour beyond the edge", "(position + 1 < size)", "(position < size)", "identity"),
+    Bug("dropped mask of pixels", "tl.where(p < s.pixels, offsets_inside(row, s.h, m), 0)",
+        "offsets_inside(row, s.h, m)", "identity"),
+    Bug("a neighbour beyond the edge", "(position + away < size)", "(position + away - 1 < size)", "identity"),
     Bug("dropped channel mask", "mask_o = o < s.group\n", "mask_o = o >= 0\n", "identity"),
     Bug("dropped mask of a ragged last step", "there = lane + c0 < s.part_room", "there = lane + c0 >= 0", "identity"),
-    Bug("wrong tap", TAP, TAP.replace("tap % 3 - 1", "tap % 3 - 2"), "plain"),
-    Bug("rows and columns of taps swapped", TAP, "((tap % 3 - 1) * s.w + tap // 3 - 1) * s.room", "plain"),
+    Bug("wrong tap", TAP, TAP.replace("tap % m.kernel - ", "tap % m.kernel - 1 - "), "plain"),
+    Bug("rows and columns of taps swapped", TAP, SWAPPED, "plain"),
     Bug("swapped group", "i_group * (s.part // m.align * m.align)\n", "(1 - i_group) * (s.part // m.align * m.align)\n",
         "grouped"),
     Bug("second input read as the first", "tl.where(i_input == 0, x.a, x.b)", "x.a", "fusion"),
@@ -69,7 +70,8 @@ BUGS = [
     Bug("bias not doubled", "(bias * 2 * gate)[None, :]", "(bias * gate)[None, :]", "plain"),
     Bug("sums of rows outside", "tl.where(mask_p[:, None], y.to(tl.float32), 0.0)", "y.to(tl.float32)", "identity"),
     Bug("sums of what was not stored", "y.to(tl.float32), 0.0)", "acc, 0.0)", "identity"),
-    Bug("padding that leaks", "tl.where(s.groups == 1, s.o_room,", "tl.where(s.groups == 1, s.cout,", "identity"),
+    Bug("padding that leaks", "mask_o = o < tl.where(s.groups == 1, s.o_room,",
+        "mask_o = o < tl.where(s.groups == 1, s.cout,", "identity"),
     Bug("padding of groups that leaks", "lanes = mask_p[:, None] & (behind < s.o_room)[None, :]",
         "lanes = mask_p[:, None] & (behind < 0)[None, :]", "grouped"),
     Bug("splits overlap", SPLIT, SPLIT.replace("i_split * s.steps // s.split_k, ", "0, "), "identity", split_k=2),
@@ -99,6 +101,10 @@ BUGS = [
         module=sse_gate),
     Bug("the first part of a picture's sums is enough", "- launch * s.parts < 0", "- launch < 0", "broad",
         module=sse_gate),
+    Bug("residual dropped", "added.to(tl.float32) + bias", "bias", "residual"),
+    Bug("residual of the first group", "s.o_room + computed[None, :]", "s.o_room + o[None, :]", "fours"),
+    Bug("outer taps missed", "tl.static_range(1, half + 1)", "tl.static_range(1, half)", "wide_picture"),
+    Bug("activation where there is none", 'elif m.activation == "relu"', "else", "projection"),
 ]  # fmt: skip
 
 
@@ -136,6 +142,8 @@ def check(conv: Convolution) -> None:
         with run_order(order):
             launch()
         assert torch.equal(conv.x.y, first), "other bits in another order"
+    if conv.shape.gate == "none":
+        return
     with run_order(0, leaders_last=True), pytest.raises(InterpreterError, match="deadlock"):
         launch()
 

@@ -21,7 +21,8 @@ TILES, PIXELS, ROWS = 98, 256, 8
 TILE_ROWS = 8  # that a product makes at once, at most; also where fewer are left
 WORD, LINE = 4, 64  # bytes: of what a product takes at once, and of a line of the cache
 TASKS_PER_THREAD = 2  # on a level, where there are enough channels to split; each transforms its input anew
-WORTH = 0.8  # share of the products that may be left
+READ = 10  # products in the time that reading a weight takes: 58 thousand million against 24 GB a second, of a core
+WORTH = 0.8  # share of a direct convolution's time that may be left, transforms aside
 LARGEST = 1e30  # of weights for Winograd: sums of larger ones may leave fp32's range
 
 
@@ -335,17 +336,20 @@ def _pack(
 def _algorithm(op: Operation, w: dict[str, Tensor], kind: int, h: int, width: int) -> int:
     """How to compute a convolution to features of h x width pixels, in the kernels' numbers. kind: of its products.
 
-    With the fewest products, where it is worth its transforms. F(4x4) would lose too many of bf16's digits.
+    In the least time by products and weights to read, of which small features have the more, where that is worth its
+    transforms. F(4x4) would lose too many of bf16's digits.
     """
     values_of_word = WORD // native.TYPES[kind].itemsize
     fits = op.cin // op.groups % values_of_word == 0 and float(w["weight"].abs().max()) < LARGEST
     if kind == native.U8 or INPUT in op.inputs or op.kernel != 3 or not fits:
         return native.DIRECT
     if op.stride == 2:
-        worth = kind == native.F32 and products(native.S2, h, width) < WORTH * products(native.DIRECT, h, width)
-        return native.S2 if worth else native.DIRECT
-    worth = kind == native.F32 and products(native.F4, h, width) < products(native.F2, h, width)
-    return native.F4 if worth else native.F2
+        others = [native.S2] if kind == native.F32 else []
+    else:
+        others = [native.F2, native.F4] if kind == native.F32 else [native.F2]
+    time = {how: products(how, h, width) + READ * native.ALGORITHMS[how].products for how in (native.DIRECT, *others)}
+    best = min(others, key=time.__getitem__, default=native.DIRECT)
+    return best if time[best] < WORTH * time[native.DIRECT] else native.DIRECT
 
 
 def tiles(how: int, h: int, width: int) -> int:

@@ -5,7 +5,7 @@
 # make fuzz FUZZ_INPUTS=1000000  damaged files, arguments and settings; goes on where it was stopped
 # make experiment  latency against depth          make profile-example  docs/profiling.md, measured anew
 # make versus     ParNet against ResNet and RepVGG, both by this engine, in three minutes
-# make throughput  what a batch costs: pictures a second and latency of 1 to 16, in seven minutes
+# make throughput  what a batch costs: pictures a second and latency of 1 to 16, in nine minutes
 # make bench      executors and peers: S and XL, fp32 and bf16, figure and page    make poster    its speed table
 # make sanitize   the CPU kernels' tests, with every read and write of theirs checked, in a few minutes
 # make known-accuracy  twenty photographs and a network of others, as a check on ours
@@ -102,7 +102,7 @@ bench: setup
 
 # under three minutes on two cores
 versus: setup
-	$(BIN)/python launch/versus.py
+	$(BIN)/python launch/versus.py --page docs/performance.md
 
 # six to seven minutes on two cores; the budgets are seconds of timed runs, just enough for 15 each of the largest batch
 throughput: setup

@@ -17,14 +17,15 @@ COLUMNS = 2
 def draw(results: Sequence[Result]) -> Figure:
     """A panel for each result, in their order, and the machine beneath; all of them are of one machine."""
     columns = min(COLUMNS, len(results))
-    rows = -(-len(results) // columns)
-    bars = max(len(result["rows"]) for result in results)
-    figure = Figure(figsize=(5.6 * columns, rows * (0.9 + 0.26 * bars) + 0.4), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
+    lines = [results[i : i + columns] for i in range(0, len(results), columns)]
+    bars = [max(len(result["rows"]) for result in line) for line in lines]
+    heights = [1.1 + 0.26 * most for most in bars]
+    figure = Figure(figsize=(5.6 * columns, sum(heights) + 0.4), layout="constrained")
+    grid = figure.subplots(len(lines), columns, squeeze=False, height_ratios=heights)
     for axes in grid.flat[len(results) :]:
         axes.set_axis_off()
-    for axes, result in zip(grid.flat, results, strict=False):
-        _panel(axes, result)
+    for i, result in enumerate(results):
+        _panel(grid.flat[i], result, bars[i // columns])
     header = results[0]["header"]
     figure.supxlabel(
         f"{header['machine']}, {header.get('gpu') or header['cpu']}, {header['threads']} thread(s), "
@@ -34,7 +35,8 @@ def draw(results: Sequence[Result]) -> Figure:
     return figure
 
 
-def _panel(axes: Axes, result: Result) -> None:
+def _panel(axes: Axes, result: Result, bars: int) -> None:
+    """bars: for which there is room, so that all of a line of panels are equally thick."""
     header, rows = result["header"], sorted(result["rows"], key=lambda row: row["infer_step_time"])
     for i, row in enumerate(rows):
         median, (low, high) = row["infer_step_time"], row["median_interval_ms"]
@@ -52,10 +54,10 @@ def _panel(axes: Axes, result: Result) -> None:
     axes.set_yticks(range(len(rows)), names, fontsize=7)
     for label, row in zip(axes.get_yticklabels(), rows, strict=True):
         label.set_fontweight("bold" if row["ours"] else "normal")
-    axes.invert_yaxis()
+    axes.set_ylim(bars - 0.4, -0.6)
     axes.margins(x=0.15)
     axes.spines[["top", "right"]].set_visible(False)
-    note = "" if as_asked else " asked for; in brackets, what ran"
+    note = "" if as_asked else "\n(in brackets: what ran)"
     size, batch = header["size"], header["batch_size"]
     axes.set_title(f"{header['model']}, {size} x {size}, batch {batch}, {asked}{note}", fontsize=9)
     axes.set_xlabel("ms a pass", fontsize=8)

@@ -29,9 +29,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("results", nargs="*", type=Path, help="JSON files, in the order of the figure's panels")
     args = parser.parse_args()
     here = slug(machine(Ranks.from_environment().device(None)))
-    args.results = args.results or [
-        path for path in results_of(RESULTS, here) if path.name.startswith(FIGURE) and "-b1-" in path.name
-    ]
+    if not args.results:
+        shown = [path for path in results_of(RESULTS, here) if path.name.startswith(FIGURE) and "-b1-" in path.name]
+        args.results = sorted(shown, key=lambda path: [f"-{kind}-" in path.name for kind in ("int8", "bf16")])
     if not args.results:
         raise ParNetError("no results of this machine in results/: run make bench first, or name some files")
     return args

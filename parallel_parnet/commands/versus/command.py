@@ -2,6 +2,7 @@
 
     python launch/versus.py
     python launch/versus.py --json versus.json --figure versus.svg
+    python launch/versus.py --page docs/performance.md           # also numbers and picture, into results/
 
 ParNet-S to XL, ResNet-34 and 50, RepVGG-B1g4 and B2g4 at batch 1, 224 x 224 pixels, fp32: measured on one thread and on
 all, in turns with the other libraries that are installed, and simulated on two and three lanes. Weights are random,
@@ -26,10 +27,12 @@ from parallel_parnet.files import as_json, write_json
 from ..bench.machine import describe
 from ..bench.measure import Settings
 from ..bench.poster import QUOTED, SIZE
-from ..common import Parser, Ranks, machine, plain_console
+from ..common import RESULTS, Parser, Ranks, machine, plain_console, slug
 from ..common import table as make_table
 from ..drawing import FORMATS
+from ..sections import link, put
 from .measure import group, measure
+from .page import NEXT, TITLE, cells, heads, section
 from .simulated import WHAT
 from .verdict import pairs, sentences
 
@@ -46,7 +49,13 @@ def parse_arguments() -> argparse.Namespace:
         "--budget", type=float, default=BUDGET, metavar="SECONDS",
         help="of timed runs together (default: %(default)s)",
     )  # fmt: skip
+    parser.add_argument("--page", type=Path, metavar="FILE", help="put table, picture and words on this page")
     args = parser.parse_args()
+    if args.page:
+        if not args.page.is_file():
+            raise ParNetError(f"--page {args.page}: no such file; give a page in Markdown")
+        name = RESULTS / f"versus-{slug(machine(torch.device('cpu')))}.json"
+        args.json, args.figure = args.json or name, args.figure or name.with_suffix(".svg")
     if not args.budget > 0:
         raise ParNetError(f"--budget {args.budget:g}: must be positive")
     if args.figure and args.figure.suffix not in FORMATS:
@@ -59,17 +68,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def show(rows: list[dict], cores: int, console: Console) -> None:
     """The table: as published, by our engine, by the best peer, and simulated."""
-    heads = ["network", "top-1 %", "depth", "GFLOP", "1 thread, ms"]
-    heads += [f"{cores} threads, ms"] * (cores > 1) + [f"best other library, {cores} thread(s), ms"]
-    table = make_table(*heads, "3 lanes, simulated, ms", "1 and 3 GPUs, simulated, us", title="Latency of a picture")
+    table = make_table(*heads(cores), title="Latency of a picture")
     for row in rows:
-        ours = [f"{times['ms']:.1f}" for times in row["threads"].values()]
-        peer = f"{row['peers'][row['peer']]['ms']:.1f} {row['peer'].split(',')[0]}"
-        gpus = f"{row['gpus_us'][1]:.0f} and {row['gpus_us'][3]:.0f}"
-        table.add_row(
-            row["network"], f"{row['top1']:.2f}", f"{row['depth']}", f"{row['gflop']:.1f}", *ours, peer,
-            f"{row['lanes_ms'][3]:.1f}", gpus, style="bold" if row["ours"] else None,
-        )  # fmt: skip
+        table.add_row(*cells(row), style="bold" if row["ours"] else None)
     console.print(table)
 
 
@@ -108,6 +109,13 @@ def main() -> int:
         write_json(args.json, {"header": header, "rows": rows, "sentences": said})
     if args.figure:
         draw(rows, header, args.figure)
+    if args.page:
+        put(
+            args.page,
+            TITLE,
+            section(header, rows, said, *(link(path, args.page) for path in (args.json, args.figure))),
+            NEXT,
+        )
     compared = {pair.rival["network"]: pair.parnet["network"] for pair in pairs(rows)}
     print(as_json({"seconds": header["seconds"], "compared": compared, "verdict": said[-1]}))
     return 0

@@ -16,6 +16,7 @@ from parallel_parnet import ParNetError
 from parallel_parnet.commands.bench import poster
 from parallel_parnet.commands.bench.poster import QUOTED
 from parallel_parnet.commands.versus import command, measure
+from parallel_parnet.commands.versus.page import TITLE, section
 from parallel_parnet.commands.versus.verdict import (
     SAME,
     crossover,
@@ -133,7 +134,10 @@ def test_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     monkeypatch.setattr(command, "QUOTED", table)
     monkeypatch.setattr(poster, "SIZE", 64)
     files = tmp_path / "versus.json", tmp_path / "versus.svg"
-    monkeypatch.setattr(sys, "argv", ["versus", "--budget", "0.1", "--json", str(files[0]), "--figure", str(files[1])])
+    page = tmp_path / "page.md"
+    page.write_text("# Page\n\n## Log\nWhat was tried.\n")
+    arguments = ["--json", str(files[0]), "--figure", str(files[1]), "--page", str(page)]
+    monkeypatch.setattr(sys, "argv", ["versus", "--budget", "0.1", *arguments])
     assert command.main() == 0
     written, out = json.loads(files[0].read_text()), capsys.readouterr().out
     assert [row["network"] for row in written["rows"]] == ["ResNet-34", "ParNet-S"]
@@ -146,6 +150,9 @@ def test_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
         assert row["peers"][row["peer"]]["ms"] == min(peer["ms"] for peer in row["peers"].values())
     assert json.loads(out.splitlines()[-1])["compared"] == {"ResNet-34": "ParNet-S"}
     assert "ResNet-34" in files[1].read_text()
+    text = page.read_text()
+    assert text.index(TITLE) < text.index("## Log") and all(s in " ".join(text.split()) for s in written["sentences"])
+    assert section(written["header"], written["rows"], written["sentences"], "versus.json", "versus.svg") in text
 
 
 @pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.stem)
@@ -155,6 +162,5 @@ def test_what_was_measured_and_the_page_that_quotes_it(path: Path) -> None:
     page = (ROOT / "docs" / "performance.md").read_text()
     assert found["sentences"] == sentences(found["rows"], found["header"]["threads"])
     assert found["header"]["isa"] and found["header"]["load_before"] < 1
-    flowing = " ".join(page.split())
-    for sentence in found["sentences"]:
-        assert sentence in flowing
+    files = f"../results/{path.name}", f"../results/{path.stem}.svg"
+    assert section(found["header"], found["rows"], found["sentences"], *files) in page

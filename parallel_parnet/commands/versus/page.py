@@ -1,0 +1,50 @@
+"""The table, and the section of a page that is made of it; nothing here measures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ..sections import filled, table
+from .simulated import WHAT
+from .verdict import Row
+
+TITLE, NEXT = "## Is it faster than ResNet?", "## Log"
+
+
+def heads(cores: int) -> tuple[str, ...]:
+    """Of the table, where all threads are so many."""
+    measured = (
+        ["1 thread, ms"] + [f"{cores} threads, ms"] * (cores > 1) + [f"best other library, {cores} thread(s), ms"]
+    )
+    return ("network", "top-1 %", "depth", "GFLOP", *measured, "3 lanes, simulated, ms", "1 and 3 GPUs, simulated, us")
+
+
+def cells(row: Row) -> list[str]:
+    """A network's line of the table: as published, by our engine, by the best peer, and simulated. Lanes and GPUs are
+    counted by integers, or, as JSON has them, by text."""
+    lanes, gpus = ({int(count): value for count, value in row[name].items()} for name in ("lanes_ms", "gpus_us"))
+    return [
+        row["network"], f"{row['top1']:.2f}", f"{row['depth']}", f"{row['gflop']:.1f}",
+        *(f"{times['ms']:.1f}" for times in row["threads"].values()),
+        f"{row['peers'][row['peer']]['ms']:.1f} ({row['peer'].split(',')[0]})",
+        f"{lanes[3]:.1f}", f"{gpus[1]:.0f} and {gpus[3]:.0f}",
+    ]  # fmt: skip
+
+
+def section(header: Mapping, rows: Sequence[Row], sentences: Sequence[str], data: str, figure: str) -> str:
+    """As Markdown. data, figure: the numbers and the picture, seen from the page."""
+    first = (
+        "`make versus` runs ParNet and the networks that it is compared with by the same kernels of ours, so that the "
+        "network is the only difference, beside the best other library at hand. On a "
+        f"{header['machine']}, {header['cpu']}, one picture at a time, {header['dtype']}, {header['date'][:10]} "
+        f"([numbers]({data})):"
+    )
+    parts = [
+        TITLE,
+        filled(first),
+        table(heads(header["threads"]), [cells(row) for row in rows]),
+        f"![Top-1 accuracy and latency of {len(rows)} networks, from one thread to many lanes]({figure})",
+        *map(filled, sentences),
+        filled(WHAT),
+    ]
+    return "\n\n".join(parts) + "\n"

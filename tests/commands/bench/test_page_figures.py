@@ -1,0 +1,34 @@
+"""What the pages say of ours and the best other library is what the results say."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from conftest import ROOT
+
+PAGE = ROOT / "docs" / "performance.md"
+CELL = re.compile(
+    r"\[([\d.]+)\]\((\S+/bench-infer-\S+\.json)\), ([\w ]+?) ([\d.]+): \*\*([\d.]+)\*\* \(([\d.]+) to ([\d.]+)\)"
+)
+SHORT_CELL = re.compile(r"\| ([\d.]+), ([\w ]+?) ([\d.]+): \*\*([\d.]+)\*\*(?= \|)")
+
+
+def test_the_table_against_the_others() -> None:
+    cells = CELL.findall(PAGE.read_text(encoding="utf-8"))
+    assert len(cells) == 15, "five networks in three types"
+    for ours, path, peer, theirs, *ratios in cells:
+        rows = json.loads((PAGE.parent / path).read_text())["rows"]
+        mine, best = (
+            min((row for row in rows if row["ours"] == own), key=lambda row: row["infer_step_time"])
+            for own in (True, False)
+        )
+        assert best["contender"].split(",")[0] == peer, path
+        for said, row in ((ours, mine), (theirs, best)):
+            assert float(said) == float(f"{row['infer_step_time']:.{len(said.split('.')[1])}f}"), path
+        assert ratios == [f"{value:.2f}" for value in best["ratio"]], path
+
+
+def test_the_readme_has_the_same() -> None:
+    short = [(ours, peer, theirs, ratio) for ours, _, peer, theirs, ratio, *_ in CELL.findall(PAGE.read_text())]
+    assert SHORT_CELL.findall((ROOT / "README.md").read_text(encoding="utf-8")) == short

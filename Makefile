@@ -100,11 +100,11 @@ bench: setup
 	done
 	$(BIN)/python launch/bench_report.py
 
-# under three minutes on two cores
+# three to four minutes on two cores, by how many other libraries are there
 versus: setup
 	$(BIN)/python launch/versus.py --page docs/performance.md
 
-# six to seven minutes on two cores; the budgets are seconds of timed runs, just enough for 15 each of the largest batch
+# eight to nine minutes on two cores; the budgets are seconds of timed runs, just enough for 15 each of the largest batch
 throughput: setup
 	$(BIN)/python launch/throughput.py --model parnet_s --budget 35
 	$(BIN)/python launch/throughput.py --model parnet_xl --budget 150

@@ -109,6 +109,7 @@ static inline vf exponential(vf x) {
 static inline vf sigmoid(vf x) {
 #if defined(__AVX512BW__)
     const vf per_two = (vf){0} - 1.44269502f, rest = (vf){0} - 1.92596303e-8f; /* together 1 / ln 2 */
+    x = clamp(x, -88.0f, 88.0f); /* beyond, what would be taken apart is infinite */
     vf turned = x * per_two;
     vf whole = (vf)_mm512_roundscale_ps((__m512)turned, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     vf part = (vf)_mm512_fmsub_ps((__m512)x, (__m512)per_two, (__m512)whole) + x * rest;

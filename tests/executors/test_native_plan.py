@@ -158,6 +158,16 @@ def test_the_gate_of_what_is_far_below_zero_is_shut() -> None:
         assert relative(plan_of(program, x.shape)(x)[0], reference(program, x)) < 1e-5
 
 
+@pytest.mark.usefixtures("_isa")
+@pytest.mark.parametrize("value", [3.4e38, 1e38, 1e5, -1e5, -1e38, -3.4e38])
+def test_gates_of_any_number(value: float) -> None:
+    """Near fp32's largest, what an exponential takes apart is infinite."""
+    made = arranged(4, 2, 8, 32)
+    weights = dict(made.weights) | {"streams.0.0.gate_bias": torch.full((8,), value)}
+    program, x = Program(made.config, made.operations, weights), torch.randn(1, 3, 32, 32)
+    assert relative(plan_of(program, x.shape)(x)[0], reference(program, x)) < 1e-5
+
+
 def test_weights_whose_sums_leave_the_range() -> None:
     """Winograd adds up to nine of them before it multiplies; a direct convolution multiplies first."""
     made = arranged(4, 2, 8, 32)

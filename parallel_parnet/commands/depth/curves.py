@@ -58,17 +58,20 @@ def _curve(axes: Axes, rows: list[dict], x: str, y: str, style: str, label: str 
     axes.plot([r[x] for r in rows], [r[y] for r in rows], label=label or style, **STYLES[style])
 
 
-def _panels(titles: list[str], columns: int = 4, width: float = 3.4) -> tuple[Figure, list[Axes]]:
-    columns = min(columns, len(titles))
+def _panels(titles: list[str], width: float = 3.4) -> tuple[Figure, list[Axes]]:
+    """Two in a line, which can be read on a telephone too."""
+    columns = min(2, len(titles))
     rows = -(-len(titles) // columns)
     size = (width * columns, width * rows)
     figure, grid = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     for axes, title in zip(grid.flat, titles, strict=False):
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.3)
+    for axes in grid.flat[len(titles) :]:
+        axes.set_axis_off()
     for first in grid[:, 0]:
         first.set_ylabel("latency, ms")
-    return figure, list(grid.flat)
+    return figure, list(grid.flat[: len(titles)])
 
 
 def _logarithmic(axis: Axis) -> None:
@@ -119,8 +122,8 @@ def _work(rows: list[dict]) -> Figure | None:
     groups = list(dict.fromkeys(r["group"] for r in select(rows, "work")))
     if not groups:
         return None
-    figure, panels = _panels([g.removeprefix("work ") for g in groups], columns=2, width=4.2)
-    for axes, group in zip(panels, groups, strict=False):
+    figure, panels = _panels([g.removeprefix("work ") for g in groups])
+    for axes, group in zip(panels, groups, strict=True):
         _curves(axes, rows, group, "gflops", executors(rows)[0])
         axes.set_xlabel("work, GFLOP")
         axes.set_xscale("log")
@@ -157,7 +160,7 @@ def _scaling(rows: list[dict]) -> Figure | None:
     if not groups:
         return None
     names = executors(select(rows, "scaling"))
-    figure, panels = _panels(names, width=4.6)
+    figure, panels = _panels(names)
     for axes, executor in zip(panels, names, strict=True):
         for group, marker in zip(groups, "o^s", strict=False):
             for one, line in ((False, "-"), (True, ":")):

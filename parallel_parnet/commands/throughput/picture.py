@@ -1,4 +1,5 @@
-"""Pictures a second against latency, a panel for each network and a line for each contender, readable without colour.
+"""Pictures a second against latency, a panel for each network, one under the other so that they can be read on a
+telephone too, and a line for each contender, readable without colour.
 
 All points of one batch lie on one line, since pictures a second = batch / latency: on logarithmic axes a straight one,
 which carries the batch's number where no contender's points can be.
@@ -24,8 +25,8 @@ ROOM = 1.3  # factor between the outermost points and the axes' ends, where the 
 
 def draw(results: Sequence[Mapping], path: Path) -> None:
     """Write results of one machine as .svg or .png."""
-    figure = Figure(figsize=(5.2 * len(results), 4.8), layout="constrained")
-    panels = figure.subplots(1, len(results), squeeze=False)[0]
+    figure = Figure(figsize=(5.6, 4.2 * len(results) + 0.6), layout="constrained")
+    panels = figure.subplots(len(results), 1, squeeze=False)[:, 0]
     peers = dict.fromkeys(row["contender"] for result in results for row in _rows(result) if not row["ours"])
     looks = {name: (*LOOKS[i % len(LOOKS)], PEERS[i % len(PEERS)]) for i, name in enumerate(peers)}
     for axes, result in zip(panels, results, strict=True):

@@ -7,7 +7,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -149,14 +149,14 @@ def write(result: Result, folder: Path, name: str) -> Path:
     return path
 
 
-def read(path: Path) -> Result:
-    """A result of this benchmark; ParNetError where the file is missing or something else."""
+def read(path: Path, keys: Iterable[str] = KINDS, command: str = "launch/bench.py") -> Result:
+    """A result of a command, which has these keys; ParNetError where the file is missing or something else."""
     try:
         result = json.loads(path.read_text())
-        if missing := [key for key in KINDS if key not in result]:
+        if missing := [key for key in keys if key not in result]:
             raise KeyError(missing[0])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ParNetError(f"{path}: no result of launch/bench.py ({error})") from None
+        raise ParNetError(f"{path}: no result of {command} ({error})") from None
     return result
 
 

@@ -15,7 +15,6 @@ Exit status: 0; 1 where an executor of ours failed at some batch; 2 for wrong in
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import sys
@@ -31,6 +30,7 @@ from ..bench.command import subject_from
 from ..bench.machine import describe, possible
 from ..bench.measure import contenders
 from ..bench.rows import SHORT
+from ..bench.rows import read as read_result
 from ..bench.subject import words
 from ..common import DTYPES, RESULTS, Parser, Ranks, add_model_arguments, machine, pixels, plain_console, slug
 from ..common import table as make_table
@@ -88,13 +88,7 @@ def show(result: dict, console: Console) -> None:
 
 def read(path: Path) -> dict:
     """A result of this command; ParNetError where the file is something else."""
-    try:
-        result = json.loads(path.read_text())
-        if missing := [key for key in KEYS if key not in result]:
-            raise KeyError(missing[0])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ParNetError(f"{path}: no result of launch/throughput.py ({error})") from None
-    return result
+    return read_result(path, KEYS, "launch/throughput.py")
 
 
 def write_page(page: Path, folder: Path, where: str) -> Path:

@@ -4,7 +4,7 @@
 # make test-faults TRIALS=1000 SEED=0  ranks that die, hang or lose a connection   make soak  an hour of requests and kills
 # make fuzz FUZZ_INPUTS=1000000  damaged files, arguments and settings; goes on where it was stopped
 # make experiment  latency against depth          make profile-example  docs/profiling.md, measured anew
-# make versus     ParNet against ResNet and RepVGG, both by this engine, in three minutes
+# make versus     ParNet against ResNet and RepVGG, both by this engine, in four minutes
 # make throughput  what a batch costs: pictures a second and latency of 1 to 16, in nine minutes
 # make bench      executors and peers: S and XL, fp32 and bf16, figure and page    make poster    its speed table
 # make sanitize   the CPU kernels' tests, with every read and write of theirs checked, in a few minutes

@@ -6,7 +6,7 @@
 Measures the link between two ranks, and each model's operations on one lane; predicts; then runs each placement in as
 many ranks, one compute thread each on a CPU, and takes the median latency. All by the executor that runs there without
 being chosen: our kernels, on a GPU captured in CUDA graphs. Ranks beyond the cores or GPUs share them, in the
-prediction as well. About two minutes on two cores. The last line on stdout is one JSON object.
+prediction as well. About four minutes on two cores. The last line on stdout is one JSON object.
 """
 
 from __future__ import annotations

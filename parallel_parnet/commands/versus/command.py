@@ -6,7 +6,7 @@
 
 ParNet-S to XL, ResNet-34 and 50, RepVGG-B1g4 and B2g4 at batch 1, 224 x 224 pixels, fp32: measured on one thread and on
 all, in turns with the other libraries that are installed, and simulated on two and three lanes. Weights are random,
-accuracy is quoted. About three minutes on two cores. The last line on stdout is one JSON object.
+accuracy is quoted. Three to four minutes on two cores. The last line on stdout is one JSON object.
 """
 
 from __future__ import annotations

@@ -44,6 +44,8 @@ static inline __attribute__((always_inline)) void multiply_tile(
         multiply_rows(2, NV, type, b, base, pixel, runs, words, to, step);
 }
 
+#include "blocks.h"
+
 /* Stores v, whose values stand from y + at on and `count` of which are left, and adds what was stored to its sums,
  * where somebody reads them. */
 static inline void keep(const Op *o, int64_t at, float *sums, int count, vf v) {
@@ -118,7 +120,7 @@ static inline __attribute__((always_inline)) void direct(const Op *o, int type, 
     int h = o->h / o->stride, w = o->w / o->stride, part = o->c / o->groups, size = size_of(type);
     int k = o->kernel, merged = o->inputs == 1 && o->groups == 1; /* neighbouring pixels are one run */
     int runs = merged ? k : k * k * o->inputs, words = ((merged ? k * o->c : part) * size + 3) / 4;
-    int64_t column = (int64_t)o->c * size, row = (o->w + 2 * o->edge) * column, offset[MAX_PIXELS + MR];
+    int64_t column = (int64_t)o->c * size, row = (o->w + 2 * o->edge) * column, offset[MAX_PIXELS + BLOCK];
     int64_t first = t->n * (o->h + 2 * o->edge) * row + (o->edge - k / 2) * (row + column); /* tap of a picture */
     Pixel pixel[MAX_PIXELS];
     int count = t->stop - t->start;
@@ -127,8 +129,10 @@ static inline __attribute__((always_inline)) void direct(const Op *o, int type, 
         pixel[i] = pixel_of(o, t->n, h, w, at_row, at_column);
         offset[i] = at_row * o->stride * row + at_column * o->stride * column;
     }
-    for (int i = 0; i < MR; i++) offset[count + i] = offset[count - 1];
+    for (int i = 0; i < BLOCK; i++) offset[count + i] = offset[count - 1];
     float *sums = sums_of(o, t);
+    int pixels = block_pixels(type, w);
+    begin_blocks(type, pixels, words);
     for (int j = t->panel_start; j < t->panel_stop; j++) {
         Panel panel = o->panels[j];
         const char *base[MAX_RUNS], *b = o->weight + (int64_t)j * runs * words * 4 * NR;
@@ -137,15 +141,16 @@ static inline __attribute__((always_inline)) void direct(const Op *o, int type, 
             base[r] = merged ? x + r * row : x + r % (k * k) / k * row + r % k * column;
         }
         clear(sums, panel);
-        for (int i = 0; i < count; i += MR) {
-            vf acc[MR][NV];
-            multiply_tile(count - i, panel.count, type, b, base, offset + i, runs, words, (float *)acc, NR);
+        for (int i = 0; i < count; i += pixels) {
+            vf acc[BLOCK][NV];
+            multiply_block(pixels, count - i, panel.count, type, b, base, offset + i, runs, words, (float *)acc);
             if (o->multiply) wait_for(gate, 1);
-            for (int m = 0; m < least(MR, count - i); m++)
+            for (int m = 0; m < least(pixels, count - i); m++)
                 for (int v = 0; v * VL < panel.count; v++)
                     finish(o, type, t->n, pixel[i + m], sums, panel.first + v * VL, panel.count - v * VL, acc[m][v]);
         }
     }
+    end_blocks(type);
 }
 
 /* Winograd's algorithms, along one side: from as many pixels as points to products of transformed pixels and taps. */

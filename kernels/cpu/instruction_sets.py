@@ -23,11 +23,13 @@ class InstructionSet(NamedTuple):
 V3 = ("avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe")
 V4 = (*V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 BF16 = ("-march=x86-64-v4", "-mavx512vnni", "-mavx512bf16")
+AMX = ("amx-tile", "amx-bf16", "amx-int8")
 MACHINE = {"arm64": "aarch64"}.get(platform.machine(), platform.machine())  # as macOS spells it
 
 # by machine; best first, and last what every CPU of its kind has
 SETS = {
     "x86_64": (
+        InstructionSet("amx", (*BF16, *(f"-m{part}" for part in AMX)), (*V4, "avx512vnni", "avx512bf16", *AMX)),
         InstructionSet("avx512bf16", BF16, (*V4, "avx512vnni", "avx512bf16")),
         InstructionSet("avx512vnni", BF16[:2], (*V4, "avx512vnni")),
         InstructionSet("avx512", BF16[:1], V4),

@@ -153,6 +153,15 @@ int has_bf16(void) {
 #endif
 }
 
+/* Whether products of a block cost so little that no algorithm with fewer is worth its transforms. */
+int has_tiles(void) {
+#ifdef __AMX_TILE__
+    return 1;
+#else
+    return 0;
+#endif
+}
+
 /* Run every task; those of level i are tasks[ends[i - 1] .. ends[i]), gates first. `gates`, a counter for each
  * operation and picture, and `states`, one for each level, are set to zero here. scratch: `scratch_size` bytes for
  * each thread. */

@@ -167,8 +167,9 @@ class NativePlan:
         out_h, out_w = h // op.stride, width // op.stride
         how = _algorithm(op, w, kind, out_h, out_w)
         direct, places = how == native.DIRECT, tiles(how, out_h, out_w)
-        most = PIXELS if direct else TILES
-        each = -(-places // -(-places // most))
+        unit = out_w if direct and out_w <= PIXELS else 1  # whole rows, so that blocks of pixels begin where one does
+        units, most = places // unit, (PIXELS if direct else TILES) // unit
+        each = unit * -(-units // -(-units // most))
         parts = _parts(self.n, places, each)
         chunks = len(parts) // self.n
         which = native.panels(op.cout, op.groups, op.shuffle)
@@ -342,6 +343,8 @@ def _algorithm(op: Operation, w: dict[str, Tensor], kind: int, h: int, width: in
     values_of_word = WORD // native.TYPES[kind].itemsize
     fits = op.cin // op.groups % values_of_word == 0 and float(w["weight"].abs().max()) < LARGEST
     if kind == native.U8 or INPUT in op.inputs or op.kernel != 3 or not fits:
+        return native.DIRECT
+    if kind == native.BF16 and native.library().has_tiles():
         return native.DIRECT
     if op.stride == 2:
         others = [native.S2] if kind == native.F32 else []

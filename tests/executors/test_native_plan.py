@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,11 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from conftest import OPTIONAL, SMALL, lively, random_placement, relative
+from isas import emulator, isa  # noqa: F401 (fixtures)
 from parallel_parnet import Config, Engine, Placement, Program, fold
 from parallel_parnet.executors import native_plan
 from parallel_parnet.executors.native_plan import Feature, NativePlan
 from parallel_parnet.executors.segment import SegmentModule
-from parallel_parnet.kernels.cpu import native, objects
+from parallel_parnet.kernels.cpu import native
 from parallel_parnet.program.families import arranged
 
 pytestmark = pytest.mark.skipif("native" not in OPTIONAL, reason="the CPU kernels were not compiled")
@@ -34,17 +34,7 @@ def plan_of(program: Program, shape: tuple[int, ...], threads: int = 1) -> Nativ
     return NativePlan(SegmentModule(program, segment, torch.float32, CPU), [shape], threads)
 
 
-@pytest.fixture(params=objects.runnable() if "native" in OPTIONAL else ())
-def _isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """With each instruction set that this CPU has."""
-    monkeypatch.setenv("PARNET_ISA", request.param)
-    objects.in_use.cache_clear()
-    assert objects.in_use() == request.param
-    yield
-    objects.in_use.cache_clear()
-
-
-@pytest.mark.usefixtures("_isa")
+@pytest.mark.usefixtures("isa")
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_networks_of_any_shape(data: st.DataObject) -> None:
@@ -158,7 +148,7 @@ def test_the_gate_of_what_is_far_below_zero_is_shut() -> None:
         assert relative(plan_of(program, x.shape)(x)[0], reference(program, x)) < 1e-5
 
 
-@pytest.mark.usefixtures("_isa")
+@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("value", [3.4e38, 1e38, 1e5, -1e5, -1e38, -3.4e38])
 def test_gates_of_any_number(value: float) -> None:
     """Near fp32's largest, what an exponential takes apart is infinite."""

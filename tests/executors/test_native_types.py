@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_native_plan import features, plan_of, poison, reference
 
 from conftest import OPTIONAL, SMALL, lively, relative
+from isas import emulator, isa  # noqa: F401 (fixtures)
 from parallel_parnet import Config, Engine, Placement, Program, fold, quantize
 from parallel_parnet.executors.native_plan import NativePlan
 from parallel_parnet.executors.segment import SegmentModule
@@ -31,7 +32,8 @@ def any_program(data: st.DataObject) -> Program:
     return fold(lively(config, data.draw(st.integers(0, 99))))
 
 
-@settings(max_examples=30, deadline=None)
+@pytest.mark.usefixtures("isa")
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_int8_on_networks_of_any_shape(data: st.DataObject) -> None:
     program, (h, w) = any_program(data), data.draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
@@ -51,6 +53,7 @@ def test_int8_on_networks_of_any_shape(data: st.DataObject) -> None:
     assert found.steps <= 1 and found.moved <= 3 + 1e-3 * found.values and found.error < 1e-4, found
 
 
+@pytest.mark.usefixtures("isa")
 def test_int8_has_the_same_bits_for_any_number_of_threads_and_lanes() -> None:
     program, x = fold(lively(SMALL, 3)), torch.randn(2, 3, 96, 64)
     made = quantize(program, x)
@@ -68,7 +71,8 @@ def test_a_sensor_that_fails_is_not_hidden_in_int8() -> None:
     assert plan_of(made, x.shape)(x)[0].isnan().all()
 
 
-@settings(max_examples=30, deadline=None)
+@pytest.mark.usefixtures("isa")
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_bf16_on_networks_of_any_shape(data: st.DataObject) -> None:
     """As near as torch's own bf16, whose convolutions round once more; also without instructions for it."""

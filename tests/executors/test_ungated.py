@@ -12,10 +12,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_native_plan import _isa, features, plan_of, poison, reference  # noqa: F401 (a fixture)
+from test_native_plan import features, plan_of, poison, reference
 from torch import Tensor
 
 from conftest import OPTIONAL, SMALL, is_installed, lively, random_placement, relative
+from isas import emulator, isa  # noqa: F401 (fixtures)
 from parallel_parnet import Config, Engine, ParNetError, Program, fold, quantize
 from parallel_parnet.choice import on_gpus
 from parallel_parnet.executors.answers import Answer
@@ -42,7 +43,7 @@ def pictures(program: Program, draw: st.DrawFn) -> Tensor:
 
 
 @NATIVE
-@pytest.mark.usefixtures("_isa")
+@pytest.mark.usefixtures("isa")
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_random_programs_by_native(data: st.DataObject) -> None:
@@ -77,7 +78,8 @@ def test_random_programs_on_any_lanes(executor: str, data: st.DataObject) -> Non
 
 
 @NATIVE
-@settings(max_examples=20, deadline=None)
+@pytest.mark.usefixtures("isa")
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_random_programs_in_bf16(data: st.DataObject) -> None:
     program = random_program(data.draw, operations=4)

@@ -14,6 +14,8 @@
 
 #include "convolution.h"
 
+#include "winograd.h"
+
 /* A row of w values of one channel, each a step behind the other in x, to every cout-th place in y; returns their sum. */
 static float spread(const float *x, int64_t step, int w, float *y, int cout) {
     vf sum = {0};
@@ -51,7 +53,7 @@ static void import(const Op *o, const Task *t) {
                     int count = least(VL, o->cout - c);
                     vf v = {0};
                     for (int k = 0; k < count; k++) v[k] = x[j * o->strides[3] + (c + k) * o->strides[1]];
-                    keep(o, y + c, from(sums, c), count, v);
+                    add_to(sums, c, count, keep(o, y + c, count, v));
                 }
     }
 }
@@ -71,7 +73,8 @@ static void pool(const Op *o, const Task *t) {
                     vf v = widen(o->x_type, o->x[0] + (place(t->n, o->h, o->w, 1, r, s) * o->c + c) * size);
                     most = blend((v > most) | (v != v), v, most);
                 }
-            keep(o, place(t->n, h, w, 1, i / w, i % w) * o->cout + c, from(sums, c), o->cout - c, most);
+            most = keep(o, place(t->n, h, w, 1, i / w, i % w) * o->cout + c, o->cout - c, most);
+            add_to(sums, c, o->cout - c, most);
         }
     }
 }
@@ -133,8 +136,8 @@ static void convolve(const Op *o, const Task *t, Count *ready, char *scratch) {
     WITH(F2, F32);
     WITH(F4, F32);
     WITH(S2, F32);
+    WITH(S4, F32);
     WITH(F2, BF16);
-    WITH(S2, BF16);
 #undef WITH
     if (t->kind == DIRECT && o->x_type == F32) direct(o, F32, t, ready);
     if (t->kind == DIRECT && o->x_type == BF16) direct(o, BF16, t, ready);

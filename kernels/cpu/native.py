@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import objects
 
-IMPORT, GATE, CLASSIFIER, POOL, DIRECT, F2, F4, S2 = range(8)
+IMPORT, GATE, CLASSIFIER, POOL, DIRECT, F2, F4, S2, S4 = range(9)
 ACTIVATIONS = "none", "relu", "silu"
 F32, BF16, U8 = range(3)
 TYPES = torch.float32, torch.bfloat16, torch.uint8  # of features; weights of U8 are signed
@@ -22,32 +22,43 @@ POINTER, INT, FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_float
 
 
 class Algorithm(NamedTuple):
-    """One of native.c's: pixels that it makes along one side, and its G, whose rows make points of taps."""
+    """One of native.c's, along one side.
 
-    outs: int
+    tiles: pixels that a tile makes, at most, and its points, the largest tile first; the last is for what is left.
+    taps: the rows of its G, each of which makes weights of three taps; of a direct convolution each tap as it is.
+    """
+
+    tiles: tuple[tuple[int, int], ...]
     taps: tuple[list[float], ...]
 
     @property
-    def products(self) -> int:
-        """For each tile, and channel of input and output."""
+    def weights(self) -> int:
+        """For each channel of input and output."""
         return len(self.taps) ** 2
 
+    def sides(self, size: int) -> tuple[int, int]:
+        """Tiles and points along a side of so many pixels."""
+        (outs, points), (least, fewer) = self.tiles[0], self.tiles[-1]
+        count, left = -(-size // outs), size % outs
+        return count, count * points - (points - fewer if 0 < left <= least else 0)
 
+
+# the points 0, 1, -1, 2, -2 and infinity; with stride 2 0, 1, -1, 2 and infinity of the outer taps, and the middle one
+_F = (
+    [1 / 4, 0, 0],
+    [-1 / 6, -1 / 6, -1 / 6],
+    [-1 / 6, 1 / 6, -1 / 6],
+    [1 / 24, 1 / 12, 1 / 6],
+    [1 / 24, -1 / 12, 1 / 6],
+    [0, 0, 1],
+)
+_S = ([1 / 2, 0, 0], [-1 / 2, 0, -1 / 2], [-1 / 6, 0, 1 / 6], [1 / 6, 0, 1 / 3], [0, 0, 1], [0, 1, 0])
 ALGORITHMS = {
-    DIRECT: Algorithm(1, ([1, 0, 0], [0, 1, 0], [0, 0, 1])),
-    F2: Algorithm(2, ([1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1])),
-    F4: Algorithm(
-        4,
-        (
-            [1 / 4, 0, 0],
-            [-1 / 6, -1 / 6, -1 / 6],
-            [-1 / 6, 1 / 6, -1 / 6],
-            [1 / 24, 1 / 12, 1 / 6],
-            [1 / 24, -1 / 12, 1 / 6],
-            [0, 0, 1],
-        ),
-    ),
-    S2: Algorithm(2, ([1, 0, 0], [1, 0, 1], [0, 0, 1], [0, 1, 0], [0, 1, 0])),
+    DIRECT: Algorithm(((1, 3),), ([1, 0, 0], [0, 1, 0], [0, 0, 1])),
+    F2: Algorithm(((2, 4),), (*_F[:3], _F[5])),
+    F4: Algorithm(((4, 6), (2, 4)), _F),
+    S2: Algorithm(((2, 5),), (*_S[:2], *_S[4:])),
+    S4: Algorithm(((4, 9), (2, 5)), _S),
 }
 Panels = Sequence[tuple[int, int, int]]
 
@@ -121,10 +132,10 @@ def pack_direct(weight: Tensor, inputs: int, which: Panels) -> Tensor:
 
 
 def pack_winograd(weight: Tensor, how: int, dtype: torch.dtype, which: Panels) -> Tensor:
-    """The same, of fp32, to G w G' in `dtype`: [planes, panels, K, panel width, values of a word], K by channel."""
+    """The same, of fp32, to G w G' in `dtype`: [panels, planes, K, panel width, values of a word], K by channel."""
     g = torch.tensor(ALGORITHMS[how].taps, dtype=torch.float64, device="cpu")
     planes = torch.einsum("ia,jb,okab->ijok", g, g, weight.double()).to(dtype)
-    return _pack(planes.flatten(0, 1).unsqueeze(-2), which)
+    return with_slack(_pack(planes.flatten(0, 1).unsqueeze(-2), which).transpose(0, 1))
 
 
 def _pack(rows: Tensor, which: Panels) -> Tensor:

@@ -13,7 +13,7 @@
 
 enum { SPINS = 30000 }; /* looks of a waiting thread before it sleeps, some ten microseconds */
 
-enum { IMPORT, GATE, CLASSIFIER, POOL, DIRECT, F2, F4, S2 }; /* the last three by Winograd */
+enum { IMPORT, GATE, CLASSIFIER, POOL, DIRECT, F2, F4, S2, S4 }; /* the last four by Winograd */
 enum { NONE, RELU, SILU };
 
 typedef struct {

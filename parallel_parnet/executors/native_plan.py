@@ -17,7 +17,8 @@ from ..program.program import INPUT, Operation
 from .segment import SegmentModule
 
 # of a task, at most; the same for any number of threads, since sums are kept by task
-TILES, PIXELS, ROWS = 98, 256, 8
+TILES = {native.F2: 98, native.F4: 98, native.S2: 98, native.S4: 49}
+PIXELS, ROWS = 256, 8
 TILE_ROWS = 8  # that a product makes at once, at most; also where fewer are left
 WORD, LINE = 4, 64  # bytes: of what a product takes at once, and of a line of the cache
 TASKS_PER_THREAD = 2  # on a level, where there are enough channels to split; each transforms its input anew
@@ -168,7 +169,7 @@ class NativePlan:
         how = _algorithm(op, w, kind, out_h, out_w)
         direct, places = how == native.DIRECT, tiles(how, out_h, out_w)
         unit = out_w if direct and out_w <= PIXELS else 1  # whole rows, so that blocks of pixels begin where one does
-        units, most = places // unit, (PIXELS if direct else TILES) // unit
+        units, most = places // unit, (PIXELS if direct else TILES[how]) // unit
         each = unit * -(-units // -(-units // most))
         parts = _parts(self.n, places, each)
         chunks = len(parts) // self.n
@@ -193,8 +194,9 @@ class NativePlan:
         step = -(-len(which) // min(len(which), split))
         self._need(op.cin)
         if not direct:
-            row = op.cin + step * native.library().panel_width() + native.SLACK
-            self._need(native.ALGORITHMS[how].products * (each + TILE_ROWS) * row)
+            algorithm = native.ALGORITHMS[how]
+            rows = each * algorithm.tiles[0][1] ** 2 + algorithm.weights + 2 * TILE_ROWS
+            self._need(rows * (op.cin + native.library().panel_width() + native.SLACK))
         panels = [(j, min(j + step, len(which))) for j in range(0, len(which), step)]
         return [Task(index, how, *part, *some) for part in parts for some in panels]
 
@@ -347,28 +349,29 @@ def _algorithm(op: Operation, w: dict[str, Tensor], kind: int, h: int, width: in
     if kind == native.BF16 and native.library().has_tiles():
         return native.DIRECT
     if op.stride == 2:
-        others = [native.S2] if kind == native.F32 else []
+        others = [native.S2, native.S4] if kind == native.F32 else []
     else:
         others = [native.F2, native.F4] if kind == native.F32 else [native.F2]
-    time = {how: products(how, h, width) + READ * native.ALGORITHMS[how].products for how in (native.DIRECT, *others)}
+    time = {how: products(how, h, width) + READ * native.ALGORITHMS[how].weights for how in (native.DIRECT, *others)}
     best = min(others, key=time.__getitem__, default=native.DIRECT)
     return best if time[best] < WORTH * time[native.DIRECT] else native.DIRECT
 
 
 def tiles(how: int, h: int, width: int) -> int:
     """That features of h x width pixels take; those at the edge may reach over it."""
-    outs = native.ALGORITHMS[how].outs
-    return -(-h // outs) * -(-width // outs)
+    algorithm = native.ALGORITHMS[how]
+    return algorithm.sides(h)[0] * algorithm.sides(width)[0]
 
 
 def products(how: int, h: int, width: int) -> int:
     """For each channel of input and output, of features of h x width pixels."""
-    return native.ALGORITHMS[how].products * tiles(how, h, width)
+    algorithm = native.ALGORITHMS[how]
+    return algorithm.sides(h)[1] * algorithm.sides(width)[1]
 
 
 def _work(op: Operation, task: Task) -> float:
     """Multiplications of a task, for comparison."""
-    taps = op.kernel**2 if task.kind == native.DIRECT else native.ALGORITHMS[task.kind].products
+    taps = op.kernel**2 if task.kind == native.DIRECT else native.ALGORITHMS[task.kind].tiles[0][1] ** 2
     places = (task.stop - task.start) * taps
     return places * (task.panel_stop - task.panel_start) * op.cin / op.groups
 

@@ -1,0 +1,204 @@
+/* 3x3 convolutions by Winograd's algorithms (Lavin and Gray, "Fast algorithms for convolutional neural networks", 2015).
+ *
+ * Along one side, a tile makes 2 or 4 pixels from as many products as it has points: F2 and F4, with stride 1, from 4 and
+ * 6 points, where taps would take 3 products a pixel; S2 and S4, with stride 2, from 5 and 9. There taps 0 and 2 meet
+ * every other pixel, as in F(2, 2) or F(4, 2), and tap 1 the rest, whose points all have the same weights. An F4 or S4
+ * whose last tile has at most 2 pixels left takes the smaller one, whose points are among its own: so it needs no other
+ * weights. */
+
+enum { POINTS = 9, TAPS = 6 /* at most */, PLANES = TAPS * TAPS };
+
+static inline int outs_of(int kind) { return kind == F4 || kind == S4 ? 4 : 2; }
+static inline int points_of(int kind) { return kind == F2 ? 4 : kind == F4 ? 6 : kind == S2 ? 5 : POINTS; }
+static inline int kind_of(int how, int left) { return left <= 2 && outs_of(how) > 2 ? how - 1 : how; }
+
+/* Kinds of weights along a side. */
+static inline int taps_along(int how) { return outs_of(how) == 2 ? 4 : TAPS; }
+
+/* Which weights of those that `how` has along a side meet a point of a tile's. */
+static inline int taps_of(int how, int kind, int point) {
+    if (kind == how) return kind == S2 ? least(point, 3) : least(point, 5);
+    return kind == F2 ? (point < 3 ? point : 5) : (point < 2 ? point : point == 2 ? 4 : 5);
+}
+
+/* The most points of a tile that meet the same. */
+static inline int times(int how, int taps) { return how == S4 && taps == 5 ? 4 : how == S2 && taps == 3 ? 2 : 1; }
+
+static inline __attribute__((always_inline)) void to_points(int kind, const vf *d, vf *t, int step) {
+    if (kind == F2) {
+        t[0] = 4.0f * (d[0] - d[2]), t[step] = -3.0f * (d[1] + d[2]);
+        t[2 * step] = 3.0f * (d[1] - d[2]), t[3 * step] = d[3] - d[1];
+    } else if (kind == F4) {
+        vf a = d[4] - 4.0f * d[2], b = d[3] - 4.0f * d[1], c = d[4] - d[2], e = 2.0f * (d[3] - d[1]);
+        t[0] = 4.0f * d[0] - 5.0f * d[2] + d[4], t[step] = a + b, t[2 * step] = a - b, t[3 * step] = c + e;
+        t[4 * step] = c - e, t[5 * step] = 4.0f * d[1] - 5.0f * d[3] + d[5];
+    } else if (kind == S2) {
+        t[0] = 2.0f * (d[0] - d[2]), t[step] = -2.0f * d[2], t[2 * step] = d[4] - d[2];
+        t[3 * step] = d[1], t[4 * step] = d[3];
+    } else {
+        vf a = d[6] - d[2];
+        t[0] = 2.0f * (d[0] - d[4]) + a, t[step] = a - d[2] - d[4], t[2 * step] = a + 3.0f * (d[2] - d[4]);
+        t[3 * step] = a, t[4 * step] = d[8] - d[4] - 2.0f * a;
+        t[5 * step] = d[1], t[6 * step] = d[3], t[7 * step] = d[5], t[8 * step] = d[7];
+    }
+}
+
+static inline __attribute__((always_inline)) void from_points(int kind, const vf *m, vf *y, int step) {
+    if (kind == F2)
+        y[0] = m[0] + m[1] + m[2], y[step] = m[1] - m[2] + m[3];
+    else if (kind == F4) {
+        vf a = m[1] + m[2], b = m[1] - m[2], c = m[3] + m[4], e = m[3] - m[4];
+        y[0] = m[0] + a + c, y[step] = b + 2.0f * e, y[2 * step] = a + 4.0f * c, y[3 * step] = b + 8.0f * e + m[5];
+    } else if (kind == S2)
+        y[0] = m[0] + m[1] + m[3], y[step] = m[1] + m[2] + m[4];
+    else {
+        vf a = m[1] + m[2], b = m[1] - m[2];
+        y[0] = m[0] + a + m[3] + m[5], y[step] = b + 2.0f * m[3] + m[6];
+        y[2 * step] = a + 4.0f * m[3] + m[7], y[3 * step] = b + 8.0f * m[3] + m[4] + m[8];
+    }
+}
+
+/* A tile's vector of channels to its points' rows of v; pixels at row[i] + column[j], steps in bytes */
+static inline __attribute__((always_inline)) void transform_input(
+    int type, int down, int across, const char *d, const int64_t *row, const int64_t *column, char *v,
+    const int64_t *where) {
+    vf t[POINTS][POINTS], x[POINTS];
+    for (int j = 0; j < points_of(across); j++) {
+        for (int i = 0; i < points_of(down); i++) x[i] = widen(type, d + row[i] + column[j]);
+        to_points(down, x, &t[0][j], POINTS);
+    }
+    for (int i = 0; i < points_of(down); i++) {
+        to_points(across, t[i], x, 1);
+        for (int j = 0; j < points_of(across); j++)
+            if (type == BF16)
+                store_bf16(v + where[i * POINTS + j], to_bf16(x[j]), VL);
+            else
+                store((float *)(v + where[i * POINTS + j]), x[j], VL);
+    }
+}
+
+/* The pixels of a tile, row by row, from its points. */
+static inline __attribute__((always_inline)) void transform_output(
+    int down, int across, const char *m, const int64_t *where, vf *y) {
+    vf s[POINTS][4], x[POINTS];
+    for (int i = 0; i < points_of(down); i++) {
+        for (int j = 0; j < points_of(across); j++) x[j] = load((const float *)(m + where[i * POINTS + j]));
+        from_points(across, x, s[i], 1);
+    }
+    for (int j = 0; j < outs_of(across); j++) {
+        for (int i = 0; i < points_of(down); i++) x[i] = s[i][j];
+        from_points(down, x, y + j, 4);
+    }
+}
+
+/* CALL with the kinds of a tile as constants, of how and, where it has one, the smaller one. */
+#define WITH_KINDS(CALL) \
+    if (down == how && across == how) \
+        CALL(how, how); \
+    else if (down == how) \
+        CALL(how, how - 1); \
+    else if (across == how) \
+        CALL(how - 1, how); \
+    else \
+        CALL(how - 1, how - 1)
+
+/* Where a tile stands, and what it is. */
+typedef struct {
+    int row, column, down, across, rows, columns;
+} Tile;
+
+static inline __attribute__((always_inline)) Tile tile_at(int how, int i, int h, int w) {
+    int outs = outs_of(how), columns = (w + outs - 1) / outs, row = i / columns * outs, column = i % columns * outs;
+    int down = kind_of(how, h - row), across = kind_of(how, w - column);
+    return (Tile){row, column, down, across, least(outs_of(down), h - row), least(outs_of(across), w - column)};
+}
+
+/* Gives the points of a tile their rows, each the next of its plane: their places in bytes, of rows so long. */
+static inline __attribute__((always_inline)) void take_rows(
+    int how, int down, int across, int *next, int64_t length, int64_t *where) {
+    for (int i = 0; i < points_of(down); i++)
+        for (int j = 0; j < points_of(across); j++)
+            where[i * POINTS + j] = next[taps_of(how, down, i) * TAPS + taps_of(how, across, j)]++ * length;
+}
+
+/* A task's tiles are transformed to rows of planes, one for each pair of taps' weights along both sides; the rows of a
+ * plane multiplied by its weights, panel by panel, so that what a panel makes stays in the second cache; and transformed
+ * back. In BF16 the parts of all inputs together fill whole words. */
+static inline __attribute__((always_inline)) void winograd(
+    const Op *o, int how, int type, const Task *t, Count *gate, char *scratch) {
+    int h = o->h / o->stride, w = o->w / o->stride, tiles = t->stop - t->start, taps = taps_along(how);
+    int part = o->c / o->groups, k = part * o->inputs, size = size_of(type), words = k * size / 4;
+    int64_t step = (int64_t)o->c * size, v_row = (k * o->groups + VL) * size, m_row = 4 * NR, where[POINTS * POINTS];
+    int first[PLANES], next[PLANES], rows = 0;
+    for (int i = 0; i < PLANES; i++) { /* and a row between them, lest their lines meet in the same set of the cache */
+        first[i] = next[i] = rows;
+        if (i / TAPS < taps && i % TAPS < taps) rows += tiles * times(how, i / TAPS) * times(how, i % TAPS) + 1;
+    }
+    char *v = scratch, *m = scratch + ((rows + MR) * v_row + 63) / 64 * 64;
+    for (int i = 0; i < tiles; i++) {
+        Tile tile = tile_at(how, t->start + i, h, w);
+        int down = tile.down, across = tile.across;
+        int64_t row[POINTS], column[POINTS]; /* a tile that reaches over the edge reads zeros of the border */
+        for (int j = 0; j < POINTS; j++) {
+            row[j] = ((int64_t)t->n * (o->h + 2) + least(tile.row * o->stride + j, o->h + 1)) * (o->w + 2) * step;
+            column[j] = least(tile.column * o->stride + j, o->w + 1) * step;
+        }
+#define TAKE(DOWN, ACROSS) take_rows(how, DOWN, ACROSS, next, v_row, where)
+        WITH_KINDS(TAKE);
+        for (int s = 0; s < o->groups * o->inputs; s++) /* in this order, as a tail overruns into what follows it */
+            for (int c = 0; c < part; c += VL) {
+                const char *x = o->x[s % o->inputs] + (s / o->inputs * part + c) * size;
+                char *to = v + (s * part + c) * size;
+#define TRANSFORM(DOWN, ACROSS) transform_input(type, DOWN, ACROSS, x, row, column, to, where)
+                WITH_KINDS(TRANSFORM);
+            }
+    }
+    int count[PLANES];
+    int64_t offset[MR];
+    for (int i = 0; i < PLANES; i++) count[i] = next[i] - first[i];
+    for (int i = 0; i < MR; i++) offset[i] = i * v_row;
+    float *sums = sums_of(o, t);
+    for (int j = t->panel_start; j < t->panel_stop; j++) {
+        Panel panel = o->panels[j];
+        const char *b = o->weight + (int64_t)j * taps * taps * words * 4 * NR;
+        for (int plane = 0; plane < PLANES; plane++) {
+            if (plane / TAPS >= taps || plane % TAPS >= taps) continue;
+            for (int i = 0; i < count[plane]; i += MR) {
+                const char *base = v + (first[plane] + i) * v_row + panel.group * k * size;
+                multiply_tile(count[plane] - i, panel.count, type, b, &base, offset, 1, words,
+                              (float *)(m + (first[plane] + i) * m_row), NR);
+            }
+            b += words * 4 * NR;
+        }
+        clear(sums, panel);
+        memcpy(next, first, sizeof next);
+        if (o->multiply) wait_for(gate, 1);
+        for (int i = 0; i < tiles; i++) {
+            Tile tile = tile_at(how, t->start + i, h, w);
+            int down = tile.down, across = tile.across, below[4], beside[4];
+            for (int q = 0; q < 4; q++) {
+                below[q] = o->border ? 4 * lacking(o, tile.row + q, o->h) : 0;
+                beside[q] = o->border ? lacking(o, tile.column + q, o->w) : 0;
+            }
+#define TAKE_BACK(DOWN, ACROSS) take_rows(how, DOWN, ACROSS, next, m_row, where)
+            WITH_KINDS(TAKE_BACK);
+            for (int c = 0; c < panel.count; c += VL) {
+                vf y[16], sum = {0};
+#define TRANSFORM_BACK(DOWN, ACROSS) transform_output(DOWN, ACROSS, m + 4 * c, where, y)
+                WITH_KINDS(TRANSFORM_BACK);
+                for (int r = 0; r < tile.rows; r++)
+                    for (int s = 0; s < tile.columns; s++) {
+                        int64_t at = place(t->n, h, w, 1, tile.row + r, tile.column + s);
+                        Pixel p = {at, at, below[r] + beside[s]};
+                        sum += finish(o, type, t->n, p, panel.first + c, panel.count - c, y[4 * r + s]);
+                    }
+                add_to(sums, panel.first + c, panel.count - c, sum);
+            }
+        }
+    }
+}
+#undef WITH_KINDS
+#undef TAKE
+#undef TRANSFORM
+#undef TAKE_BACK
+#undef TRANSFORM_BACK

@@ -138,6 +138,7 @@ static void convolve(const Op *o, const Task *t, Count *ready, char *scratch) {
     WITH(S2, F32);
     WITH(S4, F32);
     WITH(F2, BF16);
+    WITH(S2, BF16);
 #undef WITH
     if (t->kind == DIRECT && o->x_type == F32) direct(o, F32, t, ready);
     if (t->kind == DIRECT && o->x_type == BF16) direct(o, BF16, t, ready);

@@ -108,11 +108,12 @@ def with_slack(tensor: Tensor) -> Tensor:
 
 
 def panels(cout: int, groups: int, shuffle: int) -> Panels:
-    """(group, first, count) of each panel, in the order in which channels are stored."""
+    """(group, first, count) of each panel, a group after the other; first: of the channels as they are stored."""
     width, rest = library().panel_width(), cout // (groups * shuffle)
     return [
-        (chunk % groups, chunk * rest + first, min(width, rest - first))
-        for chunk in range(groups * shuffle)
+        (group, (chunk * groups + group) * rest + first, min(width, rest - first))
+        for group in range(groups)
+        for chunk in range(shuffle)
         for first in range(0, rest, width)
     ]
 

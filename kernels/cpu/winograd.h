@@ -123,11 +123,13 @@ static inline __attribute__((always_inline)) void take_rows(
 
 /* A task's tiles are transformed to rows of planes, one for each pair of taps' weights along both sides; the rows of a
  * plane multiplied by its weights, panel by panel, so that what a panel makes stays in the second cache; and transformed
- * back. In BF16 the parts of all inputs together fill whole words. */
+ * back. Of the inputs it takes the groups that its panels read. In BF16 the parts of all inputs together fill whole words. */
 static inline __attribute__((always_inline)) void winograd(
     const Op *o, int how, int type, const Task *t, Count *gate, char *scratch) {
     int h = o->h / o->stride, w = o->w / o->stride, tiles = t->stop - t->start, taps = taps_along(how);
     int part = o->c / o->groups, k = part * o->inputs, size = size_of(type), words = k * size / 4;
+    int from = o->panels[t->panel_start].group * o->inputs;
+    int to = (o->panels[t->panel_stop - 1].group + 1) * o->inputs;
     int64_t step = (int64_t)o->c * size, v_row = (k * o->groups + VL) * size, m_row = 4 * NR, where[POINTS * POINTS];
     int first[PLANES], next[PLANES], rows = 0;
     for (int i = 0; i < PLANES; i++) { /* and a row between them, lest their lines meet in the same set of the cache */
@@ -145,11 +147,11 @@ static inline __attribute__((always_inline)) void winograd(
         }
 #define TAKE(DOWN, ACROSS) take_rows(how, DOWN, ACROSS, next, v_row, where)
         WITH_KINDS(TAKE);
-        for (int s = 0; s < o->groups * o->inputs; s++) /* in this order, as a tail overruns into what follows it */
+        for (int s = from; s < to; s++) /* in this order, as a tail overruns into what follows it */
             for (int c = 0; c < part; c += VL) {
                 const char *x = o->x[s % o->inputs] + (s / o->inputs * part + c) * size;
-                char *to = v + (s * part + c) * size;
-#define TRANSFORM(DOWN, ACROSS) transform_input(type, DOWN, ACROSS, x, row, column, to, where)
+                char *y = v + (s * part + c) * size;
+#define TRANSFORM(DOWN, ACROSS) transform_input(type, DOWN, ACROSS, x, row, column, y, where)
                 WITH_KINDS(TRANSFORM);
             }
     }

@@ -340,20 +340,17 @@ def _algorithm(op: Operation, w: dict[str, Tensor], kind: int, h: int, width: in
     """How to compute a convolution to features of h x width pixels, in the kernels' numbers. kind: of its products.
 
     In the least time by products and weights to read, of which small features have the more, where that is worth its
-    transforms. F(4x4) would lose too many of bf16's digits.
+    transforms. Larger tiles would lose too many of bf16's digits.
     """
     values_of_word = WORD // native.TYPES[kind].itemsize
     fits = op.cin // op.groups % values_of_word == 0 and float(w["weight"].abs().max()) < LARGEST
-    if kind == native.U8 or INPUT in op.inputs or op.kernel != 3 or not fits:
+    cheap = kind == native.U8 or (kind == native.BF16 and native.library().has_tiles())  # products
+    if cheap or INPUT in op.inputs or op.kernel != 3 or not fits:
         return native.DIRECT
-    if kind == native.BF16 and native.library().has_tiles():
-        return native.DIRECT
-    if op.stride == 2:
-        others = [native.S2, native.S4] if kind == native.F32 else []
-    else:
-        others = [native.F2, native.F4] if kind == native.F32 else [native.F2]
+    small, large = (native.F2, native.F4) if op.stride == 1 else (native.S2, native.S4)
+    others = [small, large] if kind == native.F32 else [small]
     time = {how: products(how, h, width) + READ * native.ALGORITHMS[how].weights for how in (native.DIRECT, *others)}
-    best = min(others, key=time.__getitem__, default=native.DIRECT)
+    best = min(others, key=time.__getitem__)
     return best if time[best] < WORTH * time[native.DIRECT] else native.DIRECT
 
 

@@ -130,19 +130,28 @@ static void classify(const Op *o, const Task *t, float *scratch) {
             o->bias[i] + product((const float *)o->weight + (int64_t)i * k, scratch, k);
 }
 
-static void convolve(const Op *o, const Task *t, Count *ready, char *scratch) {
-#define WITH(HOW, TYPE) \
-    if (t->kind == HOW && o->x_type == TYPE) winograd(o, HOW, TYPE, t, ready, scratch)
-    WITH(F2, F32);
-    WITH(F4, F32);
-    WITH(S2, F32);
-    WITH(S4, F32);
-    WITH(F2, BF16);
-    WITH(S2, BF16);
-#undef WITH
-    if (t->kind == DIRECT && o->x_type == F32) direct(o, F32, t, ready);
-    if (t->kind == DIRECT && o->x_type == BF16) direct(o, BF16, t, ready);
-    if (t->kind == DIRECT && o->x_type == U8) direct(o, U8, t, ready);
+#define BY_WINOGRAD(CALL) \
+    CALL(F2, F32) CALL(F4, F32) CALL(S2, F32) CALL(S4, F32) CALL(F2, BF16) CALL(S2, BF16)
+
+static void to_rows(const Op *o, const Task *t, int from, int to, char *v) {
+#define DO(HOW, TYPE) \
+    if (o->how == HOW && o->x_type == TYPE) transform(o, HOW, TYPE, t, from, to, v);
+    BY_WINOGRAD(DO)
+#undef DO
+}
+
+static void convolve(const Op *o, const Task *t, Count *gate, Count *made, char *scratch) {
+    if (o->rows)
+        wait_for(made, o->transforms);
+    else if (o->how != DIRECT)
+        to_rows(o, t, 0, o->c * o->inputs, scratch);
+#define DO(HOW, TYPE) \
+    if (o->how == HOW && o->x_type == TYPE) winograd(o, HOW, TYPE, t, gate, scratch);
+    BY_WINOGRAD(DO)
+#undef DO
+    if (o->how == DIRECT && o->x_type == F32) direct(o, F32, t, gate);
+    if (o->how == DIRECT && o->x_type == BF16) direct(o, BF16, t, gate);
+    if (o->how == DIRECT && o->x_type == U8) direct(o, U8, t, gate);
 }
 
 /* Words of 32 bits that stand side by side in a panel of weights. */
@@ -166,13 +175,12 @@ int has_tiles(void) {
 #endif
 }
 
-/* Run every task; those of level i are tasks[ends[i - 1] .. ends[i]), gates first. `gates`, a counter for each
- * operation and picture, and `states`, one for each level, are set to zero here. scratch: `scratch_size` bytes for
- * each thread. */
-void run(const Op *ops, const Task *tasks, const int32_t *ends, int32_t levels, Level *states, Count *gates,
-         int32_t gate_count, int32_t pictures, char *scratch, int64_t scratch_size, int32_t threads) {
+/* Run every task; those of level i are tasks[ends[i - 1] .. ends[i]), gates first, then transforms. `counts`, and
+ * `states`, one for each level, are set to zero here. scratch: `scratch_size` bytes for each thread. */
+void run(const Op *ops, const Task *tasks, const int32_t *ends, int32_t levels, Level *states, Count *counts,
+         int32_t count_number, int32_t pictures, char *scratch, int64_t scratch_size, int32_t threads) {
     memset(states, 0, levels * sizeof *states);
-    memset(gates, 0, gate_count * sizeof *gates);
+    memset(counts, 0, count_number * sizeof *counts);
     atomic_int thread = 0;
 #pragma omp parallel num_threads(threads)
     {
@@ -182,13 +190,18 @@ void run(const Op *ops, const Task *tasks, const int32_t *ends, int32_t levels, 
             while ((i = atomic_fetch_add(&states[l].next, 1)) < count) {
                 const Task *t = tasks + begin + i;
                 const Op *o = ops + t->op;
-                Count *ready = gates + (int64_t)t->op * pictures + t->n;
+                Count *gated = counts + o->counts + t->n;
+                Count *made = counts + o->counts + pictures + (int64_t)t->n * o->chunks + t->chunk;
                 switch (t->kind) {
                 case IMPORT: import(o, t); break;
-                case GATE: gate(o, t, (float *)own), count_up(ready, 1); break;
+                case GATE: gate(o, t, (float *)own), count_up(gated, 1); break;
                 case CLASSIFIER: classify(o, t, (float *)own); break;
                 case POOL: pool(o, t); break;
-                default: convolve(o, t, ready, own);
+                case TRANSFORM:
+                    to_rows(o, t, t->panel_start, t->panel_stop, rows_at(o, t));
+                    count_up(made, o->transforms);
+                    break;
+                case CONVOLVE: convolve(o, t, gated, made, own); break;
                 }
                 count_up(&states[l].done, count);
             }

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from . import objects
 
-IMPORT, GATE, CLASSIFIER, POOL, DIRECT, F2, F4, S2, S4 = range(9)
+IMPORT, GATE, CLASSIFIER, POOL, TRANSFORM, CONVOLVE = range(6)
+DIRECT, F2, F4, S2, S4 = range(5)
 ACTIVATIONS = "none", "relu", "silu"
 F32, BF16, U8 = range(3)
 TYPES = torch.float32, torch.bfloat16, torch.uint8  # of features; weights of U8 are signed
@@ -44,7 +45,7 @@ class Algorithm(NamedTuple):
 
 
 # the points 0, 1, -1, 2, -2 and infinity; with stride 2 0, 1, -1, 2 and infinity of the outer taps, and the middle one
-_F = (
+_F: tuple[list[float], ...] = (
     [1 / 4, 0, 0],
     [-1 / 6, -1 / 6, -1 / 6],
     [-1 / 6, 1 / 6, -1 / 6],
@@ -52,7 +53,14 @@ _F = (
     [1 / 24, -1 / 12, 1 / 6],
     [0, 0, 1],
 )
-_S = ([1 / 2, 0, 0], [-1 / 2, 0, -1 / 2], [-1 / 6, 0, 1 / 6], [1 / 6, 0, 1 / 3], [0, 0, 1], [0, 1, 0])
+_S: tuple[list[float], ...] = (
+    [1 / 2, 0, 0],
+    [-1 / 2, 0, -1 / 2],
+    [-1 / 6, 0, 1 / 6],
+    [1 / 6, 0, 1 / 3],
+    [0, 0, 1],
+    [0, 1, 0],
+)
 ALGORITHMS = {
     DIRECT: Algorithm(((1, 3),), ([1, 0, 0], [0, 1, 0], [0, 0, 1])),
     F2: Algorithm(((2, 4),), (*_F[:3], _F[5])),
@@ -78,10 +86,11 @@ class Op(ctypes.Structure):
         ("y", POINTER), ("copy", POINTER), ("sums", POINTER), ("residual", POINTER), ("weight", POINTER),
         ("bias", POINTER), ("scale", POINTER), ("shift", POINTER), ("gate_weight", POINTER), ("gate_bias", POINTER),
         ("weight_step", POINTER), ("weight_zero", POINTER), ("multiply", POINTER), ("add", POINTER),
-        ("panels", POINTER), ("strides", ctypes.c_int64 * 4), ("step", FLOAT), ("zero", FLOAT), ("per_step", FLOAT),
+        ("panels", POINTER), ("rows", POINTER), ("rows_size", ctypes.c_int64),
+        ("strides", ctypes.c_int64 * 4), ("step", FLOAT), ("zero", FLOAT), ("per_step", FLOAT),
         ("x_type", INT), ("y_type", INT), ("h", INT), ("w", INT), ("c", INT), ("inputs", INT), ("cout", INT),
         ("groups", INT), ("stride", INT), ("panel_count", INT), ("chunks", INT), ("kernel", INT), ("activation", INT),
-        ("edge", INT), ("border", INT),
+        ("how", INT), ("transforms", INT), ("counts", INT), ("edge", INT), ("border", INT),
     ]  # fmt: skip
 
 

@@ -13,7 +13,8 @@
 
 enum { SPINS = 30000 }; /* looks of a waiting thread before it sleeps, some ten microseconds */
 
-enum { IMPORT, GATE, CLASSIFIER, POOL, DIRECT, F2, F4, S2, S4 }; /* the last four by Winograd */
+enum { IMPORT, GATE, CLASSIFIER, POOL, TRANSFORM, CONVOLVE };
+enum { DIRECT, F2, F4, S2, S4 }; /* how to convolve; the last four are Winograd's algorithms */
 enum { NONE, RELU, SILU };
 
 typedef struct {
@@ -35,12 +36,16 @@ typedef struct {
     const int32_t *weight_zero;        /* and what the inputs' zeros add to their sum */
     float *multiply, *add;             /* what GATE makes of the gate: [N][cout] each; not there without a gate */
     const Panel *panels;
+    char *rows;        /* what TRANSFORM makes, rows_size bytes for each chunk; where it isn't there, CONVOLVE does it */
+    int64_t rows_size;
     int64_t strides[4]; /* of IMPORT's input: N, C, H, W */
     float step, zero, per_step; /* of y; 1 over step */
     int32_t x_type, y_type;
     int32_t h, w, c;    /* of each input */
     int32_t inputs, cout, groups, stride, panel_count, chunks;
-    int32_t kernel, activation;
+    int32_t kernel, activation, how;
+    int32_t transforms; /* tasks that make a chunk's rows */
+    int32_t counts;     /* the first of its counts: a gate for each picture, and transforms for each chunk of each */
     int32_t edge;   /* zeros around x, or of IMPORT around y: as many as the largest kernel reaches over; of others 1 */
     int32_t border; /* bias has a row for each way in which a pixel lacks taps */
 } Op;
@@ -48,7 +53,7 @@ typedef struct {
 typedef struct {
     int32_t op, kind, n, chunk;
     int32_t start, stop;             /* pixels, tiles, rows of the picture, or classes */
-    int32_t panel_start, panel_stop; /* of the output channels */
+    int32_t panel_start, panel_stop; /* of the output channels; to TRANSFORM, channels of all inputs */
 } Task;
 
 /* A count that threads wait for, and how many of them sleep. */

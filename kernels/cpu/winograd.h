@@ -121,44 +121,74 @@ static inline __attribute__((always_inline)) void take_rows(
             where[i * POINTS + j] = next[taps_of(how, down, i) * TAPS + taps_of(how, across, j)]++ * length;
 }
 
-/* A task's tiles are transformed to rows of planes, one for each pair of taps' weights along both sides; the rows of a
- * plane multiplied by its weights, panel by panel, so that what a panel makes stays in the second cache; and transformed
- * back. Of the inputs it takes the groups that its panels read. In BF16 the parts of all inputs together fill whole words. */
-static inline __attribute__((always_inline)) void winograd(
-    const Op *o, int how, int type, const Task *t, Count *gate, char *scratch) {
-    int h = o->h / o->stride, w = o->w / o->stride, tiles = t->stop - t->start, taps = taps_along(how);
-    int part = o->c / o->groups, k = part * o->inputs, size = size_of(type), words = k * size / 4;
-    int from = o->panels[t->panel_start].group * o->inputs;
-    int to = (o->panels[t->panel_stop - 1].group + 1) * o->inputs;
-    int64_t step = (int64_t)o->c * size, v_row = (k * o->groups + VL) * size, m_row = 4 * NR, where[POINTS * POINTS];
-    int first[PLANES], next[PLANES], rows = 0;
+/* A task's rows: the first of each plane, a pair of taps' weights along both sides, and how long they are, in bytes. */
+typedef struct {
+    int first[PLANES], total;
+    int64_t length;
+} Rows;
+
+static inline __attribute__((always_inline)) Rows planes_of(const Op *o, int how, int type, int tiles) {
+    Rows rows = {.length = ((int64_t)o->c * o->inputs + VL) * size_of(type)};
     for (int i = 0; i < PLANES; i++) { /* and a row between them, lest their lines meet in the same set of the cache */
-        first[i] = next[i] = rows;
-        if (i / TAPS < taps && i % TAPS < taps) rows += tiles * times(how, i / TAPS) * times(how, i % TAPS) + 1;
+        rows.first[i] = rows.total;
+        if (i / TAPS < taps_along(how) && i % TAPS < taps_along(how))
+            rows.total += tiles * times(how, i / TAPS) * times(how, i % TAPS) + 1;
     }
-    char *v = scratch, *m = scratch + ((rows + MR) * v_row + 63) / 64 * 64;
-    for (int i = 0; i < tiles; i++) {
-        Tile tile = tile_at(how, t->start + i, h, w);
+    return rows;
+}
+
+/* Where a task's rows are, if they are shared. */
+static inline char *rows_at(const Op *o, const Task *t) {
+    return o->rows + ((int64_t)t->n * o->chunks + t->chunk) * o->rows_size;
+}
+
+/* The inputs' channels from `from` to `to`, counted through all inputs of a group and then the groups, to rows at v. */
+static inline __attribute__((always_inline)) void transform(
+    const Op *o, int how, int type, const Task *t, int from, int to, char *v) {
+    int h = o->h / o->stride, w = o->w / o->stride, part = o->c / o->groups, size = size_of(type);
+    int64_t step = (int64_t)o->c * size, where[POINTS * POINTS];
+    Rows rows = planes_of(o, how, type, t->stop - t->start);
+    for (int i = t->start; i < t->stop; i++) {
+        Tile tile = tile_at(how, i, h, w);
         int down = tile.down, across = tile.across;
         int64_t row[POINTS], column[POINTS]; /* a tile that reaches over the edge reads zeros of the border */
         for (int j = 0; j < POINTS; j++) {
             row[j] = ((int64_t)t->n * (o->h + 2) + least(tile.row * o->stride + j, o->h + 1)) * (o->w + 2) * step;
             column[j] = least(tile.column * o->stride + j, o->w + 1) * step;
         }
-#define TAKE(DOWN, ACROSS) take_rows(how, DOWN, ACROSS, next, v_row, where)
+#define TAKE(DOWN, ACROSS) take_rows(how, DOWN, ACROSS, rows.first, rows.length, where)
         WITH_KINDS(TAKE);
-        for (int s = from; s < to; s++) /* in this order, as a tail overruns into what follows it */
+        for (int s = 0; s < o->groups * o->inputs; s++) /* in this order, as a tail overruns into what follows it */
             for (int c = 0; c < part; c += VL) {
+                if (s * part + c < from || s * part + c >= to) continue;
                 const char *x = o->x[s % o->inputs] + (s / o->inputs * part + c) * size;
                 char *y = v + (s * part + c) * size;
-#define TRANSFORM(DOWN, ACROSS) transform_input(type, DOWN, ACROSS, x, row, column, y, where)
-                WITH_KINDS(TRANSFORM);
+#define TRANSFORM_IN(DOWN, ACROSS) transform_input(type, DOWN, ACROSS, x, row, column, y, where)
+                WITH_KINDS(TRANSFORM_IN);
             }
     }
-    int count[PLANES];
-    int64_t offset[MR];
-    for (int i = 0; i < PLANES; i++) count[i] = next[i] - first[i];
-    for (int i = 0; i < MR; i++) offset[i] = i * v_row;
+}
+
+/* The rows of a task's tiles, at o->rows or, where nobody shares them, in scratch, multiplied by their planes' weights,
+ * panel by panel, so that what a panel makes stays in the second cache, and transformed back. In BF16 the parts of all
+ * inputs together fill whole words. */
+static inline __attribute__((always_inline)) void winograd(
+    const Op *o, int how, int type, const Task *t, Count *gate, char *scratch) {
+    int h = o->h / o->stride, w = o->w / o->stride, tiles = t->stop - t->start, taps = taps_along(how);
+    int k = o->c / o->groups * o->inputs, size = size_of(type), words = k * size / 4, count[PLANES], next[PLANES];
+    int64_t where[POINTS * POINTS], offset[MR], m_row = 4 * NR;
+    Rows rows = planes_of(o, how, type, tiles);
+    char *v = o->rows ? rows_at(o, t) : scratch;
+    char *m = o->rows ? scratch : scratch + ((rows.total + MR) * rows.length + 63) / 64 * 64;
+    memcpy(next, rows.first, sizeof next);
+    for (int i = t->start; i < t->stop; i++) {
+        Tile tile = tile_at(how, i, h, w);
+        int down = tile.down, across = tile.across;
+#define COUNT(DOWN, ACROSS) take_rows(how, DOWN, ACROSS, next, 0, where)
+        WITH_KINDS(COUNT);
+    }
+    for (int i = 0; i < PLANES; i++) count[i] = next[i] - rows.first[i];
+    for (int i = 0; i < MR; i++) offset[i] = i * rows.length;
     float *sums = sums_of(o, t);
     for (int j = t->panel_start; j < t->panel_stop; j++) {
         Panel panel = o->panels[j];
@@ -166,17 +196,17 @@ static inline __attribute__((always_inline)) void winograd(
         for (int plane = 0; plane < PLANES; plane++) {
             if (plane / TAPS >= taps || plane % TAPS >= taps) continue;
             for (int i = 0; i < count[plane]; i += MR) {
-                const char *base = v + (first[plane] + i) * v_row + panel.group * k * size;
+                const char *base = v + (rows.first[plane] + i) * rows.length + panel.group * k * size;
                 multiply_tile(count[plane] - i, panel.count, type, b, &base, offset, 1, words,
-                              (float *)(m + (first[plane] + i) * m_row), NR);
+                              (float *)(m + (rows.first[plane] + i) * m_row), NR);
             }
             b += words * 4 * NR;
         }
         clear(sums, panel);
-        memcpy(next, first, sizeof next);
+        memcpy(next, rows.first, sizeof next);
         if (o->multiply) wait_for(gate, 1);
-        for (int i = 0; i < tiles; i++) {
-            Tile tile = tile_at(how, t->start + i, h, w);
+        for (int i = t->start; i < t->stop; i++) {
+            Tile tile = tile_at(how, i, h, w);
             int down = tile.down, across = tile.across, below[4], beside[4];
             for (int q = 0; q < 4; q++) {
                 below[q] = o->border ? 4 * lacking(o, tile.row + q, o->h) : 0;
@@ -201,6 +231,7 @@ static inline __attribute__((always_inline)) void winograd(
 }
 #undef WITH_KINDS
 #undef TAKE
-#undef TRANSFORM
+#undef TRANSFORM_IN
+#undef COUNT
 #undef TAKE_BACK
 #undef TRANSFORM_BACK

@@ -21,7 +21,8 @@ TILES = {native.F2: 98, native.F4: 98, native.S2: 98, native.S4: 49}
 PIXELS, ROWS = 256, 8
 TILE_ROWS = 8  # that a product makes at once, at most; also where fewer are left
 WORD, LINE = 4, 64  # bytes: of what a product takes at once, and of a line of the cache
-TASKS_PER_THREAD = 2  # on a level, where there are enough channels to split; each transforms its input anew
+TASKS_PER_THREAD = 2  # on a level, where there are enough channels to split
+NEIGHBOURS = 16  # channels, at least, of what tasks transform side by side, as the longest vector stores them
 READ = 10  # products in the time that reading a weight takes: 58 thousand million against 24 GB a second, of a core
 WORTH = 0.8  # share of a direct convolution's time that may be left, transforms aside
 LARGEST = 1e30  # of weights for Winograd: sums of larger ones may leave fp32's range
@@ -83,7 +84,8 @@ class NativePlan:
         self._ops: list[Op] = []
         self._names: list[str] = []
         self._kept: list[object] = []  # what the structs point to
-        self._scratch = 0
+        self._scratch = self._counts = self._shared = self._shared_size = 0
+        self._sharing: list[tuple[Op, int]] = []  # and where in the shared memory their rows are
         self._free: dict[tuple[object, ...], list[Tensor]] = {}
         self._features: dict[str, Feature] = {}
         self._logits: dict[str, Tensor] = {}
@@ -103,6 +105,7 @@ class NativePlan:
         ]
         ends = [len(tasks)]
         for level in sorted({op.level for op, _ in module.operations}):
+            self._shared = 0
             tasks += self._level([(op, w) for op, w in module.operations if op.level == level])
             ends.append(len(tasks))
             self._release(level)
@@ -143,8 +146,8 @@ class NativePlan:
         return [Task(index, native.IMPORT, *part) for part in _parts(n, h, ROWS)]
 
     def _level(self, operations: list[tuple[Operation, dict[str, Tensor]]]) -> list[Task]:
-        """Gates first, since convolutions wait for them; then the longest."""
-        gates: list[Task] = []
+        """Gates and transforms first, since convolutions wait for them; then the longest."""
+        first: list[Task] = []
         others: list[tuple[float, Task]] = []
         for op, w in operations:
             inputs = [self._features[name] for name in op.inputs]
@@ -153,13 +156,16 @@ class NativePlan:
             elif op.kind == "maxpool":
                 others += [(0, task) for task in self._pool(op, w, *inputs)]
             else:
-                tasks = self._convolution(op, w, inputs, len(operations))
-                gates += [Task(tasks[0].op, native.GATE, n) for n in range(self.n) if op.gate != "none"]
-                others += [(_work(op, task), task) for task in tasks]
-        return gates + [task for _, task in sorted(others, key=lambda pair: -pair[0])]
+                before, tasks = self._convolution(op, w, inputs, len(operations))
+                gates = range(self.n if op.gate != "none" else 0)
+                first = [Task(len(self._ops) - 1, native.GATE, n) for n in gates] + first + before
+                others += [(_work(op, self._ops[-1].how, task), task) for task in tasks]
+        return first + [task for _, task in sorted(others, key=lambda pair: -pair[0])]
 
-    def _convolution(self, op: Operation, w: dict[str, Tensor], inputs: list[Feature], beside: int) -> list[Task]:
-        """beside: operations on this level."""
+    def _convolution(
+        self, op: Operation, w: dict[str, Tensor], inputs: list[Feature], beside: int
+    ) -> tuple[list[Task], list[Task]]:
+        """What transforms its input, where tasks share that, and what convolves. beside: operations on this level."""
         residual = inputs[-1] if op.residual else None
         inputs = inputs[: len(op.convolved)]
         h, width = inputs[0].size
@@ -187,18 +193,35 @@ class NativePlan:
                 residual=None if residual is None else _at(_read_as(residual, kind)),
                 panels=ctypes.addressof(table), cout=op.cout, groups=op.groups, stride=op.stride,
                 panel_count=len(which), chunks=chunks, kernel=op.kernel,
-                activation=native.ACTIVATIONS.index(op.activation), border="border" in w,
+                activation=native.ACTIVATIONS.index(op.activation), border="border" in w, how=how, counts=self._counts,
             )
         )  # fmt: skip
+        self._counts += self.n + len(parts)
         split = -(-TASKS_PER_THREAD * self.threads // (len(parts) * beside))
         step = -(-len(which) // min(len(which), split))
+        panels = [(j, min(j + step, len(which))) for j in range(0, len(which), step)]
         self._need(op.cin)
+        transforms: list[Task] = []
         if not direct:
             algorithm = native.ALGORITHMS[how]
             rows = each * algorithm.tiles[0][1] ** 2 + algorithm.weights + 2 * TILE_ROWS
             self._need(rows * (op.cin + native.library().panel_width() + native.SLACK))
-        panels = [(j, min(j + step, len(which))) for j in range(0, len(which), step)]
-        return [Task(index, how, *part, *some) for part in parts for some in panels]
+            if len(panels) > 1:
+                transforms = self._share(index, rows * (op.cin + native.SLACK) * dtype.itemsize, parts, len(panels))
+        return transforms, [Task(index, native.CONVOLVE, *part, *some) for part in parts for some in panels]
+
+    def _share(self, index: int, size: int, parts: list[tuple[int, int, int, int]], split: int) -> list[Task]:
+        """Tasks that transform an operation's input once for all others, so many for each part; size: bytes of one."""
+        op = self._ops[index]
+        channels = op.c * op.inputs
+        whole = op.c // op.groups % NEIGHBOURS == 0
+        each = NEIGHBOURS * -(-channels // (NEIGHBOURS * split)) if whole else channels
+        some = [(start, min(start + each, channels)) for start in range(0, channels, each)]
+        op.rows_size, op.transforms = -(-size // LINE) * LINE, len(some)
+        self._sharing.append((op, self._shared))
+        self._shared += op.rows_size * len(parts)
+        self._shared_size = max(self._shared_size, self._shared)
+        return [Task(index, native.TRANSFORM, *part, *range_) for part in parts for range_ in some]
 
     def _pool(self, op: Operation, w: dict[str, Tensor], x: Feature) -> list[Task]:
         h, width = (side // op.stride for side in x.size)
@@ -285,15 +308,17 @@ class NativePlan:
 
     def _call(self, tasks: list[Task], ends: list[int]) -> tuple:
         """The arguments of native.c's `run`."""
-        gate_count = len(self._ops) * self.n
-        sizes = 3 * len(ends), 2 * gate_count  # in int32s: native.c's `Level` and `Count`
-        states, gates = (torch.zeros(size, dtype=torch.int32, device="cpu") for size in sizes)
+        sizes = 3 * len(ends), 2 * self._counts  # in int32s: native.c's `Level` and `Count`
+        states, counts = (torch.zeros(size, dtype=torch.int32, device="cpu") for size in sizes)
         size = -(-4 * self._scratch // LINE) * LINE
-        scratch = torch.empty(self.threads * size, dtype=torch.uint8, device="cpu")
-        self._kept += [states, gates, scratch]
+        sizes = self.threads * size, self._shared_size
+        scratch, shared = (torch.empty(size, dtype=torch.uint8, device="cpu") for size in sizes)
+        self._kept += [states, counts, scratch, shared]
+        for op, offset in self._sharing:
+            op.rows = shared.data_ptr() + offset
         return (
             (Op * len(self._ops))(*self._ops), (Task * len(tasks))(*tasks), (native.INT * len(ends))(*ends), len(ends),
-            *(ctypes.c_void_p(_at(t)) for t in (states, gates)), gate_count, self.n, ctypes.c_void_p(_at(scratch)),
+            *(ctypes.c_void_p(_at(t)) for t in (states, counts)), self._counts, self.n, ctypes.c_void_p(_at(scratch)),
             ctypes.c_int64(size), self.threads,
         )  # fmt: skip
 
@@ -366,9 +391,9 @@ def products(how: int, h: int, width: int) -> int:
     return algorithm.sides(h)[1] * algorithm.sides(width)[1]
 
 
-def _work(op: Operation, task: Task) -> float:
+def _work(op: Operation, how: int, task: Task) -> float:
     """Multiplications of a task, for comparison."""
-    taps = op.kernel**2 if task.kind == native.DIRECT else native.ALGORITHMS[task.kind].tiles[0][1] ** 2
+    taps = op.kernel**2 if how == native.DIRECT else native.ALGORITHMS[how].tiles[0][1] ** 2
     places = (task.stop - task.start) * taps
     return places * (task.panel_stop - task.panel_start) * op.cin / op.groups
 

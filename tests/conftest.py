@@ -98,6 +98,19 @@ def random_placement(program: Program, lanes: int, draw: st.DrawFn) -> Placement
     return Placement(lanes, where, coordinator=draw(st.integers(0, lanes - 1)))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """One test after the other to whichever process is free; but those of packaging to one, whose wheel is then made
+    once. (That is what xdist_group is for, which xdist 3.8 does not see under pytest 9.2.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneByOne(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "packaging" if "test_packaging.py::" in nodeid else nodeid
+
+    return OneByOne(config, log)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """With what it ran: an instruction set that a machine lacks hides what would fail with it."""
     sets = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, bf16 {'yes' if has_bf16() else 'no'}"

@@ -233,7 +233,8 @@ def launch(
 ) -> subprocess.CompletedProcess:  # fmt: skip
     """Run a launch script: with python, or by torchrun with so many ranks, as in the README.
 
-    environment: variables beside this process's own. anew: Python is executed, by each rank too, which takes seconds.
+    environment: variables beside this process's own. anew: Python is executed, by each rank too,
+    which takes seconds, and reads variables of its own such as PYTHONIOENCODING.
     """
     path, words = ROOT / "launch" / script, [str(arg) for arg in args]
     options = [f"--nproc-per-node={ranks}", f"--master-port={free_port()}"] if ranks else []

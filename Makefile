@@ -21,7 +21,7 @@ BIN := $(VENV)/bin
 PINS := $(if $(shell command -v nvidia-smi),,-c constraints.txt)
 KERNELS := setup.py kernels/cpu/instruction_sets.py $(wildcard kernels/cpu/*.[ch])
 CHECKED := build/sanitize
-BESIDE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
+BESIDE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 .PHONY: setup infer test test-tiny test-kernels test-all lint sanitize test-faults soak fuzz gpu-check experiment bench versus throughput poster train calibrate known-accuracy profile-example
 

@@ -20,6 +20,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from forked import run_script
 from parallel_parnet import Config, ParNet, Placement, Program, create_model
 from parallel_parnet.commands import start
 from parallel_parnet.executors.backends import ON_CPUS, has_bf16, lacking
@@ -95,6 +96,19 @@ def random_placement(program: Program, lanes: int, draw: st.DrawFn) -> Placement
     subsets = st.sets(st.integers(0, lanes - 1), min_size=1).map(lambda s: tuple(sorted(s)))
     where = {op.name: draw(subsets) for op in program.operations}
     return Placement(lanes, where, coordinator=draw(st.integers(0, lanes - 1)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """One test after the other to whichever process is free; but those of packaging to one, whose wheel is then made
+    once. (That is what xdist_group is for, which xdist 3.8 does not see under pytest 9.2.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneByOne(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "packaging" if "test_packaging.py::" in nodeid else nodeid
+
+    return OneByOne(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -215,15 +229,18 @@ os.execvp(sys.argv[rest], sys.argv[rest:])
 
 def launch(
     script: str | Path, *args: object, ranks: int = 0, cwd: Path = ROOT, timeout: float = 240,
-    environment: Mapping[str, str] | None = None,
+    environment: Mapping[str, str] | None = None, anew: bool = False,
 ) -> subprocess.CompletedProcess:  # fmt: skip
     """Run a launch script: with python, or by torchrun with so many ranks, as in the README.
 
-    environment: variables beside this process's own.
+    environment: variables beside this process's own. anew: Python is executed, by each rank too,
+    which takes seconds, and reads variables of its own such as PYTHONIOENCODING.
     """
-    command = [sys.executable]
-    if ranks:
-        command += ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", f"--master-port={free_port()}"]
-    command += [str(ROOT / "launch" / script), *map(str, args)]
+    path, words = ROOT / "launch" / script, [str(arg) for arg in args]
+    options = [f"--nproc-per-node={ranks}", f"--master-port={free_port()}"] if ranks else []
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
+    if not anew:
+        return run_script(path, words, options, cwd, environment, timeout)
+    torchrun = ["-m", "torch.distributed.run", *options] if ranks else []
+    command = [sys.executable, *torchrun, str(path), *words]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)

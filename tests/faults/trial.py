@@ -12,8 +12,10 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from agents import POLL_S, Forked, start_torchrun
+from agents import start_torchrun
 from worker import ROOT, Fault
+
+from forked import POLL_S, Forked
 
 PICTURES = {"eager": 40, "triton": 3}  # Triton's kernels are interpreted, a second or more for each
 LIMIT_S = {"eager": 60.0, "triton": 180.0}  # of a trial; torchrun alone takes 30 s to end a rank that is stopped

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT)]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from parallel_parnet.commands import common  # noqa: E402
 from parallel_parnet.commands.infer import command as infer  # noqa: E402

@@ -45,7 +45,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 @pytest.mark.ranks
 def test_torchrun_with_defaults(single: dict, tmp_path: Path) -> None:
-    run = launch("infer.py", "--streams-per-gpu", 1, "--verify", "--json", tmp_path / "a.json", ranks=1)
+    run = launch("infer.py", "--streams-per-gpu", 1, "--verify", "--json", tmp_path / "a.json", ranks=1, anew=True)
     assert run.returncode == 0, run.stderr
     result = json.loads((tmp_path / "a.json").read_text())
     assert result.keys() >= KEYS

@@ -150,11 +150,11 @@ static inline __attribute__((always_inline)) void put(void *p, const void *value
     { /* one instruction each, where the loop takes one for each value */
         __mmask16 there = (1u << count) - 1;
         if (size == 4)
-            _mm512_mask_storeu_ps(p, there, *(const __m512 *)values);
+            _mm512_mask_storeu_ps(p, there, _mm512_loadu_ps(values));
         else if (size == 2)
-            _mm256_mask_storeu_epi16(p, there, *(const __m256i *)values);
+            _mm256_mask_storeu_epi16(p, there, _mm256_loadu_si256(values));
         else
-            _mm_mask_storeu_epi8(p, there, *(const __m128i *)values);
+            _mm_mask_storeu_epi8(p, there, _mm_loadu_si128(values));
     }
 #else
         for (int i = 0; i < count; i++) memcpy((char *)p + i * size, (const char *)values + i * size, size);

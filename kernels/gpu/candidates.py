@@ -97,7 +97,7 @@ def _grid(
     planar, single = any(shape.planar for shape in shapes), dtype == torch.float32
     tiles = SINGLE_TILES if single else PICTURE_TILES if planar else TILES
     for (bm, bn, warps), step, depth, share in product(tiles, steps, stages, PROGRAMS):
-        base = [fitted(shapes, bm, bn, step // 2 if single else step)] * len(shapes)
+        base = [fitted(shapes, bm, bn, 2 * step // dtype.itemsize)] * len(shapes)
         depth = 2 if planar else 3 if single else depth
         config = LevelConfig(share_out(shapes, n, base, share * processors), warps, depth)
         if resident(config, dtype):

@@ -64,9 +64,10 @@ class Form(NamedTuple):
 
     The first seven, to precision, the operations of a launch have in common.
     rows: of sums that are read at once, a power of two. planar: whether the input is a picture. align: channels of
-    which every group's share is a multiple, where there are several: 16 in fp8, 8 or 1. `i_group * (share // align * align)`
-    says so to the compiler, who does not see that a lone group, of any width, is number 0. kernel: taps along a side.
-    gate and activation as in `program.Operation`. residual, summed: whether it adds a residual, makes sums.
+    which every group's share is a multiple, where there are several: 16 in fp8, 8 or 1.
+    `i_group * (share // align * align)` says so to the compiler, who does not see that a lone group, of any width, is
+    number 0. kernel: taps along a side. gate and activation as in `program.Operation`. residual, summed: whether it
+    adds a residual, makes sums.
     """
 
     bm: int

@@ -8,7 +8,7 @@ from itertools import product
 
 import torch
 
-from .geometry import Geometry, Tile, power_of_two
+from .geometry import COPY, Geometry, Tile, power_of_two
 from .model import LevelConfig, predict
 from .rates import Rates
 
@@ -95,9 +95,11 @@ def _grid(
     shapes: Sequence[Geometry], n: int, dtype: torch.dtype, processors: int, steps: Sequence[int], stages: Sequence[int]
 ) -> Iterator[LevelConfig]:
     planar, single = any(shape.planar for shape in shapes), dtype == torch.float32
+    # copies of half the width, as of groups that begin in the middle of one, need twice the registers
+    ragged = dtype.itemsize == 1 and any(shape.groups > 1 and shape.part % COPY for shape in shapes)
     tiles = SINGLE_TILES if single else PICTURE_TILES if planar else TILES
     for (bm, bn, warps), step, depth, share in product(tiles, steps, stages, PROGRAMS):
-        base = [fitted(shapes, bm, bn, 2 * step // dtype.itemsize)] * len(shapes)
+        base = [fitted(shapes, bm, bn, 2 * step // dtype.itemsize // (2 if ragged else 1))] * len(shapes)
         depth = 2 if planar else 3 if single else depth
         config = LevelConfig(share_out(shapes, n, base, share * processors), warps, depth)
         if resident(config, dtype):

@@ -112,7 +112,7 @@ class Convolution:
             raise ParNetError(f"precision {self.precision!r}: choose of {PRECISIONS}")
         x, dtype = self.x, self.dtype
         if dtype not in STORAGE and (dtype != E4M3 or self.shape.planar):
-            raise ParNetError(f"a has type {dtype}: choose float32, float16 or bfloat16, or, of features, float8_e4m3fn")
+            raise ParNetError(f"a has type {dtype}: choose float32, float16, bfloat16 or, of features, float8_e4m3fn")
         if E4M3 in (dtype, x.y.dtype) and self.shape.gate == "none":
             raise ParNetError("an operation without a gate is not in fp8")
         check_tensors(x._asdict(), self._layouts(dtype), x.a.device, elsewhere=("y", "sums"))

@@ -164,9 +164,8 @@ def finish(acc, x, s, m, n, i_tile, i_m, i_o, i_group, p, rows, columns, o, ahea
         PLACES: tl.constexpr = 16 if in_fp8 else 8
         behind = s.cout + tl.arange(0, PLACES)
         lanes = mask_p[:, None] & (behind < s.o_room)[None, :]
-        tl.store(
-            pixels + (p[:, None] * s.o_room + behind[None, :]), tl.zeros((m.bm, PLACES), x.y.dtype.element_ty), mask=lanes
-        )
+        zeros = tl.zeros((m.bm, PLACES), x.y.dtype.element_ty)
+        tl.store(pixels + (p[:, None] * s.o_room + behind[None, :]), zeros, mask=lanes)
         if m.summed:
             tl.store(sums + behind, tl.zeros((PLACES,), tl.float32), mask=behind < s.o_room)
 

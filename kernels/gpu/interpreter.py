@@ -180,7 +180,7 @@ def _round(values: np.ndarray) -> np.ndarray:
 
 
 def _numbers() -> np.ndarray:
-    """The float32 number of each pattern of bits in e4m3: sign, 4 bits of exponent, 3 of fraction; 2^-9 is the least."""
+    """The float32 number of each pattern of bits in e4m3: sign, 4 bits of exponent, 3 of fraction."""
     bits = np.arange(128)
     exponent, fraction = bits >> 3, bits & 7
     positive = np.where(exponent, (8 + fraction) * 2.0 ** (exponent - 10), fraction * 2.0**-9)

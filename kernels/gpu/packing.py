@@ -10,8 +10,8 @@ from .geometry import Geometry, Tile
 
 
 def weight_blocks(shape: Geometry, tile: Tile, dtype: torch.dtype) -> tuple[int, int, int, int]:
-    """The shape of packed weights: channel tiles x steps x bk x bn; in fp8 x bn x bk, since tensor cores take bytes only
-    where K runs fastest. A step's block lies in one piece."""
+    """The shape of packed weights: channel tiles x steps x bk x bn; in fp8 x bn x bk, since tensor cores take bytes
+    only where K runs fastest. A step's block lies in one piece."""
     block = (tile.bn, tile.bk) if dtype.itemsize == 1 else (tile.bk, tile.bn)
     return tile.channels(shape), tile.steps(shape), *block
 
@@ -21,7 +21,8 @@ def pack_weight(weight_oihw: Tensor, shape: Geometry, tile: Tile, dtype: torch.d
     a block is wider than the operation: channel tiles group by group; steps by input, then `bk` channels, then tap."""
     tiles, steps, bk, bn = tile.channels(shape), tile.steps(shape), tile.bk, tile.bn
     given = weight_oihw.to(dtype)
-    rows = (given.view(torch.uint8) if dtype.itemsize == 1 else given).view(shape.groups, -1, shape.inputs, shape.part, shape.taps)
+    given = given.view(torch.uint8) if dtype.itemsize == 1 else given  # which torch can pad
+    rows = given.view(shape.groups, -1, shape.inputs, shape.part, shape.taps)
     rows = F.pad(rows, (0, 0, 0, 0, 0, 0, 0, tiles // shape.groups * bn - rows.shape[1]))
     if shape.planar:
         taps = rows.flatten(0, 2).transpose(1, 2).flatten(1)

@@ -105,7 +105,8 @@ def in_fp32(conv: Convolution) -> Convolution:
     made = allocate(outputs(conv.shape, conv.tile, conv.n, torch.float32), conv.x.a.device)
     wide = {name: t.float() if t is not None and t.is_floating_point() else t for name, t in conv.x._asdict().items()}
     if conv.x.weight.dtype == E4M3:
-        wide["weight"] = pack_weight(unpack_weight(conv.x.weight, conv.shape, conv.tile), conv.shape, conv.tile, torch.float32)
+        unpacked = unpack_weight(conv.x.weight, conv.shape, conv.tile)
+        wide["weight"] = pack_weight(unpacked, conv.shape, conv.tile, torch.float32)
     return dataclasses.replace(conv, x=Operands(**{**wide, **made._asdict()}))
 
 

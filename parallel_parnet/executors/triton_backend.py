@@ -129,7 +129,7 @@ class TritonBackend:
     ) -> None:
         self.program, self.dtype, self.devices = program, dtype, devices
         if program.quantised and (kept := _kept(program)):
-            raise ParNetError(f"operation {kept[0]!r} is kept in fp32: the kernels have all in fp8, or all but pictures")
+            raise ParNetError(f"operation {kept[0]!r} is kept in fp32: the kernels need all in fp8, or executor eager")
         self.storage = torch.uint8 if raw else dtype
         self.table = table or (Table.of_device(devices[0]) if devices[0].type == "cuda" else Table.load(INTERPRETED))
         if devices[0].type == "cpu":

@@ -24,8 +24,8 @@ HEADROOM = 2.0
 def reach(
     program: Program, pictures: Iterable[Tensor] | Tensor, keep: Collection[str] = (), seed: int = 0
 ) -> dict[str, Tensor]:
-    """How large the features that fp8 operations read become, fp32 [C] of each channel, by name. Arguments and errors as
-    of `quantize`; seed: of the values that are sampled beside."""
+    """How large the features that fp8 operations read become, fp32 [C] of each channel, by name. Arguments and errors
+    as of `quantize`; seed: of the values that are sampled beside."""
     found = sample(program, read(multiplied(program, keep)), pictures, seed)
     return {name: taken.largest for name, taken in found.items()}
 

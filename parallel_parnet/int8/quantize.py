@@ -35,8 +35,8 @@ def quantize(
     sample of its values (`ranges.best`), in fp8 what each channel reaches and as much again (`e4m3.in_fp8`); a weight's
     is its output channel's largest (`kernels.in_int8`).
 
-    Raises ParNetError for another type, where there is no picture, for pictures or features that are no finite numbers, for names that
-    are no operation's, and for a program that is quantised already, or has nothing left to quantise.
+    Raises ParNetError for another type, where there is no picture, for pictures or features that are no finite numbers,
+    for names that are no operation's, and for a program that is quantised already, or has nothing left to quantise.
     """
     if to == E4M3:
         return in_fp8(program, reach(program, pictures, keep), keep)

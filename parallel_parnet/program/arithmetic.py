@@ -43,9 +43,9 @@ def convolution(op: Operation, w: dict[str, Tensor], inputs: list[Tensor]) -> Te
     y = (ACTIVATION[op.activation](y, inplace=True) if op.activation != "none" else y).to(x.dtype)
     if op.shuffle > 1:
         y = y.unflatten(1, (op.groups, op.shuffle, -1)).transpose(1, 2).flatten(1, 3)
-    if "zero" in w:
-        return quantised(y, w["step"], w["zero"])
-    return in_e4m3(y, w["step"]) if "step" in w else y
+    if "step" not in w:
+        return y
+    return quantised(y, w["step"], w["zero"]) if "zero" in w else in_e4m3(y, w["step"])
 
 
 def quantised(values: Tensor, step: Tensor, zero: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ def held(program: Program, op: Operation) -> dict[str, Tensor]:
 
 
 def of_columns(op: Operation, steps: Sequence[Tensor]) -> Tensor:
-    """Of the channel that each weight of an operation multiplies: [cout, cin / groups, 1, 1]. steps [C]: of each input."""
+    """The step of the channel that each weight multiplies, [cout, cin / groups, 1, 1]. steps [C]: of each input."""
     of_groups = torch.cat([step.view(op.groups, -1) for step in steps], 1)
     return of_groups.repeat_interleave(op.cout // op.groups, 0)[:, :, None, None]
 

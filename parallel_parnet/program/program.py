@@ -59,18 +59,18 @@ class Operation:
     convolution, `border` [cout, kernel, kernel]: what each tap adds to the output where it lies inside the picture. All
     fp32.
 
-    Quantised to int8, a convolution may have more. With `step` [1], fp32, and `zero` [1], uint8, its feature is stored in
-    uint8: of a value v that leaves the activation, every reader sees step (q - zero), where q is v (1 / step), rounded
-    half to even, plus zero, within 0..255; 1 / step is fp32. With `weight_step` [cout], fp32, its `weight` is int8,
-    -127 to 127, all its inputs are such features, and conv is weight_step times the sum over inputs, taps and channels
-    of weight (q - zero): the inputs' steps are in the weights, and what lies outside the picture is zero. It reads at
-    most 7367 channels in a group, whose sum 32 bits hold. In a quantised program every convolution is gated.
+    Quantised to int8, a convolution may have more. With `step` [1], fp32, and `zero` [1], uint8, its feature is stored
+    in uint8: of a value v that leaves the activation, every reader sees step (q - zero), where q is v (1 / step),
+    rounded half to even, plus zero, within 0..255; 1 / step is fp32. With `weight_step` [cout], fp32, its `weight` is
+    int8, -127 to 127, all its inputs are such features, and conv is weight_step times the sum over inputs, taps and
+    channels of weight (q - zero): the inputs' steps are in the weights, and what lies outside the picture is zero. It
+    reads at most 7367 channels in a group, whose sum 32 bits hold. In a quantised program every convolution is gated.
 
-    Quantised to fp8, it has no `zero`. With `step` [cout], fp32 powers of two in the order in which channels are stored,
-    its feature is stored in e4m3 (torch.float8_e4m3fn, 4 bits of exponent and 3 of fraction): of a value v every reader
+    Quantised to fp8, it has no `zero`. With `step` [cout], fp32 powers of two, in the order in which channels are
+    stored, its feature is in e4m3 (torch.float8_e4m3fn: 4 bits of exponent, 3 of fraction): of a value v every reader
     sees step q, where q is v / step, rounded half to even, within -448..448; what is no number stays none. With
-    `weight_step` [cout], fp32, its `weight` is e4m3 as well, all its inputs are such features, and conv is weight_step
-    times the sum of weight q.
+    `weight_step` [cout], fp32, its `weight` is in e4m3 as well, all its inputs are such features, and conv is
+    weight_step times the sum of weight q.
     """
 
     name: str

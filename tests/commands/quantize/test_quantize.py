@@ -16,7 +16,7 @@ from parallel_parnet import Engine, ParNetError, Program, fold, load_checkpoint
 from parallel_parnet.commands.common import DEMO, DEMO_MODEL
 from parallel_parnet.commands.data.finding import open_split
 from parallel_parnet.commands.data.split import TEST
-from parallel_parnet.commands.int8 import OF_DEMO, in_int8, open_pictures
+from parallel_parnet.commands.int8 import OF_DEMO, open_pictures, quantised
 from parallel_parnet.int8.calibration import Calibration
 from parallel_parnet.preprocess import Preprocess
 
@@ -129,7 +129,7 @@ def test_one_line_that_says_what_would_be_right(words: tuple, says: str) -> None
 def test_what_holds_no_ranges(path: str, says: str) -> None:
     other = fold(load_checkpoint(CHECKPOINT, activation="relu"))
     with pytest.raises(ParNetError, match=says):
-        in_int8(other, arguments(calibrate=ROOT / path))
+        quantised(other, arguments(calibrate=ROOT / path))
 
 
 def test_any_pictures_will_do(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_any_pictures_will_do(tmp_path: Path) -> None:
 
 def test_the_demo_s_ranges_are_of_its_weights(exact: Program) -> None:
     found = Calibration.load(OF_DEMO)
-    program, words = in_int8(exact, arguments())
+    program, words = quantised(exact, arguments())
     assert program.digest == found.quantised == found.applied(exact).digest
     assert words == "launch/demo/parnet_fashion.int8.json; fp32 stays inits.0.0, head.fc"
     log = json.loads((ROOT / "results" / "quantize-parnet_fashion.json").read_text())
@@ -164,7 +164,7 @@ def test_the_demo_keeps_its_accuracy(exact: Program) -> None:
     split, preprocess = open_split(DATA, TEST), Preprocess.of(exact.config)
     x = torch.stack([torch.from_numpy(preprocess.pixels(split.open(i)).copy()) for i in range(1000)])
     x = preprocess.normalise(x)
-    program, _ = in_int8(exact, arguments())
+    program, _ = quantised(exact, arguments())
     int8, fp32 = (Engine(p, device="cpu", executor="eager")(x).argmax(1) for p in (program, exact))
     truth = torch.from_numpy(split.truth[:1000])
     assert (int8 == fp32).sum() >= 990 and abs(int((int8 == truth).sum() - (fp32 == truth).sum())) <= 5

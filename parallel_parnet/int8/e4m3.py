@@ -16,9 +16,9 @@ from ..settings import with_own_settings
 from .kernels import multiplied, read, stepped
 from .samples import sample
 
-# As far as a feature may reach on pictures that nobody calibrated with, over how far it did: e4m3 is floating, so that
-# unused room costs no digits, and what lies beyond is clipped.
-HEADROOM = 2.0
+# How much further than on the calibration's pictures a feature may reach before it is clipped: e4m3 is floating, so that
+# unused room costs no digits.
+HEADROOM = 8.0
 
 
 def reach(

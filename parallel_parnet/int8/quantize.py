@@ -32,7 +32,7 @@ def quantize(
     pictures: some hundred like those that it will see, as `Engine` takes them: normalised [N, 3, H, W], one tensor or
     several, which are read once. keep: names of operations that stay in fp32, beside the one that reads the picture and
     the classifier. A feature's range in uint8 is the one of least squared error over ends that clip it, on a random
-    sample of its values (`ranges.best`), in fp8 what each channel reaches and as much again (`e4m3.in_fp8`); a weight's
+    sample of its values (`ranges.best`), in fp8 several times what each channel reaches (`e4m3.in_fp8`); a weight's
     is its output channel's largest (`kernels.in_int8`).
 
     Raises ParNetError for another type, where there is no picture, for pictures or features that are no finite numbers,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -170,9 +171,9 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def expected_of(program: Program, op: Operation, inputs: list[np.ndarray]) -> np.ndarray:
-    """What leaves the activation, and the shuffle, in float64: integers multiplied as int64. inputs: as readers see
-    them."""
-    w = {name: tensor.numpy().astype(np.float64) for name, tensor in program.of(op).items()}
+    """What leaves the activation, and the shuffle, in float64: integers multiplied as int64, and fp8's numbers as they
+    are stored. inputs: as readers see them."""
+    w = {name: tensor.double().numpy() for name, tensor in program.of(op).items()}
     groups = op.groups
 
     def joined(parts: list[np.ndarray]) -> np.ndarray:
@@ -181,10 +182,11 @@ def expected_of(program: Program, op: Operation, inputs: list[np.ndarray]) -> np
 
     x = joined(inputs)
     if "weight_step" in w:
-        steps = [program.weights[f"{name}.step"].double().item() for name in op.inputs]
-        whole = joined([np.rint(values / step).astype(np.int64) for values, step in zip(inputs, steps, strict=True)])
-        sums = conv(whole, program.weights[f"{op.name}.weight"].numpy().astype(np.int64), op.stride, groups)
-        y = w["weight_step"][:, None, None] * sums
+        steps = [program.weights[f"{name}.step"].double().numpy()[:, None, None] for name in op.inputs]
+        stored = joined([values / step for values, step in zip(inputs, steps, strict=True)])
+        if program.quantised == torch.int8:
+            stored, w["weight"] = np.rint(stored).astype(np.int64), w["weight"].astype(np.int64)
+        y = w["weight_step"][:, None, None] * conv(stored, w["weight"], op.stride, groups)
     else:
         y = conv(x, w["weight"], op.stride, groups)
     y = y + w["bias"][:, None, None]
@@ -311,7 +313,7 @@ def test_torch_export_computes_the_same() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"executor": "openvino"}, "executor openvino runs no quantised program: choose native, inductor, eager"),
+        ({"executor": "openvino"}, "executor openvino runs no program quantised to int8: choose native, inductor, eager"),
         ({"executor": "eager", "dtype": torch.bfloat16}, "bfloat16 for a quantised program, .* leave it at float32"),
         ({"dtype": torch.int8}, "dtype torch.int8: choose float32"),
     ],
@@ -326,12 +328,13 @@ def test_what_an_engine_refuses(options: dict, message: str) -> None:
 def test_who_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """For "auto" the CPU kernels, else torch; never what knows nothing of int8, on a GPU either."""
     monkeypatch.setattr("parallel_parnet.executors.available.lacking", lambda backend: None)
-    assert for_cpu(torch.float32, quantised=True) == ["native"] and choose("auto", CPU, torch.float32, True) == "native"
+    chosen = partial(choose, dtype=torch.float32, quantised=torch.int8)
+    assert for_cpu(torch.float32, torch.int8) == ["native"] and chosen("auto", CPU) == "native"
     gpu = torch.device("cuda")
-    assert choose("auto", gpu, torch.float32, True) == "eager"
+    assert chosen("auto", gpu) == "eager"
     for executor in ("triton", "cuda_graph"):
-        with pytest.raises(ParNetError, match=f"executor {executor} runs no quantised program"):
-            choose(executor, gpu, torch.float32, True)
+        with pytest.raises(ParNetError, match=f"executor {executor} runs no program quantised to int8"):
+            chosen(executor, gpu)
     monkeypatch.setattr("parallel_parnet.executors.available.lacking", lambda backend: backend != "eager")
-    assert choose("auto", CPU, torch.float32, True) == choose("cpu", CPU, torch.float32, True) == "eager"
+    assert chosen("auto", CPU) == chosen("cpu", CPU) == "eager"
     assert Engine(PROGRAM, Placement.single(PROGRAM), "cpu", executor="eager").arithmetic == torch.int8

@@ -105,7 +105,7 @@ def test_against_fp32(tmp_path: Path) -> None:
     ("words", "says"),
     [
         (("infer.py", "--dtype", "int8", "--model", "parnet_s"), "int8 needs ranges: give --calibrate FOLDER"),
-        (("infer.py", "--dtype", "int8", "--executor", "openvino"), "openvino runs no quantised program"),
+        (("infer.py", "--dtype", "int8", "--executor", "openvino"), "openvino runs no program quantised to int8"),
         (("infer.py", "--calibrate", "launch/demo/pictures"), "--calibrate is for int8: add --dtype int8"),
         (("quantize.py", "launch/demo/pictures", "--keep", "stem"), "keep 'stem': give a list of names"),
         (("quantize.py", "launch/demo/pictures", "--out", "a.txt"), "give a name that ends in .json"),

@@ -16,8 +16,8 @@ from ..settings import with_own_settings
 from .kernels import multiplied, read, stepped
 from .samples import sample
 
-# How much further than on the calibration's pictures a feature may reach before it is clipped: e4m3 is floating, so that
-# unused room costs no digits.
+# How much further than on the pictures of the calibration a feature may reach before it is clipped: e4m3 is floating,
+# so that unused room costs no digits.
 HEADROOM = 8.0
 
 

@@ -28,7 +28,7 @@ def test_steps_are_the_powers_of_two_that_leave_room() -> None:
     assert step.tolist() == [2.0, 1.0, 2.0**-15, 1.0, LEAST_STEP, MOST_STEP]
     values = torch.rand(1000) * 1e6
     share = HEADROOM * values / step_of(values)
-    assert 224 <= share.min() and share.max() <= 448
+    assert share.min() >= 224 and share.max() <= 448
 
 
 def test_what_channels_reach_is_of_all_pictures() -> None:
@@ -74,8 +74,8 @@ def test_random_networks(planes: tuple[int, ...], activation: str) -> None:
 
 @pytest.mark.parametrize("golden", golden_cases())
 def test_golden_networks(golden: Any) -> None:
-    """The released code's answers, in fp8: steps from pictures of the same kind. Each rounding of a value or a weight to
-    3 bits is 2.6e-2, root mean square; over all levels 3e-2 to 1.1e-1 are left, and more of the wrong ones below."""
+    """The released code's answers, in fp8: steps from pictures of the same kind. These few channels are 3e-2 to 1.1e-1
+    off, by chance; the wrong ones below are further away."""
     exact = fold(load_checkpoint(golden.checkpoint, ema=golden.ema, activation=golden.activation))
     program = quantize(exact, torch.randn(16, *golden.input.shape[1:]), to=E4M3)
     assert 1e-2 < relative(Engine(program, device="cpu", executor="eager")(golden.input), golden.logits) < 0.15

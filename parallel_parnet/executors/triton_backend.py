@@ -64,8 +64,8 @@ def cuts(program: Program, nhw: NHW, table: Table, dtype: torch.dtype) -> dict[s
         if group[0].kind != "classifier":
             shapes = [geometry(program, op, h, w) for op in group]
             pooled = LevelConfig((TILE,) * len(group), 4, 1)
-            multiplied = dtype if INPUT in group[0].inputs else program.quantised or dtype
-            config = table.level(shapes, n, multiplied) if group[0].kind == "conv" else pooled
+            is_conv = group[0].kind == "conv"
+            config = table.level(shapes, n, multiplied(program, group[0], dtype)) if is_conv else pooled
             for op, shape, tile in zip(group, shapes, config.tiles, strict=True):
                 found[op.name] = Cut(shape, tile, config.num_warps, config.num_stages)
     return found
@@ -80,6 +80,11 @@ def geometry(program: Program, op: Operation, h: int, w: int) -> Geometry:
         op.inputs[0] == INPUT, op.kernel, op.residual,
         sums=any(reader.kind == "classifier" or reader.gate != "none" for reader in readers),
     )  # fmt: skip
+
+
+def multiplied(program: Program, op: Operation, dtype: torch.dtype) -> torch.dtype:
+    """The type of a convolution's products: that of its weights where they are quantised, else `dtype`."""
+    return program.quantised or dtype if INPUT not in op.inputs else dtype
 
 
 def stored(program: Program, feature: str, dtype: torch.dtype) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""FP8 in Triton's interpreter: operations by the definition of their numbers, in float64, a network by the reference."""
+"""FP8 in Triton's interpreter: operations by their definition, in float64, and a network by the reference."""
 
 from __future__ import annotations
 

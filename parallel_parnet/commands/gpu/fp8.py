@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,43 +18,45 @@ from .first import deviations, once
 from .journal import Values
 from .machines import capability_and_gpu
 from .networks import network, picture, planned, run
-from .precompile import BESIDE_FP8, NetworkCase, compile_all, compile_case, single_launches
+from .precompile import BESIDE_FP8, KernelCase, compile_all, compile_case, fp8_cases
+from .proofs import kernel_name, kernel_row
 from .timing import interleaved
 from .work import Work, verdict
 
-CALIBRATED = 4  # pictures
+PICTURES = 4  # for the steps of features, and others to compare answers on
 
 
 def check_fp8(work: Work) -> Values:
-    """The networks that decide, compiled first on all cores; nothing on a GPU that has no fp8."""
+    """Kinds of convolutions and the networks that decide, compiled first on all cores; nothing where a GPU has no
+    fp8."""
     capability, gpu, launchers = capability_and_gpu(work)
     if capability < FP8:
         return {"passed": True, "left_out": 0, "skipped": "fp8 needs compute capability 8.9"}
     exact_fp32()
-    cases = single_launches([NetworkCase(variant, E4M3, 1) for variant in work.scope.decisive])
+    cases = fp8_cases(work.scope)
     if not all(f"{variant} pass" in work.journal.rows(work.step) for variant in work.scope.decisive):
         compile_all([(str(case), compile_case, (case, capability, gpu, launchers)) for case in cases], work.end)
-    rows = []
+    kernels = [case for case in cases if isinstance(case, KernelCase)]
+    rows = [
+        work.row(kernel_name(case), partial(kernel_row, case, seed, work.device)) for seed, case in enumerate(kernels)
+    ]
     for variant in work.scope.decisive:
         program, reference = network(variant, work.device)
         x = picture(program, work.device)
-        in_fp8 = _quantised(program, work.device)
+        in_fp8 = quantize(program, picture(program, work.device, PICTURES), to=E4M3)
         plan = planned(in_fp8, BESIDE_FP8, work.device)
-        logits = once(plan, x)
+        once(plan, x)
         rows += deviations(work, variant, plan)
-        rows.append(work.row(f"{variant} logits", partial(_error, in_fp8, logits, reference(x), x)))
+        rows.append(work.row(f"{variant} logits", partial(_error, in_fp8, plan, reference)))
         rows.append(work.row(f"{variant} pass", partial(_times, work, program, plan, x)))
     return verdict(rows, lambda row: row.get("deviation", 0) <= 1 and row.get("error", 0) <= row.get("tolerance", 0))
 
 
-@lru_cache(maxsize=1)
-def _quantised(program: Program, device: torch.device) -> Program:
-    return quantize(program, picture(program, device, CALIBRATED), to=E4M3)
-
-
-def _error(program: Program, logits: Tensor, exact: Tensor, x: Tensor) -> Values:
-    expected = Engine(program, Placement.single(program), x.device, executor="reference")(x)
-    assert isinstance(expected, Tensor)
+def _error(program: Program, plan: TritonSegment, reference: Engine) -> Values:
+    x = picture(program, plan.device, PICTURES)
+    twin = Engine(program, Placement.single(program), plan.device, executor="reference")
+    exact, expected = (torch.cat([engine(each) for each in x.split(1)]) for engine in (reference, twin))
+    logits = torch.cat([run(plan, each).clone() for each in x.split(1)])
     of_fp8 = relative(expected, exact)
     return {"error": relative(logits, expected), "error_of_fp8": of_fp8, "tolerance": tolerance_quantised(of_fp8)}
 

@@ -106,8 +106,13 @@ def _raw(variant: str, dtype: torch.dtype) -> Program:
 
 def kernel_cases(scope: Scope) -> list[KernelCase]:
     """Every kind of convolution, in every type and tile."""
-    cases = [*product(KINDS, DTYPES, TILES), *product(GATED, (E4M3,), TILES)]
-    return [KernelCase(*case) for case in cases][: scope.kernels]
+    return [KernelCase(*case) for case in product(KINDS, DTYPES, TILES)][: scope.kernels]
+
+
+def fp8_cases(scope: Scope) -> list[KernelCase | NetworkCase]:
+    """The same for those that fp8 has, and the launches of the networks that decide."""
+    kernels = [KernelCase(*case) for case in product(GATED, (E4M3,), TILES)][: scope.kernels]
+    return [*kernels, *single_launches([NetworkCase(variant, E4M3, 1) for variant in scope.decisive])]
 
 
 def network_cases(scope: Scope) -> list[NetworkCase]:

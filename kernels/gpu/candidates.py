@@ -23,6 +23,8 @@ MOST_SPLITS = 4  # so that whoever comes last has few of them to add up
 SHARED = 227 * 1024  # bytes a block may have
 REGISTERS = 65536
 OTHER_REGISTERS = 100  # that a thread needs besides its share of the tile: what was read ahead, addresses, masks
+OTHER_IN_FP8 = 130  # besides that share twice, of all steps and of one: steps of more channels have more addresses
+MOST_REGISTERS = 255  # of a thread
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ def resident(config: LevelConfig, dtype: torch.dtype) -> int:
     shared = max(config.num_stages * (t.bm + t.bn) * t.bk * dtype.itemsize for t in config.tiles)
     if shared > SHARED:
         return 0
-    return min(REGISTERS // (threads * (accumulators + OTHER_REGISTERS)), (SHARED + 1024) // (shared + 1024))
+    used = 2 * accumulators + OTHER_IN_FP8 if dtype.itemsize == 1 else accumulators + OTHER_REGISTERS
+    return min(REGISTERS // (threads * min(used, MOST_REGISTERS)), (SHARED + 1024) // (shared + 1024))
 
 
 def _grid(

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .geometry import Geometry, Tile
+from .geometry import Geometry, Tile, aligned
 
 
 def weight_blocks(shape: Geometry, tile: Tile, dtype: torch.dtype) -> tuple[int, int, int, int]:
@@ -55,6 +55,7 @@ def pack_border(border_ohw: Tensor) -> Tensor:
     return border_ohw.flatten(1).T.float().contiguous()
 
 
-def pack_gate_weight(weight_oi: Tensor, dtype: torch.dtype, room: int) -> Tensor:
-    """[O, cin / groups] to [cin / groups, places of O]."""
-    return F.pad(weight_oi.T.to(dtype), (0, room - weight_oi.shape[0])).contiguous()
+def pack_gate_weight(weight_oi: Tensor, dtype: torch.dtype, itemsize: int = 2) -> Tensor:
+    """[O, cin / groups] to [cin / groups, O aligned]. itemsize: of the gated output."""
+    o = weight_oi.shape[0]
+    return F.pad(weight_oi.T.to(dtype), (0, aligned(o, itemsize) - o)).contiguous()

@@ -19,7 +19,7 @@ from ..errors import ParNetError
 from ..kernels.gpu.classifier import Averaged, classifier
 from ..kernels.gpu.config import Table
 from ..kernels.gpu.convolution import E4M3, Convolution, Operands, allocate, outputs
-from ..kernels.gpu.geometry import Geometry, Tile, aligned
+from ..kernels.gpu.geometry import Geometry, Tile
 from ..kernels.gpu.launch import Launch
 from ..kernels.gpu.level import level
 from ..kernels.gpu.maxpool import TILE, maxpool
@@ -101,8 +101,7 @@ def pack(program: Program, dtype: torch.dtype, device: torch.device, names: Iter
         if op.kind == "classifier":
             w["weight"] = w["weight"].to(dtype)
         if "gate_weight" in w:
-            places = aligned(op.cout, stored(program, op.name, dtype).itemsize)
-            w["gate_weight"] = pack_gate_weight(w["gate_weight"], dtype, places)
+            w["gate_weight"] = pack_gate_weight(w["gate_weight"], dtype, stored(program, op.name, dtype).itemsize)
         if "scale" in w and f"{op.inputs[0]}.step" in program.weights:
             w["scale"] = w["scale"] * program.weights[f"{op.inputs[0]}.step"].to(device)
         if "border" in w:

@@ -168,8 +168,8 @@ def _check_weights(program: Program, finite: Mapping[str, Tensor]) -> None:
     ungated = [op.name for op in program.operations if op.is_ungated]
     if ungated and any(name.endswith((".step", ".weight_step")) for name in weights):
         raise ParNetError(f"operation {ungated[0]!r}: {NO_INT8}")
-    if any(name.endswith(".zero") for name in weights) and any(t.dtype == E4M3 for t in weights.values()):
-        raise ParNetError("a program is quantised to int8 or to e4m3, not to both")
+    if len({f"{name[:-5]}.zero" in weights for name in weights if name.endswith(".step")}) > 1:
+        raise ParNetError("features in uint8 have step and zero, those in e4m3 a step: a program has one or the other")
     for op in program.operations:
         for fault in _faults_of_steps(op, weights):
             raise ParNetError(f"operation {op.name!r}: {fault}")
@@ -188,7 +188,7 @@ def _check_weights(program: Program, finite: Mapping[str, Tensor]) -> None:
 
 def _faults_of_steps(op: Operation, weights: Mapping[str, Tensor]) -> Iterator[str]:
     if f"{op.name}.zero" in weights and f"{op.name}.step" not in weights:
-        yield "a feature in uint8 has step and zero, one in e4m3 has a step, any other has neither"
+        yield "a feature in uint8 has step and zero, one that is not quantised neither"
     dtype = None if op.kind == "maxpool" else weights[f"{op.name}.weight"].dtype
     if (dtype in (torch.int8, E4M3)) != (f"{op.name}.weight_step" in weights):
         yield "a weight in int8 or e4m3 has a weight_step, and no other has one"

@@ -37,7 +37,10 @@ BROKEN: list[tuple[dict[str, Tensor | None], str]] = [
     ({f"{OP}.weight": WEIGHT.to(torch.float8_e5m2)}, f"'{OP}': a weight in int8 or e4m3 has a weight_step"),
     ({f"{OP}.weight": WEIGHT.float().to(torch.int8)}, f"'{OP}': its weight is int8, and .* is not in uint8"),
     ({f"{OP}.weight": torch.full_like(WEIGHT, torch.nan)}, "weight holds values that are no finite numbers"),
-    ({"streams.0.0.zero": ZERO}, "a program is quantised to int8 or to e4m3, not to both"),
+    ({"streams.0.0.zero": ZERO}, "those in e4m3 a step: a program has one or the other"),
+    ({f"{name}.zero": ZERO for name in PROGRAM.by_name if f"{name}.step" in PROGRAM.weights}
+     | {f"{name}.step": torch.ones(1) for name in PROGRAM.by_name if f"{name}.step" in PROGRAM.weights},
+     "its weight is e4m3, and .*, which it reads, is not in e4m3"),
     ({"streams.0.0.step": STEP[:1]}, r"step is \[1\] of torch.float32, .* expected \[8\] of float32"),
     ({"streams.0.0.step": STEP * 1.5}, "steps of e4m3 that are no powers of two"),
     ({"streams.0.0.step": STEP * 0}, "step holds 0.0 to 0.0: a feature's steps are"),

@@ -119,7 +119,7 @@ def test_shapes_that_do_not_fit(seed: int) -> None:
         ({"weight": conv.x.weight.transpose(2, 3).contiguous()}, r"weight is \[1, 9, 32, 64\]"),
         (
             {"weight": conv.x.weight.view(torch.uint8)},
-            "weight is .* of torch.uint8: expected .* float8_e4m3fn",
+            "weight is .* of torch.uint8: expected .*float8_e4m3fn",
         ),
     ):
         with pytest.raises(ParNetError, match=message):

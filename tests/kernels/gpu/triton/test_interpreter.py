@@ -27,8 +27,7 @@ SIZES = ((1, 1), (7, 5))
 CHANNELS = (3, 20, 92, 200)
 BATCHES = (1, 2, 5)
 TILES = (Tile(64, 128, 64), Tile(16, 64, 256, split_k=2))
-# half a unit in the last place
-ROUNDING = {torch.float32: 0.0, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, E4M3: 2.0**-4}
+ROUNDING = {torch.float32: 0.0, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}  # half a unit in the last place
 
 CASES = list(itertools.product(SIZES, CHANNELS, BATCHES, TILES))
 
@@ -50,7 +49,8 @@ def assert_matches_twin(conv: Convolution) -> None:
     y = y[..., :channels]
     assert conv.x.arrived is None or conv.x.arrived.eq(0).all(), "not set back"
     slack = 1e-5 * reference.abs().max() + 1e-7  # the order of additions
-    allowed = 1.01 * ROUNDING[conv.x.y.dtype] * reference.abs() + slack + (2.0**-10 if conv.x.step is not None else 0)
+    rounding, least = (2.0**-4, 2.0**-10) if conv.x.y.dtype == E4M3 else (ROUNDING[conv.x.y.dtype], 0.0)
+    allowed = 1.01 * rounding * reference.abs() + least + slack
     assert not y.isnan().any(), "an output was not written"
     assert ((y - reference).abs() <= allowed).all(), f"off by {(y - reference).abs().max():.2e}"
     if conv.x.sums is None:

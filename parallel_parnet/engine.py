@@ -63,14 +63,15 @@ class Engine:
     placement: which lane runs what; one lane, or one lane per rank, where not given.
     device: "cuda" where there is one, else "cpu". Lanes of one process take the visible GPUs in turn, each with a CUDA
         stream of its own.
-    dtype: float32, bfloat16 or (on GPUs) float16; of a quantised program float32, the type of all that is not int8.
+    dtype: float32, bfloat16 or (on GPUs) float16; of a quantised program float32, the type of all that is not int8; of
+        one in fp8 any of them for triton and cuda_graph.
     executor: "auto" takes, on the CPU, what can be had of "native" (our own kernels; bf16 where the CPU has
         instructions for it) and "openvino"; on a GPU, at `warm_up` or at the first call, the fastest that agrees with
         the reference there. "cpu" insists on the CPU; "reference" is the plain fp32 oracle, "eager" torch, "inductor"
         torch.compile. On NVIDIA GPUs "triton" is a kernel launch per level, "cuda_graph" the same launches captured in
         a CUDA graph, "cuda_streams" torch's operations on the lanes of one GPU, captured as well; on a CPU Triton's
-        interpreter runs all three, slowly, where TRITON_INTERPRET is 1. A quantised program is run by native, eager,
-        inductor and reference; "auto" takes the first of them that can be had.
+        interpreter runs all three, slowly, where TRITON_INTERPRET is 1. A program in int8 is run by native, eager,
+        inductor and reference, one in fp8 by eager, reference, and triton and cuda_graph; "auto" takes native or eager.
     threads: of each lane, for native and OpenVINO; without it, lanes share torch's number of threads.
 
     Calls from several threads take turns: there is one set of buffers. Work on a GPU goes to the caller's current CUDA
@@ -184,8 +185,8 @@ class Engine:
 
     @property
     def arithmetic(self) -> torch.dtype:
-        """The type that convolutions are computed in: int8 of a quantised program, else `dtype`, or a wider one where
-        the device lacks that."""
+        """The type that convolutions are computed in: that of a quantised program's weights, else `dtype`, or a wider
+        one where the device lacks that."""
         return arithmetic(self.executor, self.dtype, self.program.quantised)
 
     @property

@@ -18,15 +18,15 @@ def relative(got: Tensor, expected: Tensor) -> float:
     return error if error == error else float("inf")
 
 
-def tolerance_in_int8(error_of_int8: float) -> float:
-    """The relative error up to which logits in int8 pass against the reference in int8; given its own against fp32.
+def tolerance_quantised(error_of_type: float) -> float:
+    """The relative error up to which logits in int8 or fp8 pass against the reference in it; given its own from fp32.
 
-    A value close to the middle of two integers may be rounded the other way, which moves it by a step, and what is
+    A value close to the middle of two numbers may be rounded the other way, which moves it by a step, and what is
     computed from it by a little, so that more is rounded the other way. At the worst all features are: then both have
     rounded independently, and differ by sqrt(2) times what rounding does to either. `int8.agreement` is stricter, where
     each operation can be looked at.
     """
-    return min(1.0, max(LIMIT[torch.float32], math.sqrt(2) * error_of_int8))
+    return min(1.0, max(LIMIT[torch.float32], math.sqrt(2) * error_of_type))
 
 
 def tolerance(dtype: torch.dtype, error_of_torch: float) -> float:

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import triton.language as tl
 
 from ...errors import ParNetError
-from .convolution import Convolution, Operands
-from .geometry import ALIGNED, aligned, power_of_two
+from .convolution import E4M3, Convolution, Operands
+from .geometry import ALIGNED, COPY, aligned, power_of_two
 
 MOST_ROWS = 64  # of sums, that a program holds at once
 
@@ -64,9 +64,10 @@ class Form(NamedTuple):
 
     The first seven, to precision, the operations of a launch have in common.
     rows: of sums that are read at once, a power of two. planar: whether the input is a picture. align: channels of
-    which every group's share is a multiple, where there are several, 8 or 1. `i_group * (share // align * align)`
-    says so to the compiler, who does not see that a lone group, of any width, is number 0. kernel: taps along a side.
-    gate and activation as in `program.Operation`. residual, summed: whether it adds a residual, makes sums.
+    which every group's share is a multiple, where there are several: 16 in fp8, 8 or 1.
+    `i_group * (share // align * align)` says so to the compiler, who does not see that a lone group, of any width, is
+    number 0. kernel: taps along a side. gate and activation as in `program.Operation`. residual, summed: whether it
+    adds a residual, makes sums.
     """
 
     bm: int
@@ -87,12 +88,13 @@ def numbers(conv: Convolution, first: int, lead: int) -> Numbers:
     """Of a convolution whose tensors have been checked."""
     s, tile = conv.shape, conv.tile
     a_tiles, b_tiles = (0 if sums is None else sums.shape[1] for sums in (conv.x.a_sums, conv.x.b_sums))
-    c, group = s.cin // s.inputs, s.cout // s.groups
-    rest = group // s.shuffle if s.groups > 1 else aligned(group)  # one group is stored as computed, whatever rest is
+    c, group, read, stored = s.cin // s.inputs, s.cout // s.groups, conv.dtype.itemsize, conv.x.y.dtype.itemsize
+    # one group is stored as computed, whatever rest is
+    rest = group // s.shuffle if s.groups > 1 else aligned(group, stored)
     return Numbers(
         first, conv.n * tile.programs(s), lead, conv.n * tile.units(s),
-        s.h, s.w, s.wout, s.pixels, s.stride, c, aligned(c), s.part,
-        s.part if s.groups > 1 else aligned(s.part), s.cout, aligned(s.cout), group, rest, s.groups,
+        s.h, s.w, s.wout, s.pixels, s.stride, c, aligned(c, read), s.part,
+        s.part if s.groups > 1 else aligned(s.part, read), s.cout, aligned(s.cout, stored), group, rest, s.groups,
         s.inputs, int(conv.x.border is not None), tile.split_k,
         tile.steps(s) // s.inputs, tile.spatial(s), tile.channels(s) // s.groups, tile.parts(s), a_tiles, b_tiles,
     )  # fmt: skip
@@ -116,11 +118,13 @@ def forms(convolutions: Sequence[Convolution]) -> list[Form]:
     if len(every) > 1:
         raise ParNetError(f"a level's operations must share tile, kind of input and precision: {every}")
     grouped = [s for s in (conv.shape for conv in convolutions) if s.groups > 1]
-    even = all(n % ALIGNED == 0 for s in grouped for n in (s.part, s.cout // s.groups // s.shuffle))
+    shares = [n for s in grouped for n in (s.part, s.cout // s.groups // s.shuffle)]
+    in_fp8 = all(conv.dtype == conv.x.y.dtype == E4M3 for conv in convolutions)
+    even = [n for n in ((COPY, ALIGNED) if in_fp8 else (ALIGNED,)) if all(share % n == 0 for share in shares)]
     bm, bn, bk, planar, precision = every.pop()
     given = [sums.shape[1] for conv in convolutions for sums in (conv.x.a_sums, conv.x.b_sums) if sums is not None]
     made = [conv.tile.parts(conv.shape) for conv in convolutions if planar]
     rows = min(MOST_ROWS, power_of_two(max(given + made, default=1)))
-    common = bm, bn, bk, rows, ALIGNED if even else 1, planar, precision
+    common = bm, bn, bk, rows, max(even, default=1), planar, precision
     shapes = [conv.shape for conv in convolutions]
     return [Form(*common, s.kernel, s.gate, s.activation, s.residual, s.sums) for s in shapes]

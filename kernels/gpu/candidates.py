@@ -8,7 +8,7 @@ from itertools import product
 
 import torch
 
-from .geometry import Geometry, Tile, power_of_two
+from .geometry import COPY, Geometry, Tile, power_of_two
 from .model import LevelConfig, predict
 from .rates import Rates
 
@@ -23,6 +23,8 @@ MOST_SPLITS = 4  # so that whoever comes last has few of them to add up
 SHARED = 227 * 1024  # bytes a block may have
 REGISTERS = 65536
 OTHER_REGISTERS = 100  # that a thread needs besides its share of the tile: what was read ahead, addresses, masks
+OTHER_IN_FP8 = 130  # besides that share twice, of all steps and of one: steps of more channels have more addresses
+MOST_REGISTERS = 255  # of a thread
 
 
 @dataclass(frozen=True)
@@ -88,16 +90,19 @@ def resident(config: LevelConfig, dtype: torch.dtype) -> int:
     shared = max(config.num_stages * (t.bm + t.bn) * t.bk * dtype.itemsize for t in config.tiles)
     if shared > SHARED:
         return 0
-    return min(REGISTERS // (threads * (accumulators + OTHER_REGISTERS)), (SHARED + 1024) // (shared + 1024))
+    used = 2 * accumulators + OTHER_IN_FP8 if dtype.itemsize == 1 else accumulators + OTHER_REGISTERS
+    return min(REGISTERS // (threads * min(used, MOST_REGISTERS)), (SHARED + 1024) // (shared + 1024))
 
 
 def _grid(
     shapes: Sequence[Geometry], n: int, dtype: torch.dtype, processors: int, steps: Sequence[int], stages: Sequence[int]
 ) -> Iterator[LevelConfig]:
     planar, single = any(shape.planar for shape in shapes), dtype == torch.float32
+    # copies of half the width, as of groups that begin in the middle of one, need twice the registers
+    ragged = dtype.itemsize == 1 and any(shape.groups > 1 and shape.part % COPY for shape in shapes)
     tiles = SINGLE_TILES if single else PICTURE_TILES if planar else TILES
     for (bm, bn, warps), step, depth, share in product(tiles, steps, stages, PROGRAMS):
-        base = [fitted(shapes, bm, bn, step // 2 if single else step)] * len(shapes)
+        base = [fitted(shapes, bm, bn, 2 * step // dtype.itemsize // (2 if ragged else 1))] * len(shapes)
         depth = 2 if planar else 3 if single else depth
         config = LevelConfig(share_out(shapes, n, base, share * processors), warps, depth)
         if resident(config, dtype):

@@ -14,7 +14,7 @@ from typing import Any
 import triton
 from triton.backends.compiler import GPUTarget
 
-INSTRUCTIONS = ("HGMMA", "HMMA", "LDGSTS", "LDG", "LDL", "STL")
+INSTRUCTIONS = ("HGMMA", "QGMMA", "HMMA", "LDGSTS", "LDG", "LDL", "STL")
 SHARED_LIMIT = {(8, 0): 163 * 1024, (9, 0): 227 * 1024}  # bytes for one block, by compute capability
 REGISTERS = 65536  # of one multiprocessor, 32 bits each
 SPILLED = 96  # bytes of a thread's registers that may be in memory where no loop is: there they cost next to nothing
@@ -129,7 +129,7 @@ def spills_in_loops(sass: str) -> int:
         elif found := INSTRUCTION.match(line):
             opcodes.append(found[1])
             back = labels.get(target[1]) if (target := re.search(r"BRA.*`\((\.L_\w+)\)", line)) else None
-            if back is not None and {"HGMMA", "HMMA", "FFMA"}.intersection(opcodes[back:]):
+            if back is not None and {"HGMMA", "QGMMA", "HMMA", "FFMA"}.intersection(opcodes[back:]):
                 loops.update(range(back, len(opcodes)))
     return sum(opcodes[i] in ("LDL", "STL") for i in loops)
 

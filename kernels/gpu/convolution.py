@@ -18,6 +18,7 @@ from .packing import weight_blocks
 
 PRECISIONS = ("ieee", "tf32x3")
 STORAGE = (torch.float32, torch.float16, torch.bfloat16)
+E4M3 = torch.float8_e4m3fn
 
 Layout = tuple[tuple[int, ...], torch.dtype]
 
@@ -27,6 +28,9 @@ class Operands(NamedTuple):
 
     Channels [C] and [O] of features and of what is kept for each of them have `geometry.aligned` places, with zeros
     behind the last, unless it says "exactly".
+    In fp8, a, b and weight are e4m3, or the input is a picture; y is e4m3, or what only a classifier reads. Values are
+        then steps times what is stored: weight_step fp32 [O], exactly, of weight, in which the inputs' steps are; step
+        fp32 [O], exactly, of y, as it is stored. The step of a is in scale. gate_weight is in storage. Else both None.
     a, b: inputs, storage, [N, H, W, C] each; or a picture [N, 3, H, W], exactly, which may be uint8; b None for one
         input. a_sums, b_sums: their channel sums per tile, fp32 [N, T, C], by whoever made them; None for a picture.
     weight: storage, as `packing.pack_weight` makes it. bias: fp32 [O], exactly. border: fp32 [taps, O], exactly, or
@@ -64,10 +68,12 @@ class Operands(NamedTuple):
     passes: Tensor | None
     workspace: Tensor | None
     counters: Tensor | None
+    weight_step: Tensor | None = None
+    step: Tensor | None = None
 
 
 class Outputs(NamedTuple):
-    """The last nine of `Operands`: all that a fused convolution writes."""
+    """Nine of `Operands`, from y on: all that a fused convolution writes."""
 
     y: Tensor
     sums: Tensor | None
@@ -105,8 +111,10 @@ class Convolution:
         if self.precision not in PRECISIONS:
             raise ParNetError(f"precision {self.precision!r}: choose of {PRECISIONS}")
         x, dtype = self.x, self.dtype
-        if dtype not in STORAGE:
-            raise ParNetError(f"a has type {dtype}: choose float32, float16 or bfloat16")
+        if dtype not in STORAGE and (dtype != E4M3 or self.shape.planar):
+            raise ParNetError(f"a has type {dtype}: choose float32, float16, bfloat16 or, of features, float8_e4m3fn")
+        if E4M3 in (dtype, x.y.dtype) and self.shape.gate == "none":
+            raise ParNetError("an operation without a gate is not in fp8")
         check_tensors(x._asdict(), self._layouts(dtype), x.a.device, elsewhere=("y", "sums"))
         if self.n < 1:
             raise ParNetError("a holds no picture")
@@ -116,19 +124,24 @@ class Convolution:
     def _layouts(self, dtype: torch.dtype) -> dict[str, Layout | None]:
         x, shape, n, fp32 = self.x, self.shape, self.n, torch.float32
         c, row = shape.cin // shape.inputs, ((shape.cout,), fp32)
-        size = (n, c, shape.h, shape.w) if shape.planar else (n, shape.h, shape.w, aligned(c))
+        room = aligned(c, dtype.itemsize)
+        size = (n, c, shape.h, shape.w) if shape.planar else (n, shape.h, shape.w, room)
         feature = size, x.a.dtype if shape.planar else dtype
         second, gated = shape.inputs == 2, shape.gate != "none"
-        identity, made = row if shape.gate == "identity" else None, outputs(shape, self.tile, n, dtype)
+        stored = x.y.dtype if E4M3 in (dtype, x.y.dtype) and x.y.dtype in (*STORAGE, E4M3) else dtype
+        of_gate = x.gate_weight.dtype if dtype == E4M3 and x.gate_weight is not None else dtype
+        identity, made = row if shape.gate == "identity" else None, outputs(shape, self.tile, n, stored)
         return {
             "a": feature,
             "b": feature if second else None,
-            "a_sums": ((n, _tiles(x.a_sums), aligned(c)), fp32) if gated and not shape.planar else None,
-            "b_sums": ((n, _tiles(x.b_sums), aligned(c)), fp32) if gated and second else None,
-            "weight": (weight_blocks(shape, self.tile), dtype),
+            "a_sums": ((n, _tiles(x.a_sums), room), fp32) if gated and not shape.planar else None,
+            "b_sums": ((n, _tiles(x.b_sums), room), fp32) if gated and second else None,
+            "weight": (weight_blocks(shape, self.tile, dtype), dtype),
+            "weight_step": row if dtype == E4M3 else None,
+            "step": row if stored == E4M3 else None,
             "bias": row,
             "border": None if x.border is None else ((shape.taps, shape.cout), fp32),
-            "gate_weight": ((shape.cin // shape.groups, aligned(shape.cout)), dtype) if gated else None,
+            "gate_weight": ((shape.cin // shape.groups, made["y"][0][3]), of_gate) if gated else None,
             "gate_bias": row if gated else None,
             "scale": identity,
             "shift": identity,
@@ -139,15 +152,15 @@ class Convolution:
 
 
 def outputs(shape: Geometry, tile: Tile, n: int, dtype: torch.dtype) -> dict[str, Layout]:
-    """Shape and type of all that a convolution of n pictures writes."""
-    t, columns = tile.spatial(shape), tile.channels(shape)
-    made: dict[str, Layout] = {"y": ((n, shape.hout, shape.wout, aligned(shape.cout)), dtype)}
+    """Shape and type of all that a convolution of n pictures writes. dtype: of y."""
+    t, columns, room = tile.spatial(shape), tile.channels(shape), aligned(shape.cout, dtype.itemsize)
+    made: dict[str, Layout] = {"y": ((n, shape.hout, shape.wout, room), dtype)}
     if shape.sums:
-        made["sums"] = (n, t, aligned(shape.cout)), torch.float32
+        made["sums"] = (n, t, room), torch.float32
     if shape.gate != "none":
         made |= {
-            "gate": ((n, aligned(shape.cout)), torch.float32),
-            "products": ((n, tile.parts(shape), shape.cin if shape.planar else aligned(shape.cout)), torch.float32),
+            "gate": ((n, room), torch.float32),
+            "products": ((n, tile.parts(shape), shape.cin if shape.planar else room), torch.float32),
             "arrived": ((n, 1 if shape.planar else columns), torch.int32),
             "flags": ((n, 1 if shape.planar else columns), torch.int32),
             "passes": ((n, t * columns), torch.int32),

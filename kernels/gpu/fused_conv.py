@@ -40,11 +40,16 @@ def multiply(acc, x, s, m, n, i_o, i_group, i_split, pixel, rows, columns, mask_
     """Add the products over this split's part of K, to acc fp32 [BM, BN], one input after the other.
 
     A step is one tap of BK channels; as many steps in a row as there are taps read the surroundings of the same pixels.
-    What a block of weights holds beyond the operation's channels is zero, and not read.
+    What a block of weights holds beyond the operation's channels is zero, and not read. In fp8 a Hopper's tensor cores
+    keep some 14 bits of a sum: they add up one step alone, and the steps are added in fp32.
     """
     lane = tl.arange(0, m.bk)
     cells = pixel[:, None] * s.room + lane[None, :]
-    block = lane[:, None] * m.bn + tl.arange(0, m.bn)[None, :]
+    in_fp8: tl.constexpr = x.weight.dtype.element_ty == tl.float8e4nv
+    if in_fp8:
+        block = lane[:, None] + tl.arange(0, m.bn)[None, :] * m.bk
+    else:
+        block = lane[:, None] * m.bn + tl.arange(0, m.bn)[None, :]
     for i_input in range(s.inputs):
         source = tl.where(i_input == 0, x.a, x.b)
         source += n.to(tl.int64) * (s.h * s.w * s.room) + i_group * (s.part // m.align * m.align)
@@ -57,7 +62,10 @@ def multiply(acc, x, s, m, n, i_o, i_group, i_split, pixel, rows, columns, mask_
             inside = near(rows, columns, tap, m)
             a = tl.load(source + offset + cells, mask=inside[:, None] & there[None, :], other=0.0)
             b = tl.load(weight + step * (m.bk * m.bn) + block, mask=there[:, None] & mask_o[None, :], other=0.0)
-            acc = tl.dot(a, b, acc, input_precision=m.precision)
+            if in_fp8:
+                acc = tl.dot(a, b, acc, max_num_imprecise_acc=m.bk)
+            else:
+                acc = tl.dot(a, b, acc, input_precision=m.precision)
     return acc
 
 
@@ -105,12 +113,22 @@ def add_splits(acc, x, s, m, i_tile, i_split):
 
 
 @triton.jit
+def places(i_group, o, s, m):
+    """Where the channels o of a group are stored."""
+    stored = (o // s.rest * s.groups + i_group) * s.rest + o % s.rest
+    return tl.max_contiguous(tl.multiple_of(stored, m.align), m.align)
+
+
+@triton.jit
 def finish(acc, x, s, m, n, i_tile, i_m, i_o, i_group, p, rows, columns, o, ahead):
     """Bias, border, gate or residual, activation; store the tile and its channel sums in the stored order of
     channels."""
-    added, bias, scale, shift, launch = ahead
+    added, bias, scale, shift, weight_step, step, launch = ahead
+    in_fp8: tl.constexpr = x.y.dtype.element_ty == tl.float8e4nv
     computed = i_group * (s.group // m.align * m.align) + o
     mask_p = p < s.pixels
+    if x.weight.dtype.element_ty == tl.float8e4nv:
+        acc *= weight_step[None, :]
     if s.bordered == 1:
         for tap in range(m.kernel * m.kernel):
             border = tl.load(x.border + tap * s.cout + computed, mask=o < s.group, other=0.0)
@@ -128,11 +146,14 @@ def finish(acc, x, s, m, n, i_tile, i_m, i_o, i_group, p, rows, columns, o, ahea
         acc *= sigmoid(acc)
     elif m.activation == "relu":
         acc = tl.maximum(acc, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    if in_fp8:  # the conversion makes the largest number of what is larger, and keeps what is none
+        acc *= (1 / step)[None, :]
     y = acc.to(x.y.dtype.element_ty)
     if m.summed:  # as the readers will read y
         column_sums = tl.sum(tl.where(mask_p[:, None], y.to(tl.float32), 0.0), axis=0)
-    stored = (o // s.rest * s.groups + i_group) * s.rest + o % s.rest
-    stored = tl.max_contiguous(tl.multiple_of(stored, m.align), m.align)
+        if in_fp8:
+            column_sums *= step
+    stored = places(i_group, o, s, m)
     mask_o = o < tl.where(s.groups == 1, s.o_room, s.group)  # behind the last channel, zeros
     pixels = x.y + n.to(tl.int64) * (s.pixels * s.o_room)
     tl.store(pixels + (p[:, None] * s.o_room + stored[None, :]), y, mask=mask_p[:, None] & mask_o[None, :])
@@ -140,20 +161,20 @@ def finish(acc, x, s, m, n, i_tile, i_m, i_o, i_group, p, rows, columns, o, ahea
         sums = x.sums + (n.to(tl.int64) * s.tiles + i_m) * s.o_room
         tl.store(sums + stored, column_sums, mask=mask_o)
     if (s.o_room > s.cout) & (s.groups > 1) & (i_o == 0):
-        behind = s.cout + tl.arange(0, 8)
+        PLACES: tl.constexpr = 16 if in_fp8 else 8
+        behind = s.cout + tl.arange(0, PLACES)
         lanes = mask_p[:, None] & (behind < s.o_room)[None, :]
-        tl.store(
-            pixels + (p[:, None] * s.o_room + behind[None, :]), tl.zeros((m.bm, 8), x.y.dtype.element_ty), mask=lanes
-        )
+        zeros = tl.zeros((m.bm, PLACES), x.y.dtype.element_ty)
+        tl.store(pixels + (p[:, None] * s.o_room + behind[None, :]), zeros, mask=lanes)
         if m.summed:
-            tl.store(sums + behind, tl.zeros((8,), tl.float32), mask=behind < s.o_room)
+            tl.store(sums + behind, tl.zeros((PLACES,), tl.float32), mask=behind < s.o_room)
 
 
 @triton.jit
 def read_ahead(x, s, m, n, i_tile, i_group, p, o):
     """What `finish` needs and is there already, on its way while the products are made: the residual, or the block's
-    input where the gate is on the identity, storage [BM, BN]; bias, scale and shift, fp32 [BN]; and, where there is a
-    gate, which launch of this tile it is.
+    input where the gate is on the identity, storage [BM, BN]; bias, scale, shift and, in fp8, the steps of weights and
+    of what is stored, fp32 [BN]; and, where there is a gate, which launch of this tile it is.
     """
     computed = i_group * (s.group // m.align * m.align) + o
     mask_o = o < s.group
@@ -161,6 +182,11 @@ def read_ahead(x, s, m, n, i_tile, i_group, p, o):
     launch = i_tile
     if m.gate != "none":
         launch = tl.load(x.passes + i_tile) + 1
+    weight_step, step = bias, bias
+    if x.weight.dtype.element_ty == tl.float8e4nv:
+        weight_step = tl.load(x.weight_step + computed, mask=mask_o, other=0.0)
+    if x.y.dtype.element_ty == tl.float8e4nv:
+        step = tl.load(x.step + places(i_group, o, s, m), mask=mask_o, other=1.0)
     scale, shift, added = bias, bias, tl.zeros((m.bm, m.bn), x.y.dtype.element_ty)
     if m.gate == "identity":
         scale = tl.load(x.scale + computed, mask=mask_o, other=0.0)
@@ -177,7 +203,7 @@ def read_ahead(x, s, m, n, i_tile, i_group, p, o):
         lanes = (p < s.pixels)[:, None] & (o < tl.where(s.groups == 1, s.o_room, s.group))[None, :]
         pixels = x.residual + n.to(tl.int64) * (s.pixels * s.o_room)
         added = tl.load(pixels + (p[:, None] * s.o_room + computed[None, :]), mask=lanes, other=0.0)
-    return added, bias, scale, shift, launch
+    return added, bias, scale, shift, weight_step, step, launch
 
 
 @triton.jit

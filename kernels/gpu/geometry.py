@@ -14,6 +14,7 @@ GATES = ("identity", "plain", "none")
 ACTIVATIONS = ("silu", "relu", "none")
 KERNELS = (1, 3, 7)
 ALIGNED = 8  # channels: a feature's pixel fills a multiple of so many, so that copies are 16 bytes in half precision
+COPY = 16  # bytes, of the widest copy
 COLOURS = 4  # channels of a picture, at most
 PICTURE_PART = 2048  # pixels of a picture, of each channel, that one program sums up
 MOST_LEADERS = 128  # programs of a launch that make gates, so that the others start beside them and not after them
@@ -139,9 +140,10 @@ class Tile:
         return -(-shape.k // self.bk) if shape.planar else shape.taps * shape.inputs * -(-shape.part // self.bk)
 
 
-def aligned(channels: int) -> int:
-    """The places that a pixel of so many channels takes."""
-    return -(-channels // ALIGNED) * ALIGNED
+def aligned(channels: int, itemsize: int = 2) -> int:
+    """The places that a pixel of so many channels takes, which are of so many bytes."""
+    of_each = max(ALIGNED, COPY // itemsize)
+    return -(-channels // of_each) * of_each
 
 
 def power_of_two(n: int) -> int:

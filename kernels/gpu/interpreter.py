@@ -1,6 +1,7 @@
 """Makes Triton's interpreter as strict as a GPU: `install`, in a process that was started with TRITON_INTERPRET=1.
 
 * bfloat16 is computed as such. Triton 3.6 keeps it as bit patterns in uint16 and multiplies those.
+* e4m3 is converted as a GPU does it: what is larger than the largest number becomes that, and what is none stays none.
 * Every lane that is not masked must lie inside a tensor argument.
 * Within a launch, no program may read or overwrite what another wrote, unless an acquire saw the other's release: the
   programs' happens-before order is kept as in a vector clock, so an atomic that is too weak is found out although the
@@ -135,18 +136,18 @@ def install() -> None:
     def honest_cast(self, source, target):
         if target.scalar == source.dtype.scalar:
             return source
-        if target.scalar == tl.bfloat16:
-            return TensorHandle(_round(_widen(source).data.astype(np.float32)), tl.bfloat16)
+        if target.scalar in ROUND:
+            return TensorHandle(ROUND[target.scalar](_widen(source).data.astype(np.float32)), target.scalar)
         return cast(self, _widen(source), target)
 
     def honest_convert(self, source, target, mode):
-        if target.scalar == tl.bfloat16:
-            return TensorHandle(_round(_widen(source).data.astype(np.float32)), tl.bfloat16)
+        if target.scalar in ROUND:
+            return TensorHandle(ROUND[target.scalar](_widen(source).data.astype(np.float32)), target.scalar)
         return convert(self, _widen(source), target, mode)
 
     def honest_binary(self, left, right, operation):
-        if left.dtype.scalar == tl.bfloat16 and operation in ARITHMETIC:
-            raise NotImplementedError("bfloat16 arithmetic: cast to float32 first")
+        if left.dtype.scalar in ROUND and operation in ARITHMETIC:
+            raise NotImplementedError(f"{left.dtype.scalar} arithmetic: cast to float32 first")
         return binary(self, left, right, operation)
 
     def patched_tensor(tensor, scope):
@@ -163,7 +164,9 @@ def install() -> None:
 
 
 def _widen(handle: TensorHandle) -> TensorHandle:
-    """bfloat16 as float32; anything else as it is."""
+    """bfloat16 and e4m3 as float32; anything else as it is."""
+    if handle.dtype.scalar == tl.float8e4nv:
+        return TensorHandle(NUMBERS[handle.data], tl.float32)
     if handle.dtype.scalar != tl.bfloat16:
         return handle
     return TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
@@ -174,3 +177,26 @@ def _round(values: np.ndarray) -> np.ndarray:
     bits = np.ascontiguousarray(values).view(np.uint32)
     rounded = ((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
     return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
+
+
+def _numbers() -> np.ndarray:
+    """The float32 number of each pattern of bits in e4m3: sign, 4 bits of exponent, 3 of fraction."""
+    bits = np.arange(128)
+    exponent, fraction = bits >> 3, bits & 7
+    positive = np.where(exponent, (8 + fraction) * 2.0 ** (exponent - 10), fraction * 2.0**-9)
+    positive[127] = np.nan
+    return np.concatenate([positive, -positive]).astype(np.float32)
+
+
+NUMBERS = _numbers()
+
+
+def _round_e4m3(values: np.ndarray) -> np.ndarray:
+    """float32 to the bits of the nearest e4m3, ties to the even ones."""
+    middles = (NUMBERS[:126] + NUMBERS[1:127]) / 2
+    below, upto = (np.searchsorted(middles, np.abs(values), side) for side in ("left", "right"))
+    nearest = np.where(below % 2 == 0, below, upto)
+    return (np.where(np.isnan(values), 127, nearest) | np.signbit(values) << 7).astype(np.uint8)
+
+
+ROUND = {tl.bfloat16: _round, tl.float8e4nv: _round_e4m3}

@@ -96,8 +96,8 @@ def floor(shapes: Sequence[Geometry], n: int, dtype: torch.dtype, rates: Rates) 
 def operand_bytes(shape: Geometry, tile: Tile, dtype: torch.dtype) -> float:
     """What the programs of one tile read, on average: pixels for every tap, and the weights of its channels."""
     rows = shape.pixels / tile.spatial(shape)
-    columns = aligned(shape.cout // shape.groups) * shape.groups / tile.channels(shape)
-    depth = shape.k if shape.planar else shape.taps * shape.inputs * aligned(shape.part)
+    columns = aligned(shape.cout // shape.groups, dtype.itemsize) * shape.groups / tile.channels(shape)
+    depth = shape.k if shape.planar else shape.taps * shape.inputs * aligned(shape.part, dtype.itemsize)
     return depth * (rows + columns) * dtype.itemsize
 
 

@@ -9,16 +9,20 @@ from torch import Tensor
 from .geometry import Geometry, Tile, aligned
 
 
-def weight_blocks(shape: Geometry, tile: Tile) -> tuple[int, int, int, int]:
-    """The shape of packed weights: channel tiles x steps x bk x bn. A step's block lies in one piece."""
-    return tile.channels(shape), tile.steps(shape), tile.bk, tile.bn
+def weight_blocks(shape: Geometry, tile: Tile, dtype: torch.dtype) -> tuple[int, int, int, int]:
+    """The shape of packed weights: channel tiles x steps x bk x bn; in fp8 x bn x bk, since tensor cores take bytes
+    only where K runs fastest. A step's block lies in one piece."""
+    block = (tile.bn, tile.bk) if dtype.itemsize == 1 else (tile.bk, tile.bn)
+    return tile.channels(shape), tile.steps(shape), *block
 
 
 def pack_weight(weight_oihw: Tensor, shape: Geometry, tile: Tile, dtype: torch.dtype) -> Tensor:
     """[O, cin / groups, kernel, kernel] to `weight_blocks`, in the order in which programs read them, with zeros where
     a block is wider than the operation: channel tiles group by group; steps by input, then `bk` channels, then tap."""
-    tiles, steps, bk, bn = weight_blocks(shape, tile)
-    rows = weight_oihw.to(dtype).view(shape.groups, -1, shape.inputs, shape.part, shape.taps)
+    tiles, steps, bk, bn = tile.channels(shape), tile.steps(shape), tile.bk, tile.bn
+    given = weight_oihw.to(dtype)
+    given = given.view(torch.uint8) if dtype.itemsize == 1 else given  # which torch can pad
+    rows = given.view(shape.groups, -1, shape.inputs, shape.part, shape.taps)
     rows = F.pad(rows, (0, 0, 0, 0, 0, 0, 0, tiles // shape.groups * bn - rows.shape[1]))
     if shape.planar:
         taps = rows.flatten(0, 2).transpose(1, 2).flatten(1)
@@ -26,12 +30,16 @@ def pack_weight(weight_oihw: Tensor, shape: Geometry, tile: Tile, dtype: torch.d
     else:
         padded = F.pad(rows, (0, 0, 0, steps // shape.taps // shape.inputs * bk - shape.part))
         blocks = padded.reshape(tiles, bn, steps // shape.taps, bk, shape.taps).permute(0, 2, 4, 3, 1).flatten(1, 2)
+    if dtype.itemsize == 1:
+        return blocks.transpose(2, 3).contiguous().view(dtype)
     return blocks.contiguous()
 
 
 def unpack_weight(blocks: Tensor, shape: Geometry, tile: Tile) -> Tensor:
-    """What `pack_weight` packed, [O, cin / groups, kernel, kernel]."""
-    tiles, steps, bk, bn = weight_blocks(shape, tile)
+    """What `pack_weight` packed, [O, cin / groups, kernel, kernel]; of fp8 in fp32."""
+    tiles, steps, bk, bn = tile.channels(shape), tile.steps(shape), tile.bk, tile.bn
+    if blocks.dtype.itemsize == 1:
+        blocks = blocks.float().transpose(2, 3).contiguous()
     if shape.planar:
         taps = blocks.permute(0, 3, 1, 2).reshape(tiles * bn, steps * bk)[:, : shape.k]
         rows = taps.view(-1, shape.taps, shape.cin).transpose(1, 2).unsqueeze(1)
@@ -47,6 +55,7 @@ def pack_border(border_ohw: Tensor) -> Tensor:
     return border_ohw.flatten(1).T.float().contiguous()
 
 
-def pack_gate_weight(weight_oi: Tensor, dtype: torch.dtype) -> Tensor:
-    """[O, cin / groups] to [cin / groups, O aligned]."""
-    return F.pad(weight_oi.T.to(dtype), (0, aligned(weight_oi.shape[0]) - weight_oi.shape[0])).contiguous()
+def pack_gate_weight(weight_oi: Tensor, dtype: torch.dtype, itemsize: int = 2) -> Tensor:
+    """[O, cin / groups] to [cin / groups, O aligned]. itemsize: of the gated output."""
+    o = weight_oi.shape[0]
+    return F.pad(weight_oi.T.to(dtype), (0, aligned(o, itemsize) - o)).contiguous()

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from .convolution import Convolution, Operands, allocate, outputs
-from .geometry import ALIGNED, Geometry, Tile
-from .packing import pack_weight
+from .convolution import E4M3, Convolution, Operands, allocate, outputs
+from .geometry import Geometry, Tile, aligned
+from .packing import pack_weight, unpack_weight
 
 GATED = ("identity", "plain", "down", "picture", "grouped", "fusion", "fusion_down")
 UNGATED = ("projection", "residual", "fours", "wide_picture")
 KINDS = (*GATED, *UNGATED)
+UNIT = 64.0  # of what is stored in fp8
 
 
 def geometry(kind: str, h: int, w: int, channels: int, activation: str = "silu") -> Geometry:
@@ -47,21 +48,33 @@ def convolution(
     border: bool | None = None,
     input_tiles: tuple[int, int] = (3, 17),
     device: torch.device | str = "cpu",
+    stored: torch.dtype | None = None,
 ) -> Convolution:
-    """Random operands of the order of one; sums of the inputs that have nothing to do with them, for so many tiles."""
+    """Random operands of the order of one; sums of the inputs that have nothing to do with them, for so many tiles.
+
+    dtype: of the output, unless it is `stored` in another, and of the inputs; in fp8 a picture is in fp16, as are the
+    weights of gates, features and weights are of the order of `UNIT`, and some outputs are larger than e4m3 holds.
+    """
+    stored = stored or dtype
+    in_fp8 = dtype == E4M3 and not shape.planar
+    plain = torch.float16 if dtype == E4M3 else dtype
+    dtype, unit = (E4M3, UNIT) if in_fp8 else (plain, 1.0)
     generator, (t_a, t_b) = torch.Generator(device).manual_seed(seed), input_tiles
 
     def random(*size: int, scale: float = 1.0) -> torch.Tensor:
         return torch.randn(*size, generator=generator, dtype=torch.float32, device=device) * scale
 
-    def padded(made: torch.Tensor) -> torch.Tensor:
-        return F.pad(made, (0, -made.shape[-1] % ALIGNED))
+    def padded(made: torch.Tensor, itemsize: int = dtype.itemsize) -> torch.Tensor:
+        return F.pad(made, (0, aligned(made.shape[-1], itemsize) - made.shape[-1]))
 
     def feature(size: tuple[int, ...]) -> torch.Tensor:
-        return random(*size).to(dtype) if shape.planar else padded(random(*size).to(dtype))
+        return (random(*size) if shape.planar else padded(random(*size, scale=unit))).to(dtype)
 
     def averaged(tiles: int) -> torch.Tensor:
         return padded(random(n, tiles, c, scale=pixels / tiles))
+
+    def powers(size: int) -> torch.Tensor:
+        return 2.0 ** -torch.randint(5, 9, (size,), generator=generator, device=device, dtype=torch.float32)
 
     c, rows, o = shape.cin // shape.inputs, shape.cin // shape.groups, shape.cout
     second, identity, gated = shape.inputs == 2, shape.gate == "identity", shape.gate != "none"
@@ -72,15 +85,17 @@ def convolution(
         b=feature(size) if second else None,
         a_sums=averaged(t_a) if gated and not shape.planar else None,
         b_sums=averaged(t_b) if gated and second else None,
-        weight=pack_weight(random(o, rows, *(shape.kernel,) * 2, scale=shape.k**-0.5), shape, tile, dtype),
+        weight=pack_weight(random(o, rows, *(shape.kernel,) * 2, scale=unit * shape.k**-0.5), shape, tile, dtype),
         bias=random(o),
         border=random(shape.taps, o) if (second if border is None else border) else None,
-        gate_weight=padded(random(rows, o, scale=rows**-0.5).to(dtype)) if gated else None,
+        gate_weight=padded(random(rows, o, scale=rows**-0.5).to(plain), stored.itemsize) if gated else None,
         gate_bias=random(o) if gated else None,
-        scale=random(o) if identity else None,
+        scale=random(o, scale=1 / unit) if identity else None,
         shift=random(o) if identity else None,
         residual=feature((n, shape.hout, shape.wout, o)) if shape.residual else None,
-        **allocate(outputs(shape, tile, n, dtype), torch.device(device))._asdict(),
+        **allocate(outputs(shape, tile, n, stored), torch.device(device))._asdict(),
+        weight_step=(0.5 + random(o).abs()) / unit**2 if in_fp8 else None,
+        step=powers(o) if stored == E4M3 else None,
     )
     return Convolution(x, shape, tile)
 
@@ -89,6 +104,9 @@ def in_fp32(conv: Convolution) -> Convolution:
     """The same rounded operands in fp32, with outputs of their own."""
     made = allocate(outputs(conv.shape, conv.tile, conv.n, torch.float32), conv.x.a.device)
     wide = {name: t.float() if t is not None and t.is_floating_point() else t for name, t in conv.x._asdict().items()}
+    if conv.x.weight.dtype == E4M3:
+        unpacked = unpack_weight(conv.x.weight, conv.shape, conv.tile)
+        wide["weight"] = pack_weight(unpacked, conv.shape, conv.tile, torch.float32)
     return dataclasses.replace(conv, x=Operands(**{**wide, **made._asdict()}))
 
 

@@ -13,12 +13,17 @@ from torch import Tensor
 from .convolution import Convolution
 from .packing import unpack_weight
 
+LARGEST = 448.0  # of e4m3, which what is larger becomes
+
 
 def fused_conv(conv: Convolution) -> None:
     """Fill y and sums, as `fused_conv.fused_conv_tile` does over all programs."""
     x, s = conv.x, conv.shape
     weight = unpack_weight(x.weight, s, conv.tile).float()
-    y = F.conv2d(_input(conv), weight, x.bias, s.stride, padding=s.kernel // 2, groups=s.groups)
+    bias = x.bias if x.weight_step is None else None
+    y = F.conv2d(_input(conv), weight, bias, s.stride, padding=s.kernel // 2, groups=s.groups)
+    if x.weight_step is not None:
+        y = y * x.weight_step[:, None, None] + x.bias[:, None, None]
     if x.border is not None:
         inside = torch.ones(1, 1, s.h, s.w, dtype=torch.float32, device=y.device)
         border = x.border.T.reshape(s.cout, 1, s.kernel, s.kernel)
@@ -33,10 +38,14 @@ def fused_conv(conv: Convolution) -> None:
     if s.activation != "none":
         y = (F.silu if s.activation == "silu" else F.relu)(y)
     y = y.unflatten(1, (s.groups, s.shuffle, -1)).transpose(1, 2).flatten(1, 3)
+    if x.step is not None:
+        y = (y * (1 / x.step)[:, None, None]).clamp(-LARGEST, LARGEST)
     x.y.zero_()[..., : s.cout].copy_(y.permute(0, 2, 3, 1))
     if x.sums is None:
         return
     stored = x.y[..., : s.cout].flatten(1, 2).float()
+    if x.step is not None:
+        stored = stored * x.step
     padded = F.pad(stored, (0, 0, 0, x.sums.shape[1] * conv.tile.bm - s.pixels))
     x.sums.zero_()[..., : s.cout].copy_(padded.unflatten(1, (-1, conv.tile.bm)).sum(2))
 

@@ -1,4 +1,5 @@
-"""--dtype int8 of every command that has it: ranges from pictures, from a file, or, of the demo, its own."""
+"""--dtype int8 and fp8 of every command that has them: ranges from pictures, of int8 also from a file; the demo has
+its own."""
 
 from __future__ import annotations
 
@@ -15,13 +16,15 @@ from torch import Tensor
 from parallel_parnet import ParNetError, Program, quantize
 from parallel_parnet.int8.calibration import Calibration
 from parallel_parnet.preprocess import Preprocess, find_images, read_image
+from parallel_parnet.program.contract import E4M3
 
 from .common import DEMO, DEMO_MODEL, ROOT
 from .data.finding import open_split
 from .data.split import TEST, TRAIN
 from .decoding import ahead
 
-INT8 = "int8"
+INT8, FP8 = "int8", "fp8"
+QUANTISED = {INT8: torch.int8, FP8: E4M3}
 MOST = 256  # pictures that ranges are found from: on the demo, four times as many gave no better ones
 BATCH = 16
 OF_DEMO = DEMO / f"{DEMO_MODEL}.int8.json"
@@ -63,18 +66,21 @@ def add_int8_arguments(parser: argparse.ArgumentParser) -> None:
     """--calibrate."""
     parser.add_argument(
         "--calibrate", type=Path, metavar="PATH",
-        help=f"for int8: a folder of pictures, of which {MOST} are taken, or what launch/quantize.py wrote",
+        help=f"for int8 and fp8: a folder of pictures, of which {MOST} are taken; for int8 also what quantize.py wrote",
     )  # fmt: skip
 
 
-def in_int8(program: Program, args: argparse.Namespace) -> tuple[Program, str]:
-    """The program in int8, and how it came to be so, in words. ParNetError where nothing says what its ranges are."""
+def quantised(program: Program, args: argparse.Namespace, to: str = INT8) -> tuple[Program, str]:
+    """The program in int8 or fp8, and how it came to be so, in words. ParNetError where nothing says what its ranges
+    are. fp8's are wide, so the demo's few pictures are enough."""
     path = args.calibrate
     if path is None and args.checkpoint is None and args.model in (None, DEMO_MODEL) and args.num_classes is None:
-        path = OF_DEMO
+        path = OF_DEMO if to == INT8 else DEMO / "pictures"
     if path is None:
-        raise ParNetError("int8 needs ranges: give --calibrate FOLDER, with pictures like those that it will see")
+        raise ParNetError(f"{to} needs ranges: give --calibrate FOLDER, with pictures like those that it will see")
     if path.suffix == ".json" and not path.is_dir():
+        if to != INT8:
+            raise ParNetError(f"{path}: a file of ranges is for int8; give {to} a folder of pictures")
         found = Calibration.load(path)
         try:
             made = found.applied(program)
@@ -84,7 +90,9 @@ def in_int8(program: Program, args: argparse.Namespace) -> tuple[Program, str]:
     else:
         pictures = open_pictures(path)
         numbers = pictures.spread(MOST)
-        made = quantize(program, pictures.batches(numbers, Preprocess.of(program.config, args.img_size)))
-        words = f"{len(numbers)} pictures of {path} ({pictures.name})"
+        made = quantize(
+            program, pictures.batches(numbers, Preprocess.of(program.config, args.img_size)), to=QUANTISED[to]
+        )
+        words = f"{len(numbers)} pictures of {args.calibrate or path.relative_to(ROOT)} ({pictures.name})"
     plain = [op.name for op in made.operations if f"{op.name}.weight_step" not in made.weights]
     return made, f"{words}; fp32 stays {', '.join(plain)}"

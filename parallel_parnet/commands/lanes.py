@@ -12,7 +12,7 @@ from parallel_parnet.executors.backends import isa
 from parallel_parnet.transport import TRANSPORTS, gather
 
 from .common import DTYPES, Ranks, pixels
-from .int8 import INT8, add_int8_arguments
+from .int8 import FP8, QUANTISED, add_int8_arguments
 from .plan.measured import find_link, plan_for_ranks
 
 
@@ -25,7 +25,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--link", help="for --placement auto, as launch/plan.py (default: loopback, on GPUs nvlink)")
     parser.add_argument("--strict", action="store_true", help="refuse rather than fold streams onto fewer devices")
     parser.add_argument("--device", help="cpu, cuda or cuda:N; default: cuda where there is one")
-    parser.add_argument("--dtype", choices=[*DTYPES, INT8], default="float32", help="default: %(default)s")
+    parser.add_argument("--dtype", choices=[*DTYPES, *QUANTISED], default="float32", help="default: %(default)s")
     add_int8_arguments(parser)
     parser.add_argument("--executor", choices=EXECUTORS, default="auto", help="default: %(default)s")
     parser.add_argument(
@@ -42,18 +42,23 @@ def check_engine_arguments(args: argparse.Namespace) -> None:
             raise ParNetError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
     if args.timeout <= 0:
         raise ParNetError(f"--timeout {args.timeout}: must be positive")
-    if args.calibrate and INT8 not in (args.dtype, getattr(args, "against", None)):
-        raise ParNetError("--calibrate is for int8: add --dtype int8, or leave it out")
+    if args.calibrate and not {args.dtype, getattr(args, "against", None)} & QUANTISED.keys():
+        raise ParNetError("--calibrate is for int8 and fp8: add --dtype int8 or fp8, or leave it out")
 
 
-def type_of(name: str) -> torch.dtype:
-    """What an engine is given for a --dtype: a program in int8 has its types itself, beside fp32."""
-    return torch.float32 if name == INT8 else DTYPES[name]
+def type_of(name: str, executor: str) -> torch.dtype:
+    """What an engine is given for a --dtype: a quantised program has its types itself, beside fp32, or bf16 where the
+    kernels run it."""
+    if name == FP8 and executor in ("triton", "cuda_graph"):
+        return torch.bfloat16
+    return torch.float32 if name in QUANTISED else DTYPES[name]
 
 
 def precision(engine: Engine) -> str:
     """What was asked for, as --dtype has it."""
-    return INT8 if engine.program.quantised else str(engine.dtype).removeprefix("torch.")
+    names = {dtype: name for name, dtype in QUANTISED.items()}
+    stored = engine.program.quantised
+    return names[stored] if stored else str(engine.dtype).removeprefix("torch.")
 
 
 def place(
@@ -68,7 +73,7 @@ def place(
         if ranks.world == 1 and device.type == "cpu":
             return None, ""
         link = find_link(args.link or ("nvlink" if device.type == "cuda" else "loopback"))
-        dtype = type_of(args.dtype)
+        dtype = type_of(args.dtype, args.executor)
         found = plan_for_ranks(program, ranks, device, dtype, args.img_size, args.batch_size, link, args.executor)
         return found, ""
     if ranks.world > 1:

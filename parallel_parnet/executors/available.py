@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from ..errors import ParNetError, ParNetWarning
+from ..program.contract import E4M3
 from .backends import BACKENDS, ON_CPUS, arithmetic, has_bf16, interprets, lacking
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -22,7 +23,9 @@ class Method(NamedTuple):
     captured: bool = False
 
 
-INT8 = ("reference", "eager", "inductor", "native")  # backends that run quantised programs
+# backends that run quantised programs, by the type of their weights
+QUANTISED = {torch.int8: ("reference", "eager", "inductor", "native"), E4M3: ("reference", "eager", "triton")}
+FP8 = (8, 9)  # the first compute capability with tensor cores for it
 ON_GPUS = {"triton": Method("triton"), "cuda_graph": Method("triton", True), "cuda_streams": Method("eager", True)}
 METHODS = {name: Method(name) for name in ("reference", *BACKENDS)} | ON_GPUS
 EXECUTORS = ("auto", "cpu", *METHODS)
@@ -43,9 +46,9 @@ def find_device(wanted: str | torch.device) -> torch.device:
     return device
 
 
-def choose(executor: str, device: torch.device, dtype: torch.dtype, quantised: bool = False) -> str:
+def choose(executor: str, device: torch.device, dtype: torch.dtype, quantised: torch.dtype | None = None) -> str:
     """The executor for "auto" and "cpu", else the one that was named. ParNetError where it cannot run there, or not a
-    quantised program."""
+    program quantised to this type."""
     if executor not in EXECUTORS:
         raise ParNetError(f"unknown executor {executor!r}: choose one of {', '.join(EXECUTORS)}")
     if dtype not in DTYPES:
@@ -62,20 +65,28 @@ def choose(executor: str, device: torch.device, dtype: torch.dtype, quantised: b
         raise ParNetError(f"executor {executor} runs on the CPU only: choose device cpu")
     if device.type == "cuda" and executor in ON_GPUS and interprets():
         raise ParNetError(f"executor {executor} with TRITON_INTERPRET=1: unset it, or choose device cpu")
-    if quantised and dtype != torch.float32:
+    if quantised and dtype != torch.float32 and (quantised != E4M3 or executor not in ("triton", "cuda_graph")):
         raise ParNetError(f"dtype {dtype} for a quantised program, which has types of its own: leave it at float32")
     if executor in ("auto", "cpu"):
         return [*(for_cpu(dtype, quantised) if device.type == "cpu" else []), "eager"][0]
-    if quantised and METHODS[executor].backend not in INT8:
-        raise ParNetError(f"executor {executor} runs no quantised program: choose {', '.join(INT8[::-1])}")
+    if quantised and METHODS[executor].backend not in (able := QUANTISED[quantised]):
+        name = str(quantised).removeprefix("torch.")
+        raise ParNetError(f"executor {executor} runs no program quantised to {name}: choose {', '.join(able[::-1])}")
+    if quantised == E4M3 and device.type == "cuda" and METHODS[executor].backend == "triton":
+        capability = torch.cuda.get_device_capability(device)
+        if capability < FP8:
+            raise ParNetError(
+                f"executor {executor} runs fp8 from compute capability 8.9 on, this GPU has "
+                f"{'.'.join(map(str, capability))}: choose eager"
+            )
     if reason := lacking(METHODS[executor].backend):
         raise ParNetError(f"executor {executor}: {reason}, or choose eager")
     return executor
 
 
-def for_cpu(dtype: torch.dtype, quantised: bool = False) -> list[str]:
+def for_cpu(dtype: torch.dtype, quantised: torch.dtype | None = None) -> list[str]:
     """Executors that can be had here, the likely fastest first."""
-    names = [name for name in ON_CPUS if name in INT8] if quantised else ON_CPUS
+    names = [name for name in ON_CPUS if name in QUANTISED[quantised]] if quantised else ON_CPUS
     return [name for name in names if not lacking(name) and (name != "native" or _native_fits(dtype))]
 
 

@@ -64,11 +64,11 @@ def storage_type(backend: str, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if backend in ON_CPUS else dtype
 
 
-def arithmetic(backend: str, dtype: torch.dtype, quantised: bool = False) -> torch.dtype:
-    """The type that convolutions really run in: fp32 on CPUs without bf16 instructions, for native and OpenVINO; int8
-    of a quantised program, though torch's backends hold its integers as fp32 numbers."""
+def arithmetic(backend: str, dtype: torch.dtype, quantised: torch.dtype | None = None) -> torch.dtype:
+    """The type that convolutions really run in: fp32 on CPUs without bf16 instructions, for native and OpenVINO; that
+    of a quantised program's weights, though torch's backends hold them as fp32 numbers."""
     if quantised:
-        return torch.int8
+        return quantised
     if backend == "native" and dtype == torch.bfloat16 and not native.library().has_bf16():
         return torch.float32
     if backend == "openvino" and dtype == torch.bfloat16:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import ParNetError
 from ..kernels.gpu.classifier import Averaged, classifier
 from ..kernels.gpu.config import Table
-from ..kernels.gpu.convolution import Convolution, Operands, allocate, outputs
+from ..kernels.gpu.convolution import E4M3, Convolution, Operands, allocate, outputs
 from ..kernels.gpu.geometry import Geometry, Tile
 from ..kernels.gpu.launch import Launch
 from ..kernels.gpu.level import level
@@ -48,7 +48,7 @@ class Cut(NamedTuple):
 
 class Feature(NamedTuple):
     """A feature as it crosses lanes, pixels and channel sums in one allocation: `message` uint8, in which lie
-    y [N, H, W, C] of the storage type and sums fp32 [N, T, C], where somebody reads them. Of pictures and
+    y [N, H, W, C] of the storage type, or e4m3, and sums fp32 [N, T, C], where somebody reads them. Of pictures and
     logits, y alone."""
 
     message: Tensor
@@ -64,7 +64,8 @@ def cuts(program: Program, nhw: NHW, table: Table, dtype: torch.dtype) -> dict[s
         if group[0].kind != "classifier":
             shapes = [geometry(program, op, h, w) for op in group]
             pooled = LevelConfig((TILE,) * len(group), 4, 1)
-            config = table.level(shapes, n, dtype) if group[0].kind == "conv" else pooled
+            is_conv = group[0].kind == "conv"
+            config = table.level(shapes, n, multiplied(program, group[0], dtype)) if is_conv else pooled
             for op, shape, tile in zip(group, shapes, config.tiles, strict=True):
                 found[op.name] = Cut(shape, tile, config.num_warps, config.num_stages)
     return found
@@ -81,6 +82,16 @@ def geometry(program: Program, op: Operation, h: int, w: int) -> Geometry:
     )  # fmt: skip
 
 
+def multiplied(program: Program, op: Operation, dtype: torch.dtype) -> torch.dtype:
+    """The type of a convolution's products: that of its weights where they are quantised, else `dtype`."""
+    return program.quantised or dtype if INPUT not in op.inputs else dtype
+
+
+def stored(program: Program, feature: str, dtype: torch.dtype) -> torch.dtype:
+    """The type of a feature's pixels: e4m3 where it is quantised, else `dtype`."""
+    return E4M3 if f"{feature}.step" in program.weights else dtype
+
+
 def pack(program: Program, dtype: torch.dtype, device: torch.device, names: Iterable[str] | None = None) -> Weights:
     """Weights of the operations of these names, or of all, as the kernels read them: by operation, then by name. Those
     of convolutions' products depend on how they are cut: `TritonBackend.blocks`."""
@@ -90,7 +101,9 @@ def pack(program: Program, dtype: torch.dtype, device: torch.device, names: Iter
         if op.kind == "classifier":
             w["weight"] = w["weight"].to(dtype)
         if "gate_weight" in w:
-            w["gate_weight"] = pack_gate_weight(w["gate_weight"], dtype)
+            w["gate_weight"] = pack_gate_weight(w["gate_weight"], dtype, stored(program, op.name, dtype).itemsize)
+        if "scale" in w and f"{op.inputs[0]}.step" in program.weights:
+            w["scale"] = w["scale"] * program.weights[f"{op.inputs[0]}.step"].to(device)
         if "border" in w:
             w["border"] = pack_border(w["border"])
         packed[op.name] = w
@@ -100,6 +113,8 @@ def pack(program: Program, dtype: torch.dtype, device: torch.device, names: Iter
 class TritonBackend:
     """See `binding.Backend`. raw: pictures are uint8, and the program is one that `pixels.fold_pixels` made.
 
+    dtype: of features and weights; of a program in fp8 of all that is not e4m3. Raises ParNetError where a convolution
+    reads features in fp8 with other weights.
     devices: of each lane. table: tile shapes, by default those for the first device; on the CPU Triton's interpreter
     runs the kernels, and takes a GPU's. On torch's "meta" device a segment can be compiled for a GPU that is not there.
     """
@@ -117,6 +132,8 @@ class TritonBackend:
         table: Table | None = None,
     ) -> None:
         self.program, self.dtype, self.devices = program, dtype, devices
+        if program.quantised and (kept := _kept(program)):
+            raise ParNetError(f"operation {kept[0]!r} is kept in fp32: the kernels need all in fp8, or executor eager")
         self.storage = torch.uint8 if raw else dtype
         self.table = table or (Table.of_device(devices[0]) if devices[0].type == "cuda" else Table.load(INTERPRETED))
         if devices[0].type == "cpu":
@@ -141,7 +158,7 @@ class TritonBackend:
             return Layout((n, 3 * h, w), self.storage)
         if self.program.by_name[feature].kind == "classifier":
             return Layout(self.program.shape(feature, n, h, w), torch.float32)
-        start, last = _parts(self._cuts((n, h, w))[feature], n, self.dtype)[-1]
+        start, last = self._parts(feature, self._cuts((n, h, w))[feature], n)[-1]
         return Layout((start + last.bytes,), torch.uint8)
 
     def buffer(self, n: int, h: int, w: int, device: torch.device) -> Tensor:
@@ -158,14 +175,17 @@ class TritonBackend:
         op = self.program.by_name[feature]
         if op.kind == "classifier":
             return tensor
-        return self.opened(feature, tensor, self._cuts(nhw), nhw).y[..., : op.cout].permute(0, 3, 1, 2)
+        y = self.opened(feature, tensor, self._cuts(nhw), nhw).y[..., : op.cout]
+        if y.dtype == E4M3:
+            y = (y.float() * self.weights[y.device][feature]["step"]).to(self.dtype)
+        return y.permute(0, 3, 1, 2)
 
     def blocks(self, operation: str, device: torch.device, cut: Cut) -> Tensor:
         """A convolution's weights as a cut reads them. Kept for all cuts that need no others."""
         key = operation, device, cut.tile.bk, cut.tile.bn
         if key not in self._blocks:
             weight = self.program.of(self.program.by_name[operation])["weight"].to(device)
-            self._blocks[key] = pack_weight(weight, cut.shape, cut.tile, self.dtype)
+            self._blocks[key] = pack_weight(weight, cut.shape, cut.tile, E4M3 if weight.dtype == E4M3 else self.dtype)
         return self._blocks[key]
 
     def opened(self, feature: str, message: Tensor, cuts: Mapping[str, Cut], nhw: NHW) -> Feature:
@@ -175,8 +195,17 @@ class TritonBackend:
             return Feature(message, message.view(n, 3, h, w))
         if feature not in cuts:
             return Feature(message, message)
-        parts = _parts(cuts[feature], n, self.dtype)
+        parts = self._parts(feature, cuts[feature], n)
         return Feature(message, *(message[at : at + p.bytes].view(p.dtype).view(p.shape) for at, p in parts))
+
+    def _parts(self, feature: str, cut: Cut, n: int) -> list[tuple[int, Layout]]:
+        """Of a feature: its pixels, and its channel sums if it has them, each with the byte at which it begins."""
+        made = outputs(cut.shape, cut.tile, n, stored(self.program, feature, self.dtype))
+        found, start = [], 0
+        for part in (Layout(*made[name]) for name in ("y", "sums") if name in made):
+            found.append((start, part))
+            start = -(-(start + part.bytes) // ALIGNMENT) * ALIGNMENT
+        return found
 
 
 class TritonSegment:
@@ -256,13 +285,14 @@ class TritonSegment:
         a, *second = (self._features[name] for name in op.convolved)
         b = second[0] if second else None
         w, cut = self.backend.weights[self.device][op.name], self.cuts[op.name]
-        layouts = outputs(cut.shape, cut.tile, self.nhw[0], self.backend.dtype)
+        layouts = outputs(cut.shape, cut.tile, self.nhw[0], made.y.dtype)
         given = {"y": made.y} if made.sums is None else {"y": made.y, "sums": made.sums}
         a_sums, b_sums = (a.sums, b and b.sums) if op.gate != "none" else (None, None)
         x = Operands(
             a.y, b and b.y, a_sums, b_sums, self.backend.blocks(op.name, self.device, cut), w["bias"], w.get("border"),
             w.get("gate_weight"), w.get("gate_bias"), w.get("scale"), w.get("shift"),
             self._features[op.inputs[-1]].y if op.residual else None, *allocate(layouts, self.device, given),
+            w.get("weight_step"), w.get("step"),
         )  # fmt: skip
         return Convolution(x, cut.shape, cut.tile)
 
@@ -274,14 +304,10 @@ class TritonSegment:
         return self.backend.opened(name, message, self.cuts, self.nhw)
 
 
-def _parts(cut: Cut, n: int, dtype: torch.dtype) -> list[tuple[int, Layout]]:
-    """Of a feature: its pixels, and its channel sums if it has them, each with the byte at which it begins."""
-    made = outputs(cut.shape, cut.tile, n, dtype)
-    found, start = [], 0
-    for part in (Layout(*made[name]) for name in ("y", "sums") if name in made):
-        found.append((start, part))
-        start = -(-(start + part.bytes) // ALIGNMENT) * ALIGNMENT
-    return found
+def _kept(program: Program) -> list[str]:
+    """Convolutions of features that are not in fp8, of a program that has others."""
+    read = [op for op in program.operations if op.kind == "conv" and INPUT not in op.inputs]
+    return [op.name for op in read if f"{op.name}.weight_step" not in program.weights]
 
 
 def whole(

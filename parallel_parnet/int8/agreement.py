@@ -1,4 +1,5 @@
-"""Whether an executor computes a quantised program: each operation, from the inputs that it had, up to one step.
+"""Whether an executor computes a quantised program: each operation, from the inputs that it had, up to one step. In
+fp8 a step is from one of its numbers to the next.
 
 Two executors sum fp32 numbers in different orders, so now and then a value close to the middle of two integers is
 rounded the other way. That moves it by one step, and so, slightly, all that is computed from it, of which more is then
@@ -18,6 +19,7 @@ from torch import Tensor
 from ..engine import Engine
 from ..executors.segment import SegmentModule
 from ..parity import LIMIT, relative
+from ..program.contract import E4M3
 from ..program.placement import Placement, Segment
 from ..program.program import INPUT, Program
 from ..settings import with_own_settings
@@ -72,9 +74,20 @@ def agreement(program: Program, executor: str, x_nchw: Tensor) -> Agreement:
         if step is None:
             error = max(error, relative(features[op.name], expected))
             continue
-        off = ((features[op.name] - expected) / step.to(x_nchw.device)).abs()
+        units = [values / step.to(values.device).view(1, -1, 1, 1) for values in (features[op.name], expected)]
+        if program.quantised == E4M3:
+            units = [_numbered(values) for values in units]
+        off = (units[0] - units[1]).abs()
         off = torch.where(off.isfinite(), off, FURTHEST).clamp(max=FURTHEST)
         steps = max(steps, math.ceil(float(off.max()) - EQUAL))
         moved += int((off > EQUAL).sum())
         values += off.numel()
     return Agreement(steps, moved, values, error)
+
+
+def _numbered(values: Tensor) -> Tensor:
+    """Numbers of e4m3, fp32, as integers that count them, 0 for 0; NaN for what is none of them."""
+    stored = values.to(E4M3)
+    bits = stored.view(torch.uint8).int()
+    counted = torch.where(bits < 128, bits, 128 - bits).float()
+    return torch.where(stored.float() == values, counted, torch.nan)

@@ -1,8 +1,8 @@
-"""What int8 costs in accuracy: of a whole program, and of each of its operations alone."""
+"""What int8 and fp8 cost in accuracy: of a whole program, and of each of its operations alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -12,19 +12,18 @@ from ..errors import ParNetError
 from ..program.placement import Placement
 from ..program.program import Program
 from ..settings import with_own_settings
-from .kernels import in_int8, multiplied
-from .ranges import Range
+from .kernels import multiplied
 from .samples import some_at_a_time
 
 
 @with_own_settings
 def errors_alone(
-    program: Program, ranges: Mapping[str, Range], pictures: Iterable[Tensor] | Tensor
+    program: Program, make: Callable[[Collection[str]], Program], pictures: Iterable[Tensor] | Tensor
 ) -> dict[str, float]:
-    """The error of the answers where one operation alone is in int8, with the features that it reads: of each that can
-    be, in program order. As `errors`; ranges of all these features."""
+    """The error of the answers where one operation alone is quantised, with the features that it reads: of each that
+    can be, in program order. As `errors`; make: the quantised program, given the names of what is to stay in fp32."""
     names = [op.name for op in multiplied(program)]
-    alone = {name: in_int8(program, ranges, [other for other in names if other != name]) for name in names}
+    alone = {name: make([other for other in names if other != name]) for name in names}
     return errors(alone, program, pictures)
 
 

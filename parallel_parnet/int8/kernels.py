@@ -18,7 +18,7 @@ LARGEST = 127  # of an int8 weight: with -128 left out, a weight and its opposit
 
 
 def multiplied(program: Program, keep: Collection[str] = ()) -> list[Operation]:
-    """The operations that int8 can have: convolutions, but for those that read the picture or are to be kept.
+    """The operations that int8 and fp8 can have: convolutions, but for those that read the picture or are to be kept.
 
     ParNetError for names in `keep` that are no operation's, where none is left, and where the program is quantised
     already.
@@ -26,7 +26,7 @@ def multiplied(program: Program, keep: Collection[str] = ()) -> list[Operation]:
     if program.quantised:
         raise ParNetError("the program is quantised already: give the fp32 program that it was made of")
     if program.ungated:
-        raise ParNetError(f"int8 is for ParNets: {NO_INT8}")
+        raise ParNetError(f"int8 and fp8 are for ParNets: {NO_INT8}")
     if isinstance(keep, str) or (unknown := sorted(set(keep) - program.by_name.keys())):
         wrong = keep if isinstance(keep, str) else unknown[0]
         raise ParNetError(f"keep {wrong!r}: give a list of names of operations, as Program.table shows them")
@@ -69,8 +69,13 @@ def _kernel(weight: Tensor, steps: Sequence[float]) -> tuple[Tensor, Tensor]:
     """int8 [cout, k, 3, 3] and its steps, fp32 [cout]. steps: of the inputs, each of which has an equal part of the k
     columns, one after the other."""
     of_column = torch.tensor(steps, dtype=torch.float64, device="cpu").repeat_interleave(weight.shape[1] // len(steps))
-    exact = weight.double() * of_column.view(1, -1, 1, 1)
-    largest = exact.abs().flatten(1).amax(1) / LARGEST
-    step = largest.clamp(min=torch.finfo(torch.float32).tiny).float()  # also where all weights are zeros
-    whole = (exact / step.double().view(-1, 1, 1, 1)).round().clamp(-LARGEST, LARGEST)
-    return whole.to(torch.int8), step
+    whole, step = stepped(weight.double() * of_column.view(1, -1, 1, 1), LARGEST)
+    return whole.round().to(torch.int8), step
+
+
+def stepped(exact: Tensor, largest: float) -> tuple[Tensor, Tensor]:
+    """Weights fp64 [cout, k, 3, 3] over their output channel's step, within -largest..largest, and the steps, fp32
+    [cout]."""
+    step = exact.abs().flatten(1).amax(1) / largest
+    step = step.clamp(min=torch.finfo(torch.float32).tiny).float()  # also where all weights are zeros
+    return (exact / step.double().view(-1, 1, 1, 1)).clamp(-largest, largest), step

@@ -25,6 +25,7 @@ class Sample:
         self._generator, self._each = generator, float(PER_PICTURE)
         self._kept: list[Tensor] = []
         self.low = self.high = 0.0
+        self.largest = torch.zeros((), dtype=torch.float32, device="cpu")  # of each channel, once there are any
 
     @property
     def values(self) -> Tensor:
@@ -32,7 +33,8 @@ class Sample:
         return torch.cat(self._kept)
 
     def add(self, feature: Tensor) -> None:
-        """[N, C, H, W]: a chance choice of its values, and its ends."""
+        """[N, C, H, W]: a chance choice of its values, its ends, and what each channel reaches."""
+        self.largest = torch.maximum(self.largest, feature.abs().amax((0, 2, 3)).cpu())
         flat = feature.flatten()
         least, most = flat.aminmax()
         self.low, self.high = min(self.low, least.item()), max(self.high, most.item())

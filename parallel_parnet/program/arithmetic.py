@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ..network.blocks import ACTIVATION
 from ..network.variants import Config
+from .contract import E4M3
 
 if TYPE_CHECKING:
     from .program import Operation, Program
@@ -41,12 +43,23 @@ def convolution(op: Operation, w: dict[str, Tensor], inputs: list[Tensor]) -> Te
     y = (ACTIVATION[op.activation](y, inplace=True) if op.activation != "none" else y).to(x.dtype)
     if op.shuffle > 1:
         y = y.unflatten(1, (op.groups, op.shuffle, -1)).transpose(1, 2).flatten(1, 3)
-    return quantised(y, w["step"], w["zero"]) if "step" in w else y
+    if "step" not in w:
+        return y
+    return quantised(y, w["step"], w["zero"]) if "zero" in w else in_e4m3(y, w["step"])
 
 
 def quantised(values: Tensor, step: Tensor, zero: Tensor) -> Tensor:
     """fp32 values as readers see them once they were stored in uint8: step and zero [1], both fp32 here."""
     return step * (torch.round(values * (1 / step)).add(zero).clamp(0, 255) - zero)
+
+
+def in_e4m3(values: Tensor, step: Tensor) -> Tensor:
+    """fp32 values as readers see them once they were stored in e4m3: step fp32, powers of two.
+
+    What e4m3 cannot hold becomes its largest number; what is no number stays none. torch's own conversion does either
+    with numbers that are too large, depending on the version.
+    """
+    return step * (values * (1 / step)).clamp(-LARGEST, LARGEST).to(E4M3).float()
 
 
 def maximum(op: Operation, w: dict[str, Tensor], inputs: list[Tensor]) -> Tensor:
@@ -60,6 +73,7 @@ def classifier(op: Operation, w: dict[str, Tensor], inputs: list[Tensor]) -> Ten
     return F.linear(torch.cat(averages, 1), w["weight"], w["bias"])
 
 
+LARGEST = 448.0  # of e4m3
 OPERATIONS = {"conv": convolution, "maxpool": maximum, "classifier": classifier}
 
 
@@ -72,17 +86,28 @@ def affine(config: Config, device: torch.device) -> tuple[Tensor, Tensor]:
 def held(program: Program, op: Operation) -> dict[str, Tensor]:
     """An operation's weights as the arithmetic above takes them: integers as fp32 numbers, which hold sums of products
     of 8 bits up to 2^24 exactly, and round larger ones as they round any sum. Of an int8 convolution also
-    `input_steps` [inputs], by which it finds the integers that its inputs stand for."""
-    weights = {name: shaped(name, tensor) for name, tensor in program.of(op).items()}
-    weights = {name: tensor if tensor.is_floating_point() else tensor.float() for name, tensor in weights.items()}
-    if "weight_step" in weights:
-        weights["input_steps"] = torch.cat([program.weights[f"{name}.step"] for name in op.inputs])
+    `input_steps` [inputs], by which it finds the integers that its inputs stand for. Of one in e4m3 the weights that
+    multiply its inputs as readers see them, without a `weight_step`."""
+    weights = {name: shaped(name, tensor.float()) for name, tensor in program.of(op).items()}
+    if "weight_step" not in weights:
+        return weights
+    steps = [program.weights[f"{name}.step"] for name in op.inputs]
+    if program.quantised == E4M3:
+        weights["weight"] = weights["weight"] * weights.pop("weight_step").view(-1, 1, 1, 1) / of_columns(op, steps)
+    else:
+        weights["input_steps"] = torch.cat(steps)
     return weights
+
+
+def of_columns(op: Operation, steps: Sequence[Tensor]) -> Tensor:
+    """The step of the channel that each weight multiplies, [cout, cin / groups, 1, 1]. steps [C]: of each input."""
+    of_groups = torch.cat([step.view(op.groups, -1) for step in steps], 1)
+    return of_groups.repeat_interleave(op.cout // op.groups, 0)[:, :, None, None]
 
 
 def shaped(name: str, tensor: Tensor) -> Tensor:
     """A weight in the shape in which the arithmetic above takes it."""
-    if name in ("scale", "shift", "weight_step"):
+    if name in ("scale", "shift", "step", "weight_step"):
         return tensor.view(1, -1, 1, 1)
     if name == "gate_weight":
         return tensor[:, :, None, None]

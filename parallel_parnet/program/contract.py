@@ -26,6 +26,7 @@ CHOICES = {
 COUNTS = ("level", "cin", "cout", "stride", "groups", "shuffle", "kernel")
 LEAST_STEP, MOST_STEP = 2.0**-126, 2.0**119  # of a feature: 1 / step, and 255 steps, are fp32 numbers of full precision
 MOST_SUMMED = (2**31 - 1) // (9 * 127 * 255)  # channels whose products of 8 bits fill no more than 32
+E4M3 = torch.float8_e4m3fn
 NO_INT8 = "a quantised program has gated convolutions and a classifier, and nothing else"
 MAX_SCALE = 1024  # picture pixels per pixel of a feature: more would only ask for pictures that no memory holds
 
@@ -73,9 +74,12 @@ def shapes(op: Operation) -> dict[str, tuple[int, ...]]:
     return kernels | dict.fromkeys(rows[op.gate], (op.cout,))
 
 
-def quantised_shapes(op: Operation) -> dict[str, tuple[int, ...]]:
+def quantised_shapes(op: Operation, weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """The shape of each weight that it may have beside them."""
-    return {} if op.kind != "conv" else {"step": (1,), "zero": (1,), "weight_step": (op.cout,)}
+    if op.kind != "conv":
+        return {}
+    integer = f"{op.name}.zero" in weights
+    return {"step": (1,) if integer else (op.cout,), "zero": (1,), "weight_step": (op.cout,)}
 
 
 def _faults_of_outputs(program: Program) -> Iterator[str]:
@@ -155,7 +159,7 @@ def _check_weights(program: Program, finite: Mapping[str, Tensor]) -> None:
     plain = {f"{op.name}.{name}": shape for op in program.operations for name, shape in shapes(op).items()}
     expected = dict(plain)
     for op in program.operations:
-        expected |= {f"{op.name}.{name}": shape for name, shape in quantised_shapes(op).items()}
+        expected |= {f"{op.name}.{name}": shape for name, shape in quantised_shapes(op, weights).items()}
     required = {name for name in plain if not name.endswith(".border")}
     if missing := sorted(required - weights.keys()):
         raise ParNetError(f"{len(missing)} tensors are missing, {missing[0]!r} among them")
@@ -164,36 +168,44 @@ def _check_weights(program: Program, finite: Mapping[str, Tensor]) -> None:
     ungated = [op.name for op in program.operations if op.is_ungated]
     if ungated and any(name.endswith((".step", ".weight_step")) for name in weights):
         raise ParNetError(f"operation {ungated[0]!r}: {NO_INT8}")
+    if len({f"{name[:-5]}.zero" in weights for name in weights if name.endswith(".step")}) > 1:
+        raise ParNetError("features in uint8 have step and zero, those in e4m3 a step: a program has one or the other")
     for op in program.operations:
-        for fault in _faults_of_int8(op, weights):
+        for fault in _faults_of_steps(op, weights):
             raise ParNetError(f"operation {op.name!r}: {fault}")
     for name, tensor in weights.items():
         owner, _, short = name.rpartition(".")
-        is_int8 = short == "weight" and f"{owner}.weight_step" in weights
-        dtype = torch.int8 if is_int8 else torch.uint8 if short == "zero" else torch.float32
+        stepped = short == "weight" and f"{owner}.weight_step" in weights  # whose type was looked at above
+        dtype = tensor.dtype if stepped else torch.uint8 if short == "zero" else torch.float32
         if tensor.shape != expected[name] or tensor.dtype != dtype or tensor.layout != torch.strided:
             got = f"{list(tensor.shape)} of {tensor.dtype}, {tensor.layout}"
             wanted = str(dtype).removeprefix("torch.")
             raise ParNetError(f"{name} is {got}: expected {list(expected[name])} of {wanted}, dense")
-        if not (tensor.is_meta or tensor is finite.get(name)) and (wrong := _wrong(short, tensor)):
+        binary = short == "step" and f"{owner}.zero" not in weights
+        if not (tensor.is_meta or tensor is finite.get(name)) and (wrong := _wrong(short, tensor, binary)):
             raise ParNetError(f"{name} holds {wrong}")
 
 
-def _faults_of_int8(op: Operation, weights: Mapping[str, Tensor]) -> Iterator[str]:
-    if (f"{op.name}.step" in weights) != (f"{op.name}.zero" in weights):
-        yield "a quantised feature has step and zero, any other has neither"
-    is_int8 = op.kind != "maxpool" and weights[f"{op.name}.weight"].dtype == torch.int8
-    if is_int8 != (f"{op.name}.weight_step" in weights):
-        yield "an int8 weight has a weight_step, and no other has one"
-    plain = [name for name in op.inputs if f"{name}.step" not in weights]
-    if plain and f"{op.name}.weight_step" in weights:
-        yield f"its weight is int8, and {plain[0]!r}, which it reads, is not quantised"
-    if op.cin > MOST_SUMMED * op.groups and f"{op.name}.weight_step" in weights:
+def _faults_of_steps(op: Operation, weights: Mapping[str, Tensor]) -> Iterator[str]:
+    if f"{op.name}.zero" in weights and f"{op.name}.step" not in weights:
+        yield "a feature in uint8 has step and zero, one that is not quantised neither"
+    dtype = None if op.kind == "maxpool" else weights[f"{op.name}.weight"].dtype
+    if (dtype in (torch.int8, E4M3)) != (f"{op.name}.weight_step" in weights):
+        yield "a weight in int8 or e4m3 has a weight_step, and no other has one"
+    if f"{op.name}.weight_step" not in weights:
+        return
+    name, read = ("int8", "uint8") if dtype == torch.int8 else ("e4m3", "e4m3")
+    right = [x for x in op.inputs if f"{x}.step" in weights and (f"{x}.zero" in weights) == (dtype == torch.int8)]
+    if other := [x for x in op.inputs if x not in right]:
+        yield f"its weight is {name}, and {other[0]!r}, which it reads, is not in {read}"
+    if dtype == torch.int8 and op.cin > MOST_SUMMED * op.groups:
         yield f"{op.cin // op.groups} channels are too many for sums of 32 bits, at most {MOST_SUMMED}: keep it in fp32"
 
 
-def _wrong(short: str, tensor: Tensor) -> str | None:
-    """What is wrong with the values of a weight of this short name, of the right type."""
+def _wrong(short: str, tensor: Tensor, binary: bool) -> str | None:
+    """What is wrong with the values of a weight of this short name, of the right type. binary: powers of two only."""
+    if tensor.dtype == E4M3:
+        tensor = tensor.float()
     if tensor.dtype == torch.int8:
         return "-128: int8 weights are -127 to 127" if int(tensor.amin()) == -128 else None
     if tensor.dtype == torch.uint8:
@@ -201,6 +213,8 @@ def _wrong(short: str, tensor: Tensor) -> str | None:
     least, most = tensor.aminmax()  # in one pass without temporaries; both are NaN where any value is
     if not bool(torch.isfinite(torch.stack((least, most))).all()):
         return "values that are no finite numbers"
-    if short == "step" and not LEAST_STEP <= float(least) <= MOST_STEP:
-        return f"{float(least)}: a feature's step is {LEAST_STEP:.1e} to {MOST_STEP:.1e}"
+    if short == "step" and not LEAST_STEP <= float(least) <= float(most) <= MOST_STEP:
+        return f"{float(least)} to {float(most)}: a feature's steps are {LEAST_STEP:.1e} to {MOST_STEP:.1e}"
+    if binary and bool(torch.frexp(tensor)[0].ne(0.5).any()):
+        return "steps of e4m3 that are no powers of two"
     return f"{float(least)}: steps are positive" if short == "weight_step" and least <= 0 else None

@@ -24,7 +24,7 @@ from ..files import write_atomically
 from ..network.variants import Config
 from ..settings import with_own_settings
 from .arithmetic import affine
-from .contract import INPUT, check
+from .contract import E4M3, INPUT, check
 from .exported import export
 
 if TYPE_CHECKING:
@@ -59,12 +59,18 @@ class Operation:
     convolution, `border` [cout, kernel, kernel]: what each tap adds to the output where it lies inside the picture. All
     fp32.
 
-    Quantised, a convolution may have more. With `step` [1], fp32, and `zero` [1], uint8, its feature is stored in
-    uint8: of a value v that leaves the activation, every reader sees step (q - zero), where q is v (1 / step), rounded
-    half to even, plus zero, within 0..255; 1 / step is fp32. With `weight_step` [cout], fp32, its `weight` is int8,
-    -127 to 127, all its inputs are such features, and conv is weight_step times the sum over inputs, taps and channels
-    of weight (q - zero): the inputs' steps are in the weights, and what lies outside the picture is zero. It reads at
-    most 7367 channels in a group, whose sum 32 bits hold. In a quantised program every convolution is gated.
+    Quantised to int8, a convolution may have more. With `step` [1], fp32, and `zero` [1], uint8, its feature is stored
+    in uint8: of a value v that leaves the activation, every reader sees step (q - zero), where q is v (1 / step),
+    rounded half to even, plus zero, within 0..255; 1 / step is fp32. With `weight_step` [cout], fp32, its `weight` is
+    int8, -127 to 127, all its inputs are such features, and conv is weight_step times the sum over inputs, taps and
+    channels of weight (q - zero): the inputs' steps are in the weights, and what lies outside the picture is zero. It
+    reads at most 7367 channels in a group, whose sum 32 bits hold. In a quantised program every convolution is gated.
+
+    Quantised to fp8, it has no `zero`. With `step` [cout], fp32 powers of two, in the order in which channels are
+    stored, its feature is in e4m3 (torch.float8_e4m3fn: 4 bits of exponent, 3 of fraction): of a value v every reader
+    sees step q, where q is v / step, rounded half to even, within -448..448; what is no number stays none. With
+    `weight_step` [cout], fp32, its `weight` is in e4m3 as well, all its inputs are such features, and conv is
+    weight_step times the sum of weight q.
     """
 
     name: str
@@ -202,14 +208,16 @@ class Program:
 
     @cached_property
     def steps(self) -> dict[str, tuple[float, int]]:
-        """Step and zero of each quantised feature, by name."""
-        names = [op.name for op in self.operations if f"{op.name}.step" in self.weights]
+        """Step and zero of each feature in uint8, by name."""
+        names = [op.name for op in self.operations if f"{op.name}.zero" in self.weights]
         return {name: (self.weights[f"{name}.step"].item(), int(self.weights[f"{name}.zero"].item())) for name in names}
 
-    @property
-    def quantised(self) -> bool:
-        """Whether any feature is stored in uint8, as all are that int8 weights multiply."""
-        return bool(self.steps)
+    @cached_property
+    def quantised(self) -> torch.dtype | None:
+        """The type of the weights that multiply quantised features, int8 or float8_e4m3fn; None where no feature is."""
+        if self.steps:
+            return torch.int8
+        return E4M3 if any(name.endswith(".step") for name in self.weights) else None
 
     @property
     def ungated(self) -> bool:
@@ -223,7 +231,7 @@ class Program:
         for name in sorted(self.weights):
             tensor = self.weights[name]
             sha.update(name.encode() if tensor.dtype == torch.float32 else f"{name} {tensor.dtype}".encode())
-            sha.update(tensor.contiguous().numpy().data)
+            sha.update(tensor.contiguous().view(torch.uint8).numpy().data)
         return sha.hexdigest()
 
     def of(self, op: Operation) -> dict[str, Tensor]:
@@ -259,10 +267,10 @@ class Program:
         rows = []
         for op in self.operations:
             weights = self.of(op)
-            moved = sum(t.numel() * (itemsize if t.is_floating_point() else t.itemsize) for t in weights.values())
+            moved = sum(t.numel() * min(itemsize, t.itemsize) for t in weights.values())
             for name in (*op.inputs, op.name):
                 shape = self.shape(name, batch, side, side)
-                moved += math.prod(shape) * (1 if name in self.steps else itemsize)
+                moved += math.prod(shape) * (1 if f"{name}.step" in self.weights else itemsize)
             pixels = math.prod(shape[2:])
             sizes = {name: tensor.numel() for name, tensor in weights.items()}
             macs = batch * (pixels * sizes.get("weight", 0) + sizes.get("gate_weight", 0))
@@ -304,7 +312,7 @@ class Program:
     def to_exported_program(self, raw: bool = False) -> ExportedProgram:
         """The folded network as torch.export has it, for any batch and size; `torch.export.save` writes it.
 
-        In fp32, by which a quantised program's integers are held as well. Pictures and answers as of `to_onnx`; of
+        In fp32, by which a quantised program's numbers are held as well. Pictures and answers as of `to_onnx`; of
         several answers, a tuple.
         """
         return export(self, self._affine() if raw else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -18,7 +19,7 @@ from fuzz.generators import Forged
 from parallel_parnet import Config, Engine, ParNetError, Placement, Program, fold, quantize
 from parallel_parnet.executors.available import choose, for_cpu
 from parallel_parnet.int8.errors import errors
-from parallel_parnet.parity import tolerance_in_int8
+from parallel_parnet.parity import tolerance_quantised
 from parallel_parnet.program.arithmetic import quantised
 from parallel_parnet.program.contract import INPUT, MOST_SUMMED
 from parallel_parnet.program.pixels import fold_pixels, normalise
@@ -39,28 +40,28 @@ def changed(program: Program, changes: dict[str, Tensor | None], kind: type[Prog
 OP = "streams.0.1"  # reads streams.0.0
 WEIGHT, ZERO = PROGRAM.weights[f"{OP}.weight"], torch.tensor([7], dtype=torch.uint8)
 BROKEN: list[tuple[dict[str, Tensor | None], str]] = [
-    ({"streams.0.0.zero": None}, "'streams.0.0': a quantised feature has step and zero, any other has neither"),
-    ({"streams.0.0.step": None}, "'streams.0.0': a quantised feature has step and zero"),
-    ({"streams.0.0.step": None, "streams.0.0.zero": None}, "weight is int8, and 'streams.0.0', .* is not quantised"),
-    ({f"{OP}.weight_step": None}, f"'{OP}': an int8 weight has a weight_step, and no other has one"),
-    ({f"{OP}.weight": WEIGHT.float()}, "an int8 weight has a weight_step, and no other has one"),
-    ({"inits.0.0.weight_step": torch.ones(8)}, "'inits.0.0': an int8 weight has a weight_step"),
+    ({"streams.0.0.zero": None}, "features in uint8 have step and zero, those in e4m3 a step"),
+    ({"streams.0.0.step": None}, "'streams.0.0': a feature in uint8 has step and zero"),
+    ({"streams.0.0.step": None, "streams.0.0.zero": None}, "weight is int8, and 'streams.0.0', .* is not in uint8"),
+    ({f"{OP}.weight_step": None}, f"'{OP}': a weight in int8 or e4m3 has a weight_step, and no other has one"),
+    ({f"{OP}.weight": WEIGHT.float()}, "a weight in int8 or e4m3 has a weight_step, and no other has one"),
+    ({"inits.0.0.weight_step": torch.ones(8)}, "'inits.0.0': a weight in int8 or e4m3 has a weight_step"),
     ({"inits.0.0.weight_step": torch.ones(8), "inits.0.0.weight": torch.ones(8, 3, 3, 3, dtype=torch.int8)},
-     "'inits.0.0': its weight is int8, and 'input', which it reads, is not quantised"),
-    ({"head.fc.weight": torch.ones(10, 64, dtype=torch.int8)}, "'head.fc': an int8 weight has a weight_step"),
+     "'inits.0.0': its weight is int8, and 'input', which it reads, is not in uint8"),
+    ({"head.fc.weight": torch.ones(10, 64, dtype=torch.int8)}, "'head.fc': a weight in int8 or e4m3 has a weight_step"),
     ({"head.fc.weight_step": torch.ones(10)}, "tensors belong to no operation, 'head.fc.weight_step' among them"),
     ({"head.fc.step": torch.ones(1), "head.fc.zero": ZERO}, "2 tensors belong to no operation"),
     ({"streams.0.0.step": torch.ones(2)}, r"step is \[2\] of torch.float32, .* expected \[1\] of float32"),
     ({"streams.0.0.step": torch.ones(1).double()}, "step is .* of torch.float64"),
-    ({"streams.0.0.step": torch.zeros(1)}, "step holds 0.0: a feature's step is 1.2e-38 to 6.6e"),
-    ({"streams.0.0.step": -torch.ones(1)}, "step holds -1.0: a feature's step is"),
-    ({"streams.0.0.step": torch.full((1,), 1e-39)}, "step holds 1.0.*e-39: a feature's step is"),
-    ({"streams.0.0.step": torch.full((1,), 1e37)}, "step holds 9.9.*e.36: a feature's step is"),
+    ({"streams.0.0.step": torch.zeros(1)}, "step holds 0.0 to 0.0: a feature's steps are 1.2e-38 to 6.6e"),
+    ({"streams.0.0.step": -torch.ones(1)}, "step holds -1.0 to -1.0: a feature's steps are"),
+    ({"streams.0.0.step": torch.full((1,), 1e-39)}, "step holds 1.0.*e-39 to 1.0.*: a feature's steps are"),
+    ({"streams.0.0.step": torch.full((1,), 1e37)}, "step holds 9.9.*e.36 to 9.9.*: a feature's steps are"),
     ({"streams.0.0.step": torch.full((1,), torch.nan)}, "step holds values that are no finite numbers"),
     ({"streams.0.0.zero": torch.zeros(1)}, r"zero is \[1\] of torch.float32, .* expected \[1\] of uint8"),
     ({"streams.0.0.zero": torch.zeros(1, dtype=torch.int8)}, "zero is .* expected .* of uint8"),
     ({"streams.0.0.zero": torch.zeros(8, dtype=torch.uint8)}, r"zero is \[8\]"),
-    ({f"{OP}.weight": WEIGHT.int()}, "an int8 weight has a weight_step"),
+    ({f"{OP}.weight": WEIGHT.int()}, "a weight in int8 or e4m3 has a weight_step"),
     ({f"{OP}.weight": torch.full_like(WEIGHT, -128)}, "weight holds -128: int8 weights are -127 to 127"),
     ({f"{OP}.weight": WEIGHT[:4]}, r"weight is \[4, 8, 3, 3\] of torch.int8"),
     ({f"{OP}.weight_step": torch.ones(1)}, r"weight_step is \[1\]"),
@@ -170,9 +171,9 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def expected_of(program: Program, op: Operation, inputs: list[np.ndarray]) -> np.ndarray:
-    """What leaves the activation, and the shuffle, in float64: integers multiplied as int64. inputs: as readers see
-    them."""
-    w = {name: tensor.numpy().astype(np.float64) for name, tensor in program.of(op).items()}
+    """What leaves the activation, and the shuffle, in float64: integers multiplied as int64, and fp8's numbers as they
+    are stored. inputs: as readers see them."""
+    w = {name: tensor.double().numpy() for name, tensor in program.of(op).items()}
     groups = op.groups
 
     def joined(parts: list[np.ndarray]) -> np.ndarray:
@@ -181,10 +182,11 @@ def expected_of(program: Program, op: Operation, inputs: list[np.ndarray]) -> np
 
     x = joined(inputs)
     if "weight_step" in w:
-        steps = [program.weights[f"{name}.step"].double().item() for name in op.inputs]
-        whole = joined([np.rint(values / step).astype(np.int64) for values, step in zip(inputs, steps, strict=True)])
-        sums = conv(whole, program.weights[f"{op.name}.weight"].numpy().astype(np.int64), op.stride, groups)
-        y = w["weight_step"][:, None, None] * sums
+        steps = [program.weights[f"{name}.step"].double().numpy()[:, None, None] for name in op.inputs]
+        stored = joined([values / step for values, step in zip(inputs, steps, strict=True)])
+        if program.quantised == torch.int8:
+            stored, w["weight"] = np.rint(stored).astype(np.int64), w["weight"].astype(np.int64)
+        y = w["weight_step"][:, None, None] * conv(stored, w["weight"], op.stride, groups)
     else:
         y = conv(x, w["weight"], op.stride, groups)
     y = y + w["bias"][:, None, None]
@@ -283,7 +285,7 @@ def test_any_placement(data: st.DataObject, lanes: int) -> None:
 def test_raw_pictures() -> None:
     x = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8)
     plain = normalise(x, PROGRAM.config)
-    limit = tolerance_in_int8(errors({"": PROGRAM}, EXACT, plain)[""])
+    limit = tolerance_quantised(errors({"": PROGRAM}, EXACT, plain)[""])
     for executor in ("reference", "eager"):
         engine = Engine(PROGRAM, device="cpu", executor=executor)
         assert relative(engine(x), engine(plain)) < limit
@@ -300,7 +302,7 @@ def test_inductor_computes_the_same() -> None:
     program, x = quantize(exact, torch.randn(4, 3, 32, 32)), torch.randn(2, 3, 32, 32)
     expected = Engine(program, device="cpu", executor="reference")(x)
     got = Engine(program, device="cpu", executor="inductor")(x)
-    assert relative(got, expected) < tolerance_in_int8(errors({"": program}, exact, x)[""])
+    assert relative(got, expected) < tolerance_quantised(errors({"": program}, exact, x)[""])
 
 
 def test_torch_export_computes_the_same() -> None:
@@ -311,7 +313,10 @@ def test_torch_export_computes_the_same() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"executor": "openvino"}, "executor openvino runs no quantised program: choose native, inductor, eager"),
+        (
+            {"executor": "openvino"},
+            "executor openvino runs no program quantised to int8: choose native, inductor, eager",
+        ),
         ({"executor": "eager", "dtype": torch.bfloat16}, "bfloat16 for a quantised program, .* leave it at float32"),
         ({"dtype": torch.int8}, "dtype torch.int8: choose float32"),
     ],
@@ -326,12 +331,13 @@ def test_what_an_engine_refuses(options: dict, message: str) -> None:
 def test_who_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """For "auto" the CPU kernels, else torch; never what knows nothing of int8, on a GPU either."""
     monkeypatch.setattr("parallel_parnet.executors.available.lacking", lambda backend: None)
-    assert for_cpu(torch.float32, quantised=True) == ["native"] and choose("auto", CPU, torch.float32, True) == "native"
+    chosen = partial(choose, dtype=torch.float32, quantised=torch.int8)
+    assert for_cpu(torch.float32, torch.int8) == ["native"] and chosen("auto", CPU) == "native"
     gpu = torch.device("cuda")
-    assert choose("auto", gpu, torch.float32, True) == "eager"
+    assert chosen("auto", gpu) == "eager"
     for executor in ("triton", "cuda_graph"):
-        with pytest.raises(ParNetError, match=f"executor {executor} runs no quantised program"):
-            choose(executor, gpu, torch.float32, True)
+        with pytest.raises(ParNetError, match=f"executor {executor} runs no program quantised to int8"):
+            chosen(executor, gpu)
     monkeypatch.setattr("parallel_parnet.executors.available.lacking", lambda backend: backend != "eager")
-    assert choose("auto", CPU, torch.float32, True) == choose("cpu", CPU, torch.float32, True) == "eager"
+    assert chosen("auto", CPU) == chosen("cpu", CPU) == "eager"
     assert Engine(PROGRAM, Placement.single(PROGRAM), "cpu", executor="eager").arithmetic == torch.int8

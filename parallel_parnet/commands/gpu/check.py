@@ -37,6 +37,7 @@ from ..processes import command, end_with_parent, environment
 from . import pages, placements, proofs, timing
 from .device import machine, run_within
 from .first import check_first, check_first_kernels
+from .fp8 import check_fp8
 from .journal import Journal, Values
 from .machines import check_machine
 from .page import markdown, verdicts
@@ -71,16 +72,17 @@ STEPS = (
     Step("first kernels", 36, check_first_kernels, compiles=("first", "probes")),
     Step("first", 18, check_first),
     Step("probes", 28, check_probes),
-    Step("tuning", 84, check_tuning),
+    Step("tuning", 66, check_tuning),
     Step("tuned", 22, check_tuned),
-    Step("compile", 68, proofs.check_compile, compiles=("kernels", "networks", "executors", "repeats")),
+    Step("compile", 62, proofs.check_compile, compiles=("kernels", "networks", "executors", "repeats")),
     Step("kernels", 10, proofs.check_kernels),
     Step("networks", 28, proofs.check_networks),
     Step("executors", 22, proofs.check_executors),
-    Step("placements", 34, placements.check_placements),
+    Step("placements", 28, placements.check_placements),
     Step("auto", 9, placements.check_auto),
     Step("repeats", 12, proofs.check_repeats),
     Step("timings", 17, timing.check_timings),
+    Step("fp8", 30, check_fp8),
     Step("poster", 16, pages.check_poster, required=False),
     Step("depth", 12, pages.check_depth, required=False),
     Step("inductor", 10, timing.check_inductor, required=False),

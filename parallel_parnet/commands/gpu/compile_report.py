@@ -4,7 +4,7 @@
 
     python launch/compile_report.py --json kernels.json          # the same as data
 
-Takes two to three minutes of one core.
+Takes four to six minutes of one core.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import triton
 from rich.console import Console
 from rich.progress import track
 
-from parallel_parnet import create_model, fold
-from parallel_parnet.executors.triton_backend import whole
+from parallel_parnet import Program
+from parallel_parnet.executors.triton_backend import multiplied, whole
 from parallel_parnet.files import write_atomically, write_json
 from parallel_parnet.kernels.gpu.compiled import Resources, resources, stand_in
 from parallel_parnet.kernels.gpu.config import Table
@@ -27,6 +27,7 @@ from parallel_parnet.kernels.gpu.model import Costs, Prediction, predict
 from parallel_parnet.kernels.gpu.rates import H200, Rates
 
 from ..common import RESULTS, Parser, plain_console
+from .precompile import shapes_in_fp8, shapes_of
 
 VARIANTS = ("parnet_s", "parnet_m", "parnet_l", "parnet_xl")
 HOPPER = (9, 0)
@@ -34,24 +35,26 @@ SIZE = 224
 
 INTRODUCTION = """# The kernels as compiled for Hopper
 
-Each level of ParNet is one kernel launch. This page says what the compiler made of each, in fp16 for one picture of
-{size} x {size} pixels, with the default tiles of compute capability {major}.{minor} (bf16 compiles to the same
-resources). It was made without a GPU by `python launch/compile_report.py`, torch {torch}, triton {triton}.
+Each level of ParNet is one kernel launch. This page says what the compiler made of each, in fp16, and in fp8 with fp16
+beside it, for one picture of {size} x {size} pixels, with the default tiles of compute capability {major}.{minor} (bf16
+compiles to the same resources). It was made without a GPU by `python launch/compile_report.py`, torch {torch}, triton
+{triton}.
 
 **Nothing on this page is a measured time.** The floor is computed: the longer of FLOPs over {flops:.0f} TFLOP/s and
 bytes over {bytes:.1f} TB/s, the rates that were measured on an H200 for a large matrix product and a large copy. Bytes
-count each input and weight read once and each output written once, per operation. The model is that of
+count each input and weight read once and each output written once, per operation. fp8 is taken to multiply no faster
+than fp16, since it was never measured. The model is that of
 `kernels/gpu/model.py`, with {l2:.1f} TB/s of L2 and {memory:.1f} TB/s of memory; it leaves the classifier out.
 
 - *programs*: those that convolve, tiles times splits, for {processors} multiprocessors; *per mp.*: how many of them
   each holds at a time, by registers and shared memory.
 - *fill*: programs over the places for them; above 1 they come in several waves. Leaders, which are short, come first.
-- *spilled*: bytes of registers that went to memory, loads and stores, none of them in a loop. *HGMMA*: tensor-core
-  instructions (wgmma); *LDGSTS*: asynchronous copies to shared memory.
+- *spilled*: bytes of registers that went to memory, loads and stores, none of them in a loop. *wgmma*: tensor-core
+  instructions, HGMMA and in fp8 QGMMA; *LDGSTS*: asynchronous copies to shared memory.
 """
 
 HEADER = (
-    "| level | programs | threads | registers | shared KB | per mp. | fill | spilled | instructions | HGMMA | LDGSTS "
+    "| level | programs | threads | registers | shared KB | per mp. | fill | spilled | instructions | wgmma | LDGSTS "
     "| MFLOP | MB | computed floor, us | model, us | limited by |\n" + "|---|" + "---:|" * 14 + "---|"
 )
 
@@ -78,7 +81,7 @@ class Row:
         modelled = (f"{self.model.seconds * 1e6:.2f}", self.model.limit) if self.model else ("", "")
         cells = (
             self.name, self.programs, used.threads, used.registers, f"{used.shared / 1024:.0f}", used.blocks,
-            f"{self.waves:.2f}", used.spilled, used.instructions, used.counts["HGMMA"],
+            f"{self.waves:.2f}", used.spilled, used.instructions, used.counts["HGMMA"] + used.counts["QGMMA"],
             used.counts["LDGSTS"], f"{self.flops / 1e6:.0f}", f"{self.bytes / 1e6:.2f}",
             f"{rates.floor(self.flops, self.bytes) * 1e6:.2f}", *modelled,
         )  # fmt: skip
@@ -94,14 +97,14 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def compile_variant(name: str, console: Console) -> list[Row]:
-    """Every launch of a variant."""
-    meta = torch.device("meta")
-    program = fold(create_model(name).to(meta).eval())
+def compile_network(name: str, program: Program, console: Console) -> list[Row]:
+    """Every launch of a network."""
     table = Table.load(HOPPER)
-    plan = whole(program, (1, SIZE, SIZE), torch.float16, meta, table)
-    levels = [[plan.cuts[op.name].shape for op in group] for group in program.groups if group[0].kind == "conv"]
-    models = [predict(level, 1, torch.float16, table.level(level, 1, torch.float16), table.rates) for level in levels]
+    plan = whole(program, (1, SIZE, SIZE), torch.float16, torch.device("meta"), table)
+    models = []
+    for group in (group for group in program.groups if group[0].kind == "conv"):
+        level, dtype = [plan.cuts[op.name].shape for op in group], multiplied(program, group[0], torch.float16)
+        models.append(predict(level, 1, dtype, table.level(level, 1, dtype), table.rates))
     costs = program.cost(SIZE, itemsize=torch.float16.itemsize).by("level")
     rows = []
     launches = track(plan.launches, name, console=console, transient=True, disable=not console.is_terminal)
@@ -157,8 +160,9 @@ def main() -> int:
         )
     ]  # fmt: skip
     faults, networks = [], {}
-    for name in args.model:
-        rows = compile_variant(name, console)
+    plain = {name: shapes_of(name) for name in args.model}
+    for name, program in [*plain.items(), *((f"{name}, fp8", shapes_in_fp8(plain[name])) for name in plain)]:
+        rows = compile_network(name, program, console)
         networks[name] = figures(rows)
         parts.append(section(name, rows, H200))
         faults += [f"{name}, {row.name}: {fault}" for row in rows for fault in row.used.complaints(HOPPER)]

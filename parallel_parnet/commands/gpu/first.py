@@ -9,6 +9,7 @@ import torch
 
 from parallel_parnet.executors.triton_backend import TritonSegment
 from parallel_parnet.kernels.gpu.config import Table
+from parallel_parnet.kernels.gpu.convolution import Convolution
 from parallel_parnet.parity import LIMIT, relative
 
 from .device import capture, event_times, exact_fp32, quantiles
@@ -47,21 +48,29 @@ def check_first(work: Work) -> Values:
         program, reference = network(variant, work.device)
         x = picture(program, work.device)
         plan = planned(program, DTYPE, work.device)
-        logits = _once(plan, x)
-        for name, convs in convolutions(plan).items():
-            right = lambda convs=convs: {"deviation": round(max(map(deviation, convs)), 4)}  # noqa: E731
-            rows.append(work.row(f"{variant} {name}", right))
+        logits = once(plan, x)
+        rows += deviations(work, variant, plan)
         error = partial(_error, logits, reference, x)
         rows.append(work.row(f"{variant} logits", error))
         rows.append(work.row(f"{variant} replay", partial(_replay, plan, x)))
     return verdict(rows, lambda row: row.get("deviation", 0) <= 1 and row.get("error", 0) <= LIMIT[DTYPE])
 
 
-def _once(plan: TritonSegment, x: torch.Tensor) -> torch.Tensor:
+def once(plan: TritonSegment, x: torch.Tensor) -> torch.Tensor:
+    """The logits of a pass over poisoned buffers."""
     for convs in convolutions(plan).values():
         for conv in convs:
             poison(conv)
     return run(plan, x).clone()
+
+
+def deviations(work: Work, variant: str, plan: TritonSegment) -> list[Values | None]:
+    """A row for each launch that a pass has made."""
+    return [work.row(f"{variant} {name}", partial(_deviation, convs)) for name, convs in convolutions(plan).items()]
+
+
+def _deviation(convs: list[Convolution]) -> Values:
+    return {"deviation": round(max(map(deviation, convs)), 4)}
 
 
 def _error(logits: torch.Tensor, reference: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> Values:

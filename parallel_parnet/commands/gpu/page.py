@@ -22,8 +22,8 @@ def markdown(results: Results, note: str = "") -> str:
     parts.append(_table(("step", "verdict", "seconds", "what"), verdicts(results)))
     tables = {
         "first": _first, "probes": _probes, "tuning": _tuning, "tuned": _tuned, "networks": _parity,
-        "placements": _placements, "auto": _auto, "timings": _timings, "inductor": _inductor, "poster": _poster,
-        "depth": _depth,
+        "placements": _placements, "auto": _auto, "timings": _timings, "fp8": _fp8, "inductor": _inductor,
+        "poster": _poster, "depth": _depth,
     }  # fmt: skip
     for name, table in tables.items():
         if rows.get(name):
@@ -176,6 +176,20 @@ def _levels(row: Mapping) -> str:
     ]  # fmt: skip
     title = f"## {row['network']}, {row['dtype']}, level by level, microseconds\n"
     return f"{title}\n{_table(('level', 'p50 (p20 to p80)', 'computed floor', 'ratio'), lines)}"
+
+
+def _fp8(rows: Sequence[Mapping]) -> list[str]:
+    keys = ("deviation", "error", "error_of_fp8", "tolerance")
+    right, passes = ([row for row in rows if ("us" in row) == timed] for timed in (False, True))
+    lines = [(row["name"], *(f"{row[key]:.3g}" if key in row else "" for key in keys)) for row in right]
+    title = (
+        "## FP8, batch 1\n\nDeviation from the twin in fp32, of what rounding allows; error of the logits from the "
+        "twin's, relative, beside fp8's own from fp32.\n"
+    )
+    return [
+        f"{title}\n{_table(('launch', *keys), lines)}",
+        f"## A pass in fp8 and in bf16, microseconds: p50 (p20 to p80)\n\n{_ways(passes, 'name')}",
+    ]
 
 
 def _inductor(rows: Sequence[Mapping]) -> list[str]:

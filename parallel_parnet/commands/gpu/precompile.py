@@ -22,13 +22,15 @@ from triton.backends.nvidia import driver
 
 from parallel_parnet import Program, fold
 from parallel_parnet.executors.triton_backend import whole
+from parallel_parnet.int8.e4m3 import in_fp8
+from parallel_parnet.int8.kernels import multiplied, read
 from parallel_parnet.kernels.gpu.compiled import stand_in
 from parallel_parnet.kernels.gpu.config import Table
-from parallel_parnet.kernels.gpu.convolution import Convolution
+from parallel_parnet.kernels.gpu.convolution import E4M3, Convolution
 from parallel_parnet.kernels.gpu.geometry import Tile
 from parallel_parnet.kernels.gpu.launch import Launch
 from parallel_parnet.kernels.gpu.level import level
-from parallel_parnet.kernels.gpu.samples import KINDS, convolution, geometry, without_values
+from parallel_parnet.kernels.gpu.samples import GATED, KINDS, convolution, geometry, without_values
 from parallel_parnet.program.pixels import fold_pixels
 
 from ..common import cores
@@ -36,6 +38,7 @@ from ..processes import end_with_parent
 from .scope import Scope, model
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)  # fp32 last: it takes longest and is timed nowhere
+BESIDE_FP8 = torch.bfloat16  # of gates, of the picture's convolution and of the classifier
 TILES = (Tile(64, 64, 64), Tile(64, 32, 32, split_k=3))
 SIDE, CHANNELS, PICTURES = 19, 92, 3  # awkward on purpose: ragged tiles in every direction
 
@@ -63,7 +66,8 @@ class KernelCase:
 
 @dataclass(frozen=True)
 class NetworkCase:
-    """All launches of a variant, or, for the sake of many cores, the one at `index`. raw: of pictures in uint8."""
+    """All launches of a variant, or, for the sake of many cores, the one at `index`. dtype: e4m3 for fp8. raw: of
+    pictures in uint8."""
 
     variant: str
     dtype: torch.dtype
@@ -72,10 +76,12 @@ class NetworkCase:
     raw: bool = False
 
     def offline(self, capability: tuple[int, int], gpu: str) -> list[Launch]:
-        program = _raw(self.variant, self.dtype) if self.raw else shapes_of(self.variant)
+        narrow = self.dtype == E4M3
+        plain = _raw(self.variant, self.dtype) if self.raw else shapes_of(self.variant)
+        program, dtype = (shapes_in_fp8(plain), BESIDE_FP8) if narrow else (plain, self.dtype)
         side = program.config.image_size
         table = Table.load(capability, gpu)
-        launches = whole(program, (self.n, side, side), self.dtype, torch.device("meta"), table, self.raw).launches
+        launches = whole(program, (self.n, side, side), dtype, torch.device("meta"), table, self.raw).launches
         return launches if self.index is None else launches[self.index : self.index + 1]
 
 
@@ -87,6 +93,12 @@ def shapes_of(variant: str) -> Program:
     return fold(made)
 
 
+def shapes_in_fp8(program: Program) -> Program:
+    """A program without values, quantised to fp8."""
+    names = read(multiplied(program))
+    return in_fp8(program, {name: torch.ones(program.by_name[name].cout, device="meta") for name in names})
+
+
 def _raw(variant: str, dtype: torch.dtype) -> Program:
     """For pictures in uint8; folding their scale and shift into the weights needs values."""
     return fold_pixels(fold(model(variant).eval()), dtype)
@@ -95,6 +107,12 @@ def _raw(variant: str, dtype: torch.dtype) -> Program:
 def kernel_cases(scope: Scope) -> list[KernelCase]:
     """Every kind of convolution, in every type and tile."""
     return [KernelCase(*case) for case in product(KINDS, DTYPES, TILES)][: scope.kernels]
+
+
+def fp8_cases(scope: Scope) -> list[KernelCase | NetworkCase]:
+    """The same for those that fp8 has, and the launches of the networks that decide."""
+    kernels = [KernelCase(*case) for case in product(GATED, (E4M3,), TILES)][: scope.kernels]
+    return [*kernels, *single_launches([NetworkCase(variant, E4M3, 1) for variant in scope.decisive])]
 
 
 def network_cases(scope: Scope) -> list[NetworkCase]:

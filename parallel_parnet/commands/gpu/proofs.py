@@ -57,7 +57,7 @@ def check_kernels(work: Work) -> Values:
     """Every kind of convolution and the classifier, against their twins in fp32."""
     exact_fp32()
     rows = [
-        work.row(_name(case), partial(_kernel, case, seed, work.device))
+        work.row(kernel_name(case), partial(kernel_row, case, seed, work.device))
         for seed, case in enumerate(kernel_cases(work.scope))
     ]
     rows.append(work.row("classifier", lambda: _classifier(work.device)))
@@ -126,7 +126,8 @@ def _worst(rows: list[Values | None], of: Callable[[Values], float]) -> float:
     return round(max((of(row) for row in rows if row and "fault" not in row), default=float("inf")), 4)
 
 
-def _kernel(case: KernelCase, seed: int, device: torch.device) -> Values:
+def kernel_row(case: KernelCase, seed: int, device: torch.device) -> Values:
+    """How far a random convolution is from its twin, of what rounding allows."""
     conv = case.make(_fresh(seed), device)
     poison(conv)
     case.launch(conv)()
@@ -233,7 +234,7 @@ def _fresh(seed: int) -> int:
     return (torch.initial_seed() + seed) % 2**31
 
 
-def _name(case: KernelCase) -> str:
+def kernel_name(case: KernelCase) -> str:
     return f"{case.kind} {_words(case.dtype)} {case.tile}"
 
 

@@ -9,8 +9,8 @@
 --streams-per-gpu counts the network's parallel branches inside one inference. It has nothing to do with the
 concurrent requests that trtexec (--infStreams) and OpenVINO (-nstreams) call streams.
 
---dtype int8 needs ranges of the network's features: --calibrate FOLDER finds them in pictures like those that it will
-see, and the demo has its own.
+--dtype int8 and fp8 need ranges of the network's features: --calibrate FOLDER finds them in pictures like those that it
+will see, and the demo has its own.
 
 --jsonl FILE is for thousands of pictures: requests follow one another without a gap, and each picture is one line of
 FILE, an object with "image" and "top5", or "image" and "reason" where it has no answer. A FILE that is there is
@@ -51,7 +51,7 @@ from ..common import (
     plain_console,
     process_age,
 )
-from ..int8 import INT8, in_int8
+from ..int8 import QUANTISED, quantised
 from ..lanes import add_engine_arguments, check_engine_arguments, describe, lane_hosts, place, type_of
 from ..stopping import stop_on_signals
 from ..tracing import add_trace_arguments, check_trace_arguments, write_traces
@@ -134,17 +134,18 @@ def main() -> int:
     loaded = time.perf_counter()
     program = exact = fold(model)
     start_up, calibration = {"import": imported, "load": loaded - start, "fold": time.perf_counter() - loaded}, None
-    if args.dtype == INT8:
+    if args.dtype in QUANTISED:
         start = time.perf_counter()
-        program, calibration = in_int8(exact, args)
-        start_up["int8"] = time.perf_counter() - start
+        program, calibration = quantised(exact, args, args.dtype)
+        start_up[args.dtype] = time.perf_counter() - start
     if ranks.world > 1:
         join_ranks(device, args.timeout)
     placement, note = place(program, args, ranks, device)
     if note:
         console.print(note)
     warnings.simplefilter("ignore", ParNetWarning)  # which every rank gives: the coordinator's notes are enough
-    with Engine(program, placement, device, type_of(args.dtype), args.executor, args.transport) as engine:
+    dtype = type_of(args.dtype, args.executor)
+    with Engine(program, placement, device, dtype, args.executor, args.transport) as engine:
         if placement is None or (ranks.world == 1 and args.executor == "auto"):
             side = args.img_size or program.config.image_size
             tried = engine.warm_up(torch.rand(args.batch_size, 3, side, side).to(engine.device))

@@ -17,7 +17,7 @@ from torch import Tensor
 from parallel_parnet import Engine, ParNetError, Placement, Program
 from parallel_parnet.files import write_json
 from parallel_parnet.int8.agreement import agreement
-from parallel_parnet.parity import relative, tolerance, tolerance_in_int8
+from parallel_parnet.parity import relative, tolerance, tolerance_quantised
 from parallel_parnet.profiling.sampler import Sampler
 
 from ..common import RANDOM
@@ -75,17 +75,18 @@ def classify_and_time(
         checked = verify(engine, exact, pictures, found)
         result |= {"max_abs_difference": checked.absolute, "relative_difference": checked.error, "limit": checked.limit}
         equal = checked.error <= checked.limit
-        reference = "in int8 " if engine.program.quantised else ""
+        reference = f"in {setting['dtype']} " if engine.program.quantised else ""
         console.print(
             f"verify: {'equal up to rounding' if equal else 'DIFFERENT'}: largest difference from the sequential "
             f"reference {reference}{checked.absolute:.2e}, relative {checked.error:.1e} (limit {checked.limit:.0e})"
         )
         if engine.program.quantised:
             alone = agreement(engine.program, engine.executor, inputs[0])
-            result |= {"error_of_int8": checked.of_type, "operations": alone._asdict()}
+            result |= {f"error_of_{setting['dtype']}": checked.of_type, "operations": alone._asdict()}
             equal = equal and alone.right
             console.print(f"verify: operation by operation {'equal' if alone.right else 'DIFFERENT'}: {alone}")
-            console.print(f"int8 itself: relative difference {checked.of_type:.1e} from fp32 on these pictures")
+            of_type = f"{setting['dtype']} itself: relative difference {checked.of_type:.1e}"
+            console.print(f"{of_type} from fp32 on these pictures")
         status = status if equal else 1
     write_traces(engine, inputs[0], args, console)
     if args.json:
@@ -150,7 +151,8 @@ def stage_times(engine: Engine, x: Tensor) -> list[dict[str, float]]:
 
 class Verified(NamedTuple):
     """Of all logits, against the reference: the largest absolute difference, the relative one, and its limit. of_type:
-    what the type itself does to these pictures: in int8 the reference's own difference from fp32, else torch's."""
+    what the type itself does to these pictures: of a quantised program the reference's own difference from fp32, else
+    torch's."""
 
     absolute: float
     error: float
@@ -159,8 +161,8 @@ class Verified(NamedTuple):
 
 
 def verify(engine: Engine, exact: Program, pictures: Pictures, found: Answers) -> Verified:
-    """Against the sequential reference: in fp32, of a quantised program in int8. In reduced precision the limit follows
-    from what rounding does to these pictures. exact: the program in fp32."""
+    """Against the sequential reference: in fp32, of a quantised program in its type. In reduced precision the limit
+    follows from what rounding does to these pictures. exact: the program in fp32."""
     single = Placement.single(exact)
 
     def logits(program: Program, executor: str, dtype: torch.dtype) -> Tensor:
@@ -173,7 +175,7 @@ def verify(engine: Engine, exact: Program, pictures: Pictures, found: Answers) -
     got, expected = torch.stack(found.logits), logits(engine.program, "reference", torch.float32)
     absolute, error = (got - expected).abs().max().item(), relative(got, expected)
     if engine.program.quantised:
-        of_int8 = relative(expected, logits(exact, "reference", torch.float32))
-        return Verified(absolute, error, tolerance_in_int8(of_int8), of_int8)
+        of_type = relative(expected, logits(exact, "reference", torch.float32))
+        return Verified(absolute, error, tolerance_quantised(of_type), of_type)
     of_torch = 0.0 if engine.dtype == torch.float32 else relative(logits(exact, "eager", engine.dtype), expected)
     return Verified(absolute, error, tolerance(engine.dtype, of_torch), of_torch)

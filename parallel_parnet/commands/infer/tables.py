@@ -91,7 +91,7 @@ def show_setting(setting: dict, console: Console) -> None:
         f"weights {setting['weights']}"
     )
     if "calibration" in setting:
-        console.print(f"int8 by {setting['calibration']}")
+        console.print(f"{setting['dtype']} by {setting['calibration']}")
 
 
 def show_start_up(seconds: dict[str, float | None], steady_ms: float, console: Console) -> None:

@@ -1,13 +1,14 @@
-"""Find the ranges by which a network computes in int8, and say what each operation then costs in accuracy.
+"""Find the ranges by which a network computes in int8 or fp8, and say what each operation then costs in accuracy.
 
     python launch/quantize.py DIR --checkpoint FILE --out FILE.json
     python launch/quantize.py /usr/share/datasets/fashion-mnist --keep inits.0.1
+    python launch/quantize.py /usr/share/datasets/fashion-mnist --dtype fp8
 
 DIR holds pictures like those that the network will see: in any layout that training reads, or just pictures. At most
-256 of them are taken for the ranges, and 128 others to say what int8 costs: the relative error of the logits
-against fp32, of the network as it is written and with one operation alone in int8, the features that it reads included.
+256 of them are taken for the ranges, and 128 others to say what int8 or fp8 costs: the relative error of the logits
+against fp32, of the network as it is written and with one operation alone in it, the features that it reads included.
 --out FILE.json is taken by infer and validate: --dtype int8 --calibrate FILE.json. It holds ranges, not weights, and
-fits this network alone.
+fits this network alone. fp8 has no such file: infer and validate find its ranges anew.
 
 Exit status: 0; 2 for wrong input.
 """
@@ -18,6 +19,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,6 +27,7 @@ import torch
 from parallel_parnet import ParNetError, Program, fold
 from parallel_parnet.files import write_json
 from parallel_parnet.int8.calibration import Calibration
+from parallel_parnet.int8.e4m3 import in_fp8, reach
 from parallel_parnet.int8.errors import errors, errors_alone
 from parallel_parnet.int8.kernels import in_int8, multiplied
 from parallel_parnet.int8.quantize import SEED, calibrate
@@ -32,7 +35,7 @@ from parallel_parnet.preprocess import Preprocess
 
 from ..common import Parser, Ranks, add_model_arguments, load_model, machine, pixels, plain_console
 from ..common import table as make_table
-from ..int8 import MOST, open_pictures
+from ..int8 import FP8, INT8, MOST, QUANTISED, open_pictures
 
 COMPARED = 128  # pictures, by as many networks as there are operations
 
@@ -41,6 +44,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, metavar="DIR", help="pictures, in any of the layouts above")
     add_model_arguments(parser)
+    parser.add_argument("--dtype", choices=list(QUANTISED), default=INT8, help="default: %(default)s")
     parser.add_argument("--img-size", type=pixels, help="pixels; default: the network's own")
     parser.add_argument(
         "--keep", action="append", default=[], metavar="NAME", help="operation that stays in fp32; may be repeated"
@@ -48,15 +52,17 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the calibration")
     parser.add_argument("--results-file", type=Path, metavar="FILE.json", help="write what each operation costs")
     args = parser.parse_args()
+    if args.out and args.dtype == FP8:
+        raise ParNetError("--out is for int8: give infer and validate --dtype fp8 --calibrate DIR")
     for path in filter(None, (args.out, args.results_file)):
         if path.suffix != ".json" or not path.parent.is_dir():
             raise ParNetError(f"{path}: give a name that ends in .json, in a folder that is there")
     return args
 
 
-def show(program: Program, alone: dict[str, float], all_error: float, keep: Sequence[str]) -> None:
-    """A row for each operation that can be in int8."""
-    rows = make_table("operation", "stage", "shape", "error alone", title="Relative error of the logits in int8")
+def show(program: Program, alone: dict[str, float], all_error: float, keep: Sequence[str], dtype: str) -> None:
+    """A row for each operation that can be quantised."""
+    rows = make_table("operation", "stage", "shape", "error alone", title=f"Relative error of the logits in {dtype}")
     for op in (program.by_name[name] for name in alone):
         kept = " (kept in fp32)" if op.name in keep else ""
         rows.add_row(op.name + kept, op.label, f"{op.cin} to {op.cout}", f"{alone[op.name]:.2e}")
@@ -73,11 +79,15 @@ def main() -> int:
     preprocess = Preprocess.of(program.config, args.img_size)
     taken = pictures.spread(MOST)
     others = pictures.spread(COMPARED, frozenset(taken)) or taken
-    ranges = calibrate(program, pictures.batches(taken, preprocess))
-    alone = errors_alone(program, ranges, pictures.batches(others, preprocess))
-    quantised = in_int8(program, ranges, args.keep)
-    all_error = errors({"all": quantised}, program, pictures.batches(others, preprocess))["all"]
-    show(program, alone, all_error, args.keep)
+    batches = pictures.batches(taken, preprocess)
+    if args.dtype == FP8:
+        make = partial(in_fp8, program, reach(program, batches))
+    else:
+        ranges = calibrate(program, batches)
+        make = partial(in_int8, program, ranges)
+    alone = errors_alone(program, make, pictures.batches(others, preprocess))
+    all_error = errors({"all": make(args.keep)}, program, pictures.batches(others, preprocess))["all"]
+    show(program, alone, all_error, args.keep, args.dtype)
     same = "the same pictures" if others is taken else f"{len(others)} others"
     print(f"ranges from {len(taken)} pictures of {args.data} ({pictures.name}), errors on {same}; weights {weights}")
     made = {
@@ -89,7 +99,7 @@ def main() -> int:
         Calibration.of(program, ranges, tuple(args.keep), made).save(args.out)
         print(f"{args.out}: for --dtype int8 --calibrate {args.out}")
     if args.results_file:
-        settings = {"program": program.digest, "keep": args.keep, "errors_on": same, **made}
+        settings = {"program": program.digest, "dtype": args.dtype, "keep": args.keep, "errors_on": same, **made}
         settings["machine"] = machine(torch.device("cpu"))
         write_json(args.results_file, {"error": all_error, "alone": alone, "settings": settings})
     return 0

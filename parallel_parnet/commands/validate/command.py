@@ -43,7 +43,7 @@ from ..data.classes import match
 from ..data.finding import open_split
 from ..data.split import TEST, TRAIN, read_names
 from ..infer.lines import AnswerLines
-from ..int8 import INT8, in_int8
+from ..int8 import QUANTISED, quantised
 from ..lanes import add_engine_arguments, check_engine_arguments, place, precision, type_of
 from ..stopping import stop_on_signals
 from .answering import Work, answer
@@ -63,9 +63,8 @@ def parse_arguments() -> argparse.Namespace:
     add_engine_arguments(parser)
     parser.set_defaults(batch_size=32)
     parser.add_argument("--ten-crop", action="store_true", help="average ten crops of each picture")
-    parser.add_argument(
-        "--against", choices=[*DTYPES, INT8, REFERENCE], help="answer everything in this precision too, and compare"
-    )
+    precisions = [*DTYPES, *QUANTISED, REFERENCE]
+    parser.add_argument("--against", choices=precisions, help="answer everything in this precision too, and compare")
     parser.add_argument("--resume", type=Path, metavar="FILE", help="an answer per line; continues a FILE")
     parser.add_argument(
         "--results-file", type=Path, action="append", default=[], metavar="FILE", help=".json or .csv; may be repeated"
@@ -103,7 +102,7 @@ def run(
     if note:
         console.print(note)
     start = time.perf_counter()
-    with Engine(program, placement, device, type_of(dtype), executor, args.transport) as engine:
+    with Engine(program, placement, device, type_of(dtype, executor), executor, args.transport) as engine:
         if not engine.is_coordinator:
             return {"status": engine.serve()}
         basis = [
@@ -168,9 +167,9 @@ def main() -> int:
     program = fold(model)
     work, labels = prepare(args, program, console)
     programs, words = dict.fromkeys([*DTYPES, REFERENCE], program), ""
-    if INT8 in (args.dtype, args.against):
-        programs[INT8], words = in_int8(program, args)
-        console.print(f"int8 by {words}")
+    for name in QUANTISED.keys() & {args.dtype, args.against}:
+        programs[name], words = quantised(program, args, name)
+        console.print(f"{name} by {words}")
     warnings.simplefilter("ignore", ParNetWarning)  # which every rank gives: the coordinator's notes are enough
     if ranks.world > 1:
         join_ranks(ranks.device(args.device), args.timeout)

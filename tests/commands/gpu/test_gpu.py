@@ -32,10 +32,11 @@ from parallel_parnet.commands.processes import environment
 from parallel_parnet.kernels.gpu import config, twins
 from parallel_parnet.kernels.gpu.candidates import candidates, launched, resident
 from parallel_parnet.kernels.gpu.config import LevelConfig, Table
+from parallel_parnet.kernels.gpu.convolution import E4M3
 from parallel_parnet.kernels.gpu.geometry import Geometry, Tile
 from parallel_parnet.kernels.gpu.model import floor
 from parallel_parnet.kernels.gpu.rates import H200
-from parallel_parnet.kernels.gpu.samples import KINDS, convolution, geometry
+from parallel_parnet.kernels.gpu.samples import GATED, KINDS, convolution, geometry
 
 HALF = torch.float16
 XL_LEVEL_5 = tuple(Geometry(side, side, c, c, gate="identity") for c, side in ((200, 56), (400, 28), (800, 14)))
@@ -52,21 +53,25 @@ def test_without_a_gpu_one_line_says_so(tmp_path):
 # --- parity
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", parity.ROUNDING, ids=str)
-def test_a_right_kernel_passes(kind, dtype):
+@pytest.mark.parametrize(
+    ("dtype", "kind"),
+    [(dtype, kind) for dtype in parity.ROUNDING for kind in (GATED if dtype == E4M3 else KINDS)],
+    ids=str,
+)
+def test_a_right_kernel_passes(dtype, kind):
     conv = convolution(geometry(kind, 9, 7, 20), Tile(16, 16, 16), 2, dtype, seed=torch.seed() % 2**31)
     parity.poison(conv)
     twins.fused_conv(conv)
     assert parity.deviation(conv) <= 1
 
 
+@pytest.mark.parametrize(("dtype", "off"), [(HALF, 0.1), (E4M3, 40.0)], ids=str)
 @pytest.mark.parametrize("fault", ["one value", "unwritten", "one sum", "unwritten sum"])
-def test_a_wrong_kernel_fails(fault):
-    conv = convolution(geometry("identity", 9, 7, 20), Tile(16, 16, 16), 2, HALF, seed=3)
+def test_a_wrong_kernel_fails(fault, dtype, off):
+    conv = convolution(geometry("identity", 9, 7, 20), Tile(16, 16, 16), 2, dtype, seed=3)
     twins.fused_conv(conv)
     target = conv.x.sums if "sum" in fault else conv.x.y
-    target.view(-1)[7] = float("nan") if "unwritten" in fault else target.view(-1)[7] + 0.1
+    target.view(-1)[7] = float("nan") if "unwritten" in fault else float(target.view(-1)[7]) + off
     assert parity.deviation(conv) > 1
 
 
@@ -172,6 +177,8 @@ def test_report(tmp_path):
         "auto": [{"name": "parnet_s", "network": "parnet_s", "executor": "cuda_graph",
                   "tried_ms": {"cuda_graph, whole": 0.1}, "dropped": ["triton, whole: no"], "kept": True}],
         "timings": [levels],
+        "fp8": [{"name": "parnet_s level 2", "deviation": 0.25}, {"name": "parnet_s pass", "us": {"fp8": spread}},
+                {"name": "parnet_s logits", "error": 0.02, "error_of_fp8": 0.03, "tolerance": 0.042}],
         "poster": [{"name": "resnet34", "contender": "a graph", "ms": 0.25, "timed_by": "CUDA events"}],
         "depth": [{"name": "published", "members": [{"network": "parnet_m", "executor": "cuda_graph", "depth": 12,
                                                      "gflops": 1.5, "median_ms": 0.2}]}],
@@ -197,6 +204,8 @@ def test_report(tmp_path):
         "| level | warm | 10.0 (9.0 to 12.0) | 10.0 (9.0 to 12.0) | 2 | 1 |", "| tuning | other | no configuration",
         "| network | dtype | launches | grouped |", "| parnet_s | bfloat16 | 12 | 10.0 (9.0 to 12.0) | 5.0 | 2.00 |",
         "| parnet_s | float16 | 1 | 3.0e-03 | 1.0e-03 | 2.0e-03 |", "| level 1 | 10.0 (9.0 to 12.0) | 4.00 | 2.50 |",
+        "| parnet_s level 2 | 0.25 |  |  |  |", "| parnet_s logits |  | 0.02 | 0.03 | 0.042 |",
+        "| name | fp8 |", "| parnet_s pass | 10.0 (9.0 to 12.0) |",
         "exit status 1: no", "a trace", "| parnet_s | 10.0 (9.0 to 12.0) |", "| parnet_s | 0.500 | 1.500 |",
         "| parnet_s | cuda_graph, whole | 0.100 |", "| parnet_s | triton, whole: no | dropped |",
         "| resnet34 | a graph | 0.2500 | CUDA events |", "| parnet_m | cuda_graph | 12 | 1.5 | 0.2000 |",

@@ -20,10 +20,10 @@ from parallel_parnet import Engine, ParNetError, fold, load_checkpoint, save_che
 from parallel_parnet.commands.common import Ranks, quotas
 from parallel_parnet.commands.infer.few import Answers, verify
 from parallel_parnet.commands.infer.many import Pictures
-from parallel_parnet.commands.int8 import OF_DEMO, in_int8
+from parallel_parnet.commands.int8 import OF_DEMO, quantised
 from parallel_parnet.files import write_json
 from parallel_parnet.kernels.cpu import objects
-from parallel_parnet.parity import tolerance_in_int8
+from parallel_parnet.parity import tolerance_quantised
 from parallel_parnet.preprocess import Preprocess, find_images
 
 DEMO = ROOT / "launch" / "demo"
@@ -309,11 +309,11 @@ def test_a_comparison_with_nan_fails(tmp_path: Path) -> None:
     images = [str(path) for path in find_images([DEMO / "pictures"])]
     pictures = Pictures([Path(image) for image in images], 1, Preprocess.of(program.config))
     found = Answers(images, [torch.full((10,), torch.nan)] * len(images))
-    int8, _ = in_int8(program, argparse.Namespace(calibrate=OF_DEMO))
+    int8, _ = quantised(program, argparse.Namespace(calibrate=OF_DEMO))
     for ran, dtype in ((program, torch.float32), (program, torch.bfloat16), (int8, torch.float32)):
         checked = verify(Engine(ran, device="cpu", dtype=dtype, executor="eager"), program, pictures, found)
         assert not checked.error <= checked.limit
-    assert tolerance_in_int8(float("inf")) == 1.0, "whatever int8 itself makes NaN is no excuse"
+    assert tolerance_quantised(float("inf")) == 1.0, "whatever int8 itself makes NaN is no excuse"
     write_json(tmp_path / "a.json", {"error": checked.error, "rows": [(torch.nan, 1.5)]})
     assert json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail) == {
         "error": "inf", "rows": [["nan", 1.5]],

@@ -16,7 +16,7 @@ from parallel_parnet import Engine, ParNetError, Program, fold, load_checkpoint
 from parallel_parnet.commands.common import DEMO, DEMO_MODEL
 from parallel_parnet.commands.data.finding import open_split
 from parallel_parnet.commands.data.split import TEST
-from parallel_parnet.commands.int8 import OF_DEMO, in_int8, open_pictures
+from parallel_parnet.commands.int8 import OF_DEMO, open_pictures, quantised
 from parallel_parnet.int8.calibration import Calibration
 from parallel_parnet.preprocess import Preprocess
 
@@ -52,6 +52,21 @@ def test_the_demo(tmp_path: Path) -> None:
     assert "no such arithmetic" not in run.stdout
 
 
+def test_the_demo_in_fp8(tmp_path: Path) -> None:
+    """By its own pictures; what the kernels would run, torch does, and the bits agree."""
+    run = launch("infer.py", *QUICK, "--dtype", "fp8", "--verify", "--json", tmp_path / "a.json")
+    assert run.returncode == 0, run.stderr
+    found = json.loads((tmp_path / "a.json").read_text())
+    labels = json.loads((DEMO / "labels.json").read_text())
+    assert [row["top5"][0]["label"] for row in found["predictions"]] == list(labels.values())
+    assert (found["dtype"], found["arithmetic"]) == ("fp8", "float8_e4m3fn")
+    assert found["calibration"] == "10 pictures of launch/demo/pictures (pictures); fp32 stays inits.0.0, head.fc"
+    assert found["relative_difference"] <= found["limit"] and 1e-3 < found["error_of_fp8"] < 0.1
+    assert found["operations"]["steps"] <= 1 and found["operations"]["values"] > 10_000
+    for said in ("reference in fp8", "operation by operation equal", "fp8 itself: relative difference", "fp8 by 10"):
+        assert said in run.stdout
+
+
 @pytest.mark.ranks
 def test_ranks(tmp_path: Path) -> None:
     """Each finds the same ranges for itself, else they would not agree to begin; the answers of one process."""
@@ -63,6 +78,15 @@ def test_ranks(tmp_path: Path) -> None:
     several, one = (json.loads((tmp_path / name).read_text()) for name in ("r.json", "a.json"))
     assert several["world_size"] == 3 and several["calibration"] == one["calibration"]
     assert relative(torch.tensor(several["logits"]), torch.tensor(one["logits"])) <= several["limit"]
+
+
+def test_what_each_operation_costs_in_fp8(tmp_path: Path) -> None:
+    costs = tmp_path / "r.json"
+    run = launch("quantize.py", DEMO / "pictures", "--dtype", "fp8", "--keep", "inits.0.1", "--results-file", costs)
+    assert run.returncode == 0 and "Relative error of the logits in fp8" in run.stdout, run.stderr
+    found = json.loads(costs.read_text())
+    assert len(found["alone"]) == 21 and 0 < min(found["alone"].values()) <= found["error"] < 0.1
+    assert (found["settings"]["dtype"], found["settings"]["keep"]) == ("fp8", ["inits.0.1"])
 
 
 def test_a_network_of_ones_own(tmp_path: Path) -> None:
@@ -105,8 +129,12 @@ def test_against_fp32(tmp_path: Path) -> None:
     ("words", "says"),
     [
         (("infer.py", "--dtype", "int8", "--model", "parnet_s"), "int8 needs ranges: give --calibrate FOLDER"),
-        (("infer.py", "--dtype", "int8", "--executor", "openvino"), "openvino runs no quantised program"),
-        (("infer.py", "--calibrate", "launch/demo/pictures"), "--calibrate is for int8: add --dtype int8"),
+        (("infer.py", "--dtype", "int8", "--executor", "openvino"), "openvino runs no program quantised to int8"),
+        (("infer.py", "--dtype", "fp8", "--model", "parnet_s"), "fp8 needs ranges: give --calibrate FOLDER"),
+        (("infer.py", "--dtype", "fp8", "--executor", "native"), "native runs no program quantised to float8_e4m3fn"),
+        (("infer.py", "--dtype", "fp8", "--calibrate", OF_DEMO), "int8.json: a file of ranges is for int8; give fp8"),
+        (("infer.py", "--calibrate", "launch/demo/pictures"), "--calibrate is for int8 and fp8: add --dtype int8"),
+        (("quantize.py", "launch/demo/pictures", "--dtype", "fp8", "--out", "a.json"), "--out is for int8: give infer"),
         (("quantize.py", "launch/demo/pictures", "--keep", "stem"), "keep 'stem': give a list of names"),
         (("quantize.py", "launch/demo/pictures", "--out", "a.txt"), "give a name that ends in .json"),
     ],
@@ -129,7 +157,7 @@ def test_one_line_that_says_what_would_be_right(words: tuple, says: str) -> None
 def test_what_holds_no_ranges(path: str, says: str) -> None:
     other = fold(load_checkpoint(CHECKPOINT, activation="relu"))
     with pytest.raises(ParNetError, match=says):
-        in_int8(other, arguments(calibrate=ROOT / path))
+        quantised(other, arguments(calibrate=ROOT / path))
 
 
 def test_any_pictures_will_do(tmp_path: Path) -> None:
@@ -151,7 +179,7 @@ def test_any_pictures_will_do(tmp_path: Path) -> None:
 
 def test_the_demo_s_ranges_are_of_its_weights(exact: Program) -> None:
     found = Calibration.load(OF_DEMO)
-    program, words = in_int8(exact, arguments())
+    program, words = quantised(exact, arguments())
     assert program.digest == found.quantised == found.applied(exact).digest
     assert words == "launch/demo/parnet_fashion.int8.json; fp32 stays inits.0.0, head.fc"
     log = json.loads((ROOT / "results" / "quantize-parnet_fashion.json").read_text())
@@ -164,7 +192,10 @@ def test_the_demo_keeps_its_accuracy(exact: Program) -> None:
     split, preprocess = open_split(DATA, TEST), Preprocess.of(exact.config)
     x = torch.stack([torch.from_numpy(preprocess.pixels(split.open(i)).copy()) for i in range(1000)])
     x = preprocess.normalise(x)
-    program, _ = in_int8(exact, arguments())
-    int8, fp32 = (Engine(p, device="cpu", executor="eager")(x).argmax(1) for p in (program, exact))
+    fp32, int8, fp8 = (
+        Engine(program, device="cpu", executor="eager")(x).argmax(1)
+        for program in (exact, *(quantised(exact, arguments(), to)[0] for to in ("int8", "fp8")))
+    )
     truth = torch.from_numpy(split.truth[:1000])
     assert (int8 == fp32).sum() >= 990 and abs(int((int8 == truth).sum() - (fp32 == truth).sum())) <= 5
+    assert (fp8 == fp32).sum() >= 985 and abs(int((fp8 == truth).sum() - (fp32 == truth).sum())) <= 8

@@ -13,6 +13,7 @@ from parallel_parnet.executors.triton_backend import geometry
 from parallel_parnet.kernels.gpu import config
 from parallel_parnet.kernels.gpu.candidates import MOST_SPLITS, candidates, fitted, launched, resident
 from parallel_parnet.kernels.gpu.config import LevelConfig, Table, key
+from parallel_parnet.kernels.gpu.convolution import E4M3
 from parallel_parnet.kernels.gpu.geometry import Geometry, Tile
 
 HALF = torch.float16
@@ -27,15 +28,25 @@ def test_the_longest_operation_is_shared_out():
         assert splits == sorted(splits) and splits[-1] <= MOST_SPLITS
 
 
+@pytest.mark.parametrize("dtype", [HALF, E4M3], ids=str)
 @pytest.mark.parametrize("variant", ["parnet_s", "parnet_m", "parnet_l", "parnet_xl"])
-def test_no_level_takes_two_waves(variant):
+def test_no_level_takes_two_waves(variant, dtype):
     """All programs of a picture that convolve have a place at once, as far as registers can be foretold."""
     table = Table.load((9, 0))
     program = fold(create_model(variant).to("meta").eval())
     for group in program.groups[:-1]:
         shapes = [geometry(program, op, 224, 224) for op in group]
-        config = table.level(shapes, 1, HALF)
-        assert launched(shapes, 1, config) <= resident(config, HALF) * table.rates.multiprocessors
+        multiplied = HALF if shapes[0].planar else dtype
+        config = table.level(shapes, 1, multiplied)
+        assert launched(shapes, 1, config) <= resident(config, multiplied) * table.rates.multiprocessors
+
+
+def test_steps_in_fp8():
+    """As many bytes as in half precision, and half of them where groups begin in the middle of a copy."""
+    rates = Table.load((9, 0)).rates
+    for shape, bk in ((Geometry(14, 14, 400, 400), 128), (Geometry(28, 28, 800, 800, 2, 2, inputs=2), 64)):
+        (tile,) = candidates([shape], 1, E4M3, rates)[0].config.tiles
+        assert tile.bk == bk
 
 
 def test_steps_of_half_as_many_channels_where_they_spare_products():

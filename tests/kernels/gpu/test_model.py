@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from parallel_parnet.kernels.gpu.convolution import E4M3
 from parallel_parnet.kernels.gpu.geometry import Geometry, Tile
 from parallel_parnet.kernels.gpu.model import Costs, LevelConfig, floor, operand_bytes, predict
 from parallel_parnet.kernels.gpu.rates import Rates
@@ -25,6 +26,7 @@ def test_bytes_of_a_tile():
     assert operand_bytes(SHAPE, ROUND, HALF) == READ
     ragged = Geometry(6, 6, 92, 92)  # 36 pixels; 92 channels in 96 places, in two tiles
     assert operand_bytes(ragged, ROUND, HALF) == 9 * 96 * (36 + 48) * 2
+    assert operand_bytes(Geometry(6, 6, 36, 36), ROUND, E4M3) == 9 * 48 * (36 + 48)  # 48 places of a byte
     assert operand_bytes(Geometry(4, 4, 3, 16, planar=True), Tile(16, 16, 32), HALF) == 27 * (16 + 16) * 2
 
 

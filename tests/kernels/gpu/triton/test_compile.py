@@ -6,6 +6,7 @@ KERNEL_TESTS=all pytest tests/kernels     everything
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
@@ -17,6 +18,7 @@ import torch
 
 from conftest import ALL, SEED
 from parallel_parnet import Program, create_model, fold
+from parallel_parnet.commands.gpu.precompile import shapes_in_fp8
 from parallel_parnet.executors.triton_backend import whole
 from parallel_parnet.kernels.gpu.classifier import classifier_kernel
 from parallel_parnet.kernels.gpu.compiled import resources, stand_in
@@ -113,6 +115,30 @@ def test_level(case: Case):
         assert prepared.kernel is classifier_kernel or used.counts["HGMMA"] > 0, used
     elif case.dtype in HALF:
         assert prepared.kernel is classifier_kernel or used.counts["HMMA"] > 0, used
+
+
+@pytest.mark.parametrize(
+    ("variant", "index"), list(itertools.product(VARIANTS, range(11))) if ALL else [("parnet_s", 1), ("parnet_s", 8)]
+)
+def test_fp8(variant, index):
+    """Tensor cores multiply bytes, a step's sum at a time; copies are of 16 bytes, unless groups begin between them;
+    what is stored is converted by the instruction that makes the largest number of what is larger."""
+    prepared = whole(shapes_in_fp8(program(variant)), (1, SIZE, SIZE), torch.bfloat16, META, Table.load(HOPPER))
+    with stand_in(HOPPER):
+        compiled = prepared.launches[index].compile()
+    used, ptx = resources(compiled), compiled.asm["ptx"]
+    assert not used.complaints(HOPPER), used
+    assert used.counts["QGMMA" if index > 0 else "HGMMA"] > 0, used
+    assert "cvt.rn.satfinite.e4m3x2.f32" in ptx or index == 10
+    if index > 0:
+        config = prepared.cuts[program(variant).groups[index][0].name].tile
+        assert set(re.findall(r"maxNumImpreciseAcc = (\d+)", compiled.asm["ttgir"])) == {str(config.bk)}
+        assert all(".e4m3.e4m3" in line for line in re.findall(r"wgmma\.mma_async\S*", ptx))
+        ragged = any(
+            op.cin // op.groups // len(op.inputs) % 16 for op in program(variant).groups[index] if op.groups > 1
+        )
+        widths = set(re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\], (\w+)", ptx))
+        assert widths == ({"0x8", "0x10"} if ragged else {"0x10"})
 
 
 @pytest.mark.parametrize("capability", [AMPERE, HOPPER], ids=str)

@@ -19,7 +19,7 @@ from triton.runtime.errors import InterpreterError
 
 from parallel_parnet.kernels.gpu import fused_conv, sse_gate
 from parallel_parnet.kernels.gpu import level as level_module
-from parallel_parnet.kernels.gpu.convolution import Convolution
+from parallel_parnet.kernels.gpu.convolution import E4M3, Convolution
 from parallel_parnet.kernels.gpu.geometry import Geometry, Tile
 from parallel_parnet.kernels.gpu.interpreter import run_order
 from parallel_parnet.kernels.gpu.samples import convolution, geometry
@@ -27,7 +27,8 @@ from parallel_parnet.kernels.gpu.samples import convolution, geometry
 
 @dataclass(frozen=True)
 class Bug:
-    """`old`, in a kernel's source, becomes `new`; `kind` of operation, which must then fail."""
+    """`old`, in a kernel's source, becomes `new`; `kind` of operation, in `dtype` or half precision, which must then
+    fail."""
 
     name: str
     old: str
@@ -35,6 +36,7 @@ class Bug:
     kind: str
     split_k: int = 1
     module: ModuleType = fused_conv
+    dtype: torch.dtype | None = None
 
 
 TAP = "((tap // m.kernel - m.kernel // 2) * s.w + tap % m.kernel - m.kernel // 2) * s.room"
@@ -105,6 +107,18 @@ BUGS = [
     Bug("residual of the first group", "s.o_room + computed[None, :]", "s.o_room + o[None, :]", "fours"),
     Bug("outer taps missed", "tl.static_range(1, half + 1)", "tl.static_range(1, half)", "wide_picture"),
     Bug("activation where there is none", 'elif m.activation == "relu"', "else", "projection"),
+    Bug("steps of weights dropped", "acc *= weight_step[None, :]", "pass", "plain", dtype=E4M3),
+    Bug("steps of the first group's weights", "x.weight_step + computed", "x.weight_step + o", "grouped", dtype=E4M3),
+    Bug("steps of weights not those of a tile", "x.weight_step + computed, mask=mask_o, other=0.0",
+        "x.weight_step + o * 0, mask=mask_o, other=0.0", "identity", dtype=E4M3),
+    Bug("steps of what is stored dropped", "acc *= (1 / step)[None, :]", "pass", "plain", dtype=E4M3),
+    Bug("values multiplied by their steps", "acc *= (1 / step)[None, :]", "acc *= step[None, :]", "plain", dtype=E4M3),
+    Bug("steps in the order of computation", "x.step + places(i_group, o, s, m)", "x.step + computed", "fusion_down",
+        dtype=E4M3),
+    Bug("sums without their steps", "column_sums *= step", "pass", "down", dtype=E4M3),
+    Bug("blocks of weights across", "lane[:, None] + tl.arange(0, m.bn)[None, :] * m.bk",
+        "lane[:, None] * m.bn + tl.arange(0, m.bn)[None, :]", "plain", dtype=E4M3),
+    Bug("places of bytes that leak", "16 if in_fp8 else 8", "8", "grouped", dtype=E4M3),
 ]  # fmt: skip
 
 
@@ -148,22 +162,24 @@ def check(conv: Convolution) -> None:
         launch()
 
 
-def case(kind: str, split_k: int) -> Convolution:
+def case(kind: str, split_k: int, dtype: torch.dtype | None) -> Convolution:
     """Two pictures, several tiles, channels that fill none of them, as few programs as show the bugs."""
     others = {"wide": Geometry(3, 2, 2100, 20), "broad": Geometry(1, 2100, 3, 20, stride=2, planar=True)}
     shape = others.get(kind) or geometry(kind, 3, 7, 20)
-    dtype = torch.float32 if split_k > 1 else torch.float16  # half precision hides the order of additions
+    dtype = dtype or (torch.float32 if split_k > 1 else torch.float16)  # half precision hides the order of additions
     return convolution(shape, Tile(64 if kind == "broad" else 16, 32, 64, split_k), 2, dtype, seed=7)
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
 def test_is_caught(bug, tmp_path, monkeypatch):
-    conv = case(bug.kind, bug.split_k)
+    conv = case(bug.kind, bug.split_k, bug.dtype)
     planted(bug, tmp_path, monkeypatch)
     with pytest.raises((Exception, pytest.fail.Exception), match=CAUGHT):
         check(conv)
 
 
-@pytest.mark.parametrize(("kind", "split_k"), sorted({(bug.kind, bug.split_k) for bug in BUGS}))
-def test_nothing_is_caught_without_a_bug(kind, split_k):
-    check(case(kind, split_k))
+@pytest.mark.parametrize(
+    ("kind", "split_k", "dtype"), dict.fromkeys((bug.kind, bug.split_k, bug.dtype) for bug in BUGS), ids=str
+)
+def test_nothing_is_caught_without_a_bug(kind, split_k, dtype):
+    check(case(kind, split_k, dtype))

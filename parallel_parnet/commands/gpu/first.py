@@ -6,11 +6,12 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from parallel_parnet.executors.triton_backend import TritonSegment
 from parallel_parnet.kernels.gpu.config import Table
 from parallel_parnet.kernels.gpu.convolution import Convolution
-from parallel_parnet.parity import LIMIT, relative
+from parallel_parnet.parity import relative
 
 from .device import capture, event_times, exact_fp32, quantiles
 from .journal import Values
@@ -50,10 +51,10 @@ def check_first(work: Work) -> Values:
         plan = planned(program, DTYPE, work.device)
         logits = once(plan, x)
         rows += deviations(work, variant, plan)
-        error = partial(_error, logits, reference, x)
+        error = partial(_error, logits, reference, x, work.scope.limit(DTYPE))
         rows.append(work.row(f"{variant} logits", error))
         rows.append(work.row(f"{variant} replay", partial(_replay, plan, x)))
-    return verdict(rows, lambda row: row.get("deviation", 0) <= 1 and row.get("error", 0) <= LIMIT[DTYPE])
+    return verdict(rows, lambda row: row.get("deviation", 0) <= 1 and row.get("error", 0) <= work.scope.limit(DTYPE))
 
 
 def once(plan: TritonSegment, x: torch.Tensor) -> torch.Tensor:
@@ -73,8 +74,8 @@ def _deviation(convs: list[Convolution]) -> Values:
     return {"deviation": round(max(map(deviation, convs)), 4)}
 
 
-def _error(logits: torch.Tensor, reference: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> Values:
-    return {"error": relative(logits, reference(x)), "tolerance": LIMIT[DTYPE]}
+def _error(logits: Tensor, reference: Callable[[Tensor], Tensor], x: Tensor, limit: float) -> Values:
+    return {"error": relative(logits, reference(x)), "tolerance": limit}
 
 
 def _replay(plan: TritonSegment, x: torch.Tensor) -> Values:

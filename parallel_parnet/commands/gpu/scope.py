@@ -13,6 +13,7 @@ import torch
 
 from parallel_parnet import Config, ParNet, create_model
 from parallel_parnet.network.variants import variant
+from parallel_parnet.parity import LIMIT
 
 from .device import require_gpu
 
@@ -52,6 +53,11 @@ class Scope:
     @property
     def device(self) -> torch.device:
         return torch.device("cpu") if self.note else require_gpu()
+
+    def limit(self, dtype: torch.dtype) -> float:
+        """The relative error up to which one picture's logits pass. So narrow a network as a dry run's loses more of
+        bf16's digits: of one picture in fifty more than LIMIT, by torch too."""
+        return LIMIT[dtype] * (4 if self.note else 1)
 
 
 ON_A_GPU = Scope(

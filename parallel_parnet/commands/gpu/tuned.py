@@ -11,7 +11,7 @@ import torch
 
 from parallel_parnet.files import write_json
 from parallel_parnet.kernels.gpu.config import Table, read_levels, tuned_name
-from parallel_parnet.parity import LIMIT, relative
+from parallel_parnet.parity import relative
 
 from .device import capture, exact_fp32
 from .journal import Values
@@ -71,7 +71,7 @@ def check_tuned(work: Work) -> Values:
         work.row(_row_name(variant, levels), partial(_compare, work, variant, _tables(path, capability)))
         for variant in work.scope.decisive
     ]
-    return verdict(rows, lambda row: row["error"] <= LIMIT[DTYPE])
+    return verdict(rows, lambda row: row["error"] <= work.scope.limit(DTYPE))
 
 
 def compile_tuned(variant: str, index: int, path: Path, capability: tuple[int, int], launchers: bool) -> None:
@@ -107,7 +107,7 @@ def _compare(work: Work, variant: str, tables: dict[str, Table]) -> Values:
     plans = {name: planned(program, DTYPE, work.device, table=table) for name, table in tables.items()}
     error = max(relative(run(plan, x), reference(x)) for plan in plans.values())
     ways = {name: capture(partial(run, plan, x), work.device)[1] for name, plan in plans.items()}
-    return {"error": error, "tolerance": LIMIT[DTYPE], "us": interleaved(ways, work.scope.rounds)}
+    return {"error": error, "tolerance": work.scope.limit(DTYPE), "us": interleaved(ways, work.scope.rounds)}
 
 
 def _levels(work: Work, variant: str, cache: int) -> list[Level]:

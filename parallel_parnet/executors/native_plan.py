@@ -308,7 +308,7 @@ class NativePlan:
 
     def _call(self, tasks: list[Task], ends: list[int]) -> tuple:
         """The arguments of native.c's `run`."""
-        sizes = 3 * len(ends), 2 * self._counts  # in int32s: native.c's `Level` and `Count`
+        sizes = 3 * len(ends), 2 * max(1, self._counts)  # in int32s: native.c's `Level` and `Count`
         states, counts = (torch.zeros(size, dtype=torch.int32, device="cpu") for size in sizes)
         size = -(-4 * self._scratch // LINE) * LINE
         sizes = self.threads * size, self._shared_size

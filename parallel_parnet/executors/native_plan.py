@@ -22,6 +22,7 @@ PIXELS, ROWS = 256, 8
 TILE_ROWS = 8  # that a product makes at once, at most; also where fewer are left
 WORD, LINE = 4, 64  # bytes: of what a product takes at once, and of a line of the cache
 TASKS_PER_THREAD = 2  # on a level, where there are enough channels to split
+SHARED = 3  # tasks, at least, for which an input is transformed once: two have it in their caches sooner by themselves
 NEIGHBOURS = 16  # channels, at least, of what tasks transform side by side, as the longest vector stores them
 READ = 10  # products in the time that reading a weight takes: 58 thousand million against 24 GB a second, of a core
 WORTH = 0.8  # share of a direct convolution's time that may be left, transforms aside
@@ -206,7 +207,7 @@ class NativePlan:
             algorithm = native.ALGORITHMS[how]
             rows = each * algorithm.tiles[0][1] ** 2 + algorithm.weights + 2 * TILE_ROWS
             self._need(rows * (op.cin + native.library().panel_width() + native.SLACK))
-            if len(panels) > 1:
+            if len(panels) >= SHARED:
                 transforms = self._share(index, rows * (op.cin + native.SLACK) * dtype.itemsize, parts, len(panels))
         return transforms, [Task(index, native.CONVOLVE, *part, *some) for part in parts for some in panels]
 

@@ -106,13 +106,22 @@ def test_small_features_are_spared_the_weights_of_winograd() -> None:
         assert {ops[task.op].how for task in tasks if task.kind == native.CONVOLVE} == expected
 
 
-def test_convolutions_wait_for_their_gates() -> None:
-    x, other = torch.randn(2, 1, 3, 64, 64)
-    plan = plan_of(PROGRAM, x.shape, threads=64)  # more than a level has tasks, so that each has one
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("width", [128, 100])  # the second fills no vector, so that one task transforms it
+def test_convolutions_wait_for_gates_and_transforms(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_plan, "READ", 0)  # so that features of any size go by Winograd
+    program = fold(lively(Config((8, width, width), blocks=(1, 1), num_classes=10), 3))
+    x, other = torch.randn(2, 1, 3, 96, 64)
+    plan = plan_of(program, x.shape, threads=64)  # more than a level has tasks, so that each has one
+    poison(plan)
     (first,) = plan(x)
-    _, tasks, ends, *_ = plan._arguments
+    assert relative(first, reference(program, x)) < 1e-5
+    assert torch.equal(first, plan_of(program, x.shape)(x)[0]), "as one task alone transforms and convolves"
+    ops, tasks, ends, *_ = plan._arguments
+    transforms = [task.op for task in tasks if task.kind == native.TRANSFORM]
+    assert transforms and (len(transforms) > len(set(transforms))) == (width == 128)
     for begin, end in itertools.pairwise(ends):
-        late = sorted(tasks[begin:end], key=lambda task: task.kind == native.GATE)
+        late = sorted(tasks[begin:end], key=lambda task: task.kind in (native.GATE, native.TRANSFORM))
         tasks[begin:end] = [native.Task.from_buffer_copy(task) for task in late]
     for _ in range(20):
         plan(other)

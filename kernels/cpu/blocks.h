@@ -1,4 +1,4 @@
-/* Products of a block: some pixels by a panel's channels, one vector of products at a time or, of BF16 and U8, by AMX,
+/* Products of a block: some pixels by a panel's channels, a vector of products at a time or, of BF16 and U8, by AMX,
  * whose tiles hold up to 16 pixels, 16 channels or words, and 64 bytes of each. */
 
 #ifndef __AMX_TILE__
@@ -19,8 +19,8 @@ static inline __attribute__((always_inline)) void multiply_block(
 
 enum { SIDE = 16, BLOCK = 2 * SIDE };
 
-/* The most that a block takes of features w pixels wide. Where tiles fill rows evenly, few reach over the end of one, so
- * that their pixels stand evenly apart. */
+/* The most that a block takes of features w pixels wide. Where tiles fill rows evenly, few reach over the end of one,
+ * so that their pixels stand evenly apart. */
 static inline int block_pixels(int type, int w) {
     if (type == F32) return MR;
     for (int side = SIDE; side >= SIDE - 4; side--)
@@ -61,7 +61,8 @@ static inline Half half_of(const int64_t *pixel, int count) {
     return (Half){pixel, even ? apart : 4 * SIDE, count, !even};
 }
 
-static inline __attribute__((always_inline)) const char *rows_of(const Half *h, const char *base, int bytes, char *copy) {
+static inline __attribute__((always_inline)) const char *rows_of(
+    const Half *h, const char *base, int bytes, char *copy) {
     if (!h->copied) return base + h->pixel[0];
     for (int i = 0; i < h->count; i++) memcpy(copy + i * 4 * SIDE, base + h->pixel[i], bytes);
     return copy;
@@ -120,8 +121,8 @@ static inline __attribute__((always_inline)) void multiply_halves(
 #undef ADD
 #undef LOAD
 
-/* To `to` [pixels][NR] the sums that `multiply_rows` explains, of blocks between begin_blocks and end_blocks; left: pixels
- * that are there. The table has BLOCK more than that. */
+/* To `to` [pixels][NR] the sums that `multiply_rows` explains, of blocks between begin_blocks and end_blocks; left:
+ * pixels that are there. The table has BLOCK more than that. */
 static inline __attribute__((always_inline)) void multiply_block(
     int pixels, int left, int count, int type, const char *b, const char *const *base, const int64_t *pixel, int runs,
     int words, float *to) {

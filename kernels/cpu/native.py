@@ -44,29 +44,25 @@ class Algorithm(NamedTuple):
         return count, count * points - (points - fewer if 0 < left <= least else 0)
 
 
-# the points 0, 1, -1, 2, -2 and infinity; with stride 2 0, 1, -1, 2 and infinity of the outer taps, and the middle one
-_F: tuple[list[float], ...] = (
-    [1 / 4, 0, 0],
-    [-1 / 6, -1 / 6, -1 / 6],
-    [-1 / 6, 1 / 6, -1 / 6],
-    [1 / 24, 1 / 12, 1 / 6],
-    [1 / 24, -1 / 12, 1 / 6],
-    [0, 0, 1],
-)
-_S: tuple[list[float], ...] = (
-    [1 / 2, 0, 0],
-    [-1 / 2, 0, -1 / 2],
-    [-1 / 6, 0, 1 / 6],
-    [1 / 6, 0, 1 / 3],
-    [0, 0, 1],
-    [0, 1, 0],
-)
 ALGORITHMS = {
     DIRECT: Algorithm(((1, 3),), ([1, 0, 0], [0, 1, 0], [0, 0, 1])),
-    F2: Algorithm(((2, 4),), (*_F[:3], _F[5])),
-    F4: Algorithm(((4, 6), (2, 4)), _F),
-    S2: Algorithm(((2, 5),), (*_S[:2], *_S[4:])),
-    S4: Algorithm(((4, 9), (2, 5)), _S),
+    F2: Algorithm(((2, 4),), ([1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1])),
+    F4: Algorithm(  # at 0, 1, -1, 2, -2 and infinity
+        ((4, 6), (2, 4)),
+        (
+            [1 / 4, 0, 0],
+            [-1 / 6, -1 / 6, -1 / 6],
+            [-1 / 6, 1 / 6, -1 / 6],
+            [1 / 24, 1 / 12, 1 / 6],
+            [1 / 24, -1 / 12, 1 / 6],
+            [0, 0, 1],
+        ),
+    ),
+    S2: Algorithm(((2, 5),), ([1, 0, 0], [1, 0, 1], [0, 0, 1], [0, 1, 0])),
+    S4: Algorithm(  # the outer taps at 0, 1, -1, 2 and infinity, and the middle one
+        ((4, 9), (2, 5)),
+        ([1 / 2, 0, 0], [-1 / 2, 0, -1 / 2], [-1 / 6, 0, 1 / 6], [1 / 6, 0, 1 / 3], [0, 0, 1], [0, 1, 0]),
+    ),
 }
 Panels = Sequence[tuple[int, int, int]]
 

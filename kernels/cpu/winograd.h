@@ -1,10 +1,11 @@
-/* 3x3 convolutions by Winograd's algorithms (Lavin and Gray, "Fast algorithms for convolutional neural networks", 2015).
+/* 3x3 convolutions by Winograd's algorithms (Lavin and Gray, "Fast algorithms for convolutional neural networks",
+ * 2015).
  *
- * Along one side, a tile makes 2 or 4 pixels from as many products as it has points: F2 and F4, with stride 1, from 4 and
- * 6 points, where taps would take 3 products a pixel; S2 and S4, with stride 2, from 5 and 9. There taps 0 and 2 meet
- * every other pixel, as in F(2, 2) or F(4, 2), and tap 1 the rest, whose points all have the same weights. An F4 or S4
- * whose last tile has at most 2 pixels left takes the smaller one, whose points are among its own: so it needs no other
- * weights. */
+ * Along one side, a tile makes 2 or 4 pixels from as many products as it has points: F2 and F4, with stride 1, from 4
+ * and 6 points, where taps would take 3 products a pixel; S2 and S4, with stride 2, from 5 and 9. There taps 0 and 2
+ * meet every other pixel, as in F(2, 2) or F(4, 2), and tap 1 the rest, whose points all have the same weights. An F4
+ * or S4 whose last tile has at most 2 pixels left takes the smaller one, whose points are among its own: so it needs no
+ * other weights. */
 
 enum { POINTS = 9, TAPS = 6 /* at most */, PLANES = TAPS * TAPS };
 
@@ -24,16 +25,19 @@ static inline int taps_of(int how, int kind, int point) {
 /* The most points of a tile that meet the same. */
 static inline int times(int how, int taps) { return how == S4 && taps == 5 ? 4 : how == S2 && taps == 3 ? 2 : 1; }
 
-static inline __attribute__((always_inline)) void to_points(int kind, const vf *d, vf *t, int step) {
+/* The smaller tiles of F4 and S4 make up for the scale of their weights. */
+static inline __attribute__((always_inline)) void to_points(int how, int kind, const vf *d, vf *t, int step) {
     if (kind == F2) {
-        t[0] = 4.0f * (d[0] - d[2]), t[step] = -3.0f * (d[1] + d[2]);
-        t[2 * step] = 3.0f * (d[1] - d[2]), t[3 * step] = d[3] - d[1];
+        const float a = how == F4 ? 4.0f : 1.0f, b = how == F4 ? -3.0f : 1.0f;
+        t[0] = a * (d[0] - d[2]), t[step] = b * (d[1] + d[2]), t[2 * step] = b * (d[2] - d[1]);
+        t[3 * step] = d[3] - d[1];
     } else if (kind == F4) {
         vf a = d[4] - 4.0f * d[2], b = d[3] - 4.0f * d[1], c = d[4] - d[2], e = 2.0f * (d[3] - d[1]);
         t[0] = 4.0f * d[0] - 5.0f * d[2] + d[4], t[step] = a + b, t[2 * step] = a - b, t[3 * step] = c + e;
         t[4 * step] = c - e, t[5 * step] = 4.0f * d[1] - 5.0f * d[3] + d[5];
     } else if (kind == S2) {
-        t[0] = 2.0f * (d[0] - d[2]), t[step] = -2.0f * d[2], t[2 * step] = d[4] - d[2];
+        const float a = how == S4 ? 2.0f : 1.0f, b = how == S4 ? -2.0f : 1.0f;
+        t[0] = a * (d[0] - d[2]), t[step] = b * d[2], t[2 * step] = d[4] - d[2];
         t[3 * step] = d[1], t[4 * step] = d[3];
     } else {
         vf a = d[6] - d[2];
@@ -60,15 +64,15 @@ static inline __attribute__((always_inline)) void from_points(int kind, const vf
 
 /* A tile's vector of channels to its points' rows of v; pixels at row[i] + column[j], steps in bytes */
 static inline __attribute__((always_inline)) void transform_input(
-    int type, int down, int across, const char *d, const int64_t *row, const int64_t *column, char *v,
+    int how, int type, int down, int across, const char *d, const int64_t *row, const int64_t *column, char *v,
     const int64_t *where) {
     vf t[POINTS][POINTS], x[POINTS];
     for (int j = 0; j < points_of(across); j++) {
         for (int i = 0; i < points_of(down); i++) x[i] = widen(type, d + row[i] + column[j]);
-        to_points(down, x, &t[0][j], POINTS);
+        to_points(how, down, x, &t[0][j], POINTS);
     }
     for (int i = 0; i < points_of(down); i++) {
-        to_points(across, t[i], x, 1);
+        to_points(how, across, t[i], x, 1);
         for (int j = 0; j < points_of(across); j++)
             if (type == BF16)
                 store_bf16(v + where[i * POINTS + j], to_bf16(x[j]), VL);
@@ -121,7 +125,7 @@ static inline __attribute__((always_inline)) void take_rows(
             where[i * POINTS + j] = next[taps_of(how, down, i) * TAPS + taps_of(how, across, j)]++ * length;
 }
 
-/* A task's rows: the first of each plane, a pair of taps' weights along both sides, and how long they are, in bytes. */
+/* A task's rows: the first of each plane, a pair of weights along both sides, and how long they are, in bytes. */
 typedef struct {
     int first[PLANES], total;
     int64_t length;
@@ -142,7 +146,7 @@ static inline char *rows_at(const Op *o, const Task *t) {
     return o->rows + ((int64_t)t->n * o->chunks + t->chunk) * o->rows_size;
 }
 
-/* The inputs' channels from `from` to `to`, counted through all inputs of a group and then the groups, to rows at v. */
+/* The inputs' channels from `from` to `to`, counted through all inputs of a group and then the groups, to rows at v */
 static inline __attribute__((always_inline)) void transform(
     const Op *o, int how, int type, const Task *t, int from, int to, char *v) {
     int h = o->h / o->stride, w = o->w / o->stride, part = o->c / o->groups, size = size_of(type);
@@ -163,7 +167,7 @@ static inline __attribute__((always_inline)) void transform(
                 if (s * part + c < from || s * part + c >= to) continue;
                 const char *x = o->x[s % o->inputs] + (s / o->inputs * part + c) * size;
                 char *y = v + (s * part + c) * size;
-#define TRANSFORM_IN(DOWN, ACROSS) transform_input(type, DOWN, ACROSS, x, row, column, y, where)
+#define TRANSFORM_IN(DOWN, ACROSS) transform_input(how, type, DOWN, ACROSS, x, row, column, y, where)
                 WITH_KINDS(TRANSFORM_IN);
             }
     }

@@ -117,7 +117,7 @@ def test_convolutions_wait_for_gates_and_transforms(width: int, monkeypatch: pyt
     (first,) = plan(x)
     assert relative(first, reference(program, x)) < 1e-5
     assert torch.equal(first, plan_of(program, x.shape)(x)[0]), "as one task alone transforms and convolves"
-    ops, tasks, ends, *_ = plan._arguments
+    _, tasks, ends, *_ = plan._arguments
     transforms = [task.op for task in tasks if task.kind == native.TRANSFORM]
     assert transforms and (len(transforms) > len(set(transforms))) == (width == 128)
     for begin, end in itertools.pairwise(ends):

@@ -141,7 +141,7 @@ def test_all_executors_of_gpus_are_tried() -> None:
 
 
 def test_no_int8() -> None:
-    with pytest.raises(ParNetError, match="int8 is for ParNets"):
+    with pytest.raises(ParNetError, match="int8 and fp8 are for ParNets"):
         quantize(TINY, torch.randn(1, 3, 64, 64))
     steps = {"stem.step": torch.ones(1), "stem.zero": torch.zeros(1, dtype=torch.uint8)}
     with pytest.raises(ParNetError, match="'stem': a quantised program has gated convolutions"):

@@ -14,19 +14,17 @@ from torch import Tensor
 from ..kernels.cpu import native
 from ..kernels.cpu.native import Op, Panel, Task
 from ..program.program import INPUT, Operation
+from .native_algorithm import algorithm, tiles
 from .segment import SegmentModule
 
 # of a task, at most; the same for any number of threads, since sums are kept by task
 TILES = {native.F2: 98, native.F4: 98, native.S2: 98, native.S4: 49}
 PIXELS, ROWS = 256, 8
 TILE_ROWS = 8  # that a product makes at once, at most; also where fewer are left
-WORD, LINE = 4, 64  # bytes: of what a product takes at once, and of a line of the cache
+LINE = 64  # bytes, of a line of the cache
 TASKS_PER_THREAD = 2  # on a level, where there are enough channels to split
 SHARED = 3  # tasks, at least, for which an input is transformed once: two have it in their caches sooner by themselves
 NEIGHBOURS = 16  # channels, at least, of what tasks transform side by side, as the longest vector stores them
-READ = 10  # products in the time that reading a weight takes: 58 thousand million against 24 GB a second, of a core
-WORTH = 0.8  # share of a direct convolution's time that may be left, transforms aside
-LARGEST = 1e30  # of weights for Winograd: sums of larger ones may leave fp32's range
 
 
 @dataclass(frozen=True)
@@ -173,7 +171,7 @@ class NativePlan:
         kind = self._kind(op, w)
         dtype = native.TYPES[kind]
         out_h, out_w = h // op.stride, width // op.stride
-        how = _algorithm(op, w, kind, out_h, out_w)
+        how = algorithm(op, w, kind, out_h, out_w)
         direct, places = how == native.DIRECT, tiles(how, out_h, out_w)
         unit = out_w if direct and out_w <= PIXELS else 1  # whole rows, so that blocks of pixels begin where one does
         units, most = places // unit, (PIXELS if direct else TILES[how]) // unit
@@ -204,8 +202,8 @@ class NativePlan:
         self._need(op.cin)
         transforms: list[Task] = []
         if not direct:
-            algorithm = native.ALGORITHMS[how]
-            rows = each * algorithm.tiles[0][1] ** 2 + algorithm.weights + 2 * TILE_ROWS
+            found = native.ALGORITHMS[how]
+            rows = each * found.tiles[0][1] ** 2 + found.weights + 2 * TILE_ROWS
             self._need(rows * (op.cin + native.library().panel_width() + native.SLACK))
             if len(panels) >= SHARED:
                 transforms = self._share(index, rows * (op.cin + native.SLACK) * dtype.itemsize, parts, len(panels))
@@ -360,36 +358,6 @@ def _pack(
         zeros = torch.tensor([x.zero for x in inputs], dtype=torch.float64, device="cpu")
         rows["weight_zero"] = (parts @ zeros).to(torch.int32)
     return {"weight": packed, **{name: native.with_slack(tensor) for name, tensor in rows.items()}}
-
-
-def _algorithm(op: Operation, w: dict[str, Tensor], kind: int, h: int, width: int) -> int:
-    """How to compute a convolution to features of h x width pixels, in the kernels' numbers. kind: of its products.
-
-    In the least time by products and weights to read, of which small features have the more, where that is worth its
-    transforms. Larger tiles would lose too many of bf16's digits.
-    """
-    values_of_word = WORD // native.TYPES[kind].itemsize
-    fits = op.cin // op.groups % values_of_word == 0 and float(w["weight"].abs().max()) < LARGEST
-    cheap = kind == native.U8 or (kind == native.BF16 and native.library().has_tiles())  # products
-    if cheap or INPUT in op.inputs or op.kernel != 3 or not fits:
-        return native.DIRECT
-    small, large = (native.F2, native.F4) if op.stride == 1 else (native.S2, native.S4)
-    others = [small, large] if kind == native.F32 else [small]
-    time = {how: products(how, h, width) + READ * native.ALGORITHMS[how].weights for how in (native.DIRECT, *others)}
-    best = min(others, key=time.__getitem__)
-    return best if time[best] < WORTH * time[native.DIRECT] else native.DIRECT
-
-
-def tiles(how: int, h: int, width: int) -> int:
-    """That features of h x width pixels take; those at the edge may reach over it."""
-    algorithm = native.ALGORITHMS[how]
-    return algorithm.sides(h)[0] * algorithm.sides(width)[0]
-
-
-def products(how: int, h: int, width: int) -> int:
-    """For each channel of input and output, of features of h x width pixels."""
-    algorithm = native.ALGORITHMS[how]
-    return algorithm.sides(h)[1] * algorithm.sides(width)[1]
 
 
 def _work(op: Operation, how: int, task: Task) -> float:

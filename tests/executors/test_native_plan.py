@@ -13,7 +13,7 @@ from torch import Tensor
 from conftest import OPTIONAL, SMALL, lively, random_placement, relative
 from isas import emulator, isa  # noqa: F401 (fixtures)
 from parallel_parnet import Config, Engine, Placement, Program, fold
-from parallel_parnet.executors import native_plan
+from parallel_parnet.executors import native_algorithm
 from parallel_parnet.executors.native_plan import Feature, NativePlan
 from parallel_parnet.executors.segment import SegmentModule
 from parallel_parnet.kernels.cpu import native
@@ -50,7 +50,7 @@ def test_networks_of_any_shape(data: st.DataObject) -> None:
     m = program.size_multiple
     x = torch.randn(data.draw(st.integers(1, 3)), 3, m * data.draw(st.integers(1, 3)), m * data.draw(st.integers(1, 3)))
     with pytest.MonkeyPatch.context() as patch:  # as if weights took no time to read, small features go by Winograd too
-        patch.setattr(native_plan, "READ", data.draw(st.sampled_from((0, native_plan.READ))))
+        patch.setattr(native_algorithm, "READ", data.draw(st.sampled_from((0, native_algorithm.READ))))
         plan = plan_of(program, x.shape, data.draw(st.integers(1, 3)))
     poison(plan)
     assert relative(plan(x)[0], reference(program, x)) < 3e-5
@@ -109,7 +109,7 @@ def test_small_features_are_spared_the_weights_of_winograd() -> None:
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("width", [128, 100])  # the second fills no vector, so that one task transforms it
 def test_convolutions_wait_for_gates_and_transforms(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_plan, "READ", 0)  # so that features of any size go by Winograd
+    monkeypatch.setattr(native_algorithm, "READ", 0)  # so that features of any size go by Winograd
     program = fold(lively(Config((8, width, width), blocks=(1, 1), num_classes=10), 3))
     x, other = torch.randn(2, 1, 3, 96, 64)
     plan = plan_of(program, x.shape, threads=64)  # more than a level has tasks, so that each has one

@@ -1,0 +1,43 @@
+"""Which algorithm of the CPU kernels computes a convolution."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..kernels.cpu import native
+from ..program.program import INPUT, Operation
+
+WORD = 4  # bytes, of what a product takes at once
+READ = 10  # products in the time that reading a weight takes: 58 thousand million against 24 GB a second, of a core
+WORTH = 0.8  # share of a direct convolution's time that may be left, transforms aside
+LARGEST = 1e30  # of weights for Winograd: sums of larger ones may leave fp32's range
+
+
+def algorithm(op: Operation, w: dict[str, Tensor], kind: int, h: int, width: int) -> int:
+    """How to compute a convolution to features of h x width pixels, in the kernels' numbers. kind: of its products.
+
+    In the least time by products and weights to read, of which small features have the more, where that is worth its
+    transforms. Larger tiles would lose too many of bf16's digits.
+    """
+    values_of_word = WORD // native.TYPES[kind].itemsize
+    fits = op.cin // op.groups % values_of_word == 0 and float(w["weight"].abs().max()) < LARGEST
+    cheap = kind == native.U8 or (kind == native.BF16 and native.library().has_tiles())  # products
+    if cheap or INPUT in op.inputs or op.kernel != 3 or not fits:
+        return native.DIRECT
+    small, large = (native.F2, native.F4) if op.stride == 1 else (native.S2, native.S4)
+    others = [small, large] if kind == native.F32 else [small]
+    time = {how: products(how, h, width) + READ * native.ALGORITHMS[how].weights for how in (native.DIRECT, *others)}
+    best = min(others, key=time.__getitem__)
+    return best if time[best] < WORTH * time[native.DIRECT] else native.DIRECT
+
+
+def tiles(how: int, h: int, width: int) -> int:
+    """That features of h x width pixels take; those at the edge may reach over it."""
+    algorithm = native.ALGORITHMS[how]
+    return algorithm.sides(h)[0] * algorithm.sides(width)[0]
+
+
+def products(how: int, h: int, width: int) -> int:
+    """For each channel of input and output, of features of h x width pixels."""
+    algorithm = native.ALGORITHMS[how]
+    return algorithm.sides(h)[1] * algorithm.sides(width)[1]

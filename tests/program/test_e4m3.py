@@ -127,7 +127,8 @@ def test_every_operation_of_any_program(config: Config, rng: Random, executor: s
         inputs = [features[name].double().numpy() for name in op.inputs]
         value = expected_of(program, op, inputs)
         if f"{op.name}.step" not in program.weights:
-            assert np.linalg.norm(got - value) <= 1e-5 * np.linalg.norm(value) + 1e-12 * np.linalg.norm(inputs)
+            # sums that cancel keep what fp32 rounded off their parts
+            assert np.linalg.norm(got - value) <= 1e-5 * np.linalg.norm(value) + 1e-8 * np.linalg.norm(inputs)
             continue
         step = program.weights[f"{op.name}.step"].double().numpy()[:, None, None]
         stored = got / step

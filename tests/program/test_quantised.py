@@ -240,8 +240,8 @@ def test_every_operation_of_any_program(config: Config, rng: Random, executor: s
         inputs = [features[name].double().numpy() for name in op.inputs]
         value = expected_of(program, op, inputs)
         if f"{op.name}.step" not in program.weights:
-            # far below zero SiLU is an exponential, of which a rounding of its argument makes a larger one
-            floor = 1e-12 * np.linalg.norm(inputs)
+            # sums that cancel, or are far below zero, keep what fp32 rounded off their parts
+            floor = 1e-8 * np.linalg.norm(inputs)
             assert np.linalg.norm(got - value) <= 1e-5 * np.linalg.norm(value) + floor
             continue
         step, zero = (program.weights[f"{op.name}.{name}"].double().item() for name in ("step", "zero"))

@@ -48,9 +48,22 @@ def as_json(value: Any, **layout: Any) -> str:
     return json.dumps(_in_words(value), allow_nan=False, **layout)
 
 
+def from_json(text: str | bytes) -> Any:
+    """What `as_json` wrote, with its "nan" and "inf" as numbers again. ValueError where it is no JSON."""
+    return _in_numbers(json.loads(text))
+
+
 def _in_words(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _in_words(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_in_words(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _in_numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _in_numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_in_numbers(item) for item in value]
+    return float(value) if isinstance(value, str) and value in ("nan", "inf", "-inf") else value

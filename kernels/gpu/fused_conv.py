@@ -15,7 +15,24 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .sse_gate import gates, sigmoid
+from .sse_gate import INTERPRETED, gates, sigmoid
+
+ROUND = tl.constexpr(
+    "{ .reg .b16 two; .reg .b32 halves; .reg .f16 low, high; cvt.rn.satfinite.e4m3x2.f32 two, 0f00000000, $1;"
+    " cvt.rn.f16x2.e4m3x2 halves, two; mov.b32 {low, high}, halves; cvt.f32.f16 $0, low; }"
+)
+
+
+@triton.jit
+def as_e4m3(x):
+    """fp32, rounded to what e4m3 holds. By itself: where ptxas of CUDA 12.8 packs what is stored into larger words, it
+    converts back from registers that nothing was packed into yet, and sums were wrong, on an H200.
+    """
+    if INTERPRETED:
+        y = x.to(tl.float8e4nv).to(tl.float32)
+    else:
+        y = tl.inline_asm_elementwise(ROUND, "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+    return y
 
 
 @triton.jit
@@ -150,9 +167,10 @@ def finish(acc, x, s, m, n, i_tile, i_m, i_o, i_group, p, rows, columns, o, ahea
         acc *= (1 / step)[None, :]
     y = acc.to(x.y.dtype.element_ty)
     if m.summed:  # as the readers will read y
-        column_sums = tl.sum(tl.where(mask_p[:, None], y.to(tl.float32), 0.0), axis=0)
         if in_fp8:
-            column_sums *= step
+            column_sums = tl.sum(tl.where(mask_p[:, None], as_e4m3(acc), 0.0), axis=0) * step
+        else:
+            column_sums = tl.sum(tl.where(mask_p[:, None], y.to(tl.float32), 0.0), axis=0)
     stored = places(i_group, o, s, m)
     mask_o = o < tl.where(s.groups == 1, s.o_room, s.group)  # behind the last channel, zeros
     pixels = x.y + n.to(tl.int64) * (s.pixels * s.o_room)

@@ -6,13 +6,12 @@ run say so. Later lines replace earlier ones of the same name.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from parallel_parnet import ParNetError
-from parallel_parnet.files import as_json, write_atomically
+from parallel_parnet.files import as_json, from_json, write_atomically
 
 Values = dict
 
@@ -92,7 +91,7 @@ class Journal:
         found = []
         for text in self.path.read_bytes().split(b"\n"):
             try:
-                line = json.loads(text)
+                line = from_json(text)
             except ValueError:
                 continue  # torn, by an end in the middle of a write; its row is measured again
             if isinstance(line, dict):

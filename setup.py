@@ -63,6 +63,7 @@ setup(
         "parallel_parnet.demo",
         "parallel_parnet.kernels.cpu",
         "parallel_parnet.kernels.gpu",
+        "parallel_parnet.kernels.hopper",
         "parallel_parnet.profiling",
     ],
     package_data={
@@ -71,6 +72,7 @@ setup(
         "parallel_parnet.demo": ["*.json", "*.safetensors", "pictures/*.png"],
         "parallel_parnet.kernels.cpu": ["*.c", "*.h"],
         "parallel_parnet.kernels.gpu": ["configs/*.json"],
+        "parallel_parnet.kernels.hopper": ["*.cu", "*.cuh"],
         "parallel_parnet.profiling": ["report.html", "report.js"],
     },
     ext_modules=[Extension(name, [f"{CPU}/native.c"], optional=True) for name in HERE],

@@ -14,7 +14,7 @@ import triton.language as tl
 
 from ...errors import ParNetError
 from .convolution import E4M3, Convolution, Operands
-from .geometry import ALIGNED, COPY, aligned, power_of_two
+from .geometry import ALIGNED, COPY, Tile, aligned, power_of_two
 
 MOST_ROWS = 64  # of sums, that a program holds at once
 
@@ -86,7 +86,7 @@ class Form(NamedTuple):
 
 def numbers(conv: Convolution, first: int, lead: int) -> Numbers:
     """Of a convolution whose tensors have been checked."""
-    s, tile = conv.shape, conv.tile
+    s, tile = conv.shape, tile_of(conv)
     a_tiles, b_tiles = (0 if sums is None else sums.shape[1] for sums in (conv.x.a_sums, conv.x.b_sums))
     c, group, read, stored = s.cin // s.inputs, s.cout // s.groups, conv.dtype.itemsize, conv.x.y.dtype.itemsize
     # one group is stored as computed, whatever rest is
@@ -98,6 +98,13 @@ def numbers(conv: Convolution, first: int, lead: int) -> Numbers:
         s.inputs, int(conv.x.border is not None), tile.split_k,
         tile.steps(s) // s.inputs, tile.spatial(s), tile.channels(s) // s.groups, tile.parts(s), a_tiles, b_tiles,
     )  # fmt: skip
+
+
+def tile_of(conv: Convolution) -> Tile:
+    """As Triton's kernels cut it; ParNetError where it is cut for others."""
+    if not isinstance(conv.tile, Tile):
+        raise ParNetError(f"{conv.tile}: not for Triton's kernels")
+    return conv.tile
 
 
 def known(values: tuple) -> tuple:
@@ -114,7 +121,9 @@ def tensors(x: Operands) -> Operands:
 
 def forms(convolutions: Sequence[Convolution]) -> list[Form]:
     """Of a level's convolutions; ParNetError where they differ in what they must have in common."""
-    every = {(conv.tile.bm, conv.tile.bn, conv.tile.bk, conv.shape.planar, conv.precision) for conv in convolutions}
+    tiles = [tile_of(conv) for conv in convolutions]
+    kinds = [(conv.shape.planar, conv.precision) for conv in convolutions]
+    every = {(tile.bm, tile.bn, tile.bk, *kind) for tile, kind in zip(tiles, kinds, strict=True)}
     if len(every) > 1:
         raise ParNetError(f"a level's operations must share tile, kind of input and precision: {every}")
     grouped = [s for s in (conv.shape for conv in convolutions) if s.groups > 1]
@@ -123,7 +132,7 @@ def forms(convolutions: Sequence[Convolution]) -> list[Form]:
     even = [n for n in ((COPY, ALIGNED) if in_fp8 else (ALIGNED,)) if all(share % n == 0 for share in shares)]
     bm, bn, bk, planar, precision = every.pop()
     given = [sums.shape[1] for conv in convolutions for sums in (conv.x.a_sums, conv.x.b_sums) if sums is not None]
-    made = [conv.tile.parts(conv.shape) for conv in convolutions if planar]
+    made = [tile.parts(conv.shape) for tile, conv in zip(tiles, convolutions, strict=True) if planar]
     rows = min(MOST_ROWS, power_of_two(max(given + made, default=1)))
     common = bm, bn, bk, rows, max(even, default=1), planar, precision
     shapes = [conv.shape for conv in convolutions]

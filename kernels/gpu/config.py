@@ -1,16 +1,18 @@
 """Tile shapes, warps and pipeline stages of each level: an explicit table per GPU, and the model where it is silent.
 
 configs/compute_capability=9.0.json holds the rates of a family's GPU, from which the model chooses.
-configs/tuned.NVIDIA_H200.json holds levels that were timed on that GPU. Nothing is tuned inside a user's call.
+configs/tuned.NVIDIA_H200.json holds levels that were timed on that GPU, configs/warpgroups.NVIDIA_H200.json those of
+the kernel for a Hopper's warpgroups. Nothing is tuned inside a user's call.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +20,24 @@ import torch
 
 from ...errors import ParNetError
 from .candidates import candidates
-from .geometry import Geometry, Tile
+from .geometry import Geometry, Tile, WarpTile
 from .model import LevelConfig
 from .rates import Rates
 
 CONFIGS = Path(__file__).with_name("configs")
+HALF = (torch.float16, torch.bfloat16)
 # whose tuned levels GPUs of a compute capability take that have none of their own
 INSTEAD: dict[tuple[int, ...], str] = {(9, 0): "NVIDIA H200"}
 
 
 @dataclass(frozen=True)
 class Table:
-    """rates: of a GPU for which levels are chosen that were not tuned. levels: tuned ones, by `key`."""
+    """rates: of a GPU for which levels are chosen that were not tuned. levels: tuned ones, by `key`. warpgroups: those
+    that the kernel for a Hopper's warpgroups takes, none where there is no such kernel."""
 
     rates: Rates
     levels: Mapping[str, Any]
+    warpgroups: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def load(cls, capability: tuple[int, int], device_name: str | None = None) -> Table:
@@ -53,7 +58,15 @@ class Table:
     @classmethod
     def of_device(cls, device: torch.device) -> Table:
         """The table for the GPU at hand."""
-        return cls.load(torch.cuda.get_device_capability(device), torch.cuda.get_device_name(device))
+        capability, name = torch.cuda.get_device_capability(device), torch.cuda.get_device_name(device)
+        table = cls.load(capability, name)
+        return table.with_warpgroups(capability, name) if bindings() else table
+
+    def with_warpgroups(self, capability: tuple[int, int], device_name: str) -> Table:
+        """This table and, for a Hopper, the levels of the kernel for its warpgroups, or those of a sister."""
+        names = [name for name in (device_name, INSTEAD.get(capability)) if name and capability == (9, 0)]
+        paths = [path for name in names if (path := CONFIGS / tuned_name(name, "warpgroups")).is_file()]
+        return replace(self, warpgroups=read_levels(paths[0])) if paths else self
 
     def level(self, shapes: Sequence[Geometry], n: int, dtype: torch.dtype) -> LevelConfig:
         """What was tuned for these operations on n pictures, else what the rules say."""
@@ -61,10 +74,20 @@ class Table:
             return LevelConfig(tuple(Tile(*t) for t in tuned["tiles"]), tuned["num_warps"], tuned["num_stages"])
         return candidates(shapes, n, dtype, self.rates)[0].config
 
+    def of_warpgroups(self, shapes: Sequence[Geometry], n: int, dtype: torch.dtype) -> tuple[WarpTile, ...] | None:
+        """The tiles of a level that the kernel for warpgroups takes."""
+        timed = self.warpgroups.get(key(shapes, n, dtype)) if dtype in HALF else None
+        return None if timed is None else tuple(WarpTile(*tile) for tile in timed["tiles"])
 
-def tuned_name(gpu: str) -> str:
+
+def bindings() -> bool:
+    """Whether there are CUDA's own bindings for Python, which torch brings along where it is built for CUDA."""
+    return importlib.util.find_spec("cuda") is not None and importlib.util.find_spec("cuda.bindings") is not None
+
+
+def tuned_name(gpu: str, kernel: str = "tuned") -> str:
     """Of a GPU's table, in letters, digits, ".", "_" and "-" alone: tuned.NVIDIA_H200.json."""
-    return f"tuned.{re.sub('[^A-Za-z0-9._-]+', '_', gpu)}.json"
+    return f"{kernel}.{re.sub('[^A-Za-z0-9._-]+', '_', gpu)}.json"
 
 
 def read_levels(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ParNetError
-from .geometry import Geometry, Tile, aligned
+from .geometry import Geometry, Tile, WarpTile, aligned
 from .packing import weight_blocks
 
 PRECISIONS = ("ieee", "tf32x3")
@@ -92,7 +92,7 @@ class Convolution:
 
     x: Operands
     shape: Geometry
-    tile: Tile
+    tile: Tile | WarpTile
     precision: str = "ieee"
 
     @property
@@ -118,8 +118,9 @@ class Convolution:
         check_tensors(x._asdict(), self._layouts(dtype), x.a.device, elsewhere=("y", "sums"))
         if self.n < 1:
             raise ParNetError("a holds no picture")
-        if self.shape.planar and self.tile.bk * self.tile.steps(self.shape) > 32 * self.shape.kernel * self.shape.cin:
-            raise ParNetError(f"bk {self.tile.bk}: the rows of a picture's taps, as numbered, must be bits of a number")
+        tile, most = self.tile, 32 * self.shape.kernel * self.shape.cin
+        if self.shape.planar and isinstance(tile, Tile) and tile.bk * tile.steps(self.shape) > most:
+            raise ParNetError(f"bk {tile.bk}: the rows of a picture's taps, as numbered, must be bits of a number")
 
     def _layouts(self, dtype: torch.dtype) -> dict[str, Layout | None]:
         x, shape, n, fp32 = self.x, self.shape, self.n, torch.float32
@@ -151,13 +152,13 @@ class Convolution:
         }
 
 
-def outputs(shape: Geometry, tile: Tile, n: int, dtype: torch.dtype) -> dict[str, Layout]:
+def outputs(shape: Geometry, tile: Tile | WarpTile, n: int, dtype: torch.dtype) -> dict[str, Layout]:
     """Shape and type of all that a convolution of n pictures writes. dtype: of y."""
     t, columns, room = tile.spatial(shape), tile.channels(shape), aligned(shape.cout, dtype.itemsize)
     made: dict[str, Layout] = {"y": ((n, shape.hout, shape.wout, room), dtype)}
     if shape.sums:
         made["sums"] = (n, t, room), torch.float32
-    if shape.gate != "none":
+    if shape.gate != "none" and isinstance(tile, Tile):
         made |= {
             "gate": ((n, room), torch.float32),
             "products": ((n, tile.parts(shape), shape.cin if shape.planar else room), torch.float32),
@@ -165,7 +166,7 @@ def outputs(shape: Geometry, tile: Tile, n: int, dtype: torch.dtype) -> dict[str
             "flags": ((n, 1 if shape.planar else columns), torch.int32),
             "passes": ((n, t * columns), torch.int32),
         }
-    if tile.split_k > 1:
+    if tile.split_k > 1 and isinstance(tile, Tile):
         made["workspace"] = (n, t * columns, tile.split_k, tile.bm, tile.bn), torch.float32
         made["counters"] = (n, t * columns), torch.int32
     return made

@@ -111,6 +111,10 @@ class Tile:
         if any(b < 16 or b & (b - 1) for b in (self.bm, self.bn, self.bk)) or self.split_k < 1:
             raise ParNetError(f"{self}: bm, bn and bk must be powers of two from 16, split_k positive")
 
+    def pitch(self, shape: Geometry) -> int:
+        """Numbers of a row of output pixels, as tiles count them."""
+        return shape.wout
+
     def spatial(self, shape: Geometry) -> int:
         """T: no tile crosses from one picture to the next, so that each channel sum belongs to one picture."""
         return -(-shape.pixels // self.bm)
@@ -138,6 +142,60 @@ class Tile:
     def steps(self, shape: Geometry) -> int:
         """Steps over all of K. A step is one tap of `bk` channels; of a picture, `bk` of all its taps and channels."""
         return -(-shape.k // self.bk) if shape.planar else shape.taps * shape.inputs * -(-shape.part // self.bk)
+
+
+@dataclass(frozen=True)
+class WarpTile:
+    """What a cluster of a Hopper's blocks computes: `bm` pixels, 64 to a warpgroup, x `bn` channels. `split_k` blocks
+    share K, and finish `bn` / `split_k` channels each.
+
+    chunk: channels that a step multiplies, for one tap, at most. stages: steps whose weights may be on their way.
+    """
+
+    bm: int
+    bn: int
+    chunk: int
+    split_k: int
+    stages: int
+
+    def __post_init__(self) -> None:
+        if self.bm % 64 or self.bn % (8 * self.split_k) or self.chunk % 16 or self.split_k not in (1, 2, 4, 8):
+            raise ParNetError(f"{self}: bm in steps of 64, chunk of 16, split_k 1, 2, 4 or 8, bn of 8 split_k")
+        if not (8 <= self.bn <= 256 and 0 <= self.stages <= 15):
+            raise ParNetError(f"{self}: bn from 8 to 256, stages at most 15")
+
+    def pitch(self, shape: Geometry) -> int:
+        """Numbers of a row of output pixels: one more than pixels, so that no tap steps into a row's other end."""
+        return shape.wout + 1
+
+    def rows(self, shape: Geometry) -> int:
+        """Pixels of the input that a tile of outputs reads; with stride 2 in four planes."""
+        return (self.bm if shape.stride == 1 else 4 * self.bm) + 2 * self.pitch(shape) + 2
+
+    def spatial(self, shape: Geometry) -> int:
+        """T: no tile crosses from one picture to the next."""
+        return -(-(shape.hout * self.pitch(shape) - 1) // self.bm)
+
+    def channels(self, shape: Geometry) -> int:
+        """Tiles over the output channels of all groups; none crosses from one group to the next."""
+        return shape.groups * -(-(shape.cout // shape.groups) // self.bn)
+
+    def chunks(self, shape: Geometry) -> int:
+        """Chunks of one input's channels."""
+        return -(-shape.part // self.chunk)
+
+    def kk(self, shape: Geometry) -> int:
+        """A chunk's channels, in sixteens; chunks are as even as that allows."""
+        sixteens = -(-shape.part // 16)
+        return -(-sixteens // self.chunks(shape))
+
+    def buffers(self, shape: Geometry) -> int:
+        """Places for blocks of inputs."""
+        return min(2, shape.inputs * self.chunks(shape))
+
+    def work(self, shape: Geometry) -> int:
+        """Multiplications of one block."""
+        return shape.taps * shape.inputs * self.chunks(shape) * self.kk(shape) * 16 * self.bm * self.bn // self.split_k
 
 
 def aligned(channels: int, itemsize: int = 2) -> int:

@@ -46,8 +46,15 @@ def fused_conv(conv: Convolution) -> None:
     stored = x.y[..., : s.cout].flatten(1, 2).float()
     if x.step is not None:
         stored = stored * x.step
-    padded = F.pad(stored, (0, 0, 0, x.sums.shape[1] * conv.tile.bm - s.pixels))
-    x.sums.zero_()[..., : s.cout].copy_(padded.unflatten(1, (-1, conv.tile.bm)).sum(2))
+    x.sums.zero_()[..., : s.cout].copy_(per_tile(stored.unflatten(1, (s.hout, s.wout)), conv))
+
+
+def per_tile(values_nhwo: Tensor, conv: Convolution) -> Tensor:
+    """Sums [N, T, O] of an output's values over each spatial tile."""
+    shape, tile = conv.shape, conv.tile
+    numbered = F.pad(values_nhwo, (0, 0, 0, tile.pitch(shape) - shape.wout)).flatten(1, 2)
+    whole = tile.spatial(shape) * tile.bm
+    return F.pad(numbered, (0, 0, 0, whole - numbered.shape[1])).unflatten(1, (-1, tile.bm)).sum(2)
 
 
 def sse_gate(conv: Convolution) -> Tensor:

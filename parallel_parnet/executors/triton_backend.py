@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import groupby
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -19,12 +20,12 @@ from ..errors import ParNetError
 from ..kernels.gpu.classifier import Averaged, classifier
 from ..kernels.gpu.config import Table
 from ..kernels.gpu.convolution import E4M3, Convolution, Operands, allocate, outputs
-from ..kernels.gpu.geometry import Geometry, Tile
+from ..kernels.gpu.geometry import Geometry, Tile, WarpTile
 from ..kernels.gpu.launch import Launch
 from ..kernels.gpu.level import level
 from ..kernels.gpu.maxpool import TILE, maxpool
 from ..kernels.gpu.model import LevelConfig
-from ..kernels.gpu.packing import pack_border, pack_gate_weight, pack_weight
+from ..kernels.gpu.packing import pack_border, pack_gate_weight, pack_weight, weight_blocks
 from ..profiling.spans import Spans, span
 from ..program.placement import Placement, Segment
 from ..program.program import INPUT, Operation, Program
@@ -38,12 +39,13 @@ INTERPRETED = (9, 0)  # compute capability whose default tiles the interpreter t
 
 
 class Cut(NamedTuple):
-    """An operation that makes a feature: its shape, how it is cut into tiles, and the warps and stages of its level."""
+    """An operation that makes a feature: its shape, how it is cut into tiles, and, where Triton makes its level, the
+    warps and stages."""
 
     shape: Geometry
-    tile: Tile
-    num_warps: int
-    num_stages: int
+    tile: Tile | WarpTile
+    num_warps: int = 4
+    num_stages: int = 1
 
 
 class Feature(NamedTuple):
@@ -59,16 +61,25 @@ class Feature(NamedTuple):
 def cuts(program: Program, nhw: NHW, table: Table, dtype: torch.dtype) -> dict[str, Cut]:
     """How every operation but the classifier is cut, whichever lanes run it: placements change no order of its sums."""
     n, h, w = nhw
-    found = {}
+    found: dict[str, Cut] = {}
     for group in program.groups:
         if group[0].kind != "classifier":
             shapes = [geometry(program, op, h, w) for op in group]
-            pooled = LevelConfig((TILE,) * len(group), 4, 1)
-            is_conv = group[0].kind == "conv"
-            config = table.level(shapes, n, multiplied(program, group[0], dtype)) if is_conv else pooled
-            for op, shape, tile in zip(group, shapes, config.tiles, strict=True):
-                found[op.name] = Cut(shape, tile, config.num_warps, config.num_stages)
+            made = _cuts(group, shapes, n, table, multiplied(program, group[0], dtype))
+            found.update(zip((op.name for op in group), made, strict=True))
     return found
+
+
+def _cuts(
+    group: Sequence[Operation], shapes: Sequence[Geometry], n: int, table: Table, dtype: torch.dtype
+) -> list[Cut]:
+    """Of one level's convolutions, or its maxima."""
+    is_conv = group[0].kind == "conv"
+    if is_conv and (of_warpgroups := table.of_warpgroups(shapes, n, dtype)) is not None:
+        return [Cut(*each) for each in zip(shapes, of_warpgroups, strict=True)]
+    config = table.level(shapes, n, dtype) if is_conv else LevelConfig((TILE,) * len(group), 4, 1)
+    made = zip(shapes, config.tiles, strict=True)
+    return [Cut(shape, tile, config.num_warps, config.num_stages) for shape, tile in made]
 
 
 def geometry(program: Program, op: Operation, h: int, w: int) -> Geometry:
@@ -144,7 +155,7 @@ class TritonBackend:
         for segment in segments:
             on.setdefault(devices[segment.lane], {}).update(dict.fromkeys(segment.operations))
         self.weights = {device: pack(program, dtype, device, names) for device, names in on.items()}
-        self._blocks: dict[tuple[str, torch.device, int, int], Tensor] = {}
+        self._blocks: dict[tuple[str, torch.device, tuple[int, ...]], Tensor] = {}
         self._cuts: Shapes[NHW, dict[str, Cut]] = Shapes(lambda nhw: cuts(program, nhw, self.table, dtype))
 
     @property
@@ -182,10 +193,11 @@ class TritonBackend:
 
     def blocks(self, operation: str, device: torch.device, cut: Cut) -> Tensor:
         """A convolution's weights as a cut reads them. Kept for all cuts that need no others."""
-        key = operation, device, cut.tile.bk, cut.tile.bn
+        dtype = multiplied(self.program, self.program.by_name[operation], self.dtype)
+        key = operation, device, weight_blocks(cut.shape, cut.tile, dtype)
         if key not in self._blocks:
             weight = self.program.of(self.program.by_name[operation])["weight"].to(device)
-            self._blocks[key] = pack_weight(weight, cut.shape, cut.tile, E4M3 if weight.dtype == E4M3 else self.dtype)
+            self._blocks[key] = pack_weight(weight, cut.shape, cut.tile, dtype)
         return self._blocks[key]
 
     def opened(self, feature: str, message: Tensor, cuts: Mapping[str, Cut], nhw: NHW) -> Feature:
@@ -232,6 +244,7 @@ class TritonSegment:
         self._operations = sorted(
             (backend.program.by_name[name] for name in segment.operations), key=lambda op: (op.level, op.kind)
         )
+        self._alone = len(segment.operations) == len(backend.program.operations)  # nobody runs beside it
         self.convolutions: dict[str, Convolution] = {}  # by operation
         for op in self._operations:
             made = self._features[op.name] = self._make(op.name)
@@ -240,6 +253,8 @@ class TritonSegment:
         groups = groupby(self._operations, lambda op: (op.level, op.name if op.kind == "maxpool" else op.kind))
         self.launches = [self._launch(list(group), f"level {level}") for (level, _), group in groups]
         self.outputs = tuple(self._features[name].message for name in segment.writes)
+        if self.device.type == "cuda" and any(isinstance(cuts[name].tile, WarpTile) for name in self.convolutions):
+            hopper().prepare(self.launches)
 
     def fits(self, reads: Reads) -> bool:
         return in_same_places(reads, self.reads)
@@ -265,11 +280,14 @@ class TritonSegment:
     def _launch(self, group: Sequence[Operation], name: str) -> Launch:
         if group[0].kind == "conv":
             cut = self.cuts[group[0].name]
-            return level([self.convolutions[op.name] for op in group], cut.num_warps, cut.num_stages, name)
+            convolutions = [self.convolutions[op.name] for op in group]
+            if isinstance(cut.tile, WarpTile):
+                return hopper().level(convolutions, name, early=self._alone)
+            return level(convolutions, cut.num_warps, cut.num_stages, name)
         (op,) = group
         if op.kind == "maxpool":
-            made = self._features[op.name]
-            return maxpool(self._features[op.inputs[0]].y, made.y, made.sums, *self.cuts[op.name][:2], name)
+            made, shape = self._features[op.name], self.cuts[op.name].shape
+            return maxpool(self._features[op.inputs[0]].y, made.y, made.sums, shape, TILE, name)
         w = self.backend.weights[self.device][op.name]
         return classifier(
             [self._averaged(name) for name in op.inputs], w["weight"], w["bias"], self._features[op.name].y
@@ -302,6 +320,13 @@ class TritonSegment:
             shape, dtype = self.backend.layout(name, *self.nhw)
             message = torch.empty(shape, dtype=dtype, device=self.device)
         return self.backend.opened(name, message, self.cuts, self.nhw)
+
+
+def hopper() -> ModuleType:
+    """The launches of a Hopper's warpgroups, which need CUDA's bindings."""
+    from ..kernels.hopper import launch
+
+    return launch
 
 
 def _kept(program: Program) -> list[str]:

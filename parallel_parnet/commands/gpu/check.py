@@ -44,6 +44,7 @@ from .page import markdown, verdicts
 from .probes import check_probes
 from .scope import scope
 from .tuned import check_tuned, check_tuning
+from .warpgroups import check_passes, check_warpgroups
 from .work import Work
 
 SECONDS = 460  # for all steps; who rents a GPU by the minute has spent some of them before the check starts
@@ -68,25 +69,27 @@ class Step:
 
 
 STEPS = (
-    Step("machine", 10, check_machine),
-    Step("first kernels", 36, check_first_kernels, compiles=("first", "probes")),
-    Step("first", 18, check_first),
-    Step("probes", 28, check_probes),
-    Step("tuning", 66, check_tuning),
-    Step("tuned", 22, check_tuned),
-    Step("compile", 62, proofs.check_compile, compiles=("kernels", "networks", "executors", "repeats")),
+    Step("machine", 8, check_machine),
+    Step("first kernels", 30, check_first_kernels, compiles=("first", "probes")),
+    Step("first", 12, check_first),
+    Step("probes", 16, check_probes),
+    Step("warpgroups", 40, check_warpgroups),
+    Step("passes", 22, check_passes),
+    Step("tuning", 40, check_tuning),
+    Step("tuned", 30, check_tuned),
+    Step("compile", 46, proofs.check_compile, compiles=("kernels", "networks", "executors", "repeats")),
     Step("kernels", 10, proofs.check_kernels),
-    Step("networks", 28, proofs.check_networks),
-    Step("executors", 22, proofs.check_executors),
-    Step("placements", 28, placements.check_placements),
-    Step("auto", 9, placements.check_auto),
-    Step("repeats", 12, proofs.check_repeats),
-    Step("timings", 17, timing.check_timings),
+    Step("networks", 22, proofs.check_networks),
+    Step("executors", 44, proofs.check_executors),
+    Step("placements", 26, placements.check_placements),
+    Step("auto", 10, placements.check_auto),
+    Step("repeats", 16, proofs.check_repeats),
+    Step("timings", 16, timing.check_timings),
     Step("fp8", 30, check_fp8),
-    Step("poster", 16, pages.check_poster, required=False),
-    Step("depth", 12, pages.check_depth, required=False),
-    Step("inductor", 10, timing.check_inductor, required=False),
-    Step("sanitizer", 24, proofs.check_sanitizer, required=False),
+    Step("poster", 14, pages.check_poster, required=False),
+    Step("depth", 10, pages.check_depth, required=False),
+    Step("inductor", 8, timing.check_inductor, required=False),
+    Step("sanitizer", 10, proofs.check_sanitizer, required=False),
 )
 
 

@@ -21,7 +21,7 @@ from parallel_parnet.kernels.gpu.candidates import candidates
 from parallel_parnet.kernels.gpu.compiled import SPILLED, resources
 from parallel_parnet.kernels.gpu.config import LevelConfig, Table, key
 from parallel_parnet.kernels.gpu.convolution import Convolution
-from parallel_parnet.kernels.gpu.geometry import Geometry, Tile
+from parallel_parnet.kernels.gpu.geometry import Geometry, Tile, WarpTile
 from parallel_parnet.kernels.gpu.launch import Launch
 from parallel_parnet.kernels.gpu.level import level
 from parallel_parnet.kernels.gpu.model import floor
@@ -173,7 +173,7 @@ def loaded(prepared: Launch) -> dict[str, int]:
 def measure(wanted: Level, config: LevelConfig, device: torch.device) -> list[float]:
     """Seconds of one launch, cold or warm as the level says. `RefusedError` where the answer is not the twin's, or
     where registers are spilled."""
-    first = operands(wanted, config, 0, device)
+    first = operands(wanted, config.tiles, 0, device)
     prepared = launch_of(first, config)
     if device.type == "cuda":
         loaded(prepared)
@@ -185,7 +185,7 @@ def measure(wanted: Level, config: LevelConfig, device: torch.device) -> list[fl
     launches = [prepared]
     if wanted.cold:
         sets = sets_beyond(first, l2_bytes(device)) if device.type == "cuda" else 2
-        launches += [launch_of(operands(wanted, config, i, device), config) for i in range(1, sets)]
+        launches += [launch_of(operands(wanted, config.tiles, i, device), config) for i in range(1, sets)]
     elif device.type == "cuda":
         launches *= LAUNCHES
     if device.type == "cpu":
@@ -202,10 +202,12 @@ def sets_beyond(convolutions: Sequence[Convolution], cache: int) -> int:
     return min(MOST_SETS, max(2, -(-2 * cache // moved)))
 
 
-def operands(wanted: Level, config: LevelConfig, seed: int, device: torch.device | str) -> list[Convolution]:
+def operands(
+    wanted: Level, cut: Sequence[Tile] | Sequence[WarpTile], seed: int, device: torch.device | str
+) -> list[Convolution]:
     """Random inputs. Their channel sums come in as many tiles as a producer with 64 rows a tile would make."""
     made = []
-    for i, (shape, tile) in enumerate(zip(wanted.shapes, config.tiles, strict=True)):
+    for i, (shape, tile) in enumerate(zip(wanted.shapes, cut, strict=True)):
         tiles = -(-shape.h * shape.w // 64)
         made.append(
             convolution(shape, tile, wanted.n, wanted.dtype, 100 * seed + i, input_tiles=(tiles, tiles), device=device)
@@ -214,7 +216,7 @@ def operands(wanted: Level, config: LevelConfig, seed: int, device: torch.device
 
 
 def _offline(wanted: Level, config: LevelConfig) -> Launch:
-    return launch_of([without_values(conv) for conv in operands(wanted, config, 0, "cpu")], config)
+    return launch_of([without_values(conv) for conv in operands(wanted, config.tiles, 0, "cpu")], config)
 
 
 def launch_of(convolutions: list[Convolution], config: LevelConfig) -> Launch:

@@ -21,7 +21,8 @@ def markdown(results: Results, note: str = "") -> str:
     parts = [f"# GPU check{f': {note}' if note else ''}\n", _machine(rows.get("machine", []))]
     parts.append(_table(("step", "verdict", "seconds", "what"), verdicts(results)))
     tables = {
-        "first": _first, "probes": _probes, "tuning": _tuning, "tuned": _tuned, "networks": _parity,
+        "first": _first, "probes": _probes, "warpgroups": _warpgroups, "passes": _passes, "tuning": _tuning,
+        "tuned": _tuned, "networks": _parity,
         "placements": _placements, "auto": _auto, "timings": _timings, "fp8": _fp8, "inductor": _inductor,
         "poster": _poster, "depth": _depth,
     }  # fmt: skip
@@ -61,7 +62,7 @@ def _summary(name: str, result: Mapping) -> str:
         return f"{sum(row['different'] for row in rows)} runs of {sum(row['runs'] for row in rows)} differ{left}"
     if name == "sanitizer":
         return ", ".join(f"{row['name']}: {row['status']}" for row in rows) + left
-    if name == "tuning":
+    if name in ("tuning", "warpgroups"):
         return f"{len(rows)} levels, in {result['table']}{left}"
     return f"{len(rows)} rows{left}"
 
@@ -92,6 +93,32 @@ def _probes(rows: Sequence[Mapping]) -> list[str]:
     return [
         f"## Probes\n\nMicroseconds of one launch: p50 (p20 to p80).\n\n{_table(('probe', 'us', 'TB/s'), single)}",
         f"## Levels with L2 warm and cold, microseconds of one launch\n\n{_table(('level', 'warm', 'cold'), levels)}",
+    ]
+
+
+def _warpgroups(rows: Sequence[Mapping]) -> list[str]:
+    lines = [
+        (
+            row["name"],
+            row["l2"],
+            " ".join(map(str, row["tiles"])),
+            _spread(row["us"]),
+            row["timed"],
+            len(row["refused"]),
+        )
+        for row in rows
+    ]
+    head = ("level", "L2", "tiles: bm, bn, chunk, splits, stages", "us", "timed", "refused")
+    return [f"## The kernel for warpgroups, tuned, microseconds of one launch\n\n{_table(head, lines)}"]
+
+
+def _passes(rows: Sequence[Mapping]) -> list[str]:
+    keys, timed = ("deviation", "error"), [row for row in rows if "us" in row]
+    lines = [(row["name"], *(f"{row[key]:.3g}" if key in row else "" for key in keys)) for row in rows]
+    title = "## The kernel for warpgroups in networks, bf16, batch 1: deviations, worst error of the logits\n"
+    return [
+        f"{title}\n{_table(('launch', *keys), lines)}",
+        f"## A pass by it and by Triton's, microseconds: p50 (p20 to p80)\n\n{_ways(timed, 'name')}",
     ]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from parallel_parnet.kernels.gpu import twins
 from parallel_parnet.kernels.gpu.convolution import E4M3, Convolution
@@ -36,17 +35,10 @@ def deviation(conv: Convolution) -> float:
     allowed = 1.01 * ROUNDING[dtype] * reference.abs() + order * reference.abs().max() + LEAST.get(dtype, 1e-7)
     if conv.x.step is not None:
         y, reference, allowed = (t * conv.x.step for t in (y, reference, allowed))
-    stored = _per_tile(y.double(), conv)
-    magnitude = _per_tile(y.double().abs(), conv)
+    stored = twins.per_tile(y.double(), conv)
+    magnitude = twins.per_tile(y.double().abs(), conv)
     errors = [(y - reference).abs() / allowed]
     if conv.x.sums is not None:
         errors.append((conv.x.sums[..., :channels] - stored).abs() / (1e-5 * magnitude + 1e-9))
     worst = max(error.max().item() if not error.isnan().any() else float("inf") for error in errors)
     return float(worst)
-
-
-def _per_tile(values: Tensor, conv: Convolution) -> Tensor:
-    """Sums [N, T, O] over each spatial tile of values [N, H, W, O]."""
-    bm = conv.tile.bm
-    flat = torch.nn.functional.pad(values.flatten(1, 2), (0, 0, 0, -conv.shape.pixels % bm))
-    return flat.unflatten(1, (-1, bm)).sum(2)

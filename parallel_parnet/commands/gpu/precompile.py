@@ -25,7 +25,7 @@ from parallel_parnet.executors.triton_backend import whole
 from parallel_parnet.int8.e4m3 import in_fp8
 from parallel_parnet.int8.kernels import multiplied, read
 from parallel_parnet.kernels.gpu.compiled import stand_in
-from parallel_parnet.kernels.gpu.config import Table
+from parallel_parnet.kernels.gpu.config import Table, bindings
 from parallel_parnet.kernels.gpu.convolution import E4M3, Convolution
 from parallel_parnet.kernels.gpu.geometry import Tile
 from parallel_parnet.kernels.gpu.launch import Launch
@@ -81,8 +81,10 @@ class NetworkCase:
         program, dtype = (shapes_in_fp8(plain), BESIDE_FP8) if narrow else (plain, self.dtype)
         side = program.config.image_size
         table = Table.load(capability, gpu)
+        table = table.with_warpgroups(capability, gpu) if bindings() else table
         launches = whole(program, (self.n, side, side), dtype, torch.device("meta"), table, self.raw).launches
-        return launches if self.index is None else launches[self.index : self.index + 1]
+        chosen = launches if self.index is None else launches[self.index : self.index + 1]
+        return [launch for launch in chosen if isinstance(launch, Launch)]
 
 
 @cache

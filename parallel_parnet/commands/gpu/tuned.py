@@ -22,15 +22,19 @@ from .precompile import compile_all, compile_launch, shapes_of
 from .scope import capability_of
 from .timing import interleaved
 from .tune import Tuning, tune_levels
+from .warpgroups import is_at_hand, skipped
 from .work import Work, verdict
 
 DTYPE = torch.bfloat16
+ELSEWHERE = "the kernel for warpgroups takes these levels; launch/tune.py tunes Triton's"
 WIND_DOWN = 3  # seconds for the compilers that are at work when the tuning ends
 
 
 def check_tuning(work: Work) -> Values:
     """A row for each level, by its name in a table, and the table, written after each. The levels of the networks that
-    decide share the time; the others have what those leave."""
+    decide share the time; the others have what those leave. Nothing where another kernel than Triton's has them."""
+    if is_at_hand(work):
+        return skipped(ELSEWHERE)
     exact_fp32()
     found, rates = machine_of(work), rates_of(work, DTYPE)
     capability = capability_of(found)
@@ -59,6 +63,8 @@ def check_tuning(work: Work) -> Values:
 def check_tuned(work: Work) -> Values:
     """The networks that decide, with the defaults and with the table read back, in turns; and whether what each chooses
     is right."""
+    if is_at_hand(work):
+        return skipped(ELSEWHERE)
     exact_fp32()
     found = machine_of(work)
     path, capability = _path(work, found), capability_of(found)

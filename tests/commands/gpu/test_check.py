@@ -191,3 +191,16 @@ def test_no_row_is_lost_by_an_end_at_any_moment(tmp_path):
     results = Journal(tmp_path / "gpu-check.jsonl").results()
     assert list(results) == ["machine", "first", "probes"] and all(result["passed"] for result in results.values())
     assert page.markdown(results, DRY)
+
+
+def test_a_row_without_bounds_is_a_number_again_and_has_its_place_on_the_page(tmp_path):
+    """A kernel that writes NaN is off by infinity, which JSON has no number for."""
+    rows = work(tmp_path)
+    rows.journal.begin({"gpu": "some"})
+    for step in ("first", "fp8", "passes"):
+        rows.journal.add(step, "level 1", {"deviation": float("inf"), "error": float("nan")})
+        rows.journal.end(step, {"passed": False})
+    (kept,) = rows.journal.rows("fp8").values()
+    assert kept["deviation"] == float("inf") and kept["error"] != kept["error"]
+    text = page.markdown(rows.journal.results())
+    assert text.count("| level 1 | inf | nan |") == 3

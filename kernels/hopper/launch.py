@@ -1,0 +1,112 @@
+"""Compile a level's kernel for the GPU at hand, by NVIDIA's run-time compiler, and launch it."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from cuda.bindings import driver, nvrtc
+
+from ...errors import ParNetError
+from ..gpu.convolution import Convolution
+from .source import POINTERS, Source, source
+
+OPTIONS = (b"--gpu-architecture=sm_90a", b"--std=c++17")
+
+
+@dataclass(frozen=True, eq=False)
+class WarpLaunch:
+    """A kernel with its arguments, prepared: nothing is computed, checked or allocated when it runs, so that a graph
+    can hold it. operands: kept for as long as it may run. early: see `level`."""
+
+    name: str
+    source: Source
+    device: torch.device
+    operands: tuple[Any, ...]
+    addresses: Any = field(repr=False)
+    early: bool = True
+
+    def __call__(self) -> None:
+        """Start it on the current CUDA stream."""
+        function = loaded(self.source.text, self.source.shared, self.device)
+        config = driver.CUlaunchConfig()
+        config.gridDimX, config.gridDimY, config.gridDimZ = self.source.blocks, 1, 1
+        config.blockDimX, config.blockDimY, config.blockDimZ = self.source.threads, 1, 1
+        config.sharedMemBytes = self.source.shared
+        config.hStream = driver.CUstream(torch.cuda.current_stream(self.device).cuda_stream)
+        config.attrs = _attributes(self.source.cluster, self.early)
+        config.numAttrs = len(config.attrs)
+        parameters = (ctypes.c_void_p * 1)(ctypes.addressof(self.addresses))
+        _done(driver.cuLaunchKernelEx(config, function, ctypes.addressof(parameters), 0))
+
+
+def level(convolutions: Sequence[Convolution], name: str = "level", early: bool = True) -> WarpLaunch:
+    """The launch that runs these convolutions, which must not read each other's outputs, side by side; ParNetError
+    where the kernel does not take one. early: it may start before the launch before it on the same CUDA stream has
+    ended, and fetches weights meanwhile."""
+    for conv in convolutions:
+        conv.check()
+    tensors = [getattr(conv.x, pointer) for conv in convolutions for pointer in POINTERS]
+    addresses = (ctypes.c_uint64 * len(tensors))(*(0 if t is None else t.data_ptr() for t in tensors))
+    return WarpLaunch(name, source(convolutions), convolutions[0].x.a.device, tuple(tensors), addresses, early)
+
+
+def prepare(launches: Iterable[Any]) -> None:
+    """Compile those of them that are for warpgroups, side by side."""
+    texts = {launch.source.text for launch in launches if isinstance(launch, WarpLaunch)}
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(compiled, texts))
+
+
+@cache
+def compiled(text: str) -> bytes:
+    """A kernel's code for compute capability 9.0."""
+    program = _done(nvrtc.nvrtcCreateProgram(text.encode(), b"level.cu", 0, [], []))
+    status = nvrtc.nvrtcCompileProgram(program, len(OPTIONS), list(OPTIONS))[0]
+    if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        log = b" " * _done(nvrtc.nvrtcGetProgramLogSize(program))
+        _done(nvrtc.nvrtcGetProgramLog(program, log))
+        raise ParNetError(f"a level's kernel does not compile: {log.decode(errors='replace').strip()}")
+    code = b" " * _done(nvrtc.nvrtcGetCUBINSize(program))
+    _done(nvrtc.nvrtcGetCUBIN(program, code))
+    _done(nvrtc.nvrtcDestroyProgram(program))
+    return code
+
+
+@cache
+def loaded(text: str, shared: int, device: torch.device) -> Any:
+    """The kernel on a GPU, where a block may use so many bytes of shared memory."""
+    with torch.cuda.device(device):
+        torch.cuda.current_stream().synchronize()  # makes the GPU's context, where nobody has
+        module = _done(driver.cuModuleLoadData(compiled(text)))
+        function = _done(driver.cuModuleGetFunction(module, b"level"))
+        most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        _done(driver.cuFuncSetAttribute(function, most, shared))
+    return function
+
+
+def _attributes(cluster: int, early: bool) -> list[Any]:
+    """Of a launch: its clusters, and whether it may start early."""
+    of_cluster, of_start = driver.CUlaunchAttribute(), driver.CUlaunchAttribute()
+    of_cluster.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+    size = driver.CUlaunchAttributeValue()
+    size.clusterDim.x, size.clusterDim.y, size.clusterDim.z = cluster, 1, 1
+    of_cluster.value = size
+    of_start.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    allowed = driver.CUlaunchAttributeValue()
+    allowed.programmaticStreamSerializationAllowed = int(early)
+    of_start.value = allowed
+    return [of_cluster, of_start]
+
+
+def _done(answer: tuple) -> Any:
+    """What a call of CUDA gives; ParNetError where it failed."""
+    status, *values = answer
+    if int(status) != 0:
+        raise ParNetError(f"CUDA: {status.name}")
+    return values[0] if values else None

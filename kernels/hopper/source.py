@@ -1,0 +1,176 @@
+"""The text of a level's kernel: what the compiler is to know of its operations, then level.cu."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from ...errors import ParNetError
+from ..gpu.convolution import Convolution
+from ..gpu.geometry import WarpTile, aligned
+from . import plan
+
+FOLDER = Path(__file__).parent
+
+
+class Numbers(NamedTuple):
+    """Of an operation, as level.cu reads them.
+
+    first, blocks: its first block in the launch, and how many it has. all: its tiles, over all pictures. h, w: input.
+    hout, wout, stride. pitch: numbers of a row of output pixels. rows: of a block of inputs. room: places for the
+    channels of one input. part, part_room: channels of one input that a group reads, and places for them. kk: 16
+    channels each, of a chunk. chunks: of one input. inputs, groups. columns: channel tiles of a group. tiles: T,
+    spatial tiles. split: blocks that share a tile. bn. buffers, stages: places for blocks of inputs, and of weights.
+    cout, o_room: output channels, and places for them. group, rest: of a group, and of one of its chunks that the
+    shuffle moves. a_tiles, b_tiles: T of the inputs' sums. identity, bordered, silu, summed: 0 or 1.
+    """
+
+    first: int
+    blocks: int
+    all: int
+    h: int
+    w: int
+    hout: int
+    wout: int
+    stride: int
+    pitch: int
+    rows: int
+    room: int
+    part: int
+    part_room: int
+    kk: int
+    chunks: int
+    inputs: int
+    groups: int
+    columns: int
+    tiles: int
+    split: int
+    bn: int
+    buffers: int
+    stages: int
+    cout: int
+    o_room: int
+    group: int
+    rest: int
+    a_tiles: int
+    b_tiles: int
+    identity: int
+    bordered: int
+    silu: int
+    summed: int
+
+
+class Source(NamedTuple):
+    """text: of a kernel named "level". blocks: of a launch, `cluster` of which make a cluster. threads: of a block.
+    shared: bytes of a block's shared memory, `room` of which are for what gates or sums are made from."""
+
+    text: str
+    blocks: int
+    cluster: int
+    threads: int
+    shared: int
+    room: int
+
+
+OPERANDS = (
+    "const u16 *a, *b; const float *a_sums, *b_sums; const u16* weight; const float *bias, *border; "
+    "const u16* gate_weight; const float *gate_bias, *scale, *shift; u16* y; float* sums;"
+)
+POINTERS = tuple(re.findall(r"(\w+)[,;]", OPERANDS))
+ENTRY = """
+extern "C" __global__ void __launch_bounds__(THREADS, 1) level(const __grid_constant__ Arguments arguments) {
+    extern __shared__ __align__(1024) char shared[];
+    dispatch<0>(arguments, blockIdx.x, shared);
+}
+"""
+
+
+def source(convolutions: Sequence[Convolution]) -> Source:
+    """For convolutions in program order; their operands go in that order to the kernel."""
+    made, cluster = numbers(convolutions), clusters(convolutions)
+    dtype, bm = convolutions[0].dtype, convolutions[0].tile.bm
+    shapes, tiles = [conv.shape for conv in convolutions], [tile_of(conv) for conv in convolutions]
+    room = max(map(plan.room, shapes, tiles))
+    shared = max(plan.shared(shape, tile, room) for shape, tile in zip(shapes, tiles, strict=True))
+    text = "\n".join(
+        [
+            constants(made, cluster, bm, room, dtype),
+            (FOLDER / "hopper.cuh").read_text(),
+            products({s.bn for s in made}, dtype),
+            (FOLDER / "level.cu").read_text() + ENTRY,
+        ]
+    )
+    return Source(text, sum(s.blocks for s in made), cluster, plan.threads(bm), shared, room)
+
+
+def clusters(convolutions: Sequence[Convolution]) -> int:
+    """Blocks of a cluster: of all operations of a launch the same."""
+    return max(conv.tile.split_k for conv in convolutions)
+
+
+def tile_of(conv: Convolution) -> WarpTile:
+    """How it is cut; ParNetError where that is not for warpgroups, or the kernel does not compute such an operation."""
+    if not isinstance(conv.tile, WarpTile) or not plan.takes(conv.shape):
+        raise ParNetError(f"{conv.shape} in {conv.tile}: not for warpgroups")
+    return conv.tile
+
+
+def numbers(convolutions: Sequence[Convolution]) -> list[Numbers]:
+    """Of a level's operations. The longest start first."""
+    cluster, made = clusters(convolutions), {}
+    first = 0
+    for conv in sorted(convolutions, key=lambda conv: -tile_of(conv).work(conv.shape)):
+        s, tile = conv.shape, tile_of(conv)
+        every = conv.n * tile.spatial(s) * tile.channels(s)
+        blocks = -(-every // (cluster // tile.split_k)) * cluster
+        group = s.cout // s.groups
+        a_tiles, b_tiles = (0 if sums is None else sums.shape[1] for sums in (conv.x.a_sums, conv.x.b_sums))
+        made[id(conv)] = Numbers(
+            first, blocks, every, s.h, s.w, s.hout, s.wout, s.stride, tile.pitch(s), tile.rows(s),
+            aligned(s.cin // s.inputs), s.part, aligned(s.part), tile.kk(s), tile.chunks(s), s.inputs, s.groups,
+            tile.channels(s) // s.groups, tile.spatial(s), tile.split_k, tile.bn, tile.buffers(s), tile.stages, s.cout,
+            aligned(s.cout), group, group // s.shuffle if s.groups > 1 else aligned(group), a_tiles, b_tiles,
+            int(s.gate == "identity"), int(conv.x.border is not None), int(s.activation == "silu"), int(s.sums),
+        )  # fmt: skip
+        first += blocks
+    return [made[id(conv)] for conv in convolutions]
+
+
+def constants(made: Sequence[Numbers], cluster: int, bm: int, room: int, dtype: torch.dtype) -> str:
+    """Everything before hopper.cuh."""
+    half = "#define IN_HALF\n" if dtype == torch.float16 else ""
+    rows = ",\n    ".join("{" + ", ".join(map(str, s)) + "}" for s in made)
+    return f"""{half}typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef unsigned short u16;
+constexpr int COUNT = {len(made)}, WGS = {bm // 64}, CLUSTER = {cluster}, ROOM = {room};
+struct Numbers {{ int {", ".join(Numbers._fields)}; }};
+struct Operands {{ {OPERANDS} }};
+struct Arguments {{ Operands of[COUNT]; }};
+__device__ constexpr Numbers NUMBERS[COUNT] = {{
+    {rows}
+}};
+"""
+
+
+def products(widths: set[int], dtype: torch.dtype) -> str:
+    """`multiply<N>`: sums [64, N] of a warpgroup += a [64, 16] b [16, N], where both lie in shared memory in columns of
+    eight channels; without `keep` the sums are made anew."""
+    kind = {torch.bfloat16: "bf16", torch.float16: "f16"}[dtype]
+    text = "template <int N> DEVICE void multiply(float (&sums)[N / 2], u64 a, u64 b, bool keep);\n"
+    for n in sorted(widths):
+        of_sums = ", ".join(f"%{i}" for i in range(n // 2))
+        outputs = ", ".join(f'"+f"(sums[{i}])' for i in range(n // 2))
+        arguments = f"(float (&sums)[{n // 2}], u64 a, u64 b, bool keep)"
+        places = f"{{{of_sums}}}, %{n // 2}, %{n // 2 + 1}, p, 1, 1, 0, 0"
+        text += f"""template <> DEVICE void multiply<{n}>{arguments} {{
+    asm volatile("{{\\n.reg .pred p;\\nsetp.ne.b32 p, %{n // 2 + 2}, 0;\\n"
+        "wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{kind}.{kind} {places};\\n}}"
+        : {outputs} : "l"(a), "l"(b), "r"((int)keep));
+}}
+"""
+    return text

@@ -1,0 +1,137 @@
+"""The kernel for a Hopper's warpgroups: its tiles timed on the GPU at hand, and the networks with what came of it,
+beside Triton's kernels."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import astuple, replace
+from functools import partial
+from itertools import cycle, islice
+from pathlib import Path
+
+import torch
+
+from parallel_parnet.files import write_json
+from parallel_parnet.kernels.gpu.config import Table, bindings, read_levels, tuned_name
+from parallel_parnet.kernels.gpu.geometry import WarpTile
+from parallel_parnet.kernels.gpu.launch import Launch
+from parallel_parnet.kernels.hopper.plan import candidates, takes
+from parallel_parnet.parity import relative
+
+from .device import capture, event_times, exact_fp32, in_a_graph, l2_bytes, quantiles
+from .first import deviations, once
+from .journal import Values
+from .level_tuning import LAUNCHES, Level, RefusedError, levels_of, operands, sets_beyond
+from .machines import machine_of
+from .networks import network, picture, planned, run
+from .parity import deviation, poison
+from .precompile import shapes_of
+from .scope import HOPPER, capability_of
+from .timing import interleaved
+from .work import Work, verdict
+
+DTYPE = torch.bfloat16
+REPEATS = 7
+NEEDED = "the kernel for warpgroups needs compute capability 9.0, and cuda-bindings"
+MOST_ALIKE = 2  # candidates that differ in nothing but chunks and stages
+
+
+def check_warpgroups(work: Work) -> Values:
+    """A row for each level that the kernel takes, and its table, written after each."""
+    if not is_at_hand(work):
+        return skipped(NEEDED)
+    exact_fp32()
+    found = machine_of(work)
+    levels = {level.key: level for variant in work.scope.tuned for level in _levels(work, variant, found["l2_bytes"])}
+    rows = [work.row(key, partial(_tune, work, level)) for key, level in levels.items()]
+    made = {row: values for row, values in work.journal.rows(work.step).items() if "fault" not in values}
+    write_json(_path(work, found), {**found, "tuned": time.strftime("%Y-%m-%d"), "levels": made})
+    return verdict(rows, lambda row: True, table=_path(work, found).name)
+
+
+def check_passes(work: Work) -> Values:
+    """The networks with Triton's kernels, and with those for warpgroups where the table has them, in turns; and whether
+    each launch of the latter, and all logits, are right."""
+    if not is_at_hand(work):
+        return skipped(NEEDED)
+    exact_fp32()
+    found, rows = machine_of(work), []
+    ours = Table.load(HOPPER, found["gpu"])
+    tables = {"triton": ours, "warpgroups": replace(ours, warpgroups=read_levels(_path(work, found)))}
+    for variant in work.scope.timed:
+        if f"{variant} pass" in work.journal.rows(work.step) or work.left <= 0:
+            continue
+        program, reference = network(variant, work.device)
+        x = picture(program, work.device)
+        plans = {name: planned(program, DTYPE, work.device, table=table) for name, table in tables.items()}
+        errors = {name: relative(once(plan, x), reference(x)) for name, plan in plans.items()}
+        rows += deviations(work, variant, plans["warpgroups"])
+        ways = {name: capture(partial(run, plan, x), work.device)[1] for name, plan in plans.items()}
+        passed = {"error": max(errors.values()), "us": interleaved(ways, work.scope.rounds)}
+        rows.append(work.row(f"{variant} pass", lambda passed=passed: passed))
+    rows = list(work.journal.rows(work.step).values())
+    return verdict(rows, lambda row: row.get("deviation", 0) <= 1 and row.get("error", 0) <= work.scope.limit(DTYPE))
+
+
+def chosen(level: Level, most: int) -> list[tuple[WarpTile, ...]]:
+    """The most promising candidates, few of a kind."""
+    kept: dict[tuple, list] = {}
+    for _, tiles in candidates(level.shapes, level.n):
+        alike = kept.setdefault(tuple((t.bm, t.bn, t.split_k) for t in tiles), [])
+        if len(alike) < MOST_ALIKE:
+            alike.append(tiles)
+    return list(islice((tiles for alike in kept.values() for tiles in alike), most))
+
+
+def is_at_hand(work: Work) -> bool:
+    """Whether this GPU runs the kernel."""
+    return work.device.type == "cuda" and capability_of(machine_of(work)) == HOPPER and bindings()
+
+
+def skipped(why: str) -> Values:
+    """The verdict of a step that has nothing to do."""
+    return {"passed": True, "left_out": 0, "skipped": why}
+
+
+def _levels(work: Work, variant: str, cache: int) -> list[Level]:
+    found = levels_of(shapes_of(variant), 1, DTYPE, cache)
+    return [level for level in found if all(map(takes, level.shapes))][: work.scope.levels]
+
+
+def _tune(work: Work, level: Level) -> Values:
+    """The fastest tiles of a level whose answers are right, of those that were timed."""
+    from parallel_parnet.kernels.hopper import launch as hopper  # here, since it needs CUDA's bindings
+
+    tried, times, refused = chosen(level, work.scope.candidates), {}, []
+    made = {tiles: operands(level, tiles, 0, work.device) for tiles in tried}
+    launches = {tiles: hopper.level(convolutions) for tiles, convolutions in made.items()}
+    hopper.prepare(launches.values())
+    for tiles, launch in launches.items():
+        try:
+            times[tiles] = _timed(work, level, tiles, made.pop(tiles), launch)
+        except RefusedError as error:
+            refused.append(f"{[astuple(tile) for tile in tiles]}: {error}")
+    if not times:
+        raise RefusedError(f"no candidate passed; the first: {refused[0]}")
+    best = min(times, key=lambda tiles: times[tiles]["p50"])
+    entry = {"tiles": [astuple(tile) for tile in best], "us": times[best], "l2": "cold" if level.cold else "warm"}
+    return {**entry, "timed": len(times), "refused": refused}
+
+
+def _timed(work: Work, level: Level, tiles: Sequence[WarpTile], first: list, launch: Launch) -> Values:
+    from parallel_parnet.kernels.hopper import launch as hopper
+
+    for conv in first:
+        poison(conv)
+    launch()
+    if (worst := max(map(deviation, first))) > 1:
+        raise RefusedError(f"wrong by {worst:.1f} times what rounding allows")
+    sets = sets_beyond(first, l2_bytes(work.device)) if level.cold else 1
+    others = [hopper.level(operands(level, tiles, i, work.device)) for i in range(1, sets)]
+    turns = list(islice(cycle([launch, *others]), max(LAUNCHES, sets)))
+    return quantiles([seconds / len(turns) for seconds in event_times(in_a_graph(turns, work.device), REPEATS)])
+
+
+def _path(work: Work, found: Values) -> Path:
+    return work.out / tuned_name(found["gpu"], "warpgroups")

@@ -1,0 +1,51 @@
+"""The GPU check's step that tunes the kernel for warpgroups, with an emulated one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+import emulated
+from parallel_parnet.commands.gpu import warpgroups
+from parallel_parnet.commands.gpu.journal import Journal
+from parallel_parnet.commands.gpu.scope import IN_A_DRY_RUN
+from parallel_parnet.commands.gpu.work import Work
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+@pytest.mark.parametrize("right", [True, False], ids=["right", "wrong"])
+def test_a_level_is_tuned_and_wrong_answers_do_not_win(right, tmp_path, monkeypatch):
+    def edit(text: str) -> str:
+        return text if right else text.replace("1 : 2 * gate", "1 : gate")
+
+    def level(convolutions):
+        return lambda: emulated.level(convolutions, tmp_path, edit)
+
+    stand_in = SimpleNamespace(level=level, prepare=lambda launches: None)
+    monkeypatch.setitem(sys.modules, "parallel_parnet.kernels.hopper.launch", stand_in)
+    monkeypatch.setattr(warpgroups, "is_at_hand", lambda work: True)
+    monkeypatch.setattr(warpgroups, "machine_of", lambda work: {"gpu": "some", "l2_bytes": 2**30, "capability": [9, 0]})
+    scope = replace(IN_A_DRY_RUN, levels=1, candidates=2)
+    work = Work("warpgroups", Journal(tmp_path / "rows.jsonl"), scope, tmp_path, time.monotonic() + 200)
+    result = warpgroups.check_warpgroups(work)
+    assert result["passed"] == right and result["left_out"] == 0
+    levels = json.loads((tmp_path / "warpgroups.some.json").read_text())["levels"]
+    if right:
+        ((name, row),) = levels.items()
+        assert name.startswith("16-bit n1 ") and row["timed"] == 2 and not row["refused"]
+        assert len(row["tiles"]) == name.count("+") + 1
+    else:
+        assert not levels and "no candidate passed" in result["faults"][0]
+    assert "skipped" not in result
+
+
+def test_nothing_to_do_without_a_hopper(tmp_path):
+    work = Work("warpgroups", Journal(tmp_path / "rows.jsonl"), IN_A_DRY_RUN, tmp_path, time.monotonic() + 9)
+    for step in (warpgroups.check_warpgroups, warpgroups.check_passes):
+        assert step(work) == {"passed": True, "left_out": 0, "skipped": warpgroups.NEEDED}

@@ -1,0 +1,117 @@
+"""A level's kernel for Hoppers, run on a CPU by the definitions of what it asks of one, against the twins."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from typing import NamedTuple
+
+import pytest
+import torch
+
+import emulated
+from parallel_parnet.commands.gpu.parity import deviation, poison
+from parallel_parnet.kernels.gpu.convolution import Convolution
+from parallel_parnet.kernels.gpu.geometry import WarpTile
+from parallel_parnet.kernels.gpu.samples import GATED, convolution, geometry
+from parallel_parnet.kernels.hopper.plan import takes
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+KINDS = [kind for kind in GATED if kind not in ("picture", "grouped")]  # of which the kernel takes none
+HALVES = (torch.float16, torch.bfloat16)
+TILES = (
+    WarpTile(64, 48, 32, 2, 2), WarpTile(64, 32, 96, 4, 3), WarpTile(128, 104, 48, 1, 2), WarpTile(64, 64, 16, 8, 5)
+)  # fmt: skip
+SIZES = ((1, 1), (7, 5), (13, 11))
+
+
+@pytest.fixture
+def seed() -> int:
+    made = random.SystemRandom().randrange(2**31)
+    print(f"seed {made}")
+    return made
+
+
+def sample(kind: str, tile: WarpTile, seed: int, size=(9, 7), channels: int = 40, n: int = 1, **options) -> Convolution:
+    activation = random.Random(seed).choice(["silu", "relu"])
+    shape = geometry(kind, *size, channels, activation)
+    conv = convolution(shape, tile, n, options.pop("dtype", torch.bfloat16), seed, **options)
+    poison(conv)
+    return conv
+
+
+def assert_right(convolutions: list[Convolution]) -> None:
+    for conv in convolutions:
+        assert deviation(conv) <= 1
+        assert not conv.x.y[..., conv.shape.cout :].any(), "the places behind the last channel are not zero"
+        assert not conv.x.sums[..., conv.shape.cout :].any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind(kind, seed, tmp_path):
+    draw = random.Random(seed)
+    tile, size, dtype = draw.choice(TILES), draw.choice(SIZES), draw.choice(HALVES)
+    channels = draw.choice((32, 96) if "fusion" in kind else (20, 40, 92))
+    conv = sample(
+        kind, tile, seed, size, channels, n=draw.choice((1, 2)), dtype=dtype, border=draw.choice((True, None))
+    )
+    assert takes(conv.shape)
+    emulated.level([conv], tmp_path)
+    assert_right([conv])
+
+
+def mixed(seed: int) -> list[Convolution]:
+    """A cluster of four holds one tile, two or four of these, and has blocks left over."""
+    return [
+        sample("identity", WarpTile(64, 40, 16, 1, 2), seed),
+        sample("fusion_down", WarpTile(64, 32, 32, 4, 3), seed + 1, (10, 12), 64, border=True),
+        sample("down", WarpTile(64, 32, 32, 2, 2), seed + 2, (13, 9), 44, n=1),
+    ]
+
+
+def test_a_level_of_three_operations_and_the_same_bits_alone(seed, tmp_path):
+    together, alone = mixed(seed), mixed(seed)
+    emulated.level(together, tmp_path)
+    assert_right(together)
+    for conv, same in zip(alone, together, strict=True):
+        emulated.level([conv], tmp_path)
+        assert torch.equal(conv.x.y, same.x.y) and torch.equal(conv.x.sums, same.x.sums)
+
+
+class Bug(NamedTuple):
+    """In level.cu: what stands there, what a mistake would put there, and a kind of operation that shows it."""
+
+    name: str
+    right: str
+    wrong: str
+    kind: str = "identity"
+
+
+BUGS = (
+    Bug("a pixel to the left", "p0 - s.pitch - 1 + row", "p0 - s.pitch + row"),
+    Bug("a row's end read as the next row's beginning", "y < s.h && x < s.w ?", "y < s.h ?"),
+    Bug("every plane of stride 2 with the first one's rows", "odd_row = row < two", "odd_row = 1", "down"),
+    Bug("weights of the first splits", "(long long)i_o * steps + begin", "(long long)i_o * steps"),
+    Bug("one block of inputs for all chunks", "s.buffers == 2 && next == inputs", "false"),
+    Bug("another slice of the channels", "split * P::slice + at) * 4", "at) * 4"),
+    Bug("sums of the cluster's first tile", "read_of(sums, leader + k)", "read_of(sums, k)"),
+    Bug("half of a plain gate", "1 : 2 * gate", "1 : gate", "plain"),
+    Bug("averages of the first input alone", "(second ? o.b_sums : o.a_sums)", "(o.a_sums)", "fusion"),
+    Bug("the border's taps outside left in", "v[e] -= o.border", "v[e] -= 0 * o.border", "fusion"),
+    Bug("sums of what was not rounded", "            unpack(v, rounded);\n", ""),
+    Bug("channels that are not shuffled", "(c / s.rest * s.groups + group) * s.rest + c % s.rest",
+        "group * s.group + c", "fusion_down"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
+def test_planted_bugs_are_caught(bug, seed, tmp_path):
+    def planted(text: str) -> str:
+        assert bug.right in text, "level.cu says it in other words now"
+        return text.replace(bug.right, bug.wrong)
+
+    # two tiles of pixels, two of channels to a cluster, three chunks
+    beside = sample("identity", WarpTile(64, 32, 16, 4, 2), seed + 1, (5, 5), 32)
+    conv = sample(bug.kind, WarpTile(64, 16, 16, 2, 2), seed, (11, 9), 96 if "fusion" in bug.kind else 40, border=True)
+    emulated.level([conv, beside], tmp_path, planted)
+    assert max(deviation(conv), deviation(beside)) > 1

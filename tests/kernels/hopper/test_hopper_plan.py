@@ -1,0 +1,110 @@
+"""How levels are cut for a Hopper's warpgroups: what fits, what covers, what the committed table holds."""
+
+from __future__ import annotations
+
+from dataclasses import astuple
+
+import pytest
+import torch
+
+from parallel_parnet import ParNetError
+from parallel_parnet.commands.gpu.level_tuning import levels_of
+from parallel_parnet.commands.gpu.precompile import shapes_of
+from parallel_parnet.commands.gpu.warpgroups import chosen
+from parallel_parnet.kernels.gpu import config
+from parallel_parnet.kernels.gpu.config import Table, key
+from parallel_parnet.kernels.gpu.geometry import Geometry, Tile, WarpTile
+from parallel_parnet.kernels.gpu.level import level
+from parallel_parnet.kernels.gpu.packing import pack_weight, unpack_weight, weight_blocks
+from parallel_parnet.kernels.gpu.samples import convolution, geometry
+from parallel_parnet.kernels.hopper import plan
+from parallel_parnet.kernels.hopper.source import POINTERS, numbers, source
+
+HALF = torch.bfloat16
+# made while modules load, before a fixture fills new tensors
+LEVELS = {
+    level.key: level
+    for variant in ("parnet_s", "parnet_m", "parnet_l", "parnet_xl")
+    for level in levels_of(shapes_of(variant), 1, HALF)
+    if all(map(plan.takes, level.shapes))
+}
+
+
+def test_weights_come_back_as_they_were():
+    for kind in ("identity", "plain", "fusion_down"):
+        shape, tile = geometry(kind, 9, 7, 44 if kind != "fusion_down" else 96), WarpTile(64, 32, 48, 2, 2)
+        weight = torch.randn(shape.cout, shape.cin // shape.groups, 3, 3, dtype=HALF)
+        packed = pack_weight(weight, shape, tile, HALF)
+        assert packed.shape == weight_blocks(shape, tile, HALF)
+        assert torch.equal(unpack_weight(packed, shape, tile), weight)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 5), (14, 14), (28, 28), (9, 64)], ids=str)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_every_pixel_is_in_one_tile(size, stride):
+    """Numbered along rows one longer than the picture's, the last pixel lies in the last tile."""
+    shape, tile = Geometry(*size, 64, 64, stride), WarpTile(64, 64, 64, 1, 2)
+    last = (shape.hout - 1) * tile.pitch(shape) + shape.wout - 1
+    assert (tile.spatial(shape) - 1) * tile.bm <= last < tile.spatial(shape) * tile.bm
+
+
+def test_candidates_fit_and_the_most_promising_come_first():
+    for wanted in LEVELS.values():
+        found = plan.candidates(wanted.shapes, 1)
+        assert [seconds for seconds, _ in found] == sorted(seconds for seconds, _ in found)
+        for _, tiles in found:
+            room = max(map(plan.room, wanted.shapes, tiles))
+            assert all(plan.shared(s, t, room) <= plan.SHARED for s, t in zip(wanted.shapes, tiles, strict=True))
+            assert len({tile.bm for tile in tiles}) == 1
+            assert all(tile.bn % (8 * tile.split_k) == 0 and tile.stages >= 2 for tile in tiles)
+        assert 12 <= len(chosen(wanted, 24)) <= 24
+
+
+def test_the_timed_levels_are_those_of_the_networks():
+    """With every level that the kernel takes, and nothing that does not fit."""
+    table = Table.load((9, 0), "NVIDIA H200").with_warpgroups((9, 0), "NVIDIA H200")
+    assert set(table.warpgroups) == set(LEVELS)
+    for wanted in LEVELS.values():
+        tiles = table.of_warpgroups(wanted.shapes, 1, HALF)
+        room = max(map(plan.room, wanted.shapes, tiles))
+        assert all(plan.shared(s, t, room) <= plan.SHARED for s, t in zip(wanted.shapes, tiles, strict=True))
+    some = next(iter(LEVELS.values())).shapes
+    assert table.of_warpgroups(some, 1, torch.float32) is None and table.of_warpgroups(some, 2, HALF) is None
+
+
+def test_only_hoppers_have_the_table_and_a_sister_takes_it(monkeypatch, tmp_path):
+    plain = Table.load((9, 0))
+    assert not plain.warpgroups and not plain.with_warpgroups((8, 0), "NVIDIA H200").warpgroups
+    assert plain.with_warpgroups((9, 0), "NVIDIA H100 80GB HBM3").warpgroups
+    monkeypatch.setattr(config, "CONFIGS", tmp_path)
+    assert not plain.with_warpgroups((9, 0), "NVIDIA H200").warpgroups
+
+
+def test_a_launch_is_described_for_its_operations():
+    tiles = WarpTile(64, 32, 32, 2, 2), WarpTile(64, 64, 32, 1, 3)
+    kinds = geometry("identity", 14, 14, 64), geometry("down", 28, 28, 32)
+    pair = [convolution(shape, tile, 1, HALF, 0) for shape, tile in zip(kinds, tiles, strict=True)]
+    made, whole = numbers(pair), source(pair)
+    # 210 numbers in four tiles of 64 x two of 32 channels x two splits; one of 41 channels, two to a cluster
+    assert [s.blocks for s in made] == [16, 4] and whole.blocks == 20 and whole.cluster == 2
+    assert [s.first for s in made] == [4, 0] and whole.threads == 256  # the longest first
+    assert len(POINTERS) == 13 and all(hasattr(pair[0].x, name) for name in POINTERS)
+
+
+def test_what_the_kernels_do_not_take_is_refused():
+    ungated = convolution(geometry("residual", 9, 9, 32), WarpTile(64, 32, 32, 1, 2), 1, HALF, 0)
+    with pytest.raises(ParNetError, match="not for warpgroups"):
+        source([ungated])
+    with pytest.raises(ParNetError, match="not for warpgroups"):
+        source([convolution(geometry("plain", 9, 9, 32), Tile(), 1, HALF, 0)])
+    with pytest.raises(ParNetError, match="not for Triton's kernels"):
+        level([convolution(geometry("plain", 9, 9, 32), WarpTile(64, 32, 32, 1, 2), 1, HALF, 0)])
+    for wrong in ((63, 32, 32, 1, 2), (64, 24, 32, 2, 2), (64, 32, 24, 1, 2), (64, 32, 32, 3, 2), (64, 32, 32, 1, 16)):
+        with pytest.raises(ParNetError, match=r"bm in steps|stages at most"):
+            WarpTile(*wrong)
+
+
+def test_keys_name_levels_alike_for_both_kernels():
+    shapes = [geometry("identity", 14, 14, 64)]
+    assert key(shapes, 1, torch.float16) == key(shapes, 1, HALF)
+    assert astuple(WarpTile(64, 32, 32, 1, 2)) == (64, 32, 32, 1, 2)

@@ -46,7 +46,7 @@ FLOORS = (
     Floor("network/, preprocess", "what is trained: blocks, checkpoints; pictures", "#bcdcf5", (
         f"{P}.network", f"{P}.preprocess",
     )),
-    Floor("kernels/", "gpu/ (Triton) and cpu/ (C), each beside its twin: tensors and nothing above", "#cbe8c2", (
+    Floor("kernels/", "gpu/ (Triton), hopper/ (CUDA C++), cpu/ (C), each beside its twin: tensors alone", "#cbe8c2", (
         f"{P}.kernels",
     )),
     Floor("files, errors, settings, forking, parity", "what all may need", "#e4e4e4", (

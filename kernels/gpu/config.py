@@ -7,7 +7,6 @@ the kernel for a Hopper's warpgroups. Nothing is tuned inside a user's call.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import warnings
@@ -26,8 +25,9 @@ from .rates import Rates
 
 CONFIGS = Path(__file__).with_name("configs")
 HALF = (torch.float16, torch.bfloat16)
+HOPPER = (9, 0)
 # whose tuned levels GPUs of a compute capability take that have none of their own
-INSTEAD: dict[tuple[int, ...], str] = {(9, 0): "NVIDIA H200"}
+INSTEAD: dict[tuple[int, ...], str] = {HOPPER: "NVIDIA H200"}
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,18 @@ class Table:
         """The table for the GPU at hand."""
         capability, name = torch.cuda.get_device_capability(device), torch.cuda.get_device_name(device)
         table = cls.load(capability, name)
-        return table.with_warpgroups(capability, name) if bindings() else table
+        if capability == HOPPER and not bindings():
+            warnings.warn("no cuda-bindings, or no NVRTC: Triton's kernels run where others are faster", stacklevel=2)
+            return table
+        return table.with_warpgroups(capability, name)
 
     def with_warpgroups(self, capability: tuple[int, int], device_name: str) -> Table:
         """This table and, for a Hopper, the levels of the kernel for its warpgroups, or those of a sister."""
-        names = [name for name in (device_name, INSTEAD.get(capability)) if name and capability == (9, 0)]
-        paths = [path for name in names if (path := CONFIGS / tuned_name(name, "warpgroups")).is_file()]
-        return replace(self, warpgroups=read_levels(paths[0])) if paths else self
+        if capability != HOPPER:
+            return self
+        paths = [CONFIGS / tuned_name(name, "warpgroups") for name in (device_name, INSTEAD[HOPPER])]
+        known = [path for path in paths if path.is_file()]
+        return replace(self, warpgroups=read_levels(known[0])) if known else self
 
     def level(self, shapes: Sequence[Geometry], n: int, dtype: torch.dtype) -> LevelConfig:
         """What was tuned for these operations on n pictures, else what the rules say."""
@@ -81,8 +86,15 @@ class Table:
 
 
 def bindings() -> bool:
-    """Whether there are CUDA's own bindings for Python, which torch brings along where it is built for CUDA."""
-    return importlib.util.find_spec("cuda") is not None and importlib.util.find_spec("cuda.bindings") is not None
+    """Whether CUDA's own bindings for Python and its run-time compiler can be used, as torch brings them along where it
+    is built for CUDA."""
+    try:
+        from cuda.bindings import nvrtc
+
+        nvrtc.nvrtcVersion()
+    except (ImportError, RuntimeError):
+        return False
+    return True
 
 
 def tuned_name(gpu: str, kernel: str = "tuned") -> str:

@@ -70,7 +70,8 @@ DEVICE float exponential(float v) { return __expf(v); }
 
 #ifdef IN_HALF
 DEVICE void unpack_two(float& low, float& high, u32 two) {
-    asm("{\n.reg .f16 l, h;\nmov.b32 {l, h}, %2;\ncvt.f32.f16 %0, l;\ncvt.f32.f16 %1, h;\n}" : "=f"(low), "=f"(high) : "r"(two));
+    asm("{\n.reg .f16 l, h;\nmov.b32 {l, h}, %2;\ncvt.f32.f16 %0, l;\ncvt.f32.f16 %1, h;\n}"
+        : "=f"(low), "=f"(high) : "r"(two));
 }
 DEVICE u32 pack_two(float low, float high) {
     u32 made;

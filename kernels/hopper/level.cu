@@ -15,7 +15,7 @@
 // channels meanwhile. Where blocks share a tile they are of one cluster: each finishes some of its channels, and reads
 // the others' sums of those from their shared memory.
 //
-// Before this text stand the constants COUNT, WGS, CLUSTER, NUMBERS, the type of features and `multiply` (source.py).
+// Before this text stand the constants COUNT, WGS, CLUSTER, ROOM and NUMBERS, hopper.cuh and `multiply` (source.py).
 
 constexpr int BM = 64 * WGS, CONSUMERS = 128 * WGS, THREADS = CONSUMERS + 128, GATERS = 96;
 
@@ -61,7 +61,8 @@ template <int I> DEVICE int pixel_of(int row, int p0) {
 }
 
 // Send for a block of inputs: `chunk` counts over both of them.
-template <int I> DEVICE void fetch_inputs(const Operands& o, u32 to, const int* pixels, long long n, int group, int chunk) {
+template <int I>
+DEVICE void fetch_inputs(const Operands& o, u32 to, const int* pixels, long long n, int group, int chunk) {
     constexpr Numbers s = NUMBERS[I];
     constexpr int PIECES = s.kk * 2;  // of 16 bytes
     int c = chunk % s.chunks * PIECES;
@@ -69,7 +70,8 @@ template <int I> DEVICE void fetch_inputs(const Operands& o, u32 to, const int* 
     for (int i = THREAD; i < s.rows * PIECES; i += CONSUMERS) {
         int row = i / PIECES, piece = i % PIECES, pixel = pixels[row];
         bool there = pixel >= 0 && c + piece < s.part_room / 8;
-        copy16(to + (piece * Plan<I>::odd_rows + row) * 16, there ? from + (long long)pixel * s.room + piece * 8 : from, there);
+        const u16* eight = there ? from + (long long)pixel * s.room + piece * 8 : from;
+        copy16(to + (piece * Plan<I>::odd_rows + row) * 16, eight, there);
     }
 }
 
@@ -86,8 +88,9 @@ template <int I> DEVICE void fetch_weights(const Operands& o, u32 to, u32 full, 
 }
 
 // Products over steps `begin` to `end` of K; a step is a tap of a chunk of 16 kk channels.
-template <int I> DEVICE void multiply_steps(float (&sums)[NUMBERS[I].bn / 2], const Operands& o, char* shared, u32 full, u32 empty,
-                                            long long n, int group, int begin, int end) {
+template <int I>
+DEVICE void multiply_steps(float (&sums)[NUMBERS[I].bn / 2], const Operands& o, char* shared, u32 full, u32 empty,
+                           long long n, int group, int begin, int end) {
     constexpr Numbers s = NUMBERS[I];
     using P = Plan<I>;
     const int* pixels = (const int*)(shared + P::pixels);
@@ -209,14 +212,21 @@ template <int I> DEVICE void gather(float (&v)[8], const Operands& o, u32 sums, 
     }
 }
 
+// Where a group's channel is stored.
+template <int I> DEVICE int place(int group, int channel) {
+    constexpr Numbers s = NUMBERS[I];
+    return (channel / s.rest * s.groups + group) * s.rest + channel % s.rest;
+}
+
 // Gate, activation, rounding and channel sums of the channels from `first` on, by all threads of the block.
-template <int I> DEVICE void finish(const Operands& o, char* shared, long long n, int i_m, int group, int first, int split, int leader) {
+template <int I>
+DEVICE void finish(const Operands& o, char* shared, long long n, int i_m, int group, int first, int split, int leader) {
     constexpr Numbers s = NUMBERS[I];
     using P = Plan<I>;
     constexpr int EIGHTS = P::slice / 8, WAYS = THREADS / EIGHTS;
-    const float *of_sums = (const float*)(shared + P::vectors), *of_inputs = of_sums + P::slice, *added = of_inputs + P::slice;
+    const float* of_sums = (const float*)(shared + P::vectors);
+    const float *of_inputs = of_sums + P::slice, *added = of_inputs + P::slice;
     int at = THREAD % EIGHTS * 8, way = THREAD / EIGHTS, c = first + at;
-    int stored = (c / s.rest * s.groups + group) * s.rest + c % s.rest;
     float sum[8] = {0, 0, 0, 0, 0, 0, 0, 0};
     if (way < WAYS && c < s.group)
         for (int row = way; row < BM; row += WAYS) {
@@ -235,7 +245,7 @@ template <int I> DEVICE void finish(const Operands& o, char* shared, long long n
                 else v[e] = v[e] < 0 ? 0 : v[e];
             }
             uint4 rounded = pack(v);
-            *(uint4*)(o.y + pixel * s.o_room + stored) = rounded;
+            *(uint4*)(o.y + pixel * s.o_room + place<I>(group, c)) = rounded;
             unpack(v, rounded);
 #pragma unroll
             for (int e = 0; e < 8; e++) sum[e] += v[e];
@@ -251,8 +261,7 @@ template <int I> DEVICE void finish(const Operands& o, char* shared, long long n
             float total = 0;
 #pragma unroll 4
             for (int k = 0; k < WAYS; k++) total += parts[k * P::slice + i];
-            int to = ((first + i) / s.rest * s.groups + group) * s.rest + (first + i) % s.rest;
-            o.sums[(n * s.tiles + i_m) * s.o_room + to] = total;
+            o.sums[(n * s.tiles + i_m) * s.o_room + place<I>(group, first + i)] = total;
         }
 }
 
@@ -273,7 +282,8 @@ template <int I> DEVICE void convolve(const Operands& o, int local, char* shared
             for (int i = 0; i < s.stages; i++) barrier_make(full + 8 * i, 1), barrier_make(empty + 8 * i, 4 * WGS);
             barrier_make_seen();
         }
-        for (int row = THREAD; row < s.rows; row += THREADS) ((int*)(shared + P::pixels))[row] = pixel_of<I>(row, i_m * BM);
+        int* pixels = (int*)(shared + P::pixels);
+        for (int row = THREAD; row < s.rows; row += THREADS) pixels[row] = pixel_of<I>(row, i_m * BM);
         sync_block();
         if (THREAD < CONSUMERS) {
             float sums[s.bn / 2];
@@ -298,6 +308,7 @@ template <int I> DEVICE void convolve(const Operands& o, int local, char* shared
     if (CLUSTER > 1) sync_cluster();
 }
 
+// Block `block` of the launch.
 template <int I> DEVICE void dispatch(const Arguments& arguments, int block, char* shared) {
     if constexpr (I < COUNT) {
         if (block >= NUMBERS[I].first && block < NUMBERS[I].first + NUMBERS[I].blocks)

@@ -99,8 +99,8 @@ BUGS = (
     Bug("averages of the first input alone", "(second ? o.b_sums : o.a_sums)", "(o.a_sums)", "fusion"),
     Bug("the border's taps outside left in", "v[e] -= o.border", "v[e] -= 0 * o.border", "fusion"),
     Bug("sums of what was not rounded", "            unpack(v, rounded);\n", ""),
-    Bug("channels that are not shuffled", "(c / s.rest * s.groups + group) * s.rest + c % s.rest",
-        "group * s.group + c", "fusion_down"),
+    Bug("channels that are not shuffled", "(channel / s.rest * s.groups + group) * s.rest + channel % s.rest",
+        "group * s.group + channel", "fusion_down"),
 )  # fmt: skip
 
 

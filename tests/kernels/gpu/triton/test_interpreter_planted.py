@@ -115,7 +115,7 @@ BUGS = [
     Bug("values multiplied by their steps", "acc *= (1 / step)[None, :]", "acc *= step[None, :]", "plain", dtype=E4M3),
     Bug("steps in the order of computation", "x.step + places(i_group, o, s, m)", "x.step + computed", "fusion_down",
         dtype=E4M3),
-    Bug("sums without their steps", "column_sums *= step", "pass", "down", dtype=E4M3),
+    Bug("sums without their steps", "axis=0) * step", "axis=0)", "down", dtype=E4M3),
     Bug("blocks of weights across", "lane[:, None] + tl.arange(0, m.bn)[None, :] * m.bk",
         "lane[:, None] * m.bn + tl.arange(0, m.bn)[None, :]", "plain", dtype=E4M3),
     Bug("places of bytes that leak", "16 if in_fp8 else 8", "8", "grouped", dtype=E4M3),

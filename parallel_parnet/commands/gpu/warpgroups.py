@@ -127,9 +127,10 @@ def _timed(work: Work, level: Level, tiles: Sequence[WarpTile], first: list, lau
     launch()
     if (worst := max(map(deviation, first))) > 1:
         raise RefusedError(f"wrong by {worst:.1f} times what rounding allows")
-    sets = sets_beyond(first, l2_bytes(work.device)) if level.cold else 1
+    on_a_gpu = work.device.type == "cuda"
+    sets = sets_beyond(first, l2_bytes(work.device)) if level.cold and on_a_gpu else 1
     others = [hopper.level(operands(level, tiles, i, work.device)) for i in range(1, sets)]
-    turns = list(islice(cycle([launch, *others]), max(LAUNCHES, sets)))
+    turns = list(islice(cycle([launch, *others]), max(LAUNCHES, sets) if on_a_gpu else 1))
     return quantiles([seconds / len(turns) for seconds in event_times(in_a_graph(turns, work.device), REPEATS)])
 
 

@@ -15,9 +15,9 @@
 // channels meanwhile. Where blocks share a tile they are of one cluster: each finishes some of its channels, and reads
 // the others' sums of those from their shared memory.
 //
-// Before this text stand the constants COUNT, WGS, CLUSTER, ROOM and NUMBERS, hopper.cuh and `multiply` (source.py).
+// Before this text stand the constants from COUNT to NUMBERS, hopper.cuh and `multiply` (source.py).
 
-constexpr int BM = 64 * WGS, CONSUMERS = 128 * WGS, THREADS = CONSUMERS + 128, GATERS = 96;
+constexpr int BM = 64 * WGS, CONSUMERS = 128 * WGS, THREADS = CONSUMERS + 128;
 
 // In shared memory, in bytes: barriers, for each row of a block of inputs its pixel, three vectors of the channels that
 // this block finishes, room for what the gates or the sums are made from, blocks of inputs and of weights, where later
@@ -27,7 +27,7 @@ template <int I> struct Plan {
     static constexpr int slice = s.bn / s.split;
     static constexpr int odd_rows = s.rows | 1;  // so that eight channels of a pixel fall into different banks
     static constexpr int input_bytes = odd_rows * s.kk * 32, weight_bytes = s.bn * s.kk * 32;
-    static constexpr int pixels = 256, vectors = pixels + (s.rows * 4 + 15) / 16 * 16, room = vectors + 3 * slice * 4;
+    static constexpr int pixels = BARRIERS, vectors = pixels + (s.rows * 4 + 15) / 16 * 16, room = vectors + 3 * slice * 4;
     static constexpr int inputs = (room + ROOM + 127) / 128 * 128, weights = inputs + s.buffers * input_bytes;
 };
 

@@ -7,16 +7,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
+from ..gpu.candidates import MOST_REGISTERS, REGISTERS, SHARED
 from ..gpu.geometry import Geometry, WarpTile, aligned
+from ..gpu.rates import H200
 
-MULTIPROCESSORS = 132
 CLOCK = 1.9e9
 WIDTHS = (48, 64, 96, 104, 128, 144, 160, 192, 208, 256)  # channels of a tile, about
 CHUNKS = (48, 64, 80, 96, 112, 128)
 SHARES = (0.5, 0.75, 1.0, 1.5)  # of a multiprocessor's equal share of the work, what a block may have at most
 STAGES = (2, 8)  # at least, at most
-SHARED = 227 * 1024  # bytes a block may have
-REGISTERS = 65536
 BARRIERS = 256  # bytes of shared memory for them
 GATERS = 96  # threads of a block that make gates
 OTHER_REGISTERS = 64  # that a thread needs besides its sums
@@ -50,7 +49,7 @@ def predict(shapes: Sequence[Geometry], tiles: Sequence[WarpTile], n: int, costs
         seconds = costs.start + steps * (products + costs.step) + (costs.meet if tile.split_k > 1 else 0) + costs.end
         every = n * tile.spatial(shape) * tile.channels(shape)
         blocks += [seconds] * (-(-every // (cluster // tile.split_k)) * cluster)
-    places = [0.0] * (MULTIPROCESSORS // cluster * cluster)
+    places = [0.0] * (H200.multiprocessors // cluster * cluster)
     for seconds in sorted(blocks, reverse=True):
         heapq.heapreplace(places, places[0] + seconds)
     return costs.gap + max(places)
@@ -87,7 +86,7 @@ def _grid(shapes: Sequence[Geometry], n: int) -> Iterator[tuple[WarpTile, ...] |
         whole = [_tile(shape, 64 * groups, width, chunk, 1) for shape in shapes]
         work = [tile.work(shape) for tile, shape in zip(whole, shapes, strict=True)]
         tiled = zip(shapes, whole, work, strict=True)
-        fair = share * sum(w * n * t.spatial(s) * t.channels(s) for s, t, w in tiled) / MULTIPROCESSORS
+        fair = share * sum(w * n * t.spatial(s) * t.channels(s) for s, t, w in tiled) / H200.multiprocessors
         splits = [min(8, 2 ** max(0, round(w / fair).bit_length() - 1)) for w in work]
         tiles = [_tile(shape, 64 * groups, width, chunk, split) for shape, split in zip(shapes, splits, strict=True)]
         yield _staged(shapes, tiles)
@@ -104,7 +103,7 @@ def _tile(shape: Geometry, bm: int, width: int, chunk: int, split: int) -> WarpT
 
 def _staged(shapes: Sequence[Geometry], tiles: Sequence[WarpTile]) -> tuple[WarpTile, ...] | None:
     """With as many stages as there is room for; nothing where there is none, or where threads lack registers."""
-    widest, most = max(tile.bn for tile in tiles), min(255, REGISTERS // threads(tiles[0].bm))
+    widest, most = max(tile.bn for tile in tiles), min(MOST_REGISTERS, REGISTERS // threads(tiles[0].bm))
     if widest > 256 or widest // 2 + OTHER_REGISTERS > most:
         return None
     of_level, made = max(map(room, shapes, tiles)), []

@@ -148,6 +148,7 @@ def constants(made: Sequence[Numbers], cluster: int, bm: int, room: int, dtype: 
 typedef unsigned long long u64;
 typedef unsigned short u16;
 constexpr int COUNT = {len(made)}, WGS = {bm // 64}, CLUSTER = {cluster}, ROOM = {room};
+constexpr int BARRIERS = {plan.BARRIERS}, GATERS = {plan.GATERS};
 struct Numbers {{ int {", ".join(Numbers._fields)}; }};
 struct Operands {{ {OPERANDS} }};
 struct Arguments {{ Operands of[COUNT]; }};

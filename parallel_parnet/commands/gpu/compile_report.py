@@ -22,7 +22,7 @@ from parallel_parnet import Program
 from parallel_parnet.executors.triton_backend import multiplied, whole
 from parallel_parnet.files import write_atomically, write_json
 from parallel_parnet.kernels.gpu.compiled import Resources, resources, stand_in
-from parallel_parnet.kernels.gpu.config import Table
+from parallel_parnet.kernels.gpu.config import HOPPER, Table
 from parallel_parnet.kernels.gpu.model import Costs, Prediction, predict
 from parallel_parnet.kernels.gpu.rates import H200, Rates
 
@@ -30,7 +30,6 @@ from ..common import RESULTS, Parser, plain_console
 from .precompile import shapes_in_fp8, shapes_of
 
 VARIANTS = ("parnet_s", "parnet_m", "parnet_l", "parnet_xl")
-HOPPER = (9, 0)
 SIZE = 224
 
 INTRODUCTION = """# The kernels as compiled for Hopper

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from parallel_parnet import Config, ParNet, create_model
+from parallel_parnet.kernels.gpu.config import HALF
 from parallel_parnet.network.variants import variant
 from parallel_parnet.parity import LIMIT
 
@@ -20,8 +21,6 @@ from .device import require_gpu
 DRY = "dry run, not measured on a GPU"
 NARROW = "narrow"
 CONFIGS = {NARROW: Config((8, 8, 16, 16), blocks=(1, 1, 1), num_classes=10, image_size=32)}
-HOPPER = (9, 0)
-HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from rich.console import Console
 from parallel_parnet import ParNetError, create_model, fold
 from parallel_parnet.files import write_json
 from parallel_parnet.kernels.gpu.candidates import candidates
-from parallel_parnet.kernels.gpu.config import CONFIGS, Table, read_levels, tuned_name
+from parallel_parnet.kernels.gpu.config import CONFIGS, HOPPER, Table, read_levels, tuned_name
 from parallel_parnet.kernels.gpu.rates import H200, Rates
 
 from ..common import DTYPES, Parser, plain_console
@@ -47,7 +47,6 @@ from .level_tuning import (
 from .precompile import compiling, worker_pool
 
 VARIANTS = ("parnet_s", "parnet_m", "parnet_l", "parnet_xl")
-HOPPER = (9, 0)
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -13,21 +13,21 @@ from pathlib import Path
 import torch
 
 from parallel_parnet.files import write_json
-from parallel_parnet.kernels.gpu.config import Table, bindings, read_levels, tuned_name
+from parallel_parnet.kernels.gpu.config import HOPPER, Table, bindings, read_levels, tuned_name
 from parallel_parnet.kernels.gpu.geometry import WarpTile
 from parallel_parnet.kernels.gpu.launch import Launch
 from parallel_parnet.kernels.hopper.plan import candidates, takes
 from parallel_parnet.parity import relative
 
 from .device import capture, event_times, exact_fp32, in_a_graph, l2_bytes, quantiles
-from .first import deviations, once
+from .first import once
 from .journal import Values
 from .level_tuning import LAUNCHES, Level, RefusedError, levels_of, operands, sets_beyond
 from .machines import machine_of
 from .networks import network, picture, planned, run
 from .parity import deviation, poison
 from .precompile import shapes_of
-from .scope import HOPPER, capability_of
+from .scope import capability_of
 from .timing import interleaved
 from .work import Work, verdict
 
@@ -56,22 +56,11 @@ def check_passes(work: Work) -> Values:
     if not is_at_hand(work):
         return skipped(NEEDED)
     exact_fp32()
-    found, rows = machine_of(work), []
+    found = machine_of(work)
     ours = Table.load(HOPPER, found["gpu"])
     tables = {"triton": ours, "warpgroups": replace(ours, warpgroups=read_levels(_path(work, found)))}
-    for variant in work.scope.timed:
-        if f"{variant} pass" in work.journal.rows(work.step) or work.left <= 0:
-            continue
-        program, reference = network(variant, work.device)
-        x = picture(program, work.device)
-        plans = {name: planned(program, DTYPE, work.device, table=table) for name, table in tables.items()}
-        errors = {name: relative(once(plan, x), reference(x)) for name, plan in plans.items()}
-        rows += deviations(work, variant, plans["warpgroups"])
-        ways = {name: capture(partial(run, plan, x), work.device)[1] for name, plan in plans.items()}
-        passed = {"error": max(errors.values()), "us": interleaved(ways, work.scope.rounds)}
-        rows.append(work.row(f"{variant} pass", lambda passed=passed: passed))
-    rows = list(work.journal.rows(work.step).values())
-    return verdict(rows, lambda row: row.get("deviation", 0) <= 1 and row.get("error", 0) <= work.scope.limit(DTYPE))
+    rows = [work.row(variant, partial(_pass, work, variant, tables)) for variant in work.scope.timed]
+    return verdict(rows, lambda row: row["deviation"] <= 1 and row["error"] <= work.scope.limit(DTYPE))
 
 
 def chosen(level: Level, most: int) -> list[tuple[WarpTile, ...]]:
@@ -97,6 +86,16 @@ def skipped(why: str) -> Values:
 def _levels(work: Work, variant: str, cache: int) -> list[Level]:
     found = levels_of(shapes_of(variant), 1, DTYPE, cache)
     return [level for level in found if all(map(takes, level.shapes))][: work.scope.levels]
+
+
+def _pass(work: Work, variant: str, tables: dict[str, Table]) -> Values:
+    program, reference = network(variant, work.device)
+    x = picture(program, work.device)
+    plans = {name: planned(program, DTYPE, work.device, table=table) for name, table in tables.items()}
+    error = max(relative(once(plan, x), reference(x)) for plan in plans.values())
+    worst = max(map(deviation, plans["warpgroups"].convolutions.values()))
+    ways = {name: capture(partial(run, plan, x), work.device)[1] for name, plan in plans.items()}
+    return {"deviation": round(worst, 4), "error": error, "us": interleaved(ways, work.scope.rounds)}
 
 
 def _tune(work: Work, level: Level) -> Values:

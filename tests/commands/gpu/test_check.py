@@ -197,8 +197,10 @@ def test_a_row_without_bounds_is_a_number_again_and_has_its_place_on_the_page(tm
     """A kernel that writes NaN is off by infinity, which JSON has no number for."""
     rows = work(tmp_path)
     rows.journal.begin({"gpu": "some"})
+    times = {name: {"p20": 1.0, "p50": 1.0, "p80": 1.0} for name in ("triton", "warpgroups")}
     for step in ("first", "fp8", "passes"):
-        rows.journal.add(step, "level 1", {"deviation": float("inf"), "error": float("nan")})
+        wrong = {"deviation": float("inf"), "error": float("nan")}
+        rows.journal.add(step, "level 1", wrong | ({"us": times} if step == "passes" else {}))
         rows.journal.end(step, {"passed": False})
     (kept,) = rows.journal.rows("fp8").values()
     assert kept["deviation"] == float("inf") and kept["error"] != kept["error"]

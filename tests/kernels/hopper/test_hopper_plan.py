@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple
-
 import pytest
 import torch
 
@@ -107,4 +105,3 @@ def test_what_the_kernels_do_not_take_is_refused():
 def test_keys_name_levels_alike_for_both_kernels():
     shapes = [geometry("identity", 14, 14, 64)]
     assert key(shapes, 1, torch.float16) == key(shapes, 1, HALF)
-    assert astuple(WarpTile(64, 32, 32, 1, 2)) == (64, 32, 32, 1, 2)

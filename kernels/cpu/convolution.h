@@ -2,19 +2,25 @@
 
 enum { MAX_RUNS = 18, MAX_PIXELS = 256 /* of a task */ };
 
+/* Bytes. Whoever is the first to read some weights waits for memory, so it sends for those that stand so far behind
+ * them, be they of the next plane or panel, to the second cache. */
+enum { AHEAD = 8192, LINE = 64, SECOND = 2 };
+
 static inline int least(int a, int b) { return a < b ? a : b; }
 
 /* For each of `rows` rows i, to + i * step gets the sum over runs r and words k of row(r, i)[k] times b, a panel's
- * weights, of which it takes so many vectors; rows stand at base[r] + pixel[i]. */
+ * weights, of which it takes so many vectors; rows stand at base[r] + pixel[i]. Sends for weights so far ahead. */
 static inline __attribute__((always_inline)) void multiply_rows(
-    int rows, int vectors, int type, const char *b, const char *const *base, const int64_t *pixel, int runs, int words,
-    float *to, int64_t step) {
+    int rows, int vectors, int type, const char *b, int64_t ahead, const char *const *base, const int64_t *pixel,
+    int runs, int words, float *to, int64_t step) {
     vf sum[MR][NV] = {0};
     for (int r = 0; r < runs; r++) {
         const char *row[MR];
         for (int i = 0; i < rows; i++) row[i] = base[r] + pixel[i];
         for (int k = 0; k < words; k++, b += 4 * NR) {
             vi w[NV];
+#pragma GCC unroll 8
+            for (int j = 0; j < 4 * NR; j += LINE) __builtin_prefetch(b + ahead + j, 0, SECOND);
 #pragma GCC unroll 8
             for (int j = 0; j < vectors; j++) w[j] = *(const vi *)(b + 4 * j * VL);
 #pragma GCC unroll 16
@@ -32,16 +38,16 @@ static inline __attribute__((always_inline)) void multiply_rows(
 /* The same for any number of rows, of which it takes up to MR: there may be so many in the table, and in `to`. count:
  * channels of the panel; one vector does for few of them. */
 static inline __attribute__((always_inline)) void multiply_tile(
-    int rows, int count, int type, const char *b, const char *const *base, const int64_t *pixel, int runs, int words,
-    float *to, int64_t step) {
+    int rows, int count, int type, const char *b, int64_t ahead, const char *const *base, const int64_t *pixel,
+    int runs, int words, float *to, int64_t step) {
     if (count <= VL)
-        multiply_rows(MR, 1, type, b, base, pixel, runs, words, to, step);
+        multiply_rows(MR, 1, type, b, ahead, base, pixel, runs, words, to, step);
     else if (rows > 4)
-        multiply_rows(MR, NV, type, b, base, pixel, runs, words, to, step);
+        multiply_rows(MR, NV, type, b, ahead, base, pixel, runs, words, to, step);
     else if (rows > 2)
-        multiply_rows(4, NV, type, b, base, pixel, runs, words, to, step);
+        multiply_rows(4, NV, type, b, ahead, base, pixel, runs, words, to, step);
     else
-        multiply_rows(2, NV, type, b, base, pixel, runs, words, to, step);
+        multiply_rows(2, NV, type, b, ahead, base, pixel, runs, words, to, step);
 }
 
 #include "blocks.h"
@@ -53,8 +59,9 @@ static inline vf keep(const Op *o, int64_t at, int count, vf v) {
         store_u8(o->y + at, v, count);
         if (o->copy) store(o->copy + at, (v - o->zero) * o->step, count);
     } else if (o->y_type == BF16) {
-        v = (vf)to_bf16(v);
-        store_bf16(o->y + 2 * at, (vi)v, count);
+        vh narrow = to_bf16(v);
+        store_bf16(o->y + 2 * at, narrow, count);
+        v = from_bf16(narrow);
         if (o->copy) store(o->copy + at, v, count);
     } else
         store((float *)o->y + at, v, count);
@@ -145,7 +152,8 @@ static inline __attribute__((always_inline)) void direct(const Op *o, int type, 
         clear(sums, panel);
         for (int i = 0; i < count; i += pixels) {
             vf acc[BLOCK][NV];
-            multiply_block(pixels, count - i, panel.count, type, b, base, offset + i, runs, words, (float *)acc);
+            multiply_block(pixels, count - i, panel.count, type, b, i ? 0 : AHEAD, base, offset + i, runs, words,
+                           (float *)acc);
             if (o->multiply) wait_for(gate, 1);
             for (int v = 0; v * VL < panel.count; v++) {
                 int c = panel.first + v * VL, left = panel.count - v * VL;

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import objects
+from . import objects, pages
 
 IMPORT, GATE, CLASSIFIER, POOL, TRANSFORM, CONVOLVE = range(6)
 DIRECT, F2, F4, S2, S4 = range(5)
@@ -104,7 +104,7 @@ def library() -> ctypes.CDLL:
 def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """With SLACK behind it."""
     size = prod(shape)
-    return torch.zeros(size + SLACK, dtype=dtype, device="cpu")[:size].view(shape)
+    return pages.zeros((size + SLACK) * dtype.itemsize).view(dtype)[:size].view(shape)
 
 
 def with_slack(tensor: Tensor) -> Tensor:

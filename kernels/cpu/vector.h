@@ -57,13 +57,13 @@ static inline vi from_u8(const void *p) {
 #endif
 }
 
-static inline vi from_u16(const void *p) {
+static inline vi from_u16(vh v) {
 #if defined(__AVX512BW__)
-    return (vi)_mm512_cvtepu16_epi32(_mm256_loadu_si256(p));
+    return (vi)_mm512_cvtepu16_epi32((__m256i)v);
 #elif defined(__AVX2__)
-    return (vi)_mm256_cvtepu16_epi32(_mm_loadu_si128(p));
+    return (vi)_mm256_cvtepu16_epi32((__m128i)v);
 #else
-    return __builtin_convertvector(*(const vh *)p, vi);
+    return __builtin_convertvector(v, vi);
 #endif
 }
 
@@ -128,17 +128,23 @@ static inline vf sigmoid(vf x) {
 #endif
 }
 
+static inline vf from_bf16(vh v) { return (vf)(from_u16(v) << 16); }
+
 /* VL stored values as floats */
 static inline __attribute__((always_inline)) vf widen(int type, const char *p) {
     if (type == F32) return *(const vf *)p;
-    if (type == BF16) return (vf)(from_u16(p) << 16);
+    if (type == BF16) return from_bf16(*(const vh *)p);
     return __builtin_convertvector(from_u8(p), vf);
 }
 
-/* floats to the nearest bf16, ties to even, in the high half */
-static inline vi to_bf16(vf v) {
+/* To the nearest bf16, ties to even; the instruction makes 0 of numbers below 2^-126. */
+static inline vh to_bf16(vf v) {
+#if defined(__AVX512BF16__)
+    return (vh)_mm512_cvtneps_pbh((__m512)v);
+#else
     vi bits = (vi)v, rounded = bits + 0x7fff + (bits >> 16 & 1);
-    return (vi)blend(v == v, (vf)rounded, (vf)((vi){0} + 0x7fc00000)) & (int32_t)0xffff0000;
+    return to_u16((vi)blend(v == v, (vf)rounded, (vf)((vi){0} + 0x7fc00000)) >> 16);
+#endif
 }
 
 /* The first `count` of them, at most VL. */
@@ -163,10 +169,7 @@ static inline __attribute__((always_inline)) void put(void *p, const void *value
 
 static inline void store(float *p, vf v, int count) { put(p, &v, 4, count); }
 
-static inline void store_bf16(char *p, vi high, int count) {
-    vh v = to_u16(high >> 16);
-    put(p, &v, 2, count);
-}
+static inline void store_bf16(char *p, vh v, int count) { put(p, &v, 2, count); }
 
 static inline void store_u8(char *p, vf v, int count) {
     vb b = to_u8(__builtin_convertvector(v, vi));

@@ -201,7 +201,7 @@ static inline __attribute__((always_inline)) void winograd(
             if (plane / TAPS >= taps || plane % TAPS >= taps) continue;
             for (int i = 0; i < count[plane]; i += MR) {
                 const char *base = v + (rows.first[plane] + i) * rows.length + panel.group * k * size;
-                multiply_tile(count[plane] - i, panel.count, type, b, &base, offset, 1, words,
+                multiply_tile(count[plane] - i, panel.count, type, b, i ? 0 : AHEAD, &base, offset, 1, words,
                               (float *)(m + (rows.first[plane] + i) * m_row), NR);
             }
             b += words * 4 * NR;

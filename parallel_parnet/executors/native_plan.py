@@ -311,7 +311,7 @@ class NativePlan:
         states, counts = (torch.zeros(size, dtype=torch.int32, device="cpu") for size in sizes)
         size = -(-4 * self._scratch // LINE) * LINE
         sizes = self.threads * size, self._shared_size
-        scratch, shared = (torch.empty(size, dtype=torch.uint8, device="cpu") for size in sizes)
+        scratch, shared = (native.zeros(size, dtype=torch.uint8) for size in sizes)
         self._kept += [states, counts, scratch, shared]
         for op, offset in self._sharing:
             op.rows = shared.data_ptr() + offset

@@ -3,8 +3,17 @@
 enum { MAX_RUNS = 18, MAX_PIXELS = 256 /* of a task */ };
 
 /* Bytes. Whoever is the first to read some weights waits for memory, so it sends for those that stand so far behind
- * them, be they of the next plane or panel, to the second cache. */
-enum { AHEAD = 8192, LINE = 64, SECOND = 2 };
+ * them, be they of the next plane or panel. */
+enum { AHEAD = 8192, LINE = 64 };
+
+/* Sends for memory, to the second cache where it is read, and to the first where it is written. */
+static inline __attribute__((always_inline)) void fetch(const char *p, int bytes) {
+#pragma GCC unroll 8
+    for (int i = 0; i < bytes; i += LINE) __builtin_prefetch(p + i, 0, 2);
+}
+static inline void fetch_to_write(const char *p, int bytes) {
+    for (int i = 0; i < bytes; i += LINE) __builtin_prefetch(p + i, 1, 3);
+}
 
 static inline int least(int a, int b) { return a < b ? a : b; }
 
@@ -19,8 +28,7 @@ static inline __attribute__((always_inline)) void multiply_rows(
         for (int i = 0; i < rows; i++) row[i] = base[r] + pixel[i];
         for (int k = 0; k < words; k++, b += 4 * NR) {
             vi w[NV];
-#pragma GCC unroll 8
-            for (int j = 0; j < 4 * NR; j += LINE) __builtin_prefetch(b + ahead + j, 0, SECOND);
+            fetch(b + ahead, 4 * NR);
 #pragma GCC unroll 8
             for (int j = 0; j < vectors; j++) w[j] = *(const vi *)(b + 4 * j * VL);
 #pragma GCC unroll 16
@@ -82,10 +90,9 @@ static inline void clear(float *sums, Panel panel) {
     if (sums) memset(sums + panel.first, 0, panel.count * sizeof *sums);
 }
 
-/* Where a pixel of the output stands, in values; where the same one of x stands with stride 1; which taps it lacks. */
+/* Where a pixel of the output stands in y, in the values from which it is made, and in x with stride 1; its bias. */
 typedef struct {
-    int64_t at, of_x;
-    int lacks;
+    int64_t at, from, of_x, bias;
 } Pixel;
 
 /* Taps that are missing along one side, of `size` pixels of x: the first ones, and the last ones. */
@@ -94,35 +101,50 @@ static inline int lacking(const Op *o, int at, int size) {
     return (first > 0 ? first : 0) + (reach + 1) * (last > 0 ? last : 0);
 }
 
+static inline int lacks(const Op *o, int row, int column) {
+    int ways = (o->kernel / 2 + 1) * (o->kernel / 2 + 1);
+    return o->border ? ways * lacking(o, row, o->h) + lacking(o, column, o->w) : 0;
+}
+
 static inline int64_t place(int n, int h, int w, int edge, int row, int column) {
     return ((int64_t)n * (h + 2 * edge) + row + edge) * (w + 2 * edge) + column + edge;
 }
 
-static inline Pixel pixel_of(const Op *o, int n, int h, int w, int row, int column) {
-    int ways = (o->kernel / 2 + 1) * (o->kernel / 2 + 1);
-    int lacks = o->border ? ways * lacking(o, row, o->h) + lacking(o, column, o->w) : 0;
-    int64_t at = place(n, h, w, 1, row, column);
-    return (Pixel){at, o->edge == 1 ? at : place(n, h, w, o->edge, row, column), lacks};
+static inline Pixel pixel_of(const Op *o, int n, int h, int w, int row, int column, int lacks, int from) {
+    int64_t at = place(n, h, w, 1, row, column), of_x = o->edge == 1 ? at : place(n, h, w, o->edge, row, column);
+    return (Pixel){at * o->cout, from, of_x * o->c, (int64_t)lacks * o->cout};
 }
 
-/* Gate, bias, identity, residual and activation of the vector of channels from c on, `count` of which are left to
- * store; returns what was stored. */
+/* Gate, bias, identity, residual and activation of the vectors of channels from c on, `count` of which are left to
+ * store, of some pixels; returns the sum of what was stored. One thing after the other, since a pixel has more
+ * instructions than the CPU looks ahead. */
 static inline __attribute__((always_inline)) vf finish(
-    const Op *o, int type, int n, Pixel p, int c, int count, vf v) {
-    if (type == U8)
-        v = __builtin_convertvector((vi)v - *(const vi *)(o->weight_zero + c), vf) * load(o->weight_step + c);
-    v += load(o->bias + p.lacks * o->cout + c);
-    if (o->scale)
-        v += widen(type, o->x[0] + (p.of_x * o->c + c) * size_of(type)) * load(o->multiply + (int64_t)n * o->cout + c) +
-             load(o->add + (int64_t)n * o->cout + c);
-    else if (o->multiply)
-        v *= load(o->multiply + (int64_t)n * o->cout + c);
-    if (o->residual) v += widen(type, o->residual + (p.at * o->cout + c) * size_of(type));
+    const Op *restrict o, int type, int n, const Pixel *p, int pixels, int c, int count, const vf *from) {
+    vf v[BLOCK > 16 ? BLOCK : 16], sum = {0};
+    const float *bias = o->bias + c;
+    if (type == U8) {
+        vi zero = *(const vi *)(o->weight_zero + c);
+        vf step = load(o->weight_step + c);
+        for (int i = 0; i < pixels; i++)
+            v[i] = __builtin_convertvector((vi)from[p[i].from] - zero, vf) * step + load(bias + p[i].bias);
+    } else
+        for (int i = 0; i < pixels; i++) v[i] = from[p[i].from] + load(bias + p[i].bias);
+    if (o->scale) {
+        vf multiply = load(o->multiply + (int64_t)n * o->cout + c), add = load(o->add + (int64_t)n * o->cout + c);
+        const char *x = o->x[0] + c * size_of(type);
+        for (int i = 0; i < pixels; i++) v[i] += widen(type, x + p[i].of_x * size_of(type)) * multiply + add;
+    } else if (o->multiply) {
+        vf multiply = load(o->multiply + (int64_t)n * o->cout + c);
+        for (int i = 0; i < pixels; i++) v[i] *= multiply;
+    }
+    if (o->residual)
+        for (int i = 0; i < pixels; i++) v[i] += widen(type, o->residual + (p[i].at + c) * size_of(type));
     if (o->activation == SILU)
-        v *= sigmoid(v);
+        for (int i = 0; i < pixels; i++) v[i] *= sigmoid(v[i]);
     else if (o->activation == RELU)
-        v = blend(v < 0.0f, (vf){0}, v);
-    return keep(o, p.at * o->cout + c, count, v);
+        for (int i = 0; i < pixels; i++) v[i] = blend(v[i] < 0.0f, (vf){0}, v[i]);
+    for (int i = 0; i < pixels; i++) sum += keep(o, p[i].at + c, count, v[i]);
+    return sum;
 }
 
 static inline __attribute__((always_inline)) void direct(const Op *o, int type, const Task *t, Count *gate) {
@@ -132,15 +154,14 @@ static inline __attribute__((always_inline)) void direct(const Op *o, int type, 
     int64_t column = (int64_t)o->c * size, row = (o->w + 2 * o->edge) * column, offset[MAX_PIXELS + BLOCK];
     int64_t first = t->n * (o->h + 2 * o->edge) * row + (o->edge - k / 2) * (row + column); /* tap of a picture */
     Pixel pixel[MAX_PIXELS];
-    int count = t->stop - t->start;
+    int count = t->stop - t->start, pixels = block_pixels(type, w);
     for (int i = 0; i < count; i++) {
         int at_row = (t->start + i) / w, at_column = (t->start + i) % w;
-        pixel[i] = pixel_of(o, t->n, h, w, at_row, at_column);
+        pixel[i] = pixel_of(o, t->n, h, w, at_row, at_column, lacks(o, at_row, at_column), i % pixels * NV);
         offset[i] = at_row * o->stride * row + at_column * o->stride * column;
     }
     for (int i = 0; i < BLOCK; i++) offset[count + i] = offset[count - 1];
     float *sums = sums_of(o, t);
-    int pixels = block_pixels(type, w);
     begin_blocks(type, pixels, words);
     for (int j = t->panel_start; j < t->panel_stop; j++) {
         Panel panel = o->panels[j];
@@ -157,10 +178,7 @@ static inline __attribute__((always_inline)) void direct(const Op *o, int type, 
             if (o->multiply) wait_for(gate, 1);
             for (int v = 0; v * VL < panel.count; v++) {
                 int c = panel.first + v * VL, left = panel.count - v * VL;
-                vf sum = {0};
-                for (int m = 0; m < least(pixels, count - i); m++)
-                    sum += finish(o, type, t->n, pixel[i + m], c, left, acc[m][v]);
-                add_to(sums, c, left, sum);
+                add_to(sums, c, left, finish(o, type, t->n, pixel + i, least(pixels, count - i), c, left, &acc[0][v]));
             }
         }
     }

@@ -27,7 +27,7 @@ typedef struct {
     const float *const *x_sums;        /* of the inputs, each of x_chunks */
     const int32_t *x_chunks;
     const float *x_step, *x_zero;      /* of each input */
-    char *y;                           /* of y_type; not there for a feature of which only sums are read */
+    char *y;                           /* of y_type */
     float *copy, *sums;                /* for who reads them: y in fp32, and [N][chunks][cout] of its channels */
     const char *residual;              /* of x_type, and y's shape */
     const char *weight;                /* of x_type, but for the classifier */

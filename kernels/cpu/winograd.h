@@ -62,13 +62,17 @@ static inline __attribute__((always_inline)) void from_points(int kind, const vf
     }
 }
 
-/* A tile's vector of channels to its points' rows of v; pixels at row[i] + column[j], steps in bytes */
+/* A tile's vector of channels to its points' rows of v; pixels at row[i] + column[j], steps in bytes. Sends for those
+ * that stand so far ahead, of the next tile. */
 static inline __attribute__((always_inline)) void transform_input(
-    int how, int type, int down, int across, const char *d, const int64_t *row, const int64_t *column, char *v,
-    const int64_t *where) {
+    int how, int type, int down, int across, int64_t ahead, const char *d, const int64_t *row, const int64_t *column,
+    char *v, const int64_t *where) {
     vf t[POINTS][POINTS], x[POINTS];
     for (int j = 0; j < points_of(across); j++) {
-        for (int i = 0; i < points_of(down); i++) x[i] = widen(type, d + row[i] + column[j]);
+        for (int i = 0; i < points_of(down); i++) {
+            x[i] = widen(type, d + row[i] + column[j]);
+            fetch(d + row[i] + column[j] + ahead, 1);
+        }
         to_points(how, down, x, &t[0][j], POINTS);
     }
     for (int i = 0; i < points_of(down); i++) {
@@ -150,7 +154,7 @@ static inline char *rows_at(const Op *o, const Task *t) {
 static inline __attribute__((always_inline)) void transform(
     const Op *o, int how, int type, const Task *t, int from, int to, char *v) {
     int h = o->h / o->stride, w = o->w / o->stride, part = o->c / o->groups, size = size_of(type);
-    int64_t step = (int64_t)o->c * size, where[POINTS * POINTS];
+    int64_t step = (int64_t)o->c * size, ahead = outs_of(how) * o->stride * step, where[POINTS * POINTS];
     Rows rows = planes_of(o, how, type, t->stop - t->start);
     for (int i = t->start; i < t->stop; i++) {
         Tile tile = tile_at(how, i, h, w);
@@ -167,7 +171,7 @@ static inline __attribute__((always_inline)) void transform(
                 if (s * part + c < from || s * part + c >= to) continue;
                 const char *x = o->x[s % o->inputs] + (s / o->inputs * part + c) * size;
                 char *y = v + (s * part + c) * size;
-#define TRANSFORM_IN(DOWN, ACROSS) transform_input(how, type, DOWN, ACROSS, x, row, column, y, where)
+#define TRANSFORM_IN(DOWN, ACROSS) transform_input(how, type, DOWN, ACROSS, ahead, x, row, column, y, where)
                 WITH_KINDS(TRANSFORM_IN);
             }
     }
@@ -211,24 +215,24 @@ static inline __attribute__((always_inline)) void winograd(
         if (o->multiply) wait_for(gate, 1);
         for (int i = t->start; i < t->stop; i++) {
             Tile tile = tile_at(how, i, h, w);
-            int down = tile.down, across = tile.across, below[4], beside[4];
-            for (int q = 0; q < 4; q++) {
-                below[q] = o->border ? 4 * lacking(o, tile.row + q, o->h) : 0;
-                beside[q] = o->border ? lacking(o, tile.column + q, o->w) : 0;
+            int down = tile.down, across = tile.across, pixels = 0, beside[4];
+            Pixel pixel[16];
+            for (int s = 0; s < 4; s++) beside[s] = o->border ? lacking(o, tile.column + s, o->w) : 0;
+            for (int r = 0; r < tile.rows; r++) {
+                int row = tile.row + r, below = o->border ? 4 * lacking(o, row, o->h) : 0;
+                for (int s = 0; s < tile.columns; s++, pixels++) {
+                    pixel[pixels] = pixel_of(o, t->n, h, w, row, tile.column + s, below + beside[s], 4 * r + s);
+                    fetch_to_write(o->y + (pixel[pixels].at + panel.first) * size, panel.count * size);
+                }
             }
 #define TAKE_BACK(DOWN, ACROSS) take_rows(how, DOWN, ACROSS, next, m_row, where)
             WITH_KINDS(TAKE_BACK);
             for (int c = 0; c < panel.count; c += VL) {
-                vf y[16], sum = {0};
+                vf y[16];
 #define TRANSFORM_BACK(DOWN, ACROSS) transform_output(DOWN, ACROSS, m + 4 * c, where, y)
                 WITH_KINDS(TRANSFORM_BACK);
-                for (int r = 0; r < tile.rows; r++)
-                    for (int s = 0; s < tile.columns; s++) {
-                        int64_t at = place(t->n, h, w, 1, tile.row + r, tile.column + s);
-                        Pixel p = {at, at, below[r] + beside[s]};
-                        sum += finish(o, type, t->n, p, panel.first + c, panel.count - c, y[4 * r + s]);
-                    }
-                add_to(sums, panel.first + c, panel.count - c, sum);
+                int first = panel.first + c, left = panel.count - c;
+                add_to(sums, first, left, finish(o, type, t->n, pixel, pixels, first, left, y));
             }
         }
     }

@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -196,9 +197,8 @@ class NativePlan:
             )
         )  # fmt: skip
         self._counts += self.n + len(parts)
-        split = -(-TASKS_PER_THREAD * self.threads // (len(parts) * beside))
-        step = -(-len(which) // min(len(which), split))
-        panels = [(j, min(j + step, len(which))) for j in range(0, len(which), step)]
+        split = min(len(which), -(-TASKS_PER_THREAD * self.threads // (len(parts) * beside)))
+        panels = list(pairwise(len(which) * i // split for i in range(split + 1)))
         self._need(op.cin)
         transforms: list[Task] = []
         if not direct:

@@ -10,7 +10,7 @@ static inline void begin_blocks(int type, int pixels, int words) {}
 static inline void end_blocks(int type) {}
 
 static inline __attribute__((always_inline)) void multiply_block(
-    int pixels, int left, int count, int type, const char *b, int64_t ahead, const char *const *base,
+    int pixels, int left, int count, int type, const char *b, Ahead ahead, const char *const *base,
     const int64_t *pixel, int runs, int words, float *to) {
     multiply_tile(left, count, type, b, ahead, base, pixel, runs, words, to, NR);
 }
@@ -124,7 +124,7 @@ static inline __attribute__((always_inline)) void multiply_halves(
 /* To `to` [pixels][NR] the sums that `multiply_rows` explains, of blocks between begin_blocks and end_blocks; left:
  * pixels that are there. The table has BLOCK more than that. */
 static inline __attribute__((always_inline)) void multiply_block(
-    int pixels, int left, int count, int type, const char *b, int64_t ahead, const char *const *base,
+    int pixels, int left, int count, int type, const char *b, Ahead ahead, const char *const *base,
     const int64_t *pixel, int runs, int words, float *to) {
     if (type == F32) {
         multiply_tile(left, count, type, b, ahead, base, pixel, runs, words, to, NR);

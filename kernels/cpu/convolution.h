@@ -1,10 +1,8 @@
 /* Convolutions: products of tiles, what becomes of them, and the direct algorithm, for each type of values. */
 
-enum { MAX_RUNS = 18, MAX_PIXELS = 256 /* of a task */ };
+enum { MAX_RUNS = 18, MAX_PIXELS = 256 /* of a task */, NEAR = 8192 /* bytes */ };
 
-/* Bytes. Whoever is the first to read some weights waits for memory, so it sends for those that stand so far behind
- * them, be they of the next plane or panel. */
-enum { AHEAD = 8192, LINE = 64 };
+enum { LINE = 64 };
 
 /* Sends for memory, to the second cache where it is read, and to the first where it is written. */
 static inline __attribute__((always_inline)) void fetch(const char *p, int bytes) {
@@ -17,10 +15,17 @@ static inline void fetch_to_write(const char *p, int bytes) {
 
 static inline int least(int a, int b) { return a < b ? a : b; }
 
+/* Weights that products send for: the first, and how far it goes on with each word. Whoever is the first to read some
+ * would wait for memory. */
+typedef struct {
+    const char *at;
+    int64_t step;
+} Ahead;
+
 /* For each of `rows` rows i, to + i * step gets the sum over runs r and words k of row(r, i)[k] times b, a panel's
- * weights, of which it takes so many vectors; rows stand at base[r] + pixel[i]. Sends for weights so far ahead. */
+ * weights, of which it takes so many vectors; rows stand at base[r] + pixel[i]. */
 static inline __attribute__((always_inline)) void multiply_rows(
-    int rows, int vectors, int type, const char *b, int64_t ahead, const char *const *base, const int64_t *pixel,
+    int rows, int vectors, int type, const char *b, Ahead ahead, const char *const *base, const int64_t *pixel,
     int runs, int words, float *to, int64_t step) {
     vf sum[MR][NV] = {0};
     for (int r = 0; r < runs; r++) {
@@ -28,7 +33,8 @@ static inline __attribute__((always_inline)) void multiply_rows(
         for (int i = 0; i < rows; i++) row[i] = base[r] + pixel[i];
         for (int k = 0; k < words; k++, b += 4 * NR) {
             vi w[NV];
-            fetch(b + ahead, 4 * NR);
+            fetch(ahead.at, 4 * NR);
+            ahead.at += ahead.step;
 #pragma GCC unroll 8
             for (int j = 0; j < vectors; j++) w[j] = *(const vi *)(b + 4 * j * VL);
 #pragma GCC unroll 16
@@ -46,7 +52,7 @@ static inline __attribute__((always_inline)) void multiply_rows(
 /* The same for any number of rows, of which it takes up to MR: there may be so many in the table, and in `to`. count:
  * channels of the panel; one vector does for few of them. */
 static inline __attribute__((always_inline)) void multiply_tile(
-    int rows, int count, int type, const char *b, int64_t ahead, const char *const *base, const int64_t *pixel,
+    int rows, int count, int type, const char *b, Ahead ahead, const char *const *base, const int64_t *pixel,
     int runs, int words, float *to, int64_t step) {
     if (count <= VL)
         multiply_rows(MR, 1, type, b, ahead, base, pixel, runs, words, to, step);
@@ -173,8 +179,8 @@ static inline __attribute__((always_inline)) void direct(const Op *o, int type, 
         clear(sums, panel);
         for (int i = 0; i < count; i += pixels) {
             vf acc[BLOCK][NV];
-            multiply_block(pixels, count - i, panel.count, type, b, i ? 0 : AHEAD, base, offset + i, runs, words,
-                           (float *)acc);
+            Ahead ahead = {i ? b : b + NEAR, 4 * NR};
+            multiply_block(pixels, count - i, panel.count, type, b, ahead, base, offset + i, runs, words, (float *)acc);
             if (o->multiply) wait_for(gate, 1);
             for (int v = 0; v * VL < panel.count; v++) {
                 int c = panel.first + v * VL, left = panel.count - v * VL;

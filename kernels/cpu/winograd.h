@@ -203,12 +203,14 @@ static inline __attribute__((always_inline)) void winograd(
         const char *b = o->weight + (int64_t)j * taps * taps * words * 4 * NR;
         for (int plane = 0; plane < PLANES; plane++) {
             if (plane / TAPS >= taps || plane % TAPS >= taps) continue;
-            for (int i = 0; i < count[plane]; i += MR) {
+            int64_t length = (int64_t)words * 4 * NR, share = 4 * NR / ((count[plane] + MR - 1) / MR);
+            Ahead ahead = {b + length, share}; /* of the next plane, each block of rows its share */
+            for (int i = 0; i < count[plane]; i += MR, ahead.at += words * share) {
                 const char *base = v + (rows.first[plane] + i) * rows.length + panel.group * k * size;
-                multiply_tile(count[plane] - i, panel.count, type, b, i ? 0 : AHEAD, &base, offset, 1, words,
+                multiply_tile(count[plane] - i, panel.count, type, b, ahead, &base, offset, 1, words,
                               (float *)(m + (rows.first[plane] + i) * m_row), NR);
             }
-            b += words * 4 * NR;
+            b += length;
         }
         clear(sums, panel);
         memcpy(next, rows.first, sizeof next);

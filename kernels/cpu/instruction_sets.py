@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 HERE = Path(__file__).parent
-FLAGS = ("-O3", "-fopenmp", "-fPIC", "-shared", "-std=gnu11")
+FLAGS = ("-O3", "-pthread", "-fPIC", "-shared", "-std=gnu11")
 
 
 class InstructionSet(NamedTuple):

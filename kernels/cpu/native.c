@@ -16,6 +16,8 @@
 
 #include "winograd.h"
 
+#include "pool.h"
+
 /* A row of w values of one channel, each a step behind the other in x, to every cout-th place in y; returns their sum. */
 static float spread(const float *x, int64_t step, int w, float *y, int cout) {
     vf sum = {0};
@@ -175,37 +177,52 @@ int has_tiles(void) {
 #endif
 }
 
+typedef struct {
+    const Op *ops;
+    const Task *tasks;
+    const int32_t *ends;
+    int32_t levels;
+    Level *states;
+    Count *counts;
+    int32_t pictures;
+    char *scratch;
+    int64_t scratch_size;
+} Pass;
+
+static void work(const void *pass, int index) {
+    const Pass *p = pass;
+    char *own = p->scratch + index * p->scratch_size;
+    for (int l = 0; l < p->levels; l++) {
+        Level *level = p->states + l;
+        int begin = l ? p->ends[l - 1] : 0, count = p->ends[l] - begin, i;
+        while ((i = atomic_fetch_add(&level->next, 1)) < count) {
+            const Task *t = p->tasks + begin + i;
+            const Op *o = p->ops + t->op;
+            Count *gated = p->counts + o->counts + t->n;
+            Count *made = p->counts + o->counts + p->pictures + (int64_t)t->n * o->chunks + t->chunk;
+            switch (t->kind) {
+            case IMPORT: import(o, t); break;
+            case GATE: gate(o, t, (float *)own), count_up(gated, 1); break;
+            case CLASSIFIER: classify(o, t, (float *)own); break;
+            case POOL: pool(o, t); break;
+            case TRANSFORM:
+                to_rows(o, t, t->panel_start, t->panel_stop, rows_at(o, t));
+                count_up(made, o->transforms);
+                break;
+            case CONVOLVE: convolve(o, t, gated, made, own); break;
+            }
+            count_up(&level->done, count);
+        }
+        wait_for(&level->done, count);
+    }
+}
+
 /* Run every task; those of level i are tasks[ends[i - 1] .. ends[i]), gates first, then transforms. `counts`, and
  * `states`, one for each level, are set to zero here. scratch: `scratch_size` bytes for each thread. */
 void run(const Op *ops, const Task *tasks, const int32_t *ends, int32_t levels, Level *states, Count *counts,
          int32_t count_number, int32_t pictures, char *scratch, int64_t scratch_size, int32_t threads) {
     memset(states, 0, levels * sizeof *states);
     memset(counts, 0, count_number * sizeof *counts);
-    atomic_int thread = 0;
-#pragma omp parallel num_threads(threads)
-    {
-        char *own = scratch + atomic_fetch_add(&thread, 1) * scratch_size;
-        for (int l = 0; l < levels; l++) {
-            int begin = l ? ends[l - 1] : 0, count = ends[l] - begin, i;
-            while ((i = atomic_fetch_add(&states[l].next, 1)) < count) {
-                const Task *t = tasks + begin + i;
-                const Op *o = ops + t->op;
-                Count *gated = counts + o->counts + t->n;
-                Count *made = counts + o->counts + pictures + (int64_t)t->n * o->chunks + t->chunk;
-                switch (t->kind) {
-                case IMPORT: import(o, t); break;
-                case GATE: gate(o, t, (float *)own), count_up(gated, 1); break;
-                case CLASSIFIER: classify(o, t, (float *)own); break;
-                case POOL: pool(o, t); break;
-                case TRANSFORM:
-                    to_rows(o, t, t->panel_start, t->panel_stop, rows_at(o, t));
-                    count_up(made, o->transforms);
-                    break;
-                case CONVOLVE: convolve(o, t, gated, made, own); break;
-                }
-                count_up(&states[l].done, count);
-            }
-            wait_for(&states[l].done, count);
-        }
-    }
+    Pass pass = {ops, tasks, ends, levels, states, counts, pictures, scratch, scratch_size};
+    run_pass(work, &pass, threads);
 }

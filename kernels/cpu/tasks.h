@@ -8,7 +8,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #else
-#include <sched.h>
+#include <time.h>
 #endif
 
 enum { SPINS = 30000 }; /* looks of a waiting thread before it sleeps, some ten microseconds */
@@ -70,10 +70,12 @@ typedef struct {
 static void sleep_while(atomic_int *counter, int value) {
     syscall(SYS_futex, counter, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0);
 }
-static void wake(atomic_int *counter) { syscall(SYS_futex, counter, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0); }
+static void wake(atomic_int *counter, int most) {
+    syscall(SYS_futex, counter, FUTEX_WAKE_PRIVATE, most, NULL, NULL, 0);
+}
 #else
-static void sleep_while(atomic_int *counter, int value) { sched_yield(); }
-static void wake(atomic_int *counter) {}
+static void sleep_while(atomic_int *counter, int value) { nanosleep(&(struct timespec){0, 50000}, NULL); }
+static void wake(atomic_int *counter, int most) {}
 #endif
 
 /* Spins, as waits are short, and then sleeps until it is woken: so the core is free for a thread that lost its own to
@@ -88,5 +90,5 @@ static void wait_for(Count *count, int target) {
 
 /* One more; who waits for so many is woken. */
 static void count_up(Count *count, int target) {
-    if (atomic_fetch_add(&count->value, 1) + 1 >= target && atomic_load(&count->sleepers)) wake(&count->value);
+    if (atomic_fetch_add(&count->value, 1) + 1 >= target && atomic_load(&count->sleepers)) wake(&count->value, INT_MAX);
 }

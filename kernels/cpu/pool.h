@@ -1,0 +1,108 @@
+/* Threads that help the one that runs passes. Each such thread has helpers of its own, made when they are first needed
+ * and ended with it, so passes side by side share none.
+ *
+ * A pass takes those that are awake in time and waits for no other: a core that has slept since the last picture may
+ * take milliseconds to wake, and a small network is through by then. */
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+enum {
+    MOST_HELPERS = 1023,
+    IDLE_SPINS = 10 * SPINS, /* looks of a helper before it sleeps, some hundred microseconds */
+    INSIDE = MOST_HELPERS,   /* of a door: helpers that have gone in, */
+    OPEN = INSIDE + 1,       /* whether others may, */
+    ENDED = 2 * OPEN,        /* or are to end; above, the number of the pass */
+    PASS = 2 * ENDED
+};
+
+typedef struct {
+    Count door, left; /* helpers that have left it */
+    void (*work)(const void *pass, int index);
+    const void *pass;
+    atomic_int wanted; /* helpers, at most */
+    int count;
+    pid_t process; /* that has the helpers: a fork has none */
+    pthread_t helpers[MOST_HELPERS];
+} Pool;
+
+static int may_enter(Pool *pool, unsigned door, unsigned seen) {
+    if (door & ENDED) return 1;
+    return door & OPEN && door / PASS != seen && (int)(door & INSIDE) < atomic_load(&pool->wanted);
+}
+
+static void *help(void *argument) {
+    Pool *pool = argument;
+    for (unsigned seen = 0;;) {
+        unsigned door = atomic_load(&pool->door.value);
+        for (int i = 0; i < IDLE_SPINS && !may_enter(pool, door, seen); i++) door = atomic_load(&pool->door.value);
+        atomic_fetch_add(&pool->door.sleepers, 1);
+        while (!may_enter(pool, door = atomic_load(&pool->door.value), seen)) sleep_while(&pool->door.value, door);
+        atomic_fetch_sub(&pool->door.sleepers, 1);
+        if (door & ENDED) return NULL;
+        int expected = door;
+        if (!atomic_compare_exchange_strong(&pool->door.value, &expected, door + 1)) continue;
+        seen = door / PASS;
+        pool->work(pool->pass, (door & INSIDE) + 1);
+        count_up(&pool->left, 1);
+    }
+}
+
+/* One helper more; false where the system has none to give. */
+static int hire(Pool *pool) {
+    sigset_t theirs, before; /* signals to the process are for the threads that the program knows of */
+    sigfillset(&theirs);
+    const int own[] = {SIGILL, SIGFPE, SIGBUS, SIGSEGV, SIGTRAP};
+    for (int i = 0; i < 5; i++) sigdelset(&theirs, own[i]);
+    pthread_sigmask(SIG_SETMASK, &theirs, &before);
+    int failed = pthread_create(&pool->helpers[pool->count], NULL, help, pool);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pool->count += !failed;
+    return !failed;
+}
+
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static pthread_key_t key;
+
+static void dismiss(void *argument) {
+    Pool *pool = argument;
+    if (pool->process == getpid()) {
+        atomic_fetch_or(&pool->door.value, ENDED);
+        wake(&pool->door.value, INT_MAX);
+        for (int i = 0; i < pool->count; i++) pthread_join(pool->helpers[i], NULL);
+    }
+    free(pool);
+}
+
+static void make_key(void) { pthread_key_create(&key, dismiss); }
+
+/* The calling thread's, with so many helpers if they can be had; NULL without memory. */
+static Pool *pool_of_this_thread(int helpers) {
+    pthread_once(&once, make_key);
+    Pool *pool = pthread_getspecific(key);
+    if (!pool || pool->process != getpid()) {
+        free(pool);
+        pool = calloc(1, sizeof *pool);
+        if (pool) pool->process = getpid();
+        pthread_setspecific(key, pool);
+    }
+    while (pool && pool->count < least(helpers, MOST_HELPERS) && hire(pool)) {}
+    return pool;
+}
+
+/* work(pass, index) by this thread, with index 0, and by others, at most `threads` in all; those that come late may
+ * find nothing left. */
+static void run_pass(void (*work)(const void *pass, int index), const void *pass, int threads) {
+    Pool *pool = threads > 1 ? pool_of_this_thread(threads - 1) : NULL;
+    if (pool) {
+        unsigned number = atomic_load(&pool->door.value) / PASS + 1;
+        pool->work = work, pool->pass = pass, pool->wanted = threads - 1;
+        atomic_store(&pool->left.value, 0);
+        atomic_store(&pool->door.value, (int)(number * PASS | OPEN));
+        if (atomic_load(&pool->door.sleepers)) wake(&pool->door.value, threads - 1);
+    }
+    work(pass, 0);
+    if (pool) wait_for(&pool->left, atomic_fetch_and(&pool->door.value, ~(OPEN | INSIDE)) & INSIDE);
+}

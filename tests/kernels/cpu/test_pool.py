@@ -1,0 +1,125 @@
+"""Threads that help a pass: each thread that runs passes has its own, and they burn no time once it is over."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from conftest import OPTIONAL, SMALL, lively, relative
+from parallel_parnet import Engine, Placement, fold
+from parallel_parnet.executors.native_plan import NativePlan
+from parallel_parnet.executors.segment import SegmentModule
+
+pytestmark = [
+    pytest.mark.skipif("native" not in OPTIONAL, reason="the CPU kernels were not compiled"),
+    pytest.mark.skipif(sys.platform != "linux", reason="looks at Linux's list of threads"),
+]
+
+PROGRAM = fold(lively(SMALL, 3))
+X = torch.randn(1, 3, 64, 32)
+
+
+def plan_of(threads: int) -> NativePlan:
+    (segment,) = Placement.single(PROGRAM).segments(PROGRAM)
+    return NativePlan(SegmentModule(PROGRAM, segment, torch.float32, torch.device("cpu")), [X.shape], threads)
+
+
+def running() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+def in_a_thread(work: Callable[[], None]) -> None:
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+def test_helpers_end_with_their_thread() -> None:
+    plan, before, beside = plan_of(4), running(), []
+
+    def work() -> None:
+        for _ in range(3):
+            plan(X)
+        beside.append(running() - before)
+
+    for _ in range(3):
+        in_a_thread(work)
+    assert beside == [4, 4, 4], "the thread and three helpers"
+    assert running() == before
+
+
+def test_fewer_threads_after_more() -> None:
+    whole, some = plan_of(4), plan_of(2)
+    expected = Engine(PROGRAM, device="cpu", executor="reference")(X)
+
+    def work() -> None:
+        for plan in (whole, some, whole, some):
+            assert torch.equal(plan(X)[0], whole(X)[0])
+            assert relative(plan(X)[0], expected) < 1e-5
+
+    work()
+    in_a_thread(work)
+
+
+def answer_in_a_fork(plan: NativePlan, sender: multiprocessing.connection.Connection) -> None:
+    sender.send(plan(X)[0].tolist())
+
+
+def test_a_fork_has_helpers_of_its_own() -> None:
+    plan = plan_of(3)
+    expected: Tensor = plan(X)[0]
+    fork = multiprocessing.get_context("fork")
+    receiver, sender = fork.Pipe(duplex=False)
+    child = fork.Process(target=answer_in_a_fork, args=(plan, sender))
+    child.start()
+    try:
+        assert receiver.poll(60), "waits for threads that the fork has not"
+        assert torch.equal(torch.tensor(receiver.recv()), expected)
+        child.join(60)
+        assert child.exitcode == 0
+    finally:
+        child.kill()
+
+
+def test_no_time_is_burnt_once_a_pass_is_over() -> None:
+    """OpenMP's threads looked for work for milliseconds."""
+    plan, burnt = plan_of(2), []
+    for _ in range(5):
+        plan(X)
+        start = time.process_time()
+        time.sleep(0.05)
+        burnt.append(time.process_time() - start)
+    assert min(burnt) < 1e-3
+
+
+@pytest.mark.ranks  # which have the machine to themselves
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core has nobody to wait for")
+def test_a_helper_that_sleeps_is_not_waited_for() -> None:
+    """A core that had slept took 5 ms to wake, and a pass on two threads as long, on a virtual machine."""
+
+    def after_a_pause(plan: NativePlan) -> float:
+        times = []
+        for _ in range(15):
+            time.sleep(0.03)
+            start = time.perf_counter()
+            plan(X)
+            times.append(time.perf_counter() - start)
+        return sorted(times)[len(times) // 2]
+
+    one, two = plan_of(1), plan_of(2)
+    ratios = []
+    for _ in range(5):  # of which one is enough: what else this machine does would slow any down
+        ratios.append(after_a_pause(two) / after_a_pause(one))
+        if ratios[-1] < 1.5:
+            return
+    pytest.fail(f"{ratios} times as long by two threads as by one")

@@ -8,6 +8,9 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <unistd.h>
+#ifdef __linux__
+#include <sys/prctl.h>
+#endif
 
 enum {
     MOST_HELPERS = 1023,
@@ -23,7 +26,7 @@ typedef struct {
     void (*work)(const void *pass, int index);
     const void *pass;
     atomic_int wanted; /* helpers, at most */
-    int count;
+    int count, cores;
     pid_t process; /* that has the helpers: a fork has none */
     pthread_t helpers[MOST_HELPERS];
 } Pool;
@@ -35,9 +38,13 @@ static int may_enter(Pool *pool, unsigned door, unsigned seen) {
 
 static void *help(void *argument) {
     Pool *pool = argument;
+#ifdef __linux__
+    prctl(PR_SET_NAME, "parnet helper");
+#endif
     for (unsigned seen = 0;;) {
         unsigned door = atomic_load(&pool->door.value);
-        for (int i = 0; i < IDLE_SPINS && !may_enter(pool, door, seen); i++) door = atomic_load(&pool->door.value);
+        int spins = atomic_load(&pool->wanted) < pool->cores ? IDLE_SPINS : 0; /* lest helpers keep cores from others */
+        while (spins-- > 0 && !may_enter(pool, door, seen)) door = atomic_load(&pool->door.value);
         atomic_fetch_add(&pool->door.sleepers, 1);
         while (!may_enter(pool, door = atomic_load(&pool->door.value), seen)) sleep_while(&pool->door.value, door);
         atomic_fetch_sub(&pool->door.sleepers, 1);
@@ -85,7 +92,7 @@ static Pool *pool_of_this_thread(int helpers) {
     if (!pool || pool->process != getpid()) {
         free(pool);
         pool = calloc(1, sizeof *pool);
-        if (pool) pool->process = getpid();
+        if (pool) pool->process = getpid(), pool->cores = sysconf(_SC_NPROCESSORS_ONLN);
         pthread_setspecific(key, pool);
     }
     while (pool && pool->count < least(helpers, MOST_HELPERS) && hire(pool)) {}

@@ -1,8 +1,6 @@
 /* Convolutions: products of tiles, what becomes of them, and the direct algorithm, for each type of values. */
 
-enum { MAX_RUNS = 18, MAX_PIXELS = 256 /* of a task */, NEAR = 8192 /* bytes */ };
-
-enum { LINE = 64 };
+enum { MAX_RUNS = 18, MAX_PIXELS = 256 /* of a task */, LINE = 64, NEAR = 8192 /* bytes */ };
 
 /* Sends for memory, to the second cache where it is read, and to the first where it is written. */
 static inline __attribute__((always_inline)) void fetch(const char *p, int bytes) {

@@ -184,7 +184,7 @@ static inline __attribute__((always_inline)) void winograd(
     const Op *o, int how, int type, const Task *t, Count *gate, char *scratch) {
     int h = o->h / o->stride, w = o->w / o->stride, tiles = t->stop - t->start, taps = taps_along(how);
     int k = o->c / o->groups * o->inputs, size = size_of(type), words = k * size / 4, count[PLANES], next[PLANES];
-    int64_t where[POINTS * POINTS], offset[MR], m_row = 4 * NR;
+    int64_t where[POINTS * POINTS], offset[MR], m_row = 4 * NR, stored = size_of(o->y_type);
     Rows rows = planes_of(o, how, type, tiles);
     char *v = o->rows ? rows_at(o, t) : scratch;
     char *m = o->rows ? scratch : scratch + ((rows.total + MR) * rows.length + 63) / 64 * 64;
@@ -225,7 +225,7 @@ static inline __attribute__((always_inline)) void winograd(
                 int row = tile.row + r, below = o->border ? 4 * lacking(o, row, o->h) : 0;
                 for (int s = 0; s < tile.columns; s++, pixels++) {
                     pixel[pixels] = pixel_of(o, t->n, h, w, row, tile.column + s, below + beside[s], 4 * r + s);
-                    fetch_to_write(o->y + (pixel[pixels].at + panel.first) * size, panel.count * size);
+                    fetch_to_write(o->y + (pixel[pixels].at + panel.first) * stored, panel.count * stored);
                 }
             }
 #define TAKE_BACK(DOWN, ACROSS) take_rows(how, DOWN, ACROSS, next, m_row, where)

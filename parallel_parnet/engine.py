@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .choice import ENOUGH, HOPELESS, Choice, on_gpus, on_lanes, on_one_lane, timed
 from .errors import ParNetError
-from .executors.answers import Answer, each, logits_of
+from .executors.answers import Answer, check_out, each, logits_of
 from .executors.available import METHODS, choose, find_device, for_cpu, notes, warn
 from .executors.backends import arithmetic, lacking
 from .executors.binding import Backend
@@ -22,6 +22,7 @@ from .executors.distributed import DistributedExecutor
 from .executors.graph import GraphExecutor
 from .executors.local import LocalExecutor, synchroniser
 from .executors.making import make_backend
+from .executors.native_executor import NativeExecutor
 from .forking import is_forked
 from .gpu import gpu_and_versions, lives_on_gpu
 from .profiling.clocks import Clock
@@ -37,7 +38,7 @@ from .settings import with_own_settings
 from .transport import health
 
 BRIEFLY = 0.05  # seconds of measuring where a first call waits for it
-MOST_THREADS = 1024  # the CPU kernels' runtime ends the process where it cannot start them all
+MOST_THREADS = 1024  # that the CPU kernels have room for
 
 
 class Executor(Protocol):
@@ -209,7 +210,7 @@ class Engine:
         with self._turn(), span(self._ranges, REQUEST):
             executor = self._ready(x_nchw)
             if out is not None:
-                _check_out(self.program, x_nchw, out)
+                check_out(self.program, x_nchw, out)
             if isinstance(executor, GraphExecutor):
                 return executor(x_nchw, out)
             answer = executor(x_nchw)
@@ -339,7 +340,8 @@ class Engine:
         devices = [self.lane_device(lane) for lane in range(self.placement.lanes)]
         segments = self.placement.segments(self.program)
         backend = make_backend(self.executor, self.program, segments, devices, self.dtype, self.threads, raw)
-        local = LocalExecutor(self.placement, devices, backend)
+        kind = NativeExecutor if self.executor == "native" and self.placement.lanes == 1 else LocalExecutor
+        local = kind(self.placement, devices, backend)
         return GraphExecutor(self.executor, local) if METHODS[self.executor].captured else local
 
     def _rank_backend(self, segments: Sequence[Segment], raw: bool) -> Backend:
@@ -405,14 +407,3 @@ def _default_placement(program: Program, backend: str, ranks: int) -> Placement:
     if lanes == 1:
         return Placement.single(program)
     return Placement.from_streams_per_gpu(program, -(-program.streams // lanes), lanes)
-
-
-def _check_out(program: Program, x_nchw: Tensor, out: Tensor) -> None:
-    if program.outputs:
-        raise ParNetError(f"out is for logits, and this program gives {', '.join(program.outputs)}: leave it out")
-    expected = x_nchw.shape[0], program.operations[-1].cout
-    if out.shape != expected or out.dtype != torch.float32 or out.device != x_nchw.device:
-        raise ParNetError(
-            f"out {list(out.shape)} of {out.dtype} on {out.device}: expected {list(expected)} of float32 on "
-            f"{x_nchw.device}"
-        )

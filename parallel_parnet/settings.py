@@ -26,7 +26,8 @@ def with_own_settings(function: Callable[Arguments, Result]) -> Callable[Argumen
     @wraps(function)
     def inner(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         rounds = [kind for kind in AUTOCAST if torch.is_autocast_enabled(kind)]
-        moves = torch.empty(0, dtype=torch.uint8).device.type != "cpu"
+        # a default device is such a mode; without one nothing is allocated to ask
+        moves = torch._C._len_torch_function_stack() and torch.empty(0, dtype=torch.uint8).device.type != "cpu"
         if not (rounds or moves or torch.is_inference_mode_enabled()):
             return function(*args, **kwargs)
         with ExitStack() as stack:

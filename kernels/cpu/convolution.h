@@ -151,7 +151,7 @@ static inline __attribute__((always_inline)) vf finish(
     return sum;
 }
 
-static inline __attribute__((always_inline)) void direct(const Op *o, int type, const Task *t, Count *gate) {
+static inline __attribute__((always_inline)) void direct(const Op *o, int type, const Task *t, Needs needs) {
     int h = o->h / o->stride, w = o->w / o->stride, part = o->c / o->groups, size = size_of(type);
     int k = o->kernel, merged = o->inputs == 1 && o->groups == 1; /* neighbouring pixels are one run */
     int runs = merged ? k : k * k * o->inputs, words = ((merged ? k * o->c : part) * size + 3) / 4;
@@ -179,7 +179,7 @@ static inline __attribute__((always_inline)) void direct(const Op *o, int type, 
             vf acc[BLOCK][NV];
             Ahead ahead = {i ? b : b + NEAR, 4 * NR};
             multiply_block(pixels, count - i, panel.count, type, b, ahead, base, offset + i, runs, words, (float *)acc);
-            if (o->multiply) wait_for(gate, 1);
+            if (o->multiply) wait_for(needs.gate, 1, needs.looks);
             for (int v = 0; v * VL < panel.count; v++) {
                 int c = panel.first + v * VL, left = panel.count - v * VL;
                 add_to(sums, c, left, finish(o, type, t->n, pixel + i, least(pixels, count - i), c, left, &acc[0][v]));

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 HERE = Path(__file__).parent
-FLAGS = ("-O3", "-pthread", "-fPIC", "-shared", "-std=gnu11")
+FLAGS = ("-O3", "-pthread", "-fPIC", "-shared", "-std=gnu11", "-D_GNU_SOURCE")
 
 
 class InstructionSet(NamedTuple):

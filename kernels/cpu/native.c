@@ -142,18 +142,18 @@ static void to_rows(const Op *o, const Task *t, int from, int to, char *v) {
 #undef DO
 }
 
-static void convolve(const Op *o, const Task *t, Count *gate, Count *made, char *scratch) {
+static void convolve(const Op *o, const Task *t, Needs needs, char *scratch) {
     if (o->rows)
-        wait_for(made, o->transforms);
+        wait_for(needs.made, o->transforms, needs.looks);
     else if (o->how != DIRECT)
         to_rows(o, t, 0, o->c * o->inputs, scratch);
 #define DO(HOW, TYPE) \
-    if (o->how == HOW && o->x_type == TYPE) winograd(o, HOW, TYPE, t, gate, scratch);
+    if (o->how == HOW && o->x_type == TYPE) winograd(o, HOW, TYPE, t, needs, scratch);
     BY_WINOGRAD(DO)
 #undef DO
-    if (o->how == DIRECT && o->x_type == F32) direct(o, F32, t, gate);
-    if (o->how == DIRECT && o->x_type == BF16) direct(o, BF16, t, gate);
-    if (o->how == DIRECT && o->x_type == U8) direct(o, U8, t, gate);
+    if (o->how == DIRECT && o->x_type == F32) direct(o, F32, t, needs);
+    if (o->how == DIRECT && o->x_type == BF16) direct(o, BF16, t, needs);
+    if (o->how == DIRECT && o->x_type == U8) direct(o, U8, t, needs);
 }
 
 /* Words of 32 bits that stand side by side in a panel of weights. */
@@ -187,6 +187,7 @@ typedef struct {
     int32_t pictures;
     char *scratch;
     int64_t scratch_size;
+    int looks;
 } Pass;
 
 static void work(const void *pass, int index) {
@@ -209,11 +210,11 @@ static void work(const void *pass, int index) {
                 to_rows(o, t, t->panel_start, t->panel_stop, rows_at(o, t));
                 count_up(made, o->transforms);
                 break;
-            case CONVOLVE: convolve(o, t, gated, made, own); break;
+            case CONVOLVE: convolve(o, t, (Needs){gated, made, p->looks}, own); break;
             }
             count_up(&level->done, count);
         }
-        wait_for(&level->done, count);
+        wait_for(&level->done, count, p->looks);
     }
 }
 
@@ -223,6 +224,10 @@ void run(const Op *ops, const Task *tasks, const int32_t *ends, int32_t levels, 
          int32_t count_number, int32_t pictures, char *scratch, int64_t scratch_size, int32_t threads) {
     memset(states, 0, levels * sizeof *states);
     memset(counts, 0, count_number * sizeof *counts);
-    Pass pass = {ops, tasks, ends, levels, states, counts, pictures, scratch, scratch_size};
-    run_pass(work, &pass, threads);
+    Pool *pool = pool_of(threads);
+    Pass pass = {ops, tasks, ends, levels, states, counts, pictures, scratch, scratch_size, pool ? pool->looks : 0};
+    if (pool)
+        run_pass(pool, work, &pass);
+    else
+        work(&pass, 0);
 }

@@ -2,19 +2,21 @@
  * and ended with it, so passes side by side share none.
  *
  * A pass takes those that are awake in time and waits for no other: a core that has slept since the last picture may
- * take milliseconds to wake, and a small network is through by then. */
+ * take milliseconds to wake, and a small network is through by then. Helpers are kept off the core of the thread that
+ * they help: a system whose cores it knows nothing of wakes a thread where its waker runs. */
 
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <unistd.h>
 #ifdef __linux__
+#include <sched.h>
 #include <sys/prctl.h>
 #endif
 
 enum {
     MOST_HELPERS = 1023,
-    IDLE_SPINS = 10 * SPINS, /* looks of a helper before it sleeps, some hundred microseconds */
+    BETWEEN = 20,            /* the part of a pass's looks before helpers sleep: some hundred microseconds */
     INSIDE = MOST_HELPERS,   /* of a door: helpers that have gone in, */
     OPEN = INSIDE + 1,       /* whether others may, */
     ENDED = 2 * OPEN,        /* or are to end; above, the number of the pass */
@@ -26,8 +28,9 @@ typedef struct {
     void (*work)(const void *pass, int index);
     const void *pass;
     atomic_int wanted; /* helpers, at most */
-    int count, cores;
-    pid_t process; /* that has the helpers: a fork has none */
+    atomic_int looks;  /* of who waits in a pass; there are less between two */
+    int count, cores, core; /* cores that the thread may run on, and the one where it was when that was asked */
+    pid_t process;          /* that has the helpers: a fork has none */
     pthread_t helpers[MOST_HELPERS];
 } Pool;
 
@@ -43,8 +46,8 @@ static void *help(void *argument) {
 #endif
     for (unsigned seen = 0;;) {
         unsigned door = atomic_load(&pool->door.value);
-        int spins = atomic_load(&pool->wanted) < pool->cores ? IDLE_SPINS : 0; /* lest helpers keep cores from others */
-        while (spins-- > 0 && !may_enter(pool, door, seen)) door = atomic_load(&pool->door.value);
+        for (int i = atomic_load(&pool->looks) / BETWEEN; i && !may_enter(pool, door, seen); i--, pause_briefly())
+            door = atomic_load(&pool->door.value);
         atomic_fetch_add(&pool->door.sleepers, 1);
         while (!may_enter(pool, door = atomic_load(&pool->door.value), seen)) sleep_while(&pool->door.value, door);
         atomic_fetch_sub(&pool->door.sleepers, 1);
@@ -85,31 +88,46 @@ static void dismiss(void *argument) {
 
 static void make_key(void) { pthread_key_create(&key, dismiss); }
 
-/* The calling thread's, with so many helpers if they can be had; NULL without memory. */
-static Pool *pool_of_this_thread(int helpers) {
+/* Where the thread has come to another core, or has another helper: the cores that it may run on, all but its own for
+ * its helpers. */
+static void keep_off(Pool *pool) {
+#ifdef __linux__
+    int core = sched_getcpu();
+    cpu_set_t cores;
+    if (core == pool->core || sched_getaffinity(0, sizeof cores, &cores)) return;
+    pool->core = core, pool->cores = CPU_COUNT(&cores);
+    CPU_CLR(core, &cores);
+    for (int i = 0; CPU_COUNT(&cores) && i < pool->count; i++)
+        pthread_setaffinity_np(pool->helpers[i], sizeof cores, &cores);
+#endif
+}
+
+/* The calling thread's, with what it takes for so many threads if that can be had; NULL for one, or without memory. */
+static Pool *pool_of(int threads) {
+    if (threads == 1) return NULL;
     pthread_once(&once, make_key);
     Pool *pool = pthread_getspecific(key);
     if (!pool || pool->process != getpid()) {
         free(pool);
         pool = calloc(1, sizeof *pool);
-        if (pool) pool->process = getpid(), pool->cores = sysconf(_SC_NPROCESSORS_ONLN);
         pthread_setspecific(key, pool);
+        if (!pool) return NULL;
+        pool->process = getpid(), pool->cores = sysconf(_SC_NPROCESSORS_ONLN);
     }
-    while (pool && pool->count < least(helpers, MOST_HELPERS) && hire(pool)) {}
+    pool->wanted = least(threads - 1, MOST_HELPERS);
+    while (pool->count < pool->wanted && hire(pool)) pool->core = -1;
+    keep_off(pool);
+    pool->looks = threads > pool->cores ? FEW_LOOKS : LOOKS;
     return pool;
 }
 
-/* work(pass, index) by this thread, with index 0, and by others, at most `threads` in all; those that come late may
- * find nothing left. */
-static void run_pass(void (*work)(const void *pass, int index), const void *pass, int threads) {
-    Pool *pool = threads > 1 ? pool_of_this_thread(threads - 1) : NULL;
-    if (pool) {
-        unsigned number = atomic_load(&pool->door.value) / PASS + 1;
-        pool->work = work, pool->pass = pass, pool->wanted = threads - 1;
-        atomic_store(&pool->left.value, 0);
-        atomic_store(&pool->door.value, (int)(number * PASS | OPEN));
-        if (atomic_load(&pool->door.sleepers)) wake(&pool->door.value, threads - 1);
-    }
+/* work(pass, index) by this thread, with index 0, and by others; those that come late may find nothing left. */
+static void run_pass(Pool *pool, void (*work)(const void *pass, int index), const void *pass) {
+    unsigned number = atomic_load(&pool->door.value) / PASS + 1;
+    pool->work = work, pool->pass = pass;
+    atomic_store(&pool->left.value, 0);
+    atomic_store(&pool->door.value, (int)(number * PASS | OPEN));
+    if (atomic_load(&pool->door.sleepers)) wake(&pool->door.value, pool->wanted);
     work(pass, 0);
-    if (pool) wait_for(&pool->left, atomic_fetch_and(&pool->door.value, ~(OPEN | INSIDE)) & INSIDE);
+    wait_for(&pool->left, atomic_fetch_and(&pool->door.value, ~(OPEN | INSIDE)) & INSIDE, pool->looks);
 }

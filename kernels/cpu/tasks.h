@@ -11,7 +11,9 @@
 #include <time.h>
 #endif
 
-enum { SPINS = 30000 }; /* looks of a waiting thread before it sleeps, some ten microseconds */
+/* Looks of a waiting thread before it sleeps, some milliseconds; and where there are fewer cores than threads, some ten
+ * microseconds. Who is woken may be put on the core of who wakes it, and push that aside. */
+enum { LOOKS = 100000, FEW_LOOKS = 500 };
 
 enum { IMPORT, GATE, CLASSIFIER, POOL, TRANSFORM, CONVOLVE };
 enum { DIRECT, F2, F4, S2, S4 }; /* how to convolve; the last four are Winograd's algorithms */
@@ -66,6 +68,12 @@ typedef struct {
     Count done;
 } Level;
 
+/* What a convolution waits for: its gate, and the rows that others make of its input. */
+typedef struct {
+    Count *gate, *made;
+    int looks;
+} Needs;
+
 #ifdef __linux__
 static void sleep_while(atomic_int *counter, int value) {
     syscall(SYS_futex, counter, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0);
@@ -78,10 +86,18 @@ static void sleep_while(atomic_int *counter, int value) { nanosleep(&(struct tim
 static void wake(atomic_int *counter, int most) {}
 #endif
 
-/* Spins, as waits are short, and then sleeps until it is woken: so the core is free for a thread that lost its own to
- * another process, or that never had one. */
-static void wait_for(Count *count, int target) {
-    for (int i = 0; i < SPINS; i++)
+static inline void pause_briefly(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+/* Looks so many times, and then sleeps until it is woken: so the core is free for a thread that lost its own to another
+ * process, or that never had one. */
+static void wait_for(Count *count, int target, int looks) {
+    for (int i = 0; i < looks; i++, pause_briefly())
         if (atomic_load_explicit(&count->value, memory_order_acquire) >= target) return;
     atomic_fetch_add(&count->sleepers, 1);
     for (int value; (value = atomic_load(&count->value)) < target;) sleep_while(&count->value, value);

@@ -181,7 +181,7 @@ static inline __attribute__((always_inline)) void transform(
  * panel by panel, so that what a panel makes stays in the second cache, and transformed back. In BF16 the parts of all
  * inputs together fill whole words. */
 static inline __attribute__((always_inline)) void winograd(
-    const Op *o, int how, int type, const Task *t, Count *gate, char *scratch) {
+    const Op *o, int how, int type, const Task *t, Needs needs, char *scratch) {
     int h = o->h / o->stride, w = o->w / o->stride, tiles = t->stop - t->start, taps = taps_along(how);
     int k = o->c / o->groups * o->inputs, size = size_of(type), words = k * size / 4, count[PLANES], next[PLANES];
     int64_t where[POINTS * POINTS], offset[MR], m_row = 4 * NR, stored = size_of(o->y_type);
@@ -215,7 +215,7 @@ static inline __attribute__((always_inline)) void winograd(
         }
         clear(sums, panel);
         memcpy(next, rows.first, sizeof next);
-        if (o->multiply) wait_for(gate, 1);
+        if (o->multiply) wait_for(needs.gate, 1, needs.looks);
         for (int i = t->start; i < t->stop; i++) {
             Tile tile = tile_at(how, i, h, w);
             int down = tile.down, across = tile.across, pixels = 0, beside[4];

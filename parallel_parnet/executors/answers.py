@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from ..errors import ParNetError
@@ -36,6 +37,18 @@ def logits_of(answer: Answer) -> Tensor:
     if not isinstance(answer, Tensor):
         raise ParNetError(f"out and buffers are for logits; this program gives {', '.join(answer)}: leave them out")
     return answer
+
+
+def check_out(program: Program, x_nchw: Tensor, out: Tensor) -> None:
+    """ParNetError where a tensor cannot take the logits of such pictures."""
+    if program.outputs:
+        raise ParNetError(f"out is for logits, and this program gives {', '.join(program.outputs)}: leave it out")
+    expected = x_nchw.shape[0], program.operations[-1].cout
+    if out.shape != expected or out.dtype != torch.float32 or out.device != x_nchw.device:
+        raise ParNetError(
+            f"out {list(out.shape)} of {out.dtype} on {out.device}: expected {list(expected)} of float32 on "
+            f"{x_nchw.device}"
+        )
 
 
 def error(got: Answer, expected: Answer) -> float:

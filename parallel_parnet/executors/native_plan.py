@@ -66,7 +66,8 @@ class Feature:
 
 
 class NativePlan:
-    """A segment, ready to run for inputs of these shapes: fp32 on the CPU, with any strides; fresh tensors out.
+    """A segment, ready to run for inputs of these shapes: fp32 on the CPU, with any strides; out come
+    buffers, which the next call overwrites.
 
     All operations of a level run side by side, on `threads` threads.
     dtype: fp32 or bf16, of the products and of features, where the program has not quantised them. The convolution
@@ -110,15 +111,15 @@ class NativePlan:
             ends.append(len(tasks))
             self._release(level)
         self._arguments = self._call(tasks, ends)
-        self._outputs = [
+        self._outputs = tuple(
             self._logits[name] if name in self._logits else self._features[name].nchw for name in module.segment.writes
-        ]
+        )
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         for op, x in zip(self._arguments[0], inputs, strict=False):  # which the first operations read
             op.x[0], op.strides[:] = x.data_ptr(), x.stride()
         self.run()
-        return tuple(y.clone() for y in self._outputs)
+        return self._outputs
 
     def run(self) -> None:
         """The kernels alone."""

@@ -1,0 +1,26 @@
+"""A whole program by the CPU kernels, with as little around them as can be.
+
+Some milliseconds after a call, the code around the kernels has left the CPU's caches: then whatever of torch a call
+needs beside them costs as much as a small network.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .answers import Answer, collected
+from .local import LocalExecutor
+
+
+class NativeExecutor(LocalExecutor):
+    """Runs a placement of one lane, on the CPU, by backend "native"."""
+
+    def __call__(self, x_nchw: Tensor) -> Answer:
+        """Logits, or outputs by name, fp32, which the next call may overwrite."""
+        if self.ranges is not None or not x_nchw.is_cpu:
+            return super().__call__(x_nchw)
+        (segment,) = self.segments
+        reads = (x_nchw if x_nchw.dtype == torch.float32 else x_nchw.to(torch.float32),)
+        outputs = self._passes(x_nchw.shape).bindings.runner(segment, reads, {})(reads)
+        return collected(self.program, dict(zip(segment.writes, outputs, strict=True)).__getitem__)

@@ -5,14 +5,17 @@
 
 enum { BLOCK = MR };
 
-static inline int block_pixels(int type, int w) { return MR; }
+static inline int block_pixels(int type, int w, int count) { return rows_of_block(count); }
 static inline void begin_blocks(int type, int pixels, int words) {}
 static inline void end_blocks(int type) {}
 
-static inline __attribute__((always_inline)) void multiply_block(
+/* Not inlined, lest what `direct` needs afterwards takes registers from the products. */
+static __attribute__((noinline)) void multiply_block(
     int pixels, int left, int count, int type, const char *b, Ahead ahead, const char *const *base,
     const int64_t *pixel, int runs, int words, float *to) {
-    multiply_tile(left, count, type, b, ahead, base, pixel, runs, words, to, NR);
+    if (type == F32) multiply_tile(left, count, F32, b, ahead, base, pixel, runs, words, to, NR);
+    if (type == BF16) multiply_tile(left, count, BF16, b, ahead, base, pixel, runs, words, to, NR);
+    if (type == U8) multiply_tile(left, count, U8, b, ahead, base, pixel, runs, words, to, NR);
 }
 
 #else
@@ -21,8 +24,8 @@ enum { SIDE = 16, BLOCK = 2 * SIDE };
 
 /* The most that a block takes of features w pixels wide. Where tiles fill rows evenly, few reach over the end of one,
  * so that their pixels stand evenly apart. */
-static inline int block_pixels(int type, int w) {
-    if (type == F32) return MR;
+static inline int block_pixels(int type, int w, int count) {
+    if (type == F32) return rows_of_block(count);
     for (int side = SIDE; side >= SIDE - 4; side--)
         if (w % side == 0) return 2 * side;
     return 2 * SIDE;

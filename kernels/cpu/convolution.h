@@ -47,19 +47,28 @@ static inline __attribute__((always_inline)) void multiply_rows(
         for (int j = 0; j < vectors; j++) *(vf *)(to + i * step + j * VL) = sum[i][j];
 }
 
-/* The same for any number of rows, of which it takes up to MR: there may be so many in the table, and in `to`. count:
- * channels of the panel; one vector does for few of them. */
+/* The same for up to MR rows: there may be so many in the table, and in `to`. count: channels of the panel; one vector
+ * does for few of them. */
 static inline __attribute__((always_inline)) void multiply_tile(
     int rows, int count, int type, const char *b, Ahead ahead, const char *const *base, const int64_t *pixel,
     int runs, int words, float *to, int64_t step) {
     if (count <= VL)
         multiply_rows(MR, 1, type, b, ahead, base, pixel, runs, words, to, step);
-    else if (rows > 4)
+    else if (rows >= MR)
         multiply_rows(MR, NV, type, b, ahead, base, pixel, runs, words, to, step);
+    else if (rows > 4)
+        multiply_rows(MR - 1, NV, type, b, ahead, base, pixel, runs, words, to, step);
     else if (rows > 2)
         multiply_rows(4, NV, type, b, ahead, base, pixel, runs, words, to, step);
     else
         multiply_rows(2, NV, type, b, ahead, base, pixel, runs, words, to, step);
+}
+
+/* Of so many rows, those of a block: MR, or one less where that leaves none and MR one or two, for which all weights
+ * would be read once more. */
+static inline int rows_of_block(int count) {
+    int left = count % MR;
+    return left && left <= 2 && count % (MR - 1) == 0 ? MR - 1 : MR;
 }
 
 #include "blocks.h"
@@ -67,8 +76,9 @@ static inline __attribute__((always_inline)) void multiply_tile(
 /* Stores v, whose values stand from y + at on and `count` of which are left, and returns what was stored. */
 static inline vf keep(const Op *o, int64_t at, int count, vf v) {
     if (o->y_type == U8) {
-        v = nearest(clamp(v * o->per_step, -o->zero, 255.0f - o->zero)) + o->zero;
-        store_u8(o->y + at, v, count);
+        v = clamp(v * o->per_step + o->zero, 0.0f, 255.0f) + MAGIC;
+        store_u8(o->y + at, (vi)v, count);
+        v -= MAGIC;
         if (o->copy) store(o->copy + at, (v - o->zero) * o->step, count);
     } else if (o->y_type == BF16) {
         vh narrow = to_bf16(v);
@@ -158,7 +168,7 @@ static inline __attribute__((always_inline)) void direct(const Op *o, int type, 
     int64_t column = (int64_t)o->c * size, row = (o->w + 2 * o->edge) * column, offset[MAX_PIXELS + BLOCK];
     int64_t first = t->n * (o->h + 2 * o->edge) * row + (o->edge - k / 2) * (row + column); /* tap of a picture */
     Pixel pixel[MAX_PIXELS];
-    int count = t->stop - t->start, pixels = block_pixels(type, w);
+    int count = t->stop - t->start, pixels = block_pixels(type, w, count);
     for (int i = 0; i < count; i++) {
         int at_row = (t->start + i) / w, at_column = (t->start + i) % w;
         pixel[i] = pixel_of(o, t->n, h, w, at_row, at_column, lacks(o, at_row, at_column), i % pixels * NV);
@@ -178,11 +188,12 @@ static inline __attribute__((always_inline)) void direct(const Op *o, int type, 
         for (int i = 0; i < count; i += pixels) {
             vf acc[BLOCK][NV];
             Ahead ahead = {i ? b : b + NEAR, 4 * NR};
-            multiply_block(pixels, count - i, panel.count, type, b, ahead, base, offset + i, runs, words, (float *)acc);
+            int some = least(pixels, count - i);
+            multiply_block(pixels, some, panel.count, type, b, ahead, base, offset + i, runs, words, (float *)acc);
             if (o->multiply) wait_for(needs.gate, 1, needs.looks);
             for (int v = 0; v * VL < panel.count; v++) {
                 int c = panel.first + v * VL, left = panel.count - v * VL;
-                add_to(sums, c, left, finish(o, type, t->n, pixel + i, least(pixels, count - i), c, left, &acc[0][v]));
+                add_to(sums, c, left, finish(o, type, t->n, pixel + i, some, c, left, &acc[0][v]));
             }
         }
     }

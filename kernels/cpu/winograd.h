@@ -203,12 +203,13 @@ static inline __attribute__((always_inline)) void winograd(
         const char *b = o->weight + (int64_t)j * taps * taps * words * 4 * NR;
         for (int plane = 0; plane < PLANES; plane++) {
             if (plane / TAPS >= taps || plane % TAPS >= taps) continue;
-            int blocks = (count[plane] + MR - 1) / MR; /* none of what the smaller tiles lack */
+            int each = rows_of_block(count[plane]);
+            int blocks = (count[plane] + each - 1) / each; /* none of what the smaller tiles lack */
             int64_t length = (int64_t)words * 4 * NR, share = blocks ? 4 * NR / blocks : 0;
             Ahead ahead = {b + length, share}; /* each sends for its share of the next plane */
-            for (int i = 0; i < count[plane]; i += MR, ahead.at += words * share) {
+            for (int i = 0; i < count[plane]; i += each, ahead.at += words * share) {
                 const char *base = v + (rows.first[plane] + i) * rows.length + panel.group * k * size;
-                multiply_tile(count[plane] - i, panel.count, type, b, ahead, &base, offset, 1, words,
+                multiply_tile(least(each, count[plane] - i), panel.count, type, b, ahead, &base, offset, 1, words,
                               (float *)(m + (rows.first[plane] + i) * m_row), NR);
             }
             b += length;

@@ -2,10 +2,10 @@
 
 enum { MAX_RUNS = 18, MAX_PIXELS = 256 /* of a task */, LINE = 64, NEAR = 8192 /* bytes */ };
 
-/* Sends for memory, to the second cache where it is read, and to the first where it is written. */
-static inline __attribute__((always_inline)) void fetch(const char *p, int bytes) {
+/* Sends for memory to read, to the second cache, or to the first where it is `near`; and for memory to write. */
+static inline __attribute__((always_inline)) void fetch(int near, const char *p, int bytes) {
 #pragma GCC unroll 8
-    for (int i = 0; i < bytes; i += LINE) __builtin_prefetch(p + i, 0, 2);
+    for (int i = 0; i < bytes; i += LINE) near ? __builtin_prefetch(p + i, 0, 3) : __builtin_prefetch(p + i, 0, 2);
 }
 static inline void fetch_to_write(const char *p, int bytes) {
     for (int i = 0; i < bytes; i += LINE) __builtin_prefetch(p + i, 1, 3);
@@ -14,7 +14,8 @@ static inline void fetch_to_write(const char *p, int bytes) {
 static inline int least(int a, int b) { return a < b ? a : b; }
 
 /* Weights that products send for: the first, and how far it goes on with each word. Whoever is the first to read some
- * would wait for memory. */
+ * would wait for memory. A line is sent for again and again, which costs least where the first cache has it; fp32 leaves
+ * no room there. */
 typedef struct {
     const char *at;
     int64_t step;
@@ -31,7 +32,7 @@ static inline __attribute__((always_inline)) void multiply_rows(
         for (int i = 0; i < rows; i++) row[i] = base[r] + pixel[i];
         for (int k = 0; k < words; k++, b += 4 * NR) {
             vi w[NV];
-            fetch(ahead.at, 4 * NR);
+            fetch(type != F32, ahead.at, 4 * NR);
             ahead.at += ahead.step;
 #pragma GCC unroll 8
             for (int j = 0; j < vectors; j++) w[j] = *(const vi *)(b + 4 * j * VL);
@@ -129,35 +130,50 @@ static inline Pixel pixel_of(const Op *o, int n, int h, int w, int row, int colu
     return (Pixel){at * o->cout, from, of_x * o->c, (int64_t)lacks * o->cout};
 }
 
+enum { TOGETHER = 4 }; /* pixels whose vectors stay in registers */
+
 /* Gate, bias, identity, residual and activation of the vectors of channels from c on, `count` of which are left to
- * store, of some pixels; returns the sum of what was stored. One thing after the other, since a pixel has more
- * instructions than the CPU looks ahead. */
-static inline __attribute__((always_inline)) vf finish(
-    const Op *restrict o, int type, int n, const Pixel *p, int pixels, int c, int count, const vf *from) {
-    vf v[BLOCK > 16 ? BLOCK : 16], sum = {0};
+ * store, of so many pixels; returns `sum` and what was stored, added up. One thing after the other, since a pixel has
+ * more instructions than the CPU looks ahead. */
+static inline __attribute__((always_inline)) vf finish_some(
+    const Op *restrict o, int type, int n, const Pixel *p, int pixels, int c, int count, const vf *from, vf sum) {
+#define EACH _Pragma("GCC unroll 4") for (int i = 0; i < pixels; i++)
+    vf v[TOGETHER];
     const float *bias = o->bias + c;
     if (type == U8) {
         vi zero = *(const vi *)(o->weight_zero + c);
         vf step = load(o->weight_step + c);
-        for (int i = 0; i < pixels; i++)
-            v[i] = __builtin_convertvector((vi)from[p[i].from] - zero, vf) * step + load(bias + p[i].bias);
+        EACH v[i] = __builtin_convertvector((vi)from[p[i].from] - zero, vf) * step + load(bias + p[i].bias);
     } else
-        for (int i = 0; i < pixels; i++) v[i] = from[p[i].from] + load(bias + p[i].bias);
+        EACH v[i] = from[p[i].from] + load(bias + p[i].bias);
     if (o->scale) {
         vf multiply = load(o->multiply + (int64_t)n * o->cout + c), add = load(o->add + (int64_t)n * o->cout + c);
         const char *x = o->x[0] + c * size_of(type);
-        for (int i = 0; i < pixels; i++) v[i] += widen(type, x + p[i].of_x * size_of(type)) * multiply + add;
+        EACH v[i] += widen(type, x + p[i].of_x * size_of(type)) * multiply + add;
     } else if (o->multiply) {
         vf multiply = load(o->multiply + (int64_t)n * o->cout + c);
-        for (int i = 0; i < pixels; i++) v[i] *= multiply;
+        EACH v[i] *= multiply;
     }
     if (o->residual)
-        for (int i = 0; i < pixels; i++) v[i] += widen(type, o->residual + (p[i].at + c) * size_of(type));
-    if (o->activation == SILU)
-        for (int i = 0; i < pixels; i++) v[i] *= sigmoid(v[i]);
+        EACH v[i] += widen(type, o->residual + (p[i].at + c) * size_of(type));
+    if (o->activation == SILU && o->y_type == U8)
+        EACH v[i] *= sigmoid(U8, v[i]);
+    else if (o->activation == SILU)
+        EACH v[i] *= sigmoid(F32, v[i]);
     else if (o->activation == RELU)
-        for (int i = 0; i < pixels; i++) v[i] = blend(v[i] < 0.0f, (vf){0}, v[i]);
-    for (int i = 0; i < pixels; i++) sum += keep(o, p[i].at + c, count, v[i]);
+        EACH v[i] = blend(v[i] < 0.0f, (vf){0}, v[i]);
+    EACH sum += keep(o, p[i].at + c, count, v[i]);
+    return sum;
+#undef EACH
+}
+
+/* The same for any number of pixels. */
+static inline __attribute__((always_inline)) vf finish(
+    const Op *o, int type, int n, const Pixel *p, int pixels, int c, int count, const vf *from) {
+    vf sum = {0};
+    int i = 0;
+    for (; i + TOGETHER <= pixels; i += TOGETHER) sum = finish_some(o, type, n, p + i, TOGETHER, c, count, from, sum);
+    for (; i < pixels; i++) sum = finish_some(o, type, n, p + i, 1, c, count, from, sum);
     return sum;
 }
 
@@ -179,7 +195,8 @@ static inline __attribute__((always_inline)) void direct(const Op *o, int type, 
     begin_blocks(type, pixels, words);
     for (int j = t->panel_start; j < t->panel_stop; j++) {
         Panel panel = o->panels[j];
-        const char *base[MAX_RUNS], *b = o->weight + (int64_t)j * runs * words * 4 * NR;
+        int64_t length = (int64_t)runs * words * 4 * NR, share = 4 * NR / ((count + pixels - 1) / pixels);
+        const char *base[MAX_RUNS], *b = o->weight + j * length;
         for (int r = 0; r < runs; r++) {
             const char *x = o->x[merged ? 0 : r / (k * k)] + first + panel.group * part * size;
             base[r] = merged ? x + r * row : x + r % (k * k) / k * row + r % k * column;
@@ -187,7 +204,8 @@ static inline __attribute__((always_inline)) void direct(const Op *o, int type, 
         clear(sums, panel);
         for (int i = 0; i < count; i += pixels) {
             vf acc[BLOCK][NV];
-            Ahead ahead = {i ? b : b + NEAR, 4 * NR};
+            Ahead ahead = {b + length + i / pixels * runs * words * share, share}; /* of the next panel */
+            if (i == 0 && j == t->panel_start) ahead = (Ahead){b + NEAR, 4 * NR};
             int some = least(pixels, count - i);
             multiply_block(pixels, some, panel.count, type, b, ahead, base, offset + i, runs, words, (float *)acc);
             if (o->multiply) wait_for(needs.gate, 1, needs.looks);

@@ -114,7 +114,7 @@ static void gate(const Op *o, const Task *t, float *scratch) {
         for (int i = 0; i < o->panels[j].count; i++) {
             int c = o->panels[j].first + i;
             float g = o->gate_bias[c] + product(o->gate_weight + (int64_t)c * k, scratch + o->panels[j].group * k, k);
-            g = sigmoid((vf){0} + g)[0];
+            g = sigmoid(F32, (vf){0} + g)[0];
             multiply[c] = o->scale ? o->scale[c] * g : 2 * g;
             if (o->scale) add[c] = o->shift[c] * g;
             if (o->scale && o->x_type == U8) { /* the identity reads stored values */

@@ -71,7 +71,7 @@ static inline __attribute__((always_inline)) void transform_input(
     for (int j = 0; j < points_of(across); j++) {
         for (int i = 0; i < points_of(down); i++) {
             x[i] = widen(type, d + row[i] + column[j]);
-            fetch(d + row[i] + column[j] + ahead, 1);
+            fetch(0, d + row[i] + column[j] + ahead, 1);
         }
         to_points(how, down, x, &t[0][j], POINTS);
     }

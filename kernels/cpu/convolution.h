@@ -14,8 +14,8 @@ static inline void fetch_to_write(const char *p, int bytes) {
 static inline int least(int a, int b) { return a < b ? a : b; }
 
 /* Weights that products send for: the first, and how far it goes on with each word. Whoever is the first to read some
- * would wait for memory. A line is sent for again and again, which costs least where the first cache has it; fp32 leaves
- * no room there. */
+ * would wait for memory. A line is sent for again and again, which costs least in the first cache; fp32 leaves no room
+ * there. */
 typedef struct {
     const char *at;
     int64_t step;

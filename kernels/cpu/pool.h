@@ -3,7 +3,7 @@
  *
  * A pass takes those that are awake in time and waits for no other: a core that has slept since the last picture may
  * take milliseconds to wake, and a small network is through by then. Helpers are kept off the core of the thread that
- * they help: a system whose cores it knows nothing of wakes a thread where its waker runs. */
+ * they help: the system may wake a thread where its waker runs, which then stands still. */
 
 #include <pthread.h>
 #include <signal.h>
@@ -28,9 +28,10 @@ typedef struct {
     void (*work)(const void *pass, int index);
     const void *pass;
     atomic_int wanted; /* helpers, at most */
-    atomic_int looks;  /* of who waits in a pass; there are less between two */
-    int count, cores, core; /* cores that the thread may run on, and the one where it was when that was asked */
-    pid_t process;          /* that has the helpers: a fork has none */
+    atomic_int looks;  /* of who waits in a pass; a part of them between two */
+    int count;         /* helpers */
+    int cores, core;   /* how many the thread may run on, and where it ran when that was asked */
+    pid_t process;     /* that has the helpers: a fork has none */
     pthread_t helpers[MOST_HELPERS];
 } Pool;
 

@@ -12,7 +12,7 @@
 #endif
 
 /* Looks of a waiting thread before it sleeps, some milliseconds; and where there are fewer cores than threads, some ten
- * microseconds. Who is woken may be put on the core of who wakes it, and push that aside. */
+ * microseconds. Who sleeps may be woken on the core of who wakes it, and push that aside. */
 enum { LOOKS = 100000, FEW_LOOKS = 500 };
 
 enum { IMPORT, GATE, CLASSIFIER, POOL, TRANSFORM, CONVOLVE };

@@ -154,7 +154,7 @@ def test_network(name: str, dtype: torch.dtype, limit: float, seed: int) -> None
     assert segment.launches[0].arguments[2] == 0, "nobody leads where nobody waits"
 
 
-@settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=2, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_random_programs(data: st.DataObject) -> None:
     """Gates beside none, maxima whose sums a gate reads, two inputs and a residual; normalised and raw."""

@@ -125,9 +125,9 @@ static inline int64_t place(int n, int h, int w, int edge, int row, int column) 
     return ((int64_t)n * (h + 2 * edge) + row + edge) * (w + 2 * edge) + column + edge;
 }
 
-static inline Pixel pixel_of(const Op *o, int n, int h, int w, int row, int column, int lacks, int from) {
+static inline Pixel pixel_of(const Op *o, int n, int h, int w, int row, int column, int from) {
     int64_t at = place(n, h, w, 1, row, column), of_x = o->edge == 1 ? at : place(n, h, w, o->edge, row, column);
-    return (Pixel){at * o->cout, from, of_x * o->c, (int64_t)lacks * o->cout};
+    return (Pixel){at * o->cout, from, of_x * o->c, (int64_t)lacks(o, row, column) * o->cout};
 }
 
 enum { TOGETHER = 4 }; /* pixels whose vectors stay in registers */
@@ -187,7 +187,7 @@ static inline __attribute__((always_inline)) void direct(const Op *o, int type, 
     int count = t->stop - t->start, pixels = block_pixels(type, w, count);
     for (int i = 0; i < count; i++) {
         int at_row = (t->start + i) / w, at_column = (t->start + i) % w;
-        pixel[i] = pixel_of(o, t->n, h, w, at_row, at_column, lacks(o, at_row, at_column), i % pixels * NV);
+        pixel[i] = pixel_of(o, t->n, h, w, at_row, at_column, i % pixels * NV);
         offset[i] = at_row * o->stride * row + at_column * o->stride * column;
     }
     for (int i = 0; i < BLOCK; i++) offset[count + i] = offset[count - 1];

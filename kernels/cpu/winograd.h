@@ -219,16 +219,13 @@ static inline __attribute__((always_inline)) void winograd(
         if (o->multiply) wait_for(needs.gate, 1, needs.looks);
         for (int i = t->start; i < t->stop; i++) {
             Tile tile = tile_at(how, i, h, w);
-            int down = tile.down, across = tile.across, pixels = 0, beside[4];
+            int down = tile.down, across = tile.across, pixels = 0;
             Pixel pixel[16];
-            for (int s = 0; s < 4; s++) beside[s] = o->border ? lacking(o, tile.column + s, o->w) : 0;
-            for (int r = 0; r < tile.rows; r++) {
-                int row = tile.row + r, below = o->border ? 4 * lacking(o, row, o->h) : 0;
+            for (int r = 0; r < tile.rows; r++)
                 for (int s = 0; s < tile.columns; s++, pixels++) {
-                    pixel[pixels] = pixel_of(o, t->n, h, w, row, tile.column + s, below + beside[s], 4 * r + s);
+                    pixel[pixels] = pixel_of(o, t->n, h, w, tile.row + r, tile.column + s, 4 * r + s);
                     fetch_to_write(o->y + (pixel[pixels].at + panel.first) * stored, panel.count * stored);
                 }
-            }
 #define TAKE_BACK(DOWN, ACROSS) take_rows(how, DOWN, ACROSS, next, m_row, where)
             WITH_KINDS(TAKE_BACK);
             for (int c = 0; c < panel.count; c += VL) {

@@ -1,4 +1,4 @@
-"""Threads inside an operation, or lanes across the cores? Ways to share a CPU, to be measured once."""
+"""Threads inside an operation, or lanes across the cores? Ways to share a CPU, measured once; before, a default."""
 
 from __future__ import annotations
 
@@ -40,6 +40,14 @@ class Choice:
 
 Run = Callable[[Tensor], Answer]
 Make = Callable[[Choice, torch.dtype | None], Run]  # with the type of the engine that chooses, or another
+
+
+def default_placement(program: Program, backend: str, ranks: int) -> Placement:
+    """A lane per rank, or per CUDA stream; else one."""
+    lanes = program.streams if backend == "cuda_streams" else ranks
+    if lanes == 1:
+        return Placement.single(program)
+    return Placement.from_streams_per_gpu(program, -(-program.streams // lanes), lanes)
 
 
 def on_one_lane(program: Program, cores: int, executors: Sequence[str]) -> list[Choice]:

@@ -12,7 +12,7 @@ from typing import NoReturn, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from .choice import ENOUGH, HOPELESS, Choice, on_gpus, on_lanes, on_one_lane, timed
+from .choice import ENOUGH, HOPELESS, Choice, default_placement, on_gpus, on_lanes, on_one_lane, timed
 from .errors import ParNetError
 from .executors.answers import Answer, check_out, each, logits_of
 from .executors.available import METHODS, choose, find_device, for_cpu, notes, warn
@@ -116,7 +116,7 @@ class Engine:
         self._open = placement is None and threads is None and ranks == 1 and executor in ("auto", "cpu")
         self._unproved = executor == "auto" and lives_on_gpu(self.device) and not program.quantised
         self._cores: int | None = None  # that a choice was measured on
-        self.placement = placement or _default_placement(program, self.executor, ranks)
+        self.placement = placement or default_placement(program, self.executor, ranks)
         self.placement.check(program)
         self.lane = 0
         self._lock, self._ranges, self._process = Lock(), Ranges.of(program), os.getpid()
@@ -399,11 +399,3 @@ class Engine:
             self.close()
         elif isinstance(error, ParNetError):
             self.close(status=2)
-
-
-def _default_placement(program: Program, backend: str, ranks: int) -> Placement:
-    """A lane per rank, or per CUDA stream; else one."""
-    lanes = program.streams if backend == "cuda_streams" else ranks
-    if lanes == 1:
-        return Placement.single(program)
-    return Placement.from_streams_per_gpu(program, -(-program.streams // lanes), lanes)

@@ -1,4 +1,5 @@
-"""The CPU kernels by each instruction set that this CPU has, and by AMX, whose instructions are emulated elsewhere."""
+"""The CPU kernels by each instruction set that this CPU has, and by AMX, whose instructions are emulated on a
+CPU that has the others of its object."""
 
 from __future__ import annotations
 
@@ -16,7 +17,13 @@ from parallel_parnet.kernels.cpu.instruction_sets import HERE
 
 EMULATOR = Path(__file__).parent / "kernels" / "cpu" / "amx_emulator.c"
 RUNNABLE = objects.runnable() if "native" in OPTIONAL else ()
-EMULATED = "amx" not in RUNNABLE and (HERE / "native_amx.so").is_file() and shutil.which("cc") is not None
+# its object needs all that avx512bf16 needs, too
+EMULATED = (
+    "amx" not in RUNNABLE
+    and "avx512bf16" in RUNNABLE
+    and (HERE / "native_amx.so").is_file()
+    and shutil.which("cc") is not None
+)
 
 
 @pytest.fixture(scope="session")

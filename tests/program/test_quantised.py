@@ -118,7 +118,8 @@ def test_sums_of_32_bits(executor: str) -> None:
     """The most channels that a convolution may have fill them, and one more is refused."""
     got = Engine(widest(MOST_SUMMED), device="cpu", executor=executor)(torch.zeros(1, 3, 32, 32))
     of_pixels = 255 * 127 * MOST_SUMMED * np.outer([6, *[9] * 14, 6], [2 / 3, *[1] * 14, 2 / 3])
-    assert relative(got[:, :8], torch.full((1, 8), float(1e-6 * of_pixels.mean()))) < 1e-5
+    off = relative(got[:, :8], torch.full((1, 8), float(1e-6 * of_pixels.mean())))
+    assert off < (1e-4 if executor == "reference" else 1e-5)  # one adds in fp32; a channel less is off by 1.4e-4
     with pytest.raises(ParNetError, match="'wide': 7368 channels are too many for sums of 32 bits, at most 7367"):
         widest(MOST_SUMMED + 1)
 

@@ -15,7 +15,7 @@ from parallel_parnet import Placement, fold
 from parallel_parnet.executors.native_plan import NativePlan
 from parallel_parnet.executors.segment import SegmentModule
 
-pytestmark = pytest.mark.skipif(not EMULATED, reason="this CPU has AMX, or there is no compiler")
+pytestmark = pytest.mark.skipif(not EMULATED, reason="this CPU has AMX or no AVX512-BF16, or there is no compiler")
 FORBIDDEN = """
 #include <immintrin.h>
 struct {{ unsigned char palette, start, unused[14]; unsigned short bytes[16]; unsigned char rows[16]; }} shapes = {{1}};

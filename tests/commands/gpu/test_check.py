@@ -169,12 +169,12 @@ def test_a_dry_run_says_so_everywhere_and_goes_on(tmp_path):
 
 @pytest.mark.timeout(600)
 def test_no_row_is_lost_by_an_end_at_any_moment(tmp_path):
-    """Killed again and again, as soon as nine more rows are there; what then remains is measured, and nothing twice."""
+    """Killed again and again, as soon as fifteen more rows are there; what then remains is measured, and nothing twice."""
     steps = ("--step", "machine", "first", "probes")
     kept: list[dict] = []
     for _ in range(20):
         process = dry_run(tmp_path, *steps)
-        while process.poll() is None and len(measured(tmp_path)) < len(kept) + 9:
+        while process.poll() is None and len(measured(tmp_path)) < len(kept) + 15:
             time.sleep(0.02)
         ended = process.poll()
         os.kill(process.pid, signal.SIGKILL) if ended is None else None

@@ -159,6 +159,9 @@ static void convolve(const Op *o, const Task *t, Needs needs, char *scratch) {
 /* Words of 32 bits that stand side by side in a panel of weights. */
 int panel_width(void) { return NR; }
 
+/* Panels whose products Winograd's algorithms make before any is transformed back. */
+int panels_at_once(void) { return PANELS; }
+
 /* Whether there are instructions for products of bf16. */
 int has_bf16(void) {
 #ifdef __AVX512BF16__

@@ -18,8 +18,9 @@ enum { VL = 4, NV = 4, MR = 6 };
 #else
 enum { VL = 4, NV = 2, MR = 6 };
 #endif
-/* a tile of MR pixels by NR channels fills the registers */
-enum { NR = VL * NV };
+/* a tile of MR pixels by NR channels, a panel, fills the registers; what tiles of pixels are transformed to is multiplied
+ * by so many panels before the next of it is read, 32 channels */
+enum { NR = VL * NV, PANELS = 32 / NR };
 
 typedef float vf __attribute__((vector_size(VL * 4), aligned(4)));
 typedef int32_t vi __attribute__((vector_size(VL * 4), aligned(4)));
@@ -86,29 +87,12 @@ static inline vh to_u16(vi v) {
 /* 1.5 * 2^23: a float has no place for more than integers beside it, and those below 2^22 in its low bits */
 #define MAGIC 12582912.0f
 
-/* exp between -87 and 87, by Cephes' polynomial, relative error 2e-7 */
-static inline vf exponential(vf x) {
-    const vf low = {0};
-    x = clamp(x, -87.0f, 87.0f);
-    vf rounded = x * 1.44269504f + MAGIC;
-    vi power = (vi)rounded - (vi)(low + MAGIC);
-    vf k = rounded - MAGIC, r = x - k * 0.693359375f + k * 2.12194440e-4f;
-    vf p = low + 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    return (vf)((vi)p + (power << 23));
-}
-
-/* 0 where the exponential grows no more: what is multiplied by it may be of any size. With AVX-512 by 2^x, scaled by an
- * instruction, and a reciprocal of 14 bits made one of 28: half the time. Relative error 3e-7, and 6e-8 times -x below
- * zero, where x is rounded. For `type` U8, of what is made with it, 2e-4 will do, a twentieth of a step at most. */
+/* 0 where the power of 2 grows no more: what is multiplied by it may be of any size. With AVX-512 the power is scaled by
+ * an instruction, and a reciprocal of 14 bits made one of 28. Relative error 3e-7, and 6e-8 times -x below zero, where x
+ * is rounded. For `type` U8, of what is made with it, 2e-4 will do, a twentieth of a step at most. */
 static inline __attribute__((always_inline)) vf sigmoid(int type, vf x) {
-#if defined(__AVX512BW__)
     vf turned = x * -1.44269504f; /* 1 / ln 2 */
+#if defined(__AVX512BW__)
     vf part = (vf)_mm512_reduce_ps((__m512)turned, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
     vf p = (vf){0} + (type == U8 ? 7.70670474e-2f : 1.86713017e-3f);
     if (type != U8) {
@@ -124,7 +108,15 @@ static inline __attribute__((always_inline)) vf sigmoid(int type, vf x) {
     __mmask16 finite = _mm512_cmp_ps_mask((__m512)turned, _mm512_set1_ps(126.0f), _CMP_NGT_UQ);
     return (vf)_mm512_maskz_mul_ps(finite, (__m512)inverse, (__m512)(2.0f - sum * inverse));
 #else
-    return blend(x < -87.0f, (vf){0}, 1.0f / (1.0f + exponential(-x)));
+    vf held = clamp(turned, -126.0f, 126.0f), rounded = held + MAGIC, part = held - (rounded - MAGIC);
+    vf p = (vf){0} + 1.32546027e-3f;
+    p = p * part + 9.67199914e-3f;
+    p = p * part + 5.55077940e-2f;
+    p = p * part + 2.40222320e-1f;
+    p = p * part + 6.93146944e-1f;
+    p = p * part + 1.0f;
+    vf power = (vf)((vi)p + ((vi)rounded << 23)); /* of what the low bits are, to the exponent's place */
+    return blend(turned > 126.0f, (vf){0}, 1.0f / (1.0f + power));
 #endif
 }
 

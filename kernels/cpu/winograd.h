@@ -177,17 +177,46 @@ static inline __attribute__((always_inline)) void transform(
     }
 }
 
-/* The rows of a task's tiles, at o->rows or, where nobody shares them, in scratch, multiplied by their planes' weights,
- * panel by panel, so that what a panel makes stays in the second cache, and transformed back. In BF16 the parts of all
+/* Products of a task's rows at v and the weights of `some` panels from j on, plane by plane: for each panel its rows at
+ * m, m_size behind the other's. A plane's rows stay in the second cache for the next panel. In BF16 the parts of all
  * inputs together fill whole words. */
+static inline __attribute__((always_inline)) void multiply_planes(
+    const Op *o, int how, int type, const Rows *rows, const int *count, const char *v, int j, int some, char *m,
+    int64_t m_size) {
+    int taps = taps_along(how), k = o->c / o->groups * o->inputs, size = size_of(type), words = k * size / 4, number = 0;
+    int64_t offset[MR], length = (int64_t)words * 4 * NR, all = taps * taps * length; /* of weights */
+    for (int i = 0; i < MR; i++) offset[i] = i * rows->length;
+    for (int plane = 0; plane < PLANES; plane++) {
+        if (plane / TAPS >= taps || plane % TAPS >= taps) continue;
+        int each = rows_of_block(count[plane]);
+        int blocks = (count[plane] + each - 1) / each; /* none of what the smaller tiles lack */
+        int64_t share = blocks ? 4 * NR / blocks : 0;
+        for (int p = 0; p < some; p++) {
+            Panel panel = o->panels[j + p];
+            const char *b = o->weight + (j + p) * all + number * length;
+            /* each sends for its share of the next weights */
+            Ahead ahead = {p + 1 < some ? b + all : b - p * all + length, share};
+            for (int i = 0; i < count[plane]; i += each, ahead.at += words * share) {
+                int row = rows->first[plane] + i;
+                const char *base = v + row * rows->length + panel.group * k * size;
+                multiply_tile(least(each, count[plane] - i), panel.count, type, b, ahead, &base, offset, 1, words,
+                              (float *)(m + p * m_size + row * (int64_t)(4 * NR)), NR);
+            }
+        }
+        number++;
+    }
+}
+
+/* The rows of a task's tiles, at o->rows or, where nobody shares them, in scratch, multiplied by their planes' weights,
+ * some panels at a time, so that what they make stays in the second cache, and transformed back. */
 static inline __attribute__((always_inline)) void winograd(
     const Op *o, int how, int type, const Task *t, Needs needs, char *scratch) {
-    int h = o->h / o->stride, w = o->w / o->stride, tiles = t->stop - t->start, taps = taps_along(how);
-    int k = o->c / o->groups * o->inputs, size = size_of(type), words = k * size / 4, count[PLANES], next[PLANES];
-    int64_t where[POINTS * POINTS], offset[MR], m_row = 4 * NR, stored = size_of(o->y_type);
+    int h = o->h / o->stride, w = o->w / o->stride, tiles = t->stop - t->start, count[PLANES], next[PLANES];
+    int64_t where[POINTS * POINTS], m_row = 4 * NR, stored = size_of(o->y_type);
     Rows rows = planes_of(o, how, type, tiles);
+    int64_t m_size = (rows.total + MR) * m_row;
     char *v = o->rows ? rows_at(o, t) : scratch;
-    char *m = o->rows ? scratch : scratch + ((rows.total + MR) * rows.length + 63) / 64 * 64;
+    char *made = o->rows ? scratch : scratch + ((rows.total + MR) * rows.length + 63) / 64 * 64;
     memcpy(next, rows.first, sizeof next);
     for (int i = t->start; i < t->stop; i++) {
         Tile tile = tile_at(how, i, h, w);
@@ -196,24 +225,13 @@ static inline __attribute__((always_inline)) void winograd(
         WITH_KINDS(COUNT);
     }
     for (int i = 0; i < PLANES; i++) count[i] = next[i] - rows.first[i];
-    for (int i = 0; i < MR; i++) offset[i] = i * rows.length;
     float *sums = sums_of(o, t);
     for (int j = t->panel_start; j < t->panel_stop; j++) {
         Panel panel = o->panels[j];
-        const char *b = o->weight + (int64_t)j * taps * taps * words * 4 * NR;
-        for (int plane = 0; plane < PLANES; plane++) {
-            if (plane / TAPS >= taps || plane % TAPS >= taps) continue;
-            int each = rows_of_block(count[plane]);
-            int blocks = (count[plane] + each - 1) / each; /* none of what the smaller tiles lack */
-            int64_t length = (int64_t)words * 4 * NR, share = blocks ? 4 * NR / blocks : 0;
-            Ahead ahead = {b + length, share}; /* each sends for its share of the next plane */
-            for (int i = 0; i < count[plane]; i += each, ahead.at += words * share) {
-                const char *base = v + (rows.first[plane] + i) * rows.length + panel.group * k * size;
-                multiply_tile(least(each, count[plane] - i), panel.count, type, b, ahead, &base, offset, 1, words,
-                              (float *)(m + (rows.first[plane] + i) * m_row), NR);
-            }
-            b += length;
-        }
+        int after = (j - t->panel_start) % PANELS; /* of how many that were multiplied together */
+        const char *m = made + after * m_size;
+        if (!after)
+            multiply_planes(o, how, type, &rows, count, v, j, least(PANELS, t->panel_stop - j), made, m_size);
         clear(sums, panel);
         memcpy(next, rows.first, sizeof next);
         if (o->multiply) wait_for(needs.gate, 1, needs.looks);

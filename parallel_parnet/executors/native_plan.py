@@ -19,7 +19,7 @@ from .native_algorithm import algorithm, tiles
 from .segment import SegmentModule
 
 # of a task, at most; the same for any number of threads, since sums are kept by task
-TILES = {native.F2: 98, native.F4: 98, native.S2: 98, native.S4: 49}
+TILES, FEWER = {native.F2: 98, native.F4: 98, native.S2: 98, native.S4: 49}, 25
 PIXELS, ROWS = 256, 8
 TILE_ROWS = 8  # that a product makes at once, at most; also where fewer are left
 LINE = 64  # bytes, of a line of the cache
@@ -176,7 +176,7 @@ class NativePlan:
         how = algorithm(op, w, kind, out_h, out_w)
         direct, places = how == native.DIRECT, tiles(how, out_h, out_w)
         unit = out_w if direct and out_w <= PIXELS else 1  # whole rows, so that blocks of pixels begin where one does
-        units, most = places // unit, (PIXELS if direct else TILES[how]) // unit
+        units, most = places // unit, (PIXELS if direct else _tiles(how)) // unit
         each = unit * -(-units // -(-units // most))
         parts = _parts(self.n, places, each)
         chunks = len(parts) // self.n
@@ -205,7 +205,8 @@ class NativePlan:
         if not direct:
             found = native.ALGORITHMS[how]
             rows = each * found.tiles[0][1] ** 2 + found.weights + 2 * TILE_ROWS
-            self._need(rows * (op.cin + native.library().panel_width() + native.SLACK))
+            library = native.library()
+            self._need(rows * (op.cin + library.panel_width() * library.panels_at_once() + native.SLACK))
             if len(panels) >= SHARED:
                 transforms = self._share(index, rows * (op.cin + native.SLACK) * dtype.itemsize, parts, len(panels))
         return transforms, [Task(index, native.CONVOLVE, *part, *some) for part in parts for some in panels]
@@ -359,6 +360,11 @@ def _pack(
         zeros = torch.tensor([x.zero for x in inputs], dtype=torch.float64, device="cpu")
         rows["weight_zero"] = (parts @ zeros).to(torch.int32)
     return {"weight": packed, **{name: native.with_slack(tensor) for name, tensor in rows.items()}}
+
+
+def _tiles(how: int) -> int:
+    """Of a task, at most: fewer where there is no AVX-512, as second caches are half as large there, or less."""
+    return TILES[how] if native.library().panels_at_once() == 1 else FEWER
 
 
 def _work(op: Operation, how: int, task: Task) -> float:

@@ -57,7 +57,7 @@ def test_compiled(executor: str, dtype: torch.dtype) -> None:
     golden = CASES[1].values[0]
     program = program_of(golden)
     alone = executor == "inductor" and dtype != torch.float32  # which takes a minute to compile three lanes
-    placement = Placement.from_streams_per_gpu(program, 3, 1) if alone else Placement.from_streams_per_gpu(program, 1, 3)
+    placement = Placement.from_streams_per_gpu(program, *((3, 1) if alone else (1, 3)))
     engine = Engine(program, placement, "cpu", dtype, executor)
     assert relative(engine(golden.input), golden.logits) < limit(golden, program, executor, dtype)
 

@@ -113,7 +113,7 @@ def test_native_needs_no_compiler_home_or_cache(installed: Path, tmp_path: Path)
 
 
 def test_without_a_compiler(tree: Path, tmp_path: Path) -> None:
-    """It installs, says what lacks, and takes no object of an earlier build along, by a stand-in that compiles nothing."""
+    """It installs, says what lacks, and takes no object of an earlier build along; a stand-in makes what it has."""
     made_up = stand_in(tmp_path, 'echo an object >"$2"')
     build = (sys.executable, "setup.py", "build", "--build-lib", "built")
     said = {}

@@ -122,6 +122,13 @@ def shares(seconds: Sequence[float], runs: int, least: int, budget: float) -> li
     return counts
 
 
+def spread(rounds: int) -> list[int]:
+    """For each round its place among them, by which the first few are always spread over all: by its bits, reversed."""
+    bits = max(1, (rounds - 1).bit_length())
+    order = sorted(range(rounds), key=lambda r: f"{r:0{bits}b}"[::-1])
+    return np.argsort(order).tolist()
+
+
 def interleave(
     entries: Sequence[Entry],
     pictures: Sequence[Sequence[Tensor]],
@@ -129,13 +136,13 @@ def interleave(
     tick: Callable[[], object],
 ) -> None:
     """Time each entry so many times, in turns, on its own pictures in turn. Every round has an order of its own, so
-    that nobody always comes after the same one. Those with fewer runs than others are spread evenly over the rounds.
-    `tick` is called after every round."""
+    that nobody always comes after the same one. Those with fewer runs than others are spread over the rounds, and run
+    where all with more do, so that their times can be compared round by round. `tick` is called after every round."""
     rounds, draw = max(counts, default=0), np.random.default_rng()
-    for r in range(rounds):
+    for r, turn in enumerate(spread(rounds)):
         for i in draw.permutation(len(entries)):
             entry, own, count = entries[i], pictures[i], counts[i]
-            if (r + 1) * count // rounds == r * count // rounds:
+            if turn >= count:
                 continue
             if entry.subject.device.type == "cpu":
                 let_threads_sleep()

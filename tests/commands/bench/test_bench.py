@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,7 +31,7 @@ from parallel_parnet.commands.bench.comparison import changes, differences
 from parallel_parnet.commands.bench.fused import fuse
 from parallel_parnet.commands.bench.measure import Settings, contenders, measure, worth_timing
 from parallel_parnet.commands.bench.rows import add_ratios, read, relation, result_name, write
-from parallel_parnet.commands.bench.running import Entry, interleave
+from parallel_parnet.commands.bench.running import Entry, interleave, spread
 from parallel_parnet.commands.bench.statistics import median_interval, summary
 from parallel_parnet.commands.bench.subject import Contender, Runner, Subject
 from parallel_parnet.commands.common import run
@@ -95,10 +96,20 @@ def test_turns_are_taken() -> None:
     pictures = [torch.zeros(1), torch.ones(1)]
     entries, ticks = [entry("a"), entry("b")], []
     interleave(entries, [pictures] * 2, [4, 2], lambda: ticks.append(1))
-    assert sorted(order[:1]) + sorted(order[1:3]) + order[3:4] + sorted(order[4:]) == list("aabaab"), "round by round"
+    assert sorted(order[:2]) + order[2:3] + sorted(order[3:5]) + order[5:] == list("abaaba"), "round by round"
     assert entries[0].rounds == [0, 1, 2, 3]
-    assert entries[1].rounds == [1, 3]
+    assert entries[1].rounds == [0, 2]
     assert len(ticks) == 4
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 7, 15, 50])
+def test_few_turns_are_spread(rounds: int) -> None:
+    """15 of 50 runs and 7 of 50 fell into rounds of which none was the same, when each had them evenly by itself."""
+    turns = spread(rounds)
+    assert sorted(turns) == list(range(rounds))
+    for count in range(1, rounds + 1):
+        taken = [-1, *(r for r in range(rounds) if turns[r] < count), rounds]
+        assert max(b - a for a, b in pairwise(taken)) <= 2 * (rounds + 1) // count + 1
 
 
 def planted(name: str, wrong: float, is_ours: bool = False) -> Contender:

@@ -16,7 +16,7 @@ SHORT_CELL = re.compile(r"\| ([\d.]+), ([\w ]+?) ([\d.]+): \*\*([\d.]+)\*\*(?= \
 
 def test_the_table_against_the_others() -> None:
     cells = CELL.findall(PAGE.read_text(encoding="utf-8"))
-    assert len(cells) == 15, "five networks in three types"
+    assert len(cells) == 20, "five networks in three types, and in fp32 on another machine"
     for ours, path, peer, theirs, *ratios in cells:
         rows = json.loads((PAGE.parent / path).read_text())["rows"]
         mine, best = (
@@ -30,5 +30,6 @@ def test_the_table_against_the_others() -> None:
 
 
 def test_the_readme_has_the_same() -> None:
-    short = [(ours, peer, theirs, ratio) for ours, _, peer, theirs, ratio, *_ in CELL.findall(PAGE.read_text())]
+    cells = CELL.findall(PAGE.read_text())
+    short = [(ours, peer, theirs, ratio) for ours, path, peer, theirs, ratio, *_ in cells if "avx512" in path]
     assert SHORT_CELL.findall((ROOT / "README.md").read_text(encoding="utf-8")) == short

@@ -169,7 +169,7 @@ def test_a_dry_run_says_so_everywhere_and_goes_on(tmp_path):
 
 @pytest.mark.timeout(600)
 def test_no_row_is_lost_by_an_end_at_any_moment(tmp_path):
-    """Killed again and again, as soon as fifteen more rows are there; what then remains is measured, and nothing twice."""
+    """Killed again and again, as soon as fifteen more rows are there; the rest is measured then, and nothing twice."""
     steps = ("--step", "machine", "first", "probes")
     kept: list[dict] = []
     for _ in range(20):

@@ -395,7 +395,5 @@ class Engine:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if kind is None:
-            self.close()
-        elif isinstance(error, ParNetError):
-            self.close(status=2)
+        if error is None or isinstance(error, ParNetError):
+            self.close(status=0 if error is None else 2)

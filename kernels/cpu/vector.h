@@ -18,8 +18,8 @@ enum { VL = 4, NV = 4, MR = 6 };
 #else
 enum { VL = 4, NV = 2, MR = 6 };
 #endif
-/* a tile of MR pixels by NR channels, a panel, fills the registers; what tiles of pixels are transformed to is multiplied
- * by so many panels before the next of it is read, 32 channels */
+/* a tile of MR pixels by the NR channels of a panel fills the registers; Winograd's algorithms multiply a plane by so many
+ * panels before they read the next one: 32 channels */
 enum { NR = VL * NV, PANELS = 32 / NR };
 
 typedef float vf __attribute__((vector_size(VL * 4), aligned(4)));

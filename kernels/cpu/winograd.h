@@ -183,7 +183,7 @@ static inline __attribute__((always_inline)) void transform(
 static inline __attribute__((always_inline)) void multiply_planes(
     const Op *o, int how, int type, const Rows *rows, const int *count, const char *v, int j, int some, char *m,
     int64_t m_size) {
-    int taps = taps_along(how), k = o->c / o->groups * o->inputs, size = size_of(type), words = k * size / 4, number = 0;
+    int taps = taps_along(how), k = o->c / o->groups * o->inputs, size = size_of(type), words = k * size / 4;
     int64_t offset[MR], length = (int64_t)words * 4 * NR, all = taps * taps * length; /* of weights */
     for (int i = 0; i < MR; i++) offset[i] = i * rows->length;
     for (int plane = 0; plane < PLANES; plane++) {
@@ -193,7 +193,7 @@ static inline __attribute__((always_inline)) void multiply_planes(
         int64_t share = blocks ? 4 * NR / blocks : 0;
         for (int p = 0; p < some; p++) {
             Panel panel = o->panels[j + p];
-            const char *b = o->weight + (j + p) * all + number * length;
+            const char *b = o->weight + (j + p) * all + (plane / TAPS * taps + plane % TAPS) * length;
             /* each sends for its share of the next weights */
             Ahead ahead = {p + 1 < some ? b + all : b - p * all + length, share};
             for (int i = 0; i < count[plane]; i += each, ahead.at += words * share) {
@@ -203,7 +203,6 @@ static inline __attribute__((always_inline)) void multiply_planes(
                               (float *)(m + p * m_size + row * (int64_t)(4 * NR)), NR);
             }
         }
-        number++;
     }
 }
 

@@ -363,7 +363,7 @@ def _pack(
 
 
 def _tiles(how: int) -> int:
-    """Of a task, at most: fewer where there is no AVX-512, as second caches are half as large there, or less."""
+    """Of a task, at most: fewer where there is no AVX-512, since second caches are often smaller there."""
     return TILES[how] if native.library().panels_at_once() == 1 else FEWER
 
 

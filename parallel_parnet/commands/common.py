@@ -219,14 +219,17 @@ def load_model(args: argparse.Namespace) -> tuple[ParNet, str]:
 
 @torch.no_grad()
 def settle(model: ParNet) -> ParNet:
-    """Fit the batch norms of random weights to noise, so that features neither vanish nor grow over the levels.
+    """Fit the batch norms of random weights to what pictures are like, so that features neither vanish nor grow.
 
-    Vanished features would time denormal numbers, and hide every difference between two executors.
+    Vanished features would time denormal numbers, and hide every difference between two executors. Norms fitted to
+    noise alone let a photograph's even areas grow from level to level, and rounding with them.
     """
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 1.0
-    model.train()(torch.randn(4, 3, 64, 64))
+    brightness, grain = 2 * torch.randn(4, 1, 1, 1), 0.3 * torch.randn(4, 3, 64, 64)
+    areas = torch.nn.functional.interpolate(torch.randn(4, 3, 4, 4), 64, mode="bilinear")
+    model.train()(brightness + areas + grain)
     for norm in norms:
         norm.momentum = 0.1
     return model.eval()

@@ -17,6 +17,8 @@ from openvino import opset13 as ov
 from ..program.program import Operation
 from .segment import SegmentModule
 
+FEW = 16  # channels, that do not fill a vector of AVX-512
+
 
 def compile_model(model: Model, dtype: torch.dtype, threads: int, alone: bool = True) -> openvino.CompiledModel:
     """For the lowest latency on the CPU.
@@ -62,8 +64,7 @@ def _convolution(op: Operation, w: dict[str, Node], inputs: list[Node]) -> Node:
         inside = _constant(np.ones((1, 1, *_shape(x)[2:])))  # constant, so OpenVINO works the border out beforehand
         y = ov.add(y, _conv(inside, w["border"], 1, op.stride, padding))
     if op.gate != "none":
-        average = ov.reduce_mean(x, [2, 3], keep_dims=True)
-        gate = ov.sigmoid(ov.add(_conv(average, w["gate_weight"], op.groups, 1, 0), _per_channel(w["gate_bias"])))
+        gate = ov.sigmoid(ov.add(_conv(_average(x), w["gate_weight"], op.groups, 1, 0), _per_channel(w["gate_bias"])))
         # the gate comes last, since in bf16 a product of two vectors would be rounded on its own
         if op.gate == "identity":
             y = ov.add(y, ov.multiply(ov.add(ov.multiply(x, w["scale"]), w["shift"]), gate))
@@ -86,7 +87,7 @@ def _maximum(op: Operation, w: dict[str, Node], inputs: list[Node]) -> Node:
 
 
 def _classifier(op: Operation, w: dict[str, Node], inputs: list[Node]) -> Node:
-    averages = [ov.reduce_mean(x, [2, 3]) for x in inputs]
+    averages = [ov.reshape(_average(x), _shape(x)[:2], False) for x in inputs]
     x = averages[0] if len(averages) == 1 else ov.concat(averages, 1)
     return ov.add(ov.matmul(x, w["weight"], False, True), w["bias"])
 
@@ -98,6 +99,14 @@ def _conv(x: Node, weight: Node, groups: int, stride: int, padding: int) -> Node
     o, *rest = _shape(weight)
     grouped = ov.reshape(weight, [groups, o // groups, *rest], False)
     return ov.group_convolution(x, grouped, strides, pads, pads, dilations)
+
+
+def _average(x: Node) -> Node:
+    """[N, C, 1, 1]. A row first where there are few channels: OpenVINO would add all their pixels up one by one."""
+    _, channels, _, width = _shape(x)
+    if channels < FEW:
+        x = opset1.avg_pool(x, [1, 1], [0, 0], [0, 0], [1, width], False)
+    return ov.reduce_mean(x, [2, 3], keep_dims=True)
 
 
 def _pair(inputs: list[Node], groups: int) -> Node:

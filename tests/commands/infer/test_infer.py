@@ -16,14 +16,14 @@ import torch
 from PIL import Image
 
 from conftest import GOLDEN, OPTIONAL, ROOT, free_port, launch, relative
-from parallel_parnet import Engine, ParNetError, fold, load_checkpoint, save_checkpoint
-from parallel_parnet.commands.common import Ranks, quotas
+from parallel_parnet import Engine, ParNetError, create_model, fold, load_checkpoint, save_checkpoint
+from parallel_parnet.commands.common import Ranks, quotas, settle
 from parallel_parnet.commands.infer.few import Answers, verify
 from parallel_parnet.commands.infer.many import Pictures
 from parallel_parnet.commands.int8 import OF_DEMO, quantised
 from parallel_parnet.files import write_json
 from parallel_parnet.kernels.cpu import objects
-from parallel_parnet.parity import tolerance_quantised
+from parallel_parnet.parity import tolerance, tolerance_quantised
 from parallel_parnet.preprocess import Preprocess, find_images
 
 DEMO = ROOT / "launch" / "demo"
@@ -118,6 +118,16 @@ def test_one_line_says_why_native_cannot_be_had(ranks: int, tmp_path: Path) -> N
     assert run.returncode == 0, run.stderr
     assert run.stderr.count("native") == 1, run.stderr
     assert "note: executor openvino runs, since native cannot be had: the CPU kernels were not compiled: " in run.stderr
+
+
+def test_rounding_stays_small_with_random_weights() -> None:
+    torch.manual_seed(0)
+    program = fold(settle(create_model("parnet_s")))
+    even = torch.stack([Preprocess.of(program.config)(path) for path in find_images([DEMO / "pictures"])[:2]])
+    expected = Engine(program, device="cpu", executor="reference")(even)
+    for executor in ("eager", *OPTIONAL):
+        found = Engine(program, device="cpu", executor=executor)(even)
+        assert relative(found, expected) < tolerance(torch.float32, 0.0), executor
 
 
 @pytest.mark.skipif("native" not in OPTIONAL, reason="the CPU kernels were not compiled")

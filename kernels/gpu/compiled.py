@@ -57,7 +57,8 @@ def stand_in(capability: tuple[int, int]) -> Iterator[None]:
 @dataclass(frozen=True)
 class Resources:
     """Of one compiled kernel. registers: of a thread. shared, stack, local, spilled: bytes. in_loops: instructions that
-    reach spilled registers in loops that multiply. counts: by opcode."""
+    reach spilled registers in loops that multiply. serialised: products wait for each other, as they do where the
+    assembler does not follow their sums. counts: by opcode."""
 
     registers: int
     threads: int
@@ -66,6 +67,7 @@ class Resources:
     local: int
     spilled: int
     in_loops: int
+    serialised: bool
     instructions: int
     counts: dict[str, int]
 
@@ -74,6 +76,8 @@ class Resources:
         found = []
         if self.in_loops or self.spilled > SPILLED:
             found.append(f"spills {self.spilled} bytes, {self.in_loops} times in loops")
+        if self.serialised and not self.counts["QGMMA"]:  # in fp8 every step has a sum of its own, which is waited for
+            found.append("multiplies one product after the other")
         if max(self.stack, self.local) > SPILLED:
             found.append(f"keeps {self.stack} bytes of stack and {self.local} of local memory")
         if self.shared > SHARED_LIMIT[capability]:
@@ -94,24 +98,33 @@ class Resources:
 
 
 def resources(compiled: Any) -> Resources:
-    """Read a compiled kernel's cubin and assemble its PTX once more, since only the assembler tells of spills."""
+    """Of a kernel of Triton's: read its cubin, and assemble its PTX once more, since only the assembler tells of
+    spills."""
     with tempfile.TemporaryDirectory() as folder:
-        cubin, ptx = Path(folder, "kernel.cubin"), Path(folder, "kernel.ptx")
-        cubin.write_bytes(compiled.asm["cubin"])
+        ptx = Path(folder, "kernel.ptx")
         ptx.write_text(compiled.asm["ptx"])
-        usage = _tool("cuobjdump", "--dump-resource-usage", cubin)
-        sass = _tool("nvdisasm", "-c", cubin)
         target = _find(r"\.target (\w+)", compiled.asm["ptx"])
         log = _tool("ptxas", "-v", f"--gpu-name={target}", ptx, "-o", Path(folder, "again.cubin"))
+    return read(compiled.asm["cubin"], log, compiled.metadata.num_warps * 32, compiled.metadata.shared)
+
+
+def read(code: bytes, log: str, threads: int, shared: int) -> Resources:
+    """Of a cubin, and what the assembler said when it made it. threads and shared: of a block, as launched."""
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder, "kernel.cubin")
+        cubin.write_bytes(code)
+        usage = _tool("cuobjdump", "--dump-resource-usage", cubin)
+        sass = _tool("nvdisasm", "-c", cubin)
     opcodes = [found[1] for line in sass.splitlines() if (found := INSTRUCTION.match(line))]
     return Resources(
         registers=int(_find(r"REG:(\d+)", usage)),
-        threads=compiled.metadata.num_warps * 32,
-        shared=compiled.metadata.shared,
+        threads=threads,
+        shared=shared,
         stack=int(_find(r"STACK:(\d+)", usage)),
         local=int(_find(r"LOCAL:(\d+)", usage)),
         spilled=int(_find(r"(\d+) bytes spill stores", log)) + int(_find(r"(\d+) bytes spill loads", log)),
         in_loops=spills_in_loops(sass),
+        serialised="serialized" in log,
         instructions=len(opcodes),
         counts={name: opcodes.count(name) for name in INSTRUCTIONS},
     )

@@ -98,15 +98,13 @@ DEVICE void multiply_steps(float (&sums)[NUMBERS[I].bn / 2], const Operands& o, 
     int tap = begin % 9, last = (end - 1) / 9;
     fetch_inputs<I>(o, inputs, pixels, n, group, begin / 9);
     for (int i = 0; i < end - begin; i++) {
-        if (i == 0 || tap == 9) {
+        bool first_tap = i == 0 || tap == 9;
+        if (first_tap) {
             tap %= 9;
             copies_done();
-            products_done<0>();
             sync_some<1, CONSUMERS>();
             block = next;
             next = s.buffers == 2 && next == inputs ? inputs + P::input_bytes : inputs;
-            int chunk = (begin + i) / 9;
-            if (chunk < last) fetch_inputs<I>(o, next, pixels, n, group, chunk + 1);
         }
         int stage = i % s.stages;
         barrier_wait(full + 8 * stage, (i / s.stages) & 1);
@@ -120,6 +118,10 @@ DEVICE void multiply_steps(float (&sums)[NUMBERS[I].bn / 2], const Operands& o, 
         if (i) {
             sync_warp();
             if (THREAD % 32 == 0) barrier_arrive(empty + 8 * ((i - 1) % s.stages));
+        }
+        if (first_tap && (begin + i) / 9 < last) {  // beside its products, once nobody multiplies what lay there
+            sync_some<1, CONSUMERS>();
+            fetch_inputs<I>(o, next, pixels, n, group, (begin + i) / 9 + 1);
         }
         tap++;
     }

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import product
 
 from ..gpu.candidates import MOST_REGISTERS, REGISTERS, SHARED
@@ -15,7 +15,15 @@ CLOCK = 1.9e9
 WIDTHS = (48, 64, 96, 104, 128, 144, 160, 192, 208, 256)  # channels of a tile, about
 CHUNKS = (48, 64, 80, 96, 112, 128)
 SHARES = (0.5, 0.75, 1.0, 1.5)  # of a multiprocessor's equal share of the work, what a block may have at most
+SPLITS = (1, 2, 4, 8)
 STAGES = (2, 8)  # at least, at most
+STARTS = 4  # of the grid's most promising, which are improved tile by tile
+CLUSTERS = {
+    1: 132,
+    2: 66,
+    4: 30,
+    8: 15,
+}  # of so many blocks, that an H200 holds at a time: what its timed levels fit best
 BARRIERS = 256  # bytes of shared memory for them
 GATERS = 96  # threads of a block that make gates
 OTHER_REGISTERS = 64  # that a thread needs besides its sums
@@ -23,14 +31,20 @@ OTHER_REGISTERS = 64  # that a thread needs besides its sums
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds. gap: between two launches. start: until a block's first operands are there. step: of a step, beside its
-    products. meet: for blocks of a cluster to read each other's sums. end: gate, activation and stores."""
+    """Seconds, but for `products`. block: from the launch before until a block's first operands are there, and from
+    its products to its end. products: what they take, over what they take at their peak rate. step: of a step, beside
+    them. copy: of a block of inputs, for each copy of a thread. second: of a second warpgroup. meet: where so many
+    blocks share a tile.
 
-    gap: float = 1.0e-6
-    start: float = 2.0e-6
+    Fitted to 672 timed launches (results/hopper-trials-nvidia-h200.jsonl).
+    """
+
+    block: float = 4.9e-6
+    products: float = 1.5
     step: float = 0.1e-6
-    meet: float = 1.0e-6
-    end: float = 1.0e-6
+    copy: float = 0.08e-6
+    second: float = 2.3e-6
+    meet: Mapping[int, float] = field(default_factory=lambda: {1: 0.0, 2: 1.2e-6, 4: 1.6e-6, 8: 4.5e-6})
 
 
 def takes(shape: Geometry) -> bool:
@@ -40,19 +54,22 @@ def takes(shape: Geometry) -> bool:
 
 
 def predict(shapes: Sequence[Geometry], tiles: Sequence[WarpTile], n: int, costs: Costs = Costs()) -> float:
-    """Seconds of a launch: blocks go to whichever multiprocessor is free first, the longest before the others."""
+    """Seconds of a launch: clusters go to whichever place is free first, the longest before the others."""
     cluster = max(tile.split_k for tile in tiles)
-    blocks: list[float] = []
+    queue: list[float] = []
     for shape, tile in zip(shapes, tiles, strict=True):
+        warpgroups = tile.bm // 64
+        products = tile.kk(shape) * warpgroups * tile.bn / 2 / CLOCK
+        copies = tile.rows(shape) * tile.kk(shape) * 2 / (128 * warpgroups)
+        of_step = costs.products * products + costs.step + costs.copy * copies / shape.taps
         steps = shape.taps * shape.inputs * tile.chunks(shape) / tile.split_k
-        products = tile.kk(shape) * tile.bm // 64 * tile.bn / 2 / CLOCK
-        seconds = costs.start + steps * (products + costs.step) + (costs.meet if tile.split_k > 1 else 0) + costs.end
+        seconds = costs.block + costs.second * (warpgroups - 1) + steps * of_step + costs.meet[tile.split_k]
         every = n * tile.spatial(shape) * tile.channels(shape)
-        blocks += [seconds] * (-(-every // (cluster // tile.split_k)) * cluster)
-    places = [0.0] * (H200.multiprocessors // cluster * cluster)
-    for seconds in sorted(blocks, reverse=True):
+        queue += [seconds] * -(-every // (cluster // tile.split_k))
+    places = [0.0] * CLUSTERS[cluster]
+    for seconds in sorted(queue, reverse=True):
         heapq.heapreplace(places, places[0] + seconds)
-    return costs.gap + max(places)
+    return max(places)
 
 
 def threads(bm: int) -> int:
@@ -76,9 +93,25 @@ def shared(shape: Geometry, tile: WarpTile, room: int) -> int:
 
 
 def candidates(shapes: Sequence[Geometry], n: int) -> list[tuple[float, tuple[WarpTile, ...]]]:
-    """All that fit, the most promising first, each with its prediction."""
-    found = dict.fromkeys(tiles for tiles in _grid(shapes, n) if tiles)
-    return sorted(((predict(shapes, tiles, n), tiles) for tiles in found), key=lambda each: each[0])
+    """All of a grid that fit, and what may be better than its best, the most promising first, each with its
+    prediction."""
+    grid = {tiles: predict(shapes, tiles, n) for tiles in dict.fromkeys(_grid(shapes, n)) if tiles}
+    best = sorted(grid, key=grid.__getitem__)[:STARTS]
+    better = {tiles: seconds for start in best for seconds, tiles in _improved(shapes, n, grid[start], start)}
+    return sorted(((seconds, tiles) for tiles, seconds in (grid | better).items()), key=lambda each: each[0])
+
+
+def _improved(
+    shapes: Sequence[Geometry], n: int, seconds: float, tiles: tuple[WarpTile, ...]
+) -> Iterator[tuple[float, tuple[WarpTile, ...]]]:
+    """Whatever is better than the tiles before, where one operation's is changed at a time."""
+    for i, shape in enumerate(shapes):
+        for width, chunk, split in product(WIDTHS, CHUNKS, SPLITS):
+            other = _tile(shape, tiles[i].bm, width, chunk, split)
+            changed = _staged(shapes, (*tiles[:i], other, *tiles[i + 1 :]))
+            if changed and (found := predict(shapes, changed, n)) < seconds:
+                seconds, tiles = found, changed
+                yield seconds, tiles
 
 
 def _grid(shapes: Sequence[Geometry], n: int) -> Iterator[tuple[WarpTile, ...] | None]:

@@ -4,12 +4,14 @@
 
     python launch/compile_report.py --json kernels.json          # the same as data
 
-Takes four to six minutes of one core.
+Takes five to seven minutes of one core.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,18 +21,22 @@ from rich.console import Console
 from rich.progress import track
 
 from parallel_parnet import Program
-from parallel_parnet.executors.triton_backend import multiplied, whole
+from parallel_parnet.executors.triton_backend import geometry, multiplied, whole
 from parallel_parnet.files import write_atomically, write_json
 from parallel_parnet.kernels.gpu.compiled import Resources, resources, stand_in
-from parallel_parnet.kernels.gpu.config import HOPPER, Table
+from parallel_parnet.kernels.gpu.config import CONFIGS, HOPPER, Table, tuned_name
 from parallel_parnet.kernels.gpu.model import Costs, Prediction, predict
 from parallel_parnet.kernels.gpu.rates import H200, Rates
+from parallel_parnet.kernels.gpu.samples import without_values
+from parallel_parnet.kernels.hopper import offline, plan
+from parallel_parnet.kernels.hopper.source import source
 
-from ..common import RESULTS, Parser, plain_console
+from ..common import RESULTS, Parser, cores, plain_console
+from .level_tuning import Level, operands
 from .precompile import shapes_in_fp8, shapes_of
 
 VARIANTS = ("parnet_s", "parnet_m", "parnet_l", "parnet_xl")
-SIZE = 224
+SIZE, DTYPE = 224, torch.float16
 
 INTRODUCTION = """# The kernels as compiled for Hopper
 
@@ -39,11 +45,15 @@ beside it, for one picture of {size} x {size} pixels, with the default tiles of 
 compiles to the same resources). It was made without a GPU by `python launch/compile_report.py`, torch {torch}, triton
 {triton}.
 
-**Nothing on this page is a measured time.** The floor is computed: the longer of FLOPs over {flops:.0f} TFLOP/s and
-bytes over {bytes:.1f} TB/s, the rates that were measured on an H200 for a large matrix product and a large copy. Bytes
-count each input and weight read once and each output written once, per operation. fp8 is taken to multiply no faster
-than fp16, since it was never measured. The model is that of
-`kernels/gpu/model.py`, with {l2:.1f} TB/s of L2 and {memory:.1f} TB/s of memory; it leaves the classifier out.
+**Of all times, those under "timed" alone are measured.** The floor is computed: the longer of FLOPs over {flops:.0f}
+TFLOP/s and bytes over {bytes:.1f} TB/s, the rates that were measured on an H200 for a large matrix product and a large
+copy. Bytes count each input and weight read once and each output written once, per operation. fp8 is taken to multiply
+no faster than fp16, since it was never measured. The model is that of `kernels/gpu/model.py`, with {l2:.1f} TB/s of L2
+and {memory:.1f} TB/s of memory; it leaves the classifier out.
+
+In fp16 an {gpu} runs most levels by the kernel for warpgroups. A second table of each network has those, with the tiles
+that it takes: as `nvcc` compiled them, by the model of `kernels/hopper/plan.py`, and as they were timed on
+{tuned}, with the kernel as it was then.
 
 - *programs*: those that convolve, tiles times splits, for {processors} multiprocessors; *per mp.*: how many of them
   each holds at a time, by registers and shared memory.
@@ -54,13 +64,13 @@ than fp16, since it was never measured. The model is that of
 
 HEADER = (
     "| level | programs | threads | registers | shared KB | per mp. | fill | spilled | instructions | wgmma | LDGSTS "
-    "| MFLOP | MB | computed floor, us | model, us | limited by |\n" + "|---|" + "---:|" * 14 + "---|"
+    "| MFLOP | MB | computed floor, us | model, us | {last} |\n" + "|---|" + "---:|" * 14 + "---|"
 )
 
 
 @dataclass(frozen=True)
 class Row:
-    """One launch."""
+    """One launch. timed: microseconds, where its tiles were; then least: of the model's own choice."""
 
     name: str
     programs: int
@@ -68,6 +78,8 @@ class Row:
     flops: int
     bytes: int
     model: Prediction | None
+    timed: float | None = None
+    least: float | None = None
 
     @property
     def waves(self) -> float:
@@ -77,7 +89,7 @@ class Row:
     def text(self, rates: Rates) -> str:
         """A line of the table."""
         used = self.used
-        modelled = (f"{self.model.seconds * 1e6:.2f}", self.model.limit) if self.model else ("", "")
+        modelled = (f"{self.model.seconds * 1e6:.2f}", self.timed or self.model.limit) if self.model else ("", "")
         cells = (
             self.name, self.programs, used.threads, used.registers, f"{used.shared / 1024:.0f}", used.blocks,
             f"{self.waves:.2f}", used.spilled, used.instructions, used.counts["HGMMA"] + used.counts["QGMMA"],
@@ -99,12 +111,12 @@ def parse_arguments() -> argparse.Namespace:
 def compile_network(name: str, program: Program, console: Console) -> list[Row]:
     """Every launch of a network."""
     table = Table.load(HOPPER)
-    plan = whole(program, (1, SIZE, SIZE), torch.float16, torch.device("meta"), table)
+    plan = whole(program, (1, SIZE, SIZE), DTYPE, torch.device("meta"), table)
     models = []
     for group in (group for group in program.groups if group[0].kind == "conv"):
-        level, dtype = [plan.cuts[op.name].shape for op in group], multiplied(program, group[0], torch.float16)
+        level, dtype = [plan.cuts[op.name].shape for op in group], multiplied(program, group[0], DTYPE)
         models.append(predict(level, 1, dtype, table.level(level, 1, dtype), table.rates))
-    costs = program.cost(SIZE, itemsize=torch.float16.itemsize).by("level")
+    costs = program.cost(SIZE, itemsize=DTYPE.itemsize).by("level")
     rows = []
     launches = track(plan.launches, name, console=console, transient=True, disable=not console.is_terminal)
     for launch, cost, model in zip(launches, costs.values(), [*models, None], strict=True):
@@ -113,6 +125,48 @@ def compile_network(name: str, program: Program, console: Console) -> list[Row]:
         programs = launch.grid[0] - (launch.arguments[2] if model else 0)
         rows.append(Row(launch.name, programs, used, cost.flops, cost.bytes, model))
     return rows
+
+
+def compile_for_warpgroups(program: Program) -> list[Row]:
+    """Every launch of a network that the kernel for warpgroups takes on an H200."""
+    table = Table.load(HOPPER).with_warpgroups(HOPPER, H200.gpu)
+    costs, found = program.cost(SIZE, itemsize=DTYPE.itemsize).by("level"), []
+    for group, (number, cost) in zip(program.groups, costs.items(), strict=True):
+        level = Level(tuple(geometry(program, op, SIZE, SIZE) for op in group if op.kind == "conv"), 1, DTYPE)
+        if tiles := table.of_warpgroups(level.shapes, 1, DTYPE):
+            made = source([without_values(conv) for conv in operands(level, tiles, 0, "cpu")])
+            model = Prediction(plan.predict(level.shapes, tiles, 1), "")
+            times = table.warpgroups[level.key]["us"], plan.candidates(level.shapes, 1)[0][0] * 1e6
+            found.append((made, (f"level {number}", made.blocks), (cost.flops, cost.bytes, model, *times)))
+    with ThreadPoolExecutor(cores()) as pool:
+        used = pool.map(offline.resources, [made for made, *_ in found])
+        return [Row(*before, of_it, *after) for (_, before, after), of_it in zip(found, used, strict=True)]
+
+
+def section_of_warpgroups(name: str, rows: list[Row], rates: Rates) -> str:
+    """The table of those levels, and their sums."""
+    data = figures_of_warpgroups(rows)
+    return "\n".join(
+        [
+            f"### {name}, the kernel for warpgroups\n",
+            HEADER.format(last="timed, us"),
+            *(row.text(rates) for row in rows),
+            f"\n{data['launches']} launches. Model: {data['modelled_us']} us, and {data['least_us']} with the tiles "
+            f"that it would choose. Timed, each by itself: {data['timed_us']} us. "
+            f"Spilled: {data['spilled_bytes']} bytes.\n",
+        ]
+    )
+
+
+def figures_of_warpgroups(rows: list[Row]) -> dict:
+    """Those levels in numbers."""
+    return {
+        "modelled_us": round(sum(row.model.seconds for row in rows if row.model) * 1e6, 1),
+        "least_us": round(sum(row.least for row in rows if row.least), 1),
+        "timed_us": round(sum(row.timed for row in rows if row.timed), 1),
+        "spilled_bytes": sum(row.used.spilled for row in rows),
+        "launches": len(rows),
+    }
 
 
 def section(name: str, rows: list[Row], rates: Rates) -> str:
@@ -124,7 +178,7 @@ def section(name: str, rows: list[Row], rates: Rates) -> str:
     return "\n".join(
         [
             f"## {name}\n",
-            HEADER,
+            HEADER.format(last="limited by"),
             *(row.text(rates) for row in rows),
             f"\n{len(rows)} launches, {flops / 1e9:.2f} GFLOP, {moved / 1e6:.1f} MB. Computed floors: {floors:.1f} us "
             f"summed level by level; {once:.1f} us if arithmetic and transfers of all levels could overlap. Model, "
@@ -155,15 +209,23 @@ def main() -> int:
         INTRODUCTION.format(
             size=SIZE, major=HOPPER[0], minor=HOPPER[1], torch=torch.__version__.partition("+")[0],
             triton=triton.__version__, flops=H200.flops / 1e12, bytes=H200.bytes / 1e12,
+            gpu=H200.gpu, tuned=json.loads((CONFIGS / tuned_name(H200.gpu, "warpgroups")).read_text())["tuned"],
             processors=H200.multiprocessors, l2=Costs().l2 / 1e12, memory=Table.load(HOPPER).rates.bytes / 1e12,
         )
     ]  # fmt: skip
+    if not offline.at_hand():
+        console.print("note: no nvcc: the kernel for warpgroups is left out")
     faults, networks = [], {}
     plain = {name: shapes_of(name) for name in args.model}
     for name, program in [*plain.items(), *((f"{name}, fp8", shapes_in_fp8(plain[name])) for name in plain)]:
         rows = compile_network(name, program, console)
         networks[name] = figures(rows)
         parts.append(section(name, rows, H200))
+        if name in plain and offline.at_hand():
+            of_warpgroups = compile_for_warpgroups(program)
+            networks[f"{name}, warpgroups"] = figures_of_warpgroups(of_warpgroups)
+            parts.append(section_of_warpgroups(name, of_warpgroups, H200))
+            rows += of_warpgroups
         faults += [f"{name}, {row.name}: {fault}" for row in rows for fault in row.used.complaints(HOPPER)]
     write_atomically(args.out, "\n".join(parts))
     console.print(f"wrote {args.out}")

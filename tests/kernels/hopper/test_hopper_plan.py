@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import random
+import statistics
+
 import pytest
 import torch
 
+from conftest import ROOT
 from parallel_parnet import ParNetError
 from parallel_parnet.commands.gpu.level_tuning import levels_of
 from parallel_parnet.commands.gpu.precompile import shapes_of
@@ -46,8 +51,37 @@ def test_every_pixel_is_in_one_tile(size, stride):
     assert (tile.spatial(shape) - 1) * tile.bm <= last < tile.spatial(shape) * tile.bm
 
 
+def test_the_model_by_hand():
+    """14 x 14 pixels are 209 numbers, four tiles of 64; a block has nine steps of 64 channels, and 96 pixels of eight
+    pieces to fetch, six for each of its 128 threads."""
+    shape, costs = Geometry(14, 14, 64, 64), plan.Costs(5e-6, 2.0, 1e-7, 1e-8, 2e-6, {1: 0.0, 2: 1e-6, 8: 1e-6})
+    products = 2.0 * 4 * 32 / plan.CLOCK
+    block = 5e-6 + 9 * (products + 1e-7) + 6 * 1e-8
+    assert plan.predict([shape], [WarpTile(64, 64, 64, 1, 2)], 1, costs) == pytest.approx(block)
+    assert plan.predict([shape], [WarpTile(64, 64, 64, 1, 2)], 100, costs) == pytest.approx(4 * block)  # 400 for 132
+    split = 5e-6 + 4.5 * (products + 1e-7) + 3 * 1e-8 + 1e-6
+    assert plan.predict([shape], [WarpTile(64, 64, 64, 2, 2)], 1, costs) == pytest.approx(split)
+    two = 5e-6 + 2e-6 + 9 * (2 * products + 1e-7) + 160 * 8 / 256 * 1e-8  # two tiles of 128, which read 160 pixels
+    assert plan.predict([shape] * 2, [WarpTile(128, 64, 64, 1, 2)] * 2, 1, costs) == pytest.approx(two)
+    eighth = 5e-6 + 9 / 8 * (products + 1e-7) + 6 / 8 * 1e-8 + 1e-6
+    assert plan.predict([shape], [WarpTile(64, 64, 64, 8, 2)], 4, costs) == pytest.approx(2 * eighth)  # 16 for 15
+
+
+def test_the_model_knows_timed_levels():
+    timed: dict[str, list[tuple[float, float]]] = {name: [] for name in LEVELS}
+    for line in (ROOT / "results" / "hopper-trials-nvidia-h200.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        if row.get("what") == "level":
+            tiles = [WarpTile(*tile) for tile in row["tiles"]]
+            timed[row["level"]].append((plan.predict(LEVELS[row["level"]].shapes, tiles, 1) * 1e6, row["early"]))
+    errors = [abs(predicted / us - 1) for rows in timed.values() for predicted, us in rows]
+    first = [min(rows)[1] / min(us for _, us in rows) for rows in timed.values()]
+    assert len(errors) == 672 and statistics.median(errors) < 0.07
+    assert statistics.geometric_mean(first) < 1.06 and max(first) < 1.17
+
+
 def test_candidates_fit_and_the_most_promising_come_first():
-    for wanted in LEVELS.values():
+    for wanted in random.sample(list(LEVELS.values()), 6):
         found = plan.candidates(wanted.shapes, 1)
         assert [seconds for seconds, _ in found] == sorted(seconds for seconds, _ in found)
         for _, tiles in found:
@@ -55,7 +89,8 @@ def test_candidates_fit_and_the_most_promising_come_first():
             assert all(plan.shared(s, t, room) <= plan.SHARED for s, t in zip(wanted.shapes, tiles, strict=True))
             assert len({tile.bm for tile in tiles}) == 1
             assert all(tile.bn % (8 * tile.split_k) == 0 and tile.stages >= 2 for tile in tiles)
-        assert 12 <= len(chosen(wanted, 24)) <= 24
+        grid = [plan.predict(wanted.shapes, tiles, 1) for tiles in plan._grid(wanted.shapes, 1) if tiles]
+        assert found[0][0] <= min(grid) and 12 <= len(chosen(wanted, 24)) <= 24
 
 
 def test_the_timed_levels_are_those_of_the_networks():

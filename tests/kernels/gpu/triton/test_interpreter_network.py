@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import ALL
 from parallel_parnet import Placement, Program, load_checkpoint
 from parallel_parnet.executors.graph import GraphExecutor
 from parallel_parnet.executors.local import LocalExecutor
@@ -47,7 +46,6 @@ def test_half(activation, dtype, lanes):
     assert run(activation, dtype, pictures=1, lanes=lanes) < 1e-2
 
 
-@pytest.mark.skipif(not ALL, reason="KERNEL_TESTS=all")
 def test_averaged_weights_and_a_larger_picture():
     assert run("silu", torch.float32, pictures=2, ema=True) < 1e-5
     assert run("silu", torch.float32, pictures=2, case=1) < 1e-5

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import ALL, SEED
 from parallel_parnet import Config, Engine, Placement, Program, create_model, engine, fold
 from parallel_parnet.commands.infer import command
 from parallel_parnet.executors import local
@@ -26,7 +25,7 @@ sys.path.append(str(Path(__file__).parents[3]))
 from standins import RandomQueues, enqueue, graph
 
 CPU = torch.device("cpu")
-LIMITS = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 0.15}
+LIMITS = {torch.float32: 1e-5, torch.float16: 0.1, torch.bfloat16: 0.5}  # of four logits, which may nearly cancel out
 THREE = Config((4, 8, 8, 8), blocks=(1, 1, 1), num_classes=4)  # streams; the smallest that have all there is
 FOUR = Config((4, 4, 8, 8, 8), blocks=(1, 1, 1, 1), num_classes=4)
 
@@ -63,10 +62,9 @@ PLACEMENTS = [
     (THREE, 2, torch.float16, True), (THREE, 3, torch.float16, True), (FOUR, 4, torch.float16, True),
     (THREE, 3, torch.float32, True), (THREE, 3, torch.bfloat16, False), (FOUR, 4, torch.float16, False),
 ]  # fmt: skip
-SOME = random.Random(SEED).sample(PLACEMENTS, len(PLACEMENTS) if ALL else 4)
 
 
-@pytest.mark.parametrize(("config", "lanes", "dtype", "usual"), SOME)
+@pytest.mark.parametrize(("config", "lanes", "dtype", "usual"), PLACEMENTS)
 def test_placements_change_no_bit(config, lanes, dtype, usual, seed):
     """Two batches and two sizes, in queues that run in any order that the events allow, over poisoned buffers."""
     program, m = small(config, seed), 64 if config is FOUR else 32

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
-from conftest import OPTIONAL, Golden, golden_cases, relative
-from parallel_parnet import Engine, Placement, Program, fold, load_checkpoint
+from conftest import OPTIONAL, Golden, golden_cases, lively, relative
+from parallel_parnet import Config, Engine, Placement, Program, fold, load_checkpoint
 from parallel_parnet.parity import LIMIT, tolerance
 
 CASES = golden_cases()
@@ -51,15 +53,24 @@ def test_reference_under_placements(golden: Golden, k: int, lanes: int) -> None:
     assert relative(engine(golden.input), golden.logits) < 1e-5
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("executor", ["inductor", *OPTIONAL])
+@pytest.mark.parametrize(
+    ("executor", "dtype"), [("inductor", torch.float32), *itertools.product(OPTIONAL, DTYPES)], ids=str
+)
 def test_compiled(executor: str, dtype: torch.dtype) -> None:
     golden = CASES[1].values[0]
     program = program_of(golden)
-    alone = executor == "inductor" and dtype != torch.float32  # which takes a minute to compile three lanes
-    placement = Placement.from_streams_per_gpu(program, *((3, 1) if alone else (1, 3)))
-    engine = Engine(program, placement, "cpu", dtype, executor)
+    engine = Engine(program, Placement.from_streams_per_gpu(program, 1, 3), "cpu", dtype, executor)
     assert relative(engine(golden.input), golden.logits) < limit(golden, program, executor, dtype)
+
+
+def test_inductor_in_bf16() -> None:
+    """A network of half the operations, since compiling takes a second for each."""
+    program = fold(lively(Config((8, 16, 32, 64), blocks=(1, 1, 1), num_classes=100), 0))
+    x = torch.randn(2, 3, 32, 32)
+    expected = Engine(program, device="cpu", executor="reference")(x)
+    of_torch = relative(Engine(program, device="cpu", dtype=torch.bfloat16, executor="eager")(x), expected)
+    found = Engine(program, device="cpu", dtype=torch.bfloat16, executor="inductor")(x)
+    assert relative(found, expected) < tolerance(torch.bfloat16, of_torch)
 
 
 def test_the_activation_matters() -> None:

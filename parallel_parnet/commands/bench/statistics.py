@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import bootstrap
 
 RESAMPLES = 4000
 # as trtexec warns: times that vary by more, clocks that move by more, a host that takes so much of the GPU's time
@@ -58,6 +57,8 @@ def verdicts(
 def _interval(data: tuple[np.ndarray, ...], statistic: object, paired: bool, seed: int) -> Interval:
     if min(map(len, data)) < 2:
         return float("nan"), float("nan")
+    from scipy.stats import bootstrap  # here, since that takes a second
+
     found = bootstrap(
         data, statistic, paired=paired, vectorized=True, method="percentile", n_resamples=RESAMPLES,
         rng=np.random.default_rng(seed),

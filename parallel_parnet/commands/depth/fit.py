@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import bootstrap
 
 from parallel_parnet import ParNetError
 
@@ -50,6 +49,8 @@ def fit(steps: Sequence[float], gflops: Sequence[float], ms: Sequence[float], se
     def coefficients(d: np.ndarray, w: np.ndarray, t: np.ndarray) -> np.ndarray:
         weighted = np.column_stack([d, w, np.ones_like(d)]) / t[:, None]
         return np.linalg.lstsq(weighted, np.ones_like(t), rcond=None)[0]
+
+    from scipy.stats import bootstrap  # here, since that takes a second
 
     best = coefficients(d, w, t)
     draws = bootstrap(

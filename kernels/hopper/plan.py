@@ -18,12 +18,8 @@ SHARES = (0.5, 0.75, 1.0, 1.5)  # of a multiprocessor's equal share of the work,
 SPLITS = (1, 2, 4, 8)
 STAGES = (2, 8)  # at least, at most
 STARTS = 4  # of the grid's most promising, which are improved tile by tile
-CLUSTERS = {
-    1: 132,
-    2: 66,
-    4: 30,
-    8: 15,
-}  # of so many blocks, that an H200 holds at a time: what its timed levels fit best
+# of so many blocks, that an H200 holds at a time: what its timed levels fit best
+CLUSTERS = {1: 132, 2: 66, 4: 30, 8: 15}
 BARRIERS = 256  # bytes of shared memory for them
 GATERS = 96  # threads of a block that make gates
 OTHER_REGISTERS = 64  # that a thread needs besides its sums

@@ -28,7 +28,8 @@ from parallel_parnet.kernels.gpu.config import CONFIGS, HOPPER, Table, tuned_nam
 from parallel_parnet.kernels.gpu.model import Costs, Prediction, predict
 from parallel_parnet.kernels.gpu.rates import H200, Rates
 from parallel_parnet.kernels.gpu.samples import without_values
-from parallel_parnet.kernels.hopper import offline, plan
+from parallel_parnet.kernels.hopper import offline
+from parallel_parnet.kernels.hopper import plan as warpgroups
 from parallel_parnet.kernels.hopper.source import source
 
 from ..common import RESULTS, Parser, cores, plain_console
@@ -135,8 +136,8 @@ def compile_for_warpgroups(program: Program) -> list[Row]:
         level = Level(tuple(geometry(program, op, SIZE, SIZE) for op in group if op.kind == "conv"), 1, DTYPE)
         if tiles := table.of_warpgroups(level.shapes, 1, DTYPE):
             made = source([without_values(conv) for conv in operands(level, tiles, 0, "cpu")])
-            model = Prediction(plan.predict(level.shapes, tiles, 1), "")
-            times = table.warpgroups[level.key]["us"], plan.candidates(level.shapes, 1)[0][0] * 1e6
+            model = Prediction(warpgroups.predict(level.shapes, tiles, 1), "")
+            times = table.warpgroups[level.key]["us"], warpgroups.candidates(level.shapes, 1)[0][0] * 1e6
             found.append((made, (f"level {number}", made.blocks), (cost.flops, cost.bytes, model, *times)))
     with ThreadPoolExecutor(cores()) as pool:
         used = pool.map(offline.resources, [made for made, *_ in found])

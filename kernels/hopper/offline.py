@@ -11,6 +11,8 @@ from ...errors import ParNetError
 from ..gpu.compiled import Resources, read
 from .source import Source
 
+LIMIT_S = 600  # of one level, which takes seconds
+
 
 def at_hand() -> bool:
     """Whether there is an nvcc."""
@@ -23,7 +25,7 @@ def resources(source: Source) -> Resources:
         Path(folder, "level.cu").write_text(source.text)
         options = ["-gencode=arch=compute_90a,code=sm_90a", "-std=c++17", "-cubin", "-Xptxas", "-v"]
         command = ["nvcc", *options, "-o", "level.cubin", "level.cu"]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=LIMIT_S)
         if done.returncode:
             raise ParNetError(f"a level's kernel does not compile: {done.stderr.strip()}")
         return read(Path(folder, "level.cubin").read_bytes(), done.stderr, source.threads, source.shared)

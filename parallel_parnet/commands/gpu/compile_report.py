@@ -26,7 +26,7 @@ from parallel_parnet.files import write_atomically, write_json
 from parallel_parnet.kernels.gpu.compiled import Resources, resources, stand_in
 from parallel_parnet.kernels.gpu.config import CONFIGS, HOPPER, Table, tuned_name
 from parallel_parnet.kernels.gpu.model import Costs, Prediction, predict
-from parallel_parnet.kernels.gpu.rates import H200, Rates
+from parallel_parnet.kernels.gpu.rates import H200
 from parallel_parnet.kernels.gpu.samples import without_values
 from parallel_parnet.kernels.hopper import offline
 from parallel_parnet.kernels.hopper import plan as warpgroups
@@ -87,7 +87,7 @@ class Row:
         """Programs over the places for them."""
         return self.programs / (self.used.blocks * H200.multiprocessors)
 
-    def text(self, rates: Rates) -> str:
+    def text(self) -> str:
         """A line of the table."""
         used = self.used
         modelled = (f"{self.model.seconds * 1e6:.2f}", self.timed or self.model.limit) if self.model else ("", "")
@@ -95,7 +95,7 @@ class Row:
             self.name, self.programs, used.threads, used.registers, f"{used.shared / 1024:.0f}", used.blocks,
             f"{self.waves:.2f}", used.spilled, used.instructions, used.counts["HGMMA"] + used.counts["QGMMA"],
             used.counts["LDGSTS"], f"{self.flops / 1e6:.0f}", f"{self.bytes / 1e6:.2f}",
-            f"{rates.floor(self.flops, self.bytes) * 1e6:.2f}", *modelled,
+            f"{H200.floor(self.flops, self.bytes) * 1e6:.2f}", *modelled,
         )  # fmt: skip
         return "| " + " | ".join(map(str, cells)) + " |"
 
@@ -136,7 +136,7 @@ def compile_for_warpgroups(program: Program) -> list[Row]:
         level = Level(tuple(geometry(program, op, SIZE, SIZE) for op in group if op.kind == "conv"), 1, DTYPE)
         if tiles := table.of_warpgroups(level.shapes, 1, DTYPE):
             made = source([without_values(conv) for conv in operands(level, tiles, 0, "cpu")])
-            model = Prediction(warpgroups.predict(level.shapes, tiles, 1), "")
+            model = Prediction(warpgroups.predict(level.shapes, tiles, 1), "blocks")
             times = table.warpgroups[level.key]["us"], warpgroups.candidates(level.shapes, 1)[0][0] * 1e6
             found.append((made, (f"level {number}", made.blocks), (cost.flops, cost.bytes, model, *times)))
     with ThreadPoolExecutor(cores()) as pool:
@@ -144,53 +144,34 @@ def compile_for_warpgroups(program: Program) -> list[Row]:
         return [Row(*before, of_it, *after) for (_, before, after), of_it in zip(found, used, strict=True)]
 
 
-def section_of_warpgroups(name: str, rows: list[Row], rates: Rates) -> str:
-    """The table of those levels, and their sums."""
-    data = figures_of_warpgroups(rows)
-    return "\n".join(
-        [
-            f"### {name}, the kernel for warpgroups\n",
-            HEADER.format(last="timed, us"),
-            *(row.text(rates) for row in rows),
-            f"\n{data['launches']} launches. Model: {data['modelled_us']} us, and {data['least_us']} with the tiles "
-            f"that it would choose. Timed, each by itself: {data['timed_us']} us. "
-            f"Spilled: {data['spilled_bytes']} bytes.\n",
-        ]
+def section(title: str, rows: list[Row], last: str, sums: str) -> str:
+    """A table under its title, and what its rows come to. last: what its last column has."""
+    lines = [row.text() for row in rows]
+    return "\n".join([f"{title}\n", HEADER.format(last=last), *lines, f"\n{len(rows)} launches{sums}\n"])
+
+
+def sums_of_network(rows: list[Row], data: dict) -> str:
+    """In words."""
+    flops, moved = sum(row.flops for row in rows), sum(row.bytes for row in rows)
+    floors = sum(H200.floor(row.flops, row.bytes) for row in rows) * 1e6
+    return (
+        f", {flops / 1e9:.2f} GFLOP, {moved / 1e6:.1f} MB. Computed floors: {floors:.1f} us summed level by level; "
+        f"{H200.floor(flops, moved) * 1e6:.1f} us if arithmetic and transfers of all levels could overlap. Model, "
+        f"without the classifier: {data['modelled_us']} us. At most {data['waves_max']} of a wave; spilled: "
+        f"{data['spilled_bytes']} bytes."
     )
 
 
-def figures_of_warpgroups(rows: list[Row]) -> dict:
-    """Those levels in numbers."""
-    return {
-        "modelled_us": round(sum(row.model.seconds for row in rows if row.model) * 1e6, 1),
-        "least_us": round(sum(row.least for row in rows if row.least), 1),
-        "timed_us": round(sum(row.timed for row in rows if row.timed), 1),
-        "spilled_bytes": sum(row.used.spilled for row in rows),
-        "launches": len(rows),
-    }
-
-
-def section(name: str, rows: list[Row], rates: Rates) -> str:
-    """A variant's table, and its sum."""
-    flops, moved = sum(row.flops for row in rows), sum(row.bytes for row in rows)
-    floors = sum(rates.floor(row.flops, row.bytes) for row in rows) * 1e6
-    once = rates.floor(flops, moved) * 1e6
-    data = figures(rows)
-    return "\n".join(
-        [
-            f"## {name}\n",
-            HEADER.format(last="limited by"),
-            *(row.text(rates) for row in rows),
-            f"\n{len(rows)} launches, {flops / 1e9:.2f} GFLOP, {moved / 1e6:.1f} MB. Computed floors: {floors:.1f} us "
-            f"summed level by level; {once:.1f} us if arithmetic and transfers of all levels could overlap. Model, "
-            f"without the classifier: {data['modelled_us']} us. At most {data['waves_max']} of a wave; spilled: "
-            f"{data['spilled_bytes']} bytes.\n",
-        ]
+def sums_of_warpgroups(data: dict) -> str:
+    """In words."""
+    return (
+        f". Model: {data['modelled_us']} us, and {data['least_us']} with the tiles that it would choose. Timed, each "
+        f"by itself: {data['timed_us']} us. Spilled: {data['spilled_bytes']} bytes."
     )
 
 
 def figures(rows: list[Row]) -> dict:
-    """A variant in four numbers, and its levels."""
+    """Launches in numbers, and the model's of each."""
     return {
         "modelled_us": round(sum(row.model.seconds for row in rows if row.model) * 1e6, 1),
         "spilled_bytes": sum(row.used.spilled for row in rows),
@@ -202,6 +183,12 @@ def figures(rows: list[Row]) -> dict:
             if row.model
         },
     }
+
+
+def figures_of_warpgroups(rows: list[Row]) -> dict:
+    """The same, and what was timed."""
+    times = {f"{of}_us": [getattr(row, of) for row in rows] for of in ("least", "timed")}
+    return {**figures(rows), **{name: round(sum(us), 1) for name, us in times.items()}}
 
 
 def main() -> int:
@@ -220,12 +207,13 @@ def main() -> int:
     plain = {name: shapes_of(name) for name in args.model}
     for name, program in [*plain.items(), *((f"{name}, fp8", shapes_in_fp8(plain[name])) for name in plain)]:
         rows = compile_network(name, program, console)
-        networks[name] = figures(rows)
-        parts.append(section(name, rows, H200))
+        data = networks[name] = figures(rows)
+        parts.append(section(f"## {name}", rows, "limited by", sums_of_network(rows, data)))
         if name in plain and offline.at_hand():
             of_warpgroups = compile_for_warpgroups(program)
-            networks[f"{name}, warpgroups"] = figures_of_warpgroups(of_warpgroups)
-            parts.append(section_of_warpgroups(name, of_warpgroups, H200))
+            data = networks[f"{name}, warpgroups"] = figures_of_warpgroups(of_warpgroups)
+            title = f"### {name}, the kernel for warpgroups"
+            parts.append(section(title, of_warpgroups, "timed, us", sums_of_warpgroups(data)))
             rows += of_warpgroups
         faults += [f"{name}, {row.name}: {fault}" for row in rows for fault in row.used.complaints(HOPPER)]
     write_atomically(args.out, "\n".join(parts))

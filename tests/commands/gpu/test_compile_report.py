@@ -10,7 +10,6 @@ from parallel_parnet.commands.gpu import compile_report
 from parallel_parnet.commands.gpu.precompile import shapes_of
 from parallel_parnet.kernels.gpu.compiled import Resources
 from parallel_parnet.kernels.gpu.config import CONFIGS
-from parallel_parnet.kernels.gpu.rates import H200
 
 PROGRAM = shapes_of("parnet_s")  # made while modules load, before a fixture fills new tensors
 TIMED = json.loads((CONFIGS / "warpgroups.NVIDIA_H200.json").read_text())["levels"]
@@ -31,7 +30,7 @@ def test_the_levels_of_the_kernel_for_warpgroups(monkeypatch: pytest.MonkeyPatch
     assert data["launches"] == 10 and data["spilled_bytes"] == 80
     assert data["timed_us"] == pytest.approx(sum(row.timed for row in rows), abs=0.1)
     assert data["least_us"] < data["modelled_us"]
-    page = compile_report.section_of_warpgroups("parnet_s", rows, H200).splitlines()
+    page = compile_report.section("###", rows, "timed, us", compile_report.sums_of_warpgroups(data)).splitlines()
     lines = [line.split("|")[1:-1] for line in page if line.startswith("| level")]
     assert len(lines) == 11 and len({len(line) for line in lines}) == 1
     assert [float(line[-1]) for line in lines[1:]] == [row.timed for row in rows]

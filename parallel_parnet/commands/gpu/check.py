@@ -6,7 +6,7 @@
     python launch/gpu_check.py --out results/dry --dry-run        # the whole way without a GPU, in five minutes
 
 Every row goes to gpu-check.jsonl in OUT as soon as it is measured. A run with the same OUT measures what is missing
-there; --fresh drops the rows of the steps that it runs. Every step runs in a process of its own under a limit of its
+there; --fresh drops the rows of the steps that it runs. Every step runs in a fork of this process under a limit of its
 own, so that a kernel that hangs or faults costs one step, not all; gpu-check.json and gpu-check.md, made from the rows,
 are written after each. A dry run compiles under a stand-in for the driver and runs a narrow network in Triton's
 interpreter; all that it writes says so.
@@ -17,25 +17,26 @@ Exit status: 0 where every step passed, 1 where one failed or did not finish, 2 
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from parallel_parnet import ParNetError
-from parallel_parnet.executors.backends import interprets
-from parallel_parnet.files import as_json, write_atomically, write_json
+from parallel_parnet.files import write_atomically, write_json
 
 from ..common import RESULTS, Parser, plain_console
 from ..common import table as make_table
-from ..processes import command, end_with_parent, environment
+from ..processes import command, environment
 from . import pages, placements, proofs, timing
-from .device import machine, run_within
+from .apart import apart
+from .device import machine
 from .first import check_first, check_first_kernels
 from .fp8 import check_fp8
 from .journal import Journal, Values
@@ -49,7 +50,9 @@ from .work import Work
 
 SECONDS = 460  # for all steps; who rents a GPU by the minute has spent some of them before the check starts
 SPARE = 4  # seconds before its limit when a step begins nothing new
-LEAST = 8  # seconds in which a step can do anything: it has to import torch
+LEAST = 4  # seconds in which a step can do anything: a GPU takes one to be ready
+DRY_RUN = {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1"}  # which Triton reads when it is imported
+ASKING = 60  # seconds in which a GPU has to say what it is
 SAME = ("gpu", "torch", "triton", "commit")  # of one run and the next that goes on with its rows
 
 
@@ -101,44 +104,32 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=SECONDS, help="to stay within (default: %(default)s)")
     parser.add_argument("--fresh", action="store_true", help="measure anew what the steps have measured before")
     parser.add_argument("--dry-run", action="store_true", help="go the whole way without a GPU")
-    # in the process of one step: when it ends, on the monotonic clock, which processes share, and who started it
-    parser.add_argument("--inside", nargs=2, type=float, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if not args.seconds > 0:
         raise ParNetError(f"--seconds {args.seconds:g}: must be positive")
     return args
 
 
-def run_step(command: Sequence[str], seconds: float, required: bool, surroundings: Mapping[str, str]) -> Values:
-    """What a step's process prints as its last line, or how it ended."""
+def run_step(check: Callable[[], Values], seconds: float, required: bool) -> Values:
+    """What a step finds in a process of its own, or how that ended."""
     started = time.monotonic()
-    status, output, errors = run_within(command, seconds, surroundings)
-    if (result := _printed(output)) is None or status not in (0, None):
+    result, status, said = apart(check, seconds)
+    if result is None or status not in (0, None):
         how = f"killed after {seconds:.0f} s" if status is None else f"exit status {status}"
-        last = errors.strip().splitlines()[-1:] or ["it said nothing"]
+        last = said.strip().splitlines()[-1:] or ["it said nothing"]
         excused = status is None and not required
-        result = {"passed": excused, "fault": f"{how}: {last[0]}", "stderr": errors[-4000:]}
+        result = {"passed": excused, "fault": f"{how}: {last[0]}", "said": said[-4000:]}
     return {"seconds": round(time.monotonic() - started, 1), **result}
 
 
-def _printed(output: str) -> Values | None:
-    """The result on the last line, if there is one."""
-    try:
-        found = json.loads((output.strip().splitlines() or [""])[-1])
-    except json.JSONDecodeError:
-        return None
-    return found if isinstance(found, dict) and "passed" in found else None
-
-
-def run_inside(step: Step, work: Work) -> int:
-    """In the process of a step: its result as one line on stdout, with the seed that repeats its random numbers."""
-    if work.scope.note and interprets():
+def run_inside(step: Step, work: Work) -> Values:
+    """In the process of a step: its result, with the seed that repeats its random numbers."""
+    if work.scope.note:
         from parallel_parnet.kernels.gpu import interpreter  # here, since it changes Triton's
 
         interpreter.install()
     seed = torch.seed()
-    print(as_json({**step.check(work), "seed": seed}), flush=True)
-    return 0
+    return {**step.check(work), "seed": seed}
 
 
 def to_run(steps: Sequence[Step], results: Mapping[str, Values]) -> list[Step]:
@@ -165,19 +156,26 @@ def run_steps(steps: Sequence[Step], journal: Journal, args: argparse.Namespace,
         if seconds < LEAST / 2:
             result = {"passed": not step.required, "fault": "not run: the time was over", "seconds": 0.0}
         else:
-            line = [*command("gpu-check"), "--out", str(args.out), "--step", step.name.replace(" ", "-")]
-            line += ["--inside", str(limit), str(os.getpid()), *["--dry-run"] * args.dry_run]
-            result = run_step(line, seconds, step.required, surroundings(step, args.dry_run))
+            work = Work(step.name, journal, scope(args.dry_run), args.out, limit - SPARE)
+            result = run_step(partial(run_inside, step, work), seconds, step.required)
         journal.end(step.name, result)
         write(journal, args.out)
         console.print(f"{step.name}: {'passed' if result['passed'] else 'FAILED'} in {result['seconds']} s")
 
 
-def surroundings(step: Step, dry: bool) -> dict[str, str]:
-    """A step's environment. In a dry run no GPU is seen, and Triton, which decides when it is imported, interprets."""
-    if not dry:
-        return environment()
-    return environment(CUDA_VISIBLE_DEVICES="", TRITON_INTERPRET="0" if step.compiles else "1")
+def found_here(dry: bool) -> Values:
+    """The machine that is checked; ParNetError where there is no GPU. Asked in a fork: this process never uses it."""
+    answer, _, said = apart(partial(_machine, dry), ASKING)
+    if not isinstance(answer, dict):
+        raise answer if isinstance(answer, ParNetError) else ParNetError(f"the GPU does not answer: {said.strip()}")
+    return answer
+
+
+def _machine(dry: bool) -> Values | ParNetError:
+    try:
+        return machine(scope(dry).device)
+    except ParNetError as error:
+        return error
 
 
 def write(journal: Journal, out: Path) -> dict[str, Values]:
@@ -191,27 +189,23 @@ def write(journal: Journal, out: Path) -> dict[str, Values]:
 
 def main() -> int:
     args, console = parse_arguments(), plain_console()
+    if args.dry_run and not DRY_RUN.items() <= os.environ.items():
+        line = [*command("gpu-check"), *sys.argv[1:]]
+        os.execve(line[0], line, environment(**DRY_RUN))
     chosen = [step for step in STEPS if step.name.replace(" ", "-") in args.step]
-    extent = scope(args.dry_run)
-    journal = Journal(args.out / "gpu-check.jsonl", extent.note)
-    if args.inside is not None:
-        end, parent = args.inside
-        end_with_parent(int(parent))
-        work = Work(chosen[0].name, journal, extent, args.out, end - SPARE)
-        return run_inside(chosen[0], work)
-    device = extent.device
+    note = scope(args.dry_run).note
+    journal = Journal(args.out / "gpu-check.jsonl", note)
+    found = found_here(args.dry_run)
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ParNetError(f"--out {args.out}: cannot be made ({error.strerror})") from None
     if args.fresh:
         journal.forget({step.name for step in chosen})
-    found = machine(device)
     journal.begin({key: found[key] for key in SAME} | {"dry_run": args.dry_run})
     run_steps(to_run(chosen, journal.results()), journal, args, console)
     results = write(journal, args.out)
-    title = f"GPU check{f': {extent.note}' if extent.note else ''}"
-    table = make_table("step", "verdict", "seconds", "what", title=title)
+    table = make_table("step", "verdict", "seconds", "what", title=f"GPU check{f': {note}' if note else ''}")
     for row in verdicts(results):
         table.add_row(*row)
     console.print(table)

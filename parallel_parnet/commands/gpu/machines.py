@@ -23,7 +23,8 @@ def check_machine(work: Work) -> Values:
 
 def machine_of(work: Work) -> Values:
     """As the first step found it; looked at again where that did not run."""
-    return work.journal.rows("machine").get("machine") or machine(work.device)
+    found = work.journal.rows("machine").get("machine", {})
+    return found if "gpu" in found else machine(work.device)
 
 
 def capability_and_gpu(work: Work) -> tuple[tuple[int, int], str, bool]:

@@ -32,7 +32,7 @@ def markdown(results: Results, note: str = "") -> str:
     faults = [(name, row["name"], row["fault"]) for name in results for row in results[name]["rows"] if "fault" in row]
     if faults:
         parts.append(f"## What failed\n\n{_table(('step', 'row', 'fault'), faults)}")
-    parts += [f"## {name}\n\n```\n{result['stderr']}\n```\n" for name, result in results.items() if "stderr" in result]
+    parts += [f"## {name}\n\n```\n{result['said']}\n```\n" for name, result in results.items() if "said" in result]
     return "\n".join(parts)
 
 

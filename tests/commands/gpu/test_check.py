@@ -142,12 +142,14 @@ def test_raw_pictures_have_a_first_level_of_their_own():
 
 def dry_run(out: Path, *more: str) -> subprocess.Popen:
     command = [sys.executable, ROOT / "launch" / "gpu_check.py", "--dry-run", "--out", out, *more]
-    return subprocess.Popen(list(map(str, command)), env=environment(OMP_NUM_THREADS="1"), stdout=subprocess.DEVNULL)
+    surroundings = environment(OMP_NUM_THREADS="1", **check.DRY_RUN)
+    return subprocess.Popen(list(map(str, command)), env=surroundings, stdout=subprocess.DEVNULL)
 
 
 def test_a_dry_run_says_so_everywhere_and_goes_on(tmp_path):
     steps = ["machine", "probes", "tuning"]
-    done = launch("gpu_check.py", "--dry-run", "--out", tmp_path, "--step", *steps)
+    words = ("--dry-run", "--out", tmp_path, "--step")
+    done = launch("gpu_check.py", *words, *steps, environment=check.DRY_RUN)
     assert done.returncode == 0, done.stdout + done.stderr
     before = lines(tmp_path)
     assert all(line["note"] == DRY for line in before)
@@ -161,9 +163,9 @@ def test_a_dry_run_says_so_everywhere_and_goes_on(tmp_path):
     assert table["note"] == DRY and Table({}, table["levels"]).levels.keys() == {
         name for step, name in measured(tmp_path) if step == "tuning"
     }
-    again = launch("gpu_check.py", "--dry-run", "--out", tmp_path, "--step", *steps)
+    again = launch("gpu_check.py", *words, *steps, environment=check.DRY_RUN)
     assert again.returncode == 0 and lines(tmp_path) == before, "nothing is left to measure"
-    other = launch("gpu_check.py", "--dry-run", "--out", tmp_path, "--step", "auto")
+    other = launch("gpu_check.py", *words, "auto")  # of itself it has Triton interpret
     assert other.returncode == 0 and lines(tmp_path)[: len(before)] == before, "another step takes nothing away"
 
 

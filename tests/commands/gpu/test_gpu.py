@@ -8,9 +8,15 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
+import signal
+import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,7 +34,6 @@ from parallel_parnet.commands.gpu import proofs as checks
 from parallel_parnet.commands.gpu.journal import Journal
 from parallel_parnet.commands.gpu.precompile import KernelCase, NetworkCase, compile_all, compile_case
 from parallel_parnet.commands.gpu.scope import CONFIGS
-from parallel_parnet.commands.processes import environment
 from parallel_parnet.kernels.gpu import config, twins
 from parallel_parnet.kernels.gpu.candidates import candidates, launched, resident
 from parallel_parnet.kernels.gpu.config import LevelConfig, Table
@@ -122,24 +127,65 @@ def test_repeats_are_counted():
 # --- steps and report
 
 
+def leaves(status: int) -> dict:
+    print("noise", flush=True)
+    os._exit(status)
+
+
+def works_on_at_its_end() -> dict:
+    threading.Thread(target=time.sleep, args=(60,)).start()
+    return {"passed": True}
+
+
 @pytest.mark.parametrize(
-    ("code", "passed", "fault"),
+    ("check", "passed", "fault"),
     [
-        ('print("noise"); print(\'{"passed": true, "n": 3}\')', True, None),
-        ("print('{\"passed\": false}')", False, None),
-        ("raise ValueError('broken')", False, "broken"),
-        ("pass", False, "exit status 0"),
-        ('print("passed")', False, "exit status 0"),
-        ("import time; time.sleep(60)", False, "killed after 3 s"),
-        ("import time; print('{\"passed\": true}', flush=True); time.sleep(60)", True, None),
-        ("print('{\"passed\": true}'); raise SystemExit(1)", False, "exit status 1"),
+        (lambda: {"passed": True, "n": 3}, True, None),
+        (lambda: {"passed": False}, False, None),
+        (lambda: {}["broken"], False, "exit status 1: KeyError: 'broken'"),
+        (partial(leaves, 0), False, "exit status 0: noise"),
+        (partial(leaves, 9), False, "exit status 9: noise"),
+        (lambda: os.kill(os.getpid(), signal.SIGSEGV), False, f"exit status {-signal.SIGSEGV}: it said nothing"),
+        (partial(time.sleep, 60), False, "killed after 2 s: it said nothing"),
+        (works_on_at_its_end, True, None),
     ],
 )
-def test_a_step_is_recorded_however_it_ends(code, passed, fault):
+def test_a_step_is_recorded_however_it_ends(check, passed, fault):
     started = time.monotonic()
-    result = gpu_check.run_step([sys.executable, "-c", code], 3, required=True, surroundings=environment())
-    assert result["passed"] is passed and (fault is None or fault in result["fault"])
+    result = gpu_check.run_step(check, 2, required=True)
+    assert result["passed"] is passed and result.get("fault") == fault
     assert time.monotonic() - started < 20 and "seconds" in result
+
+
+def test_a_step_out_of_time_ends_with_its_children(tmp_path):
+    file = tmp_path / "pid"
+
+    def hangs() -> None:
+        file.write_text(str(subprocess.Popen(["sleep", "60"]).pid))
+        time.sleep(60)
+
+    gpu_check.run_step(hangs, 1, required=True)
+    with suppress(FileNotFoundError):  # nobody there, or a dead one that nobody has asked for yet
+        assert Path(f"/proc/{file.read_text()}/stat").read_text().split(")")[-1].split()[0] == "Z"
+
+
+def test_the_process_of_the_check_never_asks_the_gpu(monkeypatch, tmp_path):
+    """Whose forks could not use it then."""
+    asked = tmp_path / "asked"
+
+    def is_available() -> bool:
+        with open(asked, "a") as file:
+            print(os.getpid(), file=file)
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_available", is_available)
+    monkeypatch.setattr(sys, "argv", ["gpu-check", "--out", str(tmp_path / "out")])
+    with pytest.raises(ParNetError, match="no NVIDIA GPU"):
+        gpu_check.main()
+    args = argparse.Namespace(out=tmp_path, seconds=600, dry_run=False)
+    gpu_check.run_steps(gpu_check.STEPS[:2], Journal(tmp_path / "rows.jsonl"), args, Console(quiet=True))
+    pids = asked.read_text().split()
+    assert len(set(pids)) == 3 and str(os.getpid()) not in pids
 
 
 def test_all_steps_are_tried_and_recorded(tmp_path):
@@ -187,7 +233,7 @@ def test_report(tmp_path):
     told = {
         "networks": {"passed": False, "seconds": 1.0, "worst": 1.5, "left_out": 2},
         "tuning": {"faults": ["no configuration passed"], "table": "tuned.Some_GPU.json"},
-        "sanitizer": {"passed": False, "seconds": 3.0, "fault": "exit status 1: no", "stderr": "a trace"},
+        "sanitizer": {"passed": False, "seconds": 3.0, "fault": "exit status 1: no", "said": "a trace"},
     }
     results = {
         name: {"passed": True, "seconds": 9.0, **told.get(name, {}), "rows": rows} for name, rows in results.items()

@@ -1,0 +1,64 @@
+"""Work in a fork of this process, under a limit: what hangs, or faults a GPU, costs that work and nothing else.
+
+Importing torch, Triton and the kernels takes 5 seconds and more, and a fork has them at once. It may use a GPU as long
+as this process never does.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+from ..processes import end_with_parent
+
+FORK = multiprocessing.get_context("fork")
+
+
+class Ended(NamedTuple):
+    """answer: what the work returned, None where it did not. status: of its process; None where its time was over.
+    said: what it and its children wrote to stdout and stderr."""
+
+    answer: object
+    status: int | None
+    said: str
+
+
+def apart(work: Callable[[], object], seconds: float) -> Ended:
+    """Run it in a process of its own; out of time, that is killed with its children."""
+    end = time.monotonic() + seconds
+    receiver, sender = FORK.Pipe(duplex=False)
+    with TemporaryDirectory() as folder, receiver:
+        file = Path(folder) / "said"
+        process = FORK.Process(target=_in_a_fork, args=(work, sender, file, os.getpid()))
+        process.start()
+        sender.close()
+        answer = _answer(receiver, end)
+        process.join(max(0.0, end - time.monotonic()))
+        if (status := process.exitcode) is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.join()
+        return Ended(answer, status, file.read_text(errors="replace"))
+
+
+def _answer(receiver: Connection, end: float) -> object:
+    try:
+        return receiver.recv() if receiver.poll(max(0.0, end - time.monotonic())) else None
+    except EOFError:
+        return None
+
+
+def _in_a_fork(work: Callable[[], object], sender: Connection, file: Path, parent: int) -> None:
+    os.setsid()
+    end_with_parent(parent)
+    sys.stdout = sys.stderr = open(file, "a", buffering=1)  # noqa: SIM115 - until the process ends
+    for number in (1, 2):
+        os.dup2(sys.stdout.fileno(), number)
+    sender.send(work())

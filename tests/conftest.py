@@ -33,6 +33,8 @@ ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
 OPTIONAL = [executor for executor in ON_CPUS if not lacking(executor)]  # that can be had here
 SMALL = Config((8, 16, 32, 64), num_classes=10)
+with torch.device("meta"):
+    torch.empty(0)  # torch notes once what makes tensors: before `_poison` puts something else in its place
 
 
 @dataclass(frozen=True)

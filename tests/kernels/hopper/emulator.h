@@ -1,87 +1,130 @@
-// A Hopper by its definitions, for level.cu on a CPU: a thread for each thread of a cluster, one cluster after another.
+// A Hopper by its definitions, for level.cu on a CPU: a fiber for each thread of a cluster, one cluster after another.
 //
-// Copies and products are done at once where a GPU does them later, so what reads too early is seen only where threads
-// wait for each other in vain, or run ahead: nobody promises an order between two waits. Shared memory begins as NaN.
+// A fiber runs until it has to wait; who is next is drawn. What a GPU does sooner or later is done at once or as late as
+// may be, as it is drawn too: copies, before their thread waits for them, or once all threads wait; products, when there
+// must be no more of them at work. Shared memory begins as NaN. Where all threads wait in vain, `run_cluster` says so.
 
-#include <barrier>
-#include <cmath>
-#include <condition_variable>
-#include <cstring>
-#include <map>
-#include <memory>
-#include <mutex>
-#include <thread>
+#include <math.h>
+#include <setjmp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <ucontext.h>
 #include <vector>
 
 #define DEVICE inline
+
+constexpr int COUNTED = 128 * WGS + 128, STACK = 1 << 16;  // threads of a block; bytes that each may stack up
 
 struct float2 { float x, y; };
 struct float4 { float x, y, z, w; };
 struct uint4 { u32 x, y, z, w; };
 inline float2 make_float2(float x, float y) { return {x, y}; }
 
-struct Waiting { int arrivals, left, bytes; unsigned phase; };
+struct Meeting { int arrived; unsigned phase; };
+struct Barrier { int arrivals, left, bytes; unsigned phase; };
+struct Copy { u32 to; const void* from; u32 bytes, barrier; };
+struct Product { void (*work)(float*, u64, u64, bool); float* sums; u64 a, b; bool keep; int group; };
 
 struct Block {
-    std::vector<char> memory;
-    std::mutex lock;
-    std::condition_variable turned;
-    std::map<u32, Waiting> barriers;
-    std::barrier<> all;
-    std::vector<std::unique_ptr<std::barrier<>>> some, warps;
-    char* shared() { return memory.data() + (1024 - (size_t)memory.data() % 1024) % 1024; }
-    Block(int threads, int multiply, int gate, int bytes) : memory(bytes + 1024, (char)0xFF), all(threads) {
-        for (int n : {threads, multiply, gate}) some.push_back(std::make_unique<std::barrier<>>(n));
-        for (int i = 0; i < threads / 32; i++) warps.push_back(std::make_unique<std::barrier<>>(32));
-    }
-    void turn(Waiting& b) {
-        if (b.left == 0 && b.bytes == 0) b.phase++, b.left = b.arrivals, turned.notify_all();
-    }
+    char* shared;
+    Barrier barriers[BARRIERS / 8];
+    Meeting all, some[16], warps[32];
+    std::vector<Copy> copies;
+};
+struct Fiber {
+    int block, thread, group;
+    bool begun, over;
+    ucontext_t start;
+    jmp_buf here;
+    std::vector<Copy> copies;
+    std::vector<Product> products;
 };
 
-static std::vector<std::unique_ptr<Block>> CLUSTER_OF_BLOCKS;
-static std::unique_ptr<std::barrier<>> WHOLE_CLUSTER;
-static thread_local Block* BLOCK;
-static thread_local int THREAD;
+static Block BLOCKS[CLUSTER], *BLOCK;
+static Meeting WHOLE_CLUSTER;
+static Fiber* FIBER;
+static jmp_buf SCHEDULER;
+static int THREAD;
+static bool MOVED;  // whether some fiber went on in this round
+static u64 DRAWN;
 
-inline u32 address(const void* shared) { return (u32)((const char*)shared - BLOCK->shared()); }
+inline u32 draw(u32 below) {
+    DRAWN ^= DRAWN << 13, DRAWN ^= DRAWN >> 7, DRAWN ^= DRAWN << 17;
+    return (DRAWN >> 20) % below;
+}
+template <class Over> inline void wait_until(Over over) {
+    while (!over())
+        if (!_setjmp(FIBER->here)) _longjmp(SCHEDULER, 1);
+    MOVED = true;
+}
+inline void meet(Meeting& at, int threads) {
+    unsigned phase = at.phase;
+    if (++at.arrived == threads) at.arrived = 0, at.phase++;
+    wait_until([&] { return at.phase != phase; });
+}
+
+inline u32 address(const void* shared) { return (u32)((const char*)shared - BLOCK->shared); }
+inline void do_copy(const Copy& c) {
+    if (c.from) memcpy(BLOCK->shared + c.to, c.from, c.bytes);
+    else memset(BLOCK->shared + c.to, 0, c.bytes);
+}
 inline void copy16(u32 to, const void* from, bool there) {
-    if (there) memcpy(BLOCK->shared() + to, from, 16);
-    else memset(BLOCK->shared() + to, 0, 16);
+    Copy copy = {to, there ? from : nullptr, 16, 0};
+    if (draw(2)) do_copy(copy);
+    else FIBER->copies.push_back(copy);
 }
-inline void copies_done() {}
-inline void barrier_make(u32 barrier, u32 arrivals) {
-    std::lock_guard hold(BLOCK->lock);
-    BLOCK->barriers[barrier] = {(int)arrivals, (int)arrivals, 0, 0};
+inline void copies_done() {
+    for (const Copy& each : FIBER->copies) do_copy(each);
+    FIBER->copies.clear();
 }
+inline void turn(Barrier& b) {
+    if (b.left == 0 && b.bytes == 0) b.phase++, b.left = b.arrivals;
+}
+inline void barrier_make(u32 barrier, u32 arrivals) { BLOCK->barriers[barrier / 8] = {(int)arrivals, (int)arrivals, 0, 0}; }
 inline void barrier_make_seen() {}
 inline void barrier_arrive(u32 barrier) {
-    std::lock_guard hold(BLOCK->lock);
-    Waiting& b = BLOCK->barriers.at(barrier);
-    b.left--, BLOCK->turn(b);
-}
-inline void copy_bulk(u32 to, const void* from, u32 bytes, u32 barrier) {
-    memcpy(BLOCK->shared() + to, from, bytes);
-    barrier_arrive(barrier);
+    Barrier& b = BLOCK->barriers[barrier / 8];
+    b.left--, turn(b);
 }
 inline void barrier_wait(u32 barrier, u32 parity) {
-    std::unique_lock hold(BLOCK->lock);
-    BLOCK->turned.wait(hold, [=] { return (BLOCK->barriers.at(barrier).phase & 1) != parity; });
+    wait_until([=] { return (BLOCK->barriers[barrier / 8].phase & 1) != parity; });
 }
-inline void sync_block() { BLOCK->all.arrive_and_wait(); }
-inline void sync_warp() { BLOCK->warps[THREAD / 32]->arrive_and_wait(); }
-template <int ID, int N> inline void sync_some() { BLOCK->some[ID]->arrive_and_wait(); }
-inline void sync_cluster() { WHOLE_CLUSTER->arrive_and_wait(); }
+inline void do_bulk(const Copy& c) {
+    do_copy(c);
+    Barrier& b = BLOCK->barriers[c.barrier / 8];
+    b.bytes -= c.bytes, turn(b);
+}
+inline void copy_bulk(u32 to, const void* from, u32 bytes, u32 barrier) {
+    BLOCK->barriers[barrier / 8].bytes += bytes;
+    barrier_arrive(barrier);
+    BLOCK->copies.push_back({to, from, bytes, barrier});
+    if (draw(2)) do_bulk(BLOCK->copies.back()), BLOCK->copies.pop_back();
+}
+inline void sync_block() { meet(BLOCK->all, COUNTED); }
+inline void sync_warp() { meet(BLOCK->warps[THREAD / 32], 32); }
+template <int ID, int N> inline void sync_some() { meet(BLOCK->some[ID], N); }
+inline void sync_cluster() { meet(WHOLE_CLUSTER, CLUSTER * COUNTED); }
 inline float4 read_of(u32 at, u32 block) {
     float4 v;
-    memcpy(&v, CLUSTER_OF_BLOCKS[block]->shared() + at, 16);
+    memcpy(&v, BLOCKS[block].shared + at, 16);
     return v;
 }
 inline void launch_before_done() {}
 inline void launch_after_may_start() {}
+
+inline void do_products(int before) {  // those of earlier groups
+    std::vector<Product>& all = FIBER->products;
+    size_t i = 0;
+    for (; i < all.size() && all[i].group < before; i++) all[i].work(all[i].sums, all[i].a, all[i].b, all[i].keep);
+    all.erase(all.begin(), all.begin() + i);
+}
 inline void products_begin() {}
-inline void products_end() {}
-template <int LEFT> inline void products_done() {}
+inline void products_end() {
+    FIBER->group++;
+    if (draw(2)) do_products(FIBER->group);
+}
+template <int LEFT> inline void products_done() { do_products(FIBER->group - LEFT); }
+
 inline float exponential(float v) { return expf(v); }
 
 #ifdef IN_HALF
@@ -114,7 +157,7 @@ struct Operand {
     Descriptor d;
     float at(int row, int k) const {
         u16 v;
-        memcpy(&v, BLOCK->shared() + d.at + row / 8 * 128 + k / 8 * d.apart + row % 8 * 16 + k % 8 * 2, 2);
+        memcpy(&v, BLOCK->shared + d.at + row / 8 * 128 + k / 8 * d.apart + row % 8 * 16 + k % 8 * 2, 2);
         return widened(v);
     }
 };
@@ -124,7 +167,7 @@ inline u64 descriptor(u32 at, u32 columns_apart) {
 inline Operand operand(u64 d) { return {{(u32)(d & 0x3FFF) << 4, (u32)(d >> 16 & 0x3FFF) << 4}}; }
 
 // m64nNk16: a thread's sums are of rows lane / 4 and 8 more, and of two columns in every eight
-template <int N> inline void multiply(float (&sums)[N / 2], u64 a, u64 b, bool keep) {
+template <int N> inline void do_multiply(float* sums, u64 a, u64 b, bool keep) {
     Operand left = operand(a), right = operand(b);
     int lane = THREAD % 32, warp = THREAD / 32 % 4;
     for (int i = 0; i < N / 2; i++) {
@@ -133,4 +176,69 @@ template <int N> inline void multiply(float (&sums)[N / 2], u64 a, u64 b, bool k
         for (int k = 0; k < 16; k++) sum += left.at(row, k) * right.at(column, k);
         sums[i] = sum;
     }
+}
+template <int N> inline void multiply(float (&sums)[N / 2], u64 a, u64 b, bool keep) {
+    FIBER->products.push_back({do_multiply<N>, sums, a, b, keep, FIBER->group});
+}
+
+template <int I> void dispatch(const Arguments& arguments, int block, char* shared);
+
+static const Arguments* ARGUMENTS;
+static int FIRST;
+static void begin() {
+    dispatch<0>(*ARGUMENTS, FIRST + FIBER->block, BLOCK->shared);
+    FIBER->over = MOVED = true;
+    _longjmp(SCHEDULER, 1);
+}
+static void resume(Fiber* fiber) {
+    FIBER = fiber, BLOCK = BLOCKS + fiber->block, THREAD = fiber->thread;
+    if (_setjmp(SCHEDULER)) return;
+    if (fiber->begun) _longjmp(fiber->here, 1);
+    fiber->begun = true;
+    setcontext(&fiber->start);
+}
+// one of the bulk copies that are under way, if there is one
+static bool deliver() {
+    int first = draw(CLUSTER);
+    for (int i = 0; i < CLUSTER; i++) {
+        BLOCK = BLOCKS + (first + i) % CLUSTER;
+        std::vector<Copy>& waiting = BLOCK->copies;
+        if (waiting.empty()) continue;
+        size_t which = draw(waiting.size());
+        Copy copy = waiting[which];
+        waiting.erase(waiting.begin() + which);
+        do_bulk(copy);
+        return true;
+    }
+    return false;
+}
+// whether every thread came to its end
+static bool run_cluster(const Arguments* arguments, int first, int bytes) {
+    constexpr int ALL = CLUSTER * COUNTED;
+    ARGUMENTS = arguments, FIRST = first, WHOLE_CLUSTER = {};
+    for (Block& block : BLOCKS) {
+        block = {(char*)aligned_alloc(1024, (bytes + 1023) / 1024 * 1024)};
+        memset(block.shared, 0xFF, bytes);
+    }
+    std::vector<Fiber> fibers(ALL);
+    char* stacks = (char*)malloc((size_t)ALL * STACK);
+    for (int i = 0; i < ALL; i++) {
+        Fiber& fiber = fibers[i];
+        fiber.block = i / COUNTED, fiber.thread = i % COUNTED;
+        getcontext(&fiber.start);
+        fiber.start.uc_stack.ss_sp = stacks + (size_t)i * STACK, fiber.start.uc_stack.ss_size = STACK;
+        makecontext(&fiber.start, begin, 0);
+    }
+    do {
+        MOVED = false;
+        int at = draw(ALL), stride = 1 + 2 * draw(ALL);
+        while (stride % 3 == 0) stride += 2;  // so that all have their turn: their number has no other divisors
+        for (int i = 0; i < ALL; i++, at = (at + stride) % ALL)
+            if (!fibers[at].over) resume(&fibers[at]);
+    } while (MOVED || deliver());
+    bool ended = true;
+    for (Fiber& fiber : fibers) ended &= fiber.over;
+    for (Block& block : BLOCKS) free(block.shared);
+    free(stacks);
+    return ended;
 }

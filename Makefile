@@ -22,6 +22,8 @@ PINS := $(if $(shell command -v nvidia-smi),,-c constraints.txt)
 KERNELS := setup.py kernels/cpu/instruction_sets.py $(wildcard kernels/cpu/*.[ch])
 CHECKED := build/sanitize
 BESIDE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+# each of the tests' hundreds of processes would compile the package anew
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup infer test test-tiny test-kernels test-all lint sanitize test-faults soak fuzz gpu-check experiment bench versus throughput poster train calibrate known-accuracy profile-example
 
@@ -45,7 +47,7 @@ infer: setup
 # tests side by side, each with a thread; those that start ranks have the machine to themselves
 test: setup lint test-tiny test-kernels
 	$(BESIDE) -m "not ranks"
-	$(BIN)/python -m pytest -m ranks
+	$(BIN)/python -m pytest -m ranks $$(grep -rl --include="test_*.py" mark.ranks tests)
 
 # the product from front to back in one page: if this fails, nothing else is worth reading
 test-tiny: setup

@@ -53,7 +53,7 @@ def test_reference_under_placements(golden: Golden, k: int, lanes: int) -> None:
     assert relative(engine(golden.input), golden.logits) < 1e-5
 
 
-@pytest.mark.parametrize(("executor", "dtype"), itertools.product(OPTIONAL, DTYPES), ids=str)
+@pytest.mark.parametrize(("executor", "dtype"), list(itertools.product(OPTIONAL, DTYPES)), ids=str)
 def test_three_lanes(executor: str, dtype: torch.dtype) -> None:
     golden = CASES[1].values[0]
     program = program_of(golden)

@@ -117,11 +117,11 @@ def test_what_fills_no_dictionary() -> None:
         Engine(WHOLE, device="cpu", executor="eager")(X, out=torch.empty(2, 10))
 
 
-@pytest.mark.parametrize(("streams", "executor"), [(1, "inductor"), (2, "eager"), (4, "eager")])
-def test_other_numbers_of_streams(streams: int, executor: str) -> None:
+@pytest.mark.parametrize("streams", [1, 2, 4])
+def test_other_numbers_of_streams(streams: int) -> None:
     model = lively(Config((8, 16, 32, 8, 20)[: streams + 1], blocks=(1,) * streams, num_classes=3), 1)
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected = Backbone(model)(x)
-    for got, wanted in zip(run(fold(Backbone(model)), executor, x).values(), expected, strict=True):
+    for got, wanted in zip(run(fold(Backbone(model)), "eager", x).values(), expected, strict=True):
         assert relative(got, wanted) < 1e-5

@@ -42,8 +42,7 @@ def test_one_launch_per_level(name):
         assert program.launches == 12
 
 
-@pytest.mark.parametrize("lanes", [2, 3])
-@pytest.mark.parametrize("name", ["parnet_s", "parnet_xl"])
+@pytest.mark.parametrize(("name", "lanes"), [("parnet_s", 2), ("parnet_s", 3), ("parnet_xl", 3)])
 def test_a_lane_launches_once_a_level(name, lanes):
     """A lane's launches are its levels, each with the tiles that one lane alone would have."""
     program = program_of(CONFIGS[name])

@@ -354,7 +354,7 @@ def _furniture() -> dict[str, bytes]:
 
 
 KINDS: dict[Kind, int] = {
-    a_picture: 3000, a_checkpoint: 400, a_programs_bytes: 2600, a_programs_value: 1200, an_engines_value: 400,
+    a_picture: 3000, a_checkpoint: 400, a_programs_bytes: 3200, a_programs_value: 600, an_engines_value: 400,
     a_quantised_programs_value: 200, a_commands_arguments: 1200, an_environment: 970, a_run: 30,
 }  # fmt: skip
 """How many of 10,000 inputs are of each kind: what is refused early is cheap, and a whole run dear."""

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from conftest import SMALL, conv, weightless
 from parallel_parnet import Config, ParNetError, Placement, Program, create_model, fold
+from parallel_parnet.commands.gpu.precompile import shapes_of
 from parallel_parnet.planning.costs import H200, LINKS, Costs, Link
 from parallel_parnet.planning.planner import schedule
 from parallel_parnet.planning.search import search
@@ -17,7 +18,7 @@ from parallel_parnet.program.program import INPUT, Operation
 
 CONFIG = Config((8, 16, 32), blocks=(1, 1))
 TWO_STREAMS = fold(create_model(CONFIG))
-XL = fold(create_model("parnet_xl"))
+XL = shapes_of("parnet_xl")
 seconds = st.floats(0.1, 10)
 
 
@@ -136,7 +137,7 @@ def test_a_link_that_costs_too_much_leaves_one_lane() -> None:
 
 def test_the_same_costs_give_the_same_placement() -> None:
     costs = Costs.of(XL, H200, LINKS["peer"], itemsize=2)
-    first, second = (search(program, costs, 3, runner_up=False) for program in (XL, fold(create_model("parnet_xl"))))
+    first, second = (search(program, costs, 3, runner_up=False) for program in (XL, shapes_of.__wrapped__("parnet_xl")))
     assert first.best.placement == second.best.placement
 
 

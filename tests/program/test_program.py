@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import SMALL, lively
 from parallel_parnet import VARIANTS, Config, Engine, ParNetError, Program, create_model, fold
+from parallel_parnet.commands.gpu.precompile import shapes_of
 
 # parameters in millions and GFLOPs at 224 x 224, fused: counted from the released code; the paper gives the same
 # figures rounded (arXiv 2110.07641, table of ImageNet results)
@@ -35,14 +36,14 @@ def test_published_sizes(name: str) -> None:
 
 @pytest.mark.parametrize("name", CIFAR)
 def test_cifar_sizes(name: str) -> None:
-    program = fold(create_model(name))
+    program = shapes_of(name)
     assert program.parameters / 1e6 == pytest.approx(CIFAR[name], rel=0.01)
     assert program.depth == 12
     assert program.shape(program.output, 2, 32, 32) == (2, 10)
 
 
 def test_levels_of_the_design() -> None:
-    levels = {op.name: op.level for op in fold(create_model("parnet_s")).operations}
+    levels = {op.name: op.level for op in shapes_of("parnet_s").operations}
     expected = {"inits.0.0": 1, "inits.0.1": 2, "inits.1": 3, "inits.2": 4, "downsamples_2.0": 7, "downsamples_2.1": 9}
     expected |= {f"streams.0.{i}": 3 + i for i in range(4)} | {f"streams.1.{i}": 4 + i for i in range(5)}
     expected |= {f"streams.2.{i}": 5 + i for i in range(5)} | {"combine.2": 10, "combine.3": 11, "head.fc": 12}
@@ -76,7 +77,7 @@ def test_bytes_of_one_operation() -> None:
 
 
 def test_table_names_every_operation() -> None:
-    program = fold(create_model("parnet_s"))
+    program = shapes_of("parnet_s")
     lines = program.table().splitlines()
     assert len(lines) == 1 + len(program.operations)
     assert all(any(op.name in line for line in lines) for op in program.operations)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 
+import torch
+
 from parallel_parnet import Config, Program, create_model, fold
 from parallel_parnet.network.variants import variant
 from parallel_parnet.program.families import arranged
@@ -48,7 +50,9 @@ def one_stream(name: str) -> Config:
         return Config((width, wanted.planes[-1]), blocks=(8,))
 
     def flops(network: Config) -> int:
-        return fold(create_model(network).to("meta")).cost().flops
+        with torch.device("meta"):  # a network without values
+            model = create_model(network)
+        return fold(model).cost().flops
 
     goal = flops(wanted)
     width = bisect_left(range(400), goal, lo=64, key=lambda width: flops(config(width)))

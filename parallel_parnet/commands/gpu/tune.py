@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from parallel_parnet import ParNetError, create_model, fold
+from parallel_parnet import ParNetError
 from parallel_parnet.files import write_json
 from parallel_parnet.kernels.gpu.candidates import candidates
 from parallel_parnet.kernels.gpu.config import CONFIGS, HOPPER, Table, read_levels, tuned_name
@@ -44,7 +44,7 @@ from .level_tuning import (
     tune,
     worth_trying,
 )
-from .precompile import compiling, worker_pool
+from .precompile import compiling, shapes_of, worker_pool
 
 VARIANTS = ("parnet_s", "parnet_m", "parnet_l", "parnet_xl")
 
@@ -68,7 +68,7 @@ def wanted_levels(args: argparse.Namespace, cache: int = 0) -> list[Level]:
     """Every distinct level of what was asked for. cache: bytes of L2."""
     found: dict[str, Level] = {}
     for model in args.model:
-        program = fold(create_model(model).to("meta").eval())
+        program = shapes_of(model)
         for dtype in dict.fromkeys(DTYPES[name] for name in args.dtype):
             for n in args.batch_size:
                 found |= {level.key: level for level in levels_of(program, n, dtype, cache)}

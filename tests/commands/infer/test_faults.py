@@ -67,12 +67,12 @@ import json, sys
 from pathlib import Path
 sys.path[:0] = [sys.argv[1]]
 from soak import soak
-print(json.dumps(soak(1500, 3, "auto", Path(sys.argv[2]), leak=20_000)))
+print(json.dumps(soak(500, 3, "auto", Path(sys.argv[2]), leak=60_000)))
 """
 
 
 def test_a_leak_is_noticed(tmp_path: Path) -> None:
-    """Of 20 kB a request, in one of three ranks."""
+    """Of 60 kB a request, in one of three ranks."""
     command = [sys.executable, "-c", LEAKY, ROOT / "tests" / "faults", tmp_path]
     run = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
     assert run.returncode == 0, run.stderr

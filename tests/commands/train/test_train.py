@@ -130,9 +130,9 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
 @pytest.mark.ranks
 def test_ranks_of_which_one_is_killed_go_on_to_the_same_bits(tmp_path: Path) -> None:
     data, whole, cut = mnist(tmp_path / "data", 24, 4), tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
-    undisturbed = launch("train.py", data, *OPTIONS, whole, ranks=3)
+    undisturbed = launch("train.py", data, *OPTIONS, whole, ranks=2)
     assert undisturbed.returncode == 0, undisturbed.stderr
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=3", "--max-restarts=1"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1"]
     command += [f"--master-port={free_port()}", *map(str, (ROOT / "launch" / "train.py", data, *OPTIONS, cut))]
     assert killed(command, cut.with_name("cut.safetensors.state")) == 0
     first, second = load_file(whole), load_file(cut)

@@ -133,6 +133,7 @@ def test_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     table = [quoted for quoted in QUOTED if quoted.name in ("parnet_s", "resnet34")]
     monkeypatch.setattr(command, "QUOTED", table)
     monkeypatch.setattr(poster, "SIZE", 64)
+    monkeypatch.setattr(measure, "PEERS", measure.PEERS[:1])
     files = tmp_path / "versus.json", tmp_path / "versus.svg"
     page = tmp_path / "page.md"
     page.write_text("# Page\n\n## Log\nWhat was tried.\n")

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from parallel_parnet import ParNetError, create_model, fold
+from parallel_parnet import ParNetError
+from parallel_parnet.commands.gpu.precompile import shapes_of
 from parallel_parnet.executors.triton_backend import geometry
 from parallel_parnet.kernels.gpu import config
 from parallel_parnet.kernels.gpu.candidates import MOST_SPLITS, candidates, fitted, launched, resident
@@ -33,7 +34,7 @@ def test_the_longest_operation_is_shared_out():
 def test_no_level_takes_two_waves(variant, dtype):
     """All programs of a picture that convolve have a place at once, as far as registers can be foretold."""
     table = Table.load((9, 0))
-    program = fold(create_model(variant).to("meta").eval())
+    program = shapes_of(variant)
     for group in program.groups[:-1]:
         shapes = [geometry(program, op, 224, 224) for op in group]
         multiplied = HALF if shapes[0].planar else dtype

@@ -20,14 +20,10 @@ DTYPES = (torch.float16, torch.bfloat16)
 TABLE = Table.load(HOPPER, "NVIDIA H200").with_warpgroups(HOPPER, "NVIDIA H200")
 
 
-# made while modules load, before a fixture fills new tensors
-PROGRAMS = {variant: shapes_of(variant) for variant in ("parnet_s", "parnet_m", "parnet_l", "parnet_xl")}
-
-
-@pytest.mark.parametrize("variant", PROGRAMS)
+@pytest.mark.parametrize("variant", ["parnet_s", "parnet_m", "parnet_l", "parnet_xl"])
 def test_a_timed_level(variant):
     dtype = random.choice(DTYPES)
-    known = [level for level in levels_of(PROGRAMS[variant], 1, dtype) if level.key in TABLE.warpgroups]
+    known = [level for level in levels_of(shapes_of(variant), 1, dtype) if level.key in TABLE.warpgroups]
     wanted = random.choice(known)
     tiles = TABLE.of_warpgroups(wanted.shapes, 1, dtype)
     used = resources(source([without_values(conv) for conv in operands(wanted, tiles, 0, "cpu")]))

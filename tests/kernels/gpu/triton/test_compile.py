@@ -11,14 +11,12 @@ import json
 import random
 import re
 from dataclasses import dataclass
-from functools import cache
 
 import pytest
 import torch
 
 from conftest import ALL, SEED
-from parallel_parnet import Program, create_model, fold
-from parallel_parnet.commands.gpu.precompile import shapes_in_fp8
+from parallel_parnet.commands.gpu.precompile import shapes_in_fp8, shapes_of
 from parallel_parnet.executors.triton_backend import whole
 from parallel_parnet.kernels.gpu.classifier import classifier_kernel
 from parallel_parnet.kernels.gpu.compiled import resources, stand_in
@@ -89,16 +87,10 @@ def chosen_cases() -> list[Case]:
     return first + random.Random(SEED).sample(rest, len(first) // 4)
 
 
-@cache
-def program(variant: str) -> Program:
-    """Shapes only: the weights are on torch's "meta" device."""
-    return fold(create_model(variant).to(META).eval())
-
-
 def launch(case: Case) -> Launch:
     """One launch of the plan that an executor would make."""
     table = Table.load(case.capability, case.device)
-    return whole(program(case.variant), (case.batch, SIZE, SIZE), case.dtype, META, table).launches[case.index]
+    return whole(shapes_of(case.variant), (case.batch, SIZE, SIZE), case.dtype, META, table).launches[case.index]
 
 
 @pytest.mark.parametrize("case", chosen_cases(), ids=str)
@@ -123,7 +115,7 @@ def test_level(case: Case):
 def test_fp8(variant, index):
     """Tensor cores multiply bytes, a step's sum at a time; copies are of 16 bytes, unless groups begin between them;
     what is stored is converted by the instruction that makes the largest number of what is larger."""
-    prepared = whole(shapes_in_fp8(program(variant)), (1, SIZE, SIZE), torch.bfloat16, META, Table.load(HOPPER))
+    prepared = whole(shapes_in_fp8(shapes_of(variant)), (1, SIZE, SIZE), torch.bfloat16, META, Table.load(HOPPER))
     with stand_in(HOPPER):
         compiled = prepared.launches[index].compile()
     used, ptx = resources(compiled), compiled.asm["ptx"]
@@ -134,11 +126,11 @@ def test_fp8(variant, index):
     packed = re.findall(r"cvt\.rn\.satfinite\.e4m3x2\.f32\s+(%\w+), %", ptx)
     assert not set(packed) & set(re.findall(r"cvt\.rn\.f16x2\.e4m3x2\s+%\w+, (%\w+)", ptx))
     if index > 0:
-        config = prepared.cuts[program(variant).groups[index][0].name].tile
+        config = prepared.cuts[shapes_of(variant).groups[index][0].name].tile
         assert set(re.findall(r"maxNumImpreciseAcc = (\d+)", compiled.asm["ttgir"])) == {str(config.bk)}
         assert all(".e4m3.e4m3" in line for line in re.findall(r"wgmma\.mma_async\S*", ptx))
         ragged = any(
-            op.cin // op.groups // len(op.inputs) % 16 for op in program(variant).groups[index] if op.groups > 1
+            op.cin // op.groups // len(op.inputs) % 16 for op in shapes_of(variant).groups[index] if op.groups > 1
         )
         widths = set(re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\], (\w+)", ptx))
         assert widths == ({"0x8", "0x10"} if ragged else {"0x10"})

@@ -13,10 +13,12 @@ from parallel_parnet.kernels.gpu.convolution import Convolution
 from parallel_parnet.kernels.hopper.source import FOLDER, POINTERS, clusters, constants, numbers, source
 
 EMULATOR = Path(__file__).parent / "kernels" / "hopper" / "emulator.h"
+READ = ("a", "b", "a_sums", "b_sums")  # which the launch before this one writes
 RUN = """
-extern "C" int run(const Arguments* arguments, int blocks, int bytes, unsigned long long seed) {
+extern "C" int run(const Arguments* arguments, int blocks, int bytes, const Written* written, int n, u64 seed) {
     static_assert(COUNTED == THREADS);
     DRAWN = seed;
+    WRITTEN_BEFORE.assign(written, written + n);
     bool ended = true;
     for (int first = 0; ended && first < blocks; first += CLUSTER) ended = run_cluster(arguments, first, bytes);
     return ended;
@@ -31,11 +33,10 @@ class WaitedInVainError(Exception):
 def level(convolutions: Sequence[Convolution], folder: Path, edit: Callable[[str], str] = lambda text: text) -> None:
     """Run them as one launch. edit: of level.cu's text, to plant a bug. WaitedInVainError where it comes to no end."""
     made, whole = numbers(convolutions), source(convolutions)
-    bm = convolutions[0].tile.bm
     text = "\n".join(
         [
             "#define __device__",
-            constants(made, clusters(convolutions), bm, whole.room, convolutions[0].dtype),
+            constants(made, clusters(convolutions), convolutions[0].tile, whole.room, convolutions[0].dtype),
             EMULATOR.read_text(),
             edit((FOLDER / "level.cu").read_text()) + RUN,
         ]
@@ -48,6 +49,9 @@ def level(convolutions: Sequence[Convolution], folder: Path, edit: Callable[[str
         subprocess.run([*command, "-o", name.with_suffix(".so"), name.with_suffix(".cpp")], check=True)
     pointers = [0 if (t := getattr(conv.x, p)) is None else t.data_ptr() for conv in convolutions for p in POINTERS]
     arguments = (ctypes.c_uint64 * len(pointers))(*pointers)
+    read = {id(t): t for conv in convolutions for p in READ if (t := getattr(conv.x, p)) is not None}.values()
+    written = (ctypes.c_uint64 * (2 * len(read)))(*(n for t in read for n in (t.data_ptr(), t.nbytes)))
     seed = random.SystemRandom().randrange(1, 2**64)
-    if not ctypes.CDLL(name.with_suffix(".so")).run(arguments, whole.blocks, whole.shared, ctypes.c_uint64(seed)):
+    run = ctypes.CDLL(name.with_suffix(".so")).run
+    if not run(arguments, whole.blocks, whole.shared, written, len(read), ctypes.c_uint64(seed)):
         raise WaitedInVainError(f"seed {seed}")

@@ -150,6 +150,8 @@ class WarpTile:
     share K, and finish `bn` / `split_k` channels each.
 
     chunk: channels that a step multiplies, for one tap, at most. stages: steps whose weights may be on their way.
+    places: blocks for which a multiprocessor has room; with two, the next launch's fetch weights beside this one's. All
+    operations of a launch have the same bm and places.
     """
 
     bm: int
@@ -157,12 +159,13 @@ class WarpTile:
     chunk: int
     split_k: int
     stages: int
+    places: int = 1
 
     def __post_init__(self) -> None:
         if self.bm % 64 or self.bn % (8 * self.split_k) or self.chunk % 16 or self.split_k not in (1, 2, 4, 8):
             raise ParNetError(f"{self}: bm in steps of 64, chunk of 16, split_k 1, 2, 4 or 8, bn of 8 split_k")
-        if not (8 <= self.bn <= 256 and 0 <= self.stages <= 15):
-            raise ParNetError(f"{self}: bn from 8 to 256, stages at most 15")
+        if not (8 <= self.bn <= 256 and 0 <= self.stages <= 15 and self.places in (1, 2)):
+            raise ParNetError(f"{self}: bn from 8 to 256, stages at most 15, places 1 or 2")
 
     def pitch(self, shape: Geometry) -> int:
         """Numbers of a row of output pixels: one more than pixels, so that no tap steps into a row's other end."""

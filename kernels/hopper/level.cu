@@ -278,6 +278,7 @@ template <int I> DEVICE void convolve(const Operands& o, int local, char* shared
     int first = i_o % s.columns * s.bn + split * P::slice;
     long long n = tile / across / s.tiles;
     bool here = tile < s.all;
+    if (PLACES > 1) launch_after_may_start();  // there is room for it
     u32 full = address(shared), empty = full + 8 * s.stages;
     if (here) {
         if (THREAD == CONSUMERS) {

@@ -22,6 +22,7 @@ STARTS = 4  # of the grid's most promising, which are improved tile by tile
 CLUSTERS = {1: 132, 2: 66, 4: 30, 8: 15}
 BARRIERS = 256  # bytes of shared memory for them
 GATERS = 96  # threads of a block that make gates
+RESERVED = 1024  # bytes of shared memory that a block does not see
 OTHER_REGISTERS = 64  # that a thread needs besides its sums
 
 
@@ -90,11 +91,13 @@ def shared(shape: Geometry, tile: WarpTile, room: int) -> int:
 
 def candidates(shapes: Sequence[Geometry], n: int) -> list[tuple[float, tuple[WarpTile, ...]]]:
     """All of a grid that fit, and what may be better than its best, the most promising first, each with its
-    prediction."""
+    prediction; and the same for two blocks to a multiprocessor, of which nobody has timed what they save."""
     grid = {tiles: predict(shapes, tiles, n) for tiles in dict.fromkeys(_grid(shapes, n)) if tiles}
     best = sorted(grid, key=grid.__getitem__)[:STARTS]
     better = {tiles: seconds for start in best for seconds, tiles in _improved(shapes, n, grid[start], start)}
-    return sorted(((seconds, tiles) for tiles, seconds in (grid | better).items()), key=lambda each: each[0])
+    alone = grid | better
+    beside = {twin: seconds for tiles, seconds in alone.items() if (twin := _staged(shapes, tiles, places=2))}
+    return sorted(((seconds, tiles) for tiles, seconds in (alone | beside).items()), key=lambda each: each[0])
 
 
 def _improved(
@@ -130,16 +133,17 @@ def _tile(shape: Geometry, bm: int, width: int, chunk: int, split: int) -> WarpT
     return WarpTile(bm, bn, half if shape.stride == 2 else chunk, split, 0)
 
 
-def _staged(shapes: Sequence[Geometry], tiles: Sequence[WarpTile]) -> tuple[WarpTile, ...] | None:
+def _staged(shapes: Sequence[Geometry], tiles: Sequence[WarpTile], places: int = 1) -> tuple[WarpTile, ...] | None:
     """With as many stages as there is room for; nothing where there is none, or where threads lack registers."""
-    widest, most = max(tile.bn for tile in tiles), min(MOST_REGISTERS, REGISTERS // threads(tiles[0].bm))
-    if widest > 256 or widest // 2 + OTHER_REGISTERS > most:
+    widest = max(tile.bn for tile in tiles)
+    registers, room_for_each = REGISTERS // places // threads(tiles[0].bm), (SHARED + RESERVED) // places - RESERVED
+    if widest > 256 or widest // 2 + OTHER_REGISTERS > min(MOST_REGISTERS, registers):
         return None
     of_level, made = max(map(room, shapes, tiles)), []
     for shape, tile in zip(shapes, tiles, strict=True):
-        left = SHARED - shared(shape, replace(tile, stages=0), of_level)
+        left = room_for_each - shared(shape, replace(tile, stages=0), of_level)
         stages = min(STAGES[1], left // (tile.bn * tile.kk(shape) * 32))
         if stages < STAGES[0]:
             return None
-        made.append(replace(tile, stages=stages))
+        made.append(replace(tile, stages=stages, places=places))
     return tuple(made)

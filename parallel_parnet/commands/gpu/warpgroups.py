@@ -67,7 +67,7 @@ def chosen(level: Level, most: int) -> list[tuple[WarpTile, ...]]:
     """The most promising candidates, few of a kind."""
     kept: dict[tuple, list] = {}
     for _, tiles in candidates(level.shapes, level.n):
-        alike = kept.setdefault(tuple((t.bm, t.bn, t.split_k) for t in tiles), [])
+        alike = kept.setdefault(tuple((t.bm, t.bn, t.split_k, t.places) for t in tiles), [])
         if len(alike) < MOST_ALIKE:
             alike.append(tiles)
     return list(islice((tiles for alike in kept.values() for tiles in alike), most))

@@ -2,7 +2,8 @@
 //
 // A fiber runs until it has to wait; who is next is drawn. What a GPU does sooner or later is done at once or as late as
 // may be, as it is drawn too: copies, before their thread waits for them, or once all threads wait; products, when there
-// must be no more of them at work. Shared memory begins as NaN. Where all threads wait in vain, `run_cluster` says so.
+// must be no more of them at work; the launch before ends when nobody can go on without it, and what it writes is NaN
+// until then. Shared memory begins as NaN. Where all threads wait in vain, `run_cluster` says so.
 
 #include <math.h>
 #include <setjmp.h>
@@ -24,6 +25,8 @@ struct Meeting { int arrived; unsigned phase; };
 struct Barrier { int arrivals, left, bytes; unsigned phase; };
 struct Copy { u32 to; const void* from; u32 bytes, barrier; };
 struct Product { void (*work)(float*, u64, u64, bool); float* sums; u64 a, b; bool keep; int group; };
+
+struct Written { char* at; u64 bytes; };
 
 struct Block {
     char* shared;
@@ -47,6 +50,8 @@ static jmp_buf SCHEDULER;
 static int THREAD;
 static bool MOVED;  // whether some fiber went on in this round
 static u64 DRAWN;
+static std::vector<Written> WRITTEN_BEFORE;
+static bool BEFORE_DONE;  // whether the launch before this one has ended
 
 inline u32 draw(u32 below) {
     DRAWN ^= DRAWN << 13, DRAWN ^= DRAWN >> 7, DRAWN ^= DRAWN << 17;
@@ -109,7 +114,7 @@ inline float4 read_of(u32 at, u32 block) {
     memcpy(&v, BLOCKS[block].shared + at, 16);
     return v;
 }
-inline void launch_before_done() {}
+inline void launch_before_done() { wait_until([] { return BEFORE_DONE; }); }
 inline void launch_after_may_start() {}
 
 inline void do_products(int before) {  // those of earlier groups
@@ -212,6 +217,12 @@ static bool deliver() {
     }
     return false;
 }
+// the end of the launch before this one, unless it has ended: what it writes was hidden
+static bool end_before(std::vector<std::vector<char>>& kept) {
+    if (BEFORE_DONE) return false;
+    for (size_t i = 0; i < kept.size(); i++) memcpy(WRITTEN_BEFORE[i].at, kept[i].data(), kept[i].size());
+    return BEFORE_DONE = true;
+}
 // whether every thread came to its end
 static bool run_cluster(const Arguments* arguments, int first, int bytes) {
     constexpr int ALL = CLUSTER * COUNTED;
@@ -220,6 +231,9 @@ static bool run_cluster(const Arguments* arguments, int first, int bytes) {
         block = {(char*)aligned_alloc(1024, (bytes + 1023) / 1024 * 1024)};
         memset(block.shared, 0xFF, bytes);
     }
+    std::vector<std::vector<char>> kept;
+    BEFORE_DONE = false;
+    for (const Written& w : WRITTEN_BEFORE) kept.emplace_back(w.at, w.at + w.bytes), memset(w.at, 0xFF, w.bytes);
     std::vector<Fiber> fibers(ALL);
     char* stacks = (char*)malloc((size_t)ALL * STACK);
     for (int i = 0; i < ALL; i++) {
@@ -235,7 +249,7 @@ static bool run_cluster(const Arguments* arguments, int first, int bytes) {
         while (stride % 3 == 0) stride += 2;  // so that all have their turn: their number has no other divisors
         for (int i = 0; i < ALL; i++, at = (at + stride) % ALL)
             if (!fibers[at].over) resume(&fibers[at]);
-    } while (MOVED || deliver());
+    } while (MOVED || deliver() || end_before(kept));
     bool ended = true;
     for (Fiber& fiber : fibers) ended &= fiber.over;
     for (Block& block : BLOCKS) free(block.shared);

@@ -21,7 +21,8 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 KINDS = [kind for kind in GATED if kind not in ("picture", "grouped")]  # of which the kernel takes none
 HALVES = (torch.float16, torch.bfloat16)
 TILES = (
-    WarpTile(64, 48, 32, 2, 2), WarpTile(64, 32, 96, 4, 3), WarpTile(128, 104, 48, 1, 2), WarpTile(64, 64, 16, 8, 5)
+    WarpTile(64, 48, 32, 2, 2), WarpTile(64, 32, 96, 4, 3, places=2), WarpTile(128, 104, 48, 1, 2),
+    WarpTile(64, 64, 16, 8, 5),
 )  # fmt: skip
 SIZES = ((1, 1), (7, 5), (13, 11))
 
@@ -106,6 +107,8 @@ BUGS = (
 
 
 RACES = (
+    Bug("inputs sent for before they are written", "launch_before_done();\n            multiply", "multiply"),
+    Bug("sums read before they are written", "launch_before_done();\n            if (THREAD", "if (THREAD"),
     Bug("weights sent for before their place is free", "if (i >= s.stages) barrier_wait(", "if (0) barrier_wait("),
     Bug("places for weights that nobody gives back", "if (THREAD % 32 == 0) barrier_arrive(", "if (0) barrier_arrive("),
     Bug("weights given back while products read them", "products_done<1>();", ""),

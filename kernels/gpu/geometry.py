@@ -149,8 +149,8 @@ class WarpTile:
     """What a cluster of a Hopper's blocks computes: `bm` pixels, 64 to a warpgroup, x `bn` channels. `split_k` blocks
     share K, and finish `bn` / `split_k` channels each.
 
-    chunk: channels that a step multiplies, for one tap, at most. stages: steps whose weights may be on their way.
-    places: blocks for which a multiprocessor has room; with two, the next launch's fetch weights beside this one's. All
+    chunk: channels that a step multiplies, at most, for each of its `taps`. stages: steps whose weights may be on their
+    way. places: blocks for which a multiprocessor has room; with two, the next launch's fetch weights beside these. All
     operations of a launch have the same bm and places.
     """
 
@@ -160,12 +160,15 @@ class WarpTile:
     split_k: int
     stages: int
     places: int = 1
+    taps: int = 1
 
     def __post_init__(self) -> None:
         if self.bm % 64 or self.bn % (8 * self.split_k) or self.chunk % 16 or self.split_k not in (1, 2, 4, 8):
             raise ParNetError(f"{self}: bm in steps of 64, chunk of 16, split_k 1, 2, 4 or 8, bn of 8 split_k")
-        if not (8 <= self.bn <= 256 and 0 <= self.stages <= 15 and self.places in (1, 2)):
-            raise ParNetError(f"{self}: bn from 8 to 256, stages at most 15, places 1 or 2")
+        if not (8 <= self.bn <= 256 and 0 <= self.stages <= 15):
+            raise ParNetError(f"{self}: bn from 8 to 256, stages at most 15")
+        if self.places not in (1, 2) or self.taps not in (1, 3, 9):
+            raise ParNetError(f"{self}: places 1 or 2, taps 1, 3 or 9")
 
     def pitch(self, shape: Geometry) -> int:
         """Numbers of a row of output pixels: one more than pixels, so that no tap steps into a row's other end."""
@@ -191,6 +194,10 @@ class WarpTile:
         """A chunk's channels, in sixteens; chunks are as even as that allows."""
         sixteens = -(-shape.part // 16)
         return -(-sixteens // self.chunks(shape))
+
+    def steps(self, shape: Geometry) -> int:
+        """Of all blocks that share a tile."""
+        return shape.taps * shape.inputs * self.chunks(shape) // self.taps
 
     def buffers(self, shape: Geometry) -> int:
         """Places for blocks of inputs."""

@@ -26,7 +26,7 @@ template <int I> struct Plan {
     static constexpr Numbers s = NUMBERS[I];
     static constexpr int slice = s.bn / s.split;
     static constexpr int odd_rows = s.rows | 1;  // so that eight channels of a pixel fall into different banks
-    static constexpr int input_bytes = odd_rows * s.kk * 32, weight_bytes = s.bn * s.kk * 32;
+    static constexpr int input_bytes = odd_rows * s.kk * 32, weight_bytes = s.taps * s.bn * s.kk * 32;
     static constexpr int pixels = BARRIERS, vectors = pixels + (s.rows * 4 + 15) / 16 * 16, room = vectors + 3 * slice * 4;
     static constexpr int inputs = (room + ROOM + 127) / 128 * 128, weights = inputs + s.buffers * input_bytes;
 };
@@ -78,7 +78,7 @@ DEVICE void fetch_inputs(const Operands& o, u32 to, const int* pixels, long long
 // One thread: send for this block's weights, a step at a time, as places for them come free.
 template <int I> DEVICE void fetch_weights(const Operands& o, u32 to, u32 full, u32 empty, int i_o, int begin, int end) {
     constexpr Numbers s = NUMBERS[I];
-    constexpr int bytes = Plan<I>::weight_bytes, steps = s.inputs * s.chunks * 9;
+    constexpr int bytes = Plan<I>::weight_bytes, steps = s.inputs * s.chunks * 9 / s.taps;
     const char* from = (const char*)o.weight + ((long long)i_o * steps + begin) * bytes;
     for (int i = 0; i < end - begin; i++) {
         int stage = i % s.stages;
@@ -87,7 +87,7 @@ template <int I> DEVICE void fetch_weights(const Operands& o, u32 to, u32 full, 
     }
 }
 
-// Products over steps `begin` to `end` of K; a step is a tap of a chunk of 16 kk channels.
+// Products over steps `begin` to `end` of K; a step is a tap, or more, of a chunk of 16 kk channels.
 template <int I>
 DEVICE void multiply_steps(float (&sums)[NUMBERS[I].bn / 2], const Operands& o, char* shared, u32 full, u32 empty,
                            long long n, int group, int begin, int end) {
@@ -95,8 +95,8 @@ DEVICE void multiply_steps(float (&sums)[NUMBERS[I].bn / 2], const Operands& o, 
     using P = Plan<I>;
     const int* pixels = (const int*)(shared + P::pixels);
     u32 inputs = address(shared + P::inputs), weights = address(shared + P::weights), next = inputs, block = 0;
-    int tap = begin % 9, last = (end - 1) / 9;
-    fetch_inputs<I>(o, inputs, pixels, n, group, begin / 9);
+    int tap = begin * s.taps % 9, last = (end * s.taps - 1) / 9;
+    fetch_inputs<I>(o, inputs, pixels, n, group, begin * s.taps / 9);
     for (int i = 0; i < end - begin; i++) {
         bool first_tap = i == 0 || tap == 9;
         if (first_tap) {
@@ -108,22 +108,26 @@ DEVICE void multiply_steps(float (&sums)[NUMBERS[I].bn / 2], const Operands& o, 
         }
         int stage = i % s.stages;
         barrier_wait(full + 8 * stage, (i / s.stages) & 1);
-        u64 a = descriptor(block + (THREAD / 128 * 64 + row_of_tap<I>(tap)) * 16, P::odd_rows * 16);
         u64 b = descriptor(weights + stage * P::weight_bytes, s.bn * 16);
         products_begin();
 #pragma unroll
-        for (int k = 0; k < s.kk; k++) multiply<s.bn>(sums, a + k * 2 * P::odd_rows, b + k * 2 * s.bn, i || k);
+        for (int t = 0; t < s.taps; t++) {
+            u64 a = descriptor(block + (THREAD / 128 * 64 + row_of_tap<I>(tap + t)) * 16, P::odd_rows * 16);
+#pragma unroll
+            for (int k = 0; k < s.kk; k++)
+                multiply<s.bn>(sums, a + k * 2 * P::odd_rows, b + (t * s.kk + k) * 2 * s.bn, i || t || k);
+        }
         products_end();
         products_done<1>();
         if (i) {
             sync_warp();
             if (THREAD % 32 == 0) barrier_arrive(empty + 8 * ((i - 1) % s.stages));
         }
-        if (first_tap && (begin + i) / 9 < last) {  // beside its products, once nobody multiplies what lay there
+        if (first_tap && (begin + i) * s.taps / 9 < last) {  // beside its products, once nobody multiplies what lay there
             sync_some<1, CONSUMERS>();
-            fetch_inputs<I>(o, next, pixels, n, group, (begin + i) / 9 + 1);
+            fetch_inputs<I>(o, next, pixels, n, group, (begin + i) * s.taps / 9 + 1);
         }
-        tap++;
+        tap += s.taps;
     }
     products_done<0>();
 }
@@ -271,7 +275,7 @@ DEVICE void finish(const Operands& o, char* shared, long long n, int i_m, int gr
 template <int I> DEVICE void convolve(const Operands& o, int local, char* shared) {
     constexpr Numbers s = NUMBERS[I];
     using P = Plan<I>;
-    constexpr int steps = s.inputs * s.chunks * 9, across = s.groups * s.columns;
+    constexpr int steps = s.inputs * s.chunks * 9 / s.taps, across = s.groups * s.columns;
     int rank = local % CLUSTER, split = rank % s.split, tile = local / CLUSTER * (CLUSTER / s.split) + rank / s.split;
     int i_o = tile % across, i_m = tile / across % s.tiles, group = i_o / s.columns;
     int begin = split * steps / s.split, end = (split + 1) * steps / s.split;

@@ -17,6 +17,7 @@ CHUNKS = (48, 64, 80, 96, 112, 128)
 SHARES = (0.5, 0.75, 1.0, 1.5)  # of a multiprocessor's equal share of the work, what a block may have at most
 SPLITS = (1, 2, 4, 8)
 STAGES = (2, 8)  # at least, at most
+UNTIMED = ((1, 3), (1, 9), (2, 1), (2, 3))  # places and taps
 STARTS = 4  # of the grid's most promising, which are improved tile by tile
 # of so many blocks, that an H200 holds at a time: what its timed levels fit best
 CLUSTERS = {1: 132, 2: 66, 4: 30, 8: 15}
@@ -30,8 +31,8 @@ OTHER_REGISTERS = 64  # that a thread needs besides its sums
 class Costs:
     """Seconds, but for `products`. block: from the launch before until a block's first operands are there, and from
     its products to its end. products: what they take, over what they take at their peak rate. step: of a step, beside
-    them. copy: of a block of inputs, for each copy of a thread. second: of a second warpgroup. meet: where so many
-    blocks share a tile.
+    them; of one tap, in all that was timed. copy: of a block of inputs, for each copy of a thread. second: of a second
+    warpgroup. meet: where so many blocks share a tile.
 
     Fitted to 672 timed launches (results/hopper-trials-nvidia-h200.jsonl).
     """
@@ -58,8 +59,8 @@ def predict(shapes: Sequence[Geometry], tiles: Sequence[WarpTile], n: int, costs
         warpgroups = tile.bm // 64
         products = tile.kk(shape) * warpgroups * tile.bn / 2 / CLOCK
         copies = tile.rows(shape) * tile.kk(shape) * 2 / (128 * warpgroups)
-        of_step = costs.products * products + costs.step + costs.copy * copies / shape.taps
-        steps = shape.taps * shape.inputs * tile.chunks(shape) / tile.split_k
+        of_step = tile.taps * (costs.products * products + costs.copy * copies / shape.taps) + costs.step
+        steps = tile.steps(shape) / tile.split_k
         seconds = costs.block + costs.second * (warpgroups - 1) + steps * of_step + costs.meet[tile.split_k]
         every = n * tile.spatial(shape) * tile.channels(shape)
         queue += [seconds] * -(-every // (cluster // tile.split_k))
@@ -84,20 +85,21 @@ def room(shape: Geometry, tile: WarpTile) -> int:
 def shared(shape: Geometry, tile: WarpTile, room: int) -> int:
     """Bytes of a block's shared memory."""
     head = BARRIERS + -(-4 * tile.rows(shape) // 16) * 16 + 12 * tile.bn // tile.split_k + room
-    of_step = tile.kk(shape) * 32
-    operands = (tile.buffers(shape) * (tile.rows(shape) | 1) + tile.stages * tile.bn) * of_step
+    of_tap = tile.kk(shape) * 32
+    operands = (tile.buffers(shape) * (tile.rows(shape) | 1) + tile.stages * tile.taps * tile.bn) * of_tap
     return -(-head // 128) * 128 + max(operands, 4 * tile.bm * (tile.bn + 8))
 
 
 def candidates(shapes: Sequence[Geometry], n: int) -> list[tuple[float, tuple[WarpTile, ...]]]:
     """All of a grid that fit, and what may be better than its best, the most promising first, each with its
-    prediction; and the same for two blocks to a multiprocessor, of which nobody has timed what they save."""
+    prediction; and the same with more taps to a step, and two blocks to a multiprocessor, which nobody has timed."""
     grid = {tiles: predict(shapes, tiles, n) for tiles in dict.fromkeys(_grid(shapes, n)) if tiles}
     best = sorted(grid, key=grid.__getitem__)[:STARTS]
     better = {tiles: seconds for start in best for seconds, tiles in _improved(shapes, n, grid[start], start)}
     alone = grid | better
-    beside = {twin: seconds for tiles, seconds in alone.items() if (twin := _staged(shapes, tiles, places=2))}
-    return sorted(((seconds, tiles) for tiles, seconds in (alone | beside).items()), key=lambda each: each[0])
+    untimed = [_staged(shapes, tiles, *kind) for tiles in alone for kind in UNTIMED]
+    found = alone | {tiles: predict(shapes, tiles, n) for tiles in untimed if tiles}
+    return sorted(((seconds, tiles) for tiles, seconds in found.items()), key=lambda each: each[0])
 
 
 def _improved(
@@ -133,17 +135,21 @@ def _tile(shape: Geometry, bm: int, width: int, chunk: int, split: int) -> WarpT
     return WarpTile(bm, bn, half if shape.stride == 2 else chunk, split, 0)
 
 
-def _staged(shapes: Sequence[Geometry], tiles: Sequence[WarpTile], places: int = 1) -> tuple[WarpTile, ...] | None:
-    """With as many stages as there is room for; nothing where there is none, or where threads lack registers."""
+def _staged(
+    shapes: Sequence[Geometry], tiles: Sequence[WarpTile], places: int = 1, taps: int = 1
+) -> tuple[WarpTile, ...] | None:
+    """With as many stages as there is room for; nothing where there is none, or where threads lack registers, or blocks
+    steps."""
     widest = max(tile.bn for tile in tiles)
     registers, room_for_each = REGISTERS // places // threads(tiles[0].bm), (SHARED + RESERVED) // places - RESERVED
     if widest > 256 or widest // 2 + OTHER_REGISTERS > min(MOST_REGISTERS, registers):
         return None
     of_level, made = max(map(room, shapes, tiles)), []
     for shape, tile in zip(shapes, tiles, strict=True):
-        left = room_for_each - shared(shape, replace(tile, stages=0), of_level)
-        stages = min(STAGES[1], left // (tile.bn * tile.kk(shape) * 32))
-        if stages < STAGES[0]:
+        bare = replace(tile, stages=0, places=places, taps=taps)
+        left = room_for_each - shared(shape, bare, of_level)
+        stages = min(STAGES[1], left // (taps * tile.bn * tile.kk(shape) * 32))
+        if stages < STAGES[0] or bare.steps(shape) < tile.split_k:
             return None
-        made.append(replace(tile, stages=stages, places=places))
+        made.append(replace(bare, stages=stages))
     return tuple(made)

@@ -26,7 +26,7 @@ class Numbers(NamedTuple):
     channels each, of a chunk. chunks: of one input. inputs, groups. columns: channel tiles of a group. tiles: T,
     spatial tiles. split: blocks that share a tile. bn. buffers, stages: places for blocks of inputs, and of weights.
     cout, o_room: output channels, and places for them. group, rest: of a group, and of one of its chunks that the
-    shuffle moves. a_tiles, b_tiles: T of the inputs' sums. identity, bordered, silu, summed: 0 or 1.
+    shuffle moves. taps: of a step. a_tiles, b_tiles: T of the inputs' sums. identity, bordered, silu, summed: 0 or 1.
     """
 
     first: int
@@ -56,6 +56,7 @@ class Numbers(NamedTuple):
     o_room: int
     group: int
     rest: int
+    taps: int
     a_tiles: int
     b_tiles: int
     identity: int
@@ -118,6 +119,8 @@ def tile_of(conv: Convolution) -> WarpTile:
     """How it is cut; ParNetError where that is not for warpgroups, or the kernel does not compute such an operation."""
     if not isinstance(conv.tile, WarpTile) or not plan.takes(conv.shape):
         raise ParNetError(f"{conv.shape} in {conv.tile}: not for warpgroups")
+    if conv.tile.steps(conv.shape) < conv.tile.split_k:
+        raise ParNetError(f"{conv.shape} in {conv.tile}: fewer steps than blocks that share them")
     return conv.tile
 
 
@@ -135,7 +138,7 @@ def numbers(convolutions: Sequence[Convolution]) -> list[Numbers]:
             first, blocks, every, s.h, s.w, s.hout, s.wout, s.stride, tile.pitch(s), tile.rows(s),
             aligned(s.cin // s.inputs), s.part, aligned(s.part), tile.kk(s), tile.chunks(s), s.inputs, s.groups,
             tile.channels(s) // s.groups, tile.spatial(s), tile.split_k, tile.bn, tile.buffers(s), tile.stages, s.cout,
-            aligned(s.cout), group, group // s.shuffle if s.groups > 1 else aligned(group), a_tiles, b_tiles,
+            aligned(s.cout), group, group // s.shuffle if s.groups > 1 else aligned(group), tile.taps, a_tiles, b_tiles,
             int(s.gate == "identity"), int(conv.x.border is not None), int(s.activation == "silu"), int(s.sums),
         )  # fmt: skip
         first += blocks

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import astuple, replace
 from functools import partial
-from itertools import cycle, islice
+from itertools import cycle, islice, zip_longest
 from pathlib import Path
 
 import torch
@@ -64,13 +64,15 @@ def check_passes(work: Work) -> Values:
 
 
 def chosen(level: Level, most: int) -> list[tuple[WarpTile, ...]]:
-    """The most promising candidates, few of a kind."""
-    kept: dict[tuple, list] = {}
+    """The most promising candidates of each number of places and taps in turns, few of a kind."""
+    kept: dict[tuple, dict[tuple, list]] = {}
     for _, tiles in candidates(level.shapes, level.n):
-        alike = kept.setdefault(tuple((t.bm, t.bn, t.split_k, t.places) for t in tiles), [])
+        of_these = kept.setdefault((tiles[0].places, tiles[0].taps), {})
+        alike = of_these.setdefault(tuple((t.bm, t.bn, t.split_k) for t in tiles), [])
         if len(alike) < MOST_ALIKE:
             alike.append(tiles)
-    return list(islice((tiles for alike in kept.values() for tiles in alike), most))
+    turns = zip_longest(*([tiles for alike in of_these.values() for tiles in alike] for of_these in kept.values()))
+    return list(islice((tiles for turn in turns for tiles in turn if tiles), most))
 
 
 def is_at_hand(work: Work) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,8 +22,8 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 KINDS = [kind for kind in GATED if kind not in ("picture", "grouped")]  # of which the kernel takes none
 HALVES = (torch.float16, torch.bfloat16)
 TILES = (
-    WarpTile(64, 48, 32, 2, 2), WarpTile(64, 32, 96, 4, 3, places=2), WarpTile(128, 104, 48, 1, 2),
-    WarpTile(64, 64, 16, 8, 5),
+    WarpTile(64, 48, 32, 2, 2), WarpTile(64, 32, 96, 2, 3, places=2, taps=3), WarpTile(128, 104, 48, 1, 2),
+    WarpTile(64, 64, 16, 8, 5), WarpTile(64, 32, 16, 2, 2, taps=9),
 )  # fmt: skip
 SIZES = ((1, 1), (7, 5), (13, 11))
 
@@ -133,8 +134,10 @@ def wrong(bug: Bug, seed: int, folder: Path) -> bool:
         assert text.count(bug.right) == 1, "level.cu says it in other words now"
         return text.replace(bug.right, bug.wrong)
 
-    beside = sample("identity", WarpTile(64, 32, 16, 4, 2), seed + 1, (5, 5), 32)
-    conv = sample(bug.kind, WarpTile(64, 16, 16, 2, 2), seed, (11, 9), 96 if "fusion" in bug.kind else 40, border=True)
+    tile, channels = WarpTile(64, 16, 16, 2, 2), 96 if "fusion" in bug.kind else 40
+    tile = replace(tile, taps=random.Random(seed).choice((1, 3)))
+    beside = sample("identity", replace(tile, bn=32, split_k=4), seed + 1, (5, 5), 32)
+    conv = sample(bug.kind, tile, seed, (11, 9), channels, border=True)
     try:
         emulated.level([conv, beside], folder, planted)
     except emulated.WaitedInVainError:

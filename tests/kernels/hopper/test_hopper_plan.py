@@ -134,6 +134,8 @@ def test_what_the_kernels_do_not_take_is_refused():
         source([convolution(geometry("plain", 9, 9, 32), Tile(), 1, HALF, 0)])
     with pytest.raises(ParNetError, match="one number of places"):
         source([convolution(geometry("plain", 9, 9, 32), WarpTile(64, 32, 32, 1, 2, p), 1, HALF, 0) for p in (1, 2)])
+    with pytest.raises(ParNetError, match="fewer steps than blocks"):
+        source([convolution(geometry("plain", 9, 9, 32), WarpTile(64, 32, 32, 4, 2, taps=9), 1, HALF, 0)])
     with pytest.raises(ParNetError, match="not for Triton's kernels"):
         level([convolution(geometry("plain", 9, 9, 32), WarpTile(64, 32, 32, 1, 2), 1, HALF, 0)])
     for wrong in (
@@ -143,8 +145,9 @@ def test_what_the_kernels_do_not_take_is_refused():
         (64, 32, 32, 3, 2),
         (64, 32, 32, 1, 16),
         (64, 32, 32, 1, 2, 3),
+        (64, 32, 32, 1, 2, 1, 2),
     ):
-        with pytest.raises(ParNetError, match=r"bm in steps|stages at most"):
+        with pytest.raises(ParNetError, match=r"bm in steps|stages at most|places 1 or 2"):
             WarpTile(*wrong)
 
 

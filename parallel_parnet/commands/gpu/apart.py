@@ -11,11 +11,12 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from ..processes import end_with_parent
 
@@ -55,10 +56,18 @@ def _answer(receiver: Connection, end: float) -> object:
         return None
 
 
-def _in_a_fork(work: Callable[[], object], sender: Connection, file: Path, parent: int) -> None:
+def _in_a_fork(work: Callable[[], object], sender: Connection, file: Path, parent: int) -> NoReturn:
     os.setsid()
     end_with_parent(parent)
     sys.stdout = sys.stderr = open(file, "a", buffering=1)  # noqa: SIM115 - until the process ends
     for number in (1, 2):
         os.dup2(sys.stdout.fileno(), number)
-    sender.send(work())
+    status = 1
+    try:
+        sender.send(work())
+        status = 0
+    except Exception:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(status)  # at once: multiprocessing would wait for compilers that the work has left

@@ -3,7 +3,7 @@
     python launch/gpu_check.py --out results/gpu                  # within 460 seconds
     python launch/gpu_check.py --out results/gpu --seconds 600    # again: goes on where the first stopped
     python launch/gpu_check.py --out results/gpu --step tuning tuned
-    python launch/gpu_check.py --out results/dry --dry-run        # the whole way without a GPU, in five minutes
+    python launch/gpu_check.py --out results/dry --dry-run        # the whole way without a GPU, in two minutes
 
 Every row goes to gpu-check.jsonl in OUT as soon as it is measured. A run with the same OUT measures what is missing
 there; --fresh drops the rows of the steps that it runs. Every step runs in a fork of this process under a limit of its

@@ -147,7 +147,7 @@ def dry_run(out: Path, *more: str) -> subprocess.Popen:
 
 
 def test_a_dry_run_says_so_everywhere_and_goes_on(tmp_path):
-    steps = ["machine", "probes", "tuning"]
+    steps = ["machine", "first-kernels", "probes", "tuning"]
     words = ("--dry-run", "--out", tmp_path, "--step")
     done = launch("gpu_check.py", *words, *steps, environment=check.DRY_RUN)
     assert done.returncode == 0, done.stdout + done.stderr

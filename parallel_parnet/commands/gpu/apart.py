@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,13 +39,16 @@ def apart(work: Callable[[], object], seconds: float) -> Ended:
     receiver, sender = FORK.Pipe(duplex=False)
     with TemporaryDirectory() as folder, receiver:
         file = Path(folder) / "said"
+        file.touch()
         process = FORK.Process(target=_in_a_fork, args=(work, sender, file, os.getpid()))
         process.start()
         sender.close()
         answer = _answer(receiver, end)
         process.join(max(0.0, end - time.monotonic()))
         if (status := process.exitcode) is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # where it has not come so far as to lead a group
+                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
             process.join()
         return Ended(answer, status, file.read_text(errors="replace"))
 

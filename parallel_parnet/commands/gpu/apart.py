@@ -1,7 +1,7 @@
 """Work in a fork of this process, under a limit: what hangs, or faults a GPU, costs that work and nothing else.
 
-Importing torch, Triton and the kernels takes 5 seconds and more, and a fork has them at once. It may use a GPU as long
-as this process never does.
+Importing torch, Triton and the kernels takes seconds, and a fork has them at once. It may use a GPU as long as this
+process never does.
 """
 
 from __future__ import annotations

@@ -1,44 +1,32 @@
-"""The scripts for a GPU, as far as they go without one: comparisons, steps, reports, the choice of a winner.
+"""The scripts for a GPU, as far as they go without one: comparisons, reports, the choice of a winner.
 
 The doubles stand for what only a GPU can do: times, and kernels that are right, wrong or refused.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
-import os
-import signal
-import subprocess
-import sys
-import threading
 import time
-from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from rich.console import Console
 
 from conftest import SMALL, launch, lively
 from parallel_parnet import Engine, ParNetError, Placement, fold
-from parallel_parnet.commands.gpu import check as gpu_check
 from parallel_parnet.commands.gpu import level_tuning as tuning
 from parallel_parnet.commands.gpu import page as gpu_report
 from parallel_parnet.commands.gpu import parity, placements
 from parallel_parnet.commands.gpu import proofs as checks
-from parallel_parnet.commands.gpu.journal import Journal
 from parallel_parnet.commands.gpu.precompile import (
     KernelCase,
     NetworkCase,
     compile_all,
     compile_case,
     shapes_of,
-    worker_pool,
 )
 from parallel_parnet.commands.gpu.scope import CONFIGS
 from parallel_parnet.kernels.gpu import config, twins
@@ -131,90 +119,7 @@ def test_repeats_are_counted():
     assert checks.repeat(lambda: None, logits, 10)["different"] == 10, "NaN differs from itself"
 
 
-# --- steps and report
-
-
-def leaves(status: int) -> dict:
-    print("noise", flush=True)
-    os._exit(status)
-
-
-def works_on_at_its_end() -> dict:
-    threading.Thread(target=time.sleep, args=(60,)).start()
-    return {"passed": True}
-
-
-def leaves_compilers() -> dict:
-    pool = worker_pool()
-    for _ in range(9):
-        pool.submit(time.sleep, 60)
-    pool.shutdown(wait=False, cancel_futures=True)
-    return {"passed": True}
-
-
-@pytest.mark.parametrize(
-    ("check", "passed", "fault"),
-    [
-        (lambda: {"passed": True, "n": 3}, True, None),
-        (lambda: {"passed": False}, False, None),
-        (lambda: {}["broken"], False, "exit status 1: KeyError: 'broken'"),
-        (partial(leaves, 0), False, "exit status 0: noise"),
-        (partial(leaves, 9), False, "exit status 9: noise"),
-        (lambda: os.kill(os.getpid(), signal.SIGKILL), False, f"exit status {-signal.SIGKILL}: it said nothing"),
-        (partial(time.sleep, 60), False, "killed after 2 s: it said nothing"),
-        (works_on_at_its_end, True, None),
-        (leaves_compilers, True, None),
-    ],
-)
-def test_a_step_is_recorded_however_it_ends(check, passed, fault):
-    started = time.monotonic()
-    result = gpu_check.run_step(check, 2, required=True)
-    assert result["passed"] is passed and result.get("fault") == fault
-    assert (2 if "killed" in (fault or "") else 0) <= result["seconds"] <= time.monotonic() - started + 0.1 < 6
-
-
-def test_a_step_out_of_time_ends_with_its_children(tmp_path):
-    file = tmp_path / "pid"
-
-    def hangs() -> None:
-        file.write_text(str(subprocess.Popen(["sleep", "60"]).pid))
-        time.sleep(60)
-
-    gpu_check.run_step(hangs, 1, required=True)
-    with suppress(FileNotFoundError):  # nobody there, or a dead one that nobody has asked for yet
-        assert Path(f"/proc/{file.read_text()}/stat").read_text().split(")")[-1].split()[0] == "Z"
-
-
-def test_the_process_of_the_check_never_asks_the_gpu(monkeypatch, tmp_path):
-    """Whose forks could not use it then."""
-    asked = tmp_path / "asked"
-
-    def is_available() -> bool:
-        with open(asked, "a") as file:
-            print(os.getpid(), file=file)
-        return False
-
-    monkeypatch.setattr(torch.cuda, "is_available", is_available)
-    monkeypatch.setattr(sys, "argv", ["gpu-check", "--out", str(tmp_path / "out")])
-    with pytest.raises(ParNetError, match="no NVIDIA GPU"):
-        gpu_check.main()
-    args = argparse.Namespace(out=tmp_path, seconds=600, dry_run=False)
-    gpu_check.run_steps(gpu_check.STEPS[:2], Journal(tmp_path / "rows.jsonl"), args, Console(quiet=True))
-    pids = asked.read_text().split()
-    assert len(set(pids)) == 3 and str(os.getpid()) not in pids
-
-
-def test_all_steps_are_tried_and_recorded(tmp_path):
-    """Here each step's process finds no GPU; the next step goes on all the same."""
-    steps = [step for step in gpu_check.STEPS if step.name in ("kernels", "inductor")]
-    journal = Journal(tmp_path / "rows.jsonl")
-    for seconds, faults in ((600, ["no NVIDIA GPU"] * 2), (1, ["the time was over"] * 2)):
-        args = argparse.Namespace(out=tmp_path, seconds=seconds, dry_run=False)
-        gpu_check.run_steps(steps, journal, args, Console(quiet=True))
-        results = json.loads((tmp_path / "gpu-check.json").read_text())["steps"]
-        assert results == journal.results()
-        assert all(fault in result["fault"] for result, fault in zip(results.values(), faults, strict=True))
-    assert [result["passed"] for result in results.values()] == [False, True], "only the last may want for time"
+# --- report
 
 
 def test_report(tmp_path):

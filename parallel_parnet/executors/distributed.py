@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from threading import RLock
 
 import torch
 from torch import Tensor
@@ -29,9 +31,15 @@ from .lane import Key, Lane, Request
 from .local import synchroniser
 
 STOP, RUN, PROFILE, TRACE, CLOCK = range(5)
+SOURCES = (".py", ".c", ".h", ".cu", ".cuh")
 HEADER = 5  # int64s: the command, then N, H, W and whether the pictures are raw, or the exit status
 MAX_FEATURE_BYTES = 1 << 32
 CPU = torch.device("cpu")
+CLOSED = "this engine is closed: make another, on all ranks"
+INTERRUPTED = (
+    "a request of this engine was interrupted, and what it left would mix with the next: close it, make another"
+)
+MAPPING = "a map of this engine is still running: take all its answers, or close it, first"
 
 
 class DistributedExecutor:
@@ -77,31 +85,61 @@ class DistributedExecutor:
         self.work.open(self.transport, captured, capture)
         self.ranges = Ranges.of(program)
         self._pending: deque[tuple[Request, torch.device]] = deque()
+        self._speaking, self._mapping, self._ended = RLock(), False, ""
 
     def __call__(self, x_nchw: Tensor) -> Answer:
         """Logits, or outputs by name, fp32, on the picture's device. On the coordinator only."""
         return self._request(x_nchw, self.ranges)
 
     def _request(self, x_nchw: Tensor, spans: Spans | None) -> Answer:
-        self._begin(RUN, x_nchw, spans, alone=True)
-        return self._answer()
+        self._check_bytes(x_nchw)
+        with self._said_whole():
+            self._begin(RUN, x_nchw, spans)
+            return self._answer()
 
     def map(self, pictures: Iterable[Tensor]) -> Generator[Answer]:
         """The answer to each in turn, the next request being announced before the last is answered."""
+        with self._said_whole():
+            self._mapping = True
         try:
             for x_nchw in pictures:
+                self._check_bytes(x_nchw)
                 while self._pending and _key(x_nchw) not in self.work:
-                    yield self._answer()  # a new shape comes alone: its compiling is no reason to hold an answer back
-                self._begin(RUN, x_nchw, self.ranges)
+                    yield self._next_answer()  # a new shape comes alone: its compiling need not hold an answer back
+                with self._said_whole(mapping=True):
+                    self._begin(RUN, x_nchw, self.ranges)
                 if len(self._pending) == IN_FLIGHT:
-                    yield self._answer()
+                    yield self._next_answer()
             while self._pending:
-                yield self._answer()
+                yield self._next_answer()
         finally:
             self._drain()
+            self._mapping = False
+
+    @contextmanager
+    def _said_whole(self, mapping: bool = False) -> Iterator[None]:
+        """For what the coordinator says to the other lanes and hears of them, one thread at a time.
+
+        After an exception in the middle nothing more is said: what arrives next would be taken for another's. mapping:
+        it belongs to the map that is running.
+        """
+        if not self.work.coordinates:
+            raise ParNetError(
+                f"rank {self.lane} serves: call serve on it, and the engine on rank {self.placement.coordinator}"
+            )
+        with self._speaking:
+            if self._ended or (self._mapping and not mapping):
+                raise ParNetError(self._ended or MAPPING)
+            try:
+                yield
+            except BaseException:
+                self._ended = INTERRUPTED
+                raise
 
     def serve(self) -> int:
         """Do this lane's part of every request until the coordinator closes; returns the status it closed with."""
+        if self.work.coordinates:
+            raise ParNetError(f"rank {self.lane} coordinates: call the engine on it, and serve on the others")
         tag = self._header[self.lane]
         header = self.transport.inbox(tag, 0, (HEADER,), torch.int64, CPU)
         self.transport.post(header, tag)
@@ -145,20 +183,25 @@ class DistributedExecutor:
         """Run once, operation by operation in eager mode, transfers included: a recorder of spans for each lane."""
         own = self._recorder(PROFILE)
         assert own is not None
-        self._begin(PROFILE, x_nchw, own, alone=True)
-        self._answer()
-        return self._with_others(own)
+        self._check_bytes(x_nchw)
+        with self._said_whole():
+            self._begin(PROFILE, x_nchw, own)
+            self._answer()
+            return self._with_others(own)
 
     def trace(self, x_nchw: Tensor) -> list[Recorder]:
         """Run a few requests as calls run them: a recorder of spans for each lane."""
-        for work, tag in self._announce(TRACE, 0, 0, 0, 0):
-            self.transport.finish(work, tag)
-        return self._with_others(self._traced(lambda spans: self._request(x_nchw, spans)))
+        self._check_bytes(x_nchw)
+        with self._said_whole():
+            for work, tag in self._announce(TRACE, 0, 0, 0, 0):
+                self.transport.finish(work, tag)
+            return self._with_others(self._traced(lambda spans: self._request(x_nchw, spans)))
 
     def clocks(self) -> list[Clock]:
         """Each lane's clock against the coordinator's."""
         lanes = range(self.placement.lanes)
-        return [Clock() if lane == self.lane else ask(partial(self._ping, lane)) for lane in lanes]
+        with self._said_whole():
+            return [Clock() if lane == self.lane else ask(partial(self._ping, lane)) for lane in lanes]
 
     def _ping(self, lane: int) -> list[float]:
         tag = self._header[lane]
@@ -172,10 +215,14 @@ class DistributedExecutor:
         return Recorder(synchroniser(self.device)) if command == PROFILE else None
 
     def close(self, status: int = 0) -> None:
-        """End the other lanes' `serve`. On the coordinator only."""
+        """End the other lanes' `serve`, once. On the coordinator only."""
         self._drain()
-        for work, tag in self._announce(STOP, status, 0, 0, 0):
-            self.transport.finish(work, tag)
+        with self._speaking:
+            if self._ended == CLOSED:
+                return
+            self._ended = CLOSED
+            for work, tag in self._announce(STOP, status, 0, 0, 0):
+                self.transport.finish(work, tag)
 
     def _announce(self, command: int, *numbers: int) -> list[tuple[Pending | None, int]]:
         header = _numbers(command, *numbers)
@@ -197,21 +244,22 @@ class DistributedExecutor:
         except ParNetError as error:
             raise LaneError(f"refused what rank {self.placement.coordinator} announced: {error}") from None
 
-    @with_own_settings
-    def _begin(self, command: int, x_nchw: Tensor, spans: Spans | None, alone: bool = False) -> None:
-        """Announce a request to the other lanes, and send the picture. alone: the caller wants its answer next."""
-        if alone and self._pending:
-            raise ParNetError("a map of this engine is still running: take all its answers, or close it, first")
+    def _check_bytes(self, x_nchw: Tensor) -> None:
         n, h, w, _ = key = _key(x_nchw)
         if (most := self._most_bytes(key)) > MAX_FEATURE_BYTES:
             raise ParNetError(
                 f"{n} pictures of {h} x {w} pixels: a feature would take {most} bytes; give a smaller batch"
             )
+
+    @with_own_settings
+    def _begin(self, command: int, x_nchw: Tensor, spans: Spans | None) -> None:
+        """Announce a request to the other lanes, and send the picture."""
+        key = _key(x_nchw)
         with span(spans, send_name(REQUEST)):
             announcements = self._announce(command, *key)
         request = self._prepare(command, key, spans)
         request.sends += announcements
-        self.work.give(request, x_nchw)
+        self.work.give(request, x_nchw, lasting=not self._mapping)
         self._pending.append((request, x_nchw.device))
 
     def _prepare(self, command: int, numbers: Sequence[int], spans: Spans | None) -> Request:
@@ -225,15 +273,20 @@ class DistributedExecutor:
     @with_own_settings
     def _answer(self) -> Answer:
         """Finish the oldest request."""
-        request, device = self._pending.popleft()
+        request, device = self._pending[0]  # which stays there where it is interrupted: what it sends must live on
         answer = self.work.finish(request)
+        self._pending.popleft()
         assert answer is not None, "the coordinator has the answer"
         return each(answer, lambda tensor: tensor.to(device))
 
+    def _next_answer(self) -> Answer:
+        with self._said_whole(mapping=True):
+            return self._answer()
+
     def _drain(self) -> None:
         """Finish what nobody asks for any more, since the other lanes are at work on it; not where one is lost."""
-        while self._pending and not self.transport.monitor.has_lost:
-            self._answer()
+        while self._pending and not self._ended and not self.transport.monitor.has_lost:
+            self._next_answer()
 
     def _tell(self, numbers: Tensor) -> None:
         """Send something else than features to the coordinator, which has to `_hear` it."""
@@ -274,6 +327,6 @@ def _sources_digest() -> str:
     """Of the package's code that decides what a lane computes: it changes with the version, and with any edit."""
     root, digest = Path(__file__).parents[1], hashlib.sha256()
     for folder in ("executors", "kernels", "network", "program", "transport"):
-        for path in sorted(path for path in (root / folder).rglob("*") if path.suffix in (".py", ".c", ".h")):
+        for path in sorted(path for path in (root / folder).rglob("*") if path.suffix in SOURCES):
             digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()

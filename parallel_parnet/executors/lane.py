@@ -110,10 +110,13 @@ class Lane:
         return Request(slot, spans=spans, apart=apart)
 
     @torch.inference_mode()
-    def give(self, request: Request, x_nchw: Tensor) -> None:
-        """The coordinator's pictures, to whoever reads them."""
+    def give(self, request: Request, x_nchw: Tensor, lasting: bool) -> None:
+        """The coordinator's pictures, to whoever reads them. lasting: they stay as they are until `finish`."""
         bindings = request.slot.bindings
-        request.features[INPUT] = bindings.enter(x_nchw).view(bindings.backend.layout(INPUT, *bindings.nhw).shape)
+        entered = bindings.enter(x_nchw)
+        if not lasting and entered.untyped_storage().data_ptr() == x_nchw.untyped_storage().data_ptr():
+            entered = entered.clone()
+        request.features[INPUT] = entered.view(bindings.backend.layout(INPUT, *bindings.nhw).shape)
         if not self._in_graph:
             self._send(request, INPUT)
         elif not request.apart:

@@ -21,7 +21,6 @@ from . import health
 
 LOOPBACK = "127.0.0.1"
 FIELD = 64  # bytes of each setting that the ranks compare
-GATHER = 1 << 20  # a tag that no route has
 
 
 def join_ranks(device: torch.device, timeout_s: float) -> None:
@@ -105,8 +104,8 @@ def gather(numbers: list[int]) -> list[list[int]]:
     parts = [mine if rank == monitor.rank else torch.empty_like(mine) for rank in range(monitor.world)]
     under_way: list[tuple[int, dist.Work | None]] = []
     for start in (
-        lambda rank: dist.isend(mine, rank, tag=GATHER),
-        lambda rank: dist.irecv(parts[rank], rank, tag=GATHER),
+        lambda rank: dist.isend(mine, rank, tag=health.GATHER),
+        lambda rank: dist.irecv(parts[rank], rank, tag=health.GATHER),
     ):
         for rank in range(monitor.world):
             if rank != monitor.rank:

@@ -32,6 +32,7 @@ GRACE_S = 0.4  # for the main thread to tell the loss itself, since it may have 
 LAST_S = 2.0  # for the main thread to end after it has told it
 MAX_RANKS = 64
 ALIVE, LEAVING, DIED, SILENT = range(4)
+GATHER = 0  # gloo's tag of what is compared; those of routes follow
 HOW = {DIED: "died", SILENT: "stopped answering"}
 
 
@@ -62,6 +63,7 @@ class Monitor(threading.Thread):
         self._lost: str | None = None
         self._stopped: Peer | None = None
         self._left: set[int] = set()
+        self._tags = GATHER + 1
         self._known, self._speaker = threading.Event(), threading.Lock()
         self._woken, self._waker = socket.socketpair()
         self._selector = selectors.DefaultSelector()
@@ -73,6 +75,11 @@ class Monitor(threading.Thread):
     def world(self) -> int:
         """Ranks in all, those that left included."""
         return len(self._peers) + 1
+
+    def take_tags(self, count: int) -> int:
+        """The first of so many tags that no other transport of these ranks has, if all open theirs in one order."""
+        first, self._tags = self._tags, self._tags + count
+        return first
 
     @property
     def has_lost(self) -> bool:

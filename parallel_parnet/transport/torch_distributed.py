@@ -20,6 +20,10 @@ class Gloo(Transport):
 
     name = "gloo"
 
+    def __init__(self, routes: Sequence[Transfer]) -> None:
+        super().__init__(routes)
+        self._first = self.monitor.take_tags(len(routes))  # gloo's own: messages for another engine must not match
+
     def reserve(self, sizes: Sequence[int], device: torch.device) -> bool:
         """Nothing to do: gloo takes any size."""
         return False
@@ -27,10 +31,11 @@ class Gloo(Transport):
     def inbox(self, tag: int, place: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inbox:
         on_gpu = device.type == "cuda"
         arriving = empty(shape, dtype, torch.device("cpu"), pinned=on_gpu)
-        return GlooInbox(arriving, self.routes[tag].source, tag, empty(shape, dtype, device) if on_gpu else arriving)
+        feature = empty(shape, dtype, device) if on_gpu else arriving
+        return GlooInbox(arriving, self.routes[tag].source, self._first + tag, feature)
 
     def _send(self, feature: Tensor, tag: int, place: int) -> Pending | None:
-        return _started(dist.isend(memory_order(feature.cpu()), self.routes[tag].target, tag=tag))
+        return _started(dist.isend(memory_order(feature.cpu()), self.routes[tag].target, tag=self._first + tag))
 
 
 class GlooInbox(Inbox):

@@ -131,7 +131,7 @@ def run_ranks(
                 assert key in lane and not any(earlier in lane for earlier in known - {key})
             known.add(key)
             if lane.coordinates:
-                lane.give(request, x)
+                lane.give(request, x, lasting=True)
             pending.append(request)
             if len(pending) == IN_FLIGHT:
                 answers.append(lane.finish(pending.pop(0)))

@@ -95,6 +95,20 @@ def test_what_is_refused(tmp_path: Path) -> None:
     assert "exitcode  : 2" in run.stderr and "exitcode  : 1 " not in run.stderr, run.stderr
 
 
+def test_what_callers_do(tmp_path: Path) -> None:
+    """Interrupted requests, two maps at once, a picture's memory used again, calls on the wrong rank, two engines."""
+    run = launch(SCRIPTS / "misuse.py", SEED, tmp_path / "found.json", ranks=2)
+    assert run.returncode == 0, run.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["beside"], f"seed {SEED}"
+    for row in found["rows"]:
+        right = [row[name] for name in ("reused", "one map", "the rest", "again")]
+        assert all(right), f"{row}, seed {SEED}"
+        assert all("a map of this engine is still running" in said for said in row["mapping"]), row
+        assert all("was interrupted" in said for said in row["interrupted"]), row
+        assert "is closed" in row["closed"] and "rank 0 coordinates" in row["serving"], row
+
+
 def test_a_rank_that_stops_is_named() -> None:
     options = ["-m", "torch.distributed.run", "--nproc-per-node=3", f"--master-port={free_port()}"]
     command = [sys.executable, *options, str(SCRIPTS / "endless.py")]

@@ -1,0 +1,124 @@
+"""Run by torchrun on two ranks: what callers do to an engine that they should not, or may; the coordinator writes JSON.
+
+misuse.py SEED FILE
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from conftest import SMALL, lively
+from parallel_parnet import Engine, ParNetError, Program, fold
+from parallel_parnet.commands.common import Ranks, run
+from parallel_parnet.executors.distributed import STOP
+from parallel_parnet.transport import join_ranks
+
+CPU = torch.device("cpu")
+
+
+def told(call: Callable[[], object]) -> str:
+    """What a call is refused with."""
+    try:
+        call()
+    except ParNetError as error:
+        return str(error)
+    return "nothing"
+
+
+def interrupted(engine: Engine, x: Tensor) -> None:
+    """Leave a request between its announcement and its answer, as a signal's handler or a lack of memory may."""
+    assert engine._distributed is not None
+    finish = engine._distributed.work.finish
+
+    def fails(request: object) -> None:
+        raise TimeoutError
+
+    engine._distributed.work.finish = fails  # type: ignore[method-assign,assignment]
+    try:
+        engine(x)
+    except TimeoutError:
+        engine._distributed.work.finish = finish  # type: ignore[method-assign]
+
+
+def in_one_buffer(pictures: list[Tensor]) -> Iterator[Tensor]:
+    """As a camera gives them, in the format in which torch's convolutions want them, so that nothing copies them."""
+    buffer = torch.empty_like(pictures[0], memory_format=torch.channels_last)
+    for picture in pictures:
+        yield buffer.copy_(picture)
+
+
+def coordinate(program: Program, transport: str, pictures: list[Tensor], expected: list[Tensor]) -> dict:
+    """On rank 0, beside `serve`."""
+    engine = Engine(program, device=CPU, executor="eager", transport=transport)
+    row: dict = {"transport": transport, "serving": told(engine.serve)}
+    row["reused"] = all(map(torch.equal, engine.map(in_one_buffer(pictures)), expected))
+    first = engine.map(pictures)
+    row["one map"] = torch.equal(next(first), expected[0])
+    calls = [lambda: next(engine.map(pictures)), lambda: engine(pictures[0]), engine.clocks]
+    row["mapping"] = [told(call) for call in calls]
+    row["the rest"] = all(map(torch.equal, first, expected[1:]))
+    interrupted(engine, pictures[0])
+    row["interrupted"] = [told(lambda: engine(pictures[1])), told(lambda: next(engine.map(pictures)))]
+    engine.close()
+    engine.close()
+    row["closed"] = told(lambda: engine(pictures[0]))
+    with Engine(program, device=CPU, executor="eager", transport=transport) as again:
+        row["again"] = torch.equal(again(pictures[1]), expected[1])
+    return row
+
+
+def serve(program: Program, transport: str, x: Tensor) -> None:
+    engine = Engine(program, device=CPU, executor="eager", transport=transport)
+    for call in (lambda: engine(x), lambda: next(engine.map([x])), lambda: engine.profile(x), engine.clocks):
+        assert told(call) == "rank 1 serves: call serve on it, and the engine on rank 0"
+    engine.serve()
+    Engine(program, device=CPU, executor="eager", transport=transport).serve()
+
+
+def side_by_side(program: Program, other: Program, rank: int, x: Tensor) -> Tensor | None:
+    """Two engines over gloo: the second one is told to stop while the first one serves."""
+    first, second = (Engine(p, device=CPU, executor="eager", transport="gloo") for p in (program, other))
+    if rank:
+        assert (first.serve(), second.serve()) == (0, 7)
+        return None
+    assert second._distributed is not None
+    sends = second._distributed._announce(STOP, 7, 0, 0, 0)
+    answer = first(x)
+    first.close()
+    for work, tag in sends:
+        second._distributed.transport.finish(work, tag)
+    return answer if isinstance(answer, Tensor) else None
+
+
+def main() -> int:
+    seed, file, ranks = int(sys.argv[1]), Path(sys.argv[2]), Ranks.from_environment()
+    torch.set_num_threads(1)
+    program, other = fold(lively(SMALL, seed)), fold(lively(SMALL, seed + 1))
+    torch.manual_seed(seed)
+    pictures = [torch.randn(1, 3, 32, 32) for _ in range(5)]
+    alone = Engine(program, device=CPU, executor="eager")
+    expected = [alone(x) for x in pictures]
+    join_ranks(CPU, 30)
+    rows: list[dict] = []
+    for transport in ("gloo", "shared"):
+        if ranks.rank:
+            serve(program, transport, pictures[1])
+        else:
+            rows.append(coordinate(program, transport, pictures, expected))
+    answer = side_by_side(program, other, ranks.rank, pictures[0])
+    if answer is not None:
+        file.write_text(json.dumps({"rows": rows, "beside": torch.equal(answer, expected[0])}))
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -35,7 +35,7 @@ from .program.program import Program, check_input
 from .proof import prove, prove_on_all_ranks
 from .saved import Saved
 from .settings import with_own_settings
-from .transport import health
+from .transport import TRANSPORTS, health
 
 BRIEFLY = 0.05  # seconds of measuring where a first call waits for it
 MOST_THREADS = 1024  # that the CPU kernels have room for
@@ -83,7 +83,8 @@ class Engine:
     notes: what "auto" or "cpu" had to pass over, and why; warned of as well (ParNetWarning), once a process.
 
     Between `join_ranks` and `leave_ranks` each rank is a lane: the coordinator's rank calls the engine, all others call
-    `serve`. Close it, or use it as a context manager, to end them. A placement of one lane stays in its process.
+    `serve`. Close it, or use it as a context manager, to end them. After an exception in the middle of a call it can
+    only be closed: what ranks had on its way would mix with the next. A placement of one lane stays in its process.
     """
 
     @with_own_settings
@@ -97,6 +98,10 @@ class Engine:
         transport: str = "auto",
         threads: int | None = None,
     ) -> None:
+        if not isinstance(program, Program):
+            raise ParNetError(f"an engine runs a program, and this is a {type(program).__name__}: Engine(fold(model))")
+        if transport not in TRANSPORTS:
+            raise ParNetError(f"unknown transport {transport!r}: choose one of {', '.join(TRANSPORTS)}")
         monitor = health.current()
         ranks = monitor.world if monitor and (placement is None or placement.lanes > 1) else 1
         self.program, self.dtype, self.threads, self._asked = program, dtype, threads, executor
@@ -147,8 +152,8 @@ class Engine:
     def load(cls, path: Path | str, device: str | torch.device | None = None) -> Engine:
         """The engine that `save` wrote. ParNetError, naming the file, where it is damaged or does not fit the machine.
 
-        What was measured with another number of threads, or by an executor that is not here, is left out:
-        `warm_up` measures again.
+        What was measured on another kind of device, with another number of threads, or by an executor that is not
+        here, is left out: `warm_up` measures again.
         """
         program, metadata = Program.read(path)
         try:
@@ -158,10 +163,11 @@ class Engine:
             if cores is not None and (cores != torch.get_num_threads() or lacks):
                 placement = threads = cores = None
             engine = cls(program, placement, device, saved.dtype, saved.executor, threads=threads)
-            on_gpu = engine._unproved and saved.gpu is not None
-            if on_gpu and saved.gpu != gpu_and_versions(engine.device):  # then its placement was another GPU's as well
-                engine, on_gpu = cls(program, None, device, saved.dtype, saved.executor), False
-            if on_gpu or (cores is not None and engine.device.type == "cpu"):
+            measured = saved.gpu is not None or cores is not None
+            here = (saved.gpu and engine._unproved and gpu_and_versions(engine.device)) or None
+            if measured and (here != saved.gpu or (cores is not None and engine.device.type != "cpu")):
+                engine, measured, cores = cls(program, None, device, saved.dtype, saved.executor), False, None
+            if measured:
                 engine.executor = choose(saved.chosen, engine.device, saved.dtype, program.quantised)
                 engine._unproved = False
         except ParNetError as error:
@@ -215,14 +221,17 @@ class Engine:
                 return executor(x_nchw, out)
             answer = executor(x_nchw)
             # what an executor gives is its own, or an inference tensor, which nobody could change or train with
-            return each(answer, Tensor.clone) if out is None else out.copy_(logits_of(answer))
+            if out is None:
+                return each(answer, Tensor.clone)
+            with torch.inference_mode():  # which alone fills an `out` that was made in it
+                return out.copy_(logits_of(answer))
 
     def map(self, pictures: Iterable[Tensor]) -> Generator[Answer]:
         """The answer to each of many inputs, in order, as calls one by one would give them.
 
         With several ranks the next input is on its way while the last is computed, so that ranks do not idle in
-        between; inputs are taken at most two ahead of the answers. Shapes may differ. Until the iterator ends, or is
-        closed, the engine takes no other calls.
+        between; inputs are taken at most two ahead of the answers, and may be overwritten once the next is asked for.
+        Shapes may differ. Until the iterator ends, or is closed, an engine of several ranks takes no other calls.
         """
         if self._distributed is not None:
             self._turn()
@@ -292,7 +301,8 @@ class Engine:
     @with_own_settings
     def serve(self) -> int:
         """On every rank but the coordinator's: take part in requests until it closes; returns its exit status."""
-        assert self._distributed is not None, "only ranks beside the coordinator's serve"
+        if self._distributed is None:
+            raise ParNetError("one process has nobody to serve: call the engine, or join_ranks before it is made")
         return self._distributed.serve()
 
     @with_own_settings
@@ -311,7 +321,7 @@ class Engine:
         return self._lock
 
     def _checked_input(self, x_nchw: Tensor) -> Tensor:
-        if not isinstance(x_nchw, Tensor) or (x_nchw.shape, x_nchw.dtype) != self._checked:
+        if not isinstance(x_nchw, Tensor) or (x_nchw.shape, x_nchw.dtype) != self._checked or x_nchw.is_neg():
             check_input(self.program, x_nchw)
             self._checked = x_nchw.shape, x_nchw.dtype
         return x_nchw

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from .errors import ParNetError
-from .executors.available import DTYPES, EXECUTORS
+from .executors.available import DTYPES, EXECUTORS, METHODS
 from .program.placement import Placement
 from .program.program import Program
 
@@ -42,9 +42,9 @@ class Saved:
             saved = cls(**fields)
         except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise ParNetError(f"holds no engine ({error!r}); Engine.save writes one") from None
-        for executor in (saved.executor, saved.chosen):
-            if executor not in EXECUTORS:
-                raise ParNetError(f"unknown executor {executor!r}: choose one of {', '.join(EXECUTORS)}")
+        for executor, known in ((saved.executor, EXECUTORS), (saved.chosen, tuple(METHODS))):
+            if executor not in known:
+                raise ParNetError(f"unknown executor {executor!r}: choose one of {', '.join(known)}")
         for name in ("threads", "cores"):
             value = getattr(saved, name)
             if value is not None and (type(value) is not int or value < 1):

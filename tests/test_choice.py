@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,13 @@ def test_warm_up_chooses_once_and_the_choice_is_kept(tmp_path: Path, two_threads
     elsewhere = Engine.load(tmp_path / "e.safetensors", "cpu")
     assert elsewhere.placement.lanes == 1 and elsewhere.threads is None
     assert elsewhere.warm_up(X), "measured anew on a machine with other cores"
+    torch.set_num_threads(2)
+    by_stream = Placement.from_streams_per_gpu(PROGRAM, 1, 3)
+    program, metadata = Program.read(tmp_path / "e.safetensors")
+    saved = json.loads(metadata["engine"]) | {"executor": "auto", "gpu": "GPU A, driver 1", "cores": None}
+    program.save(tmp_path / "g.safetensors", {"engine": json.dumps(saved | {"placement": asdict(by_stream)})})
+    elsewhere = Engine.load(tmp_path / "g.safetensors", "cpu")
+    assert elsewhere.placement.lanes == 1 and elsewhere.warm_up(X), "what a GPU was measured with says nothing here"
 
 
 @pytest.mark.skipif("native" not in OPTIONAL, reason="the CPU kernels were not compiled")
@@ -197,6 +205,7 @@ def everywhere(on: object) -> dict:
         ({"threads": True}, "True threads"),
         ({"cores": 2.0}, "2.0 cores"),
         ({"chosen": ["native"]}, "unknown executor"),
+        ({"chosen": "auto"}, "unknown executor"),
         ({"dtype": []}, "holds no engine"),
         ({"more": 1}, "holds no engine"),
     ],

@@ -17,7 +17,8 @@ from parallel_parnet.executors.backends import missing
 from parallel_parnet.executors.shapes import MAX_SHAPES
 from parallel_parnet.kernels.cpu import objects
 
-PROGRAM = fold(lively(SMALL, 2))
+MODEL = lively(SMALL, 2)
+PROGRAM = fold(MODEL)
 NONE = "the CPU kernels were not compiled: with gcc 11 or later, install parallel_parnet again"
 
 
@@ -46,6 +47,7 @@ def test_every_variant_against_its_training_form(name: str) -> None:
         (torch.zeros(1, 3, 64, 64, dtype=torch.float64), "expected float32, bfloat16 or float16"),
         (torch.randn(1, 3, 64, 65), "picture size 64 x 65: .* multiples of 32"),
         (torch.randn(1, 3, 0, 64), "multiples of 32"),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.complex64).conj().imag, r"give its resolve_neg\(\)"),
     ],
     ids=str,
 )
@@ -58,7 +60,10 @@ def test_inputs_that_do_not_fit(x: object, message: str) -> None:
     ("options", "message"),
     [
         ({"executor": "tensorrt"}, "choose one of auto"),
-        ({"dtype": torch.float64}, "choose float32"),
+        ({"dtype": torch.float64}, r"choose torch\.float32"),
+        ({"dtype": "float32"}, r"dtype 'float32': choose torch\.float32"),
+        ({"transport": "carrier pigeon"}, "unknown transport 'carrier pigeon': choose one of auto"),
+        ({"program": MODEL}, r"a program, and this is a ParNet: Engine\(fold\(model\)\)"),
         ({"dtype": torch.float16, "device": "cpu"}, "float16 on the CPU"),
         ({"executor": "reference", "dtype": torch.bfloat16, "device": "cpu"}, "fp32 oracle"),
         ({"executor": "triton", "device": "cpu"}, "NVIDIA GPUs: choose eager"),
@@ -72,7 +77,7 @@ def test_inputs_that_do_not_fit(x: object, message: str) -> None:
 )
 def test_options_that_do_not_fit(options: dict, message: str) -> None:
     with pytest.raises(ParNetError, match=message):
-        Engine(PROGRAM, **options)
+        Engine(**({"program": PROGRAM} | options))
 
 
 @pytest.fixture

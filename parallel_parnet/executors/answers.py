@@ -43,6 +43,8 @@ def check_out(program: Program, x_nchw: Tensor, out: Tensor) -> None:
     """ParNetError where a tensor cannot take the logits of such pictures."""
     if program.outputs:
         raise ParNetError(f"out is for logits, and this program gives {', '.join(program.outputs)}: leave it out")
+    if out.requires_grad:
+        raise ParNetError("out requires gradients, which an engine has none of: give its detach()")
     expected = x_nchw.shape[0], program.operations[-1].cout
     if out.shape != expected or out.dtype != torch.float32 or out.device != x_nchw.device:
         raise ParNetError(

@@ -52,7 +52,7 @@ def choose(executor: str, device: torch.device, dtype: torch.dtype, quantised: t
     if executor not in EXECUTORS:
         raise ParNetError(f"unknown executor {executor!r}: choose one of {', '.join(EXECUTORS)}")
     if dtype not in DTYPES:
-        raise ParNetError(f"dtype {dtype}: choose float32, bfloat16 or float16")
+        raise ParNetError(f"dtype {dtype!r}: choose torch.float32, torch.bfloat16 or torch.float16")
     if executor == "reference" and dtype != torch.float32:
         raise ParNetError("executor reference is the fp32 oracle: leave dtype at float32")
     if device.type == "cpu" and executor in ON_GPUS and not interprets():

@@ -378,9 +378,11 @@ def check_input(program: Program, x: Tensor) -> None:
     """ParNetError where `x` is no batch of pictures, floating point or uint8 [N, 3, H, W], of a size that fits."""
     if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != 3 or x.shape[0] < 1:
         got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise ParNetError(f"input {got}: expected a tensor [N, 3, H, W]")
+        raise ParNetError(f"input {got}: expected a tensor [N, 3, H, W] with N of 1 or more")
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.uint8) or x.layout != torch.strided:
         raise ParNetError(
             f"input of type {x.dtype}, {x.layout}: expected float32, bfloat16 or float16, normalised, or uint8; dense"
         )
+    if x.is_neg():  # kernels read memory as it is
+        raise ParNetError("input that torch is to negate when it is read: give its resolve_neg()")
     check_size(program, *x.shape[2:])

@@ -118,6 +118,12 @@ def test_an_output_of_ones_own(executor: str) -> None:
     for wrong in (torch.empty(1, 10), torch.empty(2, 10).double(), torch.empty(2, 10, device="meta")):
         with pytest.raises(ParNetError, match=r"expected \[2, 10\] of float32 on cpu"):
             engine(x, out=wrong)
+    with pytest.raises(ParNetError, match=r"give its detach\(\)"):
+        engine(x, out=torch.zeros(2, 10, requires_grad=True))
+    with torch.inference_mode():
+        made_there = torch.zeros(2, 10)
+        engine(x, out=made_there)
+    assert torch.equal(made_there, out)
 
 
 def test_shared_buffers_are_not_copied() -> None:

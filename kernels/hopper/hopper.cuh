@@ -43,6 +43,10 @@ template <int ID, int THREADS_OF_IT> DEVICE void sync_some() {
 DEVICE void sync_cluster() {
     asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }
+// the same in two parts, and for shared memory alone, that no block may leave while others read it: what was read has
+// been used by then, and what was written to global memory is not waited for
+DEVICE void cluster_read() { asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory"); }
+DEVICE void cluster_is_read() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
 // 16 bytes of the shared memory of a block of this cluster
 DEVICE float4 read_of(u32 at, u32 block) {
     u32 there;
@@ -67,6 +71,7 @@ DEVICE u64 descriptor(u32 at, u32 columns_apart) {
 }
 
 DEVICE float exponential(float v) { return __expf(v); }
+DEVICE float quotient(float a, float b) { return __fdividef(a, b); }  // a few instructions; 0 where b is infinite
 
 #ifdef IN_HALF
 DEVICE void unpack_two(float& low, float& high, u32 two) {

@@ -85,8 +85,11 @@ def loaded(text: str, shared: int, device: torch.device) -> Any:
         torch.cuda.current_stream().synchronize()  # makes the GPU's context, where nobody has
         module = _done(driver.cuModuleLoadData(compiled(text)))
         function = _done(driver.cuModuleGetFunction(module, b"level"))
-        most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        _done(driver.cuFuncSetAttribute(function, most, shared))
+        attribute = driver.CUfunction_attribute
+        _done(driver.cuFuncSetAttribute(function, attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared))
+        # of all levels the same share of a multiprocessor, which is not divided anew while anything runs on it
+        carveout = attribute.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
+        _done(driver.cuFuncSetAttribute(function, carveout, 100))
     return function
 
 

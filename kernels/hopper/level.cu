@@ -80,6 +80,7 @@ template <int I> DEVICE void fetch_weights(const Operands& o, u32 to, u32 full, 
     constexpr Numbers s = NUMBERS[I];
     constexpr int bytes = Plan<I>::weight_bytes, steps = s.inputs * s.chunks * 9 / s.taps;
     const char* from = (const char*)o.weight + ((long long)i_o * steps + begin) * bytes;
+#pragma unroll 1
     for (int i = 0; i < end - begin; i++) {
         int stage = i % s.stages;
         if (i >= s.stages) barrier_wait(empty + 8 * stage, (i / s.stages - 1) & 1);
@@ -152,7 +153,7 @@ template <int I> DEVICE void average(const Operands& o, float* to, float* parts,
         float sum = 0;
 #pragma unroll 4
         for (int way = 0; way < WAYS; way++) sum += parts[way * ITEMS * 4 + c];
-        to[c] = sum / (s.h * s.w);
+        to[c] = sum * (1.0f / (s.h * s.w));
     }
     sync_some<2, GATERS>();
 }
@@ -192,7 +193,7 @@ template <int I> DEVICE void make_gates(const Operands& o, char* shared, long lo
             for (int way = 0; way < WAYS; way++) v += parts[way * P::slice + c];
 #pragma unroll 4
             for (int tap = 0; s.bordered && tap < 9; tap++) bias += o.border[tap * s.cout + computed];
-            float gate = 1 / (1 + exponential(-v));
+            float gate = quotient(1, 1 + exponential(-v));
             by = s.identity ? 1 : 2 * gate;
             with = s.identity ? o.scale[computed] * gate : 0;
             plus = s.identity ? bias + o.shift[computed] * gate : bias * by;
@@ -247,7 +248,7 @@ DEVICE void finish(const Operands& o, char* shared, long long n, int i_m, int gr
             for (int e = 0; e < 8; e++) {
                 v[e] = v[e] * of_sums[at + e] + added[at + e];
                 if (s.identity) v[e] += input[e] * of_inputs[at + e];
-                if (s.silu) v[e] = v[e] / (1 + exponential(-v[e]));
+                if (s.silu) v[e] = quotient(v[e], 1 + exponential(-v[e]));
                 else v[e] = v[e] < 0 ? 0 : v[e];
             }
             uint4 rounded = pack(v);
@@ -256,6 +257,7 @@ DEVICE void finish(const Operands& o, char* shared, long long n, int i_m, int gr
 #pragma unroll
             for (int e = 0; e < 8; e++) sum[e] += v[e];
         }
+    if (CLUSTER > 1) cluster_read();
     if (!s.summed) return;
     float* parts = (float*)(shared + P::room);
 #pragma unroll
@@ -282,14 +284,16 @@ template <int I> DEVICE void convolve(const Operands& o, int local, char* shared
     int first = i_o % s.columns * s.bn + split * P::slice;
     long long n = tile / across / s.tiles;
     bool here = tile < s.all;
-    if (PLACES > 1) launch_after_may_start();  // there is room for it
+    if (PLACES > 1 || !here) launch_after_may_start();  // there is room for it
     u32 full = address(shared), empty = full + 8 * s.stages;
     if (here) {
         if (THREAD == CONSUMERS) {
+#pragma unroll 1
             for (int i = 0; i < s.stages; i++) barrier_make(full + 8 * i, 1), barrier_make(empty + 8 * i, 4 * WGS);
             barrier_make_seen();
         }
         int* pixels = (int*)(shared + P::pixels);
+#pragma unroll 1
         for (int row = THREAD; row < s.rows; row += THREADS) pixels[row] = pixel_of<I>(row, i_m * BM);
         sync_block();
         if (THREAD < CONSUMERS) {
@@ -312,7 +316,8 @@ template <int I> DEVICE void convolve(const Operands& o, int local, char* shared
     }
     if (CLUSTER > 1) sync_cluster();
     if (here) finish<I>(o, shared, n, i_m, group, first, split, rank - split);
-    if (CLUSTER > 1) sync_cluster();
+    else if (CLUSTER > 1) cluster_read();
+    if (CLUSTER > 1) cluster_is_read();
 }
 
 // Block `block` of the launch.

@@ -4,7 +4,7 @@ beside Triton's kernels."""
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, replace
 from functools import partial
 from itertools import cycle, islice, zip_longest
@@ -20,7 +20,6 @@ from parallel_parnet.kernels.hopper.plan import candidates, takes
 from parallel_parnet.parity import relative
 
 from .device import capture, event_times, exact_fp32, in_a_graph, l2_bytes, quantiles
-from .first import once
 from .journal import Values
 from .level_tuning import LAUNCHES, Level, RefusedError, levels_of, operands, sets_beyond
 from .machines import machine_of
@@ -35,10 +34,13 @@ DTYPE = torch.bfloat16
 REPEATS = 7
 NEEDED = "the kernel for warpgroups needs compute capability 9.0, and cuda-bindings"
 MOST_ALIKE = 2  # candidates that differ in nothing but chunks and stages
+REPLAYED = 200  # passes whose bits are compared
+ONE, TWO = "warpgroups", "two_places"  # tables of tiles for one and for two blocks to a multiprocessor
 
 
 def check_warpgroups(work: Work) -> Values:
-    """A row for each level that the kernel takes, and its table, written after each."""
+    """A row for each level that the kernel takes, and two tables: the fastest tiles, and those of which two blocks have
+    a place on a multiprocessor, which gain by what runs before and after them."""
     if not is_at_hand(work):
         return skipped(NEEDED)
     exact_fp32()
@@ -46,21 +48,25 @@ def check_warpgroups(work: Work) -> Values:
     levels = {level.key: level for variant in work.scope.tuned for level in _levels(work, variant, found["l2_bytes"])}
     rows = [work.row(key, partial(_tune, work, level)) for key, level in levels.items()]
     made = {row: values for row, values in work.journal.rows(work.step).items() if "fault" not in values}
-    write_json(_path(work, found), {**found, "tuned": time.strftime("%Y-%m-%d"), "levels": made})
-    return verdict(rows, lambda row: True, table=_path(work, found).name)
+    for name in (ONE, TWO):
+        levels_of_it = {row: values | values.get(name, {}) for row, values in made.items()}
+        write_json(_path(work, found, name), {**found, "tuned": time.strftime("%Y-%m-%d"), "levels": levels_of_it})
+    return verdict(rows, lambda row: True, table=_path(work, found, ONE).name)
 
 
 def check_passes(work: Work) -> Values:
-    """The networks with Triton's kernels, and with those for warpgroups where the table has them, in turns; and whether
-    each launch of the latter, and all logits, are right."""
+    """The networks with Triton's kernels, and with those for warpgroups of either table, in turns; and whether each
+    launch of the latter, and all logits, are right, also where launches overlap, and the same in every replay."""
     if not is_at_hand(work):
         return skipped(NEEDED)
     exact_fp32()
     found = machine_of(work)
     ours = Table.load(HOPPER, found["gpu"])
-    tables = {"triton": ours, "warpgroups": replace(ours, warpgroups=read_levels(_path(work, found)))}
-    rows = [work.row(variant, partial(_pass, work, variant, tables)) for variant in work.scope.timed]
-    return verdict(rows, lambda row: row["deviation"] <= 1 and row["error"] <= work.scope.limit(DTYPE))
+    tables = {name: replace(ours, warpgroups=read_levels(_path(work, found, name))) for name in (ONE, TWO)}
+    tables = {"triton": ours, **tables}
+    rows = [work.row(variant, partial(pass_of, work, variant, tables)) for variant in work.scope.timed]
+    limit = work.scope.limit(DTYPE)
+    return verdict(rows, lambda row: row["deviation"] <= 1 and row["error"] <= limit and not row["different"])
 
 
 def chosen(level: Level, most: int) -> list[tuple[WarpTile, ...]]:
@@ -90,14 +96,26 @@ def _levels(work: Work, variant: str, cache: int) -> list[Level]:
     return [level for level in found if all(map(takes, level.shapes))][: work.scope.levels]
 
 
-def _pass(work: Work, variant: str, tables: dict[str, Table]) -> Values:
+def pass_of(work: Work, variant: str, tables: Mapping[str, Table]) -> Values:
+    """A network with each of the tables: times in turns, and the worst of what their graphs compute."""
     program, reference = network(variant, work.device)
     x = picture(program, work.device)
     plans = {name: planned(program, DTYPE, work.device, table=table) for name, table in tables.items()}
-    error = max(relative(once(plan, x), reference(x)) for plan in plans.values())
-    worst = max(map(deviation, plans["warpgroups"].convolutions.values()))
-    ways = {name: capture(partial(run, plan, x), work.device)[1] for name, plan in plans.items()}
-    return {"deviation": round(worst, 4), "error": error, "us": interleaved(ways, work.scope.rounds)}
+    expected, errors, worst, different = reference(x), [], 0.0, 0
+    captured = {name: capture(partial(run, plan, x), work.device) for name, plan in plans.items()}
+    for name, (logits, replay) in captured.items():  # as graphs, in which launches overlap
+        for conv in plans[name].convolutions.values():
+            poison(conv)
+        replay()
+        first = logits.clone()
+        errors.append(relative(first, expected))
+        worst = max(worst, *map(deviation, plans[name].convolutions.values()))
+        for _ in range(REPLAYED if work.device.type == "cuda" else 1):
+            replay()
+            different += not torch.equal(logits, first)
+    ways = {name: replay for name, (_, replay) in captured.items()}
+    verdicts = {"deviation": round(worst, 4), "error": max(errors), "different": different}
+    return {**verdicts, "us": interleaved(ways, work.scope.rounds)}
 
 
 def _tune(work: Work, level: Level) -> Values:
@@ -115,9 +133,15 @@ def _tune(work: Work, level: Level) -> Values:
             refused.append(f"{[astuple(tile) for tile in tiles]}: {error}")
     if not times:
         raise RefusedError(f"no candidate passed; the first: {refused[0]}")
+    about = {"l2": "cold" if level.cold else "warm", "timed": len(times), "refused": refused}
+    by_places = {places: {tiles: us for tiles, us in times.items() if tiles[0].places == places} for places in (1, 2)}
+    of_two = {TWO: _fastest(by_places[2])} if by_places[2] else {}
+    return {**_fastest(by_places[1] or times), **about, **of_two}
+
+
+def _fastest(times: Mapping[tuple[WarpTile, ...], Values]) -> Values:
     best = min(times, key=lambda tiles: times[tiles]["p50"])
-    entry = {"tiles": [astuple(tile) for tile in best], "us": times[best], "l2": "cold" if level.cold else "warm"}
-    return {**entry, "timed": len(times), "refused": refused}
+    return {"tiles": [astuple(tile) for tile in best], "us": times[best]}
 
 
 def _timed(work: Work, level: Level, tiles: Sequence[WarpTile], first: list, launch: Launch) -> Values:
@@ -135,5 +159,5 @@ def _timed(work: Work, level: Level, tiles: Sequence[WarpTile], first: list, lau
     return quantiles([seconds / len(turns) for seconds in event_times(in_a_graph(turns, work.device), REPEATS)])
 
 
-def _path(work: Work, found: Values) -> Path:
-    return work.out / tuned_name(found["gpu"], "warpgroups")
+def _path(work: Work, found: Values, name: str) -> Path:
+    return work.out / tuned_name(found["gpu"], name)

@@ -1,9 +1,11 @@
 // A Hopper by its definitions, for level.cu on a CPU: a fiber for each thread of a cluster, one cluster after another.
 //
-// A fiber runs until it has to wait; who is next is drawn. What a GPU does sooner or later is done at once or as late as
-// may be, as it is drawn too: copies, before their thread waits for them, or once all threads wait; products, when there
-// must be no more of them at work; the launch before ends when nobody can go on without it, and what it writes is NaN
-// until then. Shared memory begins as NaN. Where all threads wait in vain, `run_cluster` says so.
+// A fiber runs until it has to wait; who is next is drawn, and which warp is late. What a GPU does sooner or later is
+// done at once or as late as may be, as it is drawn too: copies, before their thread waits for them, or once all
+// threads wait; products, when there must be no more of them at work; the launch before ends when nobody can go on
+// without it, and what it writes is NaN until then. Shared memory begins as NaN, and is NaN once its block's last
+// thread has ended. Where all threads wait in vain, or a block ends without a word that the next launch may start,
+// `run_cluster` says so.
 
 #include <math.h>
 #include <setjmp.h>
@@ -33,9 +35,12 @@ struct Block {
     Barrier barriers[BARRIERS / 8];
     Meeting all, some[16], warps[32];
     std::vector<Copy> copies;
+    int left;  // threads that have not ended
+    bool lets_start;
 };
 struct Fiber {
     int block, thread, group;
+    unsigned phase;
     bool begun, over;
     ucontext_t start;
     jmp_buf here;
@@ -109,13 +114,18 @@ inline void sync_block() { meet(BLOCK->all, COUNTED); }
 inline void sync_warp() { meet(BLOCK->warps[THREAD / 32], 32); }
 template <int ID, int N> inline void sync_some() { meet(BLOCK->some[ID], N); }
 inline void sync_cluster() { meet(WHOLE_CLUSTER, CLUSTER * COUNTED); }
+inline void cluster_read() {
+    FIBER->phase = WHOLE_CLUSTER.phase;
+    if (++WHOLE_CLUSTER.arrived == CLUSTER * COUNTED) WHOLE_CLUSTER.arrived = 0, WHOLE_CLUSTER.phase++;
+}
+inline void cluster_is_read() { wait_until([] { return WHOLE_CLUSTER.phase != FIBER->phase; }); }
 inline float4 read_of(u32 at, u32 block) {
     float4 v;
     memcpy(&v, BLOCKS[block].shared + at, 16);
     return v;
 }
 inline void launch_before_done() { wait_until([] { return BEFORE_DONE; }); }
-inline void launch_after_may_start() {}
+inline void launch_after_may_start() { BLOCK->lets_start = true; }
 
 inline void do_products(int before) {  // those of earlier groups
     std::vector<Product>& all = FIBER->products;
@@ -131,6 +141,7 @@ inline void products_end() {
 template <int LEFT> inline void products_done() { do_products(FIBER->group - LEFT); }
 
 inline float exponential(float v) { return expf(v); }
+inline float quotient(float a, float b) { return a / b; }
 
 #ifdef IN_HALF
 inline float widened(u16 v) { _Float16 h; memcpy(&h, &v, 2); return (float)h; }
@@ -189,10 +200,11 @@ template <int N> inline void multiply(float (&sums)[N / 2], u64 a, u64 b, bool k
 template <int I> void dispatch(const Arguments& arguments, int block, char* shared);
 
 static const Arguments* ARGUMENTS;
-static int FIRST;
+static int FIRST, BYTES;
 static void begin() {
     dispatch<0>(*ARGUMENTS, FIRST + FIBER->block, BLOCK->shared);
     FIBER->over = MOVED = true;
+    if (--BLOCK->left == 0) memset(BLOCK->shared, 0xFF, BYTES);  // which is another block's from now on
     _longjmp(SCHEDULER, 1);
 }
 static void resume(Fiber* fiber) {
@@ -226,10 +238,11 @@ static bool end_before(std::vector<std::vector<char>>& kept) {
 // whether every thread came to its end
 static bool run_cluster(const Arguments* arguments, int first, int bytes) {
     constexpr int ALL = CLUSTER * COUNTED;
-    ARGUMENTS = arguments, FIRST = first, WHOLE_CLUSTER = {};
+    ARGUMENTS = arguments, FIRST = first, BYTES = bytes, WHOLE_CLUSTER = {};
     for (Block& block : BLOCKS) {
         block = {(char*)aligned_alloc(1024, (bytes + 1023) / 1024 * 1024)};
         memset(block.shared, 0xFF, bytes);
+        block.left = COUNTED;
     }
     std::vector<std::vector<char>> kept;
     BEFORE_DONE = false;
@@ -243,16 +256,19 @@ static bool run_cluster(const Arguments* arguments, int first, int bytes) {
         fiber.start.uc_stack.ss_sp = stacks + (size_t)i * STACK, fiber.start.uc_stack.ss_size = STACK;
         makecontext(&fiber.start, begin, 0);
     }
+    int late = 0;  // a warp that does not come for some rounds, unless nobody else moves
     do {
+        if (!MOVED) late = -1;
+        else if (draw(4) == 0) late = draw(ALL / 32);
         MOVED = false;
         int at = draw(ALL), stride = 1 + 2 * draw(ALL);
         while (stride % 3 == 0) stride += 2;  // so that all have their turn: their number has no other divisors
         for (int i = 0; i < ALL; i++, at = (at + stride) % ALL)
-            if (!fibers[at].over) resume(&fibers[at]);
-    } while (MOVED || deliver() || end_before(kept));
+            if (!fibers[at].over && at / 32 != late) resume(&fibers[at]);
+    } while (MOVED || late >= 0 || deliver() || end_before(kept));
     bool ended = true;
     for (Fiber& fiber : fibers) ended &= fiber.over;
-    for (Block& block : BLOCKS) free(block.shared);
+    for (Block& block : BLOCKS) ended &= block.lets_start, free(block.shared);
     free(stacks);
     return ended;
 }

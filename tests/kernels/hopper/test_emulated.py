@@ -123,12 +123,14 @@ RACES = (
         "launch_after_may_start();\n            sync_some<1, CONSUMERS>", "launch_after_may_start"),
     Bug("the cluster's sums read before they are there",
         "if (CLUSTER > 1) sync_cluster();\n    if (here) finish", "if (here) finish"),
+    Bug("blocks that leave while others read their sums", "if (CLUSTER > 1) cluster_is_read();", ""),
+    Bug("blocks without a tile that hold the next launch back", "if (PLACES > 1 || !here)", "if (PLACES > 1)"),
 )  # fmt: skip
 
 
 def wrong(bug: Bug, seed: int, folder: Path) -> bool:
-    """Whether a level with it has other answers, or none: two tiles of pixels, two of channels to a cluster, three
-    chunks."""
+    """Whether a level with it has other answers, or none: three tiles of pixels, two tiles to a cluster, of which one
+    has no second, three chunks."""
 
     def planted(text: str) -> str:
         assert text.count(bug.right) == 1, "level.cu says it in other words now"
@@ -137,7 +139,7 @@ def wrong(bug: Bug, seed: int, folder: Path) -> bool:
     tile, channels = WarpTile(64, 16, 16, 2, 2), 96 if "fusion" in bug.kind else 40
     tile = replace(tile, taps=random.Random(seed).choice((1, 3)))
     beside = sample("identity", replace(tile, bn=32, split_k=4), seed + 1, (5, 5), 32)
-    conv = sample(bug.kind, tile, seed, (11, 9), channels, border=True)
+    conv = sample(bug.kind, tile, seed, (13, 9), channels, border=True)
     try:
         emulated.level([conv, beside], folder, planted)
     except emulated.WaitedInVainError:

@@ -1,10 +1,12 @@
-"""The narrow golden network with the kernel for a Hopper's warpgroups, emulated, between Triton's, interpreted."""
+"""Narrow networks with the kernel for a Hopper's warpgroups, emulated, between Triton's, interpreted."""
 
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -14,7 +16,11 @@ import torch
 
 import emulated
 from conftest import ALL
-from parallel_parnet import Placement, Program, load_checkpoint
+from parallel_parnet import ParNet, Placement, Program, load_checkpoint
+from parallel_parnet.commands.gpu import warpgroups
+from parallel_parnet.commands.gpu.journal import Journal
+from parallel_parnet.commands.gpu.scope import CONFIGS, IN_A_DRY_RUN, NARROW
+from parallel_parnet.commands.gpu.work import Work
 from parallel_parnet.executors import triton_backend
 from parallel_parnet.executors.local import LocalExecutor
 from parallel_parnet.executors.triton_backend import TritonBackend, geometry
@@ -66,3 +72,25 @@ def test_the_narrow_network(dtype, lanes, monkeypatch, tmp_path):
     logits, expected = executor(golden["input"][:1]), golden["logits"][:1]
     assert len(early) >= 10 and set(early) == {lanes == 1}
     assert ((logits - expected).abs().max() / expected.abs().max()).item() < 1e-2
+
+
+def test_the_check_looks_at_what_a_graph_computes(monkeypatch, tmp_path):
+    """In the networks of a GPU check, two levels by this kernel: launches that are right once alone do not pass."""
+
+    def level(convolutions, name, **options):
+        run = count()
+
+        def start() -> None:
+            if next(run) < runs:
+                emulated.level(convolutions, tmp_path)
+
+        return Started(name, start)
+
+    monkeypatch.setattr(triton_backend, "hopper", lambda: SimpleNamespace(level=level))
+    table = table_for(fold(ParNet(CONFIGS[NARROW])), CONFIGS[NARROW].image_size)
+    tables = {"warpgroups": replace(table, warpgroups=dict(list(table.warpgroups.items())[:2]))}
+    work = Work("passes", Journal(tmp_path / "rows.jsonl"), IN_A_DRY_RUN, tmp_path, time.monotonic() + 200)
+    for runs in (1, 100):
+        row = warpgroups.pass_of(work, NARROW, tables)
+        right = row["deviation"] <= 1, row["error"] < 0.1, not row["different"]
+        assert set(right) == {runs == 100}, row

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from .errors import ParNetError
 from .network.variants import Config
-from .settings import with_own_settings
+from .settings import quiet, with_own_settings
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 BACKGROUND = (0, 0, 0)  # of what is transparent: what such pixels mostly hold, and networks were trained on
@@ -119,9 +118,7 @@ def read_image(path: Path | str) -> Image.Image:
         # no new Path, which interns the name: Python's table of such strings would grow as pictures are read
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ParNetError("not a file: a pipe or a device would be waited for")
-        with warnings.catch_warnings(), Image.open(path) as image:
-            warnings.simplefilter("ignore")  # of damage that decoders mend
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with quiet, Image.open(path) as image:  # decoders warn of damage that they mend
             rgb = to_rgb(_as_the_file_says(image))
         rgb.info.clear()  # it has been applied, and damage in it must not be met again, outside of here
         return rgb

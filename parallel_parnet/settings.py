@@ -1,10 +1,13 @@
-"""What the caller has set in torch for code of his own, kept out of the engine's."""
+"""What the caller has set for code of his own, kept out of the engine's, and what the engine's sets, out of his."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import wraps
+from threading import Lock
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -13,6 +16,43 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 AUTOCAST = ("cpu", "cuda")
+
+
+class Together:
+    """A context that changes what belongs to the whole process, for any number of threads at a time.
+
+    The first to come in makes the change and the last to leave takes it back. If each did both, one would take it back
+    while others rely on it, and the last would leave the process with what the first had set. Counting is of the
+    process, as what it guards is: there is one for each setting, at the level of a module.
+    """
+
+    def __init__(self, change: Callable[[], AbstractContextManager[object]]) -> None:
+        self._change, self._inside, self._lock = change, 0, Lock()
+        free = self._lock.release  # in a child too, which has not the thread that held it
+        os.register_at_fork(before=self._lock.acquire, after_in_parent=free, after_in_child=free)
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._made = self._change()
+                self._made.__enter__()
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._made.__exit__(None, None, None)
+
+
+@Together
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings, but an error for Pillow's of a suspiciously large picture. One for all: filters are one list."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("error", "Image size .* decompression bomb")
+        yield
 
 
 def with_own_settings(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:

@@ -114,7 +114,7 @@ def test_tf32_is_left_out_and_comes_back() -> None:
     before, inside = (conv.fp32_precision, product.fp32_precision), []
 
     def work() -> None:
-        with without_tf32():
+        with without_tf32:
             inside.extend([conv.fp32_precision, product.fp32_precision])
             raise KeyError
 

@@ -6,15 +6,21 @@ import ast
 import gc
 import os
 import signal
+import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from threading import Barrier, Event, Thread
 
 import pytest
 import torch
 
 from conftest import OPTIONAL, ROOT, SMALL, lively, relative
 from parallel_parnet import Config, Engine, ParNetError, fold
+from parallel_parnet.executors.torch_backend import without_tf32
+from parallel_parnet.network.checkpoint import with_arguments
 from parallel_parnet.program.families import arranged
+from parallel_parnet.settings import Together, quiet
 
 EXECUTORS = ["reference", "eager", *OPTIONAL]
 MODEL = lively(SMALL, 2)
@@ -105,6 +111,64 @@ def test_whatever_allocates_says_type_and_device() -> None:
                     if needed - said and path.name != "settings.py":  # which asks what the default device is
                         wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} {ast.unparse(node)[:60]}")
     assert not wrong, wrong
+
+
+OF_THE_PROCESS: dict[str, tuple[AbstractContextManager, Callable[[], object]]] = {
+    "convolutions": (without_tf32, lambda: torch.backends.cudnn.conv.fp32_precision),
+    "products": (without_tf32, lambda: torch.backends.cuda.matmul.fp32_precision),
+    "warnings": (quiet, lambda: [*warnings.filters]),
+    "what a checkpoint may hold": (with_arguments, lambda: set(torch.serialization.get_safe_globals())),
+}
+
+
+@pytest.mark.parametrize("setting", OF_THE_PROCESS)
+def test_a_setting_of_the_process_stays_until_the_last_thread_leaves(setting: str) -> None:
+    """The second thread comes in while the first is inside, and stays longer."""
+    context, state = OF_THE_PROCESS[setting]
+    barrier, seen, before = Barrier(2, timeout=20), [], state()
+
+    def first() -> None:
+        with context:
+            seen.append(state())
+            barrier.wait()
+            barrier.wait()
+        barrier.wait()
+
+    def second() -> None:
+        barrier.wait()
+        with context:
+            barrier.wait()
+            barrier.wait()
+            seen.append(state())
+
+    threads = [Thread(target=work) for work in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen[0] == seen[1] != before and state() == before
+
+
+def test_a_setting_can_be_changed_in_a_fork() -> None:
+    """Though a thread of the parent was changing it, which the child has not."""
+    began = Event()
+
+    @Together
+    @contextmanager
+    def slow() -> Iterator[None]:
+        began.set()
+        time.sleep(1)
+        yield
+
+    def change() -> str:
+        with slow:
+            return "changed"
+
+    thread = Thread(target=change)
+    thread.start()
+    began.wait()
+    assert in_a_fork(change) == "changed"
+    thread.join()
 
 
 def in_a_fork(work: Callable[[], str]) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..profiling.spans import Spans
 from ..program.placement import Segment
 from ..program.program import INPUT, Program
+from ..settings import Together
 from .backends import Compiled, compile_module, storage_type
 from .binding import Layout, Reads, Runner
 from .segment import SegmentModule
@@ -94,17 +95,18 @@ class InFp32:
         self.fits, self._runner = runner.fits, runner
 
     def __call__(self, reads: Reads, spans: Spans | None = None) -> tuple[Tensor, ...]:
-        with without_tf32():
+        with without_tf32:
             return self._runner(reads, spans)
 
     def apart(self, reads: Reads, spans: Spans) -> tuple[Tensor, ...]:
-        with without_tf32():
+        with without_tf32:
             return self._runner.apart(reads, spans)
 
 
+@Together
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """Until the block ends; what it captured in a CUDA graph stays so. The settings are those of the whole process."""
+    """Until the block ends; what it captured in a CUDA graph stays so."""
     places: tuple[Any, ...] = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
     before = [place.fp32_precision for place in places]
     try:

@@ -12,7 +12,6 @@ import argparse
 import json
 import pickle
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,11 +23,12 @@ from torch import Tensor, nn
 
 from ..errors import ParNetError
 from ..files import write_atomically
-from ..settings import with_own_settings
+from ..settings import Together, quiet, with_own_settings
 from .model import ParNet, check_activation
 from .variants import Config
 
 FORMAT = "parallel_parnet.checkpoint.1"
+with_arguments = Together(lambda: torch.serialization.safe_globals([argparse.Namespace]))  # mere data
 
 
 @with_own_settings
@@ -136,8 +136,7 @@ def _read_safetensors(path: Path) -> tuple[Config, dict[str, float], dict[str, T
 
 def _read_released(path: Path, ema: bool) -> dict[str, Tensor]:
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():  # arguments, mere data
-            warnings.simplefilter("ignore")  # of pickles that damage made strange
+        with with_arguments, quiet:  # torch warns of pickles that damage made strange
             content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises whatever damage leads it to
         if foreign := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):

@@ -10,8 +10,11 @@ import hashlib
 import os
 import socket
 import struct
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -19,6 +22,7 @@ import torch.distributed as dist
 from ..errors import LaneError, ParNetError
 from . import health
 
+GLOO, NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"  # variables that name interfaces
 LOOPBACK = "127.0.0.1"
 FIELD = 64  # bytes of each setting that the ranks compare
 
@@ -26,9 +30,10 @@ FIELD = 64  # bytes of each setting that the ranks compare
 def join_ranks(device: torch.device, timeout_s: float) -> None:
     """Join the ranks that torchrun started, and watch over them until `leave_ranks`.
 
-    Connections go over loopback where torchrun started all ranks on this host, else over the interface that leads to
-    torchrun's master; GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME overrule that. Each operation of a running request ends
-    after `timeout_s`. LaneError where a rank does not come within that time.
+    Connections go over the first interface in GLOO_SOCKET_IFNAME; without it over loopback where torchrun started all
+    ranks on this host, else over the interface that leads to torchrun's master. NCCL_SOCKET_IFNAME overrules that for
+    NCCL. Each operation of a running request ends after `timeout_s`. LaneError where a rank does not come within that
+    time; ParNetError where the others cannot reach this host so.
     """
     timeout = timedelta(seconds=timeout_s)
     try:
@@ -38,8 +43,8 @@ def join_ranks(device: torch.device, timeout_s: float) -> None:
     # torchrun's static rendezvous keeps its store over restarts, with the addresses of ranks that are gone
     store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     address = local_address()
-    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        if variable not in os.environ:
+    for variable in (GLOO, NCCL) if device.type == "cuda" else (GLOO,):
+        if not os.environ.get(variable):
             os.environ[variable] = interface_of(address)
     monitor = health.start(rank, world, dist.PrefixStore("parallel_parnet", store), address, timeout_s)
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
@@ -57,27 +62,54 @@ def leave_ranks() -> None:
 
 
 def local_address() -> str:
-    """The address at which the other ranks reach this host."""
+    """The address at which the other ranks reach this host; ParNetError where none is found."""
+    if (named := os.environ.get(GLOO)) and sys.platform == "linux":  # elsewhere `addresses_of` finds none
+        if found := addresses_of(named.split(",")[0]):  # gloo takes a list
+            return found[0]
+        raise ParNetError(f"{GLOO}={named}: no interface of that name has an address: {_name_one()}")
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:  # other launchers than torchrun do not set it
         return LOOPBACK
-    where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    master = socket.getaddrinfo(*where, socket.AF_INET, socket.SOCK_DGRAM)[0]
-    with socket.socket(master[0], socket.SOCK_DGRAM) as probe:
-        probe.connect(master[4])  # sends nothing, but chooses the interface
-        return probe.getsockname()[0]
+    host, reason = os.environ["MASTER_ADDR"], OSError("no address")
+    try:
+        ways = socket.getaddrinfo(host, int(os.environ["MASTER_PORT"]), type=socket.SOCK_DGRAM)
+    except OSError as error:
+        ways, reason = [], error
+    ways.sort(key=lambda way: way[0])  # IPv4 before IPv6, as gloo takes an interface's addresses
+    for family, _, _, _, master in ways:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.connect(master)  # sends nothing, but chooses the interface
+                return probe.getsockname()[0]
+            except OSError as error:
+                reason = error
+    raise ParNetError(f"MASTER_ADDR={host}: no way there ({reason}): give another, or {_name_one()}")
+
+
+def addresses_of(interface: str) -> list[str]:
+    """Its IPv4 address, then those of IPv6 but the link's own, which mean nothing on other hosts; [] for none such."""
+    found = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
+        reply = fcntl.ioctl(probe, 0x8915, struct.pack("256s", os.fsencode(interface)))  # SIOCGIFADDR
+        found.append(socket.inet_ntoa(reply[20:24]))
+    with suppress(FileNotFoundError):  # a kernel without IPv6
+        for line in Path("/proc/net/if_inet6").read_text().splitlines():
+            digits, _, _, scope, _, name = line.split()
+            if name == interface and scope != "20":
+                found.append(socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits)))
+    return found
 
 
 def interface_of(address: str) -> str:
-    """The name of the network interface that has an IPv4 address; ParNetError where none has it."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            try:
-                reply = fcntl.ioctl(probe, 0x8915, struct.pack("256s", name.encode()))  # SIOCGIFADDR
-            except OSError:
-                continue  # an interface without an IPv4 address
-            if socket.inet_ntoa(reply[20:24]) == address:
-                return name
-    raise ParNetError(f"no interface has the address {address}: name gloo's in GLOO_SOCKET_IFNAME")
+    """The name of the network interface that has this address; ParNetError where none has it."""
+    for _, name in socket.if_nameindex():
+        if address in addresses_of(name):
+            return name
+    raise ParNetError(f"no interface has the address {address}: {_name_one()}")
+
+
+def _name_one() -> str:
+    names = [name for _, name in socket.if_nameindex() if addresses_of(name)]
+    return f"name {' or '.join(names) or 'one'} in {GLOO}"
 
 
 def joined() -> health.Monitor:

@@ -10,6 +10,7 @@ The messages are single bytes, kind x 64 + rank; nothing that arrives is looked 
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import secrets
 import selectors
@@ -219,8 +220,8 @@ def current() -> Monitor | None:
 def start(rank: int, world: int, store: Store, address: str, timeout_s: float) -> Monitor:
     """Connect this rank with all others, and watch over them from now on.
 
-    store: where ranks find each other. address: this host's, as the others reach it. LaneError where a rank does not
-    come within `timeout_s`.
+    store: where ranks find each other. address: this host's, as the others reach it; ParNetError where that cannot be
+    so. LaneError where a rank does not come within `timeout_s`.
     """
     if world > MAX_RANKS:
         raise ParNetError(f"{world} ranks: at most {MAX_RANKS}")
@@ -228,16 +229,22 @@ def start(rank: int, world: int, store: Store, address: str, timeout_s: float) -
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     peers: list[Peer] = []
     with socket.socket(family) as listener:
-        listener.bind((address, 0))
+        try:
+            listener.bind((address, 0))
+        except OSError as error:
+            raise ParNetError(
+                f"rank {rank} cannot listen at {address} ({error}): name another interface in GLOO_SOCKET_IFNAME"
+            ) from error
         listener.listen(world)
         port = listener.getsockname()[1]
         store.set_timeout(timedelta(seconds=timeout_s))
-        store.set(f"health/{rank}", f"{address} {port} {host_identity()} {os.getpid()} {token}")
+        store.set(f"health/{rank}", f"{address} {port} {host_identity()} {os.getpid()} {token} {host_identity('net')}")
         cards: list[list[str]] = []
         try:
             for other in range(world):
                 missing = f"rank {other}"
                 cards.append(store.get(f"health/{other}").decode().split())
+            _refuse_loopback(cards)
             missing = "the other ranks"
             deadline = time.monotonic() + timeout_s
             for other in range(rank):
@@ -259,6 +266,16 @@ def start(rank: int, world: int, store: Store, address: str, timeout_s: float) -
     return monitor
 
 
+def _refuse_loopback(cards: list[list[str]]) -> None:
+    """ParNetError where a rank told others of an address that leads each host to itself, as /etc/hosts may have it."""
+    for rank, card in enumerate(cards):
+        if ipaddress.ip_address(card[0]).is_loopback and any(other[5] != card[5] for other in cards):
+            raise ParNetError(
+                f"rank {rank} gives its address as {card[0]}, where no other host reaches it: "
+                "name the interface that leads to the others in its GLOO_SOCKET_IFNAME"
+            )
+
+
 def _greeting(connection: socket.socket, token: bytes) -> int:
     """The rank that has connected, or -1 for a stranger."""
     connection.settimeout(1.0)
@@ -278,12 +295,15 @@ def _peer(rank: int, connection: socket.socket, card: list[str], own: list[str])
     return Peer(rank, connection, pid, pidfd)
 
 
-def host_identity() -> str:
-    """The same for processes that see each other in /proc, which those of two containers do not."""
-    boot, space = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
-    if not boot.exists():
-        return secrets.token_hex(8)  # no Linux: like no other, so that nobody looks for /proc
-    return f"{boot.read_text().strip()}/{os.readlink(space)}"
+def host_identity(space: str = "pid") -> str:
+    """The same for processes that see each other in /proc, which those of two containers do not.
+
+    space: "net" for processes that share a loopback interface.
+    """
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    if not boot.exists():  # no Linux: like no other, so that nobody looks for /proc
+        return secrets.token_hex(8) if space == "pid" else "unknown"
+    return f"{boot.read_text().strip()}/{os.readlink(f'/proc/self/ns/{space}')}"
 
 
 def process_state(pid: int) -> str:

@@ -13,12 +13,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from parallel_parnet import LaneError, ParNetError
 from parallel_parnet.executors.distributed import HEADER
-from parallel_parnet.transport import join_ranks
+from parallel_parnet.transport import health, join_ranks
 from parallel_parnet.transport.base import IN_FLIGHT
-from parallel_parnet.transport.group import agree, interface_of
+from parallel_parnet.transport.group import addresses_of, agree, interface_of, local_address
 from parallel_parnet.transport.health import Monitor, Operation, host_identity, process_state
 from parallel_parnet.transport.semaphore import SEMAPHORE_BYTES, Semaphore
 from parallel_parnet.transport.shared_memory import ROUTE_BYTES, SMALL_BYTES, Memory, Route, SharedInbox
@@ -148,7 +149,7 @@ def test_a_failure_names_the_operation_and_the_rank() -> None:
 
 def test_what_a_host_tells() -> None:
     assert interface_of("127.0.0.1") == "lo"
-    with pytest.raises(ParNetError, match=r"no interface has the address 192\.0\.2\.1"):
+    with pytest.raises(ParNetError, match=r"no interface has the address 192\.0\.2\.1: name .*lo"):
         interface_of("192.0.2.1")
     assert host_identity() == host_identity()
     assert process_state(os.getpid()) == "R"
@@ -161,6 +162,37 @@ def test_what_a_host_tells() -> None:
     child.kill()
     child.join()
     assert process_state(child.pid) == "?"
+
+
+def test_the_address_for_other_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A named interface overrules whatever the master's address says; without one, that may be of either family."""
+    for name, value in {"WORLD_SIZE": "2", "MASTER_ADDR": "::1", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    for variable in ("LOCAL_WORLD_SIZE", "GLOO_SOCKET_IFNAME"):
+        monkeypatch.delenv(variable, raising=False)
+    if "::1" in addresses_of("lo"):
+        assert local_address() == "::1" and interface_of("::1") == "lo"
+    for host in ("::1", "nowhere.invalid", "127.0.0.1"):
+        monkeypatch.setenv("MASTER_ADDR", host)
+        monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo,eth0")
+        assert local_address() == "127.0.0.1"
+        monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth99")
+        with pytest.raises(ParNetError, match=r"^GLOO_SOCKET_IFNAME=eth99: no interface .*: name .*lo"):
+            local_address()
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: (_ for _ in ()).throw(socket.gaierror(-2, "unknown")))
+    with pytest.raises(ParNetError, match=r"^MASTER_ADDR=127\.0\.0\.1: no way there \(.*unknown\)"):
+        local_address()
+
+
+@pytest.mark.parametrize("address", ["127.0.1.1", "::1"])
+def test_no_loopback_between_hosts(address: str) -> None:
+    store = dist.HashStore()
+    store.set("health/0", f"{address} 1 elsewhere 1 00 elsewhere")
+    with pytest.raises(ParNetError, match=f"rank 0 gives its address as {address}, .* in its GLOO_SOCKET_IFNAME"):
+        health.start(1, 2, store, "127.0.0.1", 1)
+    with pytest.raises(ParNetError, match=r"rank 1 cannot listen at 192\.0\.2\.1 .* in GLOO_SOCKET_IFNAME"):
+        health.start(1, 2, store, "192.0.2.1", 1)
 
 
 def test_ranks_must_have_joined(monkeypatch: pytest.MonkeyPatch) -> None:

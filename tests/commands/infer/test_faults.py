@@ -22,6 +22,7 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 INFER = (str(ROOT / "launch" / "infer.py"), "--device", "cpu", "--executor", "eager")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 A, B = "10.207.83.1", "10.207.83.2"  # addresses that exist in the two namespaces alone
+A6, B6 = "fd10:207:83::1", "fd10:207:83::2"
 
 
 def start(*command: object) -> subprocess.Popen:
@@ -119,8 +120,9 @@ def two_machines() -> Iterator[tuple[str, str]]:
         ["netns", "add", names[0]], ["netns", "add", names[1]],
         ["link", "add", ends[0], "netns", names[0], "type", "veth", "peer", "name", ends[1], "netns", names[1]],
     ]  # fmt: skip
-    for name, end, address in zip(names, ends, (A, B)):
+    for name, end, address, address6 in zip(names, ends, (A, B), (A6, B6)):
         steps += [["-n", name, "address", "add", f"{address}/24", "dev", end]]
+        steps += [["-n", name, "address", "add", f"{address6}/64", "dev", end, "nodad"]]
         steps += [["-n", name, "link", "set", device, "up"] for device in (end, "lo")]
     try:
         for step in steps:
@@ -155,3 +157,26 @@ def test_two_machines(two_machines: tuple[str, str], tmp_path: Path) -> None:
     for got, expected in zip(two, one, strict=True):
         for t, e in zip(got["top5"], expected["top5"], strict=True):
             assert t["label"] == e["label"] and t["probability"] == pytest.approx(e["probability"], rel=1e-5)
+
+
+JOINING = """
+import os, torch
+from parallel_parnet.transport import gather, health, join_ranks, leave_ranks
+join_ranks(torch.device("cpu"), 30)
+peer, = health.current()._peers.values()
+print(peer.connection.getpeername()[0], gather([7]), "NCCL_SOCKET_IFNAME" in os.environ)
+leave_ranks()
+"""
+
+
+@pytest.mark.parametrize(("master", "at_home", "reached"), [(A6, A6, [B6, A6]), (A, "127.0.0.1", [B, A])])
+def test_how_two_machines_meet(two_machines: tuple[str, str], master: str, at_home: str, reached: list[str]) -> None:
+    """By IPv6; and though the first machine calls itself loopback, where its interface is named."""
+    processes = []
+    for rank, (name, host) in enumerate(zip(two_machines, (at_home, master))):
+        setting = [f"RANK={rank}", "WORLD_SIZE=2", f"MASTER_ADDR={host}", "MASTER_PORT=29400"]
+        setting += [f"GLOO_SOCKET_IFNAME=pna{os.getpid()}"] if host != master else []
+        processes.append(start("ip", "netns", "exec", name, "env", *setting, sys.executable, "-c", JOINING))
+    outputs = [end_of(process) for process in processes]
+    for address, output in zip(reached, outputs):
+        assert f"{address} [[7], [7]] False" in output, outputs

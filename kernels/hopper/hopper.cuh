@@ -10,6 +10,10 @@ DEVICE u32 address(const void* shared) { return (u32)__cvta_generic_to_shared(sh
 DEVICE void copy16(u32 to, const void* from, bool there) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
 }
+// 16 bytes to global memory at once, where nvcc makes four stores of a plain assignment
+DEVICE void store16(void* to, uint4 v) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
 // waits for this thread's copies, and shows them to wgmma, once other threads are told
 DEVICE void copies_done() {
     asm volatile("cp.async.wait_all;\nfence.proxy.async.shared::cta;" ::: "memory");

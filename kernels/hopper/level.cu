@@ -252,7 +252,7 @@ DEVICE void finish(const Operands& o, char* shared, long long n, int i_m, int gr
                 else v[e] = v[e] < 0 ? 0 : v[e];
             }
             uint4 rounded = pack(v);
-            *(uint4*)(o.y + pixel * s.o_room + place<I>(group, c)) = rounded;
+            store16(o.y + pixel * s.o_room + place<I>(group, c), rounded);
             unpack(v, rounded);
 #pragma unroll
             for (int e = 0; e < 8; e++) sum[e] += v[e];

@@ -83,6 +83,7 @@ inline void copy16(u32 to, const void* from, bool there) {
     if (draw(2)) do_copy(copy);
     else FIBER->copies.push_back(copy);
 }
+inline void store16(void* to, uint4 v) { memcpy(to, &v, 16); }
 inline void copies_done() {
     for (const Copy& each : FIBER->copies) do_copy(each);
     FIBER->copies.clear();

@@ -162,13 +162,14 @@ def _as_the_file_says(image: ImageFile.ImageFile) -> Image.Image:
 
 
 def find_images(paths: Iterable[Path | str]) -> list[Path]:
-    """Files as given, folders as the pictures directly in them, by name; ParNetError where there is none."""
+    """Files as given, folders as the pictures directly in them, by name; ParNetError where there is none, or a folder
+    cannot be read."""
     found: list[Path] = []
     for path in map(Path, paths):
-        if not path.exists():
+        if not os.path.exists(path):
             raise ParNetError(f"{path}: no such file or folder")
-        if path.is_dir():
-            inside = sorted(p for p in _visible(path) if p.suffix.lower() in SUFFIXES and not p.is_dir())
+        if os.path.isdir(path):
+            inside = sorted(p for p in _visible(path) if p.suffix.lower() in SUFFIXES and not os.path.isdir(p))
             if not inside:
                 raise ParNetError(f"{path}: no pictures in this folder ({', '.join(SUFFIXES)})")
             found += inside
@@ -179,8 +180,8 @@ def find_images(paths: Iterable[Path | str]) -> list[Path]:
 
 def passed_over(folder: Path) -> str | None:
     """What `find_images` left out of a folder, in words, if anything: other files, and folders in it."""
-    others = [p for p in _visible(folder) if p.is_dir() or p.suffix.lower() not in SUFFIXES]
-    files = [p for p in others if not p.is_dir()]
+    others = [p for p in _visible(folder) if os.path.isdir(p) or p.suffix.lower() not in SUFFIXES]
+    files = [p for p in others if not os.path.isdir(p)]
     kinds = sorted({p.suffix.lower() or "no suffix" for p in files})
     said = []
     if files:
@@ -192,4 +193,7 @@ def passed_over(folder: Path) -> str | None:
 
 
 def _visible(folder: Path) -> list[Path]:
-    return [p for p in folder.iterdir() if not p.name.startswith(".")]
+    try:
+        return [p for p in folder.iterdir() if not p.name.startswith(".")]
+    except OSError as error:
+        raise ParNetError(f"{folder}: cannot be read ({error.strerror})") from None

@@ -9,6 +9,7 @@ import warnings
 import zlib
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -117,7 +118,7 @@ def test_a_decompression_bomb(tmp_path: Path) -> None:
         PREPROCESS(tmp_path / "bomb.png")
 
 
-def test_folders(tmp_path: Path) -> None:
+def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("b.PNG", "a.jpg", "c.webp", "notes.txt"):
         (tmp_path / name).touch()
     assert [p.name for p in find_images([tmp_path])] == ["a.jpg", "b.PNG", "c.webp"]
@@ -126,6 +127,11 @@ def test_folders(tmp_path: Path) -> None:
         find_images([tmp_path / "none"])
     with pytest.raises(ParNetError, match="no such file or folder"):
         find_images([tmp_path / "absent"])
+    with pytest.raises(ParNetError, match="no such file or folder"):
+        find_images([tmp_path / ("n" * 300)])
+    monkeypatch.setattr(Path, "iterdir", Mock(side_effect=PermissionError(13, "Permission denied")))
+    with pytest.raises(ParNetError, match=r"none: cannot be read \(Permission denied\)"):
+        find_images([tmp_path / "none"])
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])

@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import InitVar, asdict, dataclass, field
 from functools import cached_property
@@ -341,7 +342,7 @@ class Program:
     @classmethod
     def read(cls, path: Path | str) -> tuple[Program, dict[str, str]]:
         """The same, with all the metadata."""
-        if not Path(path).is_file():
+        if not os.path.isfile(path):
             raise ParNetError(f"{path}: no such program file")
         try:
             with safe_open(path, "pt") as file:

@@ -63,6 +63,8 @@ def test_own_format_keeps_everything(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["c.pth.tar", "c.safetensors"])
 def test_truncated_and_foreign_files(kind: str, tmp_path: Path) -> None:
     path = tmp_path / kind
+    with pytest.raises(ParNetError, match="no such checkpoint file"):
+        load_checkpoint(tmp_path / ("n" * 300))
     with pytest.raises(ParNetError, match=r"c\.(pth|saf).*: no such checkpoint file"):
         load_checkpoint(path)
     if kind.endswith("safetensors"):

@@ -18,6 +18,7 @@ or where parity fails.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import time
@@ -84,7 +85,7 @@ def parse_arguments() -> argparse.Namespace:
             raise ParNetError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least {least}")
     if args.budget <= 0:
         raise ParNetError(f"--budget {args.budget:g}: must be positive")
-    if not args.out.is_dir():
+    if not os.path.isdir(args.out):
         raise ParNetError(f"--out {args.out}: no such folder")
     if args.isolate and args.poster:
         raise ParNetError("--poster times networks in turns: leave --isolate out")

@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from parallel_parnet import Engine, ParNetError
+from parallel_parnet.files import check_writable
 from parallel_parnet.planning.costs import Costs, Measured
 from parallel_parnet.planning.planner import schedule
 from parallel_parnet.profiling import advice, report, trace_format
@@ -38,8 +39,7 @@ def check_trace_arguments(args: argparse.Namespace) -> None:
     for path, endings in ((args.trace, trace_format.SUFFIXES), (args.report, (".html",))):
         if path and not path.name.endswith(endings):
             raise ParNetError(f"{path}: give a name that ends in {' or '.join(endings)}")
-        if path and not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
-            raise ParNetError(f"{path}: cannot be written (no such folder, or not yours to write)")
+    check_writable(args.trace, args.report)
 
 
 def write_traces(engine: Engine, pictures: Tensor, args: argparse.Namespace, console: Console) -> None:

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 from parallel_parnet import ParNetError, Program, fold
-from parallel_parnet.files import write_json
+from parallel_parnet.files import check_writable, write_json
 from parallel_parnet.int8.calibration import Calibration
 from parallel_parnet.int8.e4m3 import in_fp8, reach
 from parallel_parnet.int8.errors import errors, errors_alone
@@ -55,8 +55,9 @@ def parse_arguments() -> argparse.Namespace:
     if args.out and args.dtype == FP8:
         raise ParNetError("--out is for int8: give infer and validate --dtype fp8 --calibrate DIR")
     for path in filter(None, (args.out, args.results_file)):
-        if path.suffix != ".json" or not path.parent.is_dir():
-            raise ParNetError(f"{path}: give a name that ends in .json, in a folder that is there")
+        if path.suffix != ".json":
+            raise ParNetError(f"{path}: give a name that ends in .json")
+    check_writable(args.out, args.results_file)
     return args
 
 

@@ -56,6 +56,11 @@ def test_what_cannot_be_written(words: tuple[str, ...], name: str, here: Callabl
     assert not run.stdout
 
 
+@pytest.mark.parametrize("command", ["validate", "quantize"])
+def test_a_size_is_refused_before_pictures_are_looked_for(command: str, here: Callable) -> None:
+    assert "picture size 48 x 48" in here(command, "absent", "--img-size", 48).stderr
+
+
 def test_a_folder_that_must_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(folder: Path) -> None:
         raise PermissionError(13, "Permission denied", str(folder))

@@ -39,6 +39,7 @@ from rich.console import Console
 from parallel_parnet import Engine, ParNetError, ParNetWarning, Program, fold
 from parallel_parnet.files import check_writable, write_json
 from parallel_parnet.preprocess import Preprocess, find_images, passed_over
+from parallel_parnet.program.program import picture_side
 from parallel_parnet.transport import join_ranks
 
 from ..common import (
@@ -134,6 +135,7 @@ def main() -> int:
     model, weights = load_model(args)
     loaded = time.perf_counter()
     program = exact = fold(model)
+    side = picture_side(program, args.img_size)
     start_up, calibration = {"import": imported, "load": loaded - start, "fold": time.perf_counter() - loaded}, None
     if args.dtype in QUANTISED:
         start = time.perf_counter()
@@ -148,7 +150,6 @@ def main() -> int:
     dtype = type_of(args.dtype, args.executor)
     with Engine(program, placement, device, dtype, args.executor, args.transport) as engine:
         if placement is None or (ranks.world == 1 and args.executor == "auto"):
-            side = args.img_size or program.config.image_size
             tried = engine.warm_up(torch.rand(args.batch_size, 3, side, side).to(engine.device))
             for name, seconds in tried.items():
                 console.print(f"measured: {name}: {seconds * 1e3:.3f} ms")

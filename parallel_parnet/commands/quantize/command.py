@@ -32,6 +32,7 @@ from parallel_parnet.int8.errors import errors, errors_alone
 from parallel_parnet.int8.kernels import in_int8, multiplied
 from parallel_parnet.int8.quantize import SEED, calibrate
 from parallel_parnet.preprocess import Preprocess
+from parallel_parnet.program.program import picture_side
 
 from ..common import Parser, Ranks, add_model_arguments, load_model, machine, pixels, plain_console
 from ..common import table as make_table
@@ -75,9 +76,10 @@ def main() -> int:
     args = parse_arguments()
     Ranks.from_environment().take_threads()
     model, weights = load_model(args)
-    program, pictures = fold(model), open_pictures(args.data)
+    program = fold(model)
+    preprocess = Preprocess.of(program.config, picture_side(program, args.img_size))
+    pictures = open_pictures(args.data)
     multiplied(program, args.keep)  # before anything is computed
-    preprocess = Preprocess.of(program.config, args.img_size)
     taken = pictures.spread(MOST)
     others = pictures.spread(COMPARED, frozenset(taken)) or taken
     batches = pictures.batches(taken, preprocess)

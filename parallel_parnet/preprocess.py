@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,14 +113,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def read_image(path: Path | str) -> Image.Image:
-    """A picture as `to_rgb` makes it; ParNetError for what is missing, no picture, damaged, or suspiciously large."""
+    """A picture as `to_rgb` makes it; ParNetError for what is missing, no picture, damaged, or suspiciously large.
+
+    Where damage was mended Pillow warns, by the caller's filters: they are the whole process's, and not for one of its
+    threads to change for a while.
+    """
     try:
         # no new Path, which interns the name: Python's table of such strings would grow as pictures are read
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ParNetError("not a file: a pipe or a device would be waited for")
-        with warnings.catch_warnings(), Image.open(path) as image:
-            warnings.simplefilter("ignore")  # of damage that decoders mend
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path) as image:
             rgb = to_rgb(_as_the_file_says(image))
         rgb.info.clear()  # it has been applied, and damage in it must not be met again, outside of here
         return rgb
@@ -137,6 +138,12 @@ def read_image(path: Path | str) -> Image.Image:
         raise ParNetError(f"{path}: cannot be decoded ({type(error).__name__}: {error})") from None
 
 
+def _check_area(image: Image.Image) -> None:
+    """Pillow raises the same for twice as many pixels, and warns of these."""
+    if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+        raise Image.DecompressionBombError
+
+
 def _as_the_file_says(image: ImageFile.ImageFile) -> Image.Image:
     """An opened picture, with what Pillow reads of the file and does not apply.
 
@@ -146,7 +153,9 @@ def _as_the_file_says(image: ImageFile.ImageFile) -> Image.Image:
     if image.format == "EPS":  # Pillow would run Ghostscript on it, without a limit of time
         raise ParNetError("an EPS file, which is a program and not pixels; save it as PNG")
     stored = image.tile[0].args if image.format == "PNG" and image.tile else None
+    _check_area(image)
     image.load()
+    _check_area(image)  # an icon may turn out larger than its header says
     hidden = image.info.get("transparency")
     if hidden is not None and stored in LEVELS:
         image.info["transparency"] = hidden * LEVELS[stored]

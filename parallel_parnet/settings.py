@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import wraps
+from threading import Lock
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -13,6 +15,7 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 AUTOCAST = ("cpu", "cuda")
+_filters = Lock()
 
 
 def with_own_settings(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -40,3 +43,12 @@ def with_own_settings(function: Callable[Arguments, Result]) -> Callable[Argumen
             return function(*args, **kwargs)
 
     return inner
+
+
+@contextmanager
+def without_warnings(category: type[Warning] = Warning) -> Iterator[None]:
+    """One thread at a time: filters are the whole process's, and of two threads that change them for a while the one
+    that leaves last would keep the other's for good."""
+    with _filters, warnings.catch_warnings():
+        warnings.simplefilter("ignore", category)
+        yield

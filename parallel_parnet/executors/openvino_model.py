@@ -5,7 +5,6 @@ Converting what torch exports gives the same graph, and takes seconds where this
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +14,7 @@ from openvino import Model, Node, opset1
 from openvino import opset13 as ov
 
 from ..program.program import Operation
+from ..settings import without_warnings
 from .segment import SegmentModule
 
 FEW = 16  # channels, that do not fill a vector of AVX-512
@@ -37,8 +37,7 @@ def compile_model(model: Model, dtype: torch.dtype, threads: int, alone: bool = 
 
 def convert(graph: torch.export.ExportedProgram) -> Model:
     """What torch exported, of any network."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # OpenVINO's own use of torch
+    with without_warnings(FutureWarning):  # of OpenVINO's own use of torch
         return openvino.convert_model(graph)
 
 

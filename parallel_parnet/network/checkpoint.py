@@ -13,7 +13,6 @@ import json
 import os
 import pickle
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 
 from ..errors import ParNetError
 from ..files import write_atomically
-from ..settings import with_own_settings
+from ..settings import with_own_settings, without_warnings
 from .model import ParNet, check_activation
 from .variants import Config
 
@@ -137,8 +136,8 @@ def _read_safetensors(path: Path) -> tuple[Config, dict[str, float], dict[str, T
 
 def _read_released(path: Path, ema: bool) -> dict[str, Tensor]:
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():  # arguments, mere data
-            warnings.simplefilter("ignore")  # of pickles that damage made strange
+        # of pickles that damage made strange; what torch takes for safe belongs to the process as warnings do
+        with without_warnings(), torch.serialization.safe_globals([argparse.Namespace]):  # arguments, mere data
             content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises whatever damage leads it to
         if foreign := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):

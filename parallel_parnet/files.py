@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
+import secrets
+import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +17,57 @@ from .errors import ParNetError
 def write_atomically(path: Path | str, content: bytes | str) -> None:
     """Write beside the target, then rename over it; ParNetError where the folder cannot be written.
 
-    A link stays one, to a new file; devices and pipes, such as /dev/stdout, are written to: no file may replace them.
+    A file that is replaced keeps its permissions, a new one gets those that the process gives (umask). A link stays
+    one, to a new file; devices and pipes, such as /dev/stdout, are written to: no file may replace them.
     """
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
-    temporary = None
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
             path.write_bytes(data)
             return
         target = Path(os.path.realpath(path))
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
-            temporary = file.name
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
+        # with nothing of the target's name, which may be as long as names can be
+        temporary = target.with_name(f".parnet-{secrets.token_hex(8)}.part")
+        try:
+            # no mkstemp, whose files are private: only by making one is the umask known, without setting it
+            with open(temporary, "xb") as file:
+                if target.is_file():
+                    os.fchmod(file.fileno(), stat.S_IMODE(target.stat().st_mode))
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:  # also what a signal's handler raises
+            with suppress(OSError):
+                temporary.unlink()
+            raise
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         raise ParNetError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def check_writable(*paths: Path | str | None) -> None:
+    """ParNetError, before any work is done for it, for the first of these files that `write_atomically` could not
+    write; None is no file."""
+    for path in paths:
+        if path is not None and (obstacle := _obstacle(path)):
+            raise ParNetError(f"{path}: cannot be written ({obstacle})")
+
+
+def _obstacle(path: Path | str) -> str | None:
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        mode = stat.S_IFREG
+    except OSError as error:
+        return error.strerror
+    if stat.S_ISDIR(mode):
+        return "a folder; name a file"
+    folder = os.path.dirname(os.path.realpath(path))
+    if stat.S_ISREG(mode) and not os.path.isdir(folder):
+        return "no such folder"
+    written = folder if stat.S_ISREG(mode) else path
+    return None if os.access(written, os.W_OK) else "not yours to write"
 
 
 def write_json(path: Path | str, value: Any) -> None:

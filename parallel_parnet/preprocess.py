@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .errors import ParNetError
 from .network.variants import Config
-from .settings import quiet, with_own_settings
+from .settings import with_own_settings
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 BACKGROUND = (0, 0, 0)  # of what is transparent: what such pixels mostly hold, and networks were trained on
@@ -113,12 +113,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def read_image(path: Path | str) -> Image.Image:
-    """A picture as `to_rgb` makes it; ParNetError for what is missing, no picture, damaged, or suspiciously large."""
+    """A picture as `to_rgb` makes it; ParNetError for what is missing, no picture, damaged, or suspiciously large.
+
+    Where damage was mended Pillow warns, by the caller's filters: they are the whole process's, and not for one of its
+    threads to change for a while.
+    """
     try:
         # no new Path, which interns the name: Python's table of such strings would grow as pictures are read
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ParNetError("not a file: a pipe or a device would be waited for")
-        with quiet, Image.open(path) as image:  # decoders warn of damage that they mend
+        with Image.open(path) as image:
             rgb = to_rgb(_as_the_file_says(image))
         rgb.info.clear()  # it has been applied, and damage in it must not be met again, outside of here
         return rgb
@@ -134,6 +138,12 @@ def read_image(path: Path | str) -> Image.Image:
         raise ParNetError(f"{path}: cannot be decoded ({type(error).__name__}: {error})") from None
 
 
+def _check_area(image: Image.Image) -> None:
+    """Pillow raises the same for twice as many pixels, and warns of these."""
+    if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+        raise Image.DecompressionBombError
+
+
 def _as_the_file_says(image: ImageFile.ImageFile) -> Image.Image:
     """An opened picture, with what Pillow reads of the file and does not apply.
 
@@ -143,7 +153,9 @@ def _as_the_file_says(image: ImageFile.ImageFile) -> Image.Image:
     if image.format == "EPS":  # Pillow would run Ghostscript on it, without a limit of time
         raise ParNetError("an EPS file, which is a program and not pixels; save it as PNG")
     stored = image.tile[0].args if image.format == "PNG" and image.tile else None
+    _check_area(image)
     image.load()
+    _check_area(image)  # an icon may turn out larger than its header says
     hidden = image.info.get("transparency")
     if hidden is not None and stored in LEVELS:
         image.info["transparency"] = hidden * LEVELS[stored]
@@ -159,13 +171,14 @@ def _as_the_file_says(image: ImageFile.ImageFile) -> Image.Image:
 
 
 def find_images(paths: Iterable[Path | str]) -> list[Path]:
-    """Files as given, folders as the pictures directly in them, by name; ParNetError where there is none."""
+    """Files as given, folders as the pictures directly in them, by name; ParNetError where there is none, or a folder
+    cannot be read."""
     found: list[Path] = []
     for path in map(Path, paths):
-        if not path.exists():
+        if not os.path.exists(path):
             raise ParNetError(f"{path}: no such file or folder")
-        if path.is_dir():
-            inside = sorted(p for p in _visible(path) if p.suffix.lower() in SUFFIXES and not p.is_dir())
+        if os.path.isdir(path):
+            inside = sorted(p for p in _visible(path) if p.suffix.lower() in SUFFIXES and not os.path.isdir(p))
             if not inside:
                 raise ParNetError(f"{path}: no pictures in this folder ({', '.join(SUFFIXES)})")
             found += inside
@@ -176,8 +189,8 @@ def find_images(paths: Iterable[Path | str]) -> list[Path]:
 
 def passed_over(folder: Path) -> str | None:
     """What `find_images` left out of a folder, in words, if anything: other files, and folders in it."""
-    others = [p for p in _visible(folder) if p.is_dir() or p.suffix.lower() not in SUFFIXES]
-    files = [p for p in others if not p.is_dir()]
+    others = [p for p in _visible(folder) if os.path.isdir(p) or p.suffix.lower() not in SUFFIXES]
+    files = [p for p in others if not os.path.isdir(p)]
     kinds = sorted({p.suffix.lower() or "no suffix" for p in files})
     said = []
     if files:
@@ -189,4 +202,7 @@ def passed_over(folder: Path) -> str | None:
 
 
 def _visible(folder: Path) -> list[Path]:
-    return [p for p in folder.iterdir() if not p.name.startswith(".")]
+    try:
+        return [p for p in folder.iterdir() if not p.name.startswith(".")]
+    except OSError as error:
+        raise ParNetError(f"{folder}: cannot be read ({error.strerror})") from None

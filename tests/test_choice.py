@@ -228,6 +228,8 @@ def test_other_files_hold_no_engine(tmp_path: Path) -> None:
     with pytest.raises(ParNetError, match="holds no engine"):
         Engine.load(path)
     with pytest.raises(ParNetError, match="no such program file"):
+        Program.load("n" * 300)
+    with pytest.raises(ParNetError, match="no such program file"):
         Engine.load(tmp_path / "absent.safetensors")
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])

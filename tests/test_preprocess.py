@@ -7,8 +7,10 @@ import struct
 import sys
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -120,7 +122,41 @@ def test_a_decompression_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             PREPROCESS(tmp_path / "bomb.png")
 
 
-def test_folders(tmp_path: Path) -> None:
+def test_threads_leave_the_warnings_of_the_process_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And none of them gets past the limit, however they take turns."""
+    for name, side in (("small", 60), ("large", 70)):
+        picture(side, side).save(tmp_path / f"{name}.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60 * 60)
+
+    def answer(name: str) -> str:
+        try:
+            return str(read_image(tmp_path / f"{name}.png").size)
+        except ParNetError as error:
+            return str(error).rpartition(": ")[2]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before = list(warnings.filters)
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(answer, ["small", "large"] * 200))
+        assert list(warnings.filters) == before
+    assert set(found[::2]) == {"(60, 60)"} and set(found[1::2]) == {"over 3600 pixels; scale it down first"}
+
+
+def test_an_icon_that_is_larger_than_its_header_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "p.ico"
+    picture(64, 64).save(path, sizes=[(64, 64)])
+    content = bytearray(path.read_bytes())
+    content[6:8] = 8, 8
+    path.write_bytes(content)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60 * 60)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(ParNetError, match="over 3600 pixels"):
+            read_image(path)
+
+
+def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("b.PNG", "a.jpg", "c.webp", "notes.txt"):
         (tmp_path / name).touch()
     assert [p.name for p in find_images([tmp_path])] == ["a.jpg", "b.PNG", "c.webp"]
@@ -129,6 +165,11 @@ def test_folders(tmp_path: Path) -> None:
         find_images([tmp_path / "none"])
     with pytest.raises(ParNetError, match="no such file or folder"):
         find_images([tmp_path / "absent"])
+    with pytest.raises(ParNetError, match="no such file or folder"):
+        find_images([tmp_path / ("n" * 300)])
+    monkeypatch.setattr(Path, "iterdir", Mock(side_effect=PermissionError(13, "Permission denied")))
+    with pytest.raises(ParNetError, match=r"none: cannot be read \(Permission denied\)"):
+        find_images([tmp_path / "none"])
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
@@ -288,13 +329,14 @@ def test_whatever_a_decoder_raises_is_the_pictures_reason(
 
 
 def test_damaged_exif(tmp_path: Path) -> None:
-    """Whether or not it can be read: nothing but a reason or an answer, and no warning."""
+    """Whether or not it can be read: nothing but a reason or an answer, and no warning but Pillow's."""
     rng = np.random.default_rng(0)
     for i in range(100):
         exif = b"Exif\0\0" + (b"MM\0*\0\0\0\x08" if i % 2 else b"II*\0") + rng.bytes(40)
         picture(64, 64).save(tmp_path / "p.jpg", exif=exif)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
+            warnings.filterwarnings("ignore", module=r"PIL\.")
             with suppress(ParNetError):
                 assert PREPROCESS(tmp_path / "p.jpg").isfinite().all()
 

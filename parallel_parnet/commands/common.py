@@ -9,6 +9,7 @@ import re
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from errno import EBADF, ENOSPC
@@ -245,6 +246,8 @@ def run(main: Callable[[], int]) -> None:
     except ParNetError:  # which those will meet again that ask for their rank
         rank, speaks = 0, True
     unsaid = ""
+    if not sys.warnoptions:  # set once, and not by the threads that read pictures, for what Pillow mends or we tell
+        warnings.filterwarnings("ignore", module=r"PIL\.")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show ends no run

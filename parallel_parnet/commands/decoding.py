@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
+from .common import cores
+
 Task = TypeVar("Task")
 Done = TypeVar("Done")
-DECODERS = min(4, os.cpu_count() or 1)
+DECODERS = min(4, cores())
 AHEAD = 2 * DECODERS
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parallel_parnet import ParNetError
-from parallel_parnet.files import write_atomically
+from parallel_parnet.files import check_writable, write_atomically
 from parallel_parnet.planning.planner import Schedule
 
 if TYPE_CHECKING:
@@ -22,15 +23,22 @@ HEIGHT = 0.6
 FORMATS = (".svg", ".png")
 
 
-def draw(schedule: Schedule, title: str, path: Path) -> None:
-    """Write the schedule as .svg or .png. Raises ParNetError without matplotlib, or for another ending."""
+def check(path: Path) -> None:
+    """ParNetError, before anything is computed, where no schedule can be drawn there: another ending than .svg or .png,
+    no matplotlib, or no place to write."""
     if path.suffix not in FORMATS:
         raise ParNetError(f"--figure {path}: give a name that ends in {' or '.join(FORMATS)}")
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Patch
-    except ImportError:
-        raise ParNetError("--figure needs matplotlib: pip install 'parallel_parnet[figures]'") from None
+    if find_spec("matplotlib") is None:
+        raise ParNetError("--figure needs matplotlib: pip install 'parallel_parnet[figures]'")
+    check_writable(path)
+
+
+def draw(schedule: Schedule, title: str, path: Path) -> None:
+    """Write the schedule as .svg or .png. Raises ParNetError without matplotlib, or for another ending."""
+    check(path)
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
     lanes, unit = schedule.placement.lanes, 1e6
     figure = Figure(figsize=(11, 1.2 + 0.9 * lanes), layout="constrained")
     axes = figure.subplots()

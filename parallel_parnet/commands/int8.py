@@ -4,6 +4,7 @@ its own."""
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -78,7 +79,7 @@ def quantised(program: Program, args: argparse.Namespace, to: str = INT8) -> tup
         path = OF_DEMO if to == INT8 else DEMO / "pictures"
     if path is None:
         raise ParNetError(f"{to} needs ranges: give --calibrate FOLDER, with pictures like those that it will see")
-    if path.suffix == ".json" and not path.is_dir():
+    if path.suffix == ".json" and not os.path.isdir(path):
         if to != INT8:
             raise ParNetError(f"{path}: a file of ranges is for int8; give {to} a folder of pictures")
         found = Calibration.load(path)

@@ -20,7 +20,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Picture size and batch, placement, device, type, executor, threads and transport."""
     parser.add_argument("--img-size", type=pixels, help="pixels; default: the network's own")
     parser.add_argument("-b", "--batch-size", type=int, default=1, help="pictures per pass (default: %(default)s)")
-    parser.add_argument("--streams-per-gpu", type=int, default=1, help="branches per device (default: %(default)s)")
+    parser.add_argument("--streams-per-gpu", type=int, help="branches per device (default: 1)")
     parser.add_argument("--placement", choices=["streams", "auto"], default="streams", help="auto: measure and plan")
     parser.add_argument("--link", help="for --placement auto, as launch/plan.py (default: loopback, on GPUs nvlink)")
     parser.add_argument("--strict", action="store_true", help="refuse rather than fold streams onto fewer devices")
@@ -36,10 +36,12 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_engine_arguments(args: argparse.Namespace) -> None:
-    """ParNetError where a number is out of range."""
+    """ParNetError where a number is out of range, or one argument would make another mean nothing."""
     for name in ("batch_size", "streams_per_gpu"):
-        if getattr(args, name) < 1:
-            raise ParNetError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
+        if (number := getattr(args, name)) is not None and number < 1:
+            raise ParNetError(f"--{name.replace('_', '-')} {number}: must be at least 1")
+    if args.placement == "auto" and (args.streams_per_gpu or args.strict):
+        raise ParNetError("--placement auto chooses the lanes by itself: leave --streams-per-gpu and --strict out")
     if args.timeout <= 0:
         raise ParNetError(f"--timeout {args.timeout}: must be positive")
     if args.calibrate and not {args.dtype, getattr(args, "against", None)} & QUANTISED.keys():
@@ -68,7 +70,7 @@ def place(
 
     None where one process is to choose by measuring.
     """
-    k, streams = args.streams_per_gpu, program.streams
+    k, streams = args.streams_per_gpu or 1, program.streams
     if args.placement == "auto":
         if ranks.world == 1 and device.type == "cpu":
             return None, ""
@@ -90,12 +92,10 @@ def place(
     )
     if args.strict:
         raise ParNetError(note)
-    if (
-        args.executor == "cuda_streams"
-    ):  # whose lanes are CUDA streams of one GPU, one for each of the network's streams
-        return Placement.from_streams_per_gpu(program, 1, streams), ""
+    if args.executor == "cuda_streams":  # whose lanes are CUDA streams of one GPU, so that there are always enough
+        return Placement.from_streams_per_gpu(program, k, wanted), ""
     if device.type == "cuda" and devices == 1 and args.executor == "auto":  # which tries CUDA streams beside one lane
-        return None, ""
+        return None, f"note: on one GPU lanes are chosen by measuring, not by {k} streams per GPU" if k > 1 else ""
     if device.type == "cpu":  # on which the streams of a level share its threads all the same
         note = ""
     return Placement.from_streams_per_gpu(program, -(-streams // devices), devices), note and f"note: {note}"
@@ -115,7 +115,7 @@ def describe(engine: Engine, args: argparse.Namespace, weights: str, hosts: list
     program, placement = engine.program, engine.placement
     return {
         "placement": {
-            "streams_per_gpu": args.streams_per_gpu,
+            "streams_per_gpu": None if args.placement == "auto" else args.streams_per_gpu or 1,
             "lanes": [
                 {"lane": i, "device": device, "threads": threads, "runs": runs}
                 for i, ((device, threads), runs) in enumerate(zip(hosts, placement.describe(program), strict=True))

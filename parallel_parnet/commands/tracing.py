@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from parallel_parnet import Engine, ParNetError
+from parallel_parnet.files import check_writable
 from parallel_parnet.planning.costs import Costs, Measured
 from parallel_parnet.planning.planner import schedule
 from parallel_parnet.profiling import advice, report, trace_format
@@ -21,7 +22,7 @@ from parallel_parnet.profiling.clocks import Clock
 from parallel_parnet.profiling.spans import Recorder
 from parallel_parnet.profiling.timeline import Operations, Timeline
 
-from .common import machine
+from .common import cores, machine
 from .plan.measured import find_link
 
 EAGER_PASSES = 5
@@ -38,8 +39,7 @@ def check_trace_arguments(args: argparse.Namespace) -> None:
     for path, endings in ((args.trace, trace_format.SUFFIXES), (args.report, (".html",))):
         if path and not path.name.endswith(endings):
             raise ParNetError(f"{path}: give a name that ends in {' or '.join(endings)}")
-        if path and not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
-            raise ParNetError(f"{path}: cannot be written (no such folder, or not yours to write)")
+    check_writable(args.trace, args.report)
 
 
 def write_traces(engine: Engine, pictures: Tensor, args: argparse.Namespace, console: Console) -> None:
@@ -84,7 +84,7 @@ def merged(
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "load_average": round(os.getloadavg()[0], 1),
         "rows": {
             "real path": "requests as the executor runs them; the device is waited for at their end alone",
@@ -124,10 +124,10 @@ def predicted(
     way = find_link(link or ("nvlink" if engine.device.type == "cuda" else "loopback"))
     size, batch = pictures.shape[-1], len(pictures)
     costs = Costs.of(engine.program, device, way, size, batch, engine.dtype.itemsize)
-    cores = os.cpu_count() if engine.device.type == "cpu" and all(clock.shared for clock in clocks) else None
-    found = schedule(engine.program, engine.placement, costs, cores)
+    shared = cores() if engine.device.type == "cpu" and all(clock.shared for clock in clocks) else None
+    found = schedule(engine.program, engine.placement, costs, shared)
     return {
         "makespan": found.makespan,
         "runs": [[run.lane, run.operations[0], run.start, run.end] for run in found.runs],
-        "sources": [*costs.sources, f"{cores} cores shared" if cores else "a processor for each lane"],
+        "sources": [*costs.sources, f"{shared} cores shared" if shared else "a processor for each lane"],
     }

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import pickle
 import re
 from collections.abc import Mapping
@@ -40,7 +41,7 @@ def load_checkpoint(path: Path | str, ema: bool = False, activation: str | None 
     Raises ParNetError, naming the file, where it is missing, truncated, foreign, or does not fit together.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # a Path's own is_file raises for names that are too long, or not to be looked up
         raise ParNetError(f"{path}: no such checkpoint file")
     try:
         if _is_safetensors(path):

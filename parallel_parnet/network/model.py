@@ -18,7 +18,7 @@ from .variants import Config, variant
 class ParNet(nn.Module):
     """Pictures [N, 3, H, W], normalised, to logits [N, classes], or without classes to averages [N, num_features].
 
-    H and W must be multiples of 32.
+    H and W must be multiples of `config.size_multiple`.
 
     Names of submodules are those of the released code. Stream i reads inits.i, which halves the resolution of
     inits.(i-1); downsamples_2 carry stream 0's features to the last stream's resolution, fusing one stream at a time.

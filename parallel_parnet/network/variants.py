@@ -7,6 +7,7 @@ streams in the ratio 1 : 2 : 4, and a last width that brings the fused parameter
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +97,11 @@ class Config:
     def streams(self) -> int:
         """Number of parallel streams."""
         return len(self.planes) - 1
+
+    @property
+    def size_multiple(self) -> int:
+        """Picture heights and widths must be multiples of this: 32, or 64 where four streams need it."""
+        return max(32, math.prod(self.stem_strides) * 2**self.streams)
 
 
 def _cifar(*planes: int) -> Config:

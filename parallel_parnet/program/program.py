@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import InitVar, asdict, dataclass, field
 from functools import cached_property
@@ -262,8 +263,7 @@ class Program:
     def cost(self, size: int | None = None, batch: int = 1, itemsize: int = 4) -> Cost:
         """Cost for `batch` square pictures of `size` pixels (the network's own if None), `itemsize` bytes a value; one
         byte where it is quantised."""
-        side = size or self.config.image_size
-        check_size(self, side, side)
+        side = picture_side(self, size)
         rows = []
         for op in self.operations:
             weights = self.of(op)
@@ -341,7 +341,7 @@ class Program:
     @classmethod
     def read(cls, path: Path | str) -> tuple[Program, dict[str, str]]:
         """The same, with all the metadata."""
-        if not Path(path).is_file():
+        if not os.path.isfile(path):
             raise ParNetError(f"{path}: no such program file")
         try:
             with safe_open(path, "pt") as file:
@@ -365,6 +365,13 @@ class Program:
     def _seal(self, metadata: Mapping[str, str]) -> str:
         """SHA-256 of all that a file holds beside the seal itself."""
         return hashlib.sha256(json.dumps([self.digest, metadata], sort_keys=True).encode()).hexdigest()
+
+
+def picture_side(program: Program, size: int | None = None) -> int:
+    """`size` pixels, or the network's own where None; ParNetError where such pictures do not fit the program."""
+    side = size or program.config.image_size
+    check_size(program, side, side)
+    return side
 
 
 def check_size(program: Program, h: int, w: int) -> None:

@@ -97,6 +97,7 @@ def a_picture(rng: Random, folder: Path) -> str:
     preprocess = Preprocess.of(TINY, rng.choice((1, 8, 32)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         pixels = told(path, lambda: preprocess.pixels(read_image(path)))
     if pixels is None:
         return "refused"

@@ -7,11 +7,12 @@ from random import Random
 
 NUMBERS = ("1", "2", "0", "-1", "1e3", "two", "", " 1", "٣", "²", "1" * 20, "9" * 5000, "nan", "inf", "-0.5", "1_0")
 VALUES: dict[str, tuple[str, ...]] = {  # the first two are right, where there are so many
-    "--image": ("pictures", "pictures/a.png", "text.png", "absent", "", ".", "\udcff.png", "[/b].png", "null"),
-    "--checkpoint": ("tiny.safetensors", "tiny.pth.tar", "text.png", "absent", "pictures", ""),
+    "--image": ("pictures", "pictures/a.png", "text.png", "absent", "", ".", "\udcff.png", "[/b].png", "null",
+                "n" * 300),
+    "--checkpoint": ("tiny.safetensors", "tiny.pth.tar", "text.png", "absent", "n" * 300, "pictures", ""),
     "--labels": ("labels.txt", "text.png", "pictures", "absent"),
     "--model": ("parnet_fashion", "parnet_xxl", "", "\udcff"),
-    "--json": ("out.json", "out.txt", "absent/out.json", "pictures", "full", ""),
+    "--json": ("out.json", "out.txt", "absent/out.json", "n" * 300, "pictures", "full", ""),
     "--jsonl": ("out.jsonl", "out.txt", "absent/out.jsonl", "pictures", "null", "labels.txt"),
     "--trace": ("out.json", "out.json.gz", "out.txt", "absent/out.json"),
     "--report": ("out.html", "out.deep.html", "pictures", "absent/out.html"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,6 +65,8 @@ def test_own_format_keeps_everything(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["c.pth.tar", "c.safetensors"])
 def test_truncated_and_foreign_files(kind: str, tmp_path: Path) -> None:
     path = tmp_path / kind
+    with pytest.raises(ParNetError, match="no such checkpoint file"):
+        load_checkpoint(tmp_path / ("n" * 300))
     with pytest.raises(ParNetError, match=r"c\.(pth|saf).*: no such checkpoint file"):
         load_checkpoint(path)
     if kind.endswith("safetensors"):
@@ -331,6 +335,14 @@ def test_what_wrappers_make_of_names(wrap: str, name: str, tmp_path: Path) -> No
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(load_checkpoint(tmp_path / name)(x), model(x))
+
+
+def test_threads_that_load_at_the_same_time(tmp_path: Path) -> None:
+    torch.save(trainers(dict(lively(SMALL, 1).state_dict())), tmp_path / "c.pth.tar")
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(load_checkpoint, [tmp_path / "c.pth.tar"] * 8))
+    assert all(model.config == found[0].config for model in found) and list(warnings.filters) == before
 
 
 @pytest.mark.parametrize("name", ["bare.safetensors", "BARE.SAFETENSORS", "bare"])

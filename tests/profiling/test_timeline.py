@@ -23,6 +23,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from conftest import ROOT, SMALL, TracedRun, lively
 from parallel_parnet import Engine, Placement, Program, fold
+from parallel_parnet.commands import tracing
 from parallel_parnet.planning.costs import Costs
 from parallel_parnet.planning.planner import Run, Schedule, schedule
 from parallel_parnet.profiling import clocks, trace_format
@@ -317,3 +318,11 @@ def test_a_profiler_is_stopped_whatever_fails(body: str) -> None:
         [sys.executable, "-c", LEFT.format(body=body)], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert run.returncode == 0, run.stderr
+
+
+def test_the_cores_that_lanes_share_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which are fewer than the machine's where a control group says so."""
+    monkeypatch.setattr(tracing, "cores", lambda: 7)
+    engine, x = Engine(fold(lively(SMALL, 0)), device="cpu", executor="eager"), torch.randn(1, 3, 32, 32)
+    found = tracing.predicted(engine, x, [engine.profile(x)], engine.clocks(), None)
+    assert found is not None and found["sources"][-1] == "7 cores shared"

@@ -18,6 +18,7 @@ or where parity fails.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import time
@@ -28,6 +29,7 @@ from rich.console import Console
 
 from parallel_parnet import ParNetError, fold
 from parallel_parnet.files import as_json, write_atomically
+from parallel_parnet.program.program import picture_side
 
 from ..common import (
     DEMO_MODEL,
@@ -84,7 +86,7 @@ def parse_arguments() -> argparse.Namespace:
             raise ParNetError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least {least}")
     if args.budget <= 0:
         raise ParNetError(f"--budget {args.budget:g}: must be positive")
-    if not args.out.is_dir():
+    if not os.path.isdir(args.out):
         raise ParNetError(f"--out {args.out}: no such folder")
     if args.isolate and args.poster:
         raise ParNetError("--poster times networks in turns: leave --isolate out")
@@ -101,10 +103,9 @@ def subject_from(args: argparse.Namespace, device: torch.device, threads: int) -
     model, _ = load_model(args)
     model.requires_grad_(False)
     name = args.checkpoint.name if args.checkpoint else args.model or DEMO_MODEL
-    size = args.img_size or model.config.image_size
-    return Subject(
-        name, model, fuse(model), fold(model), size, args.batch_size, device, PRECISIONS[args.dtype], threads
-    )
+    program = fold(model)
+    size = picture_side(program, args.img_size)
+    return Subject(name, model, fuse(model), program, size, args.batch_size, device, PRECISIONS[args.dtype], threads)
 
 
 def header_of(args: argparse.Namespace, model: str, size: int, device: torch.device, threads: int) -> dict:

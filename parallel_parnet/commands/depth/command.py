@@ -14,6 +14,7 @@ import argparse
 import csv
 import io
 import json
+import os
 import time
 from pathlib import Path
 
@@ -145,7 +146,7 @@ def main() -> int:
         "torch": torch.__version__, "quick": args.quick, "link": link.name, "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
     name = f"latency-vs-depth-{slug(header['machine'])}-{header['dtype']}{'-quick' if args.quick else ''}"
-    if not args.out.is_dir():
+    if not os.path.isdir(args.out):
         raise ParNetError(f"--out {args.out}: no such folder")
     log = Log(args.out / f"{name}.json", header)
     groups = {name: group for name, group in points(args.quick).items() if args.only in name}

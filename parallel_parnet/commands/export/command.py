@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from parallel_parnet import ParNetError, Program, fold
-from parallel_parnet.files import write_atomically
+from parallel_parnet.files import check_writable, write_atomically
 from parallel_parnet.parity import LIMIT
 
 from ..common import Parser, Ranks, add_model_arguments, load_model
@@ -39,9 +39,7 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.onnx is None and args.pt2 is None:
         raise ParNetError("nothing to write: give --onnx FILE, --pt2 FILE, or both")
-    for path in filter(None, (args.onnx, args.pt2)):
-        if path.is_dir() or not path.parent.is_dir():
-            raise ParNetError(f"{path}: {'a folder' if path.is_dir() else 'its folder does not exist'}; name a file")
+    check_writable(args.onnx, args.pt2)
     return args
 
 

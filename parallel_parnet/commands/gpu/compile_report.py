@@ -22,7 +22,7 @@ from rich.progress import track
 
 from parallel_parnet import Program
 from parallel_parnet.executors.triton_backend import geometry, multiplied, whole
-from parallel_parnet.files import write_atomically, write_json
+from parallel_parnet.files import check_writable, write_atomically, write_json
 from parallel_parnet.kernels.gpu.compiled import Resources, resources, stand_in
 from parallel_parnet.kernels.gpu.config import CONFIGS, HOPPER, Table, tuned_name
 from parallel_parnet.kernels.gpu.model import Costs, Prediction, predict
@@ -106,7 +106,9 @@ def parse_arguments() -> argparse.Namespace:
     default = RESULTS / "kernels-compiled.md"
     parser.add_argument("--out", type=Path, default=default, help="default: results/kernels-compiled.md")
     parser.add_argument("--json", type=Path, help="file for the same as data")
-    return parser.parse_args()
+    args = parser.parse_args()
+    check_writable(args.out, args.json)
+    return args
 
 
 def compile_network(name: str, program: Program, console: Console) -> list[Row]:

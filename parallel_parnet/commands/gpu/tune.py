@@ -23,7 +23,7 @@ import torch
 from rich.console import Console
 
 from parallel_parnet import ParNetError
-from parallel_parnet.files import write_json
+from parallel_parnet.files import check_writable, write_json
 from parallel_parnet.kernels.gpu.candidates import candidates
 from parallel_parnet.kernels.gpu.config import CONFIGS, HOPPER, Table, read_levels, tuned_name
 from parallel_parnet.kernels.gpu.rates import H200, Rates
@@ -61,6 +61,7 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.minutes <= 0 or min(args.batch_size) < 1 or args.show < 1:
         raise ParNetError("--minutes, --batch-size and --show must be positive")
+    check_writable(args.out)
     return args
 
 

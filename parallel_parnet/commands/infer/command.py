@@ -37,8 +37,9 @@ import torch
 from rich.console import Console
 
 from parallel_parnet import Engine, ParNetError, ParNetWarning, Program, fold
-from parallel_parnet.files import write_json
+from parallel_parnet.files import check_writable, write_json
 from parallel_parnet.preprocess import Preprocess, find_images, passed_over
+from parallel_parnet.program.program import picture_side
 from parallel_parnet.transport import join_ranks
 
 from ..common import (
@@ -78,6 +79,7 @@ def parse_arguments() -> argparse.Namespace:
     add_trace_arguments(parser)
     parser.add_argument("--jsonl", type=Path, metavar="FILE", help="append an answer per line; continues a FILE")
     args = parser.parse_args()
+    check_writable(args.json)
     check_trace_arguments(args)
     check_engine_arguments(args)
     if args.iterations < 1 or args.warmup < 0:
@@ -94,7 +96,7 @@ def coordinate(engine: Engine, exact: Program, args: argparse.Namespace, setting
         console.print("note: no checkpoint was given; the weights are random, so only the times mean anything")
     labels = read_labels(args.labels, program)
     given = args.image or [os.path.relpath(DEMO / "pictures")]
-    named = frozenset(path for path in given if not Path(path).is_dir())  # a pipe is refused when it is read
+    named = frozenset(path for path in given if not os.path.isdir(path))  # a pipe is refused when it is read
     paths = list(dict.fromkeys(find_images(given)))
     for folder in (Path(path) for path in given if Path(path) not in named):
         if left_out := passed_over(folder):
@@ -133,6 +135,7 @@ def main() -> int:
     model, weights = load_model(args)
     loaded = time.perf_counter()
     program = exact = fold(model)
+    side = picture_side(program, args.img_size)
     start_up, calibration = {"import": imported, "load": loaded - start, "fold": time.perf_counter() - loaded}, None
     if args.dtype in QUANTISED:
         start = time.perf_counter()
@@ -147,7 +150,6 @@ def main() -> int:
     dtype = type_of(args.dtype, args.executor)
     with Engine(program, placement, device, dtype, args.executor, args.transport) as engine:
         if placement is None or (ranks.world == 1 and args.executor == "auto"):
-            side = args.img_size or program.config.image_size
             tried = engine.warm_up(torch.rand(args.batch_size, 3, side, side).to(engine.device))
             for name, seconds in tried.items():
                 console.print(f"measured: {name}: {seconds * 1e3:.3f} ms")

@@ -34,7 +34,7 @@ class AnswerLines:
         self.done: set[str] = set()
         self._synced = time.monotonic()
         try:
-            self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise self._unwritable(error) from None
         try:

@@ -20,11 +20,11 @@ from torch import Tensor
 from parallel_parnet import Engine, ParNetError
 from parallel_parnet.preprocess import Preprocess, read_image
 
+from ..bench.statistics import PERCENTILES
 from ..decoding import ahead
 from .lines import AnswerLines
 from .tables import fault_of, top5
 
-PERCENTILES = {"median": 50, "p90": 90, "p95": 95, "p99": 99}
 KEPT = 1 << 16  # latencies, half a megabyte
 
 

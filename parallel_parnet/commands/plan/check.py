@@ -26,7 +26,7 @@ from rich.progress import track
 
 from parallel_parnet import Engine, ParNetError, Placement, Program, create_model, fold
 from parallel_parnet.executors.available import EXECUTORS, choose
-from parallel_parnet.files import as_json, write_json
+from parallel_parnet.files import as_json, check_writable, write_json
 from parallel_parnet.planning.costs import Costs, Link, Measured
 from parallel_parnet.planning.planner import schedule
 
@@ -68,8 +68,10 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.iterations < 1:
         raise ParNetError(f"--iterations {args.iterations}: must be at least 1")
-    if args.page and not (args.json and args.page.is_file()):
+    if args.page and not (args.json and os.path.isfile(args.page)):
         raise ParNetError(f"--page {args.page}: give --json too, which the page links to, and a page that there is")
+    if args.json != HERE:
+        check_writable(args.json)
     if args.link != MEASURED:
         find_link(args.link)  # a wrong link is told before anything is measured
     return args

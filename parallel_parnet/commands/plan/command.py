@@ -19,7 +19,7 @@ from rich.console import Console
 
 from parallel_parnet import VARIANTS, ParNetError, Placement, Program, create_model, fold
 from parallel_parnet.executors.available import EXECUTORS
-from parallel_parnet.files import as_json, write_json
+from parallel_parnet.files import as_json, check_writable, write_json
 from parallel_parnet.planning.costs import H200, Costs, Device
 from parallel_parnet.planning.explain import critical_transfers, duration, explain, gantt, lanes_in_words
 from parallel_parnet.planning.planner import Schedule, schedule
@@ -27,6 +27,7 @@ from parallel_parnet.planning.search import search
 
 from ..common import DTYPES, Parser, add_model_arguments, load_model, pixels, plain_console, settle
 from ..common import table as make_table
+from ..drawing import check, draw
 from .measured import find_link, measure
 
 TABLE_MODELS = tuple(VARIANTS)
@@ -136,6 +137,9 @@ def main() -> int:
     if args.gpus < 1:
         raise ParNetError(f"--gpus {args.gpus}: must be at least 1")
     find_link(args.link)  # a wrong link is told before anything is measured
+    check_writable(None if args.json == "-" else args.json or None)
+    if args.figure:
+        check(args.figure)
     console = plain_console(stderr=args.json == "-")
     console.width = console.width if console.is_terminal else 120
     program = fold(load_model(args)[0])
@@ -148,8 +152,6 @@ def main() -> int:
     console.print(explain(answer, args.link))
     console.print("computed, not measured, from: " + "; ".join(costs.sources), soft_wrap=True)
     if args.figure:
-        from ..drawing import draw
-
         draw(answer.best, f"{lanes} lanes over {args.link}, {device.name}", args.figure)
     result = {
         "link": args.link,

@@ -21,7 +21,7 @@ from parallel_parnet.executors.segment import SegmentModule
 from parallel_parnet.planning.costs import LINKS, Costs, Link, Measured
 from parallel_parnet.planning.search import search
 from parallel_parnet.program.placement import Segment
-from parallel_parnet.program.program import INPUT
+from parallel_parnet.program.program import INPUT, picture_side
 from parallel_parnet.transport import announce
 
 from ..common import Ranks
@@ -61,7 +61,7 @@ def measure(
     if executor == "auto" and device.type == "cuda":
         executor = "eager" if lacking("triton") or program.quantised else "triton"
     executor = choose(executor, device, dtype, program.quantised)
-    side = size or program.config.image_size
+    side = picture_side(program, size)
     x = torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
     engine = Engine(program, Placement.single(program), device, dtype, executor)
     with torch.inference_mode():

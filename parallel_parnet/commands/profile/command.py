@@ -20,6 +20,7 @@ import sys
 from pathlib import Path
 
 from parallel_parnet import ParNetError
+from parallel_parnet.files import check_writable
 from parallel_parnet.profiling import advice, nsight, report, trace_format
 
 from ..common import Parser
@@ -51,7 +52,9 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
         reading = actions.add_parser(action, help=text)
         reading.add_argument("file", type=Path, help="what --trace wrote")
     reading.add_argument("--report", type=Path, required=True, help="the page to write, .html")
-    return parser.parse_args(words[:cut]), words[cut + 1 :]
+    args = parser.parse_args(words[:cut])
+    check_writable(getattr(args, "trace", None), getattr(args, "report", None))
+    return args, words[cut + 1 :]
 
 
 def profile(args: argparse.Namespace, command: list[str]) -> int:

@@ -25,13 +25,14 @@ from pathlib import Path
 import torch
 
 from parallel_parnet import ParNetError, Program, fold
-from parallel_parnet.files import write_json
+from parallel_parnet.files import check_writable, write_json
 from parallel_parnet.int8.calibration import Calibration
 from parallel_parnet.int8.e4m3 import in_fp8, reach
 from parallel_parnet.int8.errors import errors, errors_alone
 from parallel_parnet.int8.kernels import in_int8, multiplied
 from parallel_parnet.int8.quantize import SEED, calibrate
 from parallel_parnet.preprocess import Preprocess
+from parallel_parnet.program.program import picture_side
 
 from ..common import Parser, Ranks, add_model_arguments, load_model, machine, pixels, plain_console
 from ..common import table as make_table
@@ -55,8 +56,9 @@ def parse_arguments() -> argparse.Namespace:
     if args.out and args.dtype == FP8:
         raise ParNetError("--out is for int8: give infer and validate --dtype fp8 --calibrate DIR")
     for path in filter(None, (args.out, args.results_file)):
-        if path.suffix != ".json" or not path.parent.is_dir():
-            raise ParNetError(f"{path}: give a name that ends in .json, in a folder that is there")
+        if path.suffix != ".json":
+            raise ParNetError(f"{path}: give a name that ends in .json")
+    check_writable(args.out, args.results_file)
     return args
 
 
@@ -74,9 +76,10 @@ def main() -> int:
     args = parse_arguments()
     Ranks.from_environment().take_threads()
     model, weights = load_model(args)
-    program, pictures = fold(model), open_pictures(args.data)
+    program = fold(model)
+    preprocess = Preprocess.of(program.config, picture_side(program, args.img_size))
+    pictures = open_pictures(args.data)
     multiplied(program, args.keep)  # before anything is computed
-    preprocess = Preprocess.of(program.config, args.img_size)
     taken = pictures.spread(MOST)
     others = pictures.spread(COMPARED, frozenset(taken)) or taken
     batches = pictures.batches(taken, preprocess)

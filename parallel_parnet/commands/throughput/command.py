@@ -66,9 +66,9 @@ def parse_arguments() -> argparse.Namespace:
         raise ParNetError(f"--batches {args.batches[0]}: each must be at least 1")
     if not args.budget > 0:
         raise ParNetError(f"--budget {args.budget:g}: must be positive")
-    if not args.out.is_dir():
+    if not os.path.isdir(args.out):
         raise ParNetError(f"--out {args.out}: no such folder")
-    if args.page and not args.page.is_file():
+    if args.page and not os.path.isfile(args.page):
         raise ParNetError(f"--page {args.page}: no such file; give a page in Markdown")
     return args
 

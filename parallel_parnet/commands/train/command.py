@@ -31,7 +31,7 @@ import torch
 from rich.console import Console
 
 from parallel_parnet import ParNetError
-from parallel_parnet.files import write_json
+from parallel_parnet.files import check_writable, write_json
 from parallel_parnet.network.checkpoint import load_checkpoint, save_checkpoint
 from parallel_parnet.network.variants import ACTIVATIONS
 from parallel_parnet.preprocess import Preprocess
@@ -80,10 +80,9 @@ def parse_arguments() -> argparse.Namespace:
         raise ParNetError("--ema: random weights have no average; give a --checkpoint")
     if args.save_steps < 1 or args.timeout <= 0:
         raise ParNetError("--save-steps and --timeout must be positive")
-    if args.out.suffix != ".safetensors" or not args.out.parent.is_dir():
-        raise ParNetError(f"--out {args.out}: give a name that ends in .safetensors, in a folder that is there")
-    if args.log and not args.log.parent.is_dir():
-        raise ParNetError(f"--log {args.log}: no such folder")
+    if args.out.suffix != ".safetensors":
+        raise ParNetError(f"--out {args.out}: give a name that ends in .safetensors")
+    check_writable(args.out, state.beside(args.out), args.log)
     if args.curve:
         curve.check(args.curve)
     return args
@@ -140,7 +139,7 @@ def main() -> int:
         recipe.text(), args.seed, ranks.world, str(args.checkpoint), str(training.model.config),
         *[[len(split), int(split.truth.sum()), split.name(0)] for split in splits],
     ])  # fmt: skip
-    kept = args.out.with_name(f"{args.out.name}.state")
+    kept = state.beside(args.out)
     if found := state.read(kept, settings):
         training.restore(found)
         console.print(f"{kept}: going on with epoch {training.epoch}, after step {training.step} of {training.steps}")

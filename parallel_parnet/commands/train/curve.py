@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from parallel_parnet import ParNetError
-from parallel_parnet.files import as_json, write_atomically
+from parallel_parnet.files import as_json, check_writable, write_atomically
 
 from ..drawing import save
 
@@ -16,15 +16,19 @@ def check(stem: Path) -> None:
         import matplotlib  # noqa: F401
     except ImportError:
         raise ParNetError(f"--curve {stem} needs matplotlib: pip install 'parallel_parnet[figures]'") from None
-    if not stem.parent.is_dir():
-        raise ParNetError(f"--curve {stem}: no such folder")
+    check_writable(*_files(stem))
+
+
+def _files(stem: Path) -> tuple[Path, Path]:
+    return stem.with_name(f"{stem.name}.jsonl"), stem.with_name(f"{stem.name}.png")
 
 
 def write(epochs: list[dict], title: str, stem: Path) -> None:
     """STEM.jsonl and STEM.png, whole or as they were."""
     from matplotlib.figure import Figure
 
-    write_atomically(stem.with_name(f"{stem.name}.jsonl"), "".join(as_json(row) + "\n" for row in epochs))
+    lines, picture = _files(stem)
+    write_atomically(lines, "".join(as_json(row) + "\n" for row in epochs))
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     left = figure.subplots()
     right = left.twinx()
@@ -38,4 +42,4 @@ def write(epochs: list[dict], title: str, stem: Path) -> None:
     right.set_ylim(0, 103)
     left.xaxis.get_major_locator().set_params(integer=True)
     left.set_title(title)
-    save(figure, stem.with_name(f"{stem.name}.png"))
+    save(figure, picture)

@@ -51,7 +51,14 @@ def check_same_classes(train: Split, test: Split) -> None:
 
 
 def _sized(config: Config, size: int | None) -> Config:
-    return config if size is None else replace(config, image_size=size)
+    """ParNetError where the network could not take pictures of its size: training alone would not see that of some."""
+    config = config if size is None else replace(config, image_size=size)
+    if config.image_size % config.size_multiple:
+        raise ParNetError(
+            f"pictures of {config.image_size} pixels a side: the network takes multiples of {config.size_multiple}; "
+            f"give one of them as --img-size"
+        )
+    return config
 
 
 def _with_classes_of(split: Split, config: Config) -> Config:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,7 +91,7 @@ def names() -> list[str]:
 def load(name: str) -> Recipe:
     """One of `names`, or a file; ParNetError where it is neither, or does not say what a recipe must say."""
     path = RECIPES / f"{name}.json" if name in names() else Path(name)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ParNetError(f"--recipe {name}: give a file, or one of {', '.join(names())}")
     try:
         content = json.loads(path.read_text("utf-8"))

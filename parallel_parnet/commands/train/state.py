@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,11 @@ import torch
 
 from parallel_parnet import ParNetError
 from parallel_parnet.files import write_atomically
+
+
+def beside(out: Path) -> Path:
+    """Where the state of a run lies that is to write `out`."""
+    return out.with_name(f"{out.name}.state")
 
 
 def write(path: Path, state: dict[str, Any]) -> None:
@@ -21,7 +27,7 @@ def write(path: Path, state: dict[str, Any]) -> None:
 
 def read(path: Path, settings: str) -> dict[str, Any] | None:
     """What `write` kept, nothing where there is no file; ParNetError for another run's, or a damaged one."""
-    if not path.exists():
+    if not os.path.exists(path):
         return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)

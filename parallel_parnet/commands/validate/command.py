@@ -36,6 +36,7 @@ from rich.console import Console
 from parallel_parnet import Engine, ParNetError, ParNetWarning, Program, fold
 from parallel_parnet.executors.backends import isa
 from parallel_parnet.preprocess import Preprocess
+from parallel_parnet.program.program import picture_side
 from parallel_parnet.transport import join_ranks
 
 from ..common import DTYPES, RANDOM, Parser, Ranks, add_model_arguments, load_model, machine, plain_console
@@ -165,6 +166,7 @@ def main() -> int:
     if weights == RANDOM:
         raise ParNetError("random weights have no accuracy: give a --checkpoint, or leave --model out for the demo")
     program = fold(model)
+    picture_side(program, args.img_size)
     work, labels = prepare(args, program, console)
     programs, words = dict.fromkeys([*DTYPES, REFERENCE], program), ""
     for name in QUANTISED.keys() & {args.dtype, args.against}:

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from parallel_parnet import ParNetError
-from parallel_parnet.files import write_atomically, write_json
+from parallel_parnet.files import check_writable, write_atomically, write_json
 
 from ..common import table as make_table
 
@@ -18,12 +18,12 @@ SUFFIXES = (".json", ".csv")
 
 
 def check_result_files(paths: list[Path]) -> None:
-    """ParNetError, before anything has run, for a file whose ending says no format, or that has no folder."""
+    """ParNetError, before anything has run, for a file whose ending says no format, or that cannot be
+    written."""
     for path in paths:
-        if not path.parent.is_dir():
-            raise ParNetError(f"--results-file {path}: no such folder")
         if path.suffix not in SUFFIXES:
             raise ParNetError(f"--results-file {path}: give a name that ends in {' or '.join(SUFFIXES)}")
+    check_writable(*paths)
 
 
 def show(result: dict, labels: list[str], console: Console) -> None:

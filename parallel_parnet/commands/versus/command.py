@@ -22,7 +22,7 @@ from rich.progress import track
 
 from parallel_parnet import ParNetError
 from parallel_parnet.executors.backends import lacking
-from parallel_parnet.files import as_json, write_json
+from parallel_parnet.files import as_json, check_writable, write_json
 
 from ..bench.machine import describe
 from ..bench.measure import Settings
@@ -52,7 +52,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--page", type=Path, metavar="FILE", help="put table, picture and words on this page")
     args = parser.parse_args()
     if args.page:
-        if not args.page.is_file():
+        if not os.path.isfile(args.page):
             raise ParNetError(f"--page {args.page}: no such file; give a page in Markdown")
         name = RESULTS / f"versus-{slug(machine(torch.device('cpu')))}.json"
         args.json, args.figure = args.json or name, args.figure or name.with_suffix(".svg")
@@ -60,9 +60,7 @@ def parse_arguments() -> argparse.Namespace:
         raise ParNetError(f"--budget {args.budget:g}: must be positive")
     if args.figure and args.figure.suffix not in FORMATS:
         raise ParNetError(f"--figure {args.figure}: give a name that ends in {' or '.join(FORMATS)}")
-    for name in ("json", "figure"):
-        if (path := getattr(args, name)) and not path.parent.is_dir():
-            raise ParNetError(f"--{name} {path}: there is no folder {path.parent}")
+    check_writable(args.json, args.figure)
     return args
 
 

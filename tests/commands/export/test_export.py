@@ -59,8 +59,8 @@ def test_raw_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     ("words", "message"),
     [
         ([], "nothing to write: give --onnx FILE, --pt2 FILE, or both"),
-        (["--onnx", "nowhere/demo.onnx"], "nowhere/demo.onnx: its folder does not exist"),
-        (["--pt2", "."], ".: a folder; name a file"),
+        (["--onnx", "nowhere/demo.onnx"], r"nowhere/demo.onnx: cannot be written \(no such folder\)"),
+        (["--pt2", "."], r"\.: cannot be written \(a folder; name a file\)"),
         (
             ["--onnx", "demo.onnx", "--outputs", "streams.7"],
             r"outputs \['streams.7'\]: give a tuple of some of streams.0",

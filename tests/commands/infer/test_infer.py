@@ -182,6 +182,8 @@ def one_line(run_stderr: str) -> str:
         (("-b", "1" * 20), "is beyond 2147483647"),
         (("--iterations", "0"), "at least 1"),
         (("--streams-per-gpu", "0"), "at least 1"),
+        (("--placement", "auto", "--streams-per-gpu", "1"), "leave --streams-per-gpu and --strict out"),
+        (("--placement", "auto", "--strict"), "leave --streams-per-gpu and --strict out"),
         (("--executor", "cuda_streams", "--device", "cpu"), "runs on NVIDIA GPUs: choose eager"),
         (("--model", "parnet_s", "--ema"), "--ema"),
         (("--labels", "README.md"), "give one name per line"),

@@ -5,15 +5,18 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import warnings
 from io import StringIO
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from conftest import ROOT, launch
 from parallel_parnet import fold, load_checkpoint
-from parallel_parnet.commands.common import plain_console
+from parallel_parnet.commands.common import plain_console, run
 from parallel_parnet.commands.infer.tables import read_labels, show_predictions
+from parallel_parnet.preprocess import read_image
 
 DEMO = ROOT / "launch" / "demo"
 QUICK = ("--device", "cpu", "--iterations", 3, "--warmup", 1)
@@ -72,3 +75,16 @@ def test_standard_output_that_takes_nothing_more(sink: str, status: set[int]) ->
     )  # fmt: skip
     assert int(run.stderr.split()[-1]) in status, run.stderr
     assert "Traceback" not in run.stderr
+
+
+def test_damage_that_is_mended_is_not_talked_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a command, whose process is its own; whoever calls the package has his own filters."""
+    Image.new("RGB", (64, 64)).save(tmp_path / "p.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0")
+    with pytest.warns(UserWarning, match="Corrupt EXIF data"):
+        read_image(tmp_path / "p.jpg")
+    monkeypatch.setattr(sys, "warnoptions", [])
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with pytest.raises(SystemExit) as end:
+            run(lambda: read_image(tmp_path / "p.jpg").size[0])
+    assert end.value.code == 64 and not said

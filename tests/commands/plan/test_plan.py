@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from conftest import SMALL, launch
 from parallel_parnet import Placement, create_model, fold
+from parallel_parnet.commands.common import Ranks
+from parallel_parnet.commands.lanes import place as lane_placement
 from parallel_parnet.planning.costs import Costs
 from parallel_parnet.planning.explain import duration, gantt
 from parallel_parnet.planning.planner import schedule
@@ -84,6 +88,13 @@ def test_wrong_requests(arguments: tuple, message: str, here: Callable) -> None:
     assert run.returncode == 2
     assert len(run.stderr.splitlines()) == 1
     assert message in run.stderr
+
+
+@pytest.mark.parametrize(("k", "lanes"), [(None, 3), (1, 3), (2, 2), (3, 1)])
+def test_cuda_streams_are_as_many_as_streams_per_gpu_ask_for(k: int | None, lanes: int) -> None:
+    args = argparse.Namespace(placement="streams", streams_per_gpu=k, executor="cuda_streams", strict=False)
+    placement, note = lane_placement(PARNET, args, Ranks(0, 1, 0, 1), torch.device("cuda"))
+    assert placement == Placement.from_streams_per_gpu(PARNET, k or 1, lanes) and not note
 
 
 @pytest.mark.ranks

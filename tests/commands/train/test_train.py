@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from conftest import ROOT, SMALL, free_port, launch
 from labelled import cifar_binary, mnist
-from parallel_parnet import ParNetError, create_model, load_checkpoint
+from parallel_parnet import Config, ParNetError, create_model, fold, load_checkpoint
 from parallel_parnet.commands.common import Ranks
 from parallel_parnet.commands.data.finding import open_split
 from parallel_parnet.commands.data.split import TEST, TRAIN
@@ -154,6 +154,19 @@ def test_classifiers(tmp_path: Path) -> None:
     assert again.config.labels == ("disc", "square", "triangle") and numbers.tolist() == [2, 0, 1]
     assert "goes on" in words
     assert fresh("parnet_cifar_1m", "relu", None, shapes)[0].config.num_classes == 3
+
+
+@pytest.mark.parametrize(("streams", "size", "multiple"), [(3, 48, 32), (3, 50, 32), (4, 96, 64), (4, None, 64)])
+def test_sizes_that_the_network_would_not_take(streams: int, size: int | None, multiple: int, tmp_path: Path) -> None:
+    """Some go through training, which is no proof that the engine takes them."""
+    draw(tmp_path / "shapes", {"train": 1})
+    shapes = open_split(tmp_path / "shapes", TRAIN)
+    model = create_model(Config((8, 16, 32, 32, 64)[: streams + 1], (1,) * streams))
+    assert model.config.size_multiple == fold(model.eval()).size_multiple == multiple
+    with pytest.raises(ParNetError, match=f"{size or 224} pixels a side: the network takes multiples of {multiple}"):
+        tuned(model, size, shapes)
+    with pytest.raises(ParNetError, match="the network takes multiples of 32"):
+        fresh("parnet_fashion", None, 48, shapes)
 
 
 def test_a_folder_with_a_picture_that_cannot_be_read(tmp_path: Path) -> None:

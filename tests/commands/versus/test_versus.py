@@ -117,7 +117,7 @@ def test_groups_hold_every_network_once_with_its_rival() -> None:
     [
         (["--budget", "0"], "must be positive"),
         (["--figure", "a.jpg"], "ends in .svg or .png"),
-        (["--json", "/nowhere/a.json"], "there is no folder"),
+        (["--json", "/nowhere/a.json"], "no such folder"),
     ],
 )
 def test_refused(arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,70 @@
+"""Files that a command cannot read or write: one line says so, before any work is done for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from parallel_parnet import ParNetError
+from parallel_parnet.commands.data.finding import open_split
+from parallel_parnet.commands.data.split import TEST
+
+LONG = "n" * 300
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("infer", "--checkpoint", LONG), "no such checkpoint"),
+        (("infer", "--image", LONG), "no such file or folder"),
+        (("infer", "--dtype", "int8", "--calibrate", f"{LONG}.json"), "File name too long"),
+        (("validate", LONG), "no such folder"),
+        (("quantize", LONG), "no such file or folder"),
+        (("train", "tests", "--out", "o.safetensors", "--recipe", LONG), "give a file, or one of"),
+        (("bench", "--out", LONG), "no such folder"),
+        (("throughput", "--page", LONG), "no such file"),
+        (("versus", "--page", LONG), "no such file"),
+        (("plan-check", "--json", "--page", LONG), "a page that there is"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else " ".join(value[:3]).replace(LONG, "LONG"),
+)
+def test_names_that_no_file_can_have(words: tuple[str, ...], says: str, here: Callable) -> None:
+    run = here(*words)
+    assert run.returncode == 2 and says in run.stderr and run.stderr.count("\n") == 1, run.stderr
+
+
+@pytest.mark.parametrize("name", ["nowhere/a", f"{LONG}/a", LONG], ids=["nowhere", "long folder", "long"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("infer", "--json", ""), ("infer", "--trace", ".json"), ("infer", "--report", ".html"),
+        ("infer", "--measure-links", "--json", ""), ("validate", "absent", "--results-file", ".csv"),
+        ("quantize", "absent", "--out", ".json"), ("quantize", "absent", "--results-file", ".json"),
+        ("train", "absent", "--out", ".safetensors"), ("train", "absent", "--out", "o.safetensors", "--log", ""),
+        ("train", "absent", "--out", "o.safetensors", "--curve", ""), ("versus", "--json", ""),
+        ("plan", "--json", ""), ("plan", "--figure", ".svg"), ("plan-check", "--json", ""), ("export", "--onnx", ""),
+        ("compile-report", "--json", ""), ("tune", "--out", ""), ("profile", "report", "absent", "--report", ""),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_what_cannot_be_written(words: tuple[str, ...], name: str, here: Callable) -> None:
+    *before, ending = words
+    run = here(*before, f"{name}{ending}")
+    assert run.returncode == 2 and "cannot be written" in run.stderr and run.stderr.count("\n") == 1, run.stderr
+    assert not run.stdout
+
+
+@pytest.mark.parametrize("command", ["validate", "quantize"])
+def test_a_size_is_refused_before_pictures_are_looked_for(command: str, here: Callable) -> None:
+    assert "picture size 48 x 48" in here(command, "absent", "--img-size", 48).stderr
+
+
+def test_a_folder_that_must_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    with pytest.raises(ParNetError, match=rf"{tmp_path}: cannot be read \(Permission denied\)"):
+        open_split(tmp_path, TEST)

@@ -35,7 +35,7 @@ def level(convolutions: Sequence[Convolution], folder: Path, edit: Callable[[str
     made, whole = numbers(convolutions), source(convolutions)
     text = "\n".join(
         [
-            "#define __device__",
+            "#define __device__\n#define __constant__",
             constants(made, clusters(convolutions), convolutions[0].tile, whole.room, convolutions[0].dtype),
             EMULATOR.read_text(),
             edit((FOLDER / "level.cu").read_text()) + RUN,

@@ -4,11 +4,15 @@
 #define DEVICE __device__ __forceinline__
 #define THREAD ((int)threadIdx.x)
 
+// this thread's among those that multiply, told in a way by which nvcc knows that a warp has but one
+DEVICE int warpgroup() { return WGS == 1 ? 0 : __shfl_sync(0xFFFFFFFF, THREAD / 128, 0); }
+
 DEVICE u32 address(const void* shared) { return (u32)__cvta_generic_to_shared(shared); }
 
-// 16 bytes from global to shared memory, or as many zeros
+// 16 bytes from global to shared memory, or as many zeros. It says nothing of memory, so that what the next copies need
+// is read meanwhile: nobody looks at either place before `copies_done`
 DEVICE void copy16(u32 to, const void* from, bool there) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0));
 }
 // 16 bytes to global memory at once, where nvcc makes four stores of a plain assignment
 DEVICE void store16(void* to, uint4 v) {
@@ -69,10 +73,9 @@ DEVICE void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "mem
 DEVICE void products_end() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int LEFT> DEVICE void products_done() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory"); }
 
-// eight columns of 16 bytes begin at `at` and lie so far apart; eight rows in a column follow each other
-DEVICE u64 descriptor(u32 at, u32 columns_apart) {
-    return (u64)(at >> 4 & 0x3FFF) | (u64)(columns_apart >> 4) << 16 | (u64)(128 >> 4) << 32;
-}
+// the lower half of wgmma's descriptor: columns of 16 bytes begin at `at` and lie so far apart, in units of 16 bytes, so
+// that a sum is the descriptor of a place further on. The upper half says that eight rows in a column follow each other.
+DEVICE u32 descriptor(u32 at, u32 columns_apart) { return at >> 4 | columns_apart >> 4 << 16; }
 
 DEVICE float exponential(float v) { return __expf(v); }
 DEVICE float quotient(float a, float b) { return __fdividef(a, b); }  // a few instructions; 0 where b is infinite

@@ -31,17 +31,23 @@ template <int I> struct Plan {
     static constexpr int inputs = (room + ROOM + 127) / 128 * 128, weights = inputs + s.buffers * input_bytes;
 };
 
-// The row of a block of inputs where a tap of its first output pixel lies.
-template <int I> DEVICE int row_of_tap(int tap) {
-    constexpr Numbers s = NUMBERS[I];
-    int dy = tap / 3, dx = tap % 3;
-    if (s.stride == 1) return dy * s.pitch + dx;
-    // with stride 2 four pictures of every other pixel: of odd rows and columns, odd rows, odd columns, the rest
-    if (dy != 1 && dx != 1) return dy / 2 * s.pitch + dx / 2;
-    if (dy != 1) return BM + s.pitch + 1 + dy / 2 * s.pitch;
-    if (dx != 1) return 2 * (BM + s.pitch) + 1 + dx / 2;
-    return 3 * BM + 2 * s.pitch + 2;
-}
+// Of each tap, the row of a block of inputs where that of its first output pixel lies.
+template <int I> struct Rows {
+    int of_tap[9] = {};
+    constexpr Rows() {
+        constexpr Numbers s = NUMBERS[I];
+        for (int tap = 0; tap < 9; tap++) {
+            int dy = tap / 3, dx = tap % 3;
+            if (s.stride == 1) of_tap[tap] = dy * s.pitch + dx;
+            // with stride 2 four pictures of every other pixel: of odd rows and columns, odd rows, odd columns, the rest
+            else if (dy != 1 && dx != 1) of_tap[tap] = dy / 2 * s.pitch + dx / 2;
+            else if (dy != 1) of_tap[tap] = BM + s.pitch + 1 + dy / 2 * s.pitch;
+            else if (dx != 1) of_tap[tap] = 2 * (BM + s.pitch) + 1 + dx / 2;
+            else of_tap[tap] = 3 * BM + 2 * s.pitch + 2;
+        }
+    }
+};
+template <int I> __constant__ const Rows<I> ROWS;
 
 // The pixel in a row of a block of inputs whose first output pixel is p0, or -1 where zeros belong.
 template <int I> DEVICE int pixel_of(int row, int p0) {
@@ -64,14 +70,25 @@ template <int I> DEVICE int pixel_of(int row, int p0) {
 template <int I>
 DEVICE void fetch_inputs(const Operands& o, u32 to, const int* pixels, long long n, int group, int chunk) {
     constexpr Numbers s = NUMBERS[I];
-    constexpr int PIECES = s.kk * 2;  // of 16 bytes
+    constexpr int PIECES = s.kk * 2, ALL = s.rows * PIECES, AT_ONCE = 4;  // of 16 bytes
     int c = chunk % s.chunks * PIECES;
-    const u16* from = (chunk / s.chunks ? o.b : o.a) + n * (s.h * s.w * s.room) + group * s.part + c * 8;
-    for (int i = THREAD; i < s.rows * PIECES; i += CONSUMERS) {
-        int row = i / PIECES, piece = i % PIECES, pixel = pixels[row];
-        bool there = pixel >= 0 && c + piece < s.part_room / 8;
-        const u16* eight = there ? from + (long long)pixel * s.room + piece * 8 : from;
-        copy16(to + (piece * Plan<I>::odd_rows + row) * 16, eight, there);
+    const u16* picture = (chunk / s.chunks ? o.b : o.a) + n * (s.h * s.w * s.room);
+    const char* from = (const char*)(picture + group * s.part + c * 8);
+#pragma unroll 1
+    for (int first = THREAD; first < ALL; first += AT_ONCE * CONSUMERS) {
+        int pixel[AT_ONCE];  // read together, since no read of shared memory passes a copy to it
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) {
+            int i = first + j * CONSUMERS;
+            pixel[j] = i < ALL ? pixels[i / PIECES] : -1;
+        }
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) {
+            int i = first + j * CONSUMERS, row = i / PIECES, piece = i % PIECES;
+            bool there = pixel[j] >= 0 && c + piece < s.part_room / 8;
+            u32 bytes = there ? (pixel[j] * s.room + piece * 8) * 2 : 0;
+            if (i < ALL) copy16(to + (piece * Plan<I>::odd_rows + row) * 16, from + bytes, there);
+        }
     }
 }
 
@@ -95,40 +112,41 @@ DEVICE void multiply_steps(float (&sums)[NUMBERS[I].bn / 2], const Operands& o, 
     constexpr Numbers s = NUMBERS[I];
     using P = Plan<I>;
     const int* pixels = (const int*)(shared + P::pixels);
-    u32 inputs = address(shared + P::inputs), weights = address(shared + P::weights), next = inputs, block = 0;
-    int tap = begin * s.taps % 9, last = (end * s.taps - 1) / 9;
-    fetch_inputs<I>(o, inputs, pixels, n, group, begin * s.taps / 9);
-    for (int i = 0; i < end - begin; i++) {
-        bool first_tap = i == 0 || tap == 9;
+    u32 inputs = address(shared + P::inputs), next = inputs, parity = 0;
+    u32 of_weights = descriptor(address(shared + P::weights), s.bn * 16), of_inputs = 0;
+    int chunk = begin * s.taps / 9, tap = begin * s.taps % 9, last = (end * s.taps - 1) / 9, stage = 0;
+    fetch_inputs<I>(o, inputs, pixels, n, group, chunk);
+    for (int i = begin; i < end; i++) {
+        if (tap == 9) tap = 0, chunk++;
+        bool first_tap = i == begin || tap == 0;
         if (first_tap) {
-            tap %= 9;
             copies_done();
             sync_some<1, CONSUMERS>();
-            block = next;
+            of_inputs = descriptor(next + warpgroup() * 1024, P::odd_rows * 16);
             next = s.buffers == 2 && next == inputs ? inputs + P::input_bytes : inputs;
         }
-        int stage = i % s.stages;
-        barrier_wait(full + 8 * stage, (i / s.stages) & 1);
-        u64 b = descriptor(weights + stage * P::weight_bytes, s.bn * 16);
+        barrier_wait(full + 8 * stage, parity);
+        u32 b = of_weights + stage * (P::weight_bytes / 16);
         products_begin();
 #pragma unroll
         for (int t = 0; t < s.taps; t++) {
-            u64 a = descriptor(block + (THREAD / 128 * 64 + row_of_tap<I>(tap + t)) * 16, P::odd_rows * 16);
+            u32 a = of_inputs + ROWS<I>.of_tap[tap + t];
 #pragma unroll
             for (int k = 0; k < s.kk; k++)
-                multiply<s.bn>(sums, a + k * 2 * P::odd_rows, b + (t * s.kk + k) * 2 * s.bn, i || t || k);
+                multiply<s.bn>(sums, a + k * 2 * P::odd_rows, b + (t * s.kk + k) * 2 * s.bn, i > begin || t || k);
         }
         products_end();
         products_done<1>();
-        if (i) {
+        if (i > begin) {
             sync_warp();
-            if (THREAD % 32 == 0) barrier_arrive(empty + 8 * ((i - 1) % s.stages));
+            if (THREAD % 32 == 0) barrier_arrive(empty + 8 * (stage ? stage - 1 : s.stages - 1));
         }
-        if (first_tap && (begin + i) * s.taps / 9 < last) {  // beside its products, once nobody multiplies what lay there
+        if (first_tap && chunk < last) {  // beside its products, once nobody multiplies what lay there
             sync_some<1, CONSUMERS>();
-            fetch_inputs<I>(o, next, pixels, n, group, (begin + i) * s.taps / 9 + 1);
+            fetch_inputs<I>(o, next, pixels, n, group, chunk + 1);
         }
         tap += s.taps;
+        if (++stage == s.stages) stage = 0, parity ^= 1;
     }
     products_done<0>();
 }

@@ -165,18 +165,18 @@ __device__ constexpr Numbers NUMBERS[COUNT] = {{
 
 def products(widths: set[int], dtype: torch.dtype) -> str:
     """`multiply<N>`: sums [64, N] of a warpgroup += a [64, 16] b [16, N], where both lie in shared memory in columns of
-    eight channels; without `keep` the sums are made anew."""
+    eight channels, as the lower halves of their descriptors say; without `keep` the sums are made anew."""
     kind = {torch.bfloat16: "bf16", torch.float16: "f16"}[dtype]
-    text = "template <int N> DEVICE void multiply(float (&sums)[N / 2], u64 a, u64 b, bool keep);\n"
+    text = "template <int N> DEVICE void multiply(float (&sums)[N / 2], u32 a, u32 b, bool keep);\n"
     for n in sorted(widths):
         of_sums = ", ".join(f"%{i}" for i in range(n // 2))
         outputs = ", ".join(f'"+f"(sums[{i}])' for i in range(n // 2))
-        arguments = f"(float (&sums)[{n // 2}], u64 a, u64 b, bool keep)"
-        places = f"{{{of_sums}}}, %{n // 2}, %{n // 2 + 1}, p, 1, 1, 0, 0"
-        text += f"""template <> DEVICE void multiply<{n}>{arguments} {{
-    asm volatile("{{\\n.reg .pred p;\\nsetp.ne.b32 p, %{n // 2 + 2}, 0;\\n"
-        "wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{kind}.{kind} {places};\\n}}"
-        : {outputs} : "l"(a), "l"(b), "r"((int)keep));
+        a, b, keep = (f"%{n // 2 + i}" for i in range(3))
+        text += f"""template <> DEVICE void multiply<{n}>(float (&sums)[{n // 2}], u32 a, u32 b, bool keep) {{
+    asm volatile("{{\\n.reg .pred p;\\n.reg .b32 rows_apart;\\n.reg .b64 a, b;\\nsetp.ne.b32 p, {keep}, 0;\\n"
+        "mov.b32 rows_apart, {128 >> 4};\\nmov.b64 a, {{{a}, rows_apart}};\\nmov.b64 b, {{{b}, rows_apart}};\\n"
+        "wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{kind}.{kind} {{{of_sums}}}, a, b, p, 1, 1, 0, 0;\\n}}"
+        : {outputs} : "r"(a), "r"(b), "r"((int)keep));
 }}
 """
     return text

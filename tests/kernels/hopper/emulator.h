@@ -26,7 +26,7 @@ inline float2 make_float2(float x, float y) { return {x, y}; }
 struct Meeting { int arrived; unsigned phase; };
 struct Barrier { int arrivals, left, bytes; unsigned phase; };
 struct Copy { u32 to; const void* from; u32 bytes, barrier; };
-struct Product { void (*work)(float*, u64, u64, bool); float* sums; u64 a, b; bool keep; int group; };
+struct Product { void (*work)(float*, u32, u32, bool); float* sums; u32 a, b; bool keep; int group; };
 
 struct Written { char* at; u64 bytes; };
 
@@ -73,6 +73,7 @@ inline void meet(Meeting& at, int threads) {
     wait_until([&] { return at.phase != phase; });
 }
 
+inline int warpgroup() { return THREAD / 128; }
 inline u32 address(const void* shared) { return (u32)((const char*)shared - BLOCK->shared); }
 inline void do_copy(const Copy& c) {
     if (c.from) memcpy(BLOCK->shared + c.to, c.from, c.bytes);
@@ -178,13 +179,11 @@ struct Operand {
         return widened(v);
     }
 };
-inline u64 descriptor(u32 at, u32 columns_apart) {
-    return (u64)(at >> 4 & 0x3FFF) | (u64)(columns_apart >> 4) << 16 | (u64)(128 >> 4) << 32;
-}
-inline Operand operand(u64 d) { return {{(u32)(d & 0x3FFF) << 4, (u32)(d >> 16 & 0x3FFF) << 4}}; }
+inline u32 descriptor(u32 at, u32 columns_apart) { return at >> 4 | columns_apart >> 4 << 16; }
+inline Operand operand(u32 d) { return {{(d & 0x3FFF) << 4, (d >> 16 & 0x3FFF) << 4}}; }
 
 // m64nNk16: a thread's sums are of rows lane / 4 and 8 more, and of two columns in every eight
-template <int N> inline void do_multiply(float* sums, u64 a, u64 b, bool keep) {
+template <int N> inline void do_multiply(float* sums, u32 a, u32 b, bool keep) {
     Operand left = operand(a), right = operand(b);
     int lane = THREAD % 32, warp = THREAD / 32 % 4;
     for (int i = 0; i < N / 2; i++) {
@@ -194,7 +193,7 @@ template <int N> inline void do_multiply(float* sums, u64 a, u64 b, bool keep) {
         sums[i] = sum;
     }
 }
-template <int N> inline void multiply(float (&sums)[N / 2], u64 a, u64 b, bool keep) {
+template <int N> inline void multiply(float (&sums)[N / 2], u32 a, u32 b, bool keep) {
     FIBER->products.push_back({do_multiply<N>, sums, a, b, keep, FIBER->group});
 }
 
@@ -260,7 +259,7 @@ static bool run_cluster(const Arguments* arguments, int first, int bytes) {
     int late = 0;  // a warp that does not come for some rounds, unless nobody else moves
     do {
         if (!MOVED) late = -1;
-        else if (draw(4) == 0) late = draw(ALL / 32);
+        else if (late < 0 || draw(8) == 0) late = draw(ALL / 32);
         MOVED = false;
         int at = draw(ALL), stride = 1 + 2 * draw(ALL);
         while (stride % 3 == 0) stride += 2;  // so that all have their turn: their number has no other divisors

@@ -113,7 +113,7 @@ RACES = (
     Bug("weights sent for before their place is free", "if (i >= s.stages) barrier_wait(", "if (0) barrier_wait("),
     Bug("places for weights that nobody gives back", "if (THREAD % 32 == 0) barrier_arrive(", "if (0) barrier_arrive("),
     Bug("weights given back while products read them", "products_done<1>();", ""),
-    Bug("weights read before they came", "barrier_wait(full + 8 * stage, (i / s.stages) & 1);", ""),
+    Bug("weights read before they came", "barrier_wait(full + 8 * stage, parity);", ""),
     Bug("inputs read before they came", "copies_done();", ""),
     Bug("inputs read before other threads' came", "copies_done();\n            sync_some<1, CONSUMERS>", "copies_done"),
     Bug("inputs sent for while others multiply what lay there",
@@ -154,5 +154,5 @@ def test_planted_bugs_are_caught(bug, seed, tmp_path):
 
 @pytest.mark.parametrize("bug", RACES, ids=lambda bug: bug.name)
 def test_threads_that_do_not_wait_are_caught(bug, seed, tmp_path):
-    """Whoever is first: in nearly every run, and in one of ten for certain."""
-    assert any(wrong(bug, seed + 2 * i, tmp_path) for i in range(10))
+    """Whoever is first: in nearly every run, and in one of sixteen for certain."""
+    assert any(wrong(bug, seed + 2 * i, tmp_path) for i in range(16))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from .timeline import Arrow, Bar, Pass
+from .timeline import Bar, Pass
 
 COMPUTING, TRAVELLING, SENDING, OVERHEAD = "computing", "waiting", "sending", "overhead"
 IMMEDIATE = 50e-6  # seconds
@@ -138,8 +138,3 @@ def overlap(one: Pass) -> float:
         shared += (at - before) * (running >= 2)
         running, before = running + change, at
     return shared / busy if busy else 0.0
-
-
-def arrow_seconds(arrow: Arrow) -> float:
-    """From a feature's being handed to the transport to its reader's going on."""
-    return arrow.target.end - arrow.source.start

@@ -62,7 +62,7 @@ class Numbers(NamedTuple):
 class Form(NamedTuple):
     """What code an operation has: code that is not needed is never made, where with `Numbers` it is removed later.
 
-    The first seven, to precision, the operations of a launch have in common.
+    The first six, to planar, the operations of a launch have in common.
     rows: of sums that are read at once, a power of two. planar: whether the input is a picture. align: channels of
     which every group's share is a multiple, where there are several: 16 in fp8, 8 or 1.
     `i_group * (share // align * align)` says so to the compiler, who does not see that a lone group, of any width, is
@@ -76,7 +76,6 @@ class Form(NamedTuple):
     rows: int
     align: int
     planar: bool
-    precision: str
     kernel: int
     gate: str
     activation: str
@@ -122,18 +121,17 @@ def tensors(x: Operands) -> Operands:
 def forms(convolutions: Sequence[Convolution]) -> list[Form]:
     """Of a level's convolutions; ParNetError where they differ in what they must have in common."""
     tiles = [tile_of(conv) for conv in convolutions]
-    kinds = [(conv.shape.planar, conv.precision) for conv in convolutions]
-    every = {(tile.bm, tile.bn, tile.bk, *kind) for tile, kind in zip(tiles, kinds, strict=True)}
+    every = {(tile.bm, tile.bn, tile.bk, conv.shape.planar) for tile, conv in zip(tiles, convolutions, strict=True)}
     if len(every) > 1:
-        raise ParNetError(f"a level's operations must share tile, kind of input and precision: {every}")
+        raise ParNetError(f"a level's operations must share tile and kind of input: {every}")
     grouped = [s for s in (conv.shape for conv in convolutions) if s.groups > 1]
     shares = [n for s in grouped for n in (s.part, s.cout // s.groups // s.shuffle)]
     in_fp8 = all(conv.dtype == conv.x.y.dtype == E4M3 for conv in convolutions)
     even = [n for n in ((COPY, ALIGNED) if in_fp8 else (ALIGNED,)) if all(share % n == 0 for share in shares)]
-    bm, bn, bk, planar, precision = every.pop()
+    bm, bn, bk, planar = every.pop()
     given = [sums.shape[1] for conv in convolutions for sums in (conv.x.a_sums, conv.x.b_sums) if sums is not None]
     made = [tile.parts(conv.shape) for tile, conv in zip(tiles, convolutions, strict=True) if planar]
     rows = min(MOST_ROWS, power_of_two(max(given + made, default=1)))
-    common = bm, bn, bk, rows, max(even, default=1), planar, precision
+    common = bm, bn, bk, rows, max(even, default=1), planar
     shapes = [conv.shape for conv in convolutions]
     return [Form(*common, s.kernel, s.gate, s.activation, s.residual, s.sums) for s in shapes]

@@ -16,7 +16,6 @@ from ...errors import ParNetError
 from .geometry import Geometry, Tile, WarpTile, aligned
 from .packing import weight_blocks
 
-PRECISIONS = ("ieee", "tf32x3")
 STORAGE = (torch.float32, torch.float16, torch.bfloat16)
 E4M3 = torch.float8_e4m3fn
 
@@ -88,12 +87,11 @@ class Outputs(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Convolution:
-    """One fused convolution, ready to run. precision: of fp32 products, "ieee" (exact) or "tf32x3"."""
+    """One fused convolution, ready to run."""
 
     x: Operands
     shape: Geometry
     tile: Tile | WarpTile
-    precision: str = "ieee"
 
     @property
     def n(self) -> int:
@@ -108,8 +106,6 @@ class Convolution:
 
     def check(self) -> None:
         """ParNetError where a tensor's presence, shape, type, layout or device does not fit."""
-        if self.precision not in PRECISIONS:
-            raise ParNetError(f"precision {self.precision!r}: choose of {PRECISIONS}")
         x, dtype = self.x, self.dtype
         if dtype not in STORAGE and (dtype != E4M3 or self.shape.planar):
             raise ParNetError(f"a has type {dtype}: choose float32, float16, bfloat16 or, of features, float8_e4m3fn")

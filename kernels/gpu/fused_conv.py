@@ -79,10 +79,7 @@ def multiply(acc, x, s, m, n, i_o, i_group, i_split, pixel, rows, columns, mask_
             inside = near(rows, columns, tap, m)
             a = tl.load(source + offset + cells, mask=inside[:, None] & there[None, :], other=0.0)
             b = tl.load(weight + step * (m.bk * m.bn) + block, mask=there[:, None] & mask_o[None, :], other=0.0)
-            if in_fp8:
-                acc = tl.dot(a, b, acc, max_num_imprecise_acc=m.bk)
-            else:
-                acc = tl.dot(a, b, acc, input_precision=m.precision)
+            acc = tl.dot(a, b, acc, input_precision="ieee", max_num_imprecise_acc=m.bk if in_fp8 else None)
     return acc
 
 
@@ -102,7 +99,7 @@ def multiply_picture(acc, x, s, m, n, i_o, i_split, pixel, rows, columns, mask_o
         b = tl.load(weight + step * (m.bk * m.bn) + block, mask=mask_o[None, :], other=0.0)
         if x.a.dtype.element_ty == tl.uint8:  # 0 to 255 are exact in every storage type
             a = a.to(tl.float32).to(b.dtype)
-        acc = tl.dot(a, b, acc, input_precision=m.precision)
+        acc = tl.dot(a, b, acc, input_precision="ieee")
     return acc
 
 

@@ -116,6 +116,7 @@ DEVICE void multiply_steps(float (&sums)[NUMBERS[I].bn / 2], const Operands& o, 
     u32 of_weights = descriptor(address(shared + P::weights), s.bn * 16), of_inputs = 0;
     int chunk = begin * s.taps / 9, tap = begin * s.taps % 9, last = (end * s.taps - 1) / 9, stage = 0;
     fetch_inputs<I>(o, inputs, pixels, n, group, chunk);
+#pragma unroll 1
     for (int i = begin; i < end; i++) {
         if (tap == 9) tap = 0, chunk++;
         bool first_tap = i == begin || tap == 0;

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..forking import is_forked
 from ..kernels.cpu import native, objects
@@ -80,14 +80,13 @@ def arithmetic(backend: str, dtype: torch.dtype, quantised: torch.dtype | None =
 
 
 def compile_module(
-    module: nn.Module, backend: str, reads: tuple[Tensor, ...], dtype: torch.dtype, threads: int | None = None
+    module: SegmentModule, backend: str, reads: tuple[Tensor, ...], dtype: torch.dtype, threads: int | None = None
 ) -> Compiled:
     """A function from the module's inputs to its outputs. `reads` shows shapes and memory formats to specialise for.
 
     threads: of the CPU kernels, torch's number where not given.
     """
     if backend == "native":
-        assert isinstance(module, SegmentModule), "the kernels are those of programs"
         shapes = [t.shape for t in reads]
         return NativePlan(module, shapes, threads or torch.get_num_threads(), arithmetic(backend, dtype))
     if backend == "openvino":
@@ -103,13 +102,10 @@ def compile_module(
     return module
 
 
-def _openvino(module: nn.Module, reads: tuple[Tensor, ...], dtype: torch.dtype) -> Compiled:
-    from .openvino_model import compile_model, convert, model_of
+def _openvino(module: SegmentModule, reads: tuple[Tensor, ...], dtype: torch.dtype) -> Compiled:
+    from .openvino_model import compile_model, model_of
 
-    if isinstance(module, SegmentModule):
-        model = model_of(module, [t.shape for t in reads])
-    else:
-        model = convert(torch.export.export(module, reads))
+    model = model_of(module, [t.shape for t in reads])
     request = compile_model(model, dtype, torch.get_num_threads()).create_infer_request()
 
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:

@@ -14,7 +14,6 @@ from openvino import Model, Node, opset1
 from openvino import opset13 as ov
 
 from ..program.program import Operation
-from ..settings import quiet
 from .segment import SegmentModule
 
 FEW = 16  # channels, that do not fill a vector of AVX-512
@@ -33,12 +32,6 @@ def compile_model(model: Model, dtype: torch.dtype, threads: int, alone: bool = 
         "ENABLE_CPU_PINNING": alone,
     }
     return openvino.Core().compile_model(model, "CPU", settings)
-
-
-def convert(graph: torch.export.ExportedProgram) -> Model:
-    """What torch exported, of any network."""
-    with quiet:  # torch warns of OpenVINO's own use of it
-        return openvino.convert_model(graph)
 
 
 def model_of(module: SegmentModule, shapes: Sequence[Sequence[int]]) -> Model:

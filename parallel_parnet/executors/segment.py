@@ -30,7 +30,6 @@ class SegmentModule(nn.Module):
     ) -> None:
         super().__init__()
         self.segment = segment
-        self.label = ", ".join(dict.fromkeys(program.by_name[name].label for name in segment.operations))
         # plain dictionaries, since looking up a module's buffers by name would cost more than small operations do
         self.operations: list[tuple[Operation, dict[str, Tensor]]] = []
         for op in (program.by_name[name] for name in segment.operations):

@@ -33,11 +33,13 @@ INSTEAD: dict[tuple[int, ...], str] = {HOPPER: "NVIDIA H200"}
 @dataclass(frozen=True)
 class Table:
     """rates: of a GPU for which levels are chosen that were not tuned. levels: tuned ones, by `key`. warpgroups: those
-    that the kernel for a Hopper's warpgroups takes, none where there is no such kernel."""
+    that the kernel for a Hopper's warpgroups takes, none where there is no such kernel. ahead: whether it sends for the
+    weights of the next launch."""
 
     rates: Rates
     levels: Mapping[str, Any]
     warpgroups: Mapping[str, Any] = field(default_factory=dict)
+    ahead: bool = False
 
     @classmethod
     def load(cls, capability: tuple[int, int], device_name: str | None = None) -> Table:

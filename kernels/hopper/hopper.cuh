@@ -29,6 +29,11 @@ DEVICE void copy_bulk(u32 to, const void* from, u32 bytes, u32 barrier) {
                  "l"(from), "r"(bytes), "r"(barrier) : "memory");
 }
 
+// from memory to the L2 cache, in its own time
+DEVICE void fetch_to_cache(const void* from, u32 bytes) {
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes));
+}
+
 DEVICE void barrier_make(u32 barrier, u32 arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\nfence.mbarrier_init.release.cluster;" ::"r"(barrier),
                  "r"(arrivals) : "memory");

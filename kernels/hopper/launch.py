@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from cuda.bindings import driver, nvrtc
+from torch import Tensor
 
 from ...errors import ParNetError
 from ..gpu.convolution import Convolution
-from .source import POINTERS, Source, source
+from .source import POINTERS, Source, arguments, source
 
 OPTIONS = (b"--gpu-architecture=sm_90a", b"--std=c++17")
 
@@ -45,15 +46,20 @@ class WarpLaunch:
         _done(driver.cuLaunchKernelEx(config, function, ctypes.addressof(parameters), 0))
 
 
-def level(convolutions: Sequence[Convolution], name: str = "level", early: bool = True) -> WarpLaunch:
+def level(
+    convolutions: Sequence[Convolution], name: str = "level", early: bool = True, ahead: Sequence[Tensor] = ()
+) -> WarpLaunch:
     """The launch that runs these convolutions, which must not read each other's outputs, side by side; ParNetError
     where the kernel does not take one. early: it may start before the launch before it on the same CUDA stream has
-    ended, and fetches weights meanwhile."""
+    ended, and fetches weights meanwhile. ahead: what the launch after it reads from memory, the first of which it sends
+    for, to the L2 cache."""
     for conv in convolutions:
         conv.check()
-    tensors = [getattr(conv.x, pointer) for conv in convolutions for pointer in POINTERS]
-    addresses = (ctypes.c_uint64 * len(tensors))(*(0 if t is None else t.data_ptr() for t in tensors))
-    return WarpLaunch(name, source(convolutions), convolutions[0].x.a.device, tuple(tensors), addresses, early)
+    made = source(convolutions)
+    operands = *(getattr(conv.x, pointer) for conv in convolutions for pointer in POINTERS), *ahead
+    values = arguments(convolutions, ahead, made.blocks)
+    addresses = (ctypes.c_uint64 * len(values))(*values)
+    return WarpLaunch(name, made, convolutions[0].x.a.device, operands, addresses, early)
 
 
 def prepare(launches: Iterable[Any]) -> None:

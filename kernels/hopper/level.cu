@@ -105,6 +105,15 @@ template <int I> DEVICE void fetch_weights(const Operands& o, u32 to, u32 full, 
     }
 }
 
+// One thread of each block that has a tile: send for the block's share of what the next launch reads.
+DEVICE void fetch_ahead(const Arguments& arguments, int block) {
+#pragma unroll 1
+    for (const Ahead& piece : arguments.ahead) {
+        u32 from = piece.share * block, left = from < piece.bytes ? piece.bytes - from : 0;
+        if (left) fetch_to_cache(piece.from + from, left < piece.share ? left : piece.share);
+    }
+}
+
 // Products over steps `begin` to `end` of K; a step is a tap, or more, of a chunk of 16 kk channels.
 template <int I>
 DEVICE void multiply_steps(float (&sums)[NUMBERS[I].bn / 2], const Operands& o, char* shared, u32 full, u32 empty,
@@ -292,9 +301,11 @@ DEVICE void finish(const Operands& o, char* shared, long long n, int i_m, int gr
         }
 }
 
-// Block `local` of an operation: clusters take as many tiles as they have room for.
-template <int I> DEVICE void convolve(const Operands& o, int local, char* shared) {
+// Block `block` of the launch, of operation I: clusters take as many tiles as they have room for.
+template <int I> DEVICE void convolve(const Arguments& arguments, int block, char* shared) {
     constexpr Numbers s = NUMBERS[I];
+    const Operands& o = arguments.of[I];
+    int local = block - s.first;
     using P = Plan<I>;
     constexpr int steps = s.inputs * s.chunks * 9 / s.taps, across = s.groups * s.columns;
     int rank = local % CLUSTER, split = rank % s.split, tile = local / CLUSTER * (CLUSTER / s.split) + rank / s.split;
@@ -327,7 +338,10 @@ template <int I> DEVICE void convolve(const Operands& o, int local, char* shared
             for (int i = 0; i < s.bn / 4; i++)
                 *(float2*)(to + i % 2 * 8 * (s.bn + 8) + i / 2 * 8) = make_float2(sums[i * 2], sums[i * 2 + 1]);
         } else {
-            if (THREAD == CONSUMERS) fetch_weights<I>(o, address(shared + P::weights), full, empty, i_o, begin, end);
+            if (THREAD == CONSUMERS) {
+                fetch_weights<I>(o, address(shared + P::weights), full, empty, i_o, begin, end);
+                fetch_ahead(arguments, block);
+            }
             launch_before_done();
             if (THREAD >= CONSUMERS + 32) make_gates<I>(o, shared, n, group, first, THREAD - CONSUMERS - 32);
         }
@@ -343,7 +357,7 @@ template <int I> DEVICE void convolve(const Operands& o, int local, char* shared
 template <int I> DEVICE void dispatch(const Arguments& arguments, int block, char* shared) {
     if constexpr (I < COUNT) {
         if (block >= NUMBERS[I].first && block < NUMBERS[I].first + NUMBERS[I].blocks)
-            convolve<I>(arguments.of[I], block - NUMBERS[I].first, shared);
+            convolve<I>(arguments, block, shared);
         else
             dispatch<I + 1>(arguments, block, shared);
     }

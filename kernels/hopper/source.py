@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from ...errors import ParNetError
 from ..gpu.convolution import Convolution
@@ -82,6 +83,7 @@ OPERANDS = (
     "const u16* gate_weight; const float *gate_bias, *scale, *shift; u16* y; float* sums;"
 )
 POINTERS = tuple(re.findall(r"(\w+)[,;]", OPERANDS))
+AHEAD = 4  # pieces of memory that a launch may send for
 ENTRY = """
 extern "C" __global__ void __launch_bounds__(THREADS, PLACES) level(const __grid_constant__ Arguments arguments) {
     extern __shared__ __align__(1024) char shared[];
@@ -108,6 +110,17 @@ def source(convolutions: Sequence[Convolution]) -> Source:
         ]
     )
     return Source(text, sum(s.blocks for s in made), cluster, plan.threads(tiles[0].bm), shared, room)
+
+
+def arguments(convolutions: Sequence[Convolution], ahead: Sequence[Tensor], blocks: int) -> list[int]:
+    """The kernel's `Arguments`, as words of 64 bits: addresses, and what is sent for ahead, of which each of so many
+    blocks has its share, in whole pieces of 16 bytes."""
+    tensors = [getattr(conv.x, pointer) for conv in convolutions for pointer in POINTERS]
+    words = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+    for tensor in ahead[:AHEAD]:
+        size = tensor.nbytes // 16
+        words += [tensor.data_ptr(), 16 * size | 16 * -(-size // blocks) << 32]
+    return words + [0, 0] * (AHEAD - len(ahead[:AHEAD]))
 
 
 def clusters(convolutions: Sequence[Convolution]) -> int:
@@ -156,7 +169,8 @@ constexpr int COUNT = {len(made)}, WGS = {tile.bm // 64}, PLACES = {tile.places}
 constexpr int BARRIERS = {plan.BARRIERS}, GATERS = {plan.GATERS};
 struct Numbers {{ int {", ".join(Numbers._fields)}; }};
 struct Operands {{ {OPERANDS} }};
-struct Arguments {{ Operands of[COUNT]; }};
+struct Ahead {{ const char* from; u32 bytes, share; }};
+struct Arguments {{ Operands of[COUNT]; Ahead ahead[{AHEAD}]; }};
 __device__ constexpr Numbers NUMBERS[COUNT] = {{
     {rows}
 }};

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, pairwise
 from types import ModuleType
 from typing import NamedTuple
 
@@ -250,8 +250,9 @@ class TritonSegment:
             made = self._features[op.name] = self._make(op.name)
             if op.kind == "conv":
                 self.convolutions[op.name] = self._convolution(op, made)
-        groups = groupby(self._operations, lambda op: (op.level, op.name if op.kind == "maxpool" else op.kind))
-        self.launches = [self._launch(list(group), f"level {level}") for (level, _), group in groups]
+        by_launch = groupby(self._operations, lambda op: (op.level, op.name if op.kind == "maxpool" else op.kind))
+        groups = [list(group) for _, group in by_launch]
+        self.launches = [self._launch(now, f"level {now[0].level}", after) for now, after in pairwise([*groups, []])]
         self.outputs = tuple(self._features[name].message for name in segment.writes)
         if self.device.type == "cuda" and any(isinstance(cuts[name].tile, WarpTile) for name in self.convolutions):
             hopper().prepare(self.launches)
@@ -277,21 +278,29 @@ class TritonSegment:
     def _single_launches(self) -> list[Launch]:
         return [replace(self._launch([op], op.name), name=op.name) for op in self._operations]
 
-    def _launch(self, group: Sequence[Operation], name: str) -> Launch:
+    def _launch(self, group: Sequence[Operation], name: str, after: Sequence[Operation] = ()) -> Launch:
         if group[0].kind == "conv":
             cut = self.cuts[group[0].name]
             convolutions = [self.convolutions[op.name] for op in group]
             if isinstance(cut.tile, WarpTile):
-                return hopper().level(convolutions, name, early=self._alone)
+                ahead = [self._weight(op) for op in after if op.kind != "maxpool"] if self.backend.table.ahead else []
+                return hopper().level(convolutions, name, early=self._alone, ahead=ahead)
             return level(convolutions, cut.num_warps, cut.num_stages, name)
         (op,) = group
         if op.kind == "maxpool":
             made, shape = self._features[op.name], self.cuts[op.name].shape
             return maxpool(self._features[op.inputs[0]].y, made.y, made.sums, shape, TILE, name)
-        w = self.backend.weights[self.device][op.name]
-        return classifier(
-            [self._averaged(name) for name in op.inputs], w["weight"], w["bias"], self._features[op.name].y
+        averages, bias = (
+            [self._averaged(name) for name in op.inputs],
+            self.backend.weights[self.device][op.name]["bias"],
         )
+        return classifier(averages, self._weight(op), bias, self._features[op.name].y)
+
+    def _weight(self, op: Operation) -> Tensor:
+        """As its launch reads it."""
+        if op.kind == "conv":
+            return self.convolutions[op.name].x.weight
+        return self.backend.weights[self.device][op.name]["weight"]
 
     def _averaged(self, name: str) -> Averaged:
         feature = self._features[name]

@@ -55,15 +55,16 @@ def check_warpgroups(work: Work) -> Values:
 
 
 def check_passes(work: Work) -> Values:
-    """The networks with Triton's kernels, and with those for warpgroups of either table, in turns; and whether each
-    launch of the latter, and all logits, are right, also where launches overlap, and the same in every replay."""
+    """The networks with Triton's kernels, and with those for warpgroups of either table, and with weights that are sent
+    for ahead, in turns; whether each launch, and all logits, are right, also where launches overlap, and the same in
+    every replay."""
     if not is_at_hand(work):
         return skipped(NEEDED)
     exact_fp32()
     found = machine_of(work)
     ours = Table.load(HOPPER, found["gpu"])
     tables = {name: replace(ours, warpgroups=read_levels(_path(work, found, name))) for name in (ONE, TWO)}
-    tables = {"triton": ours, **tables}
+    tables = {"triton": ours, **tables, "ahead": replace(tables[ONE], ahead=True)}
     rows = [work.row(variant, partial(pass_of, work, variant, tables)) for variant in work.scope.timed]
     limit = work.scope.limit(DTYPE)
     return verdict(rows, lambda row: row["deviation"] <= 1 and row["error"] <= limit and not row["different"])

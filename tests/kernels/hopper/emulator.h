@@ -56,6 +56,7 @@ static int THREAD;
 static bool MOVED;  // whether some fiber went on in this round
 static u64 DRAWN;
 static std::vector<Written> WRITTEN_BEFORE;
+static std::vector<Written> FETCHED;  // to the cache
 static bool BEFORE_DONE;  // whether the launch before this one has ended
 
 inline u32 draw(u32 below) {
@@ -89,6 +90,7 @@ inline void copies_done() {
     for (const Copy& each : FIBER->copies) do_copy(each);
     FIBER->copies.clear();
 }
+inline void fetch_to_cache(const void* from, u32 bytes) { FETCHED.push_back({(char*)from, bytes}); }
 inline void turn(Barrier& b) {
     if (b.left == 0 && b.bytes == 0) b.phase++, b.left = b.arrivals;
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,6 +80,21 @@ def test_a_level_of_three_operations_and_the_same_bits_alone(seed, tmp_path):
     for conv, same in zip(alone, together, strict=True):
         emulated.level([conv], tmp_path)
         assert torch.equal(conv.x.y, same.x.y) and torch.equal(conv.x.sums, same.x.sums)
+
+
+def test_what_is_sent_for_ahead(seed, tmp_path):
+    """Of every piece as much as blocks have tiles, in sixteens, nothing twice and nothing beyond."""
+    sizes = [16, 16 * 5, 16 * 1001, 16 * random.Random(seed).randrange(1, 5000), 16 * 7]
+    pieces = [torch.empty(size, dtype=torch.uint8) for size in sizes]
+    found = emulated.level(mixed(seed), tmp_path, ahead=pieces)
+    for piece in pieces[: emulated.AHEAD]:
+        start, end = piece.data_ptr(), piece.data_ptr() + piece.nbytes
+        of_it = sorted(each for each in found if start <= each[0] < end)
+        assert all(at + size <= then for (at, size), (then, _) in pairwise([*of_it, (end, 0)]))
+        assert all(size > 0 and size % 16 == 0 for _, size in of_it)
+        assert sum(size for _, size in of_it) > 0.7 * piece.nbytes or piece.nbytes < 100
+        found = [each for each in found if each not in of_it]
+    assert not found and not emulated.level(mixed(seed), tmp_path)
 
 
 class Bug(NamedTuple):

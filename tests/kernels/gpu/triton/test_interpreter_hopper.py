@@ -74,6 +74,25 @@ def test_the_narrow_network(dtype, lanes, monkeypatch, tmp_path):
     assert ((logits - expected).abs().max() / expected.abs().max()).item() < 1e-2
 
 
+def test_the_weights_of_the_next_launch_are_sent_for(monkeypatch):
+    sent = {}
+
+    def level(convolutions, name, **options):
+        sent[name] = [tensor.data_ptr() for tensor in options["ahead"]]
+        return Started(name, lambda: None)
+
+    monkeypatch.setattr(triton_backend, "hopper", lambda: SimpleNamespace(level=level))
+    program = fold(ParNet(CONFIGS[NARROW]))
+    for ahead in (True, False):
+        table = replace(table_for(program, 32), ahead=ahead)
+        plan = triton_backend.whole(program, (1, 32, 32), torch.bfloat16, CPU, table)
+        read = {op.name: plan._weight(op).data_ptr() for op in program.operations}
+        for name, addresses in sent.items():
+            after = [op for op in program.operations if f"level {op.level - 1}" == name]
+            assert addresses == ([read[op.name] for op in after] if ahead else [])
+    assert len(sent) == 5
+
+
 def test_the_check_looks_at_what_a_graph_computes(monkeypatch, tmp_path):
     """In the networks of a GPU check, two levels by this kernel: launches that are right once alone do not pass."""
 

@@ -24,6 +24,7 @@ from conftest import ROOT, SMALL, free_port, launch
 from labelled import cifar_binary, mnist
 from parallel_parnet import Config, ParNetError, create_model, fold, load_checkpoint
 from parallel_parnet.commands.common import Ranks
+from parallel_parnet.commands.data.classes import match
 from parallel_parnet.commands.data.finding import open_split
 from parallel_parnet.commands.data.split import TEST, TRAIN
 from parallel_parnet.commands.train import recipe as recipes
@@ -43,7 +44,7 @@ ALONE, CPU = Ranks(0, 1, 0, 1), torch.device("cpu")
 def training(folder: Path, model: str, recipe: Recipe, test: str = TEST) -> Training:
     torch.manual_seed(0)
     split = open_split(folder, TRAIN)
-    network, numbers = fresh(model, None, None, split)
+    network, numbers, _ = fresh(model, None, None, split)
     preprocess = Preprocess.of(network.config)
     sides = (Pictures(part, numbers, preprocess) for part in (split, open_split(folder, test)))
     return Training(network, recipe, *sides, ALONE, CPU, 0)
@@ -148,12 +149,27 @@ def test_classifiers(tmp_path: Path) -> None:
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 3) and numbers.tolist() == [0, 1, 2]
     old = load_checkpoint(CHECKPOINT)
     kept, numbers, words = tuned(load_checkpoint(CHECKPOINT), None, digits)
-    assert torch.equal(kept.head["fc"].weight, old.head["fc"].weight) and "taken as the network's" in words
+    assert torch.equal(kept.head["fc"].weight, old.head["fc"].weight) and kept.config.labels == old.config.labels
+    assert "taken as the network's; if they are not, name them by --labels FILE" in words
     turned = replace(shapes, classes=("triangle", "disc", "square"))
     again, numbers, words = tuned(model, None, turned)
     assert again.config.labels == ("disc", "square", "triangle") and numbers.tolist() == [2, 0, 1]
     assert "goes on" in words
     assert fresh("parnet_cifar_1m", "relu", None, shapes)[0].config.num_classes == 3
+
+
+def test_classes_without_names_take_none_from_a_network(tmp_path: Path) -> None:
+    digits, few = (open_split(mnist(tmp_path / str(count), count, 1), TRAIN) for count in (10, 7))
+    model, numbers, words = fresh("parnet_fashion", None, None, digits)
+    assert (model.config.labels, len(numbers)) == ((), 10) and words.endswith("name them by --labels FILE")
+    assert fresh("parnet_s", None, 32, digits)[0].config.num_classes == 10
+    named = digits.named(VARIANTS["parnet_fashion"].labels)
+    model, _, words = fresh("parnet_fashion", None, None, named)
+    assert model.config.labels == named.classes and not words
+    model, numbers, words = tuned(load_checkpoint(CHECKPOINT), None, few)
+    assert (model.config.labels, model.config.num_classes, len(numbers)) == ((), 7, 7)
+    assert words == "a new classifier of 7 classes (7 classes in MNIST's layout, and 10 in the network)"
+    assert match(few, load_checkpoint(CHECKPOINT).config.labels, 10).numbers is not None, "for testing it is enough"
 
 
 @pytest.mark.parametrize(("streams", "size", "multiple"), [(3, 48, 32), (3, 50, 32), (4, 96, 64), (4, None, 64)])

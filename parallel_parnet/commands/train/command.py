@@ -116,6 +116,15 @@ def prepare(args: argparse.Namespace, recipe: Recipe, ranks: Ranks, device: torc
     return Training(model, recipe, *sides, ranks, device, args.seed)
 
 
+def settings_of(args: argparse.Namespace, training: Training) -> str:
+    """What the bits of a run depend on; a GPU has random numbers of its own."""
+    splits = training.train.split, training.test.split
+    return json.dumps([
+        training.recipe.text(), args.seed, training.ranks.world, str(args.checkpoint), str(training.model.config),
+        training.device.type, *[[len(split), int(split.truth.sum()), split.name(0)] for split in splits],
+    ])  # fmt: skip
+
+
 def record(args: argparse.Namespace, recipe: Recipe, training: Training, began: str) -> dict:
     """What --log holds."""
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
@@ -136,11 +145,7 @@ def main() -> int:
     if ranks.world > 1:
         join_ranks(device, args.timeout)
     training = prepare(args, recipe, ranks, device, console)
-    splits = training.train.split, training.test.split
-    settings = json.dumps([
-        recipe.text(), args.seed, ranks.world, str(args.checkpoint), str(training.model.config),
-        *[[len(split), int(split.truth.sum()), split.name(0)] for split in splits],
-    ])  # fmt: skip
+    settings = settings_of(args, training)
     kept = state.beside(args.out)
     if found := state.read(kept, settings):
         training.restore(found)

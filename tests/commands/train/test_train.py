@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,9 +29,11 @@ from parallel_parnet.commands.data.classes import match
 from parallel_parnet.commands.data.finding import open_split
 from parallel_parnet.commands.data.split import TEST, TRAIN
 from parallel_parnet.commands.train import recipe as recipes
+from parallel_parnet.commands.train import state
 from parallel_parnet.commands.train.augment import decoded, erased, mirrored_and_moved
 from parallel_parnet.commands.train.batches import Pictures
-from parallel_parnet.commands.train.loop import Training, parameter_groups
+from parallel_parnet.commands.train.command import settings_of
+from parallel_parnet.commands.train.loop import Training, _schedule, parameter_groups
 from parallel_parnet.commands.train.made_up import draw, picture
 from parallel_parnet.commands.train.network import check_same_classes, fresh, tuned
 from parallel_parnet.commands.train.recipe import RandAugment, Recipe
@@ -194,6 +197,31 @@ def test_a_folder_with_a_picture_that_cannot_be_read(tmp_path: Path) -> None:
     assert load_checkpoint(out).config.labels == ("disc", "square", "triangle")
 
 
+def test_pictures_that_cannot_be_read_while_testing(tmp_path: Path) -> None:
+    """One alone in its batch is skipped; nothing is said of the accuracy where there is no other."""
+    draw(tmp_path, {"train": 2, "val": 1})
+    recipe = recipes.load("fashion").with_changes(epochs=1, batch_size=2)
+    last, *others = sorted((tmp_path / "val").rglob("*.png"), reverse=True)
+    last.write_text("no picture")
+    task = run(training(tmp_path, "parnet_fashion", recipe))
+    assert len(task.log) == 1 and list(task.test.skipped) == ["triangle/000.png"]
+    for path in others:
+        path.write_text("no picture")
+    with pytest.raises(ParNetError, match=r"none of 3 pictures to test on can be read; .*000\.png: not a picture"):
+        run(training(tmp_path, "parnet_fashion", recipe))
+
+
+def test_a_run_goes_on_on_the_same_kind_of_device(tmp_path: Path) -> None:
+    task = training(mnist(tmp_path / "data", 4, 2), "parnet_fashion", EVERYTHING)
+    args = SimpleNamespace(seed=0, checkpoint=None)
+    on_cpu = settings_of(args, task)  # type: ignore[arg-type]
+    state.write(tmp_path / "c.state", task.state() | {"settings": on_cpu})
+    assert state.read(tmp_path / "c.state", on_cpu)
+    task.device = torch.device("cuda")
+    with pytest.raises(ParNetError, match="on another kind of device, stopped here; give those, or remove it"):
+        state.read(tmp_path / "c.state", settings_of(args, task))  # type: ignore[arg-type]
+
+
 def test_a_disk_that_fills_while_a_checkpoint_is_written(tmp_path: Path) -> None:
     data, out = mnist(tmp_path / "data", 8, 2), tmp_path / "out" / "c.safetensors"
     out.parent.mkdir()
@@ -243,6 +271,20 @@ def test_recipes_that_say_something_else(tmp_path: Path) -> None:
         path.write_text(json.dumps(good | change))
         with pytest.raises(ParNetError, match=says):
             recipes.load(str(path))
+
+
+@pytest.mark.parametrize(("warm_up", "steps"), [(0, 10), (0.1, 10), (0.2, 5), (1 / 3, 3), (1 / 49, 49), (0.999, 7)])
+def test_any_warm_up_of_one_cycle(warm_up: float, steps: int) -> None:
+    recipe = recipes.load("fashion").with_changes(warm_up=warm_up, lr=1.0)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1.0, momentum=0.9)
+    schedule, rates = _schedule(optimizer, recipe, steps), []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == pytest.approx(1 / 25 if warm_up else 0.976, abs=1e-3) and max(rates) <= 1 and rates[-1] < 0.05
+    with pytest.raises(ParNetError, match="warm_up 1: one-cycle needs steps in which the rate falls; give less than 1"):
+        recipe.with_changes(warm_up=1)
 
 
 def test_pictures_are_varied_by_their_key_alone() -> None:

@@ -117,7 +117,7 @@ poster: setup
 
 # about half an hour on two cores; needs Debian's package dataset-fashion-mnist
 train: setup
-	$(BIN)/python launch/train.py /usr/share/datasets/fashion-mnist \
+	$(BIN)/python launch/train.py /usr/share/datasets/fashion-mnist --labels launch/demo/labels.txt \
 		--out launch/demo/parnet_fashion.safetensors --log results/train-parnet_fashion.json
 	$(MAKE) calibrate
 

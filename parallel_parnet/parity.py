@@ -13,9 +13,11 @@ MARGIN = 3.0  # few logits make a noisy sample; and OpenVINO rounds averages and
 
 
 def relative(got: Tensor, expected: Tensor) -> float:
-    """|got - expected| / |expected| in fp64; infinite where either holds a NaN."""
-    error = ((got.double() - expected.double()).norm() / expected.double().norm()).item()
-    return error if error == error else float("inf")
+    """|got - expected| / |expected| in fp64, 0 for what is equal; infinite where either holds a NaN, and for what
+    differs from nothing but zeros."""
+    difference, size = (v.norm().item() for v in (got.double() - expected.double(), expected.double()))
+    error = 0.0 if difference == 0 else difference / size if size else math.inf
+    return error if error == error else math.inf
 
 
 def tolerance_quantised(error_of_type: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from conftest import OPTIONAL, Golden, golden_cases, lively, relative
 from parallel_parnet import Config, Engine, Placement, Program, fold, load_checkpoint
 from parallel_parnet.parity import LIMIT, tolerance
+from parallel_parnet.parity import relative as of_package
 
 CASES = golden_cases()
 DTYPES = (torch.float32, torch.bfloat16)
@@ -27,6 +29,18 @@ def limit(golden: Golden, program: Program, executor: str, dtype: torch.dtype) -
         return BY_TORCH[dtype]
     torchs = Engine(program, device="cpu", dtype=dtype, executor="eager")(golden.input)
     return tolerance(dtype, relative(torchs, golden.logits))
+
+
+@pytest.mark.parametrize(
+    ("got", "expected", "error"),
+    [
+        ([0, 0], [0, 0], 0), ([], [], 0), ([3, 4], [3, 4], 0), ([0, 4], [3, 4], 0.6), ([0, 1e-9], [0, 0], math.inf),
+        ([math.nan], [1], math.inf), ([1], [math.nan], math.inf), ([math.inf], [math.inf], math.inf),
+        ([math.inf], [1], math.inf), ([math.nan], [0], math.inf),
+    ],
+)  # fmt: skip
+def test_what_the_error_of_answers_is(got: list[float], expected: list[float], error: float) -> None:
+    assert of_package(torch.tensor(got), torch.tensor(expected)) == pytest.approx(error)
 
 
 @pytest.mark.parametrize("golden", CASES)

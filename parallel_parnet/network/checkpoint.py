@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm  # SyncBatchNorm is one, and no BatchNorm2d
 
 from ..errors import ParNetError
 from ..files import write_atomically
@@ -85,8 +86,8 @@ def _assembled(config: Config, epsilons: Mapping[str, float], state: Mapping[str
     return model.eval()
 
 
-def _norms(model: ParNet) -> dict[str, nn.BatchNorm2d]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
+def _norms(model: ParNet) -> dict[str, _BatchNorm]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
 
 
 def _set_epsilons(model: ParNet, epsilons: Mapping[str, float]) -> None:

@@ -55,7 +55,7 @@ def fold_block(block: RepVGGSSE) -> FoldedBlock:
     groups, stride = block.rbr_dense.conv.groups, block.rbr_dense.conv.stride
     gate_weight, gate_bias = exact(block.se.weight), torch.zeros(len(bias), dtype=bias.dtype, device=bias.device)
     identity = block.rbr_identity
-    if isinstance(identity, nn.BatchNorm2d):  # the gate averages what left the norm
+    if identity is not None:  # the gate averages what left the norm
         scale, shift = affine(identity)
         rows = torch.arange(len(bias), device=bias.device) // (len(bias) // groups)  # the group of each output channel
         gate_bias = (gate_weight.flatten(1) * shift.view(groups, -1)[rows]).sum(1)
@@ -64,7 +64,7 @@ def fold_block(block: RepVGGSSE) -> FoldedBlock:
         _convolution(weight, bias, kept, stride, groups), _convolution(gate_weight, gate_bias, kept, 1, groups),
         block.activation,
     )  # fmt: skip
-    if isinstance(identity, nn.BatchNorm2d):
+    if identity is not None:
         folded.add_identity(*(v.view(-1, 1, 1).to(kept) for v in (scale, shift)))
     return folded.eval().requires_grad_(False)
 

@@ -54,11 +54,17 @@ class _Step(nn.Module):
         return OPERATIONS[self.op.kind](self.op, dict(self.named_buffers()), list(inputs))
 
 
+def least_side(program: Program) -> int:
+    """The smallest side of pictures that an exported program takes."""
+    m = program.size_multiple
+    return 2 * m if m in program.scales.values() else m
+
+
 def export(program: Program, affine: tuple[Tensor, Tensor] | None = None) -> ExportedProgram:
     """For any batch and any size that fits the program, and leaves no feature a single pixel: torch.export takes a size
     of 1 for a constant. Arguments as of `ProgramModule`."""
     m, (n, h, w) = program.size_multiple, EXAMPLE
-    least = 2 if m in program.scales.values() else 1
+    least = least_side(program) // m
     dtype = torch.float32 if affine is None else torch.uint8
     picture = torch.zeros(n, 3, h * m, w * m, dtype=dtype, device="cpu")
     sizes = {0: Dim("batch"), 2: m * Dim("rows", min=least), 3: m * Dim("columns", min=least)}

@@ -66,7 +66,7 @@ class _Builder:
         weight, gate_weight = _select(weight, columns), _select(gate_weight, columns)
         weights = {"bias": bias}
         identity = branches.rbr_identity
-        norms = (pair.b1, pair.b2) if pair else (identity,) if isinstance(identity, nn.BatchNorm2d) else ()
+        norms = (pair.b1, pair.b2) if pair else (identity,) if identity is not None else ()
         if norms:  # gates average what left the norms; for a pair, so does the convolution
             affines = [affine(norm) for norm in norms]
             scale, shift = (

@@ -310,7 +310,8 @@ class Program:
 
     @with_own_settings
     def to_exported_program(self, raw: bool = False) -> ExportedProgram:
-        """The folded network as torch.export has it, for any batch and size; `torch.export.save` writes it.
+        """The folded network as torch.export has it, for any batch, and any size that leaves no feature a single pixel;
+        `torch.export.save` writes it.
 
         In fp32, by which a quantised program's numbers are held as well. Pictures and answers as of `to_onnx`; of
         several answers, a tuple.

@@ -44,6 +44,13 @@ def test_folded_is_equal(
     assert all(torch.equal(value, before[name]) for name, value in block.state_dict().items())
 
 
+def test_folded_with_norms_that_ranks_share() -> None:
+    block, x = lively_block(8, 8, 1, 1, "silu"), torch.randn(1, 8, 4, 4)
+    with torch.no_grad():
+        expected = block(x)
+    assert relative(nn.SyncBatchNorm.convert_sync_batchnorm(block).fold()(x), expected) < 1e-5
+
+
 def test_what_a_folded_block_is() -> None:
     """Two convolutions, of which one reads averages, and nothing to train; in the type of the block."""
     block = lively_block(8, 8, 1, 1, "silu").double()

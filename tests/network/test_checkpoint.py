@@ -214,6 +214,20 @@ def test_own_format_keeps_eps(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+@torch.no_grad()
+def test_norms_that_ranks_share_are_folded_and_keep_eps(tmp_path: Path) -> None:
+    model, x = lively(SMALL, 3), torch.randn(2, 3, 64, 64)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eps = 0.1
+    expected = model(x)
+    shared = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in shared.modules())
+    assert relative(fold_and_run(shared, x), expected) < 1e-5
+    save_checkpoint(shared, tmp_path / "c.safetensors")
+    assert torch.equal(load_checkpoint(tmp_path / "c.safetensors")(x), expected)
+
+
 def fold_and_run(model: ParNet, x: torch.Tensor) -> torch.Tensor:
     return Engine(fold(model), device="cpu", executor="reference")(x)
 

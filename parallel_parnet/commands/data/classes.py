@@ -21,12 +21,13 @@ class Matched(NamedTuple):
     words: str
 
 
-def match(split: Split, labels: Sequence[str], classes: int) -> Matched:
-    """The network's numbers for a folder's classes. labels: the network's names, or none; classes: how many it has."""
+def match(split: Split, labels: Sequence[str], classes: int, exactly: bool = False) -> Matched:
+    """The network's numbers for a folder's classes. labels: the network's names, or none; classes: how many it has.
+    exactly: whether a folder without names must have as many; a part of one may lack the last of them."""
     names = [_key(name) for name in split.classes]
     if names and labels:
         return _by_name(names, [_key(label) for label in labels], split.layout)
-    if split.count > classes or (names and split.count != classes):
+    if split.count > classes or ((names or exactly) and split.count != classes):
         return Matched(None, f"{split.count} classes in {split.layout}, and {classes} in the network")
     same = np.arange(split.count)
     if not names:

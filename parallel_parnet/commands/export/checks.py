@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 
 import torch
@@ -18,27 +18,28 @@ BATCHES = (1, 2, 3)
 Run = Callable[[Tensor], list[Tensor]]
 
 
-def sizes(program: Program) -> list[int]:
-    """The network's own, and the next that fits."""
-    side = -(-program.config.image_size // program.size_multiple) * program.size_multiple
-    return [side, side + program.size_multiple]
+def sizes(program: Program, least: int = 1) -> list[int]:
+    """The network's own, where a file takes it, and the next that fits."""
+    m = program.size_multiple
+    side = -(-max(least, program.config.image_size) // m) * m
+    return [side, side + m]
 
 
-def pictures(program: Program, raw: bool) -> Iterator[Tensor]:
-    """Random, of every batch, and of every size as a height."""
+def pictures(sides: Sequence[int], raw: bool) -> Iterator[Tensor]:
+    """Random, of every batch, and of every side as a height."""
     generator = torch.Generator("cpu").manual_seed(0)
-    w = sizes(program)[0]
-    for n, h in product(BATCHES, sizes(program)):
+    w = sides[0]
+    for n, h in product(BATCHES, sides):
         if raw:
             yield torch.randint(0, 256, (n, 3, h, w), generator=generator, dtype=torch.uint8)
         else:
             yield torch.randn(n, 3, h, w, generator=generator)
 
 
-def agree(program: Program, raw: bool, readers: Mapping[str, Run]) -> dict[str, float]:
+def agree(program: Program, sides: Sequence[int], raw: bool, readers: Mapping[str, Run]) -> dict[str, float]:
     """The largest relative error of each reader's answers. ParNetError where one is off by more than rounding."""
     engine, worst = Engine(program, device="cpu", executor="reference"), dict.fromkeys(readers, 0.0)
-    for x in pictures(program, raw):
+    for x in pictures(sides, raw):
         answer = engine(x)
         expected = [answer] if isinstance(answer, Tensor) else list(answer.values())
         for name, run in readers.items():

@@ -7,6 +7,7 @@
 
 ONNX: fp32, opset 17, standard operators; batch, height and width stay open. It is checked in ONNX Runtime and in
 OpenVINO, as far as they are installed. A .pt2 file is torch.export's: torch.export.load(FILE).module() runs it.
+Pictures that end as a single pixel fit into ONNX alone.
 
 Exit status: 0; 2 for wrong input, a file that cannot be written, or answers that differ: then there is no file.
 """
@@ -22,6 +23,7 @@ import torch
 from parallel_parnet import ParNetError, Program, fold
 from parallel_parnet.files import check_writable, write_atomically
 from parallel_parnet.parity import LIMIT
+from parallel_parnet.program.exported import least_side
 
 from ..common import Parser, Ranks, add_model_arguments, load_model
 from .checks import BATCHES, Run, agree, onnx_readers, sizes, torch_reader
@@ -43,16 +45,22 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def put(path: Path, content: bytes, program: Program, raw: bool, readers: dict[str, Run]) -> None:
-    """The file in its place, after the checks."""
-    errors = agree(program, raw, readers)
+def put(
+    path: Path, content: bytes, program: Program, raw: bool, readers: dict[str, Run], least: int = 1
+) -> None:  # fmt: skip
+    """The file in its place, after the checks. least: the smallest side that it takes."""
+    sides, (own, _) = sizes(program, least), sizes(program)
+    errors = agree(program, sides, raw, readers)
     write_atomically(path, content)
     m, kind = program.size_multiple, "uint8, RGB" if raw else "float32, normalised"
-    print(f"{path}: {len(content) / 1e6:.1f} MB; input {kind} [batch, 3, height, width], sides multiples of {m}")
+    start = f" from {least}" if least > m else ""
+    print(f"{path}: {len(content) / 1e6:.1f} MB; input {kind} [batch, 3, height, width], sides multiples of {m}{start}")
+    if own < least:
+        print(f"  note: a .pt2 file cannot hold the network for its own {own} pixels, which end as one; ONNX can")
     print(f"  outputs: {', '.join(program.answers)}")
     checked = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
     print(
-        f"  batches {', '.join(map(str, BATCHES))} of {' and '.join(map(str, sizes(program)))} pixels against the "
+        f"  batches {', '.join(map(str, BATCHES))} of {' and '.join(map(str, sides))} pixels against the "
         f"engine, largest relative error: {checked} (limit {LIMIT[torch.float32]:.0e})"
     )
 
@@ -68,5 +76,5 @@ def main() -> int:
     if args.pt2:
         file = io.BytesIO()
         torch.export.save(program.to_exported_program(args.raw), file)
-        put(args.pt2, file.getvalue(), program, args.raw, torch_reader(file.getvalue()))
+        put(args.pt2, file.getvalue(), program, args.raw, torch_reader(file.getvalue()), least_side(program))
     return 0

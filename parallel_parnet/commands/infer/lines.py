@@ -107,8 +107,8 @@ class AnswerLines:
             raise ParNetError(f"{self.path}: line {number} is no answer of this command; give another file") from None
         if settings != self.settings:
             raise ParNetError(
-                f"{self.path}: line {number} was made with another network, picture size, precision, crops or labels; "
-                f"give those, or another file"
+                f"{self.path}: line {number} was made with another network, picture size, precision, crops, labels or "
+                f"data; give those, or another file"
             )
         if image in self.done:
             raise ParNetError(f"{self.path}: line {number} has {image} a second time; give another file")

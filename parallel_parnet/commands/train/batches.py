@@ -45,12 +45,13 @@ class Pictures:
         return self._batches([group.tolist() for group in groups], varied)
 
     def for_testing(self, numbers: range, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The same for some of the pictures in turn, resized and cut as the engine's input is."""
+        """The same for some of the pictures in turn, resized and cut as the engine's input is. Batches of which none
+        can be read are left out."""
         groups = [list(numbers[i : i + batch_size]) for i in range(0, len(numbers), batch_size)]
-        return self._batches(groups, lambda i, image: self.preprocess.pixels(image))
+        return self._batches(groups, lambda i, image: self.preprocess.pixels(image), may_be_empty=True)
 
     def _batches(
-        self, groups: list[list[int]], make: Callable[[int, Image.Image], np.ndarray]
+        self, groups: list[list[int]], make: Callable[[int, Image.Image], np.ndarray], may_be_empty: bool = False
     ) -> Iterator[tuple[Tensor, Tensor]]:
         def read(group: list[int]) -> dict[int, np.ndarray]:
             made = {}
@@ -62,7 +63,9 @@ class Pictures:
             return made
 
         for group, made in ahead(groups, read):
-            if not made:
+            if not made and may_be_empty:
+                continue
+            if not made:  # a step needs some, on every rank
                 raise ParNetError(f"none of {len(group)} pictures can be read; {next(iter(self.skipped.values()))}")
             truth = self.numbers[self.split.truth[list(made)]]
             yield torch.from_numpy(np.stack(list(made.values()))), torch.from_numpy(truth)

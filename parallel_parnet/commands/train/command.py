@@ -1,14 +1,15 @@
 """Train a ParNet on labelled pictures, from scratch or from a checkpoint, in one process or by torchrun.
 
     apt-get install dataset-fashion-mnist
-    python launch/train.py /usr/share/datasets/fashion-mnist --out launch/demo/parnet_fashion.safetensors
+    python launch/train.py /usr/share/datasets/fashion-mnist --labels launch/demo/labels.txt --out fashion.safetensors
     python launch/train.py DIR --checkpoint launch/demo/parnet_fashion.safetensors --out mine.safetensors
     python launch/train.py cifar-10-batches-bin --model parnet_cifar_1m --out cifar.safetensors --curve cifar
     torchrun --nproc-per-node 8 launch/train.py imagenet --model parnet_xl --out xl.safetensors
 
 DIR is train/ and val/ (validation/, test/), each with a folder per class; or the four files of MNIST's layout; or
 CIFAR's batches, binary or in Python. A checkpoint keeps its classifier where the classes are the same, by name, and
-gets a new one where they differ; names of classes are kept in the file.
+gets a new one where they differ; names of classes are kept in the file. MNIST's layout has none: --labels gives them,
+and without them a checkpoint keeps its classifier where it has as many classes.
 
 A recipe is a file of JSON, one of the package's or your own; without --recipe it is that of the model, and fine-tune
 with --checkpoint. Its batch size is that of each rank.
@@ -106,12 +107,22 @@ def prepare(args: argparse.Namespace, recipe: Recipe, ranks: Ranks, device: torc
     torch.manual_seed(args.seed)
     if args.checkpoint:
         model, numbers, words = tuned(load_checkpoint(args.checkpoint, args.ema, args.activation), args.img_size, train)
-        console.print(words)
     else:
-        model, numbers = fresh(args.model or DEMO_MODEL, args.activation, args.img_size, train)
+        model, numbers, words = fresh(args.model or DEMO_MODEL, args.activation, args.img_size, train)
+    if words:
+        console.print(words)
     preprocess = Preprocess.of(model.config)
     sides = Pictures(train, numbers, preprocess), Pictures(test, numbers, preprocess)
     return Training(model, recipe, *sides, ranks, device, args.seed)
+
+
+def settings_of(args: argparse.Namespace, training: Training) -> str:
+    """What the bits of a run depend on; a GPU has random numbers of its own."""
+    splits = training.train.split, training.test.split
+    return json.dumps([
+        training.recipe.text(), args.seed, training.ranks.world, str(args.checkpoint), str(training.model.config),
+        training.device.type, *[[len(split), int(split.truth.sum()), split.name(0)] for split in splits],
+    ])  # fmt: skip
 
 
 def record(args: argparse.Namespace, recipe: Recipe, training: Training, began: str) -> dict:
@@ -134,11 +145,7 @@ def main() -> int:
     if ranks.world > 1:
         join_ranks(device, args.timeout)
     training = prepare(args, recipe, ranks, device, console)
-    splits = training.train.split, training.test.split
-    settings = json.dumps([
-        recipe.text(), args.seed, ranks.world, str(args.checkpoint), str(training.model.config),
-        *[[len(split), int(split.truth.sum()), split.name(0)] for split in splits],
-    ])  # fmt: skip
+    settings = settings_of(args, training)
     kept = state.beside(args.out)
     if found := state.read(kept, settings):
         training.restore(found)

@@ -103,7 +103,7 @@ class Training:
             top1, top5, of = self._tested()
             row = {
                 "epoch": self.epoch, "loss": round(self.loss_sum / self.steps, 4),
-                "test_accuracy": top1 / max(1, of), "test_top5": top5 / max(1, of),
+                "test_accuracy": top1 / of, "test_top5": top5 / of,
                 "lr": float(f"{self.optimizer.param_groups[0]['lr']:.3g}"),
             }  # fmt: skip
             self.log.append(row)
@@ -163,7 +163,11 @@ class Training:
             logits = model(self._input(pixels))
             best = logits.topk(min(5, logits.shape[1])).indices.cpu() == truth.unsqueeze(1)
             found = [found[0] + int(best[:, 0].sum()), found[1] + int(best.sum()), found[2] + len(truth)]
-        return totals(found)
+        found = totals(found)
+        if not found[2]:  # on any rank
+            reason = next(iter(self.test.skipped.values()), "another rank has the reasons")
+            raise ParNetError(f"none of {len(self.test)} pictures to test on can be read; {reason}")
+        return found
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
@@ -177,7 +181,10 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
 
 def _schedule(optimizer: Optimizer, recipe: Recipe, steps: int) -> LRScheduler:
     if recipe.schedule == "one-cycle":
-        return OneCycleLR(optimizer, recipe.lr, total_steps=steps, pct_start=recipe.warm_up)
+        share = float(recipe.warm_up)
+        if math.isclose(share * steps, 1):  # a rise from step 0 to step 0, by whose length torch divides
+            share = (1 + 1e-9) / steps
+        return OneCycleLR(optimizer, recipe.lr, total_steps=steps, pct_start=share)
     rise, least = round(recipe.warm_up * steps), recipe.least_lr / recipe.lr if recipe.lr else 0.0
 
     def factor(step: int) -> float:

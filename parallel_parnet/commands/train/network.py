@@ -13,17 +13,21 @@ from parallel_parnet.network.variants import variant
 from ..data.classes import match
 from ..data.split import Split
 
+ADVICE = "name them by --labels FILE"
 
-def fresh(name: str, activation: str | None, size: int | None, split: Split) -> tuple[ParNet, np.ndarray]:
-    """A variant with random weights for the classes of `split`, and its number for each of them."""
+
+def fresh(name: str, activation: str | None, size: int | None, split: Split) -> tuple[ParNet, np.ndarray, str]:
+    """A variant with random weights for the classes of `split`, its number for each of them, and a line where they have
+    no names: then nobody knows that they are those of the variant."""
     config = _sized(variant(name), size)
     if activation is not None:
         config = replace(config, activation=activation)
     matched = match(split, config.labels, config.num_classes)
-    if matched.numbers is not None:
+    if split.classes and matched.numbers is not None:
         labels = config.labels or _names(split, matched.numbers)
-        return create_model(replace(config, labels=labels)), matched.numbers
-    return create_model(_with_classes_of(split, config)), np.arange(split.count)
+        return create_model(replace(config, labels=labels)), matched.numbers, ""
+    words = "" if split.classes else f"note: {split.layout} has no names of classes, nor will the network; {ADVICE}"
+    return create_model(_with_classes_of(split, config)), np.arange(split.count), words
 
 
 def tuned(model: ParNet, size: int | None, split: Split) -> tuple[ParNet, np.ndarray, str]:
@@ -31,11 +35,12 @@ def tuned(model: ParNet, size: int | None, split: Split) -> tuple[ParNet, np.nda
 
     The classifier stays where it is known to be of the same classes; else a new one takes its place, for other names.
     """
-    matched = match(split, model.config.labels, model.config.num_classes)
+    matched = match(split, model.config.labels, model.config.num_classes, exactly=True)
     if matched.numbers is not None:
         labels = model.config.labels or _names(split, matched.numbers)
         model.config = replace(_sized(model.config, size), labels=labels)
-        return model, matched.numbers, matched.words or "the checkpoint's classifier goes on: its classes are the same"
+        words = matched.words or "the checkpoint's classifier goes on: its classes are the same"
+        return model, matched.numbers, words if split.classes else f"{words}; if they are not, {ADVICE}"
     model.config = _with_classes_of(split, _sized(model.config, size))
     model.head["fc"] = nn.Linear(model.config.planes[-1], split.count)
     return model, np.arange(split.count), f"a new classifier of {split.count} classes ({matched.words})"

@@ -65,6 +65,8 @@ class Recipe:
                 raise ParNetError(f"{name} {value}: must be {least} to {most}")
         if self.schedule not in SCHEDULES or self.amp not in AMP:
             raise ParNetError(f"schedule {self.schedule!r}, amp {self.amp!r}: choose of {SCHEDULES} and {AMP}")
+        if self.schedule == "one-cycle" and self.warm_up == 1:
+            raise ParNetError("warm_up 1: one-cycle needs steps in which the rate falls; give less than 1")
         if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ParNetError(f"crop_scale {self.crop_scale}: give two shares of a picture, the smaller first")
 

@@ -37,6 +37,7 @@ def read(path: Path, settings: str) -> dict[str, Any] | None:
         raise ParNetError(f"{path}: no state of a training run ({reason}); remove it to begin anew") from None
     if made_with != settings:
         raise ParNetError(
-            f"{path}: a run with other settings or pictures stopped here; give those, or remove it to begin anew"
+            f"{path}: a run with other settings or pictures, or on another kind of device, stopped here; give those, "
+            f"or remove it to begin anew"
         )
     return state

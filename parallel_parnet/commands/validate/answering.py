@@ -31,6 +31,11 @@ class Work:
     batch_size: int
     ten_crop: bool
 
+    @property
+    def names(self) -> Iterator[str]:
+        """Of all pictures, in turn."""
+        return map(self.split.name, range(len(self.split)))
+
     def batches(self, done: Container[str]) -> Iterator[Batch]:
         """Requests of `batch_size` pictures, ten inputs each for ten crops, without those of which all is done."""
         starts = range(0, len(self.split), self.batch_size)
@@ -55,10 +60,10 @@ class Work:
 
 def answer(lines: AnswerLines, engine: Engine, work: Work, console: Console) -> int:
     """Append the answers that `lines` lacks: "label" and, best first, "top5", or a "reason"; returns how many."""
-    split, already = work.split, sum(work.split.name(i) in lines.done for i in range(len(work.split)))
+    split, already = work.split, sum(name in lines.done for name in work.names)
     if already:
         console.print(f"{lines.path}: {already} of {len(split)} pictures are there already, continuing")
-    truth = dict(zip(map(split.name, range(len(split))), work.numbers[split.truth].tolist(), strict=True))
+    truth = dict(zip(work.names, work.numbers[split.truth].tolist(), strict=True))
     with progress_bar(console) as progress:
         task = progress.add_task(f"{engine.executor}, {engine.arithmetic}", total=len(split), completed=already)
         for batch, logits in answers(engine, work.batches(lines.done), Latencies()):

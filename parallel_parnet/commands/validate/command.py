@@ -108,7 +108,8 @@ def run(
             return {"status": engine.serve()}
         basis = [
             program.digest, work.preprocess.size, str(engine.dtype), executor == REFERENCE, work.ten_crop,
-            work.numbers.tolist(), work.split.layout,
+            work.numbers.tolist(), work.split.layout, args.split, str(args.data.resolve()),
+            list(work.names), work.split.truth.tolist(),
         ]  # fmt: skip
         with AnswerLines(file, hashlib.sha256(json.dumps(basis).encode()).hexdigest()[:16]) as kept:
             new = answer(kept, engine, work, console)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
+
+from parallel_parnet import ParNetError
 
 Z = 1.959964  # of a normal variable's middle 95%
 
@@ -47,10 +50,13 @@ def score(path: Path) -> dict:
 
 
 def compare(path: Path, other: Path) -> dict:
-    """Of two files of answers to the same pictures in the same order: how many top-1 agree, and which do not."""
+    """Of two files of answers to the same pictures in the same order: how many top-1 agree, and which do not.
+    ParNetError for files of others."""
     agree = of = 0
     changed = []
-    for row, second in zip(lines(path), lines(other), strict=True):
+    for number, (row, second) in enumerate(zip_longest(lines(path), lines(other), fillvalue={}), 1):
+        if row.get("image") != second.get("image"):
+            raise ParNetError(f"{path} and {other}: line {number} is not of the same picture; remove both")
         if "reason" in row or "reason" in second:
             continue
         of += 1

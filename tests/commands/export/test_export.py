@@ -55,6 +55,19 @@ def test_raw_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert "input uint8, RGB" in capsys.readouterr().out
 
 
+def test_a_network_whose_own_pictures_end_as_one_pixel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:  # fmt: skip
+    """torch.export has no open size that may be 1, so its file begins at the next, and says so."""
+    model = lively(Config((4, 8, 8, 8), blocks=(1, 1, 1), num_classes=3, image_size=32), 1)
+    save_checkpoint(model, tmp_path / "small.safetensors")
+    words = ("--checkpoint", tmp_path / "small.safetensors", "--onnx", tmp_path / "o", "--pt2", tmp_path / "p")
+    assert call(monkeypatch, *words) == 0
+    onnx, pt2 = capsys.readouterr().out.split(f"{tmp_path / 'p'}: ")
+    assert "of 32 and 64 pixels" in onnx and "cannot hold" not in onnx and "of 64 and 96 pixels" in pt2
+    assert "multiples of 32 from 64\n  note: a .pt2 file cannot hold the network for its own 32 pixels" in pt2
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

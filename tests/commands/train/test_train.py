@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,12 +25,15 @@ from conftest import ROOT, SMALL, free_port, launch
 from labelled import cifar_binary, mnist
 from parallel_parnet import Config, ParNetError, create_model, fold, load_checkpoint
 from parallel_parnet.commands.common import Ranks
+from parallel_parnet.commands.data.classes import match
 from parallel_parnet.commands.data.finding import open_split
 from parallel_parnet.commands.data.split import TEST, TRAIN
 from parallel_parnet.commands.train import recipe as recipes
+from parallel_parnet.commands.train import state
 from parallel_parnet.commands.train.augment import decoded, erased, mirrored_and_moved
 from parallel_parnet.commands.train.batches import Pictures
-from parallel_parnet.commands.train.loop import Training, parameter_groups
+from parallel_parnet.commands.train.command import settings_of
+from parallel_parnet.commands.train.loop import Training, _schedule, parameter_groups
 from parallel_parnet.commands.train.made_up import draw, picture
 from parallel_parnet.commands.train.network import check_same_classes, fresh, tuned
 from parallel_parnet.commands.train.recipe import RandAugment, Recipe
@@ -43,7 +47,7 @@ ALONE, CPU = Ranks(0, 1, 0, 1), torch.device("cpu")
 def training(folder: Path, model: str, recipe: Recipe, test: str = TEST) -> Training:
     torch.manual_seed(0)
     split = open_split(folder, TRAIN)
-    network, numbers = fresh(model, None, None, split)
+    network, numbers, _ = fresh(model, None, None, split)
     preprocess = Preprocess.of(network.config)
     sides = (Pictures(part, numbers, preprocess) for part in (split, open_split(folder, test)))
     return Training(network, recipe, *sides, ALONE, CPU, 0)
@@ -148,12 +152,27 @@ def test_classifiers(tmp_path: Path) -> None:
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 3) and numbers.tolist() == [0, 1, 2]
     old = load_checkpoint(CHECKPOINT)
     kept, numbers, words = tuned(load_checkpoint(CHECKPOINT), None, digits)
-    assert torch.equal(kept.head["fc"].weight, old.head["fc"].weight) and "taken as the network's" in words
+    assert torch.equal(kept.head["fc"].weight, old.head["fc"].weight) and kept.config.labels == old.config.labels
+    assert "taken as the network's; if they are not, name them by --labels FILE" in words
     turned = replace(shapes, classes=("triangle", "disc", "square"))
     again, numbers, words = tuned(model, None, turned)
     assert again.config.labels == ("disc", "square", "triangle") and numbers.tolist() == [2, 0, 1]
     assert "goes on" in words
     assert fresh("parnet_cifar_1m", "relu", None, shapes)[0].config.num_classes == 3
+
+
+def test_classes_without_names_take_none_from_a_network(tmp_path: Path) -> None:
+    digits, few = (open_split(mnist(tmp_path / str(count), count, 1), TRAIN) for count in (10, 7))
+    model, numbers, words = fresh("parnet_fashion", None, None, digits)
+    assert (model.config.labels, len(numbers)) == ((), 10) and words.endswith("name them by --labels FILE")
+    assert fresh("parnet_s", None, 32, digits)[0].config.num_classes == 10
+    named = digits.named(VARIANTS["parnet_fashion"].labels)
+    model, _, words = fresh("parnet_fashion", None, None, named)
+    assert model.config.labels == named.classes and not words
+    model, numbers, words = tuned(load_checkpoint(CHECKPOINT), None, few)
+    assert (model.config.labels, model.config.num_classes, len(numbers)) == ((), 7, 7)
+    assert words == "a new classifier of 7 classes (7 classes in MNIST's layout, and 10 in the network)"
+    assert match(few, load_checkpoint(CHECKPOINT).config.labels, 10).numbers is not None, "for testing it is enough"
 
 
 @pytest.mark.parametrize(("streams", "size", "multiple"), [(3, 48, 32), (3, 50, 32), (4, 96, 64), (4, None, 64)])
@@ -176,6 +195,31 @@ def test_a_folder_with_a_picture_that_cannot_be_read(tmp_path: Path) -> None:
     run = launch("train.py", tmp_path / "shapes", "--checkpoint", CHECKPOINT, "--out", out, "--epochs", 1, "-b", 9)
     assert run.returncode == 1 and "000.png: not a picture" in run.stdout and "1 skipped" in run.stdout, run.stderr
     assert load_checkpoint(out).config.labels == ("disc", "square", "triangle")
+
+
+def test_pictures_that_cannot_be_read_while_testing(tmp_path: Path) -> None:
+    """One alone in its batch is skipped; nothing is said of the accuracy where there is no other."""
+    draw(tmp_path, {"train": 2, "val": 1})
+    recipe = recipes.load("fashion").with_changes(epochs=1, batch_size=2)
+    last, *others = sorted((tmp_path / "val").rglob("*.png"), reverse=True)
+    last.write_text("no picture")
+    task = run(training(tmp_path, "parnet_fashion", recipe))
+    assert len(task.log) == 1 and list(task.test.skipped) == ["triangle/000.png"]
+    for path in others:
+        path.write_text("no picture")
+    with pytest.raises(ParNetError, match=r"none of 3 pictures to test on can be read; .*000\.png: not a picture"):
+        run(training(tmp_path, "parnet_fashion", recipe))
+
+
+def test_a_run_goes_on_on_the_same_kind_of_device(tmp_path: Path) -> None:
+    task = training(mnist(tmp_path / "data", 4, 2), "parnet_fashion", EVERYTHING)
+    args = SimpleNamespace(seed=0, checkpoint=None)
+    on_cpu = settings_of(args, task)  # type: ignore[arg-type]
+    state.write(tmp_path / "c.state", task.state() | {"settings": on_cpu})
+    assert state.read(tmp_path / "c.state", on_cpu)
+    task.device = torch.device("cuda")
+    with pytest.raises(ParNetError, match="on another kind of device, stopped here; give those, or remove it"):
+        state.read(tmp_path / "c.state", settings_of(args, task))  # type: ignore[arg-type]
 
 
 def test_a_disk_that_fills_while_a_checkpoint_is_written(tmp_path: Path) -> None:
@@ -227,6 +271,20 @@ def test_recipes_that_say_something_else(tmp_path: Path) -> None:
         path.write_text(json.dumps(good | change))
         with pytest.raises(ParNetError, match=says):
             recipes.load(str(path))
+
+
+@pytest.mark.parametrize(("warm_up", "steps"), [(0, 10), (0.1, 10), (0.2, 5), (1 / 3, 3), (1 / 49, 49), (0.999, 7)])
+def test_any_warm_up_of_one_cycle(warm_up: float, steps: int) -> None:
+    recipe = recipes.load("fashion").with_changes(warm_up=warm_up, lr=1.0)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1.0, momentum=0.9)
+    schedule, rates = _schedule(optimizer, recipe, steps), []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == pytest.approx(1 / 25 if warm_up else 0.976, abs=1e-3) and max(rates) <= 1 and rates[-1] < 0.05
+    with pytest.raises(ParNetError, match="warm_up 1: one-cycle needs steps in which the rate falls; give less than 1"):
+        recipe.with_changes(warm_up=1)
 
 
 def test_pictures_are_varied_by_their_key_alone() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import binomtest
 
 from conftest import ROOT, launch
-from labelled import mnist
+from labelled import idx, mnist
 from parallel_parnet import Engine, ParNetError, fold, load_checkpoint
 from parallel_parnet.commands.data.finding import open_split
 from parallel_parnet.commands.data.split import TEST
@@ -104,6 +105,26 @@ def test_ranks_answer_as_the_reference(folder: Path, tmp_path: Path) -> None:
     result = json.loads(found.read_text())
     assert (result["top1"]["right"], result["against"]["agreement"]["right"]) == (10, 10)
     assert result["settings"]["ranks"] == 3 and not result["against"]["changed"]
+
+
+def test_answers_to_other_pictures_are_refused(tmp_path: Path) -> None:
+    """Of another part, folder or truth, though names and layout are the same; and two files that cannot be compared."""
+    data, kept = mnist(tmp_path / "data", 3, 3), tmp_path / "a.jsonl"
+    options = ("--device", "cpu", "--executor", "eager", "--resume", kept)
+    assert launch("validate.py", data, *options).returncode == 0
+    whole = kept.read_bytes()
+    moved = shutil.copytree(data, tmp_path / "moved")
+    for words in ((data, "--split", "train"), (moved,)):
+        run = launch("validate.py", *words, *options)
+        assert run.returncode == 2 and "crops, labels or data; give those" in run.stderr, run.stderr
+    (data / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(np.asarray([2, 1, 0], np.uint8))))
+    run = launch("validate.py", data, *options)
+    assert run.returncode == 2 and run.stderr.count("\n") == 1 and kept.read_bytes() == whole
+    other = tmp_path / "b.jsonl"
+    for rows in (whole.splitlines(keepends=True)[::-1], whole.splitlines(keepends=True)[:2]):
+        other.write_bytes(b"".join(rows))
+        with pytest.raises(ParNetError, match=r"a\.jsonl and .*b\.jsonl: line \d is not of the same picture"):
+            compare(kept, other)
 
 
 def headless(path: Path) -> Path:

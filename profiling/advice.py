@@ -113,9 +113,11 @@ def explain(timeline: Timeline) -> str:
             "sending is for a core."
         )
     if predicted := timeline.about["predicted"]:
+        ran = timeline.about["executor"]
+        by = "" if ran == "eager" else f": of {ran} it says nothing"
         lines.append(
-            f"The planner predicts {duration(predicted['makespan'])} for this placement, from its operations as they "
-            "were measured one by one."
+            f"The planner predicts {duration(predicted['makespan'])} for this placement, from its operations as eager "
+            f"mode ran them one by one{by}."
         )
     lines.append("Largest things to fix:")
     lines += [f"  {i}. {fix}" for i, fix in enumerate(story.fixes(timeline), start=1)]

@@ -174,11 +174,13 @@ def process_age() -> float | None:
 
 class Parser(argparse.ArgumentParser):
     """Raises ParNetError for wrong arguments, so that one rank speaks for all. Its whole numbers have 32 bits: no
-    command counts further, and what torch says to larger ones is no line that helps."""
+    command counts further, and what torch says to larger ones is no line that helps. Others are no larger, and no NaN,
+    which is neither too small nor too large for any limit."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.register("type", int, _whole_number)
+        self.register("type", float, _number_within_reason)
 
     def error(self, message: str) -> NoReturn:
         raise ParNetError(f"{message}; see --help")
@@ -188,6 +190,13 @@ def _whole_number(text: str) -> int:
     number = int(text)
     if abs(number) >= 2**31:
         raise argparse.ArgumentTypeError(f"{text} is beyond {2**31 - 1}")
+    return number
+
+
+def _number_within_reason(text: str) -> float:
+    number = float(text)
+    if not abs(number) < 2**31:
+        raise argparse.ArgumentTypeError(f"{text}: give a number of at most {2**31 - 1}")
     return number
 
 

@@ -71,7 +71,7 @@ class DistributedExecutor:
                 **settings,
                 **self.work.backends(False).settings,
                 "transport": transport,
-                "sources of parallel_parnet": _sources_digest(),
+                "sources of parallel_parnet": sources_digest(),
                 "torch": torch.__version__,
             }
         )
@@ -323,7 +323,7 @@ def _numbers(*numbers: int) -> Tensor:
     return torch.tensor(numbers, dtype=torch.int64, device=CPU)
 
 
-def _sources_digest() -> str:
+def sources_digest() -> str:
     """Of the package's code that decides what a lane computes: it changes with the version, and with any edit."""
     root, digest = Path(__file__).parents[1], hashlib.sha256()
     for folder in ("executors", "kernels", "network", "program", "transport"):

@@ -1,4 +1,4 @@
-"""Files that a command cannot read or write: one line says so, before any work is done for them."""
+"""Files that a command cannot read or write, and numbers that are none: one line says so, before any work is done."""
 
 from __future__ import annotations
 
@@ -54,6 +54,22 @@ def test_what_cannot_be_written(words: tuple[str, ...], name: str, here: Callabl
     run = here(*before, f"{name}{ending}")
     assert run.returncode == 2 and "cannot be written" in run.stderr and run.stderr.count("\n") == 1, run.stderr
     assert not run.stdout
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "1e300"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("bench", "--budget"), ("throughput", "--budget"), ("versus", "--budget"), ("plan", "--efficiency"),
+        ("infer", "--timeout"), ("validate", "absent", "--timeout"), ("gpu-check", "--seconds"), ("tune", "--minutes"),
+        ("train", "absent", "--out", "o.safetensors", "--timeout"), ("train", "absent", "--lr"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_numbers_that_no_limit_catches(words: tuple[str, ...], number: str, here: Callable) -> None:
+    run = here(*words, number)
+    assert run.returncode == 2 and run.stderr.count("\n") == 1, run.stderr
+    assert f"argument {words[-1]}: {number}: give a number of at most 2147483647" in run.stderr
 
 
 @pytest.mark.parametrize("command", ["validate", "quantize"])

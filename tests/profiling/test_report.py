@@ -104,6 +104,15 @@ def test_words_for_people(timeline: Timeline) -> None:
     assert parts == sorted(parts, reverse=True)
 
 
+@pytest.mark.parametrize(("executor", "end"), [("eager", "one by one."), ("native", "of native it says nothing.")])
+def test_a_prediction_says_whose_operations_it_is_from(
+    executor: str, end: str, timeline: Timeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(timeline.about, "executor", executor)
+    (said,) = (line for line in advice.explain(timeline).splitlines() if line.startswith("The planner predicts"))
+    assert "as eager mode ran them" in said and said.endswith(end)
+
+
 def test_the_documentation_says_what_its_traces_say() -> None:
     page = (ROOT / "docs" / "profiling.md").read_text(encoding="utf-8")
     assert page.count("<!-- explain") == 2

@@ -84,7 +84,7 @@ def parse_arguments() -> argparse.Namespace:
     for name, least in (("batch_size", 1), ("runs", 2), ("warmup", 1)):
         if getattr(args, name) < least:
             raise ParNetError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least {least}")
-    if args.budget <= 0:
+    if not args.budget > 0:
         raise ParNetError(f"--budget {args.budget:g}: must be positive")
     if not os.path.isdir(args.out):
         raise ParNetError(f"--out {args.out}: no such folder")

@@ -19,7 +19,7 @@ from parallel_parnet.files import write_atomically
 from ..common import RESULTS, Parser, Ranks, machine, slug
 from ..drawing import save
 from .bars import draw
-from .rows import Result, read, relation
+from .rows import SHARES, Result, reached, read, relation, runs
 
 FIGURE = ("bench-infer-parnet_s-224-", "bench-infer-parnet_xl-224-")
 
@@ -74,9 +74,9 @@ def table(result: Result) -> str:
             row["arithmetic"],
             f"{row['error']:.1e}",
             *(f"{latency[key]:.3f}" for key in ("median", "p90", "p99", "min")),
-            str(row["n"]),
+            runs(row),
             f"{row['setup_s'] + row['first_call_s']:.2f}",
-            f"{row['gflop_per_s']:.1f} ({row['of_matmul']:.0%})",
+            reached(row, *SHARES[0]),
             "" if row.get("overhead_us") is None else f"{row['overhead_us']:.1f}",
             relation(row, result["rows"]),
             "unstable: " + "; ".join(row["unstable"]) if row["unstable"] else "stable",

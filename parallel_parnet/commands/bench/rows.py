@@ -30,6 +30,7 @@ TIMM = (
     "model", "infer_samples_per_sec", "infer_step_time", "infer_batch_size", "infer_img_size", "param_count",
     "infer_gmacs",
 )  # fmt: skip
+FP32 = "float32"
 SHARES = (("gflop_per_s", "of_matmul"), ("gb_per_s", "of_copy"))
 KINDS = ("header", "rows", "missing", "disagree")
 
@@ -75,23 +76,38 @@ def row_of(entry: Entry, possible: Mapping[str, Mapping[str, float]], clocks: Se
 
 def _achieved(subject: Subject, kind: str, seconds: float, possible: Mapping[str, Mapping[str, float]]) -> Row:
     """Rates over the median pass, and their shares of a matrix product's and a copy's. Bytes as the program has them:
-    each operation's inputs, weights and output once."""
+    each operation's inputs, weights and output once. No share of a product that is slower than one of fp32, which says
+    that torch has none for this machine, and not what the machine could do."""
     if subject.program is None:
         return {}
     itemsize = getattr(torch, kind).itemsize
     flops = subject.flops / seconds
+    product = possible[kind]["flop_per_s"]
     moved = subject.program.cost(subject.size, subject.batch, itemsize).bytes / seconds
     return {
         "gflop_per_s": round(flops / 1e9, 2),
-        "of_matmul": round(flops / possible[kind]["flop_per_s"], 4),
+        "of_matmul": round(flops / product, 4) if product >= possible[FP32]["flop_per_s"] else None,
         "gb_per_s": round(moved / 1e9, 2),
         "of_copy": round(moved / possible[kind]["bytes_per_s"], 4),
     }
 
 
 def best(rows: Sequence[Row], ours: bool) -> Row | None:
-    """The row with the smallest median latency, among ours or the peers."""
-    return min((row for row in rows if row["ours"] == ours), key=lambda row: row["infer_step_time"], default=None)
+    """The row with the smallest median latency, among ours or the peers; one of few runs only where there is no other,
+    since the smallest of many medians is the luckiest, and few runs have the most luck."""
+    able = (row for row in rows if row["ours"] == ours)
+    return min(able, key=lambda row: (row["n"] < TELLING, row["infer_step_time"]), default=None)
+
+
+def reached(row: Row, rate: str, share: str) -> str:
+    """A rate, and its share of what is possible where that is known."""
+    return f"{row[rate]:.1f}" + ("" if row[share] is None else f" ({row[share]:.0%})")
+
+
+def runs(row: Row) -> str:
+    """How many, and whether they are too few to be a result, or to say anything of two medians."""
+    few = "too few" if row["n"] < TELLING else "few" if row["n"] < FEWEST else ""
+    return f"{row['n']}{few and f' ({few})'}"
 
 
 def last_line(result: Result, path: Path) -> Row:
@@ -188,9 +204,8 @@ def show(result: Result, console: Console) -> None:
     for row in rows:
         latency = (f"{row['latency_ms'][key]:.3f}" for key in ("median", "p90", "p95", "p99", "min"))
         more = (f"{row[f'{key}_ms']['median']:.3f}" if row[f"{key}_ms"] else "" for key in extra)
-        n = f"{row['n']}{'' if row['n'] >= FEWEST else ' (few)'}"
         ratios = relation(row, rows)
-        table.add_row(row["contender"], *latency, n, *more, ratios, style="bold" if row["ours"] else None)
+        table.add_row(row["contender"], *latency, runs(row), *more, ratios, style="bold" if row["ours"] else None)
     console.print(table)
     heads = (
         "contender",
@@ -205,11 +220,10 @@ def show(result: Result, console: Console) -> None:
     )
     table = make_table(*heads, title="Set-up, what is reached of what is possible, verdict")
     for row in rows:
-        reached = (f"{row[rate]:.1f} ({row[share]:.0%})" for rate, share in SHARES)
         overhead = row.get("overhead_us")
         table.add_row(
             row["contender"], row["arithmetic"], f"{row['error']:.1e} ({row['limit']:.0e})",
-            f"{row['setup_s']:.2f}", f"{row['first_call_s']:.2f}", *reached,
+            f"{row['setup_s']:.2f}", f"{row['first_call_s']:.2f}", *(reached(row, *pair) for pair in SHARES),
             "" if overhead is None else f"{overhead:.1f}",
             "unstable: " + "; ".join(row["unstable"]) if row["unstable"] else "stable",
         )  # fmt: skip

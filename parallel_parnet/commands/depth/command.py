@@ -25,9 +25,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from parallel_parnet import ParNetError
 from parallel_parnet.executors.available import METHODS
 from parallel_parnet.executors.backends import lacking
+from parallel_parnet.executors.distributed import sources_digest
 from parallel_parnet.files import as_json, write_atomically, write_json
 from parallel_parnet.planning.costs import LINKS, Link
 
+from ..bench.machine import describe
 from ..common import DTYPES, RESULTS, Parser, Ranks, machine, plain_console, slug
 from .busiest import busiest
 from .curves import draw
@@ -39,23 +41,29 @@ from .simulated import lane_per_stream
 EXECUTORS = ("eager", "native", "inductor", "openvino", "cuda_graph", "cuda_streams")
 SIDE_BY_SIDE = ("native",)  # on the CPU: those whose threads share a level
 LOOPBACK = RESULTS / "links-gloo-loopback.json"
+PASSING = ("date", "commit")  # what may differ between rows of one file
 SECONDS = 8.0  # of timed runs for a group and executor; a quarter of it with --quick
 
 
 class Log:
-    """Rows measured so far, in a JSON file that is whole after every group."""
+    """Rows measured so far, in a JSON file that is whole after every group. foreign: why none may be added to those
+    that the file has, whose header stays theirs; empty where some may."""
 
     def __init__(self, path: Path, header: dict) -> None:
-        self.path, self.header = path, header
+        self.path, self.header, self.today, self.foreign = path, header, header["date"], ""
         self.rows: list[dict] = []
         if path.exists():
             try:
                 content = json.loads(path.read_text())
-                old, self.rows = content["header"], content["rows"]
-            except (OSError, ValueError, KeyError, TypeError) as error:
+                self.header, self.rows = content["header"], content["rows"]
+                changed = [key for key in header if key not in PASSING and self.header.get(key) != header[key]]
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ParNetError(f"{path}: no result of this experiment ({error}); move it away") from None
-            if changed := [key for key in header if key != "date" and old.get(key) != header[key]]:
-                raise ParNetError(f"{path}: measured with another {changed[0]}, {old.get(changed[0])}; move it away")
+            if changed:
+                told = self.header.get(changed[0], "not told")
+                self.foreign = (
+                    f"its {changed[0]} is {told}, and {header[changed[0]]} here; move it away to measure anew"
+                )
 
     def has(self, group: str, executor: str) -> bool:
         """Whether this group was measured with this executor."""
@@ -63,6 +71,8 @@ class Log:
 
     def add(self, rows: list[dict]) -> None:
         """Keep these rows, on disk too, as JSON and as CSV."""
+        first = self.header["date"].split(" ")[0]
+        self.header = self.header | {"date": first if first == self.today else f"{first} to {self.today}"}
         self.rows += rows
         write_json(self.path, {"header": self.header, "rows": self.rows})
         table = io.StringIO()
@@ -141,9 +151,11 @@ def main() -> int:
     if args.quick and "openvino" in on_cpu:
         on_cpu.remove("openvino")
     link = Link.read(LOOPBACK) if device.type == "cpu" else LINKS["nvlink"]
+    about = describe(device)
     header = {
         "machine": machine(device), "dtype": str(dtype).removeprefix("torch."), "threads": threads,
         "torch": torch.__version__, "quick": args.quick, "link": link.name, "date": time.strftime("%Y-%m-%d"),
+        "sources_digest": sources_digest()[:16], **{k: about[k] for k in ("cpu", "isa", "commit") if k in about},
     }  # fmt: skip
     name = f"latency-vs-depth-{slug(header['machine'])}-{header['dtype']}{'-quick' if args.quick else ''}"
     if not os.path.isdir(args.out):
@@ -154,13 +166,20 @@ def main() -> int:
         raise ParNetError(f"--only {args.only}: choose part of one of {', '.join(points(args.quick))}")
     wanted = {group: args.executors or (on_cpu if device.type == "cpu" else ["cuda_graph"]) for group in groups}
     todo = [(group, executor) for group in groups for executor in wanted[group] if not log.has(group, executor)]
+    console = plain_console(stderr=True)
+    if log.foreign and todo:
+        raise ParNetError(f"{log.path}: not continued: {log.foreign}")
+    if not todo:
+        console.print(f"{log.path}: all is there already, of {log.header['date']}: nothing is measured", soft_wrap=True)
+    if log.foreign:
+        console.print(f"note: {log.foreign}", soft_wrap=True)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=plain_console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=sum(len(groups[group]) for group, _ in todo))
         for group, executor in todo:
             progress.update(task, description=f"{group}, {executor}")

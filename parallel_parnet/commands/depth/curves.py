@@ -15,15 +15,21 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from parallel_parnet.executors.available import METHODS
+
 from .busiest import brent
 
-STYLES = {
+CHOSEN = {
     "eager": {"color": "#1f4e79", "marker": "o", "linestyle": "-"},
     "native": {"color": "#b2182b", "marker": "*", "linestyle": "-", "linewidth": 2.2, "markersize": 9},
     "openvino": {"color": "#b35806", "marker": "s", "linestyle": "--"},
     "inductor": {"color": "#542788", "marker": "D", "linestyle": "-."},
-    "lanes": {"color": "#1b7837", "marker": "^", "linestyle": ":"},
 }
+# each executor that there is has a style: those that were given none share a line and differ in colour and marker
+STYLES = {
+    name: {"color": f"C{i}", "marker": "PXvdph<>"[i % 8], "linestyle": (0, (5, 1))} for i, name in enumerate(METHODS)
+}
+STYLES |= CHOSEN | {"lanes": {"color": "#1b7837", "marker": "^", "linestyle": ":"}}
 
 
 def draw(rows: list[dict], header: dict, folder: Path, name: str) -> dict[str, str]:

@@ -20,11 +20,13 @@ MISSING = (
 
 def write_page(path: Path, rows: list[dict], header: dict, figures: dict[str, Path]) -> None:
     """Write the page as Markdown; figures by name."""
+    cpu = f", {header['cpu']}, kernels in {header['isa']}" if header.get("cpu") else ""  # which older files lack
+    commit = f", commit {header['commit'][:10]}" if header.get("commit") else ""
     parts = [
         "# Latency against depth",
         "",
-        f"Measured on {header['date']} on a {header['machine']}, {header['dtype']}, {header['threads']} compute "
-        f"thread(s), torch {header['torch']}: medians of interleaved runs after warm-up. To make it again:",
+        f"Measured on {header['date']} on a {header['machine']}{cpu}, {header['dtype']}, {header['threads']} compute "
+        f"thread(s), torch {header['torch']}{commit}: medians of interleaved runs after warm-up. To make it again:",
         "",
         "```",
         " ".join(["python launch/latency_vs_depth.py --executors", *executors(rows), *["--quick"] * header["quick"]]),

@@ -48,7 +48,12 @@ def classify_and_time(
     for skipped in found.skipped:
         console.print(f"skipped: {skipped['reason']}")
     setting["start_up_s"]["first answer"] = found.first_s
-    inputs = [batch.x.to(engine.device) for batch in islice(pictures.batches(), KEPT_BATCHES)]
+    inputs = [x.to(engine.device) for x in equal_batches(pictures)]
+    setting["batch_size"] = len(inputs[0])
+    if len(inputs[0]) < args.batch_size:
+        console.print(
+            f"note: {len(inputs[0])} pictures fill no batch of {args.batch_size}: one of all of them is timed"
+        )
     with Sampler() as sampler:
         latency = measure(engine, inputs, args, console)
     result = {
@@ -114,6 +119,13 @@ def classify(engine: Engine, pictures: Pictures, console: Console) -> Answers:
         first = found.skipped[0]["reason"]
         raise ParNetError(f"none of {len(pictures.paths)} pictures has an answer; the first: {first}")
     return found
+
+
+def equal_batches(pictures: Pictures) -> list[Tensor]:
+    """What is timed: batches as large as they were asked for, without what is left over at the end; where there are
+    too few pictures for one, all of them as one that is smaller."""
+    kept = [batch.x for batch in islice(pictures.batches(), KEPT_BATCHES)]
+    return [x for x in kept if len(x) == len(kept[0])]
 
 
 def measure(engine: Engine, inputs: list[Tensor], args: argparse.Namespace, console: Console) -> dict[str, float]:

@@ -36,7 +36,7 @@ from ..common import table as make_table
 from ..processes import environment
 from ..sections import link, put
 from .measured import find_link, measure, timed
-from .prediction import HEADS, NEXT, TITLE, cells, section, sentences
+from .prediction import HEADS, NEXT, TITLE, cells, middle_error, section, sentences
 
 CASES = {  # name: ranks, arguments of launch/infer.py
     "1 lane": (1, ()),
@@ -174,12 +174,12 @@ def main() -> int:
     result = {
         "machine": machine(device), "processors": processors(device), "executor": executor, "dtype": "float32",
         "batch": 1, "threads": 1, **describe(device), "link": described(between),
-        "median_absolute_error": median(abs(row["error"]) for row in rows), "cases": rows,
+        "median_absolute_error": middle_error(rows), "cases": rows,
     }  # fmt: skip
     console = plain_console()
-    shown = make_table(*HEADS, "load", title=f"By {executor}")
-    for row, load in zip(cells(result), rows, strict=True):
-        shown.add_row(*row, f"{load['load_average']:.1f}")
+    shown = make_table(*HEADS, title=f"By {executor}")
+    for row in cells(result):
+        shown.add_row(*row)
     console.print(shown)
     for sentence in sentences(result):
         console.print(sentence, soft_wrap=True)

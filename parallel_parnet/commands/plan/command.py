@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,15 +21,15 @@ from rich.console import Console
 from parallel_parnet import VARIANTS, ParNetError, Placement, Program, create_model, fold
 from parallel_parnet.executors.available import EXECUTORS
 from parallel_parnet.files import as_json, check_writable, write_json
-from parallel_parnet.planning.costs import H200, Costs, Device
+from parallel_parnet.planning.costs import H200, Costs, Device, Measured
 from parallel_parnet.planning.explain import critical_transfers, duration, explain, gantt, lanes_in_words
 from parallel_parnet.planning.planner import Schedule, schedule
 from parallel_parnet.planning.search import search
 
-from ..common import DTYPES, Parser, add_model_arguments, load_model, pixels, plain_console, settle
+from ..common import DTYPES, Parser, add_model_arguments, cores, load_model, pixels, plain_console, settle
 from ..common import table as make_table
 from ..drawing import check, draw
-from .measured import find_link, measure
+from .measured import find_link, measure, on_a_thread
 
 TABLE_MODELS = tuple(VARIANTS)
 TABLE_ROWS = (  # link, device, efficiency
@@ -68,9 +69,16 @@ def costs_of(
 ) -> tuple[Costs, Device]:  # fmt: skip
     """The costs, and the device that they come from."""
     kind, chosen = DTYPES[dtype or ("bfloat16" if device == "h200" else "float32")], find_link(link)
-    where = torch.device("cuda" if torch.cuda.is_available() and executor != "cpu" else "cpu")
-    lane = H200.at(efficiency) if device == "h200" else measure(program, where, kind, size, batch, executor)
+    lane = H200.at(efficiency) if device == "h200" else lane_here(program, kind, size, batch, executor)
     return Costs.of(program, lane, chosen, size, batch, kind.itemsize), lane
+
+
+def lane_here(program: Program, dtype: torch.dtype, size: int | None, batch: int, executor: str) -> Measured:
+    """A lane as this machine has it: a GPU, or a core with one thread, since the search gives each lane its own."""
+    if torch.cuda.is_available() and executor != "cpu":
+        return measure(program, torch.device("cuda"), dtype, size, batch, executor)
+    lane = on_a_thread(program, dtype, size, batch, executor)
+    return replace(lane, source=f"{lane.source}; each lane is taken to have a core, of which {cores()} are here")
 
 
 def summary(result: Schedule) -> dict:

@@ -79,6 +79,18 @@ def measure(
     return Measured(f"measured {device.type}", seconds, source)
 
 
+def on_a_thread(
+    program: Program, dtype: torch.dtype, size: int | None, batch: int, executor: str, passes: int = PASSES
+) -> Measured:
+    """As `measure` on one thread of the CPU, which is what a lane has that has a core of its own."""
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        return measure(program, torch.device("cpu"), dtype, size, batch, executor, passes)
+    finally:
+        torch.set_num_threads(threads)
+
+
 def in_a_pass(
     program: Program, device: torch.device, dtype: torch.dtype, executor: str, x: Tensor
 ) -> dict[str, Callable[[], object]]:

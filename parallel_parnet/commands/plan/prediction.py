@@ -6,37 +6,55 @@ A result is what `check` writes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import median
 
 from ..sections import NAMES, filled, table
 
 TITLE, NEXT = "## Prediction against this machine", "## What the model leaves out"
-HEADS = ("", "predicted", "measured", "error")
+HEADS = ("", "predicted", "measured", "error", "load")
 TARGET = 0.1  # of the median error
 
 
 def cells(result: Mapping) -> list[list[str]]:
-    """The table's rows, under HEADS."""
+    """The table's rows, under HEADS: the error of one lane, which is no prediction, in brackets."""
     return [
         [
             f"{_name(row['model'])}, {row['case']}",
             *(f"{row[key] * 1e3:.1f} ms" for key in ("predicted_s", "measured_s")),
-            f"{row['error']:+.1%}",
+            f"{row['error']:+.1%}" if row["lanes"] > 1 else f"({row['error']:+.1%})",
+            f"{row['load_average']:.1f}",
         ]
         for row in result["cases"]
     ]
 
 
+def middle_error(rows: Sequence[Mapping]) -> float | None:
+    """The median error, signs aside, of what is predicted: of one lane that is the pass to which operations were
+    scaled. None where there is only that."""
+    return median(errors) if (errors := [abs(row["error"]) for row in rows if row["lanes"] > 1]) else None
+
+
 def sentences(result: Mapping) -> list[str]:
     """Whether the target is met, what sharing does, and what lanes gave."""
     rows, count = result["cases"], result["processors"]
-    middle = result["median_absolute_error"]
-    met = "met" if middle < TARGET else "missed"
-    said = [f"The median error, signs aside, is {middle:.1%}; the target, under {TARGET:.0%}, is {met}."]
+    middle, said = middle_error(rows), []
+    if any(row["lanes"] == 1 for row in rows):
+        said.append(
+            "Operations are scaled so that they add up to a timed pass of one lane: rows of one lane, whose errors are "
+            "in brackets, predict nothing, and count nowhere below."
+        )
+    if middle is not None:
+        met = "met" if middle < TARGET else "missed"
+        predictions = sum(row["lanes"] > 1 for row in rows)
+        said.append(
+            f"The median error of {predictions} prediction{'s' * (predictions > 1)}, signs aside, is {middle:.1%}; "
+            f"the target, under {TARGET:.0%}, is {met}."
+        )
     for shared, what in (
         (False, f"With up to {count} lanes, each with a processor of its own,"),
         (True, f"With more lanes than the {count} processors, which they share,"),
     ):
-        errors = [row["error"] for row in rows if (row["lanes"] > count) == shared]
+        errors = [row["error"] for row in rows if row["lanes"] > 1 and (row["lanes"] > count) == shared]
         if errors:
             said.append(f"{what} errors are {_span(errors)}.")
     for model in dict.fromkeys(row["model"] for row in rows):
@@ -54,7 +72,8 @@ def section(result: Mapping, file: str) -> str:
     first = (
         "`python launch/plan_check.py` takes operations' and the link's times as measured, predicts, and runs each "
         f"placement in ranks, one thread each. On a {result['machine']}, by {result['executor']}, {result['dtype']}, "
-        f"link {result['link']['name']}, {result['date'][:10]} ([numbers]({file})):"
+        f"link {result['link']['name']}, {result['date'][:10]} ([numbers]({file})); load is "
+        "the machine's average over the minute before:"
     )
     said = filled(" ".join(sentences(result)))
     return "\n\n".join([TITLE, filled(first), table(HEADS, cells(result)), said]) + "\n"

@@ -9,7 +9,7 @@ from parallel_parnet.choice import HAND_OVER
 from parallel_parnet.planning.costs import H200, LINKS, Costs, Device, Link, Measured
 from parallel_parnet.planning.search import search
 
-from ..plan.measured import measure as measure_operations
+from ..plan.measured import on_a_thread
 
 LANES = (2, 3)  # ParNet has three streams
 PASSES = 3
@@ -19,18 +19,14 @@ WHAT = (
     "run whole operations, as the paper's GPUs do, so that only operations side by side gain by them: with the times "
     f"that each took here on one thread and {HAND_OVER * 1e6:.0f} us for a hand-over, under the placement that the "
     "planner finds to be the fastest. Simulated GPUs are H200s in bf16, joined by NVLink, whose kernels take no longer "
-    "than their arithmetic or their bytes: a floor, which no kernel of ours reaches."
+    f"than their arithmetic or their bytes, and {H200.launch_s * 1e6:.1f} us for the launch that a GPU's operations of "
+    "one level share, as measured on an H100 inside a CUDA graph: a floor, which no kernel of ours reaches."
 )
 
 
 def lanes_ms(program: Program, one_ms: float) -> dict[int, float]:
     """Milliseconds on so many lanes; one_ms: on one, which the operations' own times are scaled to add up to."""
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        alone = measure_operations(program, torch.device("cpu"), torch.float32, None, 1, "native", PASSES).seconds
-    finally:
-        torch.set_num_threads(threads)
+    alone = on_a_thread(program, torch.float32, None, 1, "native", PASSES).seconds
     factor = one_ms / 1e3 / sum(alone.values())
     core = Measured("a core", {name: factor * seconds for name, seconds in alone.items()}, "measured here")
     return {lanes: round(1e3 * _fastest(program, core, SHARED, lanes, 4), 4) for lanes in LANES}

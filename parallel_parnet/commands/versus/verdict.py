@@ -76,7 +76,11 @@ def paragraph(pair: Pair, cores: int) -> str:
 def summary(found: Sequence[Pair]) -> str:
     """From how many threads, lanes and GPUs on ParNet is the faster one, and against whom."""
     parts = []
-    for what, key in (("threads of this machine", "threads"), ("simulated lanes", "lanes_ms"), ("GPUs", "gpus_us")):
+    for what, key in (
+        ("threads of this machine", "threads"),
+        ("simulated lanes", "lanes_ms"),
+        ("simulated GPUs", "gpus_us"),
+    ):
         said = []
         for p, r in found:
             mine, other = ({k: t["ms"] if key == "threads" else t for k, t in row[key].items()} for row in (p, r))

@@ -30,7 +30,18 @@ from parallel_parnet.commands.bench import page as bench_report
 from parallel_parnet.commands.bench.comparison import changes, differences
 from parallel_parnet.commands.bench.fused import fuse
 from parallel_parnet.commands.bench.measure import Settings, contenders, measure, worth_timing
-from parallel_parnet.commands.bench.rows import add_ratios, read, relation, result_name, write
+from parallel_parnet.commands.bench.rows import (
+    SHARES,
+    _achieved,
+    add_ratios,
+    best,
+    reached,
+    read,
+    relation,
+    result_name,
+    runs,
+    write,
+)  # fmt: skip
 from parallel_parnet.commands.bench.running import Entry, interleave, spread
 from parallel_parnet.commands.bench.statistics import median_interval, summary
 from parallel_parnet.commands.bench.subject import Contender, Runner, Subject
@@ -85,6 +96,26 @@ def test_few_or_unstable_runs_claim_nothing() -> None:
     assert relation(shaky[1], shaky).endswith("), ours faster as far as unstable times tell")
     few = result({"ours: eager": rng.normal(8, 0.1, 50), "a peer": rng.normal(10, 0.1, 7)})["rows"]
     assert relation(few[1], few).endswith("), too few runs to say")
+
+
+def test_the_best_is_not_the_luckiest_of_few_runs() -> None:
+    """A row of few runs is the best only where there is no other, and says how few they are."""
+    lucky, many = np.full(7, 1.0), np.full(20, 2.0)
+    rows = result({"ours: a": lucky, "ours: b": many, "peer": lucky})["rows"]
+    found = [best(rows, ours) for ours in (True, False)]
+    assert [row and row["contender"] for row in found] == ["ours: b", "peer"]
+    assert [runs(row) for row in rows] == ["7 (too few)", "20 (few)", "7 (too few)"]
+    assert runs({"n": 50}) == "50"
+
+
+def test_no_share_of_a_product_slower_than_that_of_fp32() -> None:
+    """torch's product in int8 is a loop where the machine has no instructions for it: a share of it tells nothing."""
+    flops = {"float32": 1e11, "int8": 1e9}
+    possible = {kind: {"flop_per_s": rate, "bytes_per_s": 1e10} for kind, rate in flops.items()}
+    slow, fp32 = (_achieved(subject(), kind, 1e-3, possible) for kind in ("int8", "float32"))
+    assert slow["of_matmul"] is None and "%" not in reached(slow, *SHARES[0]) and "%" in reached(fp32, *SHARES[0])
+    possible["int8"]["flop_per_s"] = 2e11
+    assert _achieved(subject(), "int8", 1e-3, possible)["of_matmul"] > 0
 
 
 def test_turns_are_taken() -> None:

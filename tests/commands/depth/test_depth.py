@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,13 +12,18 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from conftest import launch, relative
+from conftest import ROOT, launch, relative
 from parallel_parnet import Engine, ParNetError, Placement, create_model, fold
 from parallel_parnet.commands.bench.poster_networks import PEERS
+from parallel_parnet.commands.depth import command
 from parallel_parnet.commands.depth.busiest import brent, busiest
 from parallel_parnet.commands.depth.claims import claims
+from parallel_parnet.commands.depth.command import Log
+from parallel_parnet.commands.depth.curves import STYLES, draw
 from parallel_parnet.commands.depth.fit import fit
+from parallel_parnet.commands.depth.page import write_page
 from parallel_parnet.commands.depth.points import one_stream, points
+from parallel_parnet.executors.available import METHODS
 from parallel_parnet.program.families import arranged
 
 # millions of parameters and GFLOPs, as the poster gives them
@@ -172,6 +178,68 @@ def test_a_run_resumes(tmp_path: Path) -> None:
     refused = launch("latency_vs_depth.py", *quick)
     assert refused.returncode == 2
     assert "no result of this experiment" in refused.stderr
+
+
+STORED = ROOT / "results" / "latency-vs-depth-2-core-x86-64-avx512-float32.json"
+HEADER = {"machine": "a", "date": "2026-01-01", "cpu": "fast", "isa": "avx2", "sources_digest": "1", "commit": "c"}
+ROW = {"group": "g", "executor": "eager"}
+
+
+def test_rows_keep_the_day_they_were_measured_on(tmp_path: Path) -> None:
+    file, later = tmp_path / "log.json", HEADER | {"date": "2026-01-03", "commit": "d"}
+    Log(file, HEADER).add([ROW])
+    again = Log(file, later)
+    assert again.header == HEADER and again.rows == [ROW] and not again.foreign
+    again.add([ROW | {"group": "h"}])
+    assert Log(file, later).header == HEADER | {"date": "2026-01-01 to 2026-01-03"}
+
+
+@pytest.mark.parametrize("key", ["cpu", "isa", "sources_digest"])
+def test_what_was_measured_elsewhere_is_read_and_not_added_to(key: str, tmp_path: Path) -> None:
+    """Also where an older file does not tell."""
+    file = tmp_path / "log.json"
+    for old, told in ((HEADER | {key: "slow"}, "slow"), ({k: HEADER[k] for k in HEADER if k != key}, "not told")):
+        file.write_text(json.dumps({"header": old, "rows": [ROW]}))
+        log = Log(file, HEADER)
+        assert log.foreign.startswith(f"its {key} is {told}, and {HEADER[key]} here") and log.rows == [ROW]
+        assert log.header == old
+
+
+def test_a_file_of_before_makes_its_page_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line says why it is not continued."""
+    stored = json.loads(STORED.read_text())
+    header = {**stored["header"], "machine": command.machine(torch.device("cpu")), "torch": torch.__version__}
+    rows = [row for row in stored["rows"] if "published" in row["group"]]
+    before = torch.get_num_threads()
+    file = tmp_path / f"latency-vs-depth-{command.slug(header['machine'])}-float32.json"
+    file.write_text(json.dumps({"header": header, "rows": rows}))
+    words = ["latency_vs_depth.py", "--device", "cpu", "--out", str(tmp_path), "--only", "published", "--executors"]
+    try:
+        monkeypatch.setattr(sys, "argv", [*words, "eager"])
+        assert command.main() == 0
+        said = capsys.readouterr().err
+        assert "all is there already, of 2026-11-26: nothing is measured" in said and "note: its " in said
+        assert "Measured on 2026-11-26 on" in next(tmp_path.glob("*.md")).read_text()
+        monkeypatch.setattr(sys, "argv", [*words, "inductor"])
+        with pytest.raises(ParNetError, match=r"not continued: its .* here; move it away to measure anew"):
+            command.main()
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_every_executor_can_be_drawn(tmp_path: Path) -> None:
+    """By a style of its own; also what runs on GPUs by itself, where nothing else was measured."""
+    assert STYLES.keys() >= METHODS.keys() and len({(s["color"], s["marker"]) for s in STYLES.values()}) == len(STYLES)
+    stored = json.loads(STORED.read_text())
+    groups = ("depth, width 16", "work by streams")
+    rows = [r for r in stored["rows"] if r["executor"] == "openvino" and r["group"].startswith(groups)]
+    rows = [row | {"executor": "cuda_graph", "lanes": row["streams"]} for row in rows]
+    figures = draw(rows, stored["header"], tmp_path, "gpu")
+    assert figures.keys() == {"depth", "work"}
+    write_page(tmp_path / "page.md", rows, stored["header"], {f: tmp_path / file for f, file in figures.items()})
+    assert "--executors cuda_graph" in (tmp_path / "page.md").read_text()
 
 
 def test_bad_requests(tmp_path: Path, here: Callable) -> None:

@@ -14,7 +14,8 @@ from conftest import SMALL, launch
 from parallel_parnet import Placement, create_model, fold
 from parallel_parnet.commands.common import Ranks
 from parallel_parnet.commands.lanes import place as lane_placement
-from parallel_parnet.planning.costs import Costs
+from parallel_parnet.commands.plan import command, measured
+from parallel_parnet.planning.costs import Costs, Measured
 from parallel_parnet.planning.explain import duration, gantt
 from parallel_parnet.planning.planner import schedule
 from parallel_parnet.program.program import INPUT
@@ -70,6 +71,26 @@ def test_plan_with_times_of_this_machine(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     assert "lane 1" in run.stdout
     assert json.loads(out.read_text())["best"]["lanes"] == 2
+
+
+def test_a_lane_of_this_machine_is_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And says so, since the search gives each lane a core of its own, whatever there is."""
+    threads, before = [], torch.get_num_threads()
+
+    def timed(*_: object) -> Measured:
+        threads.append(torch.get_num_threads())
+        return Measured("measured cpu", dict.fromkeys(PARNET.by_name, 1e-3), "by hand")
+
+    monkeypatch.setattr(measured, "measure", timed)
+    monkeypatch.setattr(command.torch.cuda, "is_available", lambda: False)
+    torch.set_num_threads(3)
+    try:
+        costs, _ = command.costs_of(PARNET, "1us,100GB/s", "measured")
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert threads == [1]
+    assert any("each lane is taken to have a core, of which" in source for source in costs.sources)
 
 
 @pytest.mark.parametrize(

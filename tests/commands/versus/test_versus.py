@@ -17,6 +17,7 @@ from parallel_parnet.commands.bench import poster
 from parallel_parnet.commands.bench.poster import QUOTED
 from parallel_parnet.commands.versus import command, measure
 from parallel_parnet.commands.versus.page import TITLE, section
+from parallel_parnet.commands.versus.simulated import WHAT
 from parallel_parnet.commands.versus.verdict import (
     SAME,
     crossover,
@@ -90,7 +91,9 @@ def test_who_is_held_against_whom(made: list[dict]) -> None:
 @given(rows())
 def test_the_summary_follows_numbers(made: list[dict]) -> None:
     said = summary(pairs(made)).split(" On ")[1:]
-    for key, what, text in zip(("threads", "lanes_ms", "gpus_us"), ("threads", "simulated lanes", "GPUs"), said):
+    for key, what, text in zip(
+        ("threads", "lanes_ms", "gpus_us"), ("threads", "simulated lanes", "simulated GPUs"), said
+    ):
         assert text.startswith(what)
         for p, r in pairs(made):
             mine, other = ({int(k): t["ms"] if key == "threads" else t for k, t in row[key].items()} for row in (p, r))
@@ -98,6 +101,11 @@ def test_the_summary_follows_numbers(made: list[dict]) -> None:
             short = ", which is less accurate" if p["top1"] < r["top1"] else ""
             when = f"never, up to {max(mine)}" if lanes is None else f"from {lanes} on"
             assert f"{when} against {r['network']} ({p['network']}{short})" in text
+
+
+def test_what_simulated_gpus_are_names_the_launch() -> None:
+    """Which is added to the floor."""
+    assert "and 1.3 us for the launch that a GPU's operations of one level share" in WHAT
 
 
 def test_a_tie_is_no_victory() -> None:

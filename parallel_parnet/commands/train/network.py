@@ -43,7 +43,8 @@ def tuned(model: ParNet, size: int | None, split: Split) -> tuple[ParNet, np.nda
         return model, matched.numbers, words if split.classes else f"{words}; if they are not, {ADVICE}"
     model.config = _with_classes_of(split, _sized(model.config, size))
     model.head["fc"] = nn.Linear(model.config.planes[-1], split.count)
-    return model, np.arange(split.count), f"a new classifier of {split.count} classes ({matched.words})"
+    words = f"a new classifier of {split.count} classes ({matched.words})"
+    return model, np.arange(split.count), words if split.classes else f"{words}; {ADVICE}"
 
 
 def check_same_classes(train: Split, test: Split) -> None:

@@ -25,7 +25,7 @@ from parallel_parnet.files import check_writable, write_atomically
 from parallel_parnet.parity import LIMIT
 from parallel_parnet.program.exported import least_side
 
-from ..common import Parser, Ranks, add_model_arguments, load_model
+from ..common import RANDOM, Parser, Ranks, add_model_arguments, load_model
 from .checks import BATCHES, Run, agree, onnx_readers, sizes, torch_reader
 
 
@@ -68,7 +68,9 @@ def put(
 def main() -> int:
     args = parse_arguments()
     Ranks.from_environment().take_threads()
-    model, _ = load_model(args)
+    model, weights = load_model(args)
+    if weights == RANDOM:
+        print("note: no checkpoint was given; the weights are random, so the answers mean nothing")
     program = fold(model, args.outputs)
     if args.onnx:
         content = program.to_onnx(args.raw).SerializeToString()

@@ -52,7 +52,10 @@ def test_a_backbone_in_both_kinds_of_file(tmp_path: Path, monkeypatch: pytest.Mo
 def test_raw_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     save_checkpoint(lively(TINY, 1), tmp_path / "small.safetensors")
     assert call(monkeypatch, "--checkpoint", tmp_path / "small.safetensors", "--raw", "--onnx", tmp_path / "o") == 0
-    assert "input uint8, RGB" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "input uint8, RGB" in said and "random" not in said
+    assert call(monkeypatch, "--num-classes", 3, "--onnx", tmp_path / "o") == 0
+    assert "the weights are random, so the answers mean nothing" in capsys.readouterr().out
 
 
 def test_a_network_whose_own_pictures_end_as_one_pixel(

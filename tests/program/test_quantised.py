@@ -319,7 +319,7 @@ def test_torch_export_computes_the_same() -> None:
             "executor openvino runs no program quantised to int8: choose native, inductor, eager",
         ),
         ({"executor": "eager", "dtype": torch.bfloat16}, "bfloat16 for a quantised program, .* leave it at float32"),
-        ({"dtype": torch.int8}, "dtype torch.int8: choose float32"),
+        ({"dtype": torch.int8}, "dtype torch.int8: choose torch.float32"),
     ],
 )
 def test_what_an_engine_refuses(options: dict, message: str) -> None:

@@ -99,7 +99,7 @@ def test_the_answers_are_the_engines(engine: Engine, tmp_path: Path) -> None:
         (b"my notes, without an end of line", "line 1 is no answer"),
         (b'{"image": "a", "top5": []}\n', "line 1 is no answer"),
         (b'{"image": "a", "settings": "settings"}\n[1]\n', "line 2 is no answer"),
-        (b'{"image": "a", "settings": "others"}\n', "another network, picture size, precision, crops or labels"),
+        (b'{"image": "a", "settings": "others"}\n', "another network, picture size, precision, crops, labels or data"),
         (b'{"image": "a", "settings": "settings"}\n' * 2, "line 2 has a a second time"),
     ],
 )

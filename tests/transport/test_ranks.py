@@ -123,7 +123,7 @@ def test_a_rank_that_stops_is_named() -> None:
         line = next(line for line in run.stderr if line.startswith("error on rank"))
         assert time.monotonic() - start < 3
         rest = run.stderr.read()
-    for rank in (0, 2):
-        told = f"error on rank {rank}: rank 1 stopped answering while rank {rank} was "
-        assert told in line + rest
+    # of two that know it, torchrun may end the second before it has said so
+    said = [line, *(each for each in rest.splitlines() if each.startswith("error on rank"))]
+    assert all(re.match(r"error on rank ([02]): rank 1 stopped answering while rank \1 was ", each) for each in said)
     assert not Path(f"/proc/{pids['1']}").exists(), "nothing is left behind"

@@ -121,8 +121,20 @@ OF_THE_PROCESS: dict[str, tuple[AbstractContextManager, Callable[[], object]]] =
 }
 
 
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    """As a caller may have set it, whatever a command has set in this process before."""
+    places = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = [place.fp32_precision for place in places]
+    for place in places:
+        place.fp32_precision = "tf32"
+    yield
+    for place, precision in zip(places, before, strict=True):
+        place.fp32_precision = precision
+
+
 @pytest.mark.parametrize("setting", OF_THE_PROCESS)
-def test_a_setting_of_the_process_stays_until_the_last_thread_leaves(setting: str) -> None:
+def test_a_setting_of_the_process_stays_until_the_last_thread_leaves(setting: str, tf32: None) -> None:
     """The second thread comes in while the first is inside, and stays longer."""
     context, state = OF_THE_PROCESS[setting]
     barrier, seen, before = Barrier(2, timeout=20), [], state()

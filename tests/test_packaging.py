@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 
 from conftest import OPTIONAL, ROOT
 from parallel_parnet.commands import COMMANDS, start
-from parallel_parnet.kernels.cpu.instruction_sets import HERE, MACHINE, SETS
+from parallel_parnet.kernels.cpu.instruction_sets import HERE, MACHINE, SETS, sources
 from parallel_parnet.kernels.cpu.objects import runnable
 
 PINS = [Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
@@ -126,6 +126,24 @@ def test_without_a_compiler(tree: Path, tmp_path: Path) -> None:
         said[compiler] = done.stderr.count("CPU kernels were NOT compiled"), made
     assert said["false"] == (bool(OBJECTS), set())
     assert said[made_up] == (0, OBJECTS)
+
+
+@pytest.mark.skipif(not OBJECTS, reason="the CPU kernels are for other machines")
+def test_an_object_of_these_sources_is_not_compiled_again(tree: Path, tmp_path: Path) -> None:
+    """One of other sources is."""
+    stand_in(tmp_path, 'echo an object >"$2"')
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    environment.pop("CC", None)
+    build = (sys.executable, "setup.py", "build", "--build-lib", "again")
+    run(*build, cwd=tree, environment=environment)
+    stale, *others = (tree / "again").rglob("*.so")
+    assert len(others) == len(OBJECTS) - 1
+    for path in others:
+        path.write_text(f"made of {sources()}")
+    stale.write_text("made of others")
+    run(*build, cwd=tree, environment=environment)
+    assert stale.read_text() == "an object\n"
+    assert {path.read_text() for path in others} == {f"made of {sources()}"}
 
 
 def test_what_a_source_distribution_carries(tree: Path, tmp_path: Path) -> None:

@@ -281,12 +281,22 @@ def run(main: Callable[[], int]) -> None:
         _say(f"error: standard output: {error.strerror}")  # it is closed, or its disk is full
         os._exit(1)
     except Exception as error:
+        if wanted := _lacking_memory(error):
+            _exit_at_once(2, f"error on rank {rank}: out of memory: {wanted}; smaller pictures or batches need less")
         _exit_at_once(1, f"{traceback.format_exc()}error on rank {rank}: {type(error).__name__}: {error}")
     leave_ranks()
     if unsaid and not speaks:
         _leave_the_word_to_rank_0()
         _say(unsaid)
     sys.exit(status)
+
+
+def _lacking_memory(error: Exception) -> str:
+    """What an error says of memory that there is not; nothing for any other error. torch has no type of its own for
+    that of CPUs."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return str(error).partition("\n")[0] or "none is left"
+    return str(error).partition("DefaultCPUAllocator: can't allocate memory: ")[2].partition(".")[0]
 
 
 def _leave_the_word_to_rank_0() -> None:

@@ -180,6 +180,9 @@ int has_tiles(void) {
 #endif
 }
 
+/* Whether products of 8 bits cost half where weights are from -64 to 64. */
+int by_pairs(void) { return BY_PAIRS; }
+
 typedef struct {
     const Op *ops;
     const Task *tasks;

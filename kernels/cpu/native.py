@@ -86,7 +86,8 @@ class Op(ctypes.Structure):
         ("strides", ctypes.c_int64 * 4), ("step", FLOAT), ("zero", FLOAT), ("per_step", FLOAT),
         ("x_type", INT), ("y_type", INT), ("h", INT), ("w", INT), ("c", INT), ("inputs", INT), ("cout", INT),
         ("groups", INT), ("stride", INT), ("panel_count", INT), ("chunks", INT), ("kernel", INT), ("activation", INT),
-        ("how", INT), ("transforms", INT), ("counts", INT), ("edge", INT), ("border", INT),
+        ("how", INT), ("transforms", INT), ("counts", INT), ("edge", INT),
+        ("pairs", INT), ("border", INT),
     ]  # fmt: skip
 
 

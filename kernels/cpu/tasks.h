@@ -49,6 +49,7 @@ typedef struct {
     int32_t transforms; /* tasks that make a chunk's rows */
     int32_t counts;     /* the first of its counts: a gate for each picture, and transforms for each chunk of each */
     int32_t edge;   /* zeros around x, or of IMPORT around y: as many as the largest kernel reaches over; of others 1 */
+    int32_t pairs;  /* weights of U8 are from -64 to 64 */
     int32_t border; /* bias has a row for each way in which a pixel lacks taps */
 } Op;
 

@@ -27,7 +27,7 @@ typedef int32_t vi __attribute__((vector_size(VL * 4), aligned(4)));
 typedef uint16_t vh __attribute__((vector_size(VL * 2), aligned(2)));
 typedef uint8_t vb __attribute__((vector_size(VL), aligned(1)));
 
-enum { F32, BF16, U8 }; /* how values are stored; weights of U8 are signed */
+enum { F32, BF16, U8, U8_PAIRS }; /* how values are stored; weights of U8 are signed, of U8_PAIRS -64 to 64 */
 
 static inline int size_of(int type) { return type == F32 ? 4 : type == BF16 ? 2 : 1; }
 
@@ -71,6 +71,9 @@ static inline vi from_u16(vh v) {
 static inline vb to_u8(vi v) {
 #if defined(__AVX512BW__)
     return (vb)_mm512_cvtepi32_epi8((__m512i)v);
+#elif defined(__AVX2__)
+    __m256i low = _mm256_shuffle_epi8((__m256i)v, _mm256_set1_epi32(0x0c080400)); /* of each half, four at a time */
+    return (vb)_mm_cvtsi128_si64(_mm_unpacklo_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1)));
 #else
     return __builtin_convertvector(v, vb);
 #endif
@@ -79,6 +82,9 @@ static inline vb to_u8(vi v) {
 static inline vh to_u16(vi v) {
 #if defined(__AVX512BW__)
     return (vh)_mm512_cvtepi32_epi16((__m512i)v);
+#elif defined(__AVX2__)
+    __m256i low = _mm256_shuffle_epi8((__m256i)v, _mm256_set1_epi64x(0x0d0c090805040100));
+    return (vh)_mm256_castsi256_si128(_mm256_permute4x64_epi64(low, 0x08));
 #else
     return __builtin_convertvector(v, vh);
 #endif
@@ -192,6 +198,21 @@ static inline vi dot_u8(vi sum, vi x, vi w) {
 #endif
 }
 
+/* The same of weights from -64 to 64: 16 bits hold two products, so half the instructions do where none adds up four. */
+#if defined(__AVX2__) && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
+enum { BY_PAIRS = 1 };
+static inline vi dot_pairs(vi sum, vi x, vi w) {
+#if defined(__AVX512BW__)
+    return sum + (vi)_mm512_madd_epi16(_mm512_maddubs_epi16((__m512i)x, (__m512i)w), _mm512_set1_epi16(1));
+#else
+    return sum + (vi)_mm256_madd_epi16(_mm256_maddubs_epi16((__m256i)x, (__m256i)w), _mm256_set1_epi16(1));
+#endif
+}
+#else
+enum { BY_PAIRS = 0 };
+static inline vi dot_pairs(vi sum, vi x, vi w) { return dot_u8(sum, x, w); }
+#endif
+
 /* sum + products of two values of bf16 in each lane */
 static inline vf dot_bf16(vf sum, vi x, vi w) {
 #if defined(__AVX512BF16__)
@@ -208,5 +229,6 @@ static inline __attribute__((always_inline)) vf dot(int type, vf sum, const char
     memcpy(&word, x, 4);
     vi all = (vi){0} + word;
     if (type == F32) return sum + (vf)all * (vf)w;
-    return type == BF16 ? dot_bf16(sum, all, w) : (vf)dot_u8((vi)sum, all, w);
+    if (type == BF16) return dot_bf16(sum, all, w);
+    return (vf)(type == U8_PAIRS ? dot_pairs((vi)sum, all, w) : dot_u8((vi)sum, all, w));
 }

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from parallel_parnet import ParNetError, Program, quantize
+from parallel_parnet.executors.backends import reduces_range
 from parallel_parnet.int8.calibration import Calibration
 from parallel_parnet.preprocess import Preprocess, find_images, read_image
 from parallel_parnet.program.contract import E4M3
@@ -64,11 +65,25 @@ def open_pictures(path: Path) -> Pictures:
 
 
 def add_int8_arguments(parser: argparse.ArgumentParser) -> None:
-    """--calibrate."""
+    """--calibrate and --reduce-range."""
     parser.add_argument(
         "--calibrate", type=Path, metavar="PATH",
         help=f"for int8 and fp8: a folder of pictures, of which {MOST} are taken; for int8 also what quantize.py wrote",
     )  # fmt: skip
+    add_reduce_range(parser)
+
+
+def add_reduce_range(parser: argparse.ArgumentParser) -> None:
+    """--reduce-range, and what leaves it out."""
+    parser.add_argument(
+        "--reduce-range", action=argparse.BooleanOptionalAction,
+        help="int8 weights of 7 bits, which are faster without VNNI; default: where this CPU has none",
+    )  # fmt: skip
+
+
+def reduced(args: argparse.Namespace) -> bool:
+    """Whether int8 weights are of 7 bits."""
+    return reduces_range() if args.reduce_range is None else args.reduce_range
 
 
 def quantised(program: Program, args: argparse.Namespace, to: str = INT8) -> tuple[Program, str]:
@@ -84,16 +99,16 @@ def quantised(program: Program, args: argparse.Namespace, to: str = INT8) -> tup
             raise ParNetError(f"{path}: a file of ranges is for int8; give {to} a folder of pictures")
         found = Calibration.load(path)
         try:
-            made = found.applied(program)
+            made = found.applied(program, reduced(args))
         except ParNetError as error:
             raise ParNetError(f"{path}: {error}") from None
         words = str(path.relative_to(ROOT) if path == OF_DEMO else path)
     else:
         pictures = open_pictures(path)
         numbers = pictures.spread(MOST)
-        made = quantize(
-            program, pictures.batches(numbers, Preprocess.of(program.config, args.img_size)), to=QUANTISED[to]
-        )
+        batches = pictures.batches(numbers, Preprocess.of(program.config, args.img_size))
+        made = quantize(program, batches, to=QUANTISED[to], reduce_range=to == INT8 and reduced(args))
         words = f"{len(numbers)} pictures of {args.calibrate or path.relative_to(ROOT)} ({pictures.name})"
     plain = [op.name for op in made.operations if f"{op.name}.weight_step" not in made.weights]
-    return made, f"{words}; fp32 stays {', '.join(plain)}"
+    bits = "; weights of 7 bits" if to == INT8 and reduced(args) else ""
+    return made, f"{words}{bits}; fp32 stays {', '.join(plain)}"

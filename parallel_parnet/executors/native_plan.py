@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..kernels.cpu import native
 from ..kernels.cpu.native import Op, Panel, Task
+from ..program.contract import REDUCED
 from ..program.program import INPUT, Operation
 from .native_algorithm import algorithm, tiles
 from .segment import SegmentModule
@@ -195,6 +196,7 @@ class NativePlan:
                 panels=ctypes.addressof(table), cout=op.cout, groups=op.groups, stride=op.stride,
                 panel_count=len(which), chunks=chunks, kernel=op.kernel,
                 activation=native.ACTIVATIONS.index(op.activation), border="border" in w, how=how, counts=self._counts,
+                pairs=kind == native.U8 and int(w["weight"].abs().max()) <= REDUCED,
             )
         )  # fmt: skip
         self._counts += self.n + len(parts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -14,6 +16,7 @@ from parallel_parnet import Config, Engine, Placement, Program, fold, quantize
 from parallel_parnet.executors.native_plan import NativePlan
 from parallel_parnet.executors.segment import SegmentModule
 from parallel_parnet.int8.agreement import agreement
+from parallel_parnet.kernels.cpu import native
 
 pytestmark = pytest.mark.skipif("native" not in OPTIONAL, reason="the CPU kernels were not built")
 
@@ -41,7 +44,7 @@ def test_int8_on_networks_of_any_shape(data: st.DataObject) -> None:
     names = [op.name for op in program.operations if op.kind == "conv" and op.level > 1]
     keep = data.draw(st.lists(st.sampled_from(names), max_size=2)) if len(names) > 2 else []
     x = torch.randn(2, 3, m * h, m * w)
-    made = quantize(program, x, keep)
+    made = quantize(program, x, keep, reduce_range=data.draw(st.booleans()))
     plan = plan_of(made, x.shape, data.draw(st.integers(1, 3)))
     poison(plan)
     assert plan(x)[0].isfinite().all()
@@ -51,6 +54,34 @@ def test_int8_on_networks_of_any_shape(data: st.DataObject) -> None:
         assert torch.equal(border, feature.padded), "the border still stands for zeros"
     found = agreement(made, "native", x)
     assert found.steps <= 1 and found.moved <= 3 + 1e-3 * found.values and found.error < 1e-4, found
+
+
+def at_the_limit(largest: int) -> Program:
+    """A small network whose last int8 operation has weights of +-largest alone, for values of 0 and 255."""
+    exact = fold(lively(SMALL, 3))
+    made = quantize(exact, torch.randn(4, 3, 64, 64))
+    last = next(op for op in reversed(made.operations) if f"{op.name}.weight_step" in made.weights)
+    weight = made.weights[f"{last.name}.weight"]
+    signs = torch.where(torch.arange(len(weight)) % 2 == 0, largest, -largest).view(-1, 1, 1, 1)
+    weights = {
+        f"{last.name}.weight": signs.expand_as(weight).to(torch.int8),
+        f"{last.name}.weight_step": torch.full((last.cout,), 1 / (9 * last.cin * largest * 255)),
+    }
+    for name in last.inputs:
+        weights |= {f"{name}.step": torch.tensor([1e-6]), f"{name}.zero": torch.zeros(1, dtype=torch.uint8)}
+    return replace(made, weights=made.weights | weights)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("largest", [64, 65, 127])
+def test_int8_where_sums_are_largest(largest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 bits hold two products of weights up to 64; kernels that add up so many take no larger ones."""
+    made, x = at_the_limit(largest), torch.randn(2, 3, 64, 64)
+    found = agreement(made, "native", x)
+    assert found.error < 1e-5, found
+    if native.library().by_pairs() and largest > 64:
+        monkeypatch.setattr("parallel_parnet.executors.native_plan.REDUCED", 127)
+        assert agreement(made, "native", x).error > 1e-3, "which this would tell"
 
 
 @pytest.mark.usefixtures("isa")

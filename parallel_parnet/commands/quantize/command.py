@@ -36,7 +36,7 @@ from parallel_parnet.program.program import picture_side
 
 from ..common import Parser, Ranks, add_model_arguments, load_model, machine, pixels, plain_console
 from ..common import table as make_table
-from ..int8 import FP8, INT8, MOST, QUANTISED, open_pictures
+from ..int8 import FP8, INT8, MOST, QUANTISED, add_reduce_range, open_pictures, reduced
 
 COMPARED = 128  # pictures, by as many networks as there are operations
 
@@ -50,11 +50,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--keep", action="append", default=[], metavar="NAME", help="operation that stays in fp32; may be repeated"
     )
+    add_reduce_range(parser)
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the calibration")
     parser.add_argument("--results-file", type=Path, metavar="FILE.json", help="write what each operation costs")
     args = parser.parse_args()
     if args.out and args.dtype == FP8:
         raise ParNetError("--out is for int8: give infer and validate --dtype fp8 --calibrate DIR")
+    if args.reduce_range is not None and args.dtype == FP8:
+        raise ParNetError("--reduce-range is for int8: leave it out")
     for path in filter(None, (args.out, args.results_file)):
         if path.suffix != ".json":
             raise ParNetError(f"{path}: give a name that ends in .json")
@@ -87,7 +90,7 @@ def main() -> int:
         make = partial(in_fp8, program, reach(program, batches))
     else:
         ranges = calibrate(program, batches)
-        make = partial(in_int8, program, ranges)
+        make = partial(in_int8, program, ranges, reduce_range=reduced(args))
     alone = errors_alone(program, make, pictures.batches(others, preprocess))
     all_error = errors({"all": make(args.keep)}, program, pictures.batches(others, preprocess))["all"]
     show(program, alone, all_error, args.keep, args.dtype)

@@ -1,6 +1,6 @@
 # make infer      classify the demo pictures      make test          everything that must be green, 15 minutes
 # make setup      a virtual environment in .venv  make test-kernels  of that, the kernels: interpreted and compiled
-# make lint       format, lint, types             make test-all      with every case of the kernels, an hour or more
+# make lint       format, lint, types             make test-all      with what takes long, and every case of the kernels: an hour or more
 # make test-faults TRIALS=1000 SEED=0  ranks that die, hang or lose a connection   make soak  an hour of requests and kills
 # make fuzz FUZZ_INPUTS=1000000  damaged files, arguments and settings; goes on where it was stopped
 # make experiment  latency against depth          make profile-example  docs/profiling.md, measured anew
@@ -21,6 +21,7 @@ BIN := $(VENV)/bin
 PINS := $(if $(shell command -v nvidia-smi),,-c constraints.txt)
 KERNELS := setup.py kernels/cpu/instruction_sets.py $(wildcard kernels/cpu/*.[ch])
 CHECKED := build/sanitize
+SHORT := and not long
 BESIDE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 # each of the tests' hundreds of processes would compile the package anew
 unexport PYTHONDONTWRITEBYTECODE
@@ -47,8 +48,8 @@ infer: setup
 
 # tests side by side, each with a thread; those that start ranks have the machine to themselves
 test: setup lint test-tiny test-kernels
-	$(BESIDE) -m "not ranks"
-	$(BIN)/python -m pytest -m ranks $$(grep -rl --include="test_*.py" mark.ranks tests)
+	$(BESIDE) -m "not ranks $(SHORT)"
+	$(BIN)/python -m pytest -m "ranks $(SHORT)" $$(grep -rl --include="test_*.py" mark.ranks tests)
 
 # the product from front to back in one page: if this fails, nothing else is worth reading
 test-tiny: setup
@@ -60,6 +61,7 @@ test-kernels: setup
 	$(BESIDE) tests/kernels/gpu/triton
 
 test-all: export KERNEL_TESTS = all
+test-all: SHORT :=
 test-all: test
 
 lint: setup

@@ -75,6 +75,7 @@ def test_three_lanes(executor: str, dtype: torch.dtype) -> None:
     assert relative(engine(golden.input), golden.logits) < limit(golden, program, executor, dtype)
 
 
+@pytest.mark.long
 def test_inductor_on_two_lanes_in_bf16() -> None:
     """Two short streams, since compiling takes a second or two for each operation."""
     program = fold(lively(Config((8, 16, 32), blocks=(1, 1), num_classes=100), 0))

@@ -202,7 +202,7 @@ def in_a_fork(work: Callable[[], str]) -> str:
     return said
 
 
-@pytest.mark.parametrize("executor", ["auto", *EXECUTORS, "inductor"])
+@pytest.mark.parametrize("executor", ["auto", *EXECUTORS, pytest.param("inductor", marks=pytest.mark.long)])
 def test_a_fork_works_or_says_so(executor: str) -> None:
     model = lively(Config((8, 16), blocks=(1,), num_classes=10), 2)  # of which Inductor compiles an operation a second
     program, x = fold(model), torch.randn(1, 3, 64, 64)

@@ -355,7 +355,7 @@ def _furniture() -> dict[str, bytes]:
 
 
 KINDS: dict[Kind, int] = {
-    a_picture: 3000, a_checkpoint: 400, a_programs_bytes: 3200, a_programs_value: 600, an_engines_value: 400,
-    a_quantised_programs_value: 200, a_commands_arguments: 1200, an_environment: 970, a_run: 30,
+    a_picture: 1500, a_checkpoint: 200, a_programs_bytes: 1600, a_programs_value: 300, an_engines_value: 200,
+    a_quantised_programs_value: 100, a_commands_arguments: 600, an_environment: 485, a_run: 15,
 }  # fmt: skip
-"""How many of 10,000 inputs are of each kind: what is refused early is cheap, and a whole run dear."""
+"""How many of 5,000 inputs are of each kind: what is refused early is cheap, and a whole run dear."""

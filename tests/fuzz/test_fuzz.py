@@ -1,4 +1,4 @@
-"""Ten thousand inputs: whatever people, disks and launchers feed the program, it says why not in a line, or is right.
+"""Five thousand inputs: whatever people, disks and launchers feed the program, it says why not in a line, or is right.
 
 The same ones each time; `make fuzz` goes on to a million others.
 """

@@ -60,6 +60,7 @@ def test_outputs_on_ranks(tmp_path: Path) -> None:
     assert all(row["shapes"] == row["said"] for row in rows), rows
 
 
+@pytest.mark.long
 def test_triton_segments_on_ranks(tmp_path: Path) -> None:
     """By Triton's interpreter, over shared memory and gloo, launched and captured: the bits of one lane. Two ranks or
     three, as it is drawn."""

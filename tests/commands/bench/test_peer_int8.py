@@ -222,6 +222,7 @@ def test_torchao_is_given_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None
     assert set(asked[2:]) == {(True, False, False, False)}, "and nothing is left changed"
 
 
+@pytest.mark.long
 def test_weights_are_packed() -> None:
     """As torch's counters say; and what is compiled for one picture is not compiled again for another."""
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten()).eval().requires_grad_(False)

@@ -51,7 +51,7 @@ def rows_of(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-@pytest.mark.parametrize(("executor", "trials"), [("eager", 3), ("triton", 1)])
+@pytest.mark.parametrize(("executor", "trials"), [("eager", 3), pytest.param("triton", 1, marks=pytest.mark.long)])
 def test_a_sample_of_faults(executor: str, trials: int, tmp_path: Path) -> None:
     """Each trial checks detection, the output and what is left; the seed is fresh."""
     seed = int.from_bytes(os.urandom(3), "big")
@@ -72,6 +72,7 @@ print(json.dumps(soak(500, 3, "auto", Path(sys.argv[2]), leak=60_000)))
 """
 
 
+@pytest.mark.long
 def test_a_leak_is_noticed(tmp_path: Path) -> None:
     """Of 60 kB a request, in one of three ranks."""
     command = [sys.executable, "-c", LEAKY, ROOT / "tests" / "faults", tmp_path]

@@ -29,6 +29,7 @@ INT8, FP8 = "int8", "fp8"
 QUANTISED = {INT8: torch.int8, FP8: E4M3}
 MOST = 256  # pictures that ranges are found from: on the demo, four times as many gave no better ones
 BATCH = 16
+OF_7_BITS = "weights of 7 bits"
 OF_DEMO = DEMO / f"{DEMO_MODEL}.int8.json"
 
 
@@ -110,5 +111,5 @@ def quantised(program: Program, args: argparse.Namespace, to: str = INT8) -> tup
         made = quantize(program, batches, to=QUANTISED[to], reduce_range=to == INT8 and reduced(args))
         words = f"{len(numbers)} pictures of {args.calibrate or path.relative_to(ROOT)} ({pictures.name})"
     plain = [op.name for op in made.operations if f"{op.name}.weight_step" not in made.weights]
-    bits = "; weights of 7 bits" if to == INT8 and reduced(args) else ""
+    bits = f"; {OF_7_BITS}" if to == INT8 and reduced(args) else ""
     return made, f"{words}{bits}; fp32 stays {', '.join(plain)}"

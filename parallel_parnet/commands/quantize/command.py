@@ -36,7 +36,7 @@ from parallel_parnet.program.program import picture_side
 
 from ..common import Parser, Ranks, add_model_arguments, load_model, machine, pixels, plain_console
 from ..common import table as make_table
-from ..int8 import FP8, INT8, MOST, QUANTISED, add_reduce_range, open_pictures, reduced
+from ..int8 import FP8, INT8, MOST, OF_7_BITS, QUANTISED, add_reduce_range, open_pictures, reduced
 
 COMPARED = 128  # pictures, by as many networks as there are operations
 
@@ -86,14 +86,15 @@ def main() -> int:
     taken = pictures.spread(MOST)
     others = pictures.spread(COMPARED, frozenset(taken)) or taken
     batches = pictures.batches(taken, preprocess)
+    narrow = args.dtype == INT8 and reduced(args)
     if args.dtype == FP8:
         make = partial(in_fp8, program, reach(program, batches))
     else:
         ranges = calibrate(program, batches)
-        make = partial(in_int8, program, ranges, reduce_range=reduced(args))
+        make = partial(in_int8, program, ranges, reduce_range=narrow)
     alone = errors_alone(program, make, pictures.batches(others, preprocess))
     all_error = errors({"all": make(args.keep)}, program, pictures.batches(others, preprocess))["all"]
-    show(program, alone, all_error, args.keep, args.dtype)
+    show(program, alone, all_error, args.keep, f"{args.dtype}, {OF_7_BITS}" if narrow else args.dtype)
     same = "the same pictures" if others is taken else f"{len(others)} others"
     print(f"ranges from {len(taken)} pictures of {args.data} ({pictures.name}), errors on {same}; weights {weights}")
     made = {
@@ -106,6 +107,6 @@ def main() -> int:
         print(f"{args.out}: for --dtype int8 --calibrate {args.out}")
     if args.results_file:
         settings = {"program": program.digest, "dtype": args.dtype, "keep": args.keep, "errors_on": same, **made}
-        settings["machine"] = machine(torch.device("cpu"))
+        settings |= {"reduce_range": narrow, "machine": machine(torch.device("cpu"))}
         write_json(args.results_file, {"error": all_error, "alone": alone, "settings": settings})
     return 0

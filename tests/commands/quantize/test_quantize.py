@@ -103,12 +103,12 @@ def test_a_network_of_ones_own(tmp_path: Path) -> None:
     data, ranges, costs = mnist(tmp_path / "data", 30, 8), tmp_path / "c.json", tmp_path / "r.json"
     network = ("--model", "parnet_fashion", "--num-classes", 3)
     keep = ("--keep", "inits.0.1", "--keep", "combine.3")
-    run = launch("quantize.py", data, *network, *keep, "--out", ranges, "--results-file", costs)
-    assert run.returncode == 0, run.stderr
+    run = launch("quantize.py", data, *network, *keep, "--reduce-range", "--out", ranges, "--results-file", costs)
+    assert run.returncode == 0 and "in int8, weights of 7 bits" in run.stdout, run.stderr
     assert "inits.0.1 (kept in fp32)" in run.stdout and "ranges from 30 pictures of" in run.stdout
     found = json.loads(costs.read_text())
     assert len(found["alone"]) == 21 and found["error"] > 0
-    assert found["settings"]["keep"] == ["inits.0.1", "combine.3"]
+    assert found["settings"]["keep"] == ["inits.0.1", "combine.3"] and found["settings"]["reduce_range"]
     again = launch("infer.py", *QUICK, *network, "--calibrate", ranges, "--verify")
     assert again.returncode == 0, again.stdout + again.stderr
     assert "fp32 stays inits.0.0, inits.0.1, combine.3, head.fc" in " ".join(again.stdout.split())

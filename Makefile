@@ -21,7 +21,7 @@ BIN := $(VENV)/bin
 PINS := $(if $(shell command -v nvidia-smi),,-c constraints.txt)
 KERNELS := setup.py kernels/cpu/instruction_sets.py $(wildcard kernels/cpu/*.[ch])
 CHECKED := build/sanitize
-SHORT := and not long
+SHORT := not long
 BESIDE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 # each of the tests' hundreds of processes would compile the package anew
 unexport PYTHONDONTWRITEBYTECODE
@@ -48,8 +48,8 @@ infer: setup
 
 # tests side by side, each with a thread; those that start ranks have the machine to themselves
 test: setup lint test-tiny test-kernels
-	$(BESIDE) -m "not ranks $(SHORT)"
-	$(BIN)/python -m pytest -m "ranks $(SHORT)" $$(grep -rl --include="test_*.py" mark.ranks tests)
+	$(BESIDE) -m "not ranks and ($(SHORT))"
+	$(BIN)/python -m pytest -m "ranks and ($(SHORT))" $$(grep -rl --include="test_*.py" mark.ranks tests)
 
 # the product from front to back in one page: if this fails, nothing else is worth reading
 test-tiny: setup
@@ -57,11 +57,11 @@ test-tiny: setup
 
 # two runs: Triton interprets or compiles, as it decides when it is imported
 test-kernels: setup
-	TRITON_INTERPRET=1 $(BESIDE) tests/kernels/gpu/triton
-	$(BESIDE) tests/kernels/gpu/triton
+	TRITON_INTERPRET=1 $(BESIDE) -m "$(SHORT)" tests/kernels/gpu/triton
+	$(BESIDE) -m "$(SHORT)" tests/kernels/gpu/triton
 
 test-all: export KERNEL_TESTS = all
-test-all: SHORT :=
+test-all: SHORT := long or not long
 test-all: test
 
 lint: setup

@@ -61,7 +61,7 @@ def test_random_programs_by_native(data: st.DataObject) -> None:
         assert not inside.any(), "the border is still zeros"
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.data())
 @pytest.mark.parametrize("executor", ["eager", *OPTIONAL])
 def test_random_programs_on_any_lanes(executor: str, data: st.DataObject) -> None:

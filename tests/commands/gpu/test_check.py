@@ -147,17 +147,17 @@ def dry_run(out: Path, *more: str) -> subprocess.Popen:
 
 
 def test_a_dry_run_says_so_everywhere_and_goes_on(tmp_path):
-    steps = ["machine", "first-kernels", "probes", "tuning"]
+    steps = ["machine", "first-kernels", "first", "tuning"]
     words = ("--dry-run", "--out", tmp_path, "--step")
     done = launch("gpu_check.py", *words, *steps, environment=check.DRY_RUN)
     assert done.returncode == 0, done.stdout + done.stderr
     before = lines(tmp_path)
     assert all(line["note"] == DRY for line in before)
-    assert len(measured(tmp_path)) == len(set(measured(tmp_path))) == 10
+    assert len(measured(tmp_path)) == len(set(measured(tmp_path))) == 14
     report = json.loads((tmp_path / "gpu-check.json").read_text())
     assert report["note"] == DRY and all(result["passed"] for result in report["steps"].values())
     text = (tmp_path / "gpu-check.md").read_text()
-    assert text.startswith(f"# GPU check: {DRY}") and "## Probes" in text and "## Tuning" in text
+    assert text.startswith(f"# GPU check: {DRY}") and "## Tuning" in text
     (file,) = tmp_path.glob("tuned.*.json")
     table = json.loads(file.read_text())
     assert table["note"] == DRY and Table({}, table["levels"]).levels.keys() == {
@@ -165,7 +165,7 @@ def test_a_dry_run_says_so_everywhere_and_goes_on(tmp_path):
     }
     again = launch("gpu_check.py", *words, *steps, environment=check.DRY_RUN)
     assert again.returncode == 0 and lines(tmp_path) == before, "nothing is left to measure"
-    other = launch("gpu_check.py", *words, "auto")  # of itself it has Triton interpret
+    other = launch("gpu_check.py", *words, "auto", "compile")  # which has Triton interpret, and nothing to compile for
     assert other.returncode == 0 and lines(tmp_path)[: len(before)] == before, "another step takes nothing away"
 
 
@@ -191,7 +191,7 @@ def test_no_row_is_lost_by_an_end_at_any_moment(tmp_path):
     assert len(measured(tmp_path)) == len(set(measured(tmp_path))), "nothing is measured twice"
     results = Journal(tmp_path / "gpu-check.jsonl").results()
     assert list(results) == ["machine", "first", "probes"] and all(result["passed"] for result in results.values())
-    assert page.markdown(results, DRY)
+    assert "## Probes" in page.markdown(results, DRY)
 
 
 def test_a_row_without_bounds_is_a_number_again_and_has_its_place_on_the_page(tmp_path):

@@ -162,6 +162,7 @@ def test_ranks_that_fail_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         check.start_ranks(2, ("--x",), CPU, tmp_path / "answer.json")
 
 
+@pytest.mark.long
 @pytest.mark.ranks
 def test_a_run_in_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The demo on one lane and on two, by what runs there without being chosen."""

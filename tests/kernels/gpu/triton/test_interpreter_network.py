@@ -46,6 +46,7 @@ def test_half(activation, dtype, lanes):
     assert run(activation, dtype, pictures=1, lanes=lanes) < 1e-2
 
 
+@pytest.mark.long
 def test_averaged_weights_and_a_larger_picture():
     assert run("silu", torch.float32, pictures=2, ema=True) < 1e-5
     assert run("silu", torch.float32, pictures=2, case=1) < 1e-5

@@ -60,7 +60,8 @@ def placed(
 
 PLACEMENTS = [
     (THREE, 2, torch.float16, True), (THREE, 3, torch.float16, True), (FOUR, 4, torch.float16, True),
-    (THREE, 3, torch.float32, True), (THREE, 3, torch.bfloat16, False), (FOUR, 4, torch.float16, False),
+    pytest.param(THREE, 3, torch.float32, True, marks=pytest.mark.long), (THREE, 3, torch.bfloat16, False),
+    (FOUR, 4, torch.float16, False),
 ]  # fmt: skip
 
 

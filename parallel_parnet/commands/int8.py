@@ -82,15 +82,15 @@ def add_reduce_range(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def reduced(args: argparse.Namespace) -> bool:
-    """Whether int8 weights are of 7 bits."""
-    return reduces_range() if args.reduce_range is None else args.reduce_range
+def reduced(args: argparse.Namespace, to: str) -> bool:
+    """Whether weights are of 7 bits, as they may be in int8."""
+    return to == INT8 and (reduces_range() if args.reduce_range is None else args.reduce_range)
 
 
 def quantised(program: Program, args: argparse.Namespace, to: str = INT8) -> tuple[Program, str]:
     """The program in int8 or fp8, and how it came to be so, in words. ParNetError where nothing says what its ranges
     are. fp8's are wide, so the demo's few pictures are enough."""
-    path = args.calibrate
+    path, narrow = args.calibrate, reduced(args, to)
     if path is None and args.checkpoint is None and args.model in (None, DEMO_MODEL) and args.num_classes is None:
         path = OF_DEMO if to == INT8 else DEMO / "pictures"
     if path is None:
@@ -100,7 +100,7 @@ def quantised(program: Program, args: argparse.Namespace, to: str = INT8) -> tup
             raise ParNetError(f"{path}: a file of ranges is for int8; give {to} a folder of pictures")
         found = Calibration.load(path)
         try:
-            made = found.applied(program, reduced(args))
+            made = found.applied(program, narrow)
         except ParNetError as error:
             raise ParNetError(f"{path}: {error}") from None
         words = str(path.relative_to(ROOT) if path == OF_DEMO else path)
@@ -108,8 +108,8 @@ def quantised(program: Program, args: argparse.Namespace, to: str = INT8) -> tup
         pictures = open_pictures(path)
         numbers = pictures.spread(MOST)
         batches = pictures.batches(numbers, Preprocess.of(program.config, args.img_size))
-        made = quantize(program, batches, to=QUANTISED[to], reduce_range=to == INT8 and reduced(args))
+        made = quantize(program, batches, to=QUANTISED[to], reduce_range=narrow)
         words = f"{len(numbers)} pictures of {args.calibrate or path.relative_to(ROOT)} ({pictures.name})"
     plain = [op.name for op in made.operations if f"{op.name}.weight_step" not in made.weights]
-    bits = f"; {OF_7_BITS}" if to == INT8 and reduced(args) else ""
+    bits = f"; {OF_7_BITS}" if narrow else ""
     return made, f"{words}{bits}; fp32 stays {', '.join(plain)}"

@@ -86,7 +86,7 @@ def main() -> int:
     taken = pictures.spread(MOST)
     others = pictures.spread(COMPARED, frozenset(taken)) or taken
     batches = pictures.batches(taken, preprocess)
-    narrow = args.dtype == INT8 and reduced(args)
+    narrow = reduced(args, args.dtype)
     if args.dtype == FP8:
         make = partial(in_fp8, program, reach(program, batches))
     else:

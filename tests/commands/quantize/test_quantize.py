@@ -33,17 +33,8 @@ def exact() -> Program:
 
 
 def arguments(**given: object) -> argparse.Namespace:
-    return argparse.Namespace(
-        **{
-            "calibrate": None,
-            "checkpoint": None,
-            "model": None,
-            "num_classes": None,
-            "img_size": None,
-            "reduce_range": False,
-        }
-        | given
-    )
+    nothing = dict.fromkeys(("calibrate", "checkpoint", "model", "num_classes", "img_size"))
+    return argparse.Namespace(**nothing | {"reduce_range": False} | given)
 
 
 def test_the_demo(tmp_path: Path) -> None:

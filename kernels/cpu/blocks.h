@@ -16,7 +16,6 @@ static __attribute__((noinline)) void multiply_block(
     if (type == F32) multiply_tile(left, count, F32, b, ahead, base, pixel, runs, words, to, NR);
     if (type == BF16) multiply_tile(left, count, BF16, b, ahead, base, pixel, runs, words, to, NR);
     if (type == U8) multiply_tile(left, count, U8, b, ahead, base, pixel, runs, words, to, NR);
-    if (type == U8_PAIRS) multiply_tile(left, count, U8_PAIRS, b, ahead, base, pixel, runs, words, to, NR);
 }
 
 #else

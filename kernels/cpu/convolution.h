@@ -182,7 +182,6 @@ static inline __attribute__((always_inline)) void direct(const Op *o, int type, 
     int k = o->kernel, merged = o->inputs == 1 && o->groups == 1; /* neighbouring pixels are one run */
     int runs = merged ? k : k * k * o->inputs, words = ((merged ? k * o->c : part) * size + 3) / 4;
     int64_t column = (int64_t)o->c * size, row = (o->w + 2 * o->edge) * column, offset[MAX_PIXELS + BLOCK];
-    int products = BY_PAIRS && o->pairs ? U8_PAIRS : type;
     int64_t stored = size_of(o->y_type);
     int64_t first = t->n * (o->h + 2 * o->edge) * row + (o->edge - k / 2) * (row + column); /* tap of a picture */
     Pixel pixel[MAX_PIXELS];
@@ -211,7 +210,7 @@ static inline __attribute__((always_inline)) void direct(const Op *o, int type, 
             int some = least(pixels, count - i);
             for (int p = i; p < i + some; p++)
                 fetch_to_write(o->y + (pixel[p].at + panel.first) * stored, panel.count * stored);
-            multiply_block(pixels, some, panel.count, products, b, ahead, base, offset + i, runs, words, (float *)acc);
+            multiply_block(pixels, some, panel.count, type, b, ahead, base, offset + i, runs, words, (float *)acc);
             if (o->multiply) wait_for(needs.gate, 1, needs.looks);
             for (int v = 0; v * VL < panel.count; v++) {
                 int c = panel.first + v * VL, left = panel.count - v * VL;

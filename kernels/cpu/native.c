@@ -132,12 +132,14 @@ static void classify(const Op *o, const Task *t, float *scratch) {
             o->bias[i] + product((const float *)o->weight + (int64_t)i * k, scratch, k);
 }
 
+/* The algorithm, the type of the inputs, and that of their points. An instruction for words of U8 beats I16. */
 #define BY_WINOGRAD(CALL) \
-    CALL(F2, F32) CALL(F4, F32) CALL(S2, F32) CALL(S4, F32) CALL(F2, BF16) CALL(S2, BF16)
+    CALL(F2, F32, F32) CALL(F4, F32, F32) CALL(S2, F32, F32) CALL(S4, F32, F32) \
+    CALL(F2, BF16, BF16) CALL(S2, BF16, BF16) CALL(F2, U8, I16) CALL(S2, U8, I16)
 
 static void to_rows(const Op *o, const Task *t, int from, int to, char *v) {
-#define DO(HOW, TYPE) \
-    if (o->how == HOW && o->x_type == TYPE) transform(o, HOW, TYPE, t, from, to, v);
+#define DO(HOW, X_TYPE, TYPE) \
+    if (!(TYPE == I16 && HAS_DOT_U8) && o->how == HOW && o->x_type == X_TYPE) transform(o, HOW, TYPE, t, from, to, v);
     BY_WINOGRAD(DO)
 #undef DO
 }
@@ -147,8 +149,8 @@ static void convolve(const Op *o, const Task *t, Needs needs, char *scratch) {
         wait_for(needs.made, o->transforms, needs.looks);
     else if (o->how != DIRECT)
         to_rows(o, t, 0, o->c * o->inputs, scratch);
-#define DO(HOW, TYPE) \
-    if (o->how == HOW && o->x_type == TYPE) winograd(o, HOW, TYPE, t, needs, scratch);
+#define DO(HOW, X_TYPE, TYPE) \
+    if (!(TYPE == I16 && HAS_DOT_U8) && o->how == HOW && o->x_type == X_TYPE) winograd(o, HOW, TYPE, t, needs, scratch);
     BY_WINOGRAD(DO)
 #undef DO
     if (o->how == DIRECT && o->x_type == F32) direct(o, F32, t, needs);
@@ -180,8 +182,8 @@ int has_tiles(void) {
 #endif
 }
 
-/* Whether products of 8 bits cost half where weights are from -64 to 64. */
-int by_pairs(void) { return BY_PAIRS; }
+/* Whether an instruction adds up four products of 8 bits. */
+int has_dot_u8(void) { return HAS_DOT_U8; }
 
 typedef struct {
     const Op *ops;

@@ -32,7 +32,7 @@ typedef struct {
     char *y;                           /* of y_type */
     float *copy, *sums;                /* for who reads them: y in fp32, and [N][chunks][cout] of its channels */
     const char *residual;              /* of x_type, and y's shape */
-    const char *weight;                /* of x_type, but for the classifier */
+    const char *weight;                /* of x_type, or I16 by Winograd's algorithms; the classifier's are of F32 */
     const float *bias, *scale, *shift, *gate_weight, *gate_bias;
     const float *weight_step;          /* of U8: what a product counts, by channel; */
     const int32_t *weight_zero;        /* and what the inputs' zeros add to their sum */
@@ -49,7 +49,6 @@ typedef struct {
     int32_t transforms; /* tasks that make a chunk's rows */
     int32_t counts;     /* the first of its counts: a gate for each picture, and transforms for each chunk of each */
     int32_t edge;   /* zeros around x, or of IMPORT around y: as many as the largest kernel reaches over; of others 1 */
-    int32_t pairs;  /* weights of U8 are from -64 to 64 */
     int32_t border; /* bias has a row for each way in which a pixel lacks taps */
 } Op;
 

@@ -26,10 +26,14 @@ typedef float vf __attribute__((vector_size(VL * 4), aligned(4)));
 typedef int32_t vi __attribute__((vector_size(VL * 4), aligned(4)));
 typedef uint16_t vh __attribute__((vector_size(VL * 2), aligned(2)));
 typedef uint8_t vb __attribute__((vector_size(VL), aligned(1)));
+typedef int16_t vs __attribute__((vector_size(VL * 4), aligned(2))); /* twice as many */
+typedef uint16_t vus __attribute__((vector_size(VL * 4), aligned(2)));
+typedef uint8_t vbs __attribute__((vector_size(VL * 2), aligned(1)));
 
-enum { F32, BF16, U8, U8_PAIRS }; /* how values are stored; weights of U8 are signed, of U8_PAIRS -64 to 64 */
+/* how values are stored, weights of U8 signed; and I16, what Winograd's algorithms make of U8 */
+enum { F32, BF16, U8, I16 };
 
-static inline int size_of(int type) { return type == F32 ? 4 : type == BF16 ? 2 : 1; }
+static inline int size_of(int type) { return type == F32 ? 4 : type == BF16 || type == I16 ? 2 : 1; }
 
 static inline vf load(const float *p) { return *(const vf *)p; }
 
@@ -55,6 +59,16 @@ static inline vi from_u8(const void *p) {
     return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64(p));
 #else
     return __builtin_convertvector(*(const vb *)p, vi);
+#endif
+}
+
+static inline vs shorts_from_u8(const void *p) {
+#if defined(__AVX512BW__)
+    return (vs)_mm512_cvtepu8_epi16(_mm256_loadu_si256(p));
+#elif defined(__AVX2__)
+    return (vs)_mm256_cvtepu8_epi16(_mm_loadu_si128(p));
+#else
+    return __builtin_convertvector(*(const vbs *)p, vs);
 #endif
 }
 
@@ -174,43 +188,36 @@ static inline void store_u8(char *p, vi v, int count) {
     put(p, &b, 1, count);
 }
 
-/* sum + products of four unsigned values, in each lane, and four signed ones */
-static inline vi dot_u8(vi sum, vi x, vi w) {
-#if defined(__AVX512VNNI__)
-    return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)w);
-#elif defined(__AVXVNNI__)
-    return (vi)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)x, (__m256i)w);
-#elif defined(__x86_64__)
-    vi even = x & 0x00ff00ff, odd = x >> 8 & 0x00ff00ff;
+/* sum + products of two signed values of 16 bits in each lane */
+static inline vi dot_i16(vi sum, vi x, vi w) {
 #if defined(__AVX512BW__)
-    vi w_even = (vi)_mm512_srai_epi16(_mm512_slli_epi16((__m512i)w, 8), 8), w_odd = (vi)_mm512_srai_epi16((__m512i)w, 8);
-    return sum + (vi)_mm512_madd_epi16((__m512i)even, (__m512i)w_even) + (vi)_mm512_madd_epi16((__m512i)odd, (__m512i)w_odd);
+    return sum + (vi)_mm512_madd_epi16((__m512i)x, (__m512i)w);
 #elif defined(__AVX2__)
-    vi w_even = (vi)_mm256_srai_epi16(_mm256_slli_epi16((__m256i)w, 8), 8), w_odd = (vi)_mm256_srai_epi16((__m256i)w, 8);
-    return sum + (vi)_mm256_madd_epi16((__m256i)even, (__m256i)w_even) + (vi)_mm256_madd_epi16((__m256i)odd, (__m256i)w_odd);
+    return sum + (vi)_mm256_madd_epi16((__m256i)x, (__m256i)w);
+#elif defined(__x86_64__)
+    return sum + (vi)_mm_madd_epi16((__m128i)x, (__m128i)w);
 #else
-    vi w_even = (vi)_mm_srai_epi16(_mm_slli_epi16((__m128i)w, 8), 8), w_odd = (vi)_mm_srai_epi16((__m128i)w, 8);
-    return sum + (vi)_mm_madd_epi16((__m128i)even, (__m128i)w_even) + (vi)_mm_madd_epi16((__m128i)odd, (__m128i)w_odd);
-#endif
-#else
-    for (int i = 0; i < 4; i++) sum += (x >> 8 * i & 255) * (w << (24 - 8 * i) >> 24);
-    return sum;
+    return sum + (x << 16 >> 16) * (w << 16 >> 16) + (x >> 16) * (w >> 16);
 #endif
 }
 
-/* The same of weights from -64 to 64: 16 bits hold two products, so half the instructions do where none adds up four. */
-#if defined(__AVX2__) && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
-enum { BY_PAIRS = 1 };
-static inline vi dot_pairs(vi sum, vi x, vi w) {
-#if defined(__AVX512BW__)
-    return sum + (vi)_mm512_madd_epi16(_mm512_maddubs_epi16((__m512i)x, (__m512i)w), _mm512_set1_epi16(1));
-#else
-    return sum + (vi)_mm256_madd_epi16(_mm256_maddubs_epi16((__m256i)x, (__m256i)w), _mm256_set1_epi16(1));
-#endif
+/* sum + products of four unsigned values in each lane and four signed ones */
+#if defined(__AVX512VNNI__)
+enum { HAS_DOT_U8 = 1 };
+static inline vi dot_u8(vi sum, vi x, vi w) {
+    return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)w);
+}
+#elif defined(__AVXVNNI__)
+enum { HAS_DOT_U8 = 1 };
+static inline vi dot_u8(vi sum, vi x, vi w) {
+    return (vi)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)x, (__m256i)w);
 }
 #else
-enum { BY_PAIRS = 0 };
-static inline vi dot_pairs(vi sum, vi x, vi w) { return dot_u8(sum, x, w); }
+enum { HAS_DOT_U8 = 0 };
+static inline vi dot_u8(vi sum, vi x, vi w) {
+    vi even = x & 0x00ff00ff, odd = (vi)((vus)x >> 8);
+    return dot_i16(dot_i16(sum, even, (vi)((vs)w << 8 >> 8)), odd, (vi)((vs)w >> 8));
+}
 #endif
 
 /* sum + products of two values of bf16 in each lane */
@@ -223,12 +230,13 @@ static inline vf dot_bf16(vf sum, vi x, vi w) {
 #endif
 }
 
-/* Of F32 and BF16 sums are floats, of U8 integers, in the same registers. */
+/* Of F32 and BF16 sums are floats, of the others integers, in the same registers. */
 static inline __attribute__((always_inline)) vf dot(int type, vf sum, const char *x, vi w) {
     int32_t word;
     memcpy(&word, x, 4);
     vi all = (vi){0} + word;
     if (type == F32) return sum + (vf)all * (vf)w;
     if (type == BF16) return dot_bf16(sum, all, w);
-    return (vf)(type == U8_PAIRS ? dot_pairs((vi)sum, all, w) : dot_u8((vi)sum, all, w));
+    if (type == I16) return (vf)dot_i16((vi)sum, all, w);
+    return (vf)dot_u8((vi)sum, all, w);
 }

@@ -62,6 +62,23 @@ static inline __attribute__((always_inline)) void from_points(int kind, const vf
     }
 }
 
+/* The same of integers, which lose nothing: 16 bits hold what F2 and S2 make of 8, and 32 bits the pixels, of F2 four
+ * times what they are. */
+static inline __attribute__((always_inline)) void to_points_i16(int kind, const vs *d, vs *t, int step) {
+    t[0] = d[0] - d[2];
+    if (kind == F2)
+        t[step] = d[1] + d[2], t[2 * step] = d[2] - d[1], t[3 * step] = d[3] - d[1];
+    else
+        t[step] = d[2], t[2 * step] = d[4] - d[2], t[3 * step] = d[1], t[4 * step] = d[3];
+}
+
+static inline __attribute__((always_inline)) void from_points_i32(int kind, const vi *m, vi *y, int step) {
+    if (kind == F2)
+        y[0] = m[0] + m[1] + m[2], y[step] = m[1] - m[2] + m[3];
+    else
+        y[0] = m[0] + m[1] + m[3], y[step] = m[1] + m[2] + m[4];
+}
+
 /* A tile's vector of channels to its points' rows of v; pixels at row[i] + column[j], steps in bytes. Sends for those
  * that stand so far ahead, of the next tile. */
 static inline __attribute__((always_inline)) void transform_input(
@@ -85,6 +102,22 @@ static inline __attribute__((always_inline)) void transform_input(
     }
 }
 
+static inline __attribute__((always_inline)) void transform_input_i16(
+    int how, int64_t ahead, const char *d, const int64_t *row, const int64_t *column, char *v, const int64_t *where) {
+    vs t[5][5], x[5];
+    for (int j = 0; j < points_of(how); j++) {
+        for (int i = 0; i < points_of(how); i++) {
+            x[i] = shorts_from_u8(d + row[i] + column[j]);
+            fetch(0, d + row[i] + column[j] + ahead, 1);
+        }
+        to_points_i16(how, x, &t[0][j], 5);
+    }
+    for (int i = 0; i < points_of(how); i++) {
+        to_points_i16(how, t[i], x, 1);
+        for (int j = 0; j < points_of(how); j++) *(vs *)(v + where[i * POINTS + j]) = x[j];
+    }
+}
+
 /* The pixels of a tile, row by row, from its points. */
 static inline __attribute__((always_inline)) void transform_output(
     int down, int across, const char *m, const int64_t *where, vf *y) {
@@ -96,6 +129,20 @@ static inline __attribute__((always_inline)) void transform_output(
     for (int j = 0; j < outs_of(across); j++) {
         for (int i = 0; i < points_of(down); i++) x[i] = s[i][j];
         from_points(down, x, y + j, 4);
+    }
+}
+
+static inline __attribute__((always_inline)) void transform_output_i32(
+    int how, const char *m, const int64_t *where, vf *y) {
+    vi s[5][2], x[5], pixels[2];
+    for (int i = 0; i < points_of(how); i++) {
+        for (int j = 0; j < points_of(how); j++) x[j] = *(const vi *)(m + where[i * POINTS + j]);
+        from_points_i32(how, x, s[i], 1);
+    }
+    for (int j = 0; j < 2; j++) {
+        for (int i = 0; i < points_of(how); i++) x[i] = s[i][j];
+        from_points_i32(how, x, pixels, 1);
+        for (int i = 0; i < 2; i++) y[4 * i + j] = (vf)(how == F2 ? pixels[i] >> 2 : pixels[i]);
     }
 }
 
@@ -136,7 +183,7 @@ typedef struct {
 } Rows;
 
 static inline __attribute__((always_inline)) Rows planes_of(const Op *o, int how, int type, int tiles) {
-    Rows rows = {.length = ((int64_t)o->c * o->inputs + VL) * size_of(type)};
+    Rows rows = {.length = (int64_t)o->c * o->inputs * size_of(type) + 4 * VL};
     for (int i = 0; i < PLANES; i++) { /* and a row between them, lest their lines meet in the same set of the cache */
         rows.first[i] = rows.total;
         if (i / TAPS < taps_along(how) && i % TAPS < taps_along(how))
@@ -153,7 +200,7 @@ static inline char *rows_at(const Op *o, const Task *t) {
 /* The inputs' channels from `from` to `to`, counted through all inputs of a group and then the groups, to rows at v */
 static inline __attribute__((always_inline)) void transform(
     const Op *o, int how, int type, const Task *t, int from, int to, char *v) {
-    int h = o->h / o->stride, w = o->w / o->stride, part = o->c / o->groups, size = size_of(type);
+    int h = o->h / o->stride, w = o->w / o->stride, part = o->c / o->groups, size = size_of(o->x_type);
     int64_t step = (int64_t)o->c * size, ahead = outs_of(how) * o->stride * step, where[POINTS * POINTS];
     Rows rows = planes_of(o, how, type, t->stop - t->start);
     for (int i = t->start; i < t->stop; i++) {
@@ -167,10 +214,14 @@ static inline __attribute__((always_inline)) void transform(
 #define TAKE(DOWN, ACROSS) take_rows(how, DOWN, ACROSS, rows.first, rows.length, where)
         WITH_KINDS(TAKE);
         for (int s = 0; s < o->groups * o->inputs; s++) /* in this order, as a tail overruns into what follows it */
-            for (int c = 0; c < part; c += VL) {
+            for (int c = 0; c < part; c += type == I16 ? 2 * VL : VL) {
                 if (s * part + c < from || s * part + c >= to) continue;
                 const char *x = o->x[s % o->inputs] + (s / o->inputs * part + c) * size;
-                char *y = v + (s * part + c) * size;
+                char *y = v + (s * part + c) * size_of(type);
+                if (type == I16) {
+                    transform_input_i16(how, ahead, x, row, column, y, where);
+                    continue;
+                }
 #define TRANSFORM_IN(DOWN, ACROSS) transform_input(how, type, DOWN, ACROSS, ahead, x, row, column, y, where)
                 WITH_KINDS(TRANSFORM_IN);
             }
@@ -248,9 +299,12 @@ static inline __attribute__((always_inline)) void winograd(
             for (int c = 0; c < panel.count; c += VL) {
                 vf y[16];
 #define TRANSFORM_BACK(DOWN, ACROSS) transform_output(DOWN, ACROSS, m + 4 * c, where, y)
-                WITH_KINDS(TRANSFORM_BACK);
+                if (type == I16)
+                    transform_output_i32(how, m + 4 * c, where, y);
+                else
+                    WITH_KINDS(TRANSFORM_BACK);
                 int first = panel.first + c, left = panel.count - c;
-                add_to(sums, first, left, finish(o, type, t->n, pixel, pixels, first, left, y));
+                add_to(sums, first, left, finish(o, type == I16 ? U8 : type, t->n, pixel, pixels, first, left, y));
             }
         }
     }

@@ -15,7 +15,6 @@ from PIL import Image
 from torch import Tensor
 
 from parallel_parnet import ParNetError, Program, quantize
-from parallel_parnet.executors.backends import reduces_range
 from parallel_parnet.int8.calibration import Calibration
 from parallel_parnet.preprocess import Preprocess, find_images, read_image
 from parallel_parnet.program.contract import E4M3
@@ -29,7 +28,6 @@ INT8, FP8 = "int8", "fp8"
 QUANTISED = {INT8: torch.int8, FP8: E4M3}
 MOST = 256  # pictures that ranges are found from: on the demo, four times as many gave no better ones
 BATCH = 16
-OF_7_BITS = "weights of 7 bits"
 OF_DEMO = DEMO / f"{DEMO_MODEL}.int8.json"
 
 
@@ -66,31 +64,17 @@ def open_pictures(path: Path) -> Pictures:
 
 
 def add_int8_arguments(parser: argparse.ArgumentParser) -> None:
-    """--calibrate and --reduce-range."""
+    """--calibrate."""
     parser.add_argument(
         "--calibrate", type=Path, metavar="PATH",
         help=f"for int8 and fp8: a folder of pictures, of which {MOST} are taken; for int8 also what quantize.py wrote",
     )  # fmt: skip
-    add_reduce_range(parser)
-
-
-def add_reduce_range(parser: argparse.ArgumentParser) -> None:
-    """--reduce-range, and what leaves it out."""
-    parser.add_argument(
-        "--reduce-range", action=argparse.BooleanOptionalAction,
-        help="int8 weights of 7 bits, which are faster without VNNI; default: where this CPU has none",
-    )  # fmt: skip
-
-
-def reduced(args: argparse.Namespace, to: str) -> bool:
-    """Whether weights are of 7 bits, as they may be in int8."""
-    return to == INT8 and (reduces_range() if args.reduce_range is None else args.reduce_range)
 
 
 def quantised(program: Program, args: argparse.Namespace, to: str = INT8) -> tuple[Program, str]:
     """The program in int8 or fp8, and how it came to be so, in words. ParNetError where nothing says what its ranges
     are. fp8's are wide, so the demo's few pictures are enough."""
-    path, narrow = args.calibrate, reduced(args, to)
+    path = args.calibrate
     if path is None and args.checkpoint is None and args.model in (None, DEMO_MODEL) and args.num_classes is None:
         path = OF_DEMO if to == INT8 else DEMO / "pictures"
     if path is None:
@@ -100,16 +84,16 @@ def quantised(program: Program, args: argparse.Namespace, to: str = INT8) -> tup
             raise ParNetError(f"{path}: a file of ranges is for int8; give {to} a folder of pictures")
         found = Calibration.load(path)
         try:
-            made = found.applied(program, narrow)
+            made = found.applied(program)
         except ParNetError as error:
             raise ParNetError(f"{path}: {error}") from None
         words = str(path.relative_to(ROOT) if path == OF_DEMO else path)
     else:
         pictures = open_pictures(path)
         numbers = pictures.spread(MOST)
-        batches = pictures.batches(numbers, Preprocess.of(program.config, args.img_size))
-        made = quantize(program, batches, to=QUANTISED[to], reduce_range=narrow)
+        made = quantize(
+            program, pictures.batches(numbers, Preprocess.of(program.config, args.img_size)), to=QUANTISED[to]
+        )
         words = f"{len(numbers)} pictures of {args.calibrate or path.relative_to(ROOT)} ({pictures.name})"
     plain = [op.name for op in made.operations if f"{op.name}.weight_step" not in made.weights]
-    bits = f"; {OF_7_BITS}" if narrow else ""
-    return made, f"{words}{bits}; fp32 stays {', '.join(plain)}"
+    return made, f"{words}; fp32 stays {', '.join(plain)}"

@@ -12,7 +12,7 @@ from parallel_parnet.executors.backends import isa
 from parallel_parnet.transport import TRANSPORTS, gather
 
 from .common import DTYPES, Ranks, pixels
-from .int8 import FP8, INT8, QUANTISED, add_int8_arguments
+from .int8 import FP8, QUANTISED, add_int8_arguments
 from .plan.measured import find_link, plan_for_ranks
 
 
@@ -46,8 +46,6 @@ def check_engine_arguments(args: argparse.Namespace) -> None:
         raise ParNetError(f"--timeout {args.timeout}: must be positive")
     if args.calibrate and not {args.dtype, getattr(args, "against", None)} & QUANTISED.keys():
         raise ParNetError("--calibrate is for int8 and fp8: add --dtype int8 or fp8, or leave it out")
-    if args.reduce_range is not None and INT8 not in (args.dtype, getattr(args, "against", None)):
-        raise ParNetError("--reduce-range is for int8: add --dtype int8, or leave it out")
 
 
 def type_of(name: str, executor: str) -> torch.dtype:

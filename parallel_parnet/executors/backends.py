@@ -59,11 +59,6 @@ def has_bf16() -> bool:
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def reduces_range() -> bool:
-    """Whether int8 takes half the time with weights of 7 bits: by the CPU kernels, where the CPU has no VNNI."""
-    return lacking("native") is None and bool(native.library().by_pairs())
-
-
 def storage_type(backend: str, dtype: torch.dtype) -> torch.dtype:
     """Type of features and weights as torch sees them. native and OpenVINO convert by themselves."""
     return torch.float32 if backend in ON_CPUS else dtype

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ..kernels.cpu import native
 from ..kernels.cpu.native import Op, Panel, Task
-from ..program.contract import REDUCED
 from ..program.program import INPUT, Operation
 from .native_algorithm import algorithm, tiles
 from .segment import SegmentModule
@@ -26,7 +25,8 @@ TILE_ROWS = 8  # that a product makes at once, at most; also where fewer are lef
 LINE = 64  # bytes, of a line of the cache
 TASKS_PER_THREAD = 2  # on a level, where there are enough channels to split
 SHARED = 3  # tasks, at least, for which an input is transformed once: two have it in their caches sooner by themselves
-NEIGHBOURS = 16  # channels, at least, of what tasks transform side by side, as the longest vector stores them
+# channels, at least, of what tasks transform side by side, as the longest vector stores them
+NEIGHBOURS = {native.F32: 16, native.BF16: 16, native.U8: 32}
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,6 @@ class NativePlan:
                 panels=ctypes.addressof(table), cout=op.cout, groups=op.groups, stride=op.stride,
                 panel_count=len(which), chunks=chunks, kernel=op.kernel,
                 activation=native.ACTIVATIONS.index(op.activation), border="border" in w, how=how, counts=self._counts,
-                pairs=kind == native.U8 and int(w["weight"].abs().max()) <= REDUCED,
             )
         )  # fmt: skip
         self._counts += self.n + len(parts)
@@ -210,15 +209,17 @@ class NativePlan:
             library = native.library()
             self._need(rows * (op.cin + library.panel_width() * library.panels_at_once() + native.SLACK))
             if len(panels) >= SHARED:
-                transforms = self._share(index, rows * (op.cin + native.SLACK) * dtype.itemsize, parts, len(panels))
+                size = max(2, dtype.itemsize)  # of a transformed value
+                transforms = self._share(index, rows * (op.cin + native.SLACK) * size, parts, len(panels))
         return transforms, [Task(index, native.CONVOLVE, *part, *some) for part in parts for some in panels]
 
     def _share(self, index: int, size: int, parts: list[tuple[int, int, int, int]], split: int) -> list[Task]:
         """Tasks that transform an operation's input once for all others, so many for each part; size: bytes of one."""
         op = self._ops[index]
         channels = op.c * op.inputs
-        whole = op.c // op.groups % NEIGHBOURS == 0
-        each = NEIGHBOURS * -(-channels // (NEIGHBOURS * split)) if whole else channels
+        side = NEIGHBOURS[op.x_type]
+        whole = op.c // op.groups % side == 0
+        each = side * -(-channels // (side * split)) if whole else channels
         some = [(start, min(start + each, channels)) for start in range(0, channels, each)]
         op.rows_size, op.transforms = -(-size // LINE) * LINE, len(some)
         self._sharing.append((op, self._shared))

@@ -42,15 +42,15 @@ class Calibration:
         """For this program."""
         return cls(program.digest, in_int8(program, features, keep).digest, keep, features, made)
 
-    def applied(self, program: Program, reduce_range: bool = False) -> Program:
-        """The int8 program that it was made with, to the bit, or that with weights of 7 bits; ParNetError where this
-        is another program, or gives another."""
+    def applied(self, program: Program) -> Program:
+        """The int8 program that it was made with, to the bit; ParNetError where this is another program, or gives
+        another."""
         if program.digest != self.program:
             raise ParNetError("a calibration of another network, or of other weights: give pictures to calibrate with")
         made = in_int8(program, self.features, self.keep)
         if made.digest != self.quantised:
             raise ParNetError("a calibration of another version, which rounds weights otherwise: calibrate again")
-        return in_int8(program, self.features, self.keep, True) if reduce_range else made
+        return made
 
     def save(self, path: Path | str) -> None:
         """Write as JSON, atomically."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ParNetError
-from ..program.contract import INPUT, NO_INT8, REDUCED
+from ..program.contract import INPUT, NO_INT8
 from ..program.program import Operation, Program
 from ..settings import with_own_settings
 from .ranges import Range
@@ -43,15 +43,12 @@ def read(operations: Sequence[Operation]) -> list[str]:
 
 
 @with_own_settings
-def in_int8(
-    program: Program, ranges: Mapping[str, Range], keep: Collection[str] = (), reduce_range: bool = False
-) -> Program:
+def in_int8(program: Program, ranges: Mapping[str, Range], keep: Collection[str] = ()) -> Program:
     """The program with int8 kernels, each in steps of its output channel, over features that `ranges` tells.
 
-    A channel's step is its largest weight, times the step of the input that it multiplies, over 127, or over 64 with
-    `reduce_range`. Steps of least squared error, up to half of that, made the demo's logits no better, so the simpler
-    ones stayed, which have the same bits on every machine. keep: operations that stay in fp32, as do features that only
-    these read.
+    A channel's step is its largest weight, times the step of the input that it multiplies, over 127. Steps of least
+    squared error, up to half of that, made the demo's logits no better, so the simpler ones stayed, which have the same
+    bits on every machine. keep: operations that stay in fp32, as do features that only these read.
     Raises ParNetError for a feature without a range, and as `multiplied`.
     """
     weights = dict(program.weights)
@@ -64,16 +61,15 @@ def in_int8(
         weights[f"{name}.zero"] = torch.tensor([ranges[name].zero], dtype=torch.uint8, device="cpu")
     for op in operations:
         steps = [ranges[name].step for name in op.inputs]
-        kernel = _kernel(weights[f"{op.name}.weight"], steps, REDUCED if reduce_range else LARGEST)
-        weights[f"{op.name}.weight"], weights[f"{op.name}.weight_step"] = kernel
+        weights[f"{op.name}.weight"], weights[f"{op.name}.weight_step"] = _kernel(weights[f"{op.name}.weight"], steps)
     return replace(program, weights=weights, original=program)
 
 
-def _kernel(weight: Tensor, steps: Sequence[float], largest: int) -> tuple[Tensor, Tensor]:
+def _kernel(weight: Tensor, steps: Sequence[float]) -> tuple[Tensor, Tensor]:
     """int8 [cout, k, 3, 3] and its steps, fp32 [cout]. steps: of the inputs, each of which has an equal part of the k
     columns, one after the other."""
     of_column = torch.tensor(steps, dtype=torch.float64, device="cpu").repeat_interleave(weight.shape[1] // len(steps))
-    whole, step = stepped(weight.double() * of_column.view(1, -1, 1, 1), largest)
+    whole, step = stepped(weight.double() * of_column.view(1, -1, 1, 1), LARGEST)
     return whole.round().to(torch.int8), step
 
 

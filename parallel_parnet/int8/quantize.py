@@ -25,7 +25,6 @@ def quantize(
     pictures: Iterable[Tensor] | Tensor,
     keep: Collection[str] = (),
     to: torch.dtype = torch.int8,
-    reduce_range: bool = False,
 ) -> Program:
     """The program with int8 kernels and uint8 features, or, to torch.float8_e4m3fn, with kernels and features in fp8:
     `Operation` says what they mean, and what stays in fp32.
@@ -34,20 +33,16 @@ def quantize(
     several, which are read once. keep: names of operations that stay in fp32, beside the one that reads the picture and
     the classifier. A feature's range in uint8 is the one of least squared error over ends that clip it, on a random
     sample of its values (`ranges.best`), in fp8 several times what each channel reaches (`e4m3.in_fp8`); a weight's
-    is its output channel's largest (`kernels.in_int8`). reduce_range: int8 weights of 7 bits, -64 to 64, for CPUs
-    without VNNI, where the executor native then takes half the time.
+    is its output channel's largest (`kernels.in_int8`).
 
-    Raises ParNetError for another type, for fp8 with a reduced range, where there is no picture, for pictures or
-    features that are no finite numbers, for names that are no operation's, and for a program that is quantised already,
-    or has nothing left to quantise.
+    Raises ParNetError for another type, where there is no picture, for pictures or features that are no finite numbers,
+    for names that are no operation's, and for a program that is quantised already, or has nothing left to quantise.
     """
-    if to == E4M3 and reduce_range:
-        raise ParNetError("reduce_range is for int8: leave it out")
     if to == E4M3:
         return in_fp8(program, reach(program, pictures, keep), keep)
     if to != torch.int8:
         raise ParNetError(f"to {to}: choose torch.int8 or torch.float8_e4m3fn")
-    return in_int8(program, calibrate(program, pictures, keep), keep, reduce_range)
+    return in_int8(program, calibrate(program, pictures, keep), keep)
 
 
 @with_own_settings

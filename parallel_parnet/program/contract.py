@@ -25,7 +25,6 @@ CHOICES = {
 }
 COUNTS = ("level", "cin", "cout", "stride", "groups", "shuffle", "kernel")
 LEAST_STEP, MOST_STEP = 2.0**-126, 2.0**119  # of a feature: 1 / step, and 255 steps, are fp32 numbers of full precision
-REDUCED = 64  # of int8 weights: two of their products with uint8 are no more than 16 bits hold
 MOST_SUMMED = (2**31 - 1) // (9 * 127 * 255)  # channels whose products of 8 bits fill no more than 32
 E4M3 = torch.float8_e4m3fn
 NO_INT8 = "a quantised program has gated convolutions and a classifier, and nothing else"

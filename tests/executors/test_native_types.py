@@ -10,13 +10,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_native_plan import features, plan_of, poison, reference
 
-from conftest import OPTIONAL, SMALL, lively, relative
+from conftest import OPTIONAL, SMALL, conv, lively, relative, weightless
 from isas import emulator, isa  # noqa: F401 (fixtures)
 from parallel_parnet import Config, Engine, Placement, Program, fold, quantize
+from parallel_parnet.executors import native_algorithm, native_plan
 from parallel_parnet.executors.native_plan import NativePlan
 from parallel_parnet.executors.segment import SegmentModule
 from parallel_parnet.int8.agreement import agreement
 from parallel_parnet.kernels.cpu import native
+from parallel_parnet.program.program import INPUT, Operation
 
 pytestmark = pytest.mark.skipif("native" not in OPTIONAL, reason="the CPU kernels were not built")
 
@@ -44,7 +46,7 @@ def test_int8_on_networks_of_any_shape(data: st.DataObject) -> None:
     names = [op.name for op in program.operations if op.kind == "conv" and op.level > 1]
     keep = data.draw(st.lists(st.sampled_from(names), max_size=2)) if len(names) > 2 else []
     x = torch.randn(2, 3, m * h, m * w)
-    made = quantize(program, x, keep, reduce_range=data.draw(st.booleans()))
+    made = quantize(program, x, keep)
     plan = plan_of(made, x.shape, data.draw(st.integers(1, 3)))
     poison(plan)
     assert plan(x)[0].isfinite().all()
@@ -56,32 +58,49 @@ def test_int8_on_networks_of_any_shape(data: st.DataObject) -> None:
     assert found.steps <= 1 and found.moved <= 3 + 1e-3 * found.values and found.error < 1e-4, found
 
 
-def at_the_limit(largest: int) -> Program:
-    """A small network whose last int8 operation has weights of +-largest alone, for values of 0 and 255."""
-    exact = fold(lively(SMALL, 3))
-    made = quantize(exact, torch.randn(4, 3, 64, 64))
-    last = next(op for op in reversed(made.operations) if f"{op.name}.weight_step" in made.weights)
-    weight = made.weights[f"{last.name}.weight"]
-    signs = torch.where(torch.arange(len(weight)) % 2 == 0, largest, -largest).view(-1, 1, 1, 1)
-    weights = {
-        f"{last.name}.weight": signs.expand_as(weight).to(torch.int8),
-        f"{last.name}.weight_step": torch.full((last.cout,), 1 / (9 * last.cin * largest * 255)),
-    }
-    for name in last.inputs:
-        weights |= {f"{name}.step": torch.tensor([1e-6]), f"{name}.zero": torch.zeros(1, dtype=torch.uint8)}
-    return replace(made, weights=made.weights | weights)
+@pytest.mark.usefixtures("isa")
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_int8_by_winograd_has_the_bits_of_direct_convolutions(data: st.DataObject) -> None:
+    """Where no instruction adds up four products of 8 bits, they are transformed to 16 bits, which loses nothing."""
+    program = any_program(data)
+    m = program.size_multiple
+    x = torch.randn(2, 3, m * data.draw(st.integers(1, 3)), m * data.draw(st.integers(1, 3)))
+    made = quantize(program, x)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native_algorithm, "READ", 0)  # so that features of any size go by Winograd
+        plan = plan_of(made, x.shape, data.draw(st.integers(1, 64)))
+        patch.setattr(native_plan, "algorithm", lambda *_: native.DIRECT)
+        direct = plan_of(made, x.shape)
+    kinds = {op.how for op in plan._arguments[0] if op.x_type == native.U8}
+    assert kinds <= {native.DIRECT} if native.library().has_dot_u8() else {native.F2, native.S2} <= kinds
+    poison(plan)
+    assert relative(plan(x)[0], direct(x)[0]) < 1e-6, "where only what is averaged at the end is fp32"
+    for one, other in zip(features(plan), features(direct), strict=True):
+        assert one.kind != native.U8 or torch.equal(one.padded, other.padded)
 
 
 @pytest.mark.usefixtures("isa")
-@pytest.mark.parametrize("largest", [64, 65, 127])
-def test_int8_where_sums_are_largest(largest: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """16 bits hold two products of weights up to 64; kernels that add up so many take no larger ones."""
-    made, x = at_the_limit(largest), torch.randn(2, 3, 64, 64)
-    found = agreement(made, "native", x)
-    assert found.error < 1e-5, found
-    if native.library().by_pairs() and largest > 64:
-        monkeypatch.setattr("parallel_parnet.executors.native_plan.REDUCED", 127)
-        assert agreement(made, "native", x).error > 1e-3, "which this would tell"
+@pytest.mark.parametrize("more", [0, 2])
+def test_int8_where_sums_are_largest(more: int) -> None:
+    """All values 255 and all weights 127: as many channels as sums of Winograd's have room for, and two more."""
+    wide = native_algorithm.SUMMED // 2 * 2 + more
+    first = replace(conv("a", "stem", None, 1, (INPUT,)), cout=wide, activation="relu")
+    second = replace(conv("b", "stem", None, 2, ("a",)), cin=wide, activation="relu")
+    exact = weightless(first, second, Operation("fc", "classifier", "head", None, 3, ("b",), 8, 10))
+    weights = exact.weights | {
+        "a.bias": torch.full((wide,), 255.0),
+        "a.step": torch.ones(1),
+        "a.zero": torch.zeros(1, dtype=torch.uint8),
+        "b.weight": torch.full((8, wide, 3, 3), 127, dtype=torch.int8),
+        "b.weight_step": torch.ones(8),
+    }
+    program = replace(exact, weights=weights)
+    plan = plan_of(program, (1, 3, 32, 32))
+    expected = {native.F2} if not more and not native.library().has_dot_u8() else {native.DIRECT}
+    assert {op.how for op in plan._arguments[0] if op.x_type == native.U8} == expected
+    plan(torch.randn(1, 3, 32, 32))
+    assert features(plan)[-1].nchw[0, 3, 5, 5] == torch.tensor(9.0 * 127 * 255 * wide)
 
 
 @pytest.mark.usefixtures("isa")

@@ -6,7 +6,6 @@ import torch
 
 from parallel_parnet import Engine, ParNetError, quantize
 from parallel_parnet.executors.available import EXECUTORS
-from parallel_parnet.executors.backends import reduces_range
 
 from .peer_torch import emulated
 from .subject import Contender, Runner, Subject, on_device, words
@@ -29,7 +28,7 @@ def engine_of(subject: Subject, executor: str) -> Engine:
         raise ParNetError(f"{subject.name} is no program")
     program, dtype = subject.program, subject.dtype
     if dtype == torch.int8:
-        program, dtype = quantize(program, subject.calibration, reduce_range=reduces_range()), torch.float32
+        program, dtype = quantize(program, subject.calibration), torch.float32
     return Engine(program, device=subject.device, dtype=dtype, executor=executor)
 
 

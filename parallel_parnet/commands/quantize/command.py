@@ -36,7 +36,7 @@ from parallel_parnet.program.program import picture_side
 
 from ..common import Parser, Ranks, add_model_arguments, load_model, machine, pixels, plain_console
 from ..common import table as make_table
-from ..int8 import FP8, INT8, MOST, OF_7_BITS, QUANTISED, add_reduce_range, open_pictures, reduced
+from ..int8 import FP8, INT8, MOST, QUANTISED, open_pictures
 
 COMPARED = 128  # pictures, by as many networks as there are operations
 
@@ -50,14 +50,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--keep", action="append", default=[], metavar="NAME", help="operation that stays in fp32; may be repeated"
     )
-    add_reduce_range(parser)
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the calibration")
     parser.add_argument("--results-file", type=Path, metavar="FILE.json", help="write what each operation costs")
     args = parser.parse_args()
     if args.out and args.dtype == FP8:
         raise ParNetError("--out is for int8: give infer and validate --dtype fp8 --calibrate DIR")
-    if args.reduce_range is not None and args.dtype == FP8:
-        raise ParNetError("--reduce-range is for int8: leave it out")
     for path in filter(None, (args.out, args.results_file)):
         if path.suffix != ".json":
             raise ParNetError(f"{path}: give a name that ends in .json")
@@ -86,15 +83,14 @@ def main() -> int:
     taken = pictures.spread(MOST)
     others = pictures.spread(COMPARED, frozenset(taken)) or taken
     batches = pictures.batches(taken, preprocess)
-    narrow = reduced(args, args.dtype)
     if args.dtype == FP8:
         make = partial(in_fp8, program, reach(program, batches))
     else:
         ranges = calibrate(program, batches)
-        make = partial(in_int8, program, ranges, reduce_range=narrow)
+        make = partial(in_int8, program, ranges)
     alone = errors_alone(program, make, pictures.batches(others, preprocess))
     all_error = errors({"all": make(args.keep)}, program, pictures.batches(others, preprocess))["all"]
-    show(program, alone, all_error, args.keep, f"{args.dtype}, {OF_7_BITS}" if narrow else args.dtype)
+    show(program, alone, all_error, args.keep, args.dtype)
     same = "the same pictures" if others is taken else f"{len(others)} others"
     print(f"ranges from {len(taken)} pictures of {args.data} ({pictures.name}), errors on {same}; weights {weights}")
     made = {
@@ -107,6 +103,6 @@ def main() -> int:
         print(f"{args.out}: for --dtype int8 --calibrate {args.out}")
     if args.results_file:
         settings = {"program": program.digest, "dtype": args.dtype, "keep": args.keep, "errors_on": same, **made}
-        settings |= {"reduce_range": narrow, "machine": machine(torch.device("cpu"))}
+        settings["machine"] = machine(torch.device("cpu"))
         write_json(args.results_file, {"error": all_error, "alone": alone, "settings": settings})
     return 0

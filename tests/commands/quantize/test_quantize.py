@@ -17,7 +17,6 @@ from parallel_parnet.commands.common import DEMO, DEMO_MODEL
 from parallel_parnet.commands.data.finding import open_split
 from parallel_parnet.commands.data.split import TEST
 from parallel_parnet.commands.int8 import OF_DEMO, open_pictures, quantised
-from parallel_parnet.executors.backends import reduces_range
 from parallel_parnet.int8.calibration import Calibration
 from parallel_parnet.preprocess import Preprocess
 
@@ -33,8 +32,9 @@ def exact() -> Program:
 
 
 def arguments(**given: object) -> argparse.Namespace:
-    nothing = dict.fromkeys(("calibrate", "checkpoint", "model", "num_classes", "img_size"))
-    return argparse.Namespace(**nothing | {"reduce_range": False} | given)
+    return argparse.Namespace(
+        **{"calibrate": None, "checkpoint": None, "model": None, "num_classes": None, "img_size": None} | given
+    )
 
 
 def test_the_demo(tmp_path: Path) -> None:
@@ -94,12 +94,12 @@ def test_a_network_of_ones_own(tmp_path: Path) -> None:
     data, ranges, costs = mnist(tmp_path / "data", 30, 8), tmp_path / "c.json", tmp_path / "r.json"
     network = ("--model", "parnet_fashion", "--num-classes", 3)
     keep = ("--keep", "inits.0.1", "--keep", "combine.3")
-    run = launch("quantize.py", data, *network, *keep, "--reduce-range", "--out", ranges, "--results-file", costs)
-    assert run.returncode == 0 and "in int8, weights of 7 bits" in run.stdout, run.stderr
+    run = launch("quantize.py", data, *network, *keep, "--out", ranges, "--results-file", costs)
+    assert run.returncode == 0, run.stderr
     assert "inits.0.1 (kept in fp32)" in run.stdout and "ranges from 30 pictures of" in run.stdout
     found = json.loads(costs.read_text())
     assert len(found["alone"]) == 21 and found["error"] > 0
-    assert found["settings"]["keep"] == ["inits.0.1", "combine.3"] and found["settings"]["reduce_range"]
+    assert found["settings"]["keep"] == ["inits.0.1", "combine.3"]
     again = launch("infer.py", *QUICK, *network, "--calibrate", ranges, "--verify")
     assert again.returncode == 0, again.stdout + again.stderr
     assert "fp32 stays inits.0.0, inits.0.1, combine.3, head.fc" in " ".join(again.stdout.split())
@@ -135,9 +135,6 @@ def test_against_fp32(tmp_path: Path) -> None:
         (("infer.py", "--dtype", "fp8", "--calibrate", OF_DEMO), "int8.json: a file of ranges is for int8; give fp8"),
         (("infer.py", "--calibrate", "launch/demo/pictures"), "--calibrate is for int8 and fp8: add --dtype int8"),
         (("quantize.py", "launch/demo/pictures", "--dtype", "fp8", "--out", "a.json"), "--out is for int8: give infer"),
-        (("infer.py", "--reduce-range"), "--reduce-range is for int8: add --dtype int8, or leave it out"),
-        (("infer.py", "--dtype", "fp8", "--no-reduce-range"), "--reduce-range is for int8: add --dtype int8"),
-        (("quantize.py", "launch/demo/pictures", "--dtype", "fp8", "--reduce-range"), "--reduce-range is for int8"),
         (("quantize.py", "launch/demo/pictures", "--keep", "stem"), "keep 'stem': give a list of names"),
         (("quantize.py", "launch/demo/pictures", "--out", "a.txt"), "give a name that ends in .json"),
     ],
@@ -145,13 +142,6 @@ def test_against_fp32(tmp_path: Path) -> None:
 def test_one_line_that_says_what_would_be_right(words: tuple, says: str) -> None:
     run = launch(*words, *(("--device", "cpu") if words[0] == "infer.py" else ()))
     assert run.returncode == 2 and says in run.stderr and run.stderr.count("\n") == 1, run.stderr
-
-
-@pytest.mark.parametrize("words", [(), ("--reduce-range",), ("--no-reduce-range",)])
-def test_weights_of_7_bits_where_the_cpu_is_faster_with_them(words: tuple) -> None:
-    run = launch("infer.py", *QUICK, *words, "--verify")
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert ("weights of 7 bits" in run.stdout) == (reduces_range() if not words else words == ("--reduce-range",))
 
 
 @pytest.mark.parametrize(
@@ -192,9 +182,6 @@ def test_the_demo_s_ranges_are_of_its_weights(exact: Program) -> None:
     program, words = quantised(exact, arguments())
     assert program.digest == found.quantised == found.applied(exact).digest
     assert words == "launch/demo/parnet_fashion.int8.json; fp32 stays inits.0.0, head.fc"
-    narrow, words = quantised(exact, arguments(reduce_range=True))
-    assert narrow.digest == found.applied(exact, reduce_range=True).digest != program.digest
-    assert words == "launch/demo/parnet_fashion.int8.json; weights of 7 bits; fp32 stays inits.0.0, head.fc"
     log = json.loads((ROOT / "results" / "quantize-parnet_fashion.json").read_text())
     assert log["settings"]["program"] == found.program and log["settings"]["keep"] == list(found.keep) == []
 
@@ -205,16 +192,10 @@ def test_the_demo_keeps_its_accuracy(exact: Program) -> None:
     split, preprocess = open_split(DATA, TEST), Preprocess.of(exact.config)
     x = torch.stack([torch.from_numpy(preprocess.pixels(split.open(i)).copy()) for i in range(1000)])
     x = preprocess.normalise(x)
-    fp32, int8, reduced, fp8 = (
+    fp32, int8, fp8 = (
         Engine(program, device="cpu", executor="eager")(x).argmax(1)
-        for program in (
-            exact,
-            quantised(exact, arguments())[0],
-            quantised(exact, arguments(reduce_range=True))[0],
-            quantised(exact, arguments(), "fp8")[0],
-        )
+        for program in (exact, *(quantised(exact, arguments(), to)[0] for to in ("int8", "fp8")))
     )
     truth = torch.from_numpy(split.truth[:1000])
-    for found in (int8, reduced):
-        assert (found == fp32).sum() >= 990 and abs(int((found == truth).sum() - (fp32 == truth).sum())) <= 5
+    assert (int8 == fp32).sum() >= 990 and abs(int((int8 == truth).sum() - (fp32 == truth).sum())) <= 5
     assert (fp8 == fp32).sum() >= 985 and abs(int((fp8 == truth).sum() - (fp32 == truth).sum())) <= 8

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -97,16 +97,11 @@ def measure(runs: Sequence[Callable[[], object]], enough: float = ENOUGH) -> lis
     for done in range(MOST_ROUNDS):
         if done >= LEAST_ROUNDS and time.perf_counter() - began > enough:
             break
-        for i, seconds in _round(runs, racing):
-            times[i].append(seconds)
+        for i in random.sample(racing, len(racing)):
+            start = time.perf_counter()
+            runs[i]()
+            times[i].append(time.perf_counter() - start)
         if done + 1 == FIRST_ROUNDS:
             best = min(map(min, times))
             racing = [i for i in racing if min(times[i]) <= HOPELESS * best]
     return [median(row) for row in times]
-
-
-def _round(runs: Sequence[Callable[[], object]], racing: list[int]) -> Iterator[tuple[int, float]]:
-    for i in random.sample(racing, len(racing)):
-        start = time.perf_counter()
-        runs[i]()
-        yield i, time.perf_counter() - start

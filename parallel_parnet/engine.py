@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Generator, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import NoReturn, Protocol, runtime_checkable
@@ -158,21 +159,18 @@ class Engine:
         program, metadata = Program.read(path)
         try:
             saved = Saved.of(metadata, program)
-            placement, threads, cores = saved.placement, saved.threads, saved.cores
-            lacks = lacking(METHODS[saved.chosen].backend)
-            if cores is not None and (cores != torch.get_num_threads() or lacks):
-                placement = threads = cores = None
-            engine = cls(program, placement, device, saved.dtype, saved.executor, threads=threads)
-            measured = saved.gpu is not None or cores is not None
-            here = (saved.gpu and engine._unproved and gpu_and_versions(engine.device)) or None
-            if measured and (here != saved.gpu or (cores is not None and engine.device.type != "cpu")):
-                engine, measured, cores = cls(program, None, device, saved.dtype, saved.executor), False, None
-            if measured:
-                engine.executor = choose(saved.chosen, engine.device, saved.dtype, program.quantised)
-                engine._unproved = False
+            make = partial(cls, program, device=device, dtype=saved.dtype, executor=saved.executor)
+            lacks = saved.cores and (saved.cores != torch.get_num_threads() or lacking(METHODS[saved.chosen].backend))
+            engine = make() if lacks else make(placement=saved.placement, threads=saved.threads)
+            if lacks or (saved.cores is None and saved.gpu is None):
+                return engine
+            on_gpu = engine._unproved and gpu_and_versions(engine.device) == saved.gpu
+            if not (on_gpu if saved.cores is None else engine.device.type == "cpu"):
+                return make()
+            engine.executor = choose(saved.chosen, engine.device, saved.dtype, program.quantised)
+            engine._unproved, engine._cores = False, saved.cores
         except ParNetError as error:
             raise ParNetError(f"{path}: {error}") from None
-        engine._cores = cores
         return engine
 
     @with_own_settings

@@ -19,11 +19,6 @@ from .timeline import EAGER, REAL, Arrow, Bar, Operations, Timeline
 
 FORMAT = "parallel_parnet.trace.1"
 SUFFIXES = (".json", ".json.gz")
-# the reserved colour names of the format's viewers that come nearest to the colours of the streams
-CNAMES = {
-    "stem": "grey", "stream 0": "thread_state_runnable", "stream 1": "terrible", "stream 2": "good",
-    "stream 3": "yellow", "fusion": "detailed_memory_dump", "head": "bad",
-}  # fmt: skip
 
 
 def events(timeline: Timeline) -> dict:
@@ -48,18 +43,8 @@ def events(timeline: Timeline) -> dict:
         args = {"label": bar.label, "request": bar.number} | ({} if level is None else {"level": level})
         # from the rounded ends, so that what lies within a bar still does
         at, end = place(bar, bar.start), place(bar, bar.end)["ts"]
-        colour = {"cname": CNAMES[bar.label]} if bar.label in CNAMES else {}
-        found.append(
-            {
-                "ph": "X",
-                "name": bar.name,
-                "cat": bar.kind,
-                **at,
-                "dur": round(end - at["ts"], 3),
-                **colour,
-                "args": args,
-            }
-        )
+        shown = {"name": bar.name, "cat": bar.kind, "dur": round(end - at["ts"], 3), "args": args}
+        found.append({"ph": "X", **at, **shown})
     for i, arrow in enumerate(timeline.arrows, start=1):
         flow = {"name": arrow.feature, "cat": "transfer", "id": i}
         found.append({"ph": "s", **flow, **place(arrow.source, arrow.source.start)})

@@ -175,11 +175,8 @@ class NativePlan:
         dtype = native.TYPES[kind]
         out_h, out_w = h // op.stride, width // op.stride
         how = algorithm(op, w, kind, out_h, out_w)
-        direct, places = how == native.DIRECT, tiles(how, out_h, out_w)
-        unit = out_w if direct and out_w <= PIXELS else 1  # whole rows, so that blocks of pixels begin where one does
-        units, most = places // unit, (PIXELS if direct else _tiles(how)) // unit
-        each = unit * -(-units // -(-units // most))
-        parts = _parts(self.n, places, each)
+        each = _places_of_a_task(how, out_h, out_w)
+        parts = _parts(self.n, tiles(how, out_h, out_w), each)
         chunks = len(parts) // self.n
         which = native.panels(op.cout, op.groups, op.shuffle)
         y = self._feature(op.name, self.n, out_h, out_w, op.cout, chunks)
@@ -203,7 +200,7 @@ class NativePlan:
         panels = list(pairwise(len(which) * i // split for i in range(split + 1)))
         self._need(op.cin)
         transforms: list[Task] = []
-        if not direct:
+        if how != native.DIRECT:
             found = native.ALGORITHMS[how]
             rows = each * found.tiles[0][1] ** 2 + found.weights + 2 * TILE_ROWS
             library = native.library()
@@ -365,9 +362,16 @@ def _pack(
     return {"weight": packed, **{name: native.with_slack(tensor) for name, tensor in rows.items()}}
 
 
-def _tiles(how: int) -> int:
-    """Of a task, at most: fewer where there is no AVX-512, since second caches are often smaller there."""
-    return TILES[how] if native.library().panels_at_once() == 1 else FEWER
+def _places_of_a_task(how: int, h: int, width: int) -> int:
+    """Pixels of a direct convolution, else tiles. Evenly: 28 x 28 pixels, of which a task has 9 rows at most, are four
+    tasks of 7 rows."""
+    if how == native.DIRECT:
+        unit, most = width if width <= PIXELS else 1, PIXELS  # whole rows: blocks of pixels begin where one does
+    else:  # fewer where there is no AVX-512, since second caches are often smaller there
+        unit, most = 1, TILES[how] if native.library().panels_at_once() == 1 else FEWER
+    units = tiles(how, h, width) // unit
+    tasks = -(-units // (most // unit))
+    return unit * -(-units // tasks)
 
 
 def _work(op: Operation, how: int, task: Task) -> float:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..profiling.spans import Spans
+from ..profiling.spans import NOTHING, Spans
 from ..program.placement import Segment
 from ..program.program import INPUT, Program
 from ..settings import Together
@@ -62,16 +62,19 @@ class TorchBackend:
         return tensor
 
     def bind(self, segment: Segment, nhw: tuple[int, int, int], reads: Reads, homes: Mapping[str, Tensor]) -> Runner:
-        runner = TorchRunner(self.modules[segment], self.name, self.precision, self.threads)
-        on_gpu = self.precision == torch.float32 and reads[0].device.type == "cuda"
-        return InFp32(runner) if on_gpu else runner
+        exact = self.precision == torch.float32 and reads[0].device.type == "cuda"
+        within = without_tf32 if exact else NOTHING
+        return TorchRunner(self.modules[segment], self.name, self.precision, self.threads, within)
 
 
 class TorchRunner:
-    """A segment's module, compiled when it first runs. See `binding.Runner`."""
+    """A segment's module, compiled when it first runs. See `binding.Runner`. within: what it runs in."""
 
-    def __init__(self, module: SegmentModule, name: str, dtype: torch.dtype, threads: int | None) -> None:
-        self.module, self.name, self.precision, self.threads = module, name, dtype, threads
+    def __init__(
+        self, module: SegmentModule, name: str, dtype: torch.dtype, threads: int | None,
+        within: AbstractContextManager[object],
+    ) -> None:  # fmt: skip
+        self.module, self.name, self.precision, self.threads, self.within = module, name, dtype, threads, within
         self._compiled: Compiled | None = None
 
     def fits(self, reads: Reads) -> bool:
@@ -79,34 +82,22 @@ class TorchRunner:
 
     def __call__(self, reads: Reads, spans: Spans | None = None) -> tuple[Tensor, ...]:
         if self.name == "eager" and spans is not None:
+            return self.apart(reads, spans)
+        with self.within:
+            if self._compiled is None:
+                self._compiled = compile_module(self.module, self.name, reads, self.precision, self.threads)
+            return self._compiled(*reads)
+
+    def apart(self, reads: Reads, spans: Spans) -> tuple[Tensor, ...]:
+        with self.within:
             return self.module.run(reads, spans)
-        if self._compiled is None:
-            self._compiled = compile_module(self.module, self.name, reads, self.precision, self.threads)
-        return self._compiled(*reads)
-
-    def apart(self, reads: Reads, spans: Spans) -> tuple[Tensor, ...]:
-        return self.module.run(reads, spans)
-
-
-class InFp32:
-    """A runner whose products are those of fp32: torch's convolutions on GPUs would take TF32. See `binding.Runner`."""
-
-    def __init__(self, runner: Runner) -> None:
-        self.fits, self._runner = runner.fits, runner
-
-    def __call__(self, reads: Reads, spans: Spans | None = None) -> tuple[Tensor, ...]:
-        with without_tf32:
-            return self._runner(reads, spans)
-
-    def apart(self, reads: Reads, spans: Spans) -> tuple[Tensor, ...]:
-        with without_tf32:
-            return self._runner.apart(reads, spans)
 
 
 @Together
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """Until the block ends; what it captured in a CUDA graph stays so."""
+    """Products of fp32, where torch's convolutions on GPUs would take TF32, until the block ends; what it captured in a
+    CUDA graph stays so."""
     places: tuple[Any, ...] = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
     before = [place.fp32_precision for place in places]
     try:

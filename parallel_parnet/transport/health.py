@@ -65,7 +65,8 @@ class Monitor(threading.Thread):
         self._stopped: Peer | None = None
         self._left: set[int] = set()
         self._tags = GATHER + 1
-        self._known, self._speaker = threading.Event(), threading.Lock()
+        self._known = threading.Event()
+        self._told = threading.Lock()  # taken by who tells of a loss first, and never released
         self._woken, self._waker = socket.socketpair()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._woken, selectors.EVENT_READ)
@@ -85,7 +86,7 @@ class Monitor(threading.Thread):
     @property
     def has_lost(self) -> bool:
         """Whether another rank was lost, so that no request can be finished."""
-        return self._known.is_set() or self._speaker.locked()
+        return self._known.is_set() or self._told.locked()
 
     def run(self) -> None:
         beat = 0.0
@@ -128,7 +129,7 @@ class Monitor(threading.Thread):
         """
         if not self._known.wait(BEAT_S + STOPPED_S) and culprit is not None and culprit not in self._left:
             self._tell(SILENT, culprit)
-        if not self._speaker.acquire(blocking=False):
+        if not self._told.acquire(blocking=False):
             time.sleep(LAST_S)  # the monitor has told it already and is about to end this process
         if self._lost is None:
             who = "another rank" if culprit is None else f"rank {culprit}"
@@ -169,7 +170,7 @@ class Monitor(threading.Thread):
     def _end(self) -> None:
         """Give the main thread a moment to report the loss and end; do both for it where it cannot."""
         time.sleep(GRACE_S)
-        if self._speaker.acquire(blocking=False):
+        if self._told.acquire(blocking=False):
             os.write(2, f"error on rank {self.rank}: {self._line()}\n".encode())
         else:
             time.sleep(LAST_S)

@@ -298,6 +298,7 @@ def test_raw_pictures() -> None:
         assert torch.equal(folded.weights[name], PROGRAM.weights[name])
 
 
+@pytest.mark.long
 def test_inductor_computes_the_same() -> None:
     exact = fold(lively(Config((4, 8), blocks=(1,), num_classes=3), 1))
     program, x = quantize(exact, torch.randn(4, 3, 32, 32)), torch.randn(2, 3, 32, 32)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterable
+from typing import TypeVar
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 # kept in the environment, where pytest-xdist's workers find it: all must draw the same sample
 SEED = int(os.environ.setdefault("KERNEL_SEED", str(random.SystemRandom().randrange(2**31))))
 ALL = os.environ.get("KERNEL_TESTS") == "all"
+Case = TypeVar("Case")
 
 collect_ignore_glob = ["test_compile*"] if INTERPRETING else ["test_interpreter*"]
 
@@ -24,6 +27,12 @@ if INTERPRETING:
 
     interpreter.install()
     torch.set_num_threads(1)
+
+
+def drawn(cases: Iterable[Case], share: float) -> list[Case]:
+    """All, or such a share of them, others in every run."""
+    cases = list(cases)
+    return cases if ALL else random.Random(SEED).sample(cases, round(share * len(cases)))
 
 
 def pytest_report_header() -> str:

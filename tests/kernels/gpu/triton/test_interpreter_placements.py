@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from conftest import drawn
 from parallel_parnet import Config, Engine, Placement, Program, create_model, engine, fold
 from parallel_parnet.commands.infer import command
 from parallel_parnet.executors import local
@@ -65,7 +66,7 @@ PLACEMENTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("config", "lanes", "dtype", "usual"), PLACEMENTS)
+@pytest.mark.parametrize(("config", "lanes", "dtype", "usual"), drawn(PLACEMENTS, 1 / 2))
 def test_placements_change_no_bit(config, lanes, dtype, usual, seed):
     """Two batches and two sizes, in queues that run in any order that the events allow, over poisoned buffers."""
     program, m = small(config, seed), 64 if config is FOUR else 32

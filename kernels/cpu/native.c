@@ -135,7 +135,8 @@ static void classify(const Op *o, const Task *t, float *scratch) {
 /* The algorithm, the type of the inputs, and that of their points. An instruction for words of U8 beats I16. */
 #define BY_WINOGRAD(CALL) \
     CALL(F2, F32, F32) CALL(F4, F32, F32) CALL(S2, F32, F32) CALL(S4, F32, F32) \
-    CALL(F2, BF16, BF16) CALL(S2, BF16, BF16) CALL(F2, U8, I16) CALL(S2, U8, I16)
+    CALL(F2, BF16, BF16) CALL(S2, BF16, BF16) \
+    CALL(F2, U8, I16) CALL(F4, U8, I16) CALL(S2, U8, I16) CALL(S4, U8, I16)
 
 static void to_rows(const Op *o, const Task *t, int from, int to, char *v) {
 #define DO(HOW, X_TYPE, TYPE) \

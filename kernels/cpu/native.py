@@ -140,10 +140,10 @@ def pack_direct(weight: Tensor, inputs: int, which: Panels) -> Tensor:
 
 def pack_winograd(weight: Tensor, how: int, dtype: torch.dtype, which: Panels) -> Tensor:
     """The same to G w G' in `dtype`: [panels, planes, K, panel width, values of a word], K by channel. dtype: that of
-    the inputs; for 8 bits the weights are integers of 16, of F2 four times as large."""
+    the inputs; for 8 bits the weights are integers of 16, from multiples of G's rows."""
     g = torch.tensor(ALGORITHMS[how].taps, dtype=torch.float64, device="cpu")
     if dtype == torch.uint8:
-        g, dtype = g * (2 if how == F2 else 1), torch.int16
+        g, dtype = (g / g.abs().where(g != 0, torch.inf).amin(1, keepdim=True)).round(), torch.int16
     planes = torch.einsum("ia,jb,okab->ijok", g, g, weight.double()).to(dtype)
     return with_slack(_pack(planes.flatten(0, 1).unsqueeze(-2), which).transpose(0, 1))
 

@@ -24,6 +24,7 @@ enum { NR = VL * NV, PANELS = 32 / NR };
 
 typedef float vf __attribute__((vector_size(VL * 4), aligned(4)));
 typedef int32_t vi __attribute__((vector_size(VL * 4), aligned(4)));
+typedef uint32_t vu __attribute__((vector_size(VL * 4), aligned(4)));
 typedef uint16_t vh __attribute__((vector_size(VL * 2), aligned(2)));
 typedef uint8_t vb __attribute__((vector_size(VL), aligned(1)));
 typedef int16_t vs __attribute__((vector_size(VL * 4), aligned(2))); /* twice as many */
@@ -188,17 +189,18 @@ static inline void store_u8(char *p, vi v, int count) {
     put(p, &b, 1, count);
 }
 
-/* sum + products of two signed values of 16 bits in each lane */
+/* sum + products of two signed values of 16 bits in each lane, modulo 2^32 */
 static inline vi dot_i16(vi sum, vi x, vi w) {
 #if defined(__AVX512BW__)
-    return sum + (vi)_mm512_madd_epi16((__m512i)x, (__m512i)w);
+    vu two = (vu)_mm512_madd_epi16((__m512i)x, (__m512i)w);
 #elif defined(__AVX2__)
-    return sum + (vi)_mm256_madd_epi16((__m256i)x, (__m256i)w);
+    vu two = (vu)_mm256_madd_epi16((__m256i)x, (__m256i)w);
 #elif defined(__x86_64__)
-    return sum + (vi)_mm_madd_epi16((__m128i)x, (__m128i)w);
+    vu two = (vu)_mm_madd_epi16((__m128i)x, (__m128i)w);
 #else
-    return sum + (x << 16 >> 16) * (w << 16 >> 16) + (x >> 16) * (w >> 16);
+    vu two = (vu)((x << 16 >> 16) * (w << 16 >> 16) + (x >> 16) * (w >> 16));
 #endif
+    return (vi)((vu)sum + two);
 }
 
 /* sum + products of four unsigned values in each lane and four signed ones */

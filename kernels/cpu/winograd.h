@@ -62,21 +62,40 @@ static inline __attribute__((always_inline)) void from_points(int kind, const vf
     }
 }
 
-/* The same of integers, which lose nothing: 16 bits hold what F2 and S2 make of 8, and 32 bits the pixels, of F2 four
- * times what they are. */
-static inline __attribute__((always_inline)) void to_points_i16(int kind, const vs *d, vs *t, int step) {
-    t[0] = d[0] - d[2];
-    if (kind == F2)
-        t[step] = d[1] + d[2], t[2 * step] = d[2] - d[1], t[3 * step] = d[3] - d[1];
-    else
-        t[step] = d[2], t[2 * step] = d[4] - d[2], t[3 * step] = d[1], t[4 * step] = d[3];
+/* The same of integers, which lose nothing: 16 bits hold a tile's points, of values of 8. Weights are integers as well,
+ * so the pixels come out times 24 by F4, 6 by S4, 2 by F2 and 1 by S2, along each side. */
+static inline __attribute__((always_inline)) void to_points_i16(int how, int kind, const vs *d, vs *t, int step) {
+    if (kind == F2) {
+        vs a = d[1] + d[2], b = d[2] - d[1];
+        t[0] = d[0] - d[2], t[step] = how == F4 ? -a : a, t[2 * step] = how == F4 ? -b : b, t[3 * step] = d[3] - d[1];
+    } else if (kind == F4) {
+        vs a = d[4] - 4 * d[2], b = d[3] - 4 * d[1], c = d[4] - d[2], e = 2 * (d[3] - d[1]);
+        t[0] = 4 * d[0] - 5 * d[2] + d[4], t[step] = a + b, t[2 * step] = a - b, t[3 * step] = c + e;
+        t[4 * step] = c - e, t[5 * step] = 4 * d[1] - 5 * d[3] + d[5];
+    } else if (kind == S2) {
+        t[0] = d[0] - d[2], t[step] = how == S4 ? -d[2] : d[2], t[2 * step] = d[4] - d[2];
+        t[3 * step] = d[1], t[4 * step] = d[3];
+    } else {
+        vs a = d[6] - d[2];
+        t[0] = 2 * (d[0] - d[4]) + a, t[step] = a - d[2] - d[4], t[2 * step] = a + 3 * (d[2] - d[4]);
+        t[3 * step] = a, t[4 * step] = d[8] - d[4] - 2 * a;
+        t[5 * step] = d[1], t[6 * step] = d[3], t[7 * step] = d[5], t[8 * step] = d[7];
+    }
 }
 
-static inline __attribute__((always_inline)) void from_points_i32(int kind, const vi *m, vi *y, int step) {
+static inline __attribute__((always_inline)) void from_points_i32(int kind, const vu *m, vu *y, int step) {
     if (kind == F2)
-        y[0] = m[0] + m[1] + m[2], y[step] = m[1] - m[2] + m[3];
-    else
+        y[0] = 2 * m[0] + m[1] + m[2], y[step] = m[1] - m[2] + 2 * m[3];
+    else if (kind == F4) {
+        vu a = 4 * (m[1] + m[2]), b = 4 * (m[1] - m[2]), c = m[3] + m[4], e = m[3] - m[4];
+        y[0] = 6 * m[0] + a + c, y[step] = b + 2 * e, y[2 * step] = a + 4 * c, y[3 * step] = b + 8 * (e + 3 * m[5]);
+    } else if (kind == S2)
         y[0] = m[0] + m[1] + m[3], y[step] = m[1] + m[2] + m[4];
+    else {
+        vu a = 3 * m[1] + m[2], b = 3 * m[1] - m[2];
+        y[0] = 3 * m[0] + a + m[3] + 6 * m[5], y[step] = b + 2 * m[3] + 6 * m[6];
+        y[2 * step] = a + 4 * m[3] + 6 * m[7], y[3 * step] = b + 8 * m[3] + 6 * (m[4] + m[8]);
+    }
 }
 
 /* A tile's vector of channels to its points' rows of v; pixels at row[i] + column[j], steps in bytes. Sends for those
@@ -103,18 +122,19 @@ static inline __attribute__((always_inline)) void transform_input(
 }
 
 static inline __attribute__((always_inline)) void transform_input_i16(
-    int how, int64_t ahead, const char *d, const int64_t *row, const int64_t *column, char *v, const int64_t *where) {
-    vs t[5][5], x[5];
-    for (int j = 0; j < points_of(how); j++) {
-        for (int i = 0; i < points_of(how); i++) {
+    int how, int down, int across, int64_t ahead, const char *d, const int64_t *row, const int64_t *column, char *v,
+    const int64_t *where) {
+    vs t[POINTS][POINTS], x[POINTS];
+    for (int j = 0; j < points_of(across); j++) {
+        for (int i = 0; i < points_of(down); i++) {
             x[i] = shorts_from_u8(d + row[i] + column[j]);
             fetch(0, d + row[i] + column[j] + ahead, 1);
         }
-        to_points_i16(how, x, &t[0][j], 5);
+        to_points_i16(how, down, x, &t[0][j], POINTS);
     }
-    for (int i = 0; i < points_of(how); i++) {
-        to_points_i16(how, t[i], x, 1);
-        for (int j = 0; j < points_of(how); j++) *(vs *)(v + where[i * POINTS + j]) = x[j];
+    for (int i = 0; i < points_of(down); i++) {
+        to_points_i16(how, across, t[i], x, 1);
+        for (int j = 0; j < points_of(across); j++) *(vs *)(v + where[i * POINTS + j]) = x[j];
     }
 }
 
@@ -132,17 +152,25 @@ static inline __attribute__((always_inline)) void transform_output(
     }
 }
 
+/* The same of integers. Sums may leave 32 bits, and wrap around, as long as pixels times powers of 2 do not: a factor of
+ * 3 is divided by in what is left of a number modulo 2^32. */
 static inline __attribute__((always_inline)) void transform_output_i32(
-    int how, const char *m, const int64_t *where, vf *y) {
-    vi s[5][2], x[5], pixels[2];
-    for (int i = 0; i < points_of(how); i++) {
-        for (int j = 0; j < points_of(how); j++) x[j] = *(const vi *)(m + where[i * POINTS + j]);
-        from_points_i32(how, x, s[i], 1);
+    int down, int across, const char *m, const int64_t *where, vf *y) {
+    vu s[POINTS][4], x[POINTS], pixels[4];
+    const uint32_t third = 0xaaaaaaabu; /* times 3 it is 1 */
+    int threes = (down == F4 || down == S4) + (across == F4 || across == S4);
+    int twos = (down == F4 ? 3 : down != S2) + (across == F4 ? 3 : across != S2);
+    for (int i = 0; i < points_of(down); i++) {
+        for (int j = 0; j < points_of(across); j++) x[j] = *(const vu *)(m + where[i * POINTS + j]);
+        from_points_i32(across, x, s[i], 1);
     }
-    for (int j = 0; j < 2; j++) {
-        for (int i = 0; i < points_of(how); i++) x[i] = s[i][j];
-        from_points_i32(how, x, pixels, 1);
-        for (int i = 0; i < 2; i++) y[4 * i + j] = (vf)(how == F2 ? pixels[i] >> 2 : pixels[i]);
+    for (int j = 0; j < outs_of(across); j++) {
+        for (int i = 0; i < points_of(down); i++) x[i] = s[i][j];
+        from_points_i32(down, x, pixels, 1);
+        for (int i = 0; i < outs_of(down); i++) {
+            if (threes) pixels[i] *= threes == 2 ? third * third : third;
+            y[4 * i + j] = (vf)((vi)pixels[i] >> twos);
+        }
     }
 }
 
@@ -218,11 +246,9 @@ static inline __attribute__((always_inline)) void transform(
                 if (s * part + c < from || s * part + c >= to) continue;
                 const char *x = o->x[s % o->inputs] + (s / o->inputs * part + c) * size;
                 char *y = v + (s * part + c) * size_of(type);
-                if (type == I16) {
-                    transform_input_i16(how, ahead, x, row, column, y, where);
-                    continue;
-                }
-#define TRANSFORM_IN(DOWN, ACROSS) transform_input(how, type, DOWN, ACROSS, ahead, x, row, column, y, where)
+#define TRANSFORM_IN(DOWN, ACROSS) \
+    type == I16 ? transform_input_i16(how, DOWN, ACROSS, ahead, x, row, column, y, where) \
+                : transform_input(how, type, DOWN, ACROSS, ahead, x, row, column, y, where)
                 WITH_KINDS(TRANSFORM_IN);
             }
     }
@@ -298,11 +324,10 @@ static inline __attribute__((always_inline)) void winograd(
             WITH_KINDS(TAKE_BACK);
             for (int c = 0; c < panel.count; c += VL) {
                 vf y[16];
-#define TRANSFORM_BACK(DOWN, ACROSS) transform_output(DOWN, ACROSS, m + 4 * c, where, y)
-                if (type == I16)
-                    transform_output_i32(how, m + 4 * c, where, y);
-                else
-                    WITH_KINDS(TRANSFORM_BACK);
+#define TRANSFORM_BACK(DOWN, ACROSS) \
+    type == I16 ? transform_output_i32(DOWN, ACROSS, m + 4 * c, where, y) \
+                : transform_output(DOWN, ACROSS, m + 4 * c, where, y)
+                WITH_KINDS(TRANSFORM_BACK);
                 int first = panel.first + c, left = panel.count - c;
                 add_to(sums, first, left, finish(o, type == I16 ? U8 : type, t->n, pixel, pixels, first, left, y));
             }

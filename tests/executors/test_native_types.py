@@ -9,11 +9,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_native_plan import features, plan_of, poison, reference
+from torch import Tensor
 
 from conftest import OPTIONAL, SMALL, conv, lively, relative, weightless
 from isas import emulator, isa  # noqa: F401 (fixtures)
 from parallel_parnet import Config, Engine, Placement, Program, fold, quantize
-from parallel_parnet.executors import native_algorithm, native_plan
+from parallel_parnet.executors import native_plan
 from parallel_parnet.executors.native_plan import NativePlan
 from parallel_parnet.executors.segment import SegmentModule
 from parallel_parnet.int8.agreement import agreement
@@ -63,17 +64,24 @@ def test_int8_on_networks_of_any_shape(data: st.DataObject) -> None:
 @given(st.data())
 def test_int8_by_winograd_has_the_bits_of_direct_convolutions(data: st.DataObject) -> None:
     """Where no instruction adds up four products of 8 bits, they are transformed to 16 bits, which loses nothing."""
+    if native.library().has_dot_u8():
+        pytest.skip("goes by that instruction")
     program = any_program(data)
     m = program.size_multiple
     x = torch.randn(2, 3, m * data.draw(st.integers(1, 3)), m * data.draw(st.integers(1, 3)))
     made = quantize(program, x)
+    large = data.draw(st.booleans())
+
+    def winograd(op: Operation, w: dict[str, Tensor], kind: int, *_: int) -> int:
+        pairs = op.cin // op.groups % 2 == 0
+        by_stride = (native.F4, native.S4) if large else (native.F2, native.S2)
+        return by_stride[op.stride - 1] if kind == native.U8 and pairs else native.DIRECT
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native_algorithm, "READ", 0)  # so that features of any size go by Winograd
+        patch.setattr(native_plan, "algorithm", winograd)
         plan = plan_of(made, x.shape, data.draw(st.integers(1, 64)))
         patch.setattr(native_plan, "algorithm", lambda *_: native.DIRECT)
         direct = plan_of(made, x.shape)
-    kinds = {op.how for op in plan._arguments[0] if op.x_type == native.U8}
-    assert kinds <= {native.DIRECT} if native.library().has_dot_u8() else {native.F2, native.S2} <= kinds
     poison(plan)
     assert relative(plan(x)[0], direct(x)[0]) < 1e-6, "where only what is averaged at the end is fp32"
     for one, other in zip(features(plan), features(direct), strict=True):
@@ -81,12 +89,12 @@ def test_int8_by_winograd_has_the_bits_of_direct_convolutions(data: st.DataObjec
 
 
 @pytest.mark.usefixtures("isa")
-@pytest.mark.parametrize("more", [0, 2])
-def test_int8_where_sums_are_largest(more: int) -> None:
-    """All values 255 and all weights 127: as many channels as sums of Winograd's have room for, and two more."""
-    wide = native_algorithm.SUMMED // 2 * 2 + more
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("wide", [64, 114, 116, 1840, 1842])
+def test_int8_where_sums_are_largest(wide: int, stride: int) -> None:
+    """All values 255 and all weights 127: as many channels as algorithms have room for, and two more."""
     first = replace(conv("a", "stem", None, 1, (INPUT,)), cout=wide, activation="relu")
-    second = replace(conv("b", "stem", None, 2, ("a",)), cin=wide, activation="relu")
+    second = replace(conv("b", "stem", None, 2, ("a",)), cin=wide, stride=stride, activation="relu")
     exact = weightless(first, second, Operation("fc", "classifier", "head", None, 3, ("b",), 8, 10))
     weights = exact.weights | {
         "a.bias": torch.full((wide,), 255.0),
@@ -97,8 +105,13 @@ def test_int8_where_sums_are_largest(more: int) -> None:
     }
     program = replace(exact, weights=weights)
     plan = plan_of(program, (1, 3, 32, 32))
-    expected = {native.F2} if not more and not native.library().has_dot_u8() else {native.DIRECT}
-    assert {op.how for op in plan._arguments[0] if op.x_type == native.U8} == expected
+    (how,) = {op.how for op in plan._arguments[0] if op.x_type == native.U8}
+    if native.library().has_dot_u8():
+        assert how == native.DIRECT
+    elif stride == 1:
+        assert how == (native.F4 if wide < 116 else native.F2 if wide < 1842 else native.DIRECT)
+    else:
+        assert how == (native.S4 if wide < 1842 else native.S2)
     plan(torch.randn(1, 3, 32, 32))
     assert features(plan)[-1].nchw[0, 3, 5, 5] == torch.tensor(9.0 * 127 * 255 * wide)
 

@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import NoReturn, Protocol, runtime_checkable
+from typing import NoReturn, Protocol
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from .choice import ENOUGH, HOPELESS, Choice, default_placement, on_gpus, on_lan
 from .errors import ParNetError
 from .executors.answers import Answer, check_out, each, logits_of
 from .executors.available import METHODS, choose, find_device, for_cpu, notes, warn
-from .executors.backends import arithmetic, lacking
+from .executors.backends import arithmetic, broken, lacking, refuse_recorders
 from .executors.binding import Backend
 from .executors.distributed import DistributedExecutor
 from .executors.graph import GraphExecutor
@@ -50,13 +50,6 @@ class Executor(Protocol):
     def __call__(self, x_nchw: Tensor) -> Answer: ...
     def profile(self, x_nchw: Tensor) -> list[Recorder]: ...
     def close(self, status: int = 0) -> None: ...
-
-
-@runtime_checkable
-class Marking(Protocol):
-    """An executor that can mark what it does within a call."""
-
-    def run(self, x_nchw: Tensor, spans: Spans | None) -> Answer: ...
 
 
 class Engine:
@@ -126,7 +119,7 @@ class Engine:
         self.placement.check(program)
         self.lane = 0
         self._lock, self._ranges, self._process = Lock(), Ranges.of(program), os.getpid()
-        self._checked: tuple[torch.Size, torch.dtype] | None = None
+        self._checked: tuple[object, ...] | None = None  # kind of input
         self._executors: dict[bool, Executor] = {}  # for normalised and for raw pictures, made when first needed
         self._distributed: DistributedExecutor | None = None
         self._last: torch.cuda.Stream | None = None  # in which a call was made
@@ -263,6 +256,9 @@ class Engine:
         if not executors:
             self(x_nchw)
             return {}
+        if (reason := broken("openvino")) and "openvino" in executors:
+            executors.remove("openvino")
+            self.notes = [*self.notes, f"left out: {reason}"]
         cores = torch.get_num_threads()
         tried = timed(on_one_lane(self.program, cores, executors), self._made, x_nchw)
         several = [row for row in tried if row[1].executor == "openvino"]  # which can run lanes side by side
@@ -301,6 +297,7 @@ class Engine:
         """On every rank but the coordinator's: take part in requests until it closes; returns its exit status."""
         if self._distributed is None:
             raise ParNetError("one process has nobody to serve: call the engine, or join_ranks before it is made")
+        self._turn()
         return self._distributed.serve()
 
     @with_own_settings
@@ -319,9 +316,12 @@ class Engine:
         return self._lock
 
     def _checked_input(self, x_nchw: Tensor) -> Tensor:
-        if not isinstance(x_nchw, Tensor) or (x_nchw.shape, x_nchw.dtype) != self._checked or x_nchw.is_neg():
+        if not isinstance(x_nchw, Tensor) or _kind_of(x_nchw) != self._checked or x_nchw.is_neg():
             check_input(self.program, x_nchw)
-            self._checked = x_nchw.shape, x_nchw.dtype
+            if x_nchw.is_meta:
+                raise ParNetError("a picture on meta, which has no memory: give it on the CPU or a GPU")
+            self._checked = _kind_of(x_nchw)
+        refuse_recorders(self.executor)
         return x_nchw
 
     def _ready(self, x_nchw: Tensor) -> Executor:
@@ -341,6 +341,8 @@ class Engine:
 
     def _make_executor(self, raw: bool) -> Executor:
         if self.executor == "openvino":
+            if reason := broken("openvino"):
+                raise ParNetError(f"{reason}: choose native")
             from .executors.openvino_lanes import OpenVinoExecutor  # here, since the package is optional
 
             program = fold_pixels(self.program, self.dtype) if raw else self.program
@@ -369,7 +371,7 @@ class Engine:
             whole = ", ".join(dict.fromkeys(op.label for op in self.program.operations))
 
             def request(spans: Spans) -> None:
-                if isinstance(executor, Marking):
+                if isinstance(executor, LocalExecutor):
                     executor.run(x_nchw, spans)
                 else:
                     with spans.span(whole):
@@ -381,6 +383,7 @@ class Engine:
     @with_own_settings
     def clocks(self) -> list[Clock]:
         """Each lane's clock against the coordinator's."""
+        self._turn()
         return self._distributed.clocks() if self._distributed else [Clock()] * self.placement.lanes
 
     def _synchronise(self) -> None:
@@ -389,8 +392,8 @@ class Engine:
 
     @with_own_settings
     def close(self, status: int = 0) -> None:
-        """End the other ranks' `serve` with this status. Does nothing on them, or in one process."""
-        if self._distributed is not None and self.is_coordinator:
+        """End the other ranks' `serve` with this status. Does nothing on them, in one process, or in a fork."""
+        if self._distributed is not None and self.is_coordinator and os.getpid() == self._process:
             self._distributed.close(status)
 
     def __reduce__(self) -> NoReturn:
@@ -405,3 +408,7 @@ class Engine:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if error is None or isinstance(error, ParNetError):
             self.close(status=0 if error is None else 2)
+
+
+def _kind_of(x: Tensor) -> tuple[object, ...]:
+    return x.shape, x.dtype, x.layout, x.is_meta

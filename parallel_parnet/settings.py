@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import wraps
-from threading import Lock
+from threading import Lock, get_ident
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -27,22 +27,31 @@ class Together:
     """
 
     def __init__(self, change: Callable[[], AbstractContextManager[object]]) -> None:
-        self._change, self._inside, self._lock = change, 0, Lock()
-        free = self._lock.release  # in a child too, which has not the thread that held it
-        os.register_at_fork(before=self._lock.acquire, after_in_parent=free, after_in_child=free)
+        self._change, self._lock = change, Lock()
+        self._inside: list[int] = []  # threads
+        os.register_at_fork(
+            before=self._lock.acquire, after_in_parent=self._lock.release, after_in_child=self._in_child
+        )  # fmt: skip
 
     def __enter__(self) -> None:
         with self._lock:
             if not self._inside:
                 self._made = self._change()
                 self._made.__enter__()
-            self._inside += 1
+            self._inside.append(get_ident())
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
-            self._inside -= 1
+            self._inside.remove(get_ident())
             if not self._inside:
                 self._made.__exit__(None, None, None)
+
+    def _in_child(self) -> None:
+        """Of the threads only the one that forked is there, which may be inside itself."""
+        before, self._inside = self._inside, [thread for thread in self._inside if thread == get_ident()]
+        if before and not self._inside:
+            self._made.__exit__(None, None, None)
+        self._lock.release()
 
 
 @Together
@@ -56,7 +65,8 @@ def quiet() -> Iterator[None]:
 
 def with_own_settings(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """The function without its caller's autocast, default device and inference mode: none of them may round weights,
-    move buffers, or decide what can be done with an answer.
+    move buffers, or decide what can be done with an answer. torch.compile leaves it alone: it would trace all that
+    prepares a call, for minutes.
 
     The default type belongs to the whole process and not to a thread, so that it cannot be kept out: whatever
     allocates says its type and device. tests/test_settings.py looks after both.
@@ -64,6 +74,8 @@ def with_own_settings(function: Callable[Arguments, Result]) -> Callable[Argumen
 
     @wraps(function)
     def inner(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(function)(*args, **kwargs)
         rounds = [kind for kind in AUTOCAST if torch.is_autocast_enabled(kind)]
         # a default device is such a mode; without one nothing is allocated to ask
         moves = torch._C._len_torch_function_stack() and torch.empty(0, dtype=torch.uint8).device.type != "cpu"

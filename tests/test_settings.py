@@ -183,6 +183,37 @@ def test_a_setting_can_be_changed_in_a_fork() -> None:
     thread.join()
 
 
+def test_a_fork_leaves_what_threads_had_changed() -> None:
+    """Of those inside, a child has at most the one that forked."""
+    changed, barrier = [False], Barrier(2, timeout=20)
+
+    @Together
+    @contextmanager
+    def change() -> Iterator[None]:
+        changed[0] = True
+        yield
+        changed[0] = False
+
+    def inside() -> None:
+        with change:
+            barrier.wait()
+            barrier.wait()
+
+    def here_too() -> str:
+        with change:
+            return f"{changed[0]}"
+
+    thread = Thread(target=inside)
+    thread.start()
+    barrier.wait()
+    assert in_a_fork(lambda: f"{changed[0]}") == "False"
+    with change:
+        assert in_a_fork(lambda: f"{changed[0]}, then {here_too()}, {changed[0]}") == "True, then True, True"
+    barrier.wait()
+    thread.join()
+    assert not changed[0]
+
+
 def in_a_fork(work: Callable[[], str]) -> str:
     """What `work` gives in a forked child, which is ended where it hangs."""
     read, write = os.pipe()

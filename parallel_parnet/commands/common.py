@@ -318,11 +318,12 @@ def _exit_at_once(status: int, message: str) -> NoReturn:
 
 
 def _flush() -> None:
-    if sys.stdout is not None:  # as it is where it was closed before the start
+    if sys.stdout is not None:  # as below
         sys.stdout.flush()
 
 
 def _say(message: str) -> None:
     """In one write, so that lines of ranks that share stderr stay whole also where PYTHONUNBUFFERED is set."""
-    sys.stderr.write(f"{message}\n")
-    sys.stderr.flush()
+    if sys.stderr is not None:  # as it is where it was closed before the start
+        sys.stderr.write(f"{message}\n")
+        sys.stderr.flush()

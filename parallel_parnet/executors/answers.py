@@ -43,6 +43,12 @@ def check_out(program: Program, x_nchw: Tensor, out: Tensor) -> None:
     """ParNetError where a tensor cannot take the logits of such pictures."""
     if program.outputs:
         raise ParNetError(f"out is for logits, and this program gives {', '.join(program.outputs)}: leave it out")
+    if (
+        not isinstance(out, Tensor)
+        or out.layout != torch.strided
+        or any(stride == 0 and size > 1 for stride, size in zip(out.stride(), out.shape, strict=True))
+    ):
+        raise ParNetError(f"out, a {type(out).__name__}: expected a dense tensor whose elements have a place each")
     if out.requires_grad:
         raise ParNetError("out requires gradients, which an engine has none of: give its detach()")
     expected = x_nchw.shape[0], program.operations[-1].cout

@@ -10,6 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from ..errors import ParNetError
 from ..forking import is_forked
 from ..kernels.cpu import native, objects
 from .native_plan import NativePlan
@@ -42,6 +43,30 @@ def missing(backend: str) -> str | None:
         except objects.NotCompiledError as error:
             return str(error)
     return None
+
+
+def broken(backend: str) -> str | None:
+    """Why a library that is installed cannot be loaded, which takes too long for `missing` to try."""
+    try:
+        if backend == "openvino":
+            importlib.import_module("openvino")
+    except ImportError as error:
+        return f"openvino cannot be loaded ({error})"
+    return None
+
+
+def refuse_recorders(executor: str) -> None:
+    """ParNetError where torch's operations are recorded (make_fx, torch.jit.trace) and an executor has none to record:
+    a buffer's address would be taken for the answer."""
+    recorded = torch.jit.is_tracing()
+    if not recorded and torch._C._len_torch_dispatch_stack():
+        from torch.fx.experimental.proxy_tensor import get_proxy_mode  # here, since it takes a while
+
+        recorded = get_proxy_mode() is not None
+    if recorded and executor not in ("reference", "eager"):
+        raise ParNetError(
+            f"executor {executor} has no operations of torch to record: choose eager, or Program.to_exported_program"
+        )
 
 
 def isa(executor: str) -> str | None:

@@ -140,12 +140,15 @@ class DistributedExecutor:
         """Do this lane's part of every request until the coordinator closes; returns the status it closed with."""
         if self.work.coordinates:
             raise ParNetError(f"rank {self.lane} coordinates: call the engine on it, and serve on the others")
+        if self._ended:
+            raise ParNetError(self._ended)
         tag = self._header[self.lane]
         header = self.transport.inbox(tag, 0, (HEADER,), torch.int64, CPU)
         self.transport.post(header, tag)
         while True:
             command, *numbers = self._next(header)
             if command == STOP:
+                self._ended = CLOSED
                 return numbers[0]
             if command == CLOCK:
                 self._tell(torch.tensor(reading(), dtype=torch.float64, device=CPU))
@@ -216,8 +219,8 @@ class DistributedExecutor:
 
     def close(self, status: int = 0) -> None:
         """End the other lanes' `serve`, once. On the coordinator only."""
-        self._drain()
         with self._speaking:
+            self._drain()
             if self._ended == CLOSED:
                 return
             self._ended = CLOSED
@@ -279,9 +282,11 @@ class DistributedExecutor:
         assert answer is not None, "the coordinator has the answer"
         return each(answer, lambda tensor: tensor.to(device))
 
+    @with_own_settings
     def _next_answer(self) -> Answer:
+        """The oldest request's, a tensor as any other and not one of inference mode."""
         with self._said_whole(mapping=True):
-            return self._answer()
+            return each(self._answer(), Tensor.clone)
 
     def _drain(self) -> None:
         """Finish what nobody asks for any more, since the other lanes are at work on it; not where one is lost."""

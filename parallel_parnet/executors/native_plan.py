@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import ParNetError
 from ..kernels.cpu import native
 from ..kernels.cpu.native import Op, Panel, Task
 from ..program.program import INPUT, Operation
@@ -118,7 +119,9 @@ class NativePlan:
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         for op, x in zip(self._arguments[0], inputs, strict=False):  # which the first operations read
-            op.x[0], op.strides[:] = x.data_ptr(), x.stride()
+            if not (at := x.data_ptr()):
+                raise ParNetError("a picture without memory, as fake tensors are: give numbers, or choose eager")
+            op.x[0], op.strides[:] = at, x.stride()
         self.run()
         return self._outputs
 

@@ -104,5 +104,5 @@ def _convolution(
     cout, cin, kernel, _ = weight.shape
     with torch.device("meta"):  # nothing to initialise
         conv = nn.Conv2d(cin * groups, cout, kernel, stride, padding=kernel // 2, groups=groups)  # type: ignore[arg-type]
-    conv.weight, conv.bias = (nn.Parameter(v.to(like)) for v in (weight, bias))
+    conv.weight, conv.bias = (nn.Parameter(v.to(like, copy=True)) for v in (weight, bias))
     return conv

@@ -40,8 +40,10 @@ def join_ranks(device: torch.device, timeout_s: float) -> None:
         store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
     except (RuntimeError, ValueError) as error:
         raise LaneError(f"no rendezvous ({error})") from error
-    # torchrun's static rendezvous keeps its store over restarts, with the addresses of ranks that are gone
+    # torchrun keeps its store while ranks leave and join again, and by static rendezvous over restarts, with the
+    # addresses of ranks that are gone
     store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    store = dist.PrefixStore(str(store.add(f"joined by {rank}", 1)), store)
     address = local_address()
     for variable in (GLOO, NCCL) if device.type == "cuda" else (GLOO,):
         if not os.environ.get(variable):

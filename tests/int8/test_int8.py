@@ -57,7 +57,7 @@ def test_a_range_has_the_least_error_of_all(seed: int, tail: float, shift: float
     least = min(
         grid_error(values, a * low, b * high) for a in shares for b in shares if b * high > a * low
     )  # fmt: skip
-    assert got <= 1.05 * least and got <= grid_error(values, low, high) * (1 + 1e-6)
+    assert got <= 1.05 * least and got <= grid_error(values, low, high) * (1 + 1e-5)
 
 
 def test_ranges_at_the_edges() -> None:

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import torch
 from torch import Tensor
@@ -20,7 +23,8 @@ from conftest import SMALL, lively
 from parallel_parnet import Engine, ParNetError, Program, fold
 from parallel_parnet.commands.common import Ranks, run
 from parallel_parnet.executors.distributed import STOP
-from parallel_parnet.transport import join_ranks
+from parallel_parnet.executors.lane import Request
+from parallel_parnet.transport import join_ranks, leave_ranks
 
 CPU = torch.device("cpu")
 
@@ -61,6 +65,7 @@ def coordinate(program: Program, transport: str, pictures: list[Tensor], expecte
     engine = Engine(program, device=CPU, executor="eager", transport=transport)
     row: dict = {"transport": transport, "serving": told(engine.serve)}
     row["reused"] = all(map(torch.equal, engine.map(in_one_buffer(pictures)), expected))
+    row["ordinary"] = not any(answer.is_inference() for answer in engine.map(pictures[:2]))  # type: ignore[union-attr]
     first = engine.map(pictures)
     row["one map"] = torch.equal(next(first), expected[0])
     calls = [lambda: next(engine.map(pictures)), lambda: engine(pictures[0]), engine.clocks]
@@ -73,7 +78,28 @@ def coordinate(program: Program, transport: str, pictures: list[Tensor], expecte
     row["closed"] = told(lambda: engine(pictures[0]))
     with Engine(program, device=CPU, executor="eager", transport=transport) as again:
         row["again"] = torch.equal(again(pictures[1]), expected[1])
+    row["from a thread"] = closed_from_a_thread(
+        Engine(program, device=CPU, executor="eager", transport=transport), pictures[0]
+    )
     return row
+
+
+def closed_from_a_thread(engine: Engine, x: Tensor) -> bool:
+    """Whether a call goes on to its end though another thread closes the engine in the middle of it."""
+    assert engine._distributed is not None
+    finish, began = engine._distributed.work.finish, Event()
+
+    def slowly(request: Request) -> object:
+        began.set()
+        time.sleep(0.2)
+        return finish(request)
+
+    engine._distributed.work.finish = slowly  # type: ignore[method-assign,assignment]
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(engine, x)
+        began.wait(20)
+        engine.close()
+        return isinstance(call.result(), Tensor) and "is closed" in told(lambda: engine(x))
 
 
 def serve(program: Program, transport: str, x: Tensor) -> None:
@@ -81,7 +107,9 @@ def serve(program: Program, transport: str, x: Tensor) -> None:
     for call in (lambda: engine(x), lambda: next(engine.map([x])), lambda: engine.profile(x), engine.clocks):
         assert told(call) == "rank 1 serves: call serve on it, and the engine on rank 0"
     engine.serve()
-    Engine(program, device=CPU, executor="eager", transport=transport).serve()
+    assert "is closed" in told(engine.serve)
+    for _ in range(2):
+        Engine(program, device=CPU, executor="eager", transport=transport).serve()
 
 
 def side_by_side(program: Program, other: Program, rank: int, x: Tensor) -> Tensor | None:
@@ -107,6 +135,9 @@ def main() -> int:
     pictures = [torch.randn(1, 3, 32, 32) for _ in range(5)]
     alone = Engine(program, device=CPU, executor="eager")
     expected = [alone(x) for x in pictures]
+    for _ in range(2):
+        join_ranks(CPU, 30)
+        leave_ranks()
     join_ranks(CPU, 30)
     rows: list[dict] = []
     for transport in ("gloo", "shared"):

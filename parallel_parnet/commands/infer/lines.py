@@ -103,7 +103,9 @@ class AnswerLines:
         try:
             row = json.loads(line)
             image, settings = row["image"], row["settings"]
-        except (ValueError, KeyError, TypeError):
+            if not isinstance(image, str):
+                raise TypeError(image)
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise ParNetError(f"{self.path}: line {number} is no answer of this command; give another file") from None
         if settings != self.settings:
             raise ParNetError(

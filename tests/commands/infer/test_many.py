@@ -96,6 +96,8 @@ def test_the_answers_are_the_engines(engine: Engine, tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b"my notes\n", "line 1 is no answer"),
+        (b"[" * 200_000 + b"\n", "line 1 is no answer"),
+        (b'{"image": [], "settings": "settings"}\n', "line 1 is no answer"),
         (b"my notes, without an end of line", "line 1 is no answer"),
         (b'{"image": "a", "top5": []}\n', "line 1 is no answer"),
         (b'{"image": "a", "settings": "settings"}\n[1]\n', "line 2 is no answer"),

@@ -1,0 +1,100 @@
+"""What callers put around an engine: torch.compile, what records or fakes tensors, odd memory, broken libraries."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from conftest import OPTIONAL, SMALL, lively
+from parallel_parnet import Engine, ParNetBlock, ParNetError, fold
+
+PROGRAM = fold(lively(SMALL, 2))
+X, OTHER = torch.randn(2, 1, 3, 32, 32)
+
+
+def engine_of(executor: str) -> Engine:
+    engine = Engine(PROGRAM, device="cpu", executor=executor)
+    engine(X)
+    return engine
+
+
+@pytest.mark.parametrize("executor", ["eager", *OPTIONAL])
+def test_torch_compile_leaves_an_engine_alone(executor: str) -> None:
+    """Traced, it would take a minute, and each call many times as long."""
+    torch._dynamo.reset()
+    counters.clear()
+    engine = Engine(PROGRAM, device="cpu", executor=executor)
+    compiled = torch.compile(lambda x: engine(x) + 1, backend="eager")
+    for x in (X, OTHER, torch.randn(2, 3, 64, 32)):
+        assert torch.equal(compiled(x), engine(x) + 1)
+    assert counters["frames"]["total"] < 10, counters["frames"]
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("executor", OPTIONAL)
+def test_recorders_are_refused_where_there_is_nothing_to_record(executor: str) -> None:
+    engine = engine_of(executor)
+    for record in (make_fx(engine), lambda x: torch.jit.trace(lambda y: engine(y), x, check_trace=False)):
+        with pytest.raises(ParNetError, match="no operations of torch to record: choose eager"):
+            record(X)
+
+
+def test_eager_can_be_recorded() -> None:
+    engine = engine_of("eager")
+    torch.testing.assert_close(make_fx(engine)(X)(OTHER), engine(OTHER))
+
+
+@pytest.mark.skipif("native" not in OPTIONAL, reason="the CPU kernels were not built")
+def test_tensors_without_memory_are_refused() -> None:
+    engine = engine_of("native")
+    for call in (lambda: engine(FakeTensorMode().from_tensor(X)), lambda: torch.func.functionalize(engine)(X)):
+        with pytest.raises(ParNetError, match="without memory"):
+            call()
+
+
+@pytest.mark.parametrize("executor", ["reference", "eager", *OPTIONAL])
+def test_inputs_of_another_kind_after_one_that_was_right(executor: str) -> None:
+    engine = engine_of(executor)
+    for x in (X.to_sparse(), X.to_mkldnn()):
+        with pytest.raises(ParNetError, match="expected float32, bfloat16 or float16, normalised, or uint8; dense"):
+            engine(x)
+    with pytest.raises(ParNetError, match="on meta, which has no memory"):
+        engine(X.to("meta"))
+
+
+@pytest.mark.parametrize(
+    "out",
+    [torch.empty(1, 10).numpy(), torch.zeros(1, 10).to_sparse(), torch.empty(1, 1).expand(1, 10), [0.0]],
+    ids=type,
+)
+def test_what_cannot_be_filled(out: object) -> None:
+    with pytest.raises(ParNetError, match="expected a dense tensor whose elements have a place each"):
+        engine_of("eager")(X, out=out)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif("openvino" not in OPTIONAL, reason="needs OpenVINO")
+def test_a_library_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "openvino" or "openvino_" in name]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    engine = Engine(PROGRAM, device="cpu")
+    engine.warm_up(X)
+    assert engine.executor != "openvino" and any("openvino cannot be loaded" in note for note in engine.notes)
+    with pytest.raises(ParNetError, match=r"openvino cannot be loaded .*: choose native"):
+        Engine(PROGRAM, device="cpu", executor="openvino")(X)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_folded_block_stands_on_its_own(dtype: torch.dtype) -> None:
+    block, x = ParNetBlock(8, 16, stride=2).eval().to(dtype), torch.randn(1, 8, 8, 8, dtype=dtype)
+    folded = block.fold()
+    before = folded(x)
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.mul_(3)
+    assert torch.equal(folded(x), before)

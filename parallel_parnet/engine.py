@@ -256,7 +256,7 @@ class Engine:
         if not executors:
             self(x_nchw)
             return {}
-        if (reason := broken("openvino")) and "openvino" in executors:
+        if "openvino" in executors and (reason := broken("openvino")):
             executors.remove("openvino")
             self.notes = [*self.notes, f"left out: {reason}"]
         cores = torch.get_num_threads()

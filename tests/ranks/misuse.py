@@ -6,6 +6,7 @@ misuse.py SEED FILE
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -64,6 +65,7 @@ def coordinate(program: Program, transport: str, pictures: list[Tensor], expecte
     """On rank 0, beside `serve`."""
     engine = Engine(program, device=CPU, executor="eager", transport=transport)
     row: dict = {"transport": transport, "serving": told(engine.serve)}
+    row["forked"] = closed_in_a_fork(engine)
     row["reused"] = all(map(torch.equal, engine.map(in_one_buffer(pictures)), expected))
     row["ordinary"] = not any(answer.is_inference() for answer in engine.map(pictures[:2]))  # type: ignore[union-attr]
     first = engine.map(pictures)
@@ -82,6 +84,18 @@ def coordinate(program: Program, transport: str, pictures: list[Tensor], expecte
         Engine(program, device=CPU, executor="eager", transport=transport), pictures[0]
     )
     return row
+
+
+def closed_in_a_fork(engine: Engine) -> bool:
+    """Whether a child is refused what would speak to the other ranks; that they go on, later calls show."""
+    child = os.fork()
+    if child == 0:
+        try:
+            engine.close()
+            os._exit("made before a fork" not in told(engine.clocks))
+        finally:
+            os._exit(1)
+    return os.waitpid(child, 0)[1] == 0
 
 
 def closed_from_a_thread(engine: Engine, x: Tensor) -> bool:

@@ -103,7 +103,9 @@ def test_what_callers_do(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["beside"], f"seed {SEED}"
     for row in found["rows"]:
-        right = [row[name] for name in ("reused", "ordinary", "one map", "the rest", "again", "from a thread")]
+        right = [
+            row[name] for name in ("forked", "reused", "ordinary", "one map", "the rest", "again", "from a thread")
+        ]
         assert all(right), f"{row}, seed {SEED}"
         assert all("a map of this engine is still running" in said for said in row["mapping"]), row
         assert all("was interrupted" in said for said in row["interrupted"]), row

@@ -154,7 +154,7 @@ class Lane:
         request.launched = True
         if self.device.type == "cuda":
             request.reached = torch.cuda.Event()
-            request.reached.record()
+            request.reached.record(torch.cuda.current_stream(self.device))  # which need not be that of the current GPU
 
     def _pass(self, request: Request) -> Answer | None:
         """A pass with all its transfers, none of which the host waits for."""

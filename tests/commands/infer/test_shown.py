@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from conftest import ROOT, launch
-from parallel_parnet import fold, load_checkpoint
+from parallel_parnet import ParNetError, fold, load_checkpoint
 from parallel_parnet.commands.common import plain_console, run
 from parallel_parnet.commands.infer.tables import read_labels, show_predictions
 from parallel_parnet.preprocess import read_image
@@ -75,6 +75,18 @@ def test_standard_output_that_takes_nothing_more(sink: str, status: set[int]) ->
     )  # fmt: skip
     assert int(run.stderr.split()[-1]) in status, run.stderr
     assert "Traceback" not in run.stderr
+
+
+def test_an_error_without_a_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python has none where it was closed before the start. The status still says whose fault it is."""
+
+    def refuse() -> int:
+        raise ParNetError("no such thing")
+
+    monkeypatch.setattr(sys, "stderr", None)
+    with pytest.raises(SystemExit) as end:
+        run(refuse)
+    assert end.value.code == 2
 
 
 def test_damage_that_is_mended_is_not_talked_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

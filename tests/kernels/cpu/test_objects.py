@@ -11,7 +11,7 @@ import pytest
 
 from conftest import OPTIONAL
 from parallel_parnet import ParNetError
-from parallel_parnet.kernels.cpu import instruction_sets, objects
+from parallel_parnet.kernels.cpu import instruction_sets, objects, pages
 from parallel_parnet.kernels.cpu.instruction_sets import AMX, HERE, MACHINE, SETS
 from parallel_parnet.kernels.cpu.objects import NotCompiledError
 
@@ -132,3 +132,8 @@ def test_a_machine_that_nothing_is_compiled_for(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(objects, "MACHINE", "abacus")
     with pytest.raises(NotCompiledError, match="the CPU kernels are for x86_64 and aarch64, and this is abacus"):
         objects.in_use()
+
+
+def test_memory_that_cannot_be_had() -> None:
+    with pytest.raises(MemoryError, match=f"{1 << 60} bytes cannot be had"):
+        pages.zeros(1 << 60)

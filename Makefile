@@ -1,4 +1,4 @@
-# make infer      classify the demo pictures      make test          everything that must be green, 17 minutes on two cores
+# make infer      classify the demo pictures      make test          everything that must be green, 15 minutes on two cores
 # make setup      a virtual environment in .venv  make test-kernels  of that, the kernels: interpreted and compiled
 # make lint       format, lint, types             make test-all      with what takes long, and every case of the kernels: an hour or more
 # make test-faults TRIALS=1000 SEED=0  ranks that die, hang or lose a connection   make soak  an hour of requests and kills

@@ -17,7 +17,7 @@ from .choice import ENOUGH, HOPELESS, Choice, default_placement, on_gpus, on_lan
 from .errors import ParNetError
 from .executors.answers import Answer, check_out, each, logits_of
 from .executors.available import METHODS, choose, find_device, for_cpu, notes, warn
-from .executors.backends import arithmetic, broken, lacking, refuse_recorders
+from .executors.backends import arithmetic, broken_openvino, lacking, refuse_recorders
 from .executors.binding import Backend
 from .executors.distributed import DistributedExecutor
 from .executors.graph import GraphExecutor
@@ -256,7 +256,7 @@ class Engine:
         if not executors:
             self(x_nchw)
             return {}
-        if "openvino" in executors and (reason := broken("openvino")):
+        if "openvino" in executors and (reason := broken_openvino()):
             executors.remove("openvino")
             self.notes = [*self.notes, f"left out: {reason}"]
         cores = torch.get_num_threads()
@@ -341,7 +341,7 @@ class Engine:
 
     def _make_executor(self, raw: bool) -> Executor:
         if self.executor == "openvino":
-            if reason := broken("openvino"):
+            if reason := broken_openvino():
                 raise ParNetError(f"{reason}: choose native")
             from .executors.openvino_lanes import OpenVinoExecutor  # here, since the package is optional
 

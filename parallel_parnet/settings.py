@@ -66,7 +66,7 @@ def quiet() -> Iterator[None]:
 def with_own_settings(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """The function without its caller's autocast, default device and inference mode: none of them may round weights,
     move buffers, or decide what can be done with an answer. torch.compile leaves it alone: it would trace all that
-    prepares a call, for minutes.
+    prepares a call, for a minute.
 
     The default type belongs to the whole process and not to a thread, so that it cannot be kept out: whatever
     allocates says its type and device. tests/test_settings.py looks after both.

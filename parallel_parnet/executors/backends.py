@@ -45,11 +45,10 @@ def missing(backend: str) -> str | None:
     return None
 
 
-def broken(backend: str) -> str | None:
-    """Why a library that is installed cannot be loaded, which takes too long for `missing` to try."""
+def broken_openvino() -> str | None:
+    """Why it cannot be loaded though it is installed, which takes too long for `missing` to try."""
     try:
-        if backend == "openvino":
-            importlib.import_module("openvino")
+        importlib.import_module("openvino")
     except ImportError as error:
         return f"openvino cannot be loaded ({error})"
     return None

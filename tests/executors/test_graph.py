@@ -105,8 +105,11 @@ def test_pictures_that_need_gradients() -> None:
 
 
 def test_pictures_elsewhere_are_refused() -> None:
+    x = torch.empty(1, 3, 32, 32, device="meta")
     with pytest.raises(ParNetError, match="a picture on meta, which has no memory"):
-        engine_of(EagerSource(PROGRAM))(torch.empty(1, 3, 32, 32, device="meta"))
+        engine_of(EagerSource(PROGRAM))(x)
+    with pytest.raises(ParNetError, match="pictures on meta: executor cuda_graph takes them on cpu alone"):
+        GraphExecutor("cuda_graph", EagerSource(PROGRAM), again)(x)
 
 
 @pytest.mark.parametrize("executor", ["graph", "eager"])

@@ -56,8 +56,8 @@ class Engine:
     """Runs a program: `Engine(fold(model))(pictures)` gives logits, or the outputs that `fold` was asked for.
 
     placement: which lane runs what; one lane, or one lane per rank, where not given.
-    device: "cuda" where there is one, else "cpu". Lanes of one process take the visible GPUs in turn, each with a CUDA
-        stream of its own.
+    device: "cuda" where there is one, else "cpu"; a number is that GPU. Lanes of one process take the visible GPUs in
+        turn, each with a CUDA stream of its own.
     dtype: float32, bfloat16 or (on GPUs) float16; of a quantised program float32, the type of all that is not int8; of
         one in fp8 any of them for triton and cuda_graph.
     executor: "auto" takes, on the CPU, what can be had of "native" (our own kernels; bf16 where the CPU has
@@ -86,7 +86,7 @@ class Engine:
         self,
         program: Program,
         placement: Placement | None = None,
-        device: str | torch.device | None = None,
+        device: str | int | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
         executor: str = "auto",
         transport: str = "auto",
@@ -99,7 +99,9 @@ class Engine:
         monitor = health.current()
         ranks = monitor.world if monitor and (placement is None or placement.lanes > 1) else 1
         self.program, self.dtype, self.threads, self._asked = program, dtype, threads, executor
-        self.device = find_device(device or ("cuda" if torch.cuda.is_available() and executor != "cpu" else "cpu"))
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() and executor != "cpu" else "cpu"
+        self.device = find_device(device)
         self.executor = choose(executor, self.device, dtype, program.quantised)
         self.notes = notes(executor, self.executor, self.device, dtype)
         for note in self.notes:
@@ -143,7 +145,7 @@ class Engine:
 
     @classmethod
     @with_own_settings
-    def load(cls, path: Path | str, device: str | torch.device | None = None) -> Engine:
+    def load(cls, path: Path | str, device: str | int | torch.device | None = None) -> Engine:
         """The engine that `save` wrote. ParNetError, naming the file, where it is damaged or does not fit the machine.
 
         What was measured on another kind of device, with another number of threads, or by an executor that is not
@@ -226,7 +228,7 @@ class Engine:
         """
         if self._distributed is not None:
             self._turn()
-            return self._distributed.map(self._checked_input(x_nchw) for x_nchw in pictures)
+            return self._distributed.map(self._taken_in(x_nchw) for x_nchw in pictures)
         return (self(x_nchw) for x_nchw in pictures)
 
     @with_own_settings
@@ -315,28 +317,28 @@ class Engine:
             )
         return self._lock
 
-    def _checked_input(self, x_nchw: Tensor) -> Tensor:
+    def _taken_in(self, x_nchw: Tensor) -> Tensor:
+        """A picture once it is checked, and the current CUDA stream waits for the one of the last call."""
         if not isinstance(x_nchw, Tensor) or _kind_of(x_nchw) != self._checked or x_nchw.is_neg():
             check_input(self.program, x_nchw)
             if x_nchw.is_meta:
                 raise ParNetError("a picture on meta, which has no memory: give it on the CPU or a GPU")
             self._checked = _kind_of(x_nchw)
         refuse_recorders(self.executor)
-        return x_nchw
-
-    def _ready(self, x_nchw: Tensor) -> Executor:
-        """The executor for such pictures, once the current CUDA stream waits for the one of the last call."""
-        raw = self._checked_input(x_nchw).dtype == torch.uint8
-        executor = self._executors.get(raw)
-        if executor is None:
-            executor = self._executors[raw] = self._make_executor(raw)
-        if (
-            self.device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
-        ):  # whose capture orders by itself
+        # a capture orders by itself
+        if self.device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
             current = torch.cuda.current_stream(self.device)
             if self._last is not None and self._last != current:
                 current.wait_stream(self._last)
             self._last = current
+        return x_nchw
+
+    def _ready(self, x_nchw: Tensor) -> Executor:
+        """The executor for such pictures."""
+        raw = self._taken_in(x_nchw).dtype == torch.uint8
+        executor = self._executors.get(raw)
+        if executor is None:
+            executor = self._executors[raw] = self._make_executor(raw)
         return executor
 
     def _make_executor(self, raw: bool) -> Executor:

@@ -109,9 +109,11 @@ def test_what_cannot_be_had() -> None:
 def test_no_gpu() -> None:
     with pytest.raises(ParNetError, match="no NVIDIA GPU"):
         Engine(PROGRAM, device="cuda")
+    with pytest.raises(ParNetError, match="device cuda:0: torch sees no NVIDIA GPU"):
+        Engine(PROGRAM, device=0)  # which is no device left open
 
 
-@pytest.mark.parametrize("device", ["toaster", "meta", "mps", "cuda:99"])
+@pytest.mark.parametrize("device", ["toaster", "meta", "mps", "cuda:99", 1.5])
 def test_what_is_no_device(device: str, tmp_path: Path) -> None:
     Engine(PROGRAM, device="cpu").save(tmp_path / "e.safetensors")
     for make in (lambda: Engine(PROGRAM, device=device), lambda: Engine.load(tmp_path / "e.safetensors", device)):

@@ -31,11 +31,11 @@ METHODS = {name: Method(name) for name in ("reference", *BACKENDS)} | ON_GPUS
 EXECUTORS = ("auto", "cpu", *METHODS)
 
 
-def find_device(wanted: str | torch.device) -> torch.device:
+def find_device(wanted: str | int | torch.device) -> torch.device:
     """ParNetError for what is neither the CPU nor a GPU that is here."""
     try:
-        device = torch.device(wanted)
-    except RuntimeError:
+        device = torch.device(f"cuda:{wanted}" if type(wanted) is int else wanted)
+    except (RuntimeError, TypeError):
         raise ParNetError(f"device {wanted}: choose cpu or cuda") from None
     if device.type not in ("cpu", "cuda"):
         raise ParNetError(f"device {device}: choose cpu or cuda")

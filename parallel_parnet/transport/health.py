@@ -253,7 +253,9 @@ def start(rank: int, world: int, store: Store, address: str, timeout_s: float) -
                 connection.sendall(bytes.fromhex(cards[other][4]) + bytes([rank]))
                 peers.append(_peer(other, connection, cards[other], cards[rank]))
             while len(peers) < world - 1:
-                listener.settimeout(max(0.01, deadline - time.monotonic()))
+                if (left := deadline - time.monotonic()) <= 0:  # also where strangers have come all the time
+                    raise TimeoutError("timed out")
+                listener.settimeout(left)
                 connection, _ = listener.accept()
                 other = _greeting(connection, bytes.fromhex(token))
                 if rank < other < world and other not in {peer.rank for peer in peers}:

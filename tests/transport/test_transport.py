@@ -8,8 +8,10 @@ import random
 import signal
 import socket
 import stat
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 import torch
@@ -193,6 +195,30 @@ def test_no_loopback_between_hosts(address: str) -> None:
         health.start(1, 2, store, "127.0.0.1", 1)
     with pytest.raises(ParNetError, match=r"rank 1 cannot listen at 192\.0\.2\.1 .* in GLOO_SOCKET_IFNAME"):
         health.start(1, 2, store, "192.0.2.1", 1)
+
+
+def test_strangers_extend_no_start() -> None:
+    store, over = dist.HashStore(), threading.Event()
+
+    def knock() -> None:
+        address, port, *_ = store.get("health/0").decode().split()
+        while not over.is_set():
+            with suppress(OSError), socket.create_connection((address, int(port)), 1) as stranger:
+                stranger.recv(1)  # silent itself, as another waits behind it
+
+    store.set("health/1", f"127.0.0.1 1 elsewhere 1 00 {host_identity('net')}")
+    strangers = [threading.Thread(target=knock, daemon=True) for _ in range(2)]
+    for stranger in strangers:
+        stranger.start()
+    started = time.monotonic()
+    try:
+        with pytest.raises(LaneError, match=r"rank 0 waited 0\.5 s for the other ranks to start"):
+            health.start(0, 2, store, "127.0.0.1", 0.5)
+    finally:
+        over.set()
+        for stranger in strangers:
+            stranger.join()
+    assert time.monotonic() - started < 4
 
 
 def test_ranks_must_have_joined(monkeypatch: pytest.MonkeyPatch) -> None:

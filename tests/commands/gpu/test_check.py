@@ -21,6 +21,7 @@ from parallel_parnet.commands.gpu.journal import Journal
 from parallel_parnet.commands.gpu.scope import DRY, IN_A_DRY_RUN
 from parallel_parnet.commands.gpu.work import Work, verdict
 from parallel_parnet.commands.processes import environment
+from parallel_parnet.files import from_json
 from parallel_parnet.kernels.gpu.config import Table
 
 
@@ -192,6 +193,11 @@ def test_no_row_is_lost_by_an_end_at_any_moment(tmp_path):
     results = Journal(tmp_path / "gpu-check.jsonl").results()
     assert list(results) == ["machine", "first", "probes"] and all(result["passed"] for result in results.values())
     assert "## Probes" in page.markdown(results, DRY)
+
+
+def test_the_page_of_an_h200_is_that_of_its_rows():
+    rows = ROOT / "results" / "gpu-check-nvidia-h200.json"
+    assert page.markdown(from_json(rows.read_text())["steps"]) == rows.with_suffix(".md").read_text()
 
 
 def test_a_row_without_bounds_is_a_number_again_and_has_its_place_on_the_page(tmp_path):

@@ -21,7 +21,7 @@ from ..common import Ranks
 from ..infer.many import progress_bar
 from .augment import erased, mirrored_and_moved
 from .batches import Pictures
-from .ranks import everyones, parallel, same, totals, waiting
+from .ranks import everyones, everyones_words, parallel, same, totals, waiting
 from .recipe import Recipe
 
 MOMENTUM = 0.9
@@ -65,6 +65,10 @@ class Training:
         """The moving average of the weights, where there is one."""
         return self.model if self.average is None else self.average.module
 
+    def skipped(self) -> dict[str, str]:
+        """A reason for each picture that any rank could not read. Every rank calls it."""
+        return everyones_words(self.train.skipped | self.test.skipped)
+
     def state(self) -> dict[str, Any]:
         """All that the next step depends on. Every rank calls it; rank 0's is the run's."""
         random = [torch.get_rng_state()]
@@ -75,7 +79,7 @@ class Training:
             "optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(), "random": [everyones(kind) for kind in random],
             "epoch": self.epoch, "step": self.step, "loss_sum": self.loss_sum, "order": self.order, "log": self.log,
-            "skipped": {**self.train.skipped, **self.test.skipped},
+            "skipped": self.skipped(),
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -54,3 +55,14 @@ def everyones(tensor: Tensor) -> list[Tensor]:
     with waiting("gathering states"):
         dist.all_gather(parts, tensor)
     return parts
+
+
+def everyones_words(words: dict[str, str]) -> dict[str, str]:
+    """What all ranks have to say, on every rank."""
+    if health.current() is None:
+        return words
+    mine, found = json.dumps(words).encode(), {}
+    longest = max(length for [length] in gather([len(mine)]))
+    for theirs in gather(list(mine.ljust(longest))):
+        found |= json.loads(bytes(theirs))
+    return found

@@ -79,6 +79,8 @@ def save_checkpoint(model: ParNet, path: Path | str) -> None:
 
 
 def _assembled(config: Config, epsilons: Mapping[str, float], state: Mapping[str, Tensor]) -> ParNet:
+    if sum(config.blocks) > len(state):  # making blocks that no tensor is for could take hours, and the memory
+        raise ParNetError(f"{len(state)} tensors for {sum(config.blocks)} blocks in its streams")
     with torch.device("meta"):  # nothing to initialise, and no default type: the tensors of the file take its place
         model = ParNet(config)
     _load(model, state)
@@ -129,7 +131,9 @@ def _read_safetensors(path: Path) -> tuple[Config, dict[str, float], dict[str, T
         raise ParNetError(f"a file of format {made_by}, not {FORMAT}; Program.load and Engine.load read programs")
     try:
         config, epsilons = Config.of(json.loads(metadata["config"])), json.loads(metadata.get("eps", "{}"))
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, RecursionError) as error:
+    except ParNetError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ParNetError(f"its configuration cannot be read ({error})") from None
     if not isinstance(epsilons, dict):
         raise ParNetError("its eps is no object of batch norms and numbers")
@@ -178,7 +182,7 @@ def infer_config(state: Mapping[str, Tensor]) -> Config:
             raise ParNetError(f"not a ParNet checkpoint: it lacks {name}")
         return state[name].shape[0]
 
-    places = [re.match(r"streams\.(\d+)\.(\d+)\.", name) for name in state]
+    places = [re.match(r"streams\.(\d{1,9})\.(\d{1,9})\.", name) for name in state]
     counts: dict[int, int] = {}
     for stream, block in (map(int, place.groups()) for place in places if place):
         counts[stream] = max(counts.get(stream, 0), block + 1)
@@ -206,6 +210,8 @@ def _load(model: ParNet, state: Mapping[str, Tensor]) -> None:
             raise ParNetError(f"{name} has shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}")
         if not state[name].is_floating_point() or state[name].layout != torch.strided:
             raise ParNetError(f"{name} is of {state[name].dtype}, {state[name].layout}: expected floating point, dense")
+        if state[name].is_meta:
+            raise ParNetError(f"{name} was saved on the device meta, without its values")
         weights[name] = state[name].to("cpu", torch.float32, copy=True)
         if not torch.isfinite(weights[name]).all():
             raise ParNetError(f"{name} holds values that are no finite numbers in float32")

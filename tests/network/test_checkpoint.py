@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import pickle
 import warnings
@@ -16,8 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from conftest import GOLDEN, SMALL, lively, relative
-from parallel_parnet import Config, Engine, ParNet, ParNetError, fold, load_checkpoint, save_checkpoint
+from parallel_parnet import Config, Engine, ParNet, ParNetError, create_model, fold, load_checkpoint, save_checkpoint
 from parallel_parnet.files import write_atomically
+from parallel_parnet.network.checkpoint import FORMAT
 
 RELEASED = GOLDEN / "official_narrow_relu.pth.tar"
 
@@ -151,6 +153,25 @@ def test_weights_that_do_not_fit(change: str, message: str, tmp_path: Path) -> N
     torch.save({"state_dict": mutated(change)}, tmp_path / "c.pth.tar")
     with pytest.raises(ParNetError, match=r"c\.pth\.tar: .*" + message):
         load_checkpoint(tmp_path / "c.pth.tar")
+
+
+@pytest.mark.parametrize("block", ["1000000", "9" * 5000])
+def test_numbers_of_blocks_for_which_there_are_no_tensors(block: str, tmp_path: Path) -> None:
+    """Making a million blocks took more than ten minutes and 4 GB; Python makes no number of 5,000 digits."""
+    state = create_model(SMALL).state_dict()
+    torch.save(state | {f"streams.0.{block}.block": torch.ones(1)}, tmp_path / "c.pth")
+    with pytest.raises(ParNetError, match=r"tensors for 1000011 blocks|1 tensors belong to no part of this network"):
+        load_checkpoint(tmp_path / "c.pth")
+    metadata = {"format": FORMAT, "config": json.dumps({"planes": [8, 16], "blocks": [0]}).replace("0]", f"{block}]")}
+    save_file(state, tmp_path / "c.safetensors", metadata)
+    with pytest.raises(ParNetError, match=r"tensors for 1000000 blocks|its configuration cannot be read"):
+        load_checkpoint(tmp_path / "c.safetensors")
+
+
+def test_tensors_without_values(tmp_path: Path) -> None:
+    torch.save(create_model(SMALL).to("meta").state_dict(), tmp_path / "c.pth")
+    with pytest.raises(ParNetError, match="was saved on the device meta, without its values"):
+        load_checkpoint(tmp_path / "c.pth")
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"state_dict": [1]}, {"state_dict": {"a": 1}}])

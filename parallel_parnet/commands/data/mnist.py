@@ -24,7 +24,7 @@ def find(folder: Path, part: str) -> Split | None:
     if not any(_path(folder, prefix, IMAGES).is_file() for prefix in PREFIX.values()):
         return None
     images, labels = (read_idx(_path(folder, PREFIX[part], kind)) for kind in (IMAGES, LABELS))
-    if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or not len(labels):
+    if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or not images.size:
         raise ParNetError(f"{folder}: {PREFIX[part]} has pictures {images.shape} but labels {labels.shape}")
     return Split(
         "MNIST's layout",
@@ -49,13 +49,13 @@ def read_idx(path: Path) -> np.ndarray:
             if count > MOST_BYTES:
                 raise ParNetError(f"{path}: {count} bytes of pictures; at most {MOST_BYTES} are read")
             values = file.read(count + 1)
+        if len(values) != count:
+            raise ParNetError(f"{path}: truncated, or longer than its {count} values")
+        return np.frombuffer(values, np.uint8).reshape(shape)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         if isinstance(error, ParNetError):
             raise
         raise ParNetError(f"{path}: cannot be read as an IDX file ({error})") from None
-    if len(values) != count:
-        raise ParNetError(f"{path}: truncated, or longer than its {count} values")
-    return np.frombuffer(values, np.uint8).reshape(shape)
 
 
 def _path(folder: Path, prefix: str, kind: str) -> Path:

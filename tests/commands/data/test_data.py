@@ -108,15 +108,23 @@ def test_a_batch_that_was_cut_anywhere(tmp_path: Path) -> None:
         (gzip.compress(idx(np.zeros((2, 28, 28), np.uint8))[:-9]), "truncated, or longer"),
         (gzip.compress(bytes([0, 0, 8, 3]) + b"\x7f" * 12), "at most"),
         (gzip.compress(b"no idx file"), "not an IDX file of bytes"),
+        (gzip.compress(bytes([0, 0, 8, 65]) + b"\0\0\0\1" * 65 + b"\0"), "cannot be read as an IDX file"),
         (b"no gzip", "cannot be read as an IDX file"),
     ],
-    ids=["cut", "cut before", "huge", "foreign", "not packed"],
+    ids=["cut", "cut before", "huge", "foreign", "65 dimensions", "not packed"],
 )
 def test_a_damaged_idx_file(content: bytes, says: str, tmp_path: Path) -> None:
     path = tmp_path / "t10k-images-idx3-ubyte.gz"
     path.write_bytes(content)
     with pytest.raises(ParNetError, match=says):
         mnist_layout.read_idx(path)
+
+
+def test_idx_pictures_without_pixels(tmp_path: Path) -> None:
+    for kind, shape in (("images-idx3-ubyte", (2, 0, 28)), ("labels-idx1-ubyte", (2,))):
+        (tmp_path / f"t10k-{kind}").write_bytes(idx(np.zeros(shape, np.uint8)))
+    with pytest.raises(ParNetError, match=r"t10k has pictures \(2, 0, 28\) but labels \(2,\)"):
+        open_split(tmp_path, TEST)
 
 
 def test_folders_that_cannot_be_right(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ def find(folder: Path, part: str) -> Split | None:
     paths: list[Path] = []
     truth: list[int] = []
     for number, name in enumerate(classes):
-        inside = sorted(path for path in (folder / name).rglob("*") if _is_picture(path))
+        inside = _pictures(folder / name)
         if not inside:
             raise ParNetError(f"{folder / name}: no pictures in the folder of this class ({', '.join(SUFFIXES)})")
         paths += inside
@@ -49,5 +50,15 @@ def _folders(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")))
 
 
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.is_dir()
+def _pictures(folder: Path) -> list[Path]:
+    """All in a folder and below it, sorted. OSError for a folder that cannot be read, which rglob would pass over."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    found: list[Path] = []
+    for inside, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = (Path(inside, name) for name in files if not name.startswith("."))
+        found += [path for path in paths if path.suffix.lower() in SUFFIXES]
+    return sorted(found)

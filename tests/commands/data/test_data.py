@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import os
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,6 +64,26 @@ def test_folders(tmp_path: Path) -> None:
     split = open_split(tmp_path, TEST)
     assert split.classes == ("disc", "square", "triangle") and split.name(1) == os.path.join("square", "000.png")
     assert open_split(tmp_path / "val", TEST).truth.tolist() == split.truth.tolist() == [0, 1, 2]
+
+
+def test_folders_in_folders_of_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All count but hidden ones; one that cannot be read is no reason to go on with fewer pictures."""
+    draw(tmp_path, {"val": 1})
+    for name in ("more", ".thumbnails"):
+        shutil.copytree(tmp_path / "val" / "disc", tmp_path / "val" / "square" / name)
+    split = open_split(tmp_path, TEST)
+    names = ["disc/000.png", "square/000.png", "square/more/000.png", "triangle/000.png"]
+    assert [split.name(i) for i in range(len(split))] == names
+    scan = os.scandir
+
+    def refuse(path: str) -> object:
+        if os.path.basename(path) == "more":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(ParNetError, match=r"square/more: cannot be read \(Permission denied\)"):
+        open_split(tmp_path, TEST)
 
 
 class Command:

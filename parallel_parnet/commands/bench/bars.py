@@ -59,5 +59,5 @@ def _panel(axes: Axes, result: Result, bars: int) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     note = "" if as_asked else "\n(in brackets: what ran)"
     size, batch = header["size"], header["batch_size"]
-    axes.set_title(f"{header['model']}, {size} x {size}, batch {batch}, {asked}{note}", fontsize=9)
+    axes.set_title(f"{header['model']}, {size} x {size}, batch {batch}, {asked}{note}", fontsize=9, parse_math=False)
     axes.set_xlabel("ms a pass", fontsize=8)

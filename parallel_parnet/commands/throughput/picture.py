@@ -83,4 +83,5 @@ def _panel(axes: Axes, result: Mapping, looks: Mapping[str, tuple]) -> None:
     axes.set_xlabel("milliseconds for a batch (fewer is better)", fontsize=9)
     axes.set_ylabel("pictures a second (more is better)", fontsize=9)
     header = result["header"]
-    axes.set_title(f"{name_of(result)}, {header['size']} x {header['size']}, {header['dtype']}", fontsize=10)
+    title = f"{name_of(result)}, {header['size']} x {header['size']}, {header['dtype']}"
+    axes.set_title(title, fontsize=10, parse_math=False)

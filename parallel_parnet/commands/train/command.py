@@ -147,8 +147,16 @@ def main() -> int:
     training = prepare(args, recipe, ranks, device, console)
     settings = settings_of(args, training)
     kept = state.beside(args.out)
+
+    def tell() -> None:
+        if ranks.rank == 0 and training.log and args.log:
+            write_json(args.log, record(args, recipe, training, began))
+        if ranks.rank == 0 and training.log and args.curve:
+            curve.write(training.log, f"{args.out.name}, trained on {args.data.resolve().name}", args.curve)
+
     if found := state.read(kept, settings):
         training.restore(found)
+        tell()  # it may have been killed before it did, and after its last epoch there is no other
         console.print(f"{kept}: going on with epoch {training.epoch}, after step {training.step} of {training.steps}")
     if ranks.world > 1:  # on machines that share no folder some may have found none
         agree({f"where {kept.name} goes on": f"epoch {training.epoch}, step {training.step}"})
@@ -157,11 +165,8 @@ def main() -> int:
         content = training.state() | {"settings": settings}
         if ranks.rank == 0:
             state.write(kept, content)
-            if training.log and not training.step:
-                if args.log:
-                    write_json(args.log, record(args, recipe, training, began))
-                if args.curve:
-                    curve.write(training.log, f"{args.out.name}, trained on {args.data.resolve().name}", args.curve)
+        if not training.step:
+            tell()
 
     training.run(keep, args.save_steps, console)
     skipped = training.skipped()

@@ -41,5 +41,6 @@ def write(epochs: list[dict], title: str, stem: Path) -> None:
     right.set_ylabel("top-1 on test pictures, % (squares)")
     right.set_ylim(0, 103)
     left.xaxis.get_major_locator().set_params(integer=True)
-    left.set_title(title)
+    # with names that are the user's: a dollar is no formula, and bytes may be no text
+    left.set_title(title.encode(errors="backslashreplace").decode(), parse_math=False)
     save(figure, picture)

@@ -131,6 +131,19 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     assert not state.exists() and all(torch.equal(whole[key], tensor) for key, tensor in load_file(out).items())
 
 
+def test_a_run_that_was_killed_before_it_told_of_its_last_epoch(tmp_path: Path) -> None:
+    """Its state was kept just before. The names in the figure are neither a formula nor, one of them, text."""
+    data, out = mnist(tmp_path / os.fsdecode(b"$a_$\xff"), 8, 2), tmp_path / "o.safetensors"
+    task = run(training(data, "parnet_fashion", recipes.load("fashion").with_changes(epochs=1, batch_size=4)))
+    settings = settings_of(SimpleNamespace(seed=0, checkpoint=None), task)  # type: ignore[arg-type]
+    state.write(state.beside(out), task.state() | {"settings": settings})
+    files = ("--log", tmp_path / "log.json", "--curve", tmp_path / "c")
+    resumed = launch("train.py", data, "--epochs", 1, "-b", 4, "--device", "cpu", "--out", out, *files)
+    assert resumed.returncode == 0 and "going on with epoch 2" in resumed.stdout, resumed.stderr
+    assert json.loads((tmp_path / "log.json").read_text())["epochs"] == task.log
+    assert Image.open(tmp_path / "c.png").width > 500 and len((tmp_path / "c.jsonl").read_text().splitlines()) == 1
+
+
 @pytest.mark.ranks
 def test_ranks_of_which_one_is_killed_go_on_to_the_same_bits(tmp_path: Path) -> None:
     data, whole, cut = mnist(tmp_path / "data", 24, 4), tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"

@@ -80,7 +80,7 @@ def prepare(args: argparse.Namespace, program: Program, console: Console) -> tup
     """What is to be answered, and the names of the network's classes."""
     config, split = program.config, open_split(args.data, args.split)
     labels = read_names(args.labels) if args.labels else config.labels
-    if labels and len(labels) != config.num_classes:
+    if args.labels and len(labels) != config.num_classes:
         raise ParNetError(f"{args.labels}: {len(labels)} lines for {config.num_classes} classes; give a name per line")
     numbers, words = match(split, labels, config.num_classes)
     if numbers is None:

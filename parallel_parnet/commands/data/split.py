@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +38,14 @@ class Split:
     def count(self) -> int:
         """Classes: those with a name, else up to the largest number that occurs."""
         return len(self.classes) or int(self.truth.max()) + 1
+
+    @property
+    def digest(self) -> str:
+        """Of all names and classes of pictures, in their order."""
+        found = hashlib.sha256(self.truth.tobytes())
+        for i in range(len(self)):
+            found.update(f"{self.name(i)}\n".encode(errors="backslashreplace"))  # a file's may be no text
+        return found.hexdigest()
 
     def named(self, classes: tuple[str, ...]) -> Split:
         """The same with names for its numbers; ParNetError where it has its own, or a larger number."""

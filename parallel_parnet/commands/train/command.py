@@ -118,10 +118,9 @@ def prepare(args: argparse.Namespace, recipe: Recipe, ranks: Ranks, device: torc
 
 def settings_of(args: argparse.Namespace, training: Training) -> str:
     """What the bits of a run depend on; a GPU has random numbers of its own."""
-    splits = training.train.split, training.test.split
     return json.dumps([
-        training.recipe.text(), args.seed, training.ranks.world, str(args.checkpoint), str(training.model.config),
-        training.device.type, *[[len(split), int(split.truth.sum()), split.name(0)] for split in splits],
+        training.recipe.text(), args.seed, training.ranks.world, str(args.checkpoint), args.ema,
+        str(training.model.config), training.device.type, training.train.split.digest, training.test.split.digest,
     ])  # fmt: skip
 
 

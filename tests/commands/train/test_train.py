@@ -135,7 +135,7 @@ def test_a_run_that_was_killed_before_it_told_of_its_last_epoch(tmp_path: Path) 
     """Its state was kept just before. The names in the figure are neither a formula nor, one of them, text."""
     data, out = mnist(tmp_path / os.fsdecode(b"$a_$\xff"), 8, 2), tmp_path / "o.safetensors"
     task = run(training(data, "parnet_fashion", recipes.load("fashion").with_changes(epochs=1, batch_size=4)))
-    settings = settings_of(SimpleNamespace(seed=0, checkpoint=None), task)  # type: ignore[arg-type]
+    settings = settings_of(SimpleNamespace(seed=0, checkpoint=None, ema=False), task)  # type: ignore[arg-type]
     state.write(state.beside(out), task.state() | {"settings": settings})
     files = ("--log", tmp_path / "log.json", "--curve", tmp_path / "c")
     resumed = launch("train.py", data, "--epochs", 1, "-b", 4, "--device", "cpu", "--out", out, *files)
@@ -237,13 +237,26 @@ def test_pictures_that_cannot_be_read_while_testing(tmp_path: Path) -> None:
 
 def test_a_run_goes_on_on_the_same_kind_of_device(tmp_path: Path) -> None:
     task = training(mnist(tmp_path / "data", 4, 2), "parnet_fashion", EVERYTHING)
-    args = SimpleNamespace(seed=0, checkpoint=None)
+    args = SimpleNamespace(seed=0, checkpoint=None, ema=False)
     on_cpu = settings_of(args, task)  # type: ignore[arg-type]
     state.write(tmp_path / "c.state", task.state() | {"settings": on_cpu})
     assert state.read(tmp_path / "c.state", on_cpu)
     task.device = torch.device("cuda")
     with pytest.raises(ParNetError, match="on another kind of device, stopped here; give those, or remove it"):
         state.read(tmp_path / "c.state", settings_of(args, task))  # type: ignore[arg-type]
+
+
+def test_a_run_goes_on_with_the_same_pictures(tmp_path: Path) -> None:
+    """Of as many, in as many classes, two may have changed places."""
+    draw(tmp_path, {"train": 2, "val": 1})
+    recipe = recipes.load("fashion").with_changes(epochs=1, batch_size=2)
+    args = SimpleNamespace(seed=0, checkpoint=None, ema=False)
+    before = settings_of(args, training(tmp_path, "parnet_fashion", recipe))  # type: ignore[arg-type]
+    assert before == settings_of(args, training(tmp_path, "parnet_fashion", recipe))  # type: ignore[arg-type]
+    disc, square = (tmp_path / "train" / name / "001.png" for name in ("disc", "square"))
+    disc.rename(square.with_name("from-disc.png"))
+    square.rename(disc.with_name("from-square.png"))
+    assert before != settings_of(args, training(tmp_path, "parnet_fashion", recipe))  # type: ignore[arg-type]
 
 
 def test_a_disk_that_fills_while_a_checkpoint_is_written(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Protocol
 from ..errors import ParNetError
 from ..program.program import INPUT, Operation, Program
 
+LEAST_S, MOST_S = 1e-9, 1e3  # of a message, and of a link's latency: beyond, sums of seconds lose the operations' own
 UNITS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "kb/s": 1e3, "mb/s": 1e6, "gb/s": 1e9}
 
 # NCCL send and receive inside a CUDA graph on H100, as reported in torchcomms issue #2159: bytes, seconds
@@ -38,21 +39,24 @@ class Link:
     source: str
 
     def __post_init__(self) -> None:
-        if not (self.latency_s >= 0 and math.isfinite(self.latency_s)):
-            raise ParNetError(f"link {self.name}: latency {self.latency_s:g} s; it must not be negative")
-        if not self.bytes_per_s > 0:
-            raise ParNetError(f"link {self.name}: bandwidth {self.bytes_per_s:g} bytes/s; it must be positive")
+        if not 0 <= self.latency_s <= MOST_S:
+            raise ParNetError(f"link {self.name}: latency {self.latency_s:g} s; it must be from 0 to {MOST_S:g} s")
+        if not self.bytes_per_s >= 1:
+            raise ParNetError(f"link {self.name}: bandwidth {self.bytes_per_s:g} bytes/s; it must be at least 1")
 
     def seconds(self, bytes_: int) -> float:
         """Seconds from the start of a transfer of so many bytes to its arrival."""
         return self.latency_s + bytes_ / self.bytes_per_s
 
     @classmethod
-    def fit(cls, name: str, points: Iterable[tuple[int, float]], source: str) -> Link:
+    def fit(cls, name: str, points: Iterable[tuple[float, float]], source: str) -> Link:
         """The line through (bytes, seconds) with the least squares of relative errors; its latency is never negative.
 
         Relative, since an error of a microsecond matters to a small message and not to a large one.
         """
+        points = list(points)
+        if not points or not all(0 <= size < math.inf and LEAST_S <= t <= MOST_S for size, t in points):
+            raise ParNetError(f"link {name}: give messages of some bytes, each of {LEAST_S:g} to {MOST_S:g} s")
         rows = [(size, seconds, seconds**-2) for size, seconds in points]
         total = sum(w for _, _, w in rows)
         middle, mean = (sum(row[i] * row[2] for row in rows) / total for i in (0, 1))
@@ -88,10 +92,19 @@ class Link:
             content = json.loads(path.read_text())
             links = {link["link"]: content | link for link in content.get("links", [content])}
             chosen = links[name or next(iter(links))]
-            points = [(int(row["bytes"]), float(row["median_s"])) for row in chosen["messages"]]
+            points = [(float(row["bytes"]), float(row["median_s"])) for row in chosen["messages"]]
             how = chosen.get("transport", f"{chosen['link']} between two ranks")
             source = f"measured: {how}, {chosen['cpu']}, {chosen['date']}"
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+        except (
+            OSError,
+            ArithmeticError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            StopIteration,
+            RecursionError,
+        ) as error:
             raise ParNetError(
                 f"{path}: no measured link {name or ''} ({error}); launch/infer.py --measure-links --json writes some"
             ) from None

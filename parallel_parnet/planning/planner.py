@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 
 from ..errors import ParNetError
 from ..program.placement import Placement, Transfer
@@ -132,7 +133,8 @@ class Schedule:
                 return next(s for s in self._sent_by(source) if s.end == item.start and s.start < item.start)
             return self._made(item.transfer.feature, source)
         inputs = dict.fromkeys(name for op in item.operations for name in self.program.by_name[op].inputs)
-        before: list[Run | Sent] = [run for run in self.lane(item.lane) if run.end <= item.start]
+        # those that come first on the lane: one whose work is lost in the sum of seconds ends when it starts
+        before: list[Run | Sent] = list(takewhile(lambda run: run is not item, self.lane(item.lane)))
         before += [arrival for name in inputs if (arrival := self._arrival(name, item.lane))]
         return max(before, key=lambda other: other.end, default=None)
 

@@ -187,11 +187,20 @@ def test_links() -> None:
     assert (exact.latency_s, exact.bytes_per_s) == (pytest.approx(1), pytest.approx(10))
 
 
+def test_operations_that_are_nothing_beside_a_transfer() -> None:
+    """In the sum of seconds they take no time: each ends when it starts."""
+    result = schedule(DIAMOND, place(2, a=0, b=1, c=0, d=0), costs(1e300))
+    assert path(result) == ["a", "send a", "b", "send b", "d"]
+    assert result.makespan == 2e300
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("5us,-20GB/s", "bandwidth -2e.10 bytes/s; it must be positive"),
-        ("-5us,20GB/s", "must not be negative"),
+        ("5us,-20GB/s", "bandwidth -2e.10 bytes/s; it must be at least 1"),
+        ("-5us,20GB/s", "must be from 0 to 1000 s"),
+        ("1e15s,20GB/s", "must be from 0 to 1000 s"),
+        ("5us,1e-311GB/s", "must be at least 1"),
         ("infiniband", "choose one of nvlink, peer, pcie, loopback"),
         ("5us", "give latency and bandwidth as"),
         ("1.2.3us,20GB/s", "give latency and bandwidth as"),
@@ -215,10 +224,18 @@ def test_a_measured_link_is_read_from_its_file(tmp_path: Path) -> None:
     assert (Link.read(file).name, Link.read(file, "gloo").name) == ("shared", "gloo")
     with pytest.raises(ParNetError, match="no measured link nccl"):
         Link.read(file, "nccl")
-    for text in ("{}", "no json"):
+    huge = {**content, "messages": [{"bytes": 10**400, "median_s": 1.0}]}
+    for text in ("{}", "no json", "[" * 100_000, json.dumps(huge)):
         file.write_text(text)
         with pytest.raises(ParNetError, match="no measured link"):
             Link.read(file)
+    for seconds in (0, -1e-6, 1e-200, 1e300, math.nan):
+        file.write_text(json.dumps({**content, "messages": [points[0], {"bytes": 2000, "median_s": seconds}]}))
+        with pytest.raises(ParNetError, match="link loopback: give messages of some bytes, each of 1e-09 to 1000 s"):
+            Link.read(file)
+    file.write_text(json.dumps({**content, "messages": []}))
+    with pytest.raises(ParNetError, match="give messages"):
+        Link.read(file)
 
 
 def test_devices() -> None:
@@ -253,7 +270,7 @@ def test_impossible_requests() -> None:
         ),
         (lambda: H200.at(0), "above 0 and at most 1"),
         (lambda: Roofline("none", 0, 1, 0, True, 2, ""), "must be positive"),
-        (lambda: Link("backwards", 0, -1, ""), "must be positive"),
+        (lambda: Link("backwards", 0, -1, ""), "must be at least 1"),
     ):
         with pytest.raises(ParNetError, match=message):
             call()  # type: ignore[no-untyped-call]

@@ -97,7 +97,7 @@ def test_a_lane_of_this_machine_is_one_thread(monkeypatch: pytest.MonkeyPatch) -
     ("arguments", "message"),
     [
         (("--gpus", 0), "--gpus 0: must be at least 1"),
-        (("--link", "5us,-1GB/s"), "bandwidth -1e+09 bytes/s; it must be positive"),
+        (("--link", "5us,-1GB/s"), "bandwidth -1e+09 bytes/s; it must be at least 1"),
         (("--link", "absent.json"), "no measured link"),
         (("--efficiency", 0.5, "--device", "measured"), "leave it out"),
         (("--dtype", "float32"), "give --dtype bfloat16"),

@@ -23,7 +23,7 @@ function section(html, parent = page) {
 
 // ---- what a bar says when it is pointed at, focused or touched
 function details(bar, lane, panel) {
-  const lines = [`<b>${escape(bar.name)}</b>`, `lane ${lane}${bar.label ? `, ${bar.label}` : ""}${bar.level ? `, level ${bar.level}` : ""}`];
+  const lines = [`<b>${escape(bar.name)}</b>`, `lane ${lane}${bar.label ? `, ${escape(bar.label)}` : ""}${bar.level ? `, level ${bar.level}` : ""}`];
   lines.push(`${time(bar.end - bar.start)}, ${percent(bar.end - bar.start, panel.seconds)} of the request, from ${time(bar.start)}`);
   const op = operations[bar.name];
   if (op) {
@@ -88,7 +88,7 @@ function draw(panel, holder) {
       const a = x(bar.start), w = Math.max(1.2, x(bar.end) - a - 0.6), side = ["wait", "send"].includes(bar.kind);
       const fill = side ? `var(--${bar.kind})` : colour(bar.label), inset = side ? 9 : 2;
       const text = side ? bar.name : bar.kind === "operation" ? bar.name.replace("downsamples_2", "down") : bar.name;
-      out.push(`<g class="bar ${bar.kind}" tabindex="0" role="img" data-at="${lane}.${i}" aria-label="${escape(bar.name)}, ${time(bar.end - bar.start)}">`
+      out.push(`<g class="bar ${escape(bar.kind)}" tabindex="0" role="img" data-at="${lane}.${i}" aria-label="${escape(bar.name)}, ${time(bar.end - bar.start)}">`
         + `<rect x="${a}" y="${y(lane) + inset}" width="${w}" height="${ROW - 2 * inset}" rx="${Math.min(3, w / 3)}" fill="${fill}"/>`
         + (w > text.length * 6.6 + 8 ? `<text x="${a + 6}" y="${y(lane) + ROW / 2 + 4}">${escape(text)}</text>` : "") + "</g>");
     });
@@ -124,8 +124,8 @@ function table(head, rows) {
 function main() {
   const a = data.about, header = document.createElement("header");
   const shade = (s) => s.kind === "computing" ? colour(s.label) : ({ waiting: "var(--wait)", sending: "var(--send)" })[s.kind] || "var(--soft)";
-  header.innerHTML = `<h1>${escape(data.headline)}</h1><p class="soft">${a.lanes} lane(s), ${escape(a.executor)} executor, ${escape(a.device)}, ${a.dtype}, batch ${a.batch}, `
-    + `${a.size} x ${a.size} pixels; ${a.cores} cores, load ${a.load}; torch ${escape(a.torch)}; ${escape(a.date)}</p>`
+  header.innerHTML = `<h1>${escape(data.headline)}</h1><p class="soft">${a.lanes} lane(s), ${escape(a.executor)} executor, ${escape(a.device)}, ${escape(a.dtype)}, batch ${escape(a.batch)}, `
+    + `${escape(a.size)} x ${escape(a.size)} pixels; ${escape(a.cores)} cores, load ${escape(a.load)}; torch ${escape(a.torch)}; ${escape(a.date)}</p>`
     + `<div class="shares" role="img" aria-label="${escape(data.headline)}">${data.shares.map((s) => `<div title="${escape(s.text)}, ${percent(s.seconds, data.total)}" style="width:${100 * s.seconds / data.total}%;background:${shade(s)}"></div>`).join("")}</div>`
     + `<ul class="legend">${data.shares.filter((s) => s.seconds > data.total / 200).map((s) => `<li><i style="background:${shade(s)}"></i>${escape(s.text)} <b>${percent(s.seconds, data.total)}</b></li>`).join("")}</ul>`;
   page.append(header);

@@ -25,7 +25,7 @@ def write(timeline: Timeline, path: Path) -> None:
 
 def page(timeline: Timeline) -> str:
     """The page as text."""
-    data = as_json(content(timeline)).replace("</", "<\\/")
+    data = as_json(content(timeline)).replace("<", "\\u003c")  # no text in it begins a tag or a comment
     text = (HERE / "report.html").read_text(encoding="utf-8")
     return text.replace("/*SCRIPT*/", (HERE / "report.js").read_text(encoding="utf-8")).replace("/*DATA*/", data)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from statistics import median
 
 import pytest
@@ -120,9 +122,26 @@ def test_the_documentation_says_what_its_traces_say() -> None:
 
 
 def test_nothing_in_the_data_ends_the_script(timeline: Timeline) -> None:
-    timeline.about["torch"] = "</script><script>alert(1)</script>"
-    assert "</script><script>alert" not in report.page(timeline)
-    timeline.about["torch"] = "2"
+    for text in ("</script><script>alert(1)</script>", "<!--<script "):
+        about = timeline.about | {"torch": text}
+        assert text not in report.page(replace(timeline, about=about))
+
+
+@needs_browser
+def test_nothing_in_the_data_is_run(timeline: Timeline, tmp_path: Path) -> None:
+    """A trace may be somebody else's."""
+    evil = '<img src="data:," onerror="window.ran = 1"><!--<script '
+    about = timeline.about | dict.fromkeys(
+        ("executor", "device", "dtype", "size", "batch", "date", "torch", "cores", "load_average"), evil
+    )
+    about["cores"] = timeline.about["cores"]  # which is counted with
+    bars = tuple(replace(bar, label=evil) for bar in timeline.bars)
+    report.write(replace(timeline, about=about, bars=bars), tmp_path / "page.html")
+    with Browser(tmp_path / "page.html", 1280) as page:
+        page.hover(".bar.segment, .bar.operation")
+        assert page.evaluate("document.querySelector('#card').innerText.includes('<img')")
+        assert page.evaluate("window.ran === undefined && document.images.length === 0")
+        assert page.complaints == []
 
 
 @pytest.fixture(scope="module", params=[1280, 400])

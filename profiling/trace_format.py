@@ -19,6 +19,10 @@ from .timeline import EAGER, REAL, Arrow, Bar, Operations, Timeline
 
 FORMAT = "parallel_parnet.trace.1"
 SUFFIXES = (".json", ".json.gz")
+TOLD = (  # of the run, by `about`: what words and pages are made of
+    "executor", "device", "dtype", "size", "batch", "date", "torch", "cores", "load_average", "clocks", "operations",
+    "floor", "predicted",
+)  # fmt: skip
 
 
 def events(timeline: Timeline) -> dict:
@@ -66,13 +70,14 @@ def read(path: Path) -> Timeline:
         content = json.loads(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
     except OSError as error:
         raise ParNetError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (ValueError, EOFError, zlib.error) as error:
+    except (ValueError, EOFError, RecursionError, zlib.error) as error:
         raise ParNetError(f"{path}: not a whole trace ({error}); record it again with --trace") from None
-    if not isinstance(content, dict) or content.get("otherData", {}).get("format") != FORMAT:
+    about = content.get("otherData") if isinstance(content, dict) else None
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise ParNetError(f"{path}: not a trace of this project (no otherData.format {FORMAT}); --trace writes one")
     try:
         return _timeline(content)
-    except (KeyError, TypeError, ValueError, StopIteration) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
         raise ParNetError(f"{path}: a damaged trace ({error!r}); record it again with --trace") from None
 
 
@@ -80,6 +85,8 @@ def _timeline(content: dict) -> Timeline:
     about = dict(content["otherData"])
     names = about.pop("names")
     del about["format"]
+    if missing := [key for key in TOLD if key not in about]:
+        raise KeyError(missing[0])
     known = Operations(**{**names, "transfers": tuple(Transfer(**t) for t in names["transfers"])})
     rows = {
         (e["pid"], e["tid"]): e["args"]["name"]

@@ -177,6 +177,9 @@ def test_bad_traces(traced_run: TracedRun, tmp_path: Path) -> None:
     data = traced_run.trace.read_bytes()
     content = json.loads(gzip.decompress(data))
     cases = {"cut.json.gz": data[: len(data) // 2], "cut.json": gzip.decompress(data)[:-100], "other.json": b"[]"}
+    cases |= {"list.json": b'{"otherData": []}', "deep.json": b"[" * 100_000}
+    of_before = {key: value for key, value in content["otherData"].items() if key != "predicted"}
+    cases["of_before.json"] = json.dumps({**content, "otherData": of_before}).encode()
     next(e for e in content["traceEvents"] if e["name"] == "streams.2.1")["name"] = "streams.9.9"
     cases["differs.json"] = json.dumps(content).encode()
     del content["traceEvents"][-1]["ts"]
@@ -193,7 +196,10 @@ def test_bad_traces(traced_run: TracedRun, tmp_path: Path) -> None:
     assert "not a whole trace" in messages["cut.json"]
     assert "not a trace of this project" in messages["other.json"]
     assert "ranks with differing programs" in messages["differs.json"]
+    assert "not a trace of this project" in messages["list.json"]
+    assert "not a whole trace" in messages["deep.json"]
     assert "damaged" in messages["damaged.json"]
+    assert "'predicted'" in messages["of_before.json"]
 
 
 def test_a_reader_that_has_enough() -> None:

@@ -13,6 +13,7 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 from ..errors import ParNetError
@@ -21,17 +22,22 @@ from .spans import REQUEST, Span
 from .timeline import REAL, Bar, Operations, Timeline, arrows, bars_of
 
 REPORTS = ("nvtx_pushpop_trace", "cuda_gpu_trace")  # of nsys stats
+TORCHRUN = "torch.distributed.run"
 NVTX_PUSH_POP, NVTX_DOMAIN = 59, 75  # eventType in NVTX_EVENTS
 
 
 def split_launch(command: Sequence[str]) -> tuple[list[str], list[str]]:
-    """torchrun with its own options, or nothing, and what each rank runs: the python, the script, its arguments."""
+    """torchrun with its own options, or nothing, and what each rank runs: the python, the script or -m and a module,
+    its arguments; or `parnet` and its arguments."""
     words = list(command)
-    script = next((i for i, word in enumerate(words) if word.endswith(".py")), None)
+    modules = [i for i, (a, b) in enumerate(pairwise(words)) if a == "-m" and b != TORCHRUN]
+    script = min([*modules, *(i for i, word in enumerate(words) if word.endswith(".py"))], default=None)
     if script is None:
+        if words and Path(words[0]).name == "parnet":
+            return [], words
         raise ParNetError("give the launch command after --, as: -- torchrun --nproc-per-node 3 launch/infer.py")
     before, rank = words[:script], words[script:]
-    if "torch.distributed.run" in before:
+    if TORCHRUN in before:
         return before, [before[0], *rank]
     if before and Path(before[0]).name == "torchrun":
         return before, [str(Path(before[0]).with_name("python")), *rank]
@@ -55,7 +61,9 @@ def nsys_command(command: Sequence[str], folder: Path, capture: str = "nvtx") ->
         "nsys", "profile", "--trace=cuda,nvtx", "--cuda-graph-trace=node", "--sample=none", "--cpuctxsw=none",
         *ranges, "--force-overwrite=true", f"--output={folder / name}",
     ]  # fmt: skip
-    trace = [] if "--trace" in rank else ["--trace", str(folder / "trace.json.gz")]
+    trace = (
+        [] if any(word.partition("=")[0] == "--trace" for word in rank) else ["--trace", str(folder / "trace.json.gz")]
+    )
     return [*torchrun, *(["--no-python"] if torchrun else []), *profile, *rank, *trace]
 
 
@@ -175,7 +183,7 @@ def _span(row: dict, report: str) -> Span:
 
 def _from_sqlite(database: Path) -> tuple[list[Span], int]:
     try:
-        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+        with closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True)) as connection:
             return _query(connection)
     except (sqlite3.Error, TypeError) as error:
         raise ParNetError(f"{database}: not a whole export of nsys ({error})") from None

@@ -20,10 +20,10 @@ import sys
 from pathlib import Path
 
 from parallel_parnet import ParNetError
-from parallel_parnet.files import check_writable
 from parallel_parnet.profiling import advice, nsight, report, trace_format
 
 from ..common import Parser
+from ..tracing import check_trace_arguments
 
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
@@ -52,8 +52,11 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
         reading = actions.add_parser(action, help=text)
         reading.add_argument("file", type=Path, help="what --trace wrote")
     reading.add_argument("--report", type=Path, required=True, help="the page to write, .html")
+    parser.set_defaults(trace=None, report=None)
     args = parser.parse_args(words[:cut])
-    check_writable(getattr(args, "trace", None), getattr(args, "report", None))
+    if words[cut:] and args.action not in ("nsys", "ncu"):
+        raise ParNetError(f"{args.action} starts nothing: leave out what is behind --")
+    check_trace_arguments(args)
     return args, words[cut + 1 :]
 
 
@@ -73,7 +76,10 @@ def profile(args: argparse.Namespace, command: list[str]) -> int:
         raise ParNetError(
             f"{args.action} is not on the PATH: install {tool}, or trace without it, {command_without(command)}"
         )
-    args.output.mkdir(parents=True, exist_ok=True)
+    try:
+        args.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ParNetError(f"--output {args.output}: no folder, and none can be made ({error.strerror})") from None
     return subprocess.run(line, check=False).returncode
 
 
@@ -89,7 +95,9 @@ def import_exports(args: argparse.Namespace) -> None:
         recorded = args.folder / f"rank{rank}.nsys-rep"
         exported = [*args.folder.glob(f"rank{rank}.sqlite"), *args.folder.glob(f"rank{rank}_{nsight.REPORTS[0]}.*")]
         if recorded.exists() and not exported and shutil.which("nsys"):
-            subprocess.run(nsight.stats_command(recorded), check=True, stdout=subprocess.DEVNULL)
+            line = nsight.stats_command(recorded)
+            if status := subprocess.run(line, check=False, stdout=subprocess.DEVNULL).returncode:
+                raise ParNetError(f"{recorded}: {shlex.join(line)} ended with exit status {status}")
     trace_format.write(nsight.merge(timeline, args.folder), args.trace)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
 import random
 import sqlite3
 import subprocess
@@ -46,6 +47,18 @@ def test_the_python_of_a_torchrun_elsewhere() -> None:
     assert "/env/bin/python" in nsight.nsys_command(["/env/bin/torchrun", "launch/infer.py"], Path("out"))
     module = ["/env/bin/python3", "-m", "torch.distributed.run", "launch/infer.py"]
     assert nsight.nsys_command(module, Path("out")).count("/env/bin/python3") == 2
+
+
+def test_the_commands_of_an_install() -> None:
+    ranks = ["torchrun", "--nproc-per-node", "2", "-m", "parallel_parnet.commands.infer", "--trace=mine.json"]
+    line = nsight.nsys_command(ranks, Path("out"))
+    assert line[:5] == [*ranks[:3], "--no-python", "nsys"]
+    assert line[-4:] == ["python", *ranks[3:]]
+    module = ["python3", "-m", "torch.distributed.run", "-m", "parallel_parnet.commands.infer"]
+    assert nsight.split_launch(module) == (module[:3], ["python3", *module[3:]])
+    alone = ["python3", "-m", "parallel_parnet.commands", "infer", "--labels", "mine.py"]
+    assert nsight.split_launch(alone) == ([], alone)
+    assert nsight.split_launch(["parnet", "infer"]) == ([], ["parnet", "infer"])
 
 
 def test_ncu_on_one_kernel() -> None:
@@ -233,6 +246,32 @@ def test_without_nsys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     line = one_error(launch("profile.py", "nsys", "--", *THREE))
     assert "nsys is not on the PATH" in line
     assert "torchrun --nproc-per-node 3 launch/infer.py --batch-size 2 --trace trace.json" in line
+
+
+def test_what_is_at_fault_is_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trace = tmp_path / "trace.json.gz"
+    trace.write_bytes((ROOT / "results" / "trace-parnet_s-3-ranks.json.gz").read_bytes())
+    (tmp_path / "rank0.nsys-rep").touch()
+    nsys = tmp_path / "nsys"
+    nsys.write_text("#!/bin/sh\nexit 3\n")
+    nsys.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    for arguments, said in (
+        (("report", trace, "--report", trace), "give a name that ends in .html"),
+        (("import", tmp_path, "--trace", "merged.txt"), "give a name that ends in .json or .json.gz"),
+        (("import", tmp_path, "--trace", tmp_path / "merged.json"), "ended with exit status 3"),
+        (("nsys", "--output", trace, "--", *THREE), "no folder, and none can be made"),
+        (("explain", trace, "--", *THREE), "starts nothing"),
+    ):
+        assert said in one_error(launch("profile.py", *arguments))
+    assert trace_format.read(trace).bars, "what was read is not overwritten"
+
+
+def test_a_database_in_a_folder_with_signs_in_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "50%20 of #1?"
+    folder.mkdir()
+    write_database(folder / "rank0.sqlite", 10**18, [("request", 1, 2)], [])
+    assert [span.name for span in nsight.read_rank(folder, 0)[0]] == ["request"]
 
 
 def test_a_place_that_cannot_be_written_is_told_before_anything_runs(tmp_path: Path) -> None:

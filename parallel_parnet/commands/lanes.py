@@ -42,6 +42,8 @@ def check_engine_arguments(args: argparse.Namespace) -> None:
             raise ParNetError(f"--{name.replace('_', '-')} {number}: must be at least 1")
     if args.placement == "auto" and (args.streams_per_gpu or args.strict):
         raise ParNetError("--placement auto chooses the lanes by itself: leave --streams-per-gpu and --strict out")
+    if args.link:
+        find_link(args.link)  # a wrong one is told before anything runs
     if args.timeout <= 0:
         raise ParNetError(f"--timeout {args.timeout}: must be positive")
     if args.calibrate and not {args.dtype, getattr(args, "against", None)} & QUANTISED.keys():

@@ -60,7 +60,7 @@ def test_memory_that_there_is_not(wanted: str) -> None:
         ("train", "absent", "--out", ".safetensors"), ("train", "absent", "--out", "o.safetensors", "--log", ""),
         ("train", "absent", "--out", "o.safetensors", "--curve", ""), ("versus", "--json", ""),
         ("plan", "--json", ""), ("plan", "--figure", ".svg"), ("plan-check", "--json", ""), ("export", "--onnx", ""),
-        ("compile-report", "--json", ""), ("tune", "--out", ""), ("profile", "report", "absent", "--report", ""),
+        ("compile-report", "--json", ""), ("tune", "--out", ""), ("profile", "report", "absent", "--report", ".html"),
     ],
     ids=" ".join,
 )  # fmt: skip

@@ -84,6 +84,9 @@ def parse_arguments() -> argparse.Namespace:
     check_engine_arguments(args)
     if args.iterations < 1 or args.warmup < 0:
         raise ParNetError("--iterations must be at least 1, and --warmup must not be negative")
+    idle = [f"--{name}" for name in ("image", "verify", "jsonl", "trace", "report") if getattr(args, name)]
+    if args.measure_links and idle:
+        raise ParNetError(f"--measure-links measures links alone: leave {', '.join(idle)} out")
     if args.verify and args.jsonl:
         raise ParNetError("--verify keeps all logits in memory: leave it out with --jsonl")
     return args

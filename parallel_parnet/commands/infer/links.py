@@ -127,7 +127,7 @@ def describe(name: str, times: dict[int, list[float]]) -> dict:
     """A link as `Link.read` takes it."""
     rows = []
     for size, seconds in times.items():
-        p10, p90 = quantiles(seconds, n=10)[0], quantiles(seconds, n=10)[-1]
+        p10, *_, p90 = quantiles(seconds, n=10, method="inclusive")  # none beyond what was measured
         rows.append({"bytes": size, "median_s": median(seconds), "p10_s": p10, "p90_s": p90})
     link = Link.fit(name, [(row["bytes"], row["median_s"]) for row in rows], "")
     return {"link": name, "latency_s": link.latency_s, "bytes_per_s": link.bytes_per_s, "messages": rows}

@@ -60,7 +60,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--json", help="write the result to this file; - for a last line of output")
     parser.add_argument("--figure", type=Path, help="write the schedule as .svg or .png (needs matplotlib)")
     parser.add_argument("--table", action="store_true", help="S to XL on 1 to 3 lanes over all links, as Markdown")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.table and len(sys.argv) > 2:
+        raise ParNetError("--table has its own networks, lanes and links, and goes to standard output: give it alone")
+    if args.executor != "auto" and args.device != "measured":
+        raise ParNetError("--executor is whose operations are measured: add --device measured, or leave it out")
+    return args
 
 
 def costs_of(

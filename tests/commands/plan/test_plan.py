@@ -13,6 +13,7 @@ import torch
 from conftest import SMALL, launch
 from parallel_parnet import Placement, create_model, fold
 from parallel_parnet.commands.common import Ranks
+from parallel_parnet.commands.infer import links
 from parallel_parnet.commands.lanes import place as lane_placement
 from parallel_parnet.commands.plan import command, measured
 from parallel_parnet.planning.costs import Costs, Measured
@@ -101,6 +102,8 @@ def test_a_lane_of_this_machine_is_one_thread(monkeypatch: pytest.MonkeyPatch) -
         (("--link", "absent.json"), "no measured link"),
         (("--efficiency", 0.5, "--device", "measured"), "leave it out"),
         (("--dtype", "float32"), "give --dtype bfloat16"),
+        (("--table", "--gpus", 2), "give it alone"),
+        (("--executor", "native"), "add --device measured"),
         (("--gpus", 1, "--figure", "plan.pdf"), "ends in .svg or .png"),
     ],
 )
@@ -130,13 +133,29 @@ def test_infer_places_by_itself(tmp_path: Path, ranks: int) -> None:
     assert result["relative_difference"] < 1e-5
 
 
+def test_requests_that_ask_for_no_link(here: Callable) -> None:
+    for arguments, message in (
+        (("--placement", "auto", "--link", "rumour"), "link 'rumour': choose one of"),
+        (("--trace", "trace.json", "--link", "rumour"), "link 'rumour': choose one of"),
+        (("--measure-links", "--verify", "--trace", "trace.json"), "leave --verify, --trace out"),
+    ):
+        run = here("infer", *arguments)
+        assert run.returncode == 2
+        assert message in run.stderr
+
+
+def test_what_few_messages_took_lies_within_what_was_measured() -> None:
+    row, _ = links.describe("link", {1: [1e-5, 2e-5, 9e-3], 10**6: [1e-2, 1e-2, 1e-2]})["messages"]
+    assert 1e-5 <= row["p10_s"] <= row["median_s"] <= row["p90_s"] <= 9e-3
+
+
 @pytest.mark.ranks
 def test_links_are_measured(tmp_path: Path) -> None:
     out = tmp_path / "link.json"
     run = launch("infer.py", "--measure-links", "--device", "cpu", "--iterations", 20, "--json", out, ranks=2)
     assert run.returncode == 0, run.stderr
-    links = json.loads(out.read_text())["links"]
-    assert [link["link"] for link in links] == ["shared", "gloo"]
-    assert all(link["bytes_per_s"] > 0 for link in links)
+    found = json.loads(out.read_text())["links"]
+    assert [link["link"] for link in found] == ["shared", "gloo"]
+    assert all(link["bytes_per_s"] > 0 for link in found)
     plan = launch("plan.py", "--gpus", 2, "--link", f"{out}:gloo")
     assert plan.returncode == 0, plan.stderr

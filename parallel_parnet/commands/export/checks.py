@@ -37,21 +37,30 @@ def pictures(sides: Sequence[int], raw: bool) -> Iterator[Tensor]:
 
 
 def agree(program: Program, sides: Sequence[int], raw: bool, readers: Mapping[str, Run]) -> dict[str, float]:
-    """The largest relative error of each reader's answers. ParNetError where one is off by more than rounding."""
-    engine, worst = Engine(program, device="cpu", executor="reference"), dict.fromkeys(readers, 0.0)
+    """The relative error of each reader's answers to all pictures together, of the worst of the outputs: that of one
+    picture's would be large where its few logits lie near zero. ParNetError where one is off by more than rounding."""
+    engine = Engine(program, device="cpu", executor="reference")
+    expected: list[list[Tensor]] = []
+    got: dict[str, list[list[Tensor]]] = {name: [] for name in readers}
     for x in pictures(sides, raw):
         answer = engine(x)
-        expected = [answer] if isinstance(answer, Tensor) else list(answer.values())
+        expected.append([answer] if isinstance(answer, Tensor) else list(answer.values()))
         for name, run in readers.items():
             try:
-                errors = [relative(got, wanted) for got, wanted in zip(run(x), expected, strict=True)]
+                got[name].append([a.reshape(b.shape) for a, b in zip(run(x), expected[-1], strict=True)])
             except Exception as error:  # whatever libraries raise
-                raise ParNetError(f"{name} cannot run it ({str(error).splitlines()[0]}): nothing written") from None
-            worst[name] = max(worst[name], *errors)
+                said = (str(error) or type(error).__name__).splitlines()[0]
+                raise ParNetError(f"{name} cannot run it ({said}): nothing written") from None
+    worst = {name: max(map(relative, _pooled(answers), _pooled(expected))) for name, answers in got.items()}
     for name, error in worst.items():
         if error > LIMIT[torch.float32]:
             raise ParNetError(f"{name} is off by {error:.1e}, over {LIMIT[torch.float32]:.0e}: nothing written")
     return worst
+
+
+def _pooled(answers: list[list[Tensor]]) -> list[Tensor]:
+    """Each output's values, of all pictures one after the other."""
+    return [torch.cat([values.flatten() for values in output]) for output in zip(*answers, strict=True)]
 
 
 def onnx_readers(model: bytes, names: list[str]) -> dict[str, Run]:

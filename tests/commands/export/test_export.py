@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,17 +92,29 @@ def test_refusals(words: list[str], message: str, tmp_path: Path, monkeypatch: p
     assert not os.listdir(tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["wrong", "broken"])
+def test_a_logit_near_zero_is_no_difference() -> None:
+    """A network of one class, whose answer to the first picture is next to nothing."""
+    program = fold(lively(replace(TINY, num_classes=1), 1))
+    sides = checks.sizes(program)
+    first = Engine(program, device="cpu", executor="reference")(next(checks.pictures(sides, False)))
+    program.weights["head.fc.bias"] -= first[0]
+    readers = checks.onnx_readers(program.to_onnx().SerializeToString(), ["logits"])
+    assert checks.agree(program, sides, False, readers)["ONNX Runtime"] < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["wrong", "broken", "silent"])
 def test_an_answer_that_differs_leaves_the_old_file(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(x: Tensor) -> list[Tensor]:
         if kind == "broken":
             raise RuntimeError("no kernel for Conv\nmore of it")
+        if kind == "silent":
+            raise MemoryError
         return [1.001 * torch.ones(len(x), 10)]
 
     monkeypatch.setattr(checks, "_onnxruntime", lambda model, names: run)
     (tmp_path / "demo.onnx").write_text("the old file")
     with pytest.raises(
-        ParNetError, match=r"ONNX Runtime (is off|cannot run it \(no kernel for Conv\)).*nothing written"
+        ParNetError, match=r"ONNX Runtime (is off|cannot run it \((no kernel for Conv|MemoryError)\)).*nothing written"
     ):
         call(monkeypatch, "--onnx", tmp_path / "demo.onnx")
     assert (tmp_path / "demo.onnx").read_text() == "the old file" and len(os.listdir(tmp_path)) == 1

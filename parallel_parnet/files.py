@@ -48,10 +48,18 @@ def write_atomically(path: Path | str, content: bytes | str) -> None:
 
 def check_writable(*paths: Path | str | None) -> None:
     """ParNetError, before any work is done for it, for the first of these files that `write_atomically` could not
-    write; None is no file."""
+    write, or that would take the place of one before it; None is no file."""
+    seen = set()
     for path in paths:
-        if path is not None and (obstacle := _obstacle(path)):
+        if path is None:
+            continue
+        if obstacle := _obstacle(path):
             raise ParNetError(f"{path}: cannot be written ({obstacle})")
+        file = os.path.realpath(path)
+        if file in seen:
+            raise ParNetError(f"{path}: named twice: give each file a name of its own")
+        if os.path.isfile(file) or not os.path.exists(file):  # a device or a pipe takes what there is
+            seen.add(file)
 
 
 def _obstacle(path: Path | str) -> str | None:

@@ -36,6 +36,13 @@ def test_an_interrupted_write_leaves_nothing(
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
+def test_two_names_of_one_file(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "new")
+    with pytest.raises(ParNetError, match="named twice"):
+        check_writable(tmp_path / "new", None, tmp_path / "link")
+    check_writable("/dev/null", "/dev/null", tmp_path / "new", tmp_path / "newer")
+
+
 @pytest.mark.parametrize(
     ("name", "why"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -69,6 +70,26 @@ def test_what_cannot_be_written(words: tuple[str, ...], name: str, here: Callabl
     run = here(*before, f"{name}{ending}")
     assert run.returncode == 2 and "cannot be written" in run.stderr and run.stderr.count("\n") == 1, run.stderr
     assert not run.stdout
+
+
+@pytest.mark.parametrize("command", ["bench", "throughput", "latency-vs-depth"])
+def test_a_folder_that_is_not_ones_own(
+    command: str, tmp_path: Path, here: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """Told before anything is measured; root may write everywhere, so it is only said to be so."""
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    run = here(command, "--out", tmp_path)
+    assert run.returncode == 2 and f"--out {tmp_path}: cannot be written" in run.stderr
+
+
+def test_one_name_for_two_files(here: Callable) -> None:
+    for words in (
+        ("infer", "--json", "a.json", "--trace", "a.json"), ("export", "--onnx", "a", "--pt2", "./a"),
+        ("quantize", "absent", "--out", "a.json", "--results-file", "a.json"),
+        ("plan", "--json", "a.svg", "--figure", "a.svg"),
+    ):  # fmt: skip
+        run = here(*words)
+        assert run.returncode == 2 and "named twice" in run.stderr, run.stderr
 
 
 @pytest.mark.parametrize("number", ["nan", "inf", "1e300"])

@@ -150,7 +150,7 @@ def main() -> int:
     if args.gpus < 1:
         raise ParNetError(f"--gpus {args.gpus}: must be at least 1")
     find_link(args.link)  # a wrong link is told before anything is measured
-    check_writable(None if args.json == "-" else args.json or None)
+    check_writable(None if args.json == "-" else args.json or None, args.figure)
     if args.figure:
         check(args.figure)
     console = plain_console(stderr=args.json == "-")

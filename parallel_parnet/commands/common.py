@@ -133,6 +133,14 @@ def pixels(text: str) -> int:
     return number
 
 
+def check_folder(out: Path) -> None:
+    """ParNetError, before any work is done for them, where no results can be put into the folder --out."""
+    if not os.path.isdir(out):
+        raise ParNetError(f"--out {out}: no such folder")
+    if not os.access(out, os.W_OK):
+        raise ParNetError(f"--out {out}: cannot be written (not yours to write)")
+
+
 class _Plain(Console):
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError  # to `run`, where Console would exit with 1

@@ -8,13 +8,22 @@ import textwrap
 from pathlib import Path
 
 from parallel_parnet import ParNetError
-from parallel_parnet.files import write_atomically
+from parallel_parnet.files import check_writable, write_atomically
 
 WIDTH = 120
 NAMES = {
     "parnet_s": "ParNet-S", "parnet_m": "ParNet-M", "parnet_l": "ParNet-L", "parnet_xl": "ParNet-XL",
     "resnet34": "ResNet-34", "resnet50": "ResNet-50", "repvgg_b1g4": "RepVGG-B1g4", "repvgg_b2g4": "RepVGG-B2g4",
 }  # fmt: skip
+
+
+def check(page: Path, title: str, before: str) -> None:
+    """ParNetError, before anything is measured, for a page on which `put` would find no place, or could not write."""
+    check_writable(page)
+    try:
+        placed(page.read_text(), title, "", before)
+    except (OSError, ValueError) as error:
+        raise ParNetError(f"{page}: cannot be read ({error})") from None
 
 
 def put(page: Path, title: str, section: str, before: str) -> None:

@@ -18,7 +18,6 @@ or where parity fails.
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 import time
@@ -38,6 +37,7 @@ from ..common import (
     Parser,
     Ranks,
     add_model_arguments,
+    check_folder,
     load_model,
     machine,
     pixels,
@@ -86,8 +86,7 @@ def parse_arguments() -> argparse.Namespace:
             raise ParNetError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least {least}")
     if not args.budget > 0:
         raise ParNetError(f"--budget {args.budget:g}: must be positive")
-    if not os.path.isdir(args.out):
-        raise ParNetError(f"--out {args.out}: no such folder")
+    check_folder(args.out)
     if args.isolate and args.poster:
         raise ParNetError("--poster times networks in turns: leave --isolate out")
     if args.dtype == "int8" and (args.poster or args.batch_size > 1):

@@ -14,7 +14,6 @@ import argparse
 import csv
 import io
 import json
-import os
 import time
 from pathlib import Path
 
@@ -26,11 +25,11 @@ from parallel_parnet import ParNetError
 from parallel_parnet.executors.available import METHODS
 from parallel_parnet.executors.backends import lacking
 from parallel_parnet.executors.distributed import sources_digest
-from parallel_parnet.files import as_json, write_atomically, write_json
+from parallel_parnet.files import as_json, check_writable, write_atomically, write_json
 from parallel_parnet.planning.costs import LINKS, Link
 
 from ..bench.machine import describe
-from ..common import DTYPES, RESULTS, Parser, Ranks, machine, plain_console, slug
+from ..common import DTYPES, RESULTS, Parser, Ranks, check_folder, machine, plain_console, slug
 from .busiest import busiest
 from .curves import draw
 from .measure import Subject, interleaved, operation_seconds
@@ -158,8 +157,8 @@ def main() -> int:
         "sources_digest": sources_digest()[:16], **{k: about[k] for k in ("cpu", "isa", "commit") if k in about},
     }  # fmt: skip
     name = f"latency-vs-depth-{slug(header['machine'])}-{header['dtype']}{'-quick' if args.quick else ''}"
-    if not os.path.isdir(args.out):
-        raise ParNetError(f"--out {args.out}: no such folder")
+    check_folder(args.out)
+    check_writable(args.page)
     log = Log(args.out / f"{name}.json", header)
     groups = {name: group for name, group in points(args.quick).items() if args.only in name}
     if not groups:

@@ -27,14 +27,15 @@ from rich.progress import track
 from parallel_parnet import Engine, ParNetError, Placement, Program, create_model, fold
 from parallel_parnet.executors.available import EXECUTORS, choose
 from parallel_parnet.files import as_json, check_writable, write_json
+from parallel_parnet.network.variants import variant
 from parallel_parnet.planning.costs import Costs, Link, Measured
 from parallel_parnet.planning.planner import schedule
 
+from .. import sections
 from ..bench.machine import describe
 from ..common import RESULTS, Parser, Ranks, cores, machine, plain_console, settle, slug
 from ..common import table as make_table
 from ..processes import environment
-from ..sections import link, put
 from .measured import find_link, measure, timed
 from .prediction import HEADS, NEXT, TITLE, cells, middle_error, section, sentences
 
@@ -70,8 +71,12 @@ def parse_arguments() -> argparse.Namespace:
         raise ParNetError(f"--iterations {args.iterations}: must be at least 1")
     if args.page and not (args.json and os.path.isfile(args.page)):
         raise ParNetError(f"--page {args.page}: give --json too, which the page links to, and a page that there is")
+    if args.page:
+        sections.check(args.page, TITLE, NEXT)
     if args.json != HERE:
         check_writable(args.json)
+    for model in args.models:
+        variant(model)  # a wrong one is told before anything is measured
     if args.link != MEASURED:
         find_link(args.link)  # a wrong link is told before anything is measured
     return args
@@ -187,6 +192,6 @@ def main() -> int:
         file = RESULTS / f"planner-check-{slug(result['machine'])}.json" if args.json == HERE else args.json
         write_json(file, result)
         if args.page:
-            put(args.page, TITLE, section(result, link(file, args.page)), NEXT)
+            sections.put(args.page, TITLE, section(result, sections.link(file, args.page)), NEXT)
     print(as_json({key: result[key] for key in ("median_absolute_error", "executor", "machine", "date")}))
     return 0

@@ -32,7 +32,18 @@ from ..bench.measure import contenders
 from ..bench.rows import SHORT
 from ..bench.rows import read as read_result
 from ..bench.subject import words
-from ..common import DTYPES, RESULTS, Parser, Ranks, add_model_arguments, machine, pixels, plain_console, slug
+from ..common import (
+    DTYPES,
+    RESULTS,
+    Parser,
+    Ranks,
+    add_model_arguments,
+    check_folder,
+    machine,
+    pixels,
+    plain_console,
+    slug,
+)
 from ..common import table as make_table
 from ..gpu.device import exact_fp32, require_gpu
 from ..sections import link, put
@@ -66,8 +77,7 @@ def parse_arguments() -> argparse.Namespace:
         raise ParNetError(f"--batches {args.batches[0]}: each must be at least 1")
     if not args.budget > 0:
         raise ParNetError(f"--budget {args.budget:g}: must be positive")
-    if not os.path.isdir(args.out):
-        raise ParNetError(f"--out {args.out}: no such folder")
+    check_folder(args.out)
     if args.page and not os.path.isfile(args.page):
         raise ParNetError(f"--page {args.page}: no such file; give a page in Markdown")
     return args

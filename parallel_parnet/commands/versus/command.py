@@ -30,7 +30,7 @@ from ..bench.poster import QUOTED, SIZE
 from ..common import RESULTS, Parser, Ranks, machine, plain_console, slug
 from ..common import table as make_table
 from ..drawing import FORMATS
-from ..sections import link, put
+from ..sections import check, link, put
 from .measure import group, measure
 from .page import NEXT, TITLE, cells, heads, section
 from .simulated import WHAT
@@ -54,6 +54,7 @@ def parse_arguments() -> argparse.Namespace:
     if args.page:
         if not os.path.isfile(args.page):
             raise ParNetError(f"--page {args.page}: no such file; give a page in Markdown")
+        check(args.page, TITLE, NEXT)
         name = RESULTS / f"versus-{slug(machine(torch.device('cpu')))}.json"
         args.json, args.figure = args.json or name, args.figure or name.with_suffix(".svg")
     if not args.budget > 0:

@@ -146,6 +146,8 @@ def test_a_case_is_predicted_with_what_ran(monkeypatch: pytest.MonkeyPatch) -> N
         (["--iterations", "0"], "must be at least 1"),
         (["--page", "docs/planner.md"], "give --json too"),
         (["--link", "infiniband"], "choose one of nvlink"),
+        (["--page", "LICENSE", "--json", "a.json"], "the page has neither"),
+        (["--models", "parnet_s", "parnet_z"], "parnet_z"),
         (["--device", "cpu", "--executor", "triton"], "runs on NVIDIA GPUs"),
     ],
 )

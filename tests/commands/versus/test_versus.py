@@ -126,6 +126,8 @@ def test_groups_hold_every_network_once_with_its_rival() -> None:
         (["--budget", "0"], "must be positive"),
         (["--figure", "a.jpg"], "ends in .svg or .png"),
         (["--json", "/nowhere/a.json"], "no such folder"),
+        (["--page", "LICENSE"], "the page has neither"),
+        (["--page", "docs/report.png"], "cannot be read"),
     ],
 )
 def test_refused(arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:

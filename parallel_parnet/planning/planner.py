@@ -97,7 +97,7 @@ class Schedule:
 
     @cached_property
     def makespan(self) -> float:
-        """Seconds from the picture on the coordinator to the logits on the coordinator."""
+        """Seconds from the picture on the coordinator to all answers, mostly the logits, on the coordinator."""
         return self.critical_path[-1].end
 
     def lane(self, lane: int) -> list[Run]:
@@ -115,12 +115,13 @@ class Schedule:
 
     @cached_property
     def critical_path(self) -> tuple[Run | Sent, ...]:
-        """What the logits waited for, from the start: each item starts at the moment at which the one before ends."""
+        """What the last of the answers waited for, from the start: each item starts when the one before ends."""
         return tuple(reversed(list(self._back())))
 
     def _back(self) -> Iterator[Run | Sent]:
-        output, coordinator = self.program.output, self.placement.coordinator
-        item: Run | Sent | None = self._arrival(output, coordinator) or self._made(output, coordinator)
+        coordinator = self.placement.coordinator
+        there = [self._arrival(n, coordinator) or self._made(n, coordinator) for n in self.program.answers.values()]
+        item: Run | Sent | None = max((one for one in there if one), key=lambda one: one.end)
         while item:
             yield item
             item = self._blocker(item)

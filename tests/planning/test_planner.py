@@ -187,6 +187,15 @@ def test_links() -> None:
     assert (exact.latency_s, exact.bytes_per_s) == (pytest.approx(1), pytest.approx(10))
 
 
+def test_features_as_answers_are_waited_for_to_the_last() -> None:
+    features = fold(create_model(SMALL), outputs=("streams.0", "streams.1", "streams.2"))
+    numbers = dict.fromkeys([INPUT, *features.by_name], 1.0)
+    first = features.answers["streams.0"]
+    late = Costs({**numbers, first: 90.0}, numbers)
+    result = schedule(features, Placement.from_streams_per_gpu(features, 1, 3), late)
+    assert result.makespan == max(run.end for run in (*result.runs, *result.transfers)) > 90
+
+
 def test_operations_that_are_nothing_beside_a_transfer() -> None:
     """In the sum of seconds they take no time: each ends when it starts."""
     result = schedule(DIAMOND, place(2, a=0, b=1, c=0, d=0), costs(1e300))

@@ -39,12 +39,12 @@ class CompileKernels(build_ext):
         to.parent.mkdir(parents=True, exist_ok=True)
         to.unlink(missing_ok=True)
         made = Path(self.get_ext_filename(ext.name))
-        stays = self.of_clone and "CC" not in os.environ and made.exists()
+        compiler = shlex.split(os.environ.get("CC", ""))  # which may be there and empty
+        stays = self.of_clone and not compiler and made.exists()
         if stays and KERNELS["sources"]().encode() in made.read_bytes():
             shutil.copy(made, to)
             return
-        compiler = shlex.split(os.environ.get("CC", "cc"))
-        self.spawn(KERNELS["command"](compiler, KERNELS["MACHINE"], HERE[ext.name], to))
+        self.spawn(KERNELS["command"](compiler or ["cc"], KERNELS["MACHINE"], HERE[ext.name], to))
 
     def build_extensions(self) -> None:
         self.parallel = True

@@ -67,7 +67,9 @@ def save_checkpoint(model: ParNet, path: Path | str) -> None:
     """
     from safetensors.torch import save
 
-    state = {k: v.detach().contiguous().cpu() for k, v in model.state_dict().items() if v.is_floating_point()}
+    own = ((k, v.detach().cpu()) for k, v in model.state_dict().items() if v.is_floating_point())
+    # copied, since safetensors refuses tensors that share memory, as those of a block that stands twice do
+    state = {k: v.clone(memory_format=torch.contiguous_format) for k, v in own}
     epsilons = {name: norm.eps for name, norm in _norms(model).items()}
     try:
         check_activation(model)

@@ -330,7 +330,8 @@ class Program:
         """Write as .safetensors, atomically, the operations as JSON in its metadata, and more metadata beside them."""
         from safetensors.torch import save
 
-        tensors = {k: v.contiguous() for k, v in self.weights.items()}
+        # copied, since safetensors refuses tensors that share memory
+        tensors = {k: v.clone(memory_format=torch.contiguous_format) for k, v in self.weights.items()}
         metadata = {"format": FORMAT, "program": json.dumps(self._description()), **(beside or {})}
         write_atomically(path, save(tensors, metadata | {DIGEST: self._seal(metadata)}))
 

@@ -249,6 +249,14 @@ def test_norms_that_ranks_share_are_folded_and_keep_eps(tmp_path: Path) -> None:
     assert torch.equal(load_checkpoint(tmp_path / "c.safetensors")(x), expected)
 
 
+@torch.no_grad()
+def test_a_block_that_stands_twice_is_saved_twice(tmp_path: Path) -> None:
+    model, x = lively(SMALL, 3), torch.randn(2, 3, 64, 64)
+    model.streams[0][1] = model.streams[0][0]  # type: ignore[index, operator]
+    save_checkpoint(model, tmp_path / "c.safetensors")
+    assert torch.equal(load_checkpoint(tmp_path / "c.safetensors")(x), model(x))
+
+
 def fold_and_run(model: ParNet, x: torch.Tensor) -> torch.Tensor:
     return Engine(fold(model), device="cpu", executor="reference")(x)
 

@@ -174,6 +174,8 @@ def _check_weights(program: Program, finite: Mapping[str, Tensor]) -> None:
         for fault in _faults_of_steps(op, weights):
             raise ParNetError(f"operation {op.name!r}: {fault}")
     for name, tensor in weights.items():
+        if not isinstance(tensor, Tensor) or tensor.requires_grad or tensor.is_neg() or tensor.is_cuda:
+            raise ParNetError(f"{name}: expected a tensor on the CPU, detached, and no view that torch is to negate")
         owner, _, short = name.rpartition(".")
         stepped = short == "weight" and f"{owner}.weight_step" in weights  # whose type was looked at above
         dtype = tensor.dtype if stepped else torch.uint8 if short == "zero" else torch.float32

@@ -121,6 +121,25 @@ def test_programs_made_in_python_are_held_to_the_same() -> None:
         fold(model)
 
 
+@pytest.mark.parametrize(
+    "change", [Tensor.numpy, torch.nn.Parameter, torch._neg_view], ids=["numpy", "parameter", "negative"]
+)
+def test_weights_made_in_python_are_plain_tensors(change: Callable[[Tensor], Any]) -> None:
+    """What one executor runs another, the digest, or an export would stumble over."""
+    weights = dict(PROGRAM.weights)
+    weights["head.fc.bias"] = change(weights["head.fc.bias"])
+    with pytest.raises(ParNetError, match=r"^head\.fc\.bias: expected a tensor on the CPU, detached"):
+        replace(PROGRAM, weights=weights)
+
+
+def test_weights_that_share_memory_are_saved(tmp_path: Path) -> None:
+    weights = dict(PROGRAM.weights)
+    weights["streams.0.1.bias"] = weights["streams.0.0.bias"]
+    program = replace(PROGRAM, weights=weights)
+    program.save(tmp_path / "p.safetensors")
+    assert Program.load(tmp_path / "p.safetensors").digest == program.digest != PROGRAM.digest
+
+
 def test_as_deep_as_one_likes() -> None:
     assert arranged(1500, 1, 1, 32).size_multiple == 32, "no recursion over levels"
 

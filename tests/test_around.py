@@ -49,10 +49,17 @@ def test_eager_can_be_recorded() -> None:
     torch.testing.assert_close(make_fx(engine)(X)(OTHER), engine(OTHER))
 
 
-@pytest.mark.skipif("native" not in OPTIONAL, reason="the CPU kernels were not built")
-def test_tensors_without_memory_are_refused() -> None:
-    engine = engine_of("native")
-    for call in (lambda: engine(FakeTensorMode().from_tensor(X)), lambda: torch.func.functionalize(engine)(X)):
+@pytest.mark.parametrize("called_before", [False, True])
+@pytest.mark.parametrize("executor", OPTIONAL)
+def test_tensors_without_memory_are_refused(executor: str, called_before: bool) -> None:
+    """OpenVINO would answer with whatever its own memory holds."""
+    engine = engine_of(executor) if called_before else Engine(PROGRAM, device="cpu", executor=executor)
+    for call in (
+        lambda: engine(FakeTensorMode().from_tensor(X)),
+        lambda: torch.func.functionalize(engine)(X),
+        lambda: torch.func.grad(lambda x: engine(x).sum())(X),
+        lambda: torch.vmap(engine)(X[None]),
+    ):
         with pytest.raises(ParNetError, match="without memory"):
             call()
 

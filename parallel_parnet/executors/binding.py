@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..errors import ParNetError
 from ..profiling.spans import Spans
 from ..program.placement import Segment
 from ..program.program import Program
@@ -106,6 +107,17 @@ class Bindings:
             runner = self.backend.bind(segment, self.nhw, reads, homes)
             self._runners[segment] = runner = self._wrap(runner, reads) if self._wrap else runner
         return runner
+
+
+def address(picture: Tensor) -> int:
+    """Where its numbers lie. ParNetError where torch only pretends that there are some."""
+    try:
+        at = picture.data_ptr()
+    except RuntimeError:  # what torch.func wraps
+        at = 0
+    if not at:
+        raise ParNetError("a picture without memory, as fake tensors and torch.func's: give numbers, or choose eager")
+    return at
 
 
 def in_same_places(some: Reads, others: Reads) -> bool:

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ParNetError
 from ..kernels.cpu import native
 from ..kernels.cpu.native import Op, Panel, Task
 from ..program.program import INPUT, Operation
+from .binding import address
 from .native_algorithm import algorithm, tiles
 from .segment import SegmentModule
 
@@ -119,9 +119,7 @@ class NativePlan:
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         for op, x in zip(self._arguments[0], inputs, strict=False):  # which the first operations read
-            if not (at := x.data_ptr()):
-                raise ParNetError("a picture without memory, as fake tensors are: give numbers, or choose eager")
-            op.x[0], op.strides[:] = at, x.stride()
+            op.x[0], op.strides[:] = address(x), x.stride()
         self.run()
         return self._outputs
 

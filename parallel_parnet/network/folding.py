@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # SyncBatchNorm is one, and no BatchNorm2d
 
+from ..errors import ParNetError
 from ..settings import with_own_settings
 
 if TYPE_CHECKING:
@@ -70,7 +72,13 @@ def fold_block(block: RepVGGSSE) -> FoldedBlock:
 
 
 def one_kernel(block: RepVGGSSE) -> tuple[Tensor, Tensor]:
-    """One 3x3 kernel and bias for both branches. A pooled 1x1 kernel is spread over the four taps that it averages."""
+    """One 3x3 kernel and bias for both branches. A pooled 1x1 kernel is spread over the four taps that it averages.
+
+    ParNetError where a convolution has a bias of its own, as those have into which a batch norm was fused.
+    """
+    for conv in (block.rbr_dense.conv, block.pointwise.conv, block.se.cvsig["conv"]):
+        if conv.bias is not None:
+            raise ParNetError(f"{conv}: only convolutions without bias can be folded, with the batch norms behind them")
     weight, bias = _conv_bn(block.rbr_dense)
     pointwise, bias_1x1 = _conv_bn(block.pointwise)
     weight = weight.clone()
@@ -82,8 +90,9 @@ def one_kernel(block: RepVGGSSE) -> tuple[Tensor, Tensor]:
 
 
 def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Scale and shift of a batch norm in evaluation mode."""
-    assert norm.running_mean is not None and norm.running_var is not None
+    """Scale and shift of a batch norm in evaluation mode. ParNetError for what has none."""
+    if not isinstance(norm, _BatchNorm) or norm.running_mean is None or norm.running_var is None or norm.bias is None:
+        raise ParNetError(f"{norm}: only batch norms with weights and running statistics can be folded")
     scale = exact(norm.weight) / torch.sqrt(exact(norm.running_var) + norm.eps)
     return scale, exact(norm.bias) - exact(norm.running_mean) * scale
 

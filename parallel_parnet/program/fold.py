@@ -55,7 +55,9 @@ class _Builder:
         shuffle: int = 1,
     ) -> _Feature:
         """Fold a block that reads one feature, or two through a pair."""
-        assert isinstance(block, ParNetBlock) and isinstance(pair, Pair | None)
+        if not isinstance(block, ParNetBlock):
+            raise ParNetError(f"{name} is a {type(block).__name__}: only ParNetBlocks can be folded")
+        assert isinstance(pair, Pair | None)
         branches = block.block
         stride = 2 if isinstance(branches.rbr_1x1, nn.Sequential) else 1
         groups, cout, cin = block.groups, *branches.rbr_dense.conv.weight.shape[:2]
@@ -98,12 +100,16 @@ def fold(model: ParNet | Backbone, outputs: Sequence[str] | None = None) -> Prog
     outputs: what to give by name instead of the logits alone: features, by the names in `model.feature_info`
     ("streams.0", ..., "fused"), and "logits"; of a `Backbone` its own where not given. What none needs is left out.
     The model is left as it is. For three streams with 4, 5 and 5 blocks: 22 convolutions on 11 levels, and one more.
-    Raises ParNetError where a block's activation is not the configuration's, or weights become no finite numbers; for
-    outputs that are not there or twice there, and without outputs for a model without a classifier.
+    Raises ParNetError for another model, where a block's activation is not the configuration's, a part is none that a
+    ParNet has, or weights become no finite numbers; for outputs that are not there or twice there, and without outputs
+    for a model without a classifier.
     """
+    model = getattr(model, "_orig_mod", model)  # where torch.compile keeps it
     if isinstance(model, Backbone):
         outputs = outputs or model.feature_info.module_name()
         model = model.body
+    if not isinstance(model, ParNet):
+        raise ParNetError(f"fold takes a ParNet or a Backbone, and this is a {type(model).__name__}")
     check_activation(model)
     has_logits = model.num_classes > 0
     known = [*model.feature_info.module_name(), *(["logits"] if has_logits else [])]
@@ -149,7 +155,8 @@ def _fold(model: ParNet, outputs: Sequence[str] | None) -> Program:
         op = Operation(
             "head.fc", "classifier", "head", None, y.level + 1, (y.name,), fc.in_features, fc.out_features
         )  # fmt: skip
-        b.add(op, {"weight": exact(fc.weight)[:, y.order], "bias": exact(fc.bias)})
+        bias = torch.zeros(fc.out_features, dtype=torch.float64, device=CPU) if fc.bias is None else exact(fc.bias)
+        b.add(op, {"weight": exact(fc.weight)[:, y.order], "bias": bias})
     operations = sorted(b.operations, key=lambda op: op.level)
     if outputs is None:
         return Program(config, tuple(operations), b.weights)

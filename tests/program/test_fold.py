@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import SMALL, lively, relative
-from parallel_parnet import Config, Engine, fold
+from parallel_parnet import Config, Engine, ParNetBlock, ParNetError, fold
 
 
 @st.composite
@@ -57,3 +59,40 @@ def test_every_kind_of_weight_matters(weight: str) -> None:
         if name.endswith("." + weight):
             tensor.zero_()
     assert relative(Engine(program, executor="reference")(x), expected) > 1e-3
+
+
+PARTS: list[tuple[Callable[[ParNetBlock], object], str]] = [
+    (lambda b: setattr(b.block.rbr_dense, "conv", torch.nn.Conv2d(8, 8, 3, padding=1)), r"^Conv2d\(8, 8.*without bias"),
+    (lambda b: b.block.se.cvsig.update({"conv": torch.nn.Conv2d(8, 8, 1)}), r"^Conv2d\(8, 8.*without bias"),
+    (lambda b: setattr(b.block.rbr_dense, "bn", torch.nn.Identity()), r"^Identity\(\): only batch norms"),
+    (lambda b: setattr(b.block, "rbr_identity", torch.nn.BatchNorm2d(8, affine=False)), "^BatchNorm2d.*batch norms"),
+    (lambda b: setattr(b.block.pointwise, "bn", torch.nn.BatchNorm2d(8, track_running_stats=False)), "^BatchNorm2d"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), PARTS)
+def test_blocks_with_foreign_parts_are_refused(change: Callable[[ParNetBlock], object], message: str) -> None:
+    """A bias, where another library has fused a batch norm, would be lost without a word."""
+    model = lively(SMALL, 0)
+    block = model.streams[0][1]  # type: ignore[index]
+    change(block)
+    for fold_it in (block.fold, lambda: fold(model)):
+        with pytest.raises(ParNetError, match=message):
+            fold_it()
+
+
+def test_models_that_are_none_are_refused() -> None:
+    model = lively(SMALL, 0)
+    for other in (torch.nn.DataParallel(model), fold(model), None):
+        with pytest.raises(ParNetError, match=f"^fold takes a ParNet .* this is a {type(other).__name__}$"):
+            fold(other)  # type: ignore[arg-type]
+    model.streams[0].append(torch.nn.Dropout())  # type: ignore[operator, union-attr]
+    with pytest.raises(ParNetError, match=r"^streams\.0\.\d is a Dropout: only ParNetBlocks"):
+        fold(model)
+
+
+@torch.no_grad()
+def test_a_classifier_without_bias() -> None:
+    model, x = lively(SMALL, 0), torch.randn(2, 3, 32, 32)
+    model.head["fc"] = torch.nn.Linear(64, 10, bias=False)
+    assert relative(Engine(fold(model), executor="reference")(x), model(x)) < 1e-5

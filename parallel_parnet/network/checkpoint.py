@@ -162,7 +162,8 @@ def _read_released(path: Path, ema: bool) -> dict[str, Tensor]:
     keys = ("state_dict_ema",) if ema else ("state_dict", "model_state_dict", "model")
     state = next((content[key] for key in keys if key in content), content)
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ParNetError("not a ParNet checkpoint: it holds no state_dict of tensors")
+        other = " but a state_dict_ema: ask for ema" if "state_dict_ema" in content else ""
+        raise ParNetError(f"not a ParNet checkpoint: it holds no state_dict of tensors{other}")
     return _named_as_released({str(name): tensor for name, tensor in state.items()})
 
 

@@ -181,9 +181,13 @@ def test_other_contents(content: object, tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "c.pth.tar")
 
 
-def test_ema_that_is_not_there() -> None:
+def test_ema_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ParNetError, match="state_dict_ema"):
         load_checkpoint(RELEASED, ema=True)
+    torch.save({"state_dict_ema": create_model(SMALL).state_dict(), "epoch": 3}, tmp_path / "averages.pth")
+    with pytest.raises(ParNetError, match="no state_dict of tensors but a state_dict_ema: ask for ema"):
+        load_checkpoint(tmp_path / "averages.pth")
+    load_checkpoint(tmp_path / "averages.pth", ema=True)
 
 
 def test_what_no_file_may_replace(tmp_path: Path) -> None:

@@ -80,13 +80,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--jsonl", type=Path, metavar="FILE", help="append an answer per line; continues a FILE")
     args = parser.parse_args()
     check_trace_arguments(args)
-    check_writable(args.json, args.trace, args.report, args.jsonl)
+    check_writable(args.json, args.trace, args.report)
     check_engine_arguments(args)
     if args.iterations < 1 or args.warmup < 0:
         raise ParNetError("--iterations must be at least 1, and --warmup must not be negative")
     idle = [f"--{name}" for name in ("image", "verify", "jsonl", "trace", "report") if getattr(args, name)]
     if args.measure_links and idle:
         raise ParNetError(f"--measure-links measures links alone: leave {', '.join(idle)} out")
+    if args.jsonl and args.jsonl in (args.json, args.trace, args.report):  # which other hosts need no place for
+        raise ParNetError(f"--jsonl {args.jsonl}: named twice: give each file a name of its own")
     if args.verify and args.jsonl:
         raise ParNetError("--verify keeps all logits in memory: leave it out with --jsonl")
     return args

@@ -84,7 +84,8 @@ def test_a_folder_that_is_not_ones_own(
 
 def test_one_name_for_two_files(here: Callable) -> None:
     for words in (
-        ("infer", "--json", "a.json", "--trace", "a.json"), ("infer", "--jsonl", "a", "--json", "./a"), ("export", "--onnx", "a", "--pt2", "./a"),
+        ("infer", "--json", "a.json", "--trace", "a.json"), ("infer", "--jsonl", "a", "--json", "./a"),
+        ("export", "--onnx", "a", "--pt2", "./a"),
         ("quantize", "absent", "--out", "a.json", "--results-file", "a.json"),
         ("plan", "--json", "a.svg", "--figure", "a.svg"),
     ):  # fmt: skip

@@ -164,18 +164,19 @@ def test_report(tmp_path):
     assert verdicts["networks"] == ("networks", "FAILED", "1", "1 networks, worst 1.5 of the tolerance, 2 left out")
     assert verdicts["placements"][3] == "differences up to 2.0e-03"
     assert verdicts["tuning"][3] == "1 levels, in tuned.Some_GPU.json, 1 failed"
-    text = gpu_report.markdown(results, "dry run")
+    text, words = gpu_report.markdown(results, "dry run"), "10.0 (9.0 to 12.0)"
     for line in (
-        "# GPU check: dry run", "gpu Some GPU", "| parnet_s level 1 | 0.5 |  |  |", "| read of L2 | 80.0 | 5.5 |",
-        "| gap, 1 programs | 10.0 (9.0 to 12.0) |  |", "| parnet_s level | 10.0 (9.0 to 12.0) | 10.0 (9.0 to 12.0) |",
-        "| level | warm | 10.0 (9.0 to 12.0) | 10.0 (9.0 to 12.0) | 2 | 1 |", "| tuning | other | no configuration",
-        "| network | dtype | launches | grouped |", "| parnet_s | bfloat16 | 12 | 10.0 (9.0 to 12.0) | 5.0 | 2.00 |",
-        "| parnet_s | float16 | 1 | 3.0e-03 | 1.0e-03 | 2.0e-03 |", "| level 1 | 10.0 (9.0 to 12.0) | 4.00 | 2.50 |",
-        "| parnet_s level 2 | 0.25 |  |  |  |", "| parnet_s logits |  | 0.02 | 0.03 | 0.042 |",
-        "| name | fp8 |", "| parnet_s pass | 10.0 (9.0 to 12.0) |",
-        "exit status 1: no", "a trace", "| parnet_s | 10.0 (9.0 to 12.0) |", "| parnet_s | 0.500 | 1.500 |",
-        "| parnet_s | cuda_graph, whole | 0.100 |", "| parnet_s | triton, whole: no | dropped |",
-        "| resnet34 | a graph | 0.2500 | CUDA events |", "| parnet_m | cuda_graph | 12 | 1.5 | 0.2000 |",
+        "# GPU check: dry run", "gpu Some GPU", "| parnet_s level 1 | 0.5 |  |  |", "| read of L2 | 80 | 5.5 |  |  |",
+        f"| gap, 1 programs | {words} |  |  |  |", f"| parnet_s level |  |  | {words} | {words} |",
+        f"| level | warm | {words} | {words} | 2 | 1 |", "| tuning | other | no configuration",
+        "| network | dtype | launches | computed floor | grouped / floor | grouped |",
+        f"| parnet_s | bfloat16 | 12 | 5 | 2.00 | {words} |", "| parnet_s | float16 | 1 | 0.003 | 0.001 | 0.002 |",
+        f"| parnet_s | bfloat16 | level 1 | {words} | 4 | 2.50 |",
+        "| parnet_s level 2 | 0.25 |  |  |  |  |", "| parnet_s logits |  | 0.02 | 0.03 | 0.042 |  |",
+        "| tolerance | fp8 |", f"| parnet_s pass |  |  |  |  | {words} |",
+        "exit status 1: no", "a trace", f"| parnet_s | {words} |", "| parnet_s | 0.5 | 1.5 |",
+        "| network | cuda_graph, whole |", "| parnet_s | 0.1 |", "| parnet_s | triton, whole: no |",
+        "| resnet34 | a graph | 0.25 | CUDA events |", "| parnet_m | cuda_graph | 12 | 1.5 | 0.2 |",
     ):  # fmt: skip
         assert line in text, line
 

@@ -9,7 +9,7 @@ Row = Mapping
 Results = Mapping[str, Mapping]
 
 
-def over_floor(us: Mapping[str, float], floor: float) -> str:
+def _over(us: Mapping[str, float], floor: float) -> str:
     return f"{us['p50'] / floor:.2f}" if floor else ""
 
 
@@ -36,7 +36,7 @@ class Section:
         ways = list(dict.fromkeys(way for row in rows for way in row.get(self.ways, ())))
         lines = [
             (
-                *(self._value(row, of) for of in self.columns.values()),
+                *(_value(row, of) for of in self.columns.values()),
                 *(row.get(self.ways, {}).get(way) for way in ways),
             )
             for row in rows
@@ -44,9 +44,6 @@ class Section:
         lines = [line for line in lines if any(value is not None for value in line[1:])]
         note = f"{self.note}\n\n" if self.note else ""
         return f"## {self.title}\n\n{note}{_table((*self.columns, *ways), lines)}" if lines else ""
-
-    def _value(self, row: Row, of: str | Callable[[Row], object]) -> object:
-        return row.get(of) if isinstance(of, str) else of(row)
 
 
 SPREAD = "microseconds: p50 (p20 to p80)"
@@ -104,7 +101,7 @@ SECTIONS = (
         f"One pass at batch 1, {SPREAD}",
         {
             "network": "network", "dtype": "dtype", "launches": "launches", "computed floor": "computed_floor_us",
-            "grouped / floor": lambda row: over_floor(row["us"]["grouped"], row["computed_floor_us"]),
+            "grouped / floor": lambda row: _over(row["us"]["grouped"], row["computed_floor_us"]),
         },
         ways="us",
         note="Picture on the GPU to logits on the GPU, L2 warm.",
@@ -115,7 +112,7 @@ SECTIONS = (
         {
             "network": "network", "dtype": "dtype", "level": "level", "us": "us",
             "computed floor": "computed_floor_us",
-            "ratio": lambda row: over_floor(row["us"], row["computed_floor_us"]),
+            "ratio": lambda row: _over(row["us"], row["computed_floor_us"]),
         },
         parts="levels",
     ),
@@ -194,6 +191,10 @@ def _summary(name: str, result: Mapping) -> str:
     if name in ("tuning", "warpgroups"):
         return f"{len(rows)} levels, in {result['table']}{left}"
     return f"{len(rows)} rows{left}"
+
+
+def _value(row: Row, of: str | Callable[[Row], object]) -> object:
+    return row.get(of) if isinstance(of, str) else of(row)
 
 
 def _right(result: Mapping) -> list[Row]:

@@ -78,10 +78,6 @@ DEVICE void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "mem
 DEVICE void products_end() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int LEFT> DEVICE void products_done() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory"); }
 
-// the lower half of wgmma's descriptor: columns of 16 bytes begin at `at` and lie so far apart, in units of 16 bytes, so
-// that a sum is the descriptor of a place further on. The upper half says that eight rows in a column follow each other.
-DEVICE u32 descriptor(u32 at, u32 columns_apart) { return at >> 4 | columns_apart >> 4 << 16; }
-
 DEVICE float exponential(float v) { return __expf(v); }
 DEVICE float quotient(float a, float b) { return __fdividef(a, b); }  // a few instructions; 0 where b is infinite
 

@@ -34,7 +34,7 @@ template <int I> struct Plan {
 // Of each tap, the row of a block of inputs where that of its first output pixel lies.
 template <int I> struct Rows {
     int of_tap[9] = {};
-    constexpr Rows() {
+    DEVICE constexpr Rows() {
         constexpr Numbers s = NUMBERS[I];
         for (int tap = 0; tap < 9; tap++) {
             int dy = tap / 3, dx = tap % 3;
@@ -113,6 +113,11 @@ DEVICE void fetch_ahead(const Arguments& arguments, int block) {
         if (left) fetch_to_cache(piece.from + from, left < piece.share ? left : piece.share);
     }
 }
+
+// The lower half of wgmma's descriptor: columns of 16 bytes begin at `at` and lie so far apart, in units of 16 bytes, so
+// that a sum is the descriptor of a place further on. The upper half says that eight rows in a column follow each other.
+// An address says in bits 24 and up which block of its cluster it is of; wgmma reads this block's alone.
+DEVICE u32 descriptor(u32 at, u32 columns_apart) { return at >> 4 & 0x3FFF | columns_apart >> 4 << 16; }
 
 // Products over steps `begin` to `end` of K; a step is a tap, or more, of a chunk of 16 kk channels.
 template <int I>

@@ -17,6 +17,7 @@
 #define DEVICE inline
 
 constexpr int COUNTED = 128 * WGS + 128, STACK = 1 << 16;  // threads of a block; bytes that each may stack up
+constexpr u32 RESERVED = 1024;  // bytes of shared memory that a block does not see
 
 struct float2 { float x, y; };
 struct float4 { float x, y, z, w; };
@@ -75,10 +76,15 @@ inline void meet(Meeting& at, int threads) {
 }
 
 inline int warpgroup() { return THREAD / 128; }
-inline u32 address(const void* shared) { return (u32)((const char*)shared - BLOCK->shared); }
+// as a Hopper has them: in bits 24 and up the block's number in its cluster, and the first KB its own
+inline u32 address(const void* shared) {
+    return (u32)(BLOCK - BLOCKS) << 24 | (u32)((const char*)shared - BLOCK->shared + RESERVED);
+}
+inline u32 place_of(u32 at) { return (at & 0xFFFFFF) - RESERVED; }
+inline Barrier& barrier_of(u32 at) { return BLOCK->barriers[place_of(at) / 8]; }
 inline void do_copy(const Copy& c) {
-    if (c.from) memcpy(BLOCK->shared + c.to, c.from, c.bytes);
-    else memset(BLOCK->shared + c.to, 0, c.bytes);
+    if (c.from) memcpy(BLOCK->shared + place_of(c.to), c.from, c.bytes);
+    else memset(BLOCK->shared + place_of(c.to), 0, c.bytes);
 }
 inline void copy16(u32 to, const void* from, bool there) {
     Copy copy = {to, there ? from : nullptr, 16, 0};
@@ -94,22 +100,22 @@ inline void fetch_to_cache(const void* from, u32 bytes) { FETCHED.push_back({(ch
 inline void turn(Barrier& b) {
     if (b.left == 0 && b.bytes == 0) b.phase++, b.left = b.arrivals;
 }
-inline void barrier_make(u32 barrier, u32 arrivals) { BLOCK->barriers[barrier / 8] = {(int)arrivals, (int)arrivals, 0, 0}; }
+inline void barrier_make(u32 barrier, u32 arrivals) { barrier_of(barrier) = {(int)arrivals, (int)arrivals, 0, 0}; }
 inline void barrier_make_seen() {}
 inline void barrier_arrive(u32 barrier) {
-    Barrier& b = BLOCK->barriers[barrier / 8];
+    Barrier& b = barrier_of(barrier);
     b.left--, turn(b);
 }
 inline void barrier_wait(u32 barrier, u32 parity) {
-    wait_until([=] { return (BLOCK->barriers[barrier / 8].phase & 1) != parity; });
+    wait_until([=] { return (barrier_of(barrier).phase & 1) != parity; });
 }
 inline void do_bulk(const Copy& c) {
     do_copy(c);
-    Barrier& b = BLOCK->barriers[c.barrier / 8];
+    Barrier& b = barrier_of(c.barrier);
     b.bytes -= c.bytes, turn(b);
 }
 inline void copy_bulk(u32 to, const void* from, u32 bytes, u32 barrier) {
-    BLOCK->barriers[barrier / 8].bytes += bytes;
+    barrier_of(barrier).bytes += bytes;
     barrier_arrive(barrier);
     BLOCK->copies.push_back({to, from, bytes, barrier});
     if (draw(2)) do_bulk(BLOCK->copies.back()), BLOCK->copies.pop_back();
@@ -125,7 +131,7 @@ inline void cluster_read() {
 inline void cluster_is_read() { wait_until([] { return WHOLE_CLUSTER.phase != FIBER->phase; }); }
 inline float4 read_of(u32 at, u32 block) {
     float4 v;
-    memcpy(&v, BLOCKS[block].shared + at, 16);
+    memcpy(&v, BLOCKS[block].shared + place_of(at), 16);
     return v;
 }
 inline void launch_before_done() { wait_until([] { return BEFORE_DONE; }); }
@@ -177,11 +183,10 @@ struct Operand {
     Descriptor d;
     float at(int row, int k) const {
         u16 v;
-        memcpy(&v, BLOCK->shared + d.at + row / 8 * 128 + k / 8 * d.apart + row % 8 * 16 + k % 8 * 2, 2);
+        memcpy(&v, BLOCK->shared + d.at - RESERVED + row / 8 * 128 + k / 8 * d.apart + row % 8 * 16 + k % 8 * 2, 2);
         return widened(v);
     }
 };
-inline u32 descriptor(u32 at, u32 columns_apart) { return at >> 4 | columns_apart >> 4 << 16; }
 inline Operand operand(u32 d) { return {{(d & 0x3FFF) << 4, (d >> 16 & 0x3FFF) << 4}}; }
 
 // m64nNk16: a thread's sums are of rows lane / 4 and 8 more, and of two columns in every eight

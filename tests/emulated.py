@@ -50,7 +50,7 @@ def level(
     text = "\n".join(
         [
             "#define __device__\n#define __constant__",
-            constants(made, clusters(convolutions), convolutions[0].tile, whole.room, convolutions[0].dtype),
+            constants(made, clusters(convolutions), convolutions[0].tile.bm, whole.room, convolutions[0].dtype),
             EMULATOR.read_text(),
             edit((FOLDER / "level.cu").read_text()) + RUN,
         ]

@@ -150,8 +150,7 @@ class WarpTile:
     share K, and finish `bn` / `split_k` channels each.
 
     chunk: channels that a step multiplies, at most, for each of its `taps`. stages: steps whose weights may be on their
-    way. places: blocks for which a multiprocessor has room; with two, the next launch's fetch weights beside these. All
-    operations of a launch have the same bm and places.
+    way. All operations of a launch have the same bm.
     """
 
     bm: int
@@ -159,7 +158,6 @@ class WarpTile:
     chunk: int
     split_k: int
     stages: int
-    places: int = 1
     taps: int = 1
 
     def __post_init__(self) -> None:
@@ -167,8 +165,8 @@ class WarpTile:
             raise ParNetError(f"{self}: bm in steps of 64, chunk of 16, split_k 1, 2, 4 or 8, bn of 8 split_k")
         if not (8 <= self.bn <= 256 and 0 <= self.stages <= 15):
             raise ParNetError(f"{self}: bn from 8 to 256, stages at most 15")
-        if self.places not in (1, 2) or self.taps not in (1, 3, 9):
-            raise ParNetError(f"{self}: places 1 or 2, taps 1, 3 or 9")
+        if self.taps not in (1, 3, 9):
+            raise ParNetError(f"{self}: taps 1, 3 or 9")
 
     def pitch(self, shape: Geometry) -> int:
         """Numbers of a row of output pixels: one more than pixels, so that no tap steps into a row's other end."""

@@ -319,7 +319,7 @@ template <int I> DEVICE void convolve(const Arguments& arguments, int block, cha
     int first = i_o % s.columns * s.bn + split * P::slice;
     long long n = tile / across / s.tiles;
     bool here = tile < s.all;
-    if (PLACES > 1 || !here) launch_after_may_start();  // there is room for it
+    if (!here) launch_after_may_start();
     u32 full = address(shared), empty = full + 8 * s.stages;
     if (here) {
         if (THREAD == CONSUMERS) {

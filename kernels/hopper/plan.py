@@ -17,13 +17,12 @@ CHUNKS = (48, 64, 80, 96, 112, 128)
 SHARES = (0.5, 0.75, 1.0, 1.5)  # of a multiprocessor's equal share of the work, what a block may have at most
 SPLITS = (1, 2, 4, 8)
 STAGES = (2, 8)  # at least, at most
-UNTIMED = ((1, 3), (1, 9), (2, 1), (2, 3))  # places and taps
+TAPS = (3, 9)  # of a step, besides 1
 STARTS = 4  # of the grid's most promising, which are improved tile by tile
 # of so many blocks, that an H200 holds at a time: what its timed levels fit best
 CLUSTERS = {1: 132, 2: 66, 4: 30, 8: 15}
 BARRIERS = 256  # bytes of shared memory for them
 GATERS = 96  # threads of a block that make gates
-RESERVED = 1024  # bytes of shared memory that a block does not see
 OTHER_REGISTERS = 64  # that a thread needs besides its sums
 
 
@@ -92,13 +91,13 @@ def shared(shape: Geometry, tile: WarpTile, room: int) -> int:
 
 def candidates(shapes: Sequence[Geometry], n: int) -> list[tuple[float, tuple[WarpTile, ...]]]:
     """All of a grid that fit, and what may be better than its best, the most promising first, each with its
-    prediction; and the same with more taps to a step, and two blocks to a multiprocessor, which nobody has timed."""
+    prediction; and the same with more taps to a step."""
     grid = {tiles: predict(shapes, tiles, n) for tiles in dict.fromkeys(_grid(shapes, n)) if tiles}
     best = sorted(grid, key=grid.__getitem__)[:STARTS]
     better = {tiles: seconds for start in best for seconds, tiles in _improved(shapes, n, grid[start], start)}
     alone = grid | better
-    untimed = [_staged(shapes, tiles, *kind) for tiles in alone for kind in UNTIMED]
-    found = alone | {tiles: predict(shapes, tiles, n) for tiles in untimed if tiles}
+    longer = [_staged(shapes, tiles, taps) for tiles in alone for taps in TAPS]
+    found = alone | {tiles: predict(shapes, tiles, n) for tiles in longer if tiles}
     return sorted(((seconds, tiles) for tiles, seconds in found.items()), key=lambda each: each[0])
 
 
@@ -135,19 +134,16 @@ def _tile(shape: Geometry, bm: int, width: int, chunk: int, split: int) -> WarpT
     return WarpTile(bm, bn, half if shape.stride == 2 else chunk, split, 0)
 
 
-def _staged(
-    shapes: Sequence[Geometry], tiles: Sequence[WarpTile], places: int = 1, taps: int = 1
-) -> tuple[WarpTile, ...] | None:
+def _staged(shapes: Sequence[Geometry], tiles: Sequence[WarpTile], taps: int = 1) -> tuple[WarpTile, ...] | None:
     """With as many stages as there is room for; nothing where there is none, or where threads lack registers, or blocks
     steps."""
     widest = max(tile.bn for tile in tiles)
-    registers, room_for_each = REGISTERS // places // threads(tiles[0].bm), (SHARED + RESERVED) // places - RESERVED
-    if widest > 256 or widest // 2 + OTHER_REGISTERS > min(MOST_REGISTERS, registers):
+    if widest > 256 or widest // 2 + OTHER_REGISTERS > min(MOST_REGISTERS, REGISTERS // threads(tiles[0].bm)):
         return None
     of_level, made = max(map(room, shapes, tiles)), []
     for shape, tile in zip(shapes, tiles, strict=True):
-        bare = replace(tile, stages=0, places=places, taps=taps)
-        left = room_for_each - shared(shape, bare, of_level)
+        bare = replace(tile, stages=0, taps=taps)
+        left = SHARED - shared(shape, bare, of_level)
         stages = min(STAGES[1], left // (taps * tile.bn * tile.kk(shape) * 32))
         if stages < STAGES[0] or bare.steps(shape) < tile.split_k:
             return None

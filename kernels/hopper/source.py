@@ -85,7 +85,7 @@ OPERANDS = (
 POINTERS = tuple(re.findall(r"(\w+)[,;]", OPERANDS))
 AHEAD = 4  # pieces of memory that a launch may send for
 ENTRY = """
-extern "C" __global__ void __launch_bounds__(THREADS, PLACES) level(const __grid_constant__ Arguments arguments) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) level(const __grid_constant__ Arguments arguments) {
     extern __shared__ __align__(1024) char shared[];
     dispatch<0>(arguments, blockIdx.x, shared);
 }
@@ -96,14 +96,14 @@ def source(convolutions: Sequence[Convolution]) -> Source:
     """For convolutions in program order; their operands go in that order to the kernel."""
     made, cluster = numbers(convolutions), clusters(convolutions)
     shapes, tiles = [conv.shape for conv in convolutions], [tile_of(conv) for conv in convolutions]
-    if len({(tile.bm, tile.places) for tile in tiles}) > 1:
-        raise ParNetError("a launch for warpgroups has tiles of one bm, and of one number of places")
+    if len({tile.bm for tile in tiles}) > 1:
+        raise ParNetError("a launch for warpgroups has tiles of one bm")
     dtype = convolutions[0].dtype
     room = max(map(plan.room, shapes, tiles))
     shared = max(plan.shared(shape, tile, room) for shape, tile in zip(shapes, tiles, strict=True))
     text = "\n".join(
         [
-            constants(made, cluster, tiles[0], room, dtype),
+            constants(made, cluster, tiles[0].bm, room, dtype),
             (FOLDER / "hopper.cuh").read_text(),
             products({s.bn for s in made}, dtype),
             (FOLDER / "level.cu").read_text() + ENTRY,
@@ -158,14 +158,14 @@ def numbers(convolutions: Sequence[Convolution]) -> list[Numbers]:
     return [made[id(conv)] for conv in convolutions]
 
 
-def constants(made: Sequence[Numbers], cluster: int, tile: WarpTile, room: int, dtype: torch.dtype) -> str:
-    """Everything before hopper.cuh. tile: any of the launch's."""
+def constants(made: Sequence[Numbers], cluster: int, bm: int, room: int, dtype: torch.dtype) -> str:
+    """Everything before hopper.cuh."""
     half = "#define IN_HALF\n" if dtype == torch.float16 else ""
     rows = ",\n    ".join("{" + ", ".join(map(str, s)) + "}" for s in made)
     return f"""{half}typedef unsigned int u32;
 typedef unsigned long long u64;
 typedef unsigned short u16;
-constexpr int COUNT = {len(made)}, WGS = {tile.bm // 64}, PLACES = {tile.places}, CLUSTER = {cluster}, ROOM = {room};
+constexpr int COUNT = {len(made)}, WGS = {bm // 64}, CLUSTER = {cluster}, ROOM = {room};
 constexpr int BARRIERS = {plan.BARRIERS}, GATERS = {plan.GATERS};
 struct Numbers {{ int {", ".join(Numbers._fields)}; }};
 struct Operands {{ {OPERANDS} }};

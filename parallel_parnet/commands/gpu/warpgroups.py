@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import astuple, replace
 from functools import partial
-from itertools import cycle, islice, zip_longest
+from itertools import cycle, islice, pairwise, zip_longest
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from parallel_parnet.files import write_json
 from parallel_parnet.kernels.gpu.config import HOPPER, Table, bindings, read_levels, tuned_name
+from parallel_parnet.kernels.gpu.convolution import Convolution
 from parallel_parnet.kernels.gpu.geometry import WarpTile
 from parallel_parnet.kernels.gpu.launch import Launch
 from parallel_parnet.kernels.hopper.plan import candidates, takes
@@ -35,46 +38,62 @@ REPEATS = 7
 NEEDED = "the kernel for warpgroups needs compute capability 9.0, and cuda-bindings"
 MOST_ALIKE = 2  # candidates that differ in nothing but chunks and stages
 REPLAYED = 200  # passes whose bits are compared
-ONE, TWO = "warpgroups", "two_places"  # tables of tiles for one and for two blocks to a multiprocessor
+
+
+class Candidates(NamedTuple):
+    """Of a level, by their tiles. compiled: when all of them are."""
+
+    operands: dict[tuple[WarpTile, ...], list[Convolution]]
+    launches: dict[tuple[WarpTile, ...], Launch]
+    compiled: Future[None]
 
 
 def check_warpgroups(work: Work) -> Values:
-    """A row for each level that the kernel takes, and two tables: the fastest tiles, and those of which two blocks have
-    a place on a multiprocessor, which gain by what runs before and after them."""
+    """A row for each level that the kernel takes, and a table of the fastest tiles. While a level is timed, the next
+    one's candidates are compiled."""
     if not is_at_hand(work):
         return skipped(NEEDED)
     exact_fp32()
     found = machine_of(work)
     levels = {level.key: level for variant in work.scope.tuned for level in _levels(work, variant, found["l2_bytes"])}
-    rows = [work.row(key, partial(_tune, work, level)) for key, level in levels.items()]
-    made = {row: values for row, values in work.journal.rows(work.step).items() if "fault" not in values}
-    for name in (ONE, TWO):
-        levels_of_it = {row: values | values.get(name, {}) for row, values in made.items()}
-        write_json(_path(work, found, name), {**found, "tuned": time.strftime("%Y-%m-%d"), "levels": levels_of_it})
-    return verdict(rows, lambda row: True, table=_path(work, found, ONE).name)
+    left = [level for key, level in levels.items() if "tiles" not in work.journal.rows(work.step).get(key, {})]
+    with ThreadPoolExecutor(1) as compiler:
+        after = {now.key: then for now, then in pairwise(left)}
+        coming = {level.key: _candidates(work, level, compiler) for level in left[:1]}
+        rows = []
+        for key, level in levels.items():
+            if key in after and work.left > 0:
+                coming[after[key].key] = _candidates(work, after[key], compiler)
+            rows.append(work.row(key, partial(_tune, work, level, coming.pop(key, None))))
+    made = {
+        key: {"tiles": row["tiles"], "us": row["us"]["p50"], "l2": row["l2"]}
+        for key, row in work.journal.rows(work.step).items()
+        if "fault" not in row
+    }
+    write_json(_path(work, found), {**found, "tuned": time.strftime("%Y-%m-%d"), "levels": made})
+    return verdict(rows, lambda row: True, table=_path(work, found).name)
 
 
 def check_passes(work: Work) -> Values:
-    """The networks with Triton's kernels, and with those for warpgroups of either table, and with weights that are sent
-    for ahead, in turns; whether each launch, and all logits, are right, also where launches overlap, and the same in
+    """The networks with Triton's kernels, with those for warpgroups, and with weights that are sent for ahead, in turns; whether each launch, and all logits, are right, also where launches overlap, and the same in
     every replay."""
     if not is_at_hand(work):
         return skipped(NEEDED)
     exact_fp32()
     found = machine_of(work)
     ours = Table.load(HOPPER, found["gpu"])
-    tables = {name: replace(ours, warpgroups=read_levels(_path(work, found, name))) for name in (ONE, TWO)}
-    tables = {"triton": ours, **tables, "ahead": replace(tables[ONE], ahead=True)}
+    tuned = replace(ours, warpgroups=read_levels(_path(work, found)))
+    tables = {"triton": ours, "warpgroups": tuned, "ahead": replace(tuned, ahead=True)}
     rows = [work.row(variant, partial(pass_of, work, variant, tables)) for variant in work.scope.timed]
     limit = work.scope.limit(DTYPE)
     return verdict(rows, lambda row: row["deviation"] <= 1 and row["error"] <= limit and not row["different"])
 
 
 def chosen(level: Level, most: int) -> list[tuple[WarpTile, ...]]:
-    """The most promising candidates of each number of places and taps in turns, few of a kind."""
+    """The most promising candidates of each number of pixels and of taps in turns, few of a kind."""
     kept: dict[tuple, dict[tuple, list]] = {}
     for _, tiles in candidates(level.shapes, level.n):
-        of_these = kept.setdefault((tiles[0].places, tiles[0].taps), {})
+        of_these = kept.setdefault((tiles[0].bm, tiles[0].taps), {})
         alike = of_these.setdefault(tuple((t.bm, t.bn, t.split_k) for t in tiles), [])
         if len(alike) < MOST_ALIKE:
             alike.append(tiles)
@@ -119,30 +138,36 @@ def pass_of(work: Work, variant: str, tables: Mapping[str, Table]) -> Values:
     return {**verdicts, "us": interleaved(ways, work.scope.rounds)}
 
 
-def _tune(work: Work, level: Level) -> Values:
-    """The fastest tiles of a level whose answers are right, of those that were timed."""
+def _candidates(work: Work, level: Level, compiler: Executor) -> Candidates:
+    """A level's, which are being compiled."""
     from parallel_parnet.kernels.hopper import launch as hopper  # here, since it needs CUDA's bindings
 
-    tried, times, refused = chosen(level, work.scope.candidates), {}, []
-    made = {tiles: operands(level, tiles, 0, work.device) for tiles in tried}
+    made = {tiles: operands(level, tiles, 0, work.device) for tiles in chosen(level, work.scope.candidates)}
     launches = {tiles: hopper.level(convolutions) for tiles, convolutions in made.items()}
-    hopper.prepare(launches.values())
-    for tiles, launch in launches.items():
+    return Candidates(made, launches, compiler.submit(hopper.prepare, list(launches.values())))
+
+
+def _tune(work: Work, level: Level, coming: Candidates | None) -> Values:
+    """The fastest tiles of a level whose answers are right, of those that were timed, and the times of all."""
+    assert coming is not None, "a level that was not to be timed"
+    coming.compiled.result()
+    times, refused = {}, []
+    for tiles, launch in coming.launches.items():
         try:
-            times[tiles] = _timed(work, level, tiles, made.pop(tiles), launch)
+            times[tiles] = _timed(work, level, tiles, coming.operands.pop(tiles), launch)
         except RefusedError as error:
             refused.append(f"{[astuple(tile) for tile in tiles]}: {error}")
     if not times:
         raise RefusedError(f"no candidate passed; the first: {refused[0]}")
-    about = {"l2": "cold" if level.cold else "warm", "timed": len(times), "refused": refused}
-    by_places = {places: {tiles: us for tiles, us in times.items() if tiles[0].places == places} for places in (1, 2)}
-    of_two = {TWO: _fastest(by_places[2])} if by_places[2] else {}
-    return {**_fastest(by_places[1] or times), **about, **of_two}
-
-
-def _fastest(times: Mapping[tuple[WarpTile, ...], Values]) -> Values:
     best = min(times, key=lambda tiles: times[tiles]["p50"])
-    return {"tiles": [astuple(tile) for tile in best], "us": times[best]}
+    return {
+        "tiles": [astuple(tile) for tile in best],
+        "us": times[best],
+        "l2": "cold" if level.cold else "warm",
+        "timed": len(times),
+        "refused": refused,
+        "all": [[[astuple(tile) for tile in tiles], us["p50"]] for tiles, us in times.items()],
+    }
 
 
 def _timed(work: Work, level: Level, tiles: Sequence[WarpTile], first: list, launch: Launch) -> Values:
@@ -160,5 +185,5 @@ def _timed(work: Work, level: Level, tiles: Sequence[WarpTile], first: list, lau
     return quantiles([seconds / len(turns) for seconds in event_times(in_a_graph(turns, work.device), REPEATS)])
 
 
-def _path(work: Work, found: Values, name: str) -> Path:
-    return work.out / tuned_name(found["gpu"], name)
+def _path(work: Work, found: Values) -> Path:
+    return work.out / tuned_name(found["gpu"], "warpgroups")

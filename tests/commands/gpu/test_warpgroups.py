@@ -38,8 +38,11 @@ def test_a_level_is_tuned_and_wrong_answers_do_not_win(right, tmp_path, monkeypa
     levels = json.loads((tmp_path / "warpgroups.some.json").read_text())["levels"]
     if right:
         ((name, row),) = levels.items()
-        assert name.startswith("16-bit n1 ") and row["timed"] == 2 and not row["refused"]
+        assert name.startswith("16-bit n1 ") and row["us"] > 0
         assert len(row["tiles"]) == name.count("+") + 1
+        measured = work.journal.rows("warpgroups")[name]
+        assert measured["timed"] == 2 and not measured["refused"]
+        assert [row["tiles"], row["us"]] == min(measured["all"], key=lambda each: each[1])
     else:
         assert not levels and "no candidate passed" in result["faults"][0]
     assert "skipped" not in result

@@ -31,7 +31,7 @@ unexport PYTHONDONTWRITEBYTECODE
 setup: $(VENV)/.ready $(VENV)/.kernels
 
 $(VENV)/.ready: setup.py constraints.txt
-	@echo "Installing into $(VENV), once: torch, the libraries it is compared with, and tools for tests: 0.6 GB to download"
+	@echo "Installing into $(VENV), once: torch, the libraries it is compared with, and tools for tests: 0.7 GB to download"
 	@echo "with a CPU build of torch, 3 GB where the index offers only a CUDA build, as the public one for x86-64 Linux."
 	@echo "pip compiles the CPU kernels as well, which takes a minute or two in which it says nothing."
 	$(PYTHON) -m venv --clear $(VENV)

@@ -104,9 +104,11 @@ setup(
         "export": ["onnx", "onnxruntime", "openvino>=2026.1"],
         "figures": ["matplotlib", "scipy"],
         "dev": [
+            "cuda-bindings; sys_platform == 'linux'",  # which torch's builds for CUDA bring along, as NVRTC
             "hypothesis",
             "matplotlib",
             "mypy",
+            "nvidia-cuda-nvrtc; sys_platform == 'linux'",
             "pre-commit",
             "pytest",
             "pytest-timeout",

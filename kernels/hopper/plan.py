@@ -30,18 +30,18 @@ OTHER_REGISTERS = 64  # that a thread needs besides its sums
 class Costs:
     """Seconds, but for `products`. block: from the launch before until a block's first operands are there, and from
     its products to its end. products: what they take, over what they take at their peak rate. step: of a step, beside
-    them; of one tap, in all that was timed. copy: of a block of inputs, for each copy of a thread. second: of a second
-    warpgroup. meet: where so many blocks share a tile.
+    them. copy: of a block of inputs, for each copy of a thread. second: of a second warpgroup. meet: where so many
+    blocks share a tile.
 
-    Fitted to 672 timed launches (results/hopper-trials-nvidia-h200.jsonl).
+    Fitted to 29 timed launches (results/hopper-clocks-nvidia-h200.jsonl).
     """
 
-    block: float = 4.9e-6
-    products: float = 1.5
-    step: float = 0.1e-6
-    copy: float = 0.08e-6
-    second: float = 2.3e-6
-    meet: Mapping[int, float] = field(default_factory=lambda: {1: 0.0, 2: 1.2e-6, 4: 1.6e-6, 8: 4.5e-6})
+    block: float = 4.3e-6
+    products: float = 1.4
+    step: float = 0.03e-6
+    copy: float = 0.09e-6
+    second: float = 1.25e-6
+    meet: Mapping[int, float] = field(default_factory=lambda: {1: 0.0, 2: 0.95e-6, 4: 1.5e-6, 8: 2.2e-6})
 
 
 def takes(shape: Geometry) -> bool:

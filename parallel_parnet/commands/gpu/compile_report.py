@@ -53,8 +53,8 @@ no faster than fp16, since it was never measured. The model is that of `kernels/
 and {memory:.1f} TB/s of memory; it leaves the classifier out.
 
 In fp16 an {gpu} runs most levels by the kernel for warpgroups. A second table of each network has those, with the tiles
-that it takes: as `nvcc` compiled them, by the model of `kernels/hopper/plan.py`, and as they were timed on
-{tuned}, with the kernel as it was then.
+that it takes: as `nvcc` compiled them, by the model of `kernels/hopper/plan.py`, and as they were timed.
+{timed}
 
 - *programs*: those that convolve, tiles times splits, for {processors} multiprocessors; *per mp.*: how many of them
   each holds at a time, by registers and shared memory.
@@ -167,8 +167,8 @@ def sums_of_network(rows: list[Row], data: dict) -> str:
 def sums_of_warpgroups(data: dict) -> str:
     """In words."""
     return (
-        f". Model: {data['modelled_us']} us, and {data['least_us']} with the tiles that it would choose, most of them "
-        f"of kinds that nobody has timed. Timed, each by itself: {data['timed_us']} us. Spilled: "
+        f". Model: {data['modelled_us']} us, and {data['least_us']} with the tiles that it would choose. Timed, each "
+        f"by itself: {data['timed_us']} us. Spilled: "
         f"{data['spilled_bytes']} bytes."
     )
 
@@ -200,7 +200,7 @@ def main() -> int:
         INTRODUCTION.format(
             size=SIZE, major=HOPPER[0], minor=HOPPER[1], torch=torch.__version__.partition("+")[0],
             triton=triton.__version__, flops=H200.flops / 1e12, bytes=H200.bytes / 1e12,
-            gpu=H200.gpu, tuned=json.loads((CONFIGS / tuned_name(H200.gpu, "warpgroups")).read_text())["tuned"],
+            gpu=H200.gpu, timed=json.loads((CONFIGS / tuned_name(H200.gpu, "warpgroups")).read_text())["note"],
             processors=H200.multiprocessors, l2=Costs().l2 / 1e12, memory=Table.load(HOPPER).rates.bytes / 1e12,
         )
     ]  # fmt: skip

@@ -70,13 +70,14 @@ def check_warpgroups(work: Work) -> Values:
         for key, row in work.journal.rows(work.step).items()
         if "fault" not in row
     }
-    write_json(_path(work, found), {**found, "tuned": time.strftime("%Y-%m-%d"), "levels": made})
+    note = f"Each level by itself, over and over, on {time.strftime('%Y-%m-%d')}."
+    write_json(_path(work, found), {**found, "note": note, "levels": made})
     return verdict(rows, lambda row: True, table=_path(work, found).name)
 
 
 def check_passes(work: Work) -> Values:
-    """The networks with Triton's kernels, with those for warpgroups, and with weights that are sent for ahead, in turns; whether each launch, and all logits, are right, also where launches overlap, and the same in
-    every replay."""
+    """The networks with Triton's kernels, with those for warpgroups, and with weights that are sent for ahead, in
+    turns; whether each launch, and all logits, are right, also where launches overlap, and the same in every replay."""
     if not is_at_hand(work):
         return skipped(NEEDED)
     exact_fp32()

@@ -13,7 +13,11 @@ import pytest
 import torch
 
 import emulated
+from guarded import guard, touches_a_guard
+from parallel_parnet.commands.gpu.level_tuning import Level, levels_of, operands
 from parallel_parnet.commands.gpu.parity import deviation, poison
+from parallel_parnet.commands.gpu.precompile import shapes_of
+from parallel_parnet.kernels.gpu.config import HOPPER, Table
 from parallel_parnet.kernels.gpu.convolution import Convolution
 from parallel_parnet.kernels.gpu.geometry import WarpTile
 from parallel_parnet.kernels.gpu.samples import GATED, convolution, geometry
@@ -27,6 +31,7 @@ TILES = (
     WarpTile(64, 64, 16, 8, 5), WarpTile(64, 32, 16, 2, 2, taps=9),
 )  # fmt: skip
 SIZES = ((1, 1), (7, 5), (13, 11))
+TABLE = Table.load(HOPPER, "NVIDIA H200").with_warpgroups(HOPPER, "NVIDIA H200")
 
 
 @pytest.fixture
@@ -95,6 +100,26 @@ def test_what_is_sent_for_ahead(seed, tmp_path):
         assert sum(size for _, size in of_it) > 0.7 * piece.nbytes or piece.nbytes < 100
         found = [each for each in found if each not in of_it]
     assert not found and not emulated.level(mixed(seed), tmp_path)
+
+
+def test_a_timed_level_touches_nothing_beyond_its_operands(tmp_path):
+    """Any of ParNet-S, whole, with the tiles that it has."""
+    wanted = random.choice([level for level in levels_of(shapes_of("parnet_s"), 1, torch.bfloat16) if timed(level)])
+    made = [guard(conv, random.choice((True, False))) for conv in operands(wanted, timed(wanted), 0, "cpu")]
+    for conv in made:
+        poison(conv)
+    assert not touches_a_guard(lambda: emulated.level(made, tmp_path))
+    assert max(map(deviation, made)) <= 1
+
+
+def test_what_touches_more_is_noticed(seed, tmp_path):
+    conv = guard(sample("identity", TILES[0], seed, (9, 7)), at_its_end=True)
+    assert touches_a_guard(lambda: emulated.level([conv], tmp_path, lambda text: text.replace("y < s.h &&", "")))
+    assert not touches_a_guard(lambda: emulated.level([conv], tmp_path))
+
+
+def timed(level: Level) -> tuple[WarpTile, ...] | None:
+    return TABLE.of_warpgroups(level.shapes, 1, level.dtype)
 
 
 class Bug(NamedTuple):

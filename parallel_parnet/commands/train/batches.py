@@ -65,7 +65,8 @@ class Pictures:
         for group, made in ahead(groups, read):
             if not made and may_be_empty:
                 continue
-            if not made:  # a step needs some, on every rank
-                raise ParNetError(f"none of {len(group)} pictures can be read; {next(iter(self.skipped.values()))}")
+            if len(made) < 2 and not may_be_empty:  # a step needs some on every rank, and batch norm two
+                few = f"{len(made) or 'none'} of {len(group)} pictures can be read, and a step takes two or more"
+                raise ParNetError(f"{few}; {next(iter(self.skipped.values()))}")
             truth = self.numbers[self.split.truth[list(made)]]
             yield torch.from_numpy(np.stack(list(made.values()))), torch.from_numpy(truth)

@@ -221,6 +221,17 @@ def test_pictures_that_only_another_rank_cannot_read(tmp_path: Path) -> None:
     assert "disc/001.png: not a picture" in run.stdout and "of 6 test pictures right, 1 skipped" in run.stdout
 
 
+@pytest.mark.parametrize(("left", "said"), [(0, "none of 3"), (1, "1 of 3")])
+def test_a_step_of_pictures_that_cannot_be_read(left: int, said: str, tmp_path: Path) -> None:
+    """Batch norm takes no picture alone, where a feature is one pixel."""
+    draw(tmp_path, {"train": 1, "val": 1})
+    for path in sorted((tmp_path / "train").rglob("*.png"))[left:]:
+        path.write_text("no picture")
+    task = training(tmp_path, "parnet_fashion", recipes.load("fashion").with_changes(epochs=1, batch_size=3))
+    with pytest.raises(ParNetError, match=rf"{said} pictures can be read, and a step takes two or more; .*a picture"):
+        run(task)
+
+
 def test_pictures_that_cannot_be_read_while_testing(tmp_path: Path) -> None:
     """One alone in its batch is skipped; nothing is said of the accuracy where there is no other."""
     draw(tmp_path, {"train": 2, "val": 1})

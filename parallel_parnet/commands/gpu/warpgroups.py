@@ -76,16 +76,18 @@ def check_warpgroups(work: Work) -> Values:
 
 
 def check_passes(work: Work) -> Values:
-    """The networks with Triton's kernels, with those for warpgroups, and with weights that are sent for ahead, in
-    turns; whether each launch, and all logits, are right, also where launches overlap, and the same in every replay."""
+    """The networks with the kernel for warpgroups, and with weights that are sent for ahead, in turns, and the decisive
+    ones, for which they are compiled by then, with Triton's; whether each launch, and all logits, are right, also where
+    launches overlap, and the same in every replay."""
     if not is_at_hand(work):
         return skipped(NEEDED)
     exact_fp32()
     found = machine_of(work)
     ours = Table.load(HOPPER, found["gpu"])
     tuned = replace(ours, warpgroups=read_levels(_path(work, found)))
-    tables = {"triton": ours, "warpgroups": tuned, "ahead": replace(tuned, ahead=True)}
-    rows = [work.row(variant, partial(pass_of, work, variant, tables)) for variant in work.scope.timed]
+    tables = {"warpgroups": tuned, "ahead": replace(tuned, ahead=True)}
+    ways = {name: {"triton": ours, **tables} if name in work.scope.decisive else tables for name in work.scope.timed}
+    rows = [work.row(variant, partial(pass_of, work, variant, of_it)) for variant, of_it in ways.items()]
     limit = work.scope.limit(DTYPE)
     return verdict(rows, lambda row: row["deviation"] <= 1 and row["error"] <= limit and not row["different"])
 

@@ -76,17 +76,18 @@ def row_of(entry: Entry, possible: Mapping[str, Mapping[str, float]], clocks: Se
 
 def _achieved(subject: Subject, kind: str, seconds: float, possible: Mapping[str, Mapping[str, float]]) -> Row:
     """Rates over the median pass, and their shares of a matrix product's and a copy's. Bytes as the program has them:
-    each operation's inputs, weights and output once. No share of a product that is slower than one of fp32, which says
-    that torch has none for this machine, and not what the machine could do."""
+    each operation's inputs, weights and output once. No share of a product that is slower than one of fp32, if that was
+    timed: it says that torch has none for this machine, and not what the machine could do."""
     if subject.program is None:
         return {}
     itemsize = getattr(torch, kind).itemsize
     flops = subject.flops / seconds
     product = possible[kind]["flop_per_s"]
+    least = possible.get(FP32, possible[kind])["flop_per_s"]
     moved = subject.program.cost(subject.size, subject.batch, itemsize).bytes / seconds
     return {
         "gflop_per_s": round(flops / 1e9, 2),
-        "of_matmul": round(flops / product, 4) if product >= possible[FP32]["flop_per_s"] else None,
+        "of_matmul": round(flops / product, 4) if product >= least else None,
         "gb_per_s": round(moved / 1e9, 2),
         "of_copy": round(moved / possible[kind]["bytes_per_s"], 4),
     }

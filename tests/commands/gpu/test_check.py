@@ -24,6 +24,8 @@ from parallel_parnet.commands.processes import environment
 from parallel_parnet.files import from_json
 from parallel_parnet.kernels.gpu.config import Table
 
+WHOLE = tuple(step.name.replace(" ", "-") for step in check.STEPS)
+
 
 def lines(out: Path) -> list[dict]:
     """Whole lines of a check's rows so far."""
@@ -168,6 +170,19 @@ def test_a_dry_run_says_so_everywhere_and_goes_on(tmp_path):
     assert again.returncode == 0 and lines(tmp_path) == before, "nothing is left to measure"
     other = launch("gpu_check.py", *words, "auto", "compile")  # which has Triton interpret, and nothing to compile for
     assert other.returncode == 0 and lines(tmp_path)[: len(before)] == before, "another step takes nothing away"
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [("poster", "depth"), pytest.param(WHOLE, marks=[pytest.mark.long, pytest.mark.timeout(600)])],
+    ids=["two", "all"],
+)
+def test_steps_pass_in_a_dry_run(steps, tmp_path):
+    words = ("--dry-run", "--out", tmp_path, "--step", *steps)
+    done = launch("gpu_check.py", *words, environment=check.DRY_RUN, timeout=590)
+    report = json.loads((tmp_path / "gpu-check.json").read_text())
+    assert done.returncode == 0 and len(report["steps"]) == len(steps), done.stdout + done.stderr
+    assert all(result["passed"] and not result["left_out"] for result in report["steps"].values())
 
 
 @pytest.mark.timeout(600)

@@ -1,4 +1,4 @@
-// What level.cu asks of a Hopper: asynchronous copies, barriers in shared memory, clusters, and wgmma's descriptors.
+// What level.cu asks of a Hopper: asynchronous copies, barriers in shared memory, clusters, and wgmma.
 // Source: "Parallel Thread Execution ISA", sections on mbarrier, cp.async, wgmma and griddepcontrol.
 
 #define DEVICE __device__ __forceinline__

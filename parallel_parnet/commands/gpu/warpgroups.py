@@ -56,15 +56,10 @@ def check_warpgroups(work: Work) -> Values:
     exact_fp32()
     found = machine_of(work)
     levels = {level.key: level for variant in work.scope.tuned for level in _levels(work, variant, found["l2_bytes"])}
-    left = [level for key, level in levels.items() if "tiles" not in work.journal.rows(work.step).get(key, {})]
+    coming: dict[str, Candidates] = {}
     with ThreadPoolExecutor(1) as compiler:
-        after = {now.key: then for now, then in pairwise(left)}
-        coming = {level.key: _candidates(work, level, compiler) for level in left[:1]}
-        rows = []
-        for key, level in levels.items():
-            if key in after and work.left > 0:
-                coming[after[key].key] = _candidates(work, after[key], compiler)
-            rows.append(work.row(key, partial(_tune, work, level, coming.pop(key, None))))
+        turns = pairwise([*levels.values(), None])
+        rows = [work.row(now.key, partial(_tune, work, compiler, coming, now, then)) for now, then in turns if now]
     made = {
         key: {"tiles": row["tiles"], "us": row["us"]["p50"], "l2": row["l2"]}
         for key, row in work.journal.rows(work.step).items()
@@ -141,7 +136,7 @@ def pass_of(work: Work, variant: str, tables: Mapping[str, Table]) -> Values:
     return {**verdicts, "us": interleaved(ways, work.scope.rounds)}
 
 
-def _candidates(work: Work, level: Level, compiler: Executor) -> Candidates:
+def _candidates(work: Work, compiler: Executor, level: Level) -> Candidates:
     """A level's, which are being compiled."""
     from parallel_parnet.kernels.hopper import launch as hopper  # here, since it needs CUDA's bindings
 
@@ -150,14 +145,17 @@ def _candidates(work: Work, level: Level, compiler: Executor) -> Candidates:
     return Candidates(made, launches, compiler.submit(hopper.prepare, list(launches.values())))
 
 
-def _tune(work: Work, level: Level, coming: Candidates | None) -> Values:
-    """The fastest tiles of a level whose answers are right, of those that were timed, and the times of all."""
-    assert coming is not None, "a level that was not to be timed"
-    coming.compiled.result()
+def _tune(work: Work, compiler: Executor, coming: dict[str, Candidates], level: Level, after: Level | None) -> Values:
+    """The fastest tiles of a level whose answers are right, of those that were timed, and the times of all. coming: of
+    this level, if the one before has been timed, and of the one after it from now on."""
+    made = coming.pop(level.key, None) or _candidates(work, compiler, level)
+    made.compiled.result()
+    if after is not None:
+        coming[after.key] = _candidates(work, compiler, after)
     times, refused = {}, []
-    for tiles, launch in coming.launches.items():
+    for tiles, launch in made.launches.items():
         try:
-            times[tiles] = _timed(work, level, tiles, coming.operands.pop(tiles), launch)
+            times[tiles] = _timed(work, level, tiles, made.operands.pop(tiles), launch)
         except RefusedError as error:
             refused.append(f"{[astuple(tile) for tile in tiles]}: {error}")
     if not times:

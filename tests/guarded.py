@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import os
 import signal
-import traceback
 from collections.abc import Callable
 from dataclasses import replace
 
 from torch import Tensor, frombuffer
 
+from forked import Forked
 from parallel_parnet.kernels.gpu.convolution import Convolution, Operands
 
-FORBIDDEN = 0
+FORBIDDEN, LIMIT_S = 0, 200
 WIDEST = 16  # bytes that a kernel reads at once, and to which its operands are aligned
 LIBC = ctypes.CDLL(None, use_errno=True)
 LIBC.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
@@ -41,16 +40,11 @@ def guard(conv: Convolution, at_its_end: bool) -> Convolution:
 def touches_a_guard(work: Callable[[], object]) -> bool:
     """Whether a fork of this process that does the work is ended by what it touches. Guarded tensors have afterwards
     what it wrote to them."""
-    child = os.fork()
-    if child == 0:
-        try:
-            signal.signal(signal.SIGSEGV, signal.SIG_DFL)
-            work()
-            os._exit(0)
-        finally:
-            traceback.print_exc()
-            os._exit(1)
-    _, status = os.waitpid(child, 0)
-    ended = os.waitstatus_to_exitcode(status)
+
+    def unreported() -> None:
+        signal.signal(signal.SIGSEGV, signal.SIG_DFL)  # pytest's handler says where
+        work()
+
+    ended = Forked(unreported).wait(LIMIT_S)
     assert ended in (0, -signal.SIGSEGV, -signal.SIGBUS), f"exit status {ended}"
     return ended != 0

@@ -20,7 +20,9 @@ pytestmark = pytest.mark.skipif("native" not in OPTIONAL, reason="the CPU kernel
 CPU = Path("/proc/cpuinfo")
 AS_LINUX_SAYS = {"bmi": "bmi1", "lzcnt": "abm", "avxvnni": "avx_vnni", "avx512vnni": "avx512_vnni",
                  "avx512bf16": "avx512_bf16"} | {need: need.replace("-", "_") for need in AMX}  # fmt: skip
-FLOATS = {"amx": 32, "avx512": 32, "avx2": 16, "sse": 8, "neon": 16}  # of a panel
+# of a panel
+FLOATS = {"amx": 32, "avx512bf16": 32, "avx512vnni": 32, "avx512": 32, "avxvnni": 16, "avx2": 16, "sse": 8,
+          "neon": 16}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -54,9 +56,9 @@ def test_this_cpu_has_what_linux_says() -> None:
 
 
 def test_an_object_is_what_its_name_says() -> None:
+    assert FLOATS.keys() == {known.name for sets in SETS.values() for known in sets}, "also those of other CPUs"
     for name in objects.runnable():
-        (floats,) = (count for kind, count in FLOATS.items() if name.startswith(kind))
-        assert objects.load(name).panel_width() == floats
+        assert objects.load(name).panel_width() == FLOATS[name]
 
 
 def test_the_one_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

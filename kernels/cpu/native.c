@@ -132,7 +132,7 @@ static void classify(const Op *o, const Task *t, float *scratch) {
             o->bias[i] + product((const float *)o->weight + (int64_t)i * k, scratch, k);
 }
 
-/* The algorithm, the type of the inputs, and that of their points. An instruction for words of U8 beats I16. */
+/* The algorithm, the type of the inputs, and that of their points. */
 #define BY_WINOGRAD(CALL) \
     CALL(F2, F32, F32) CALL(F4, F32, F32) CALL(S2, F32, F32) CALL(S4, F32, F32) \
     CALL(F2, BF16, BF16) CALL(S2, BF16, BF16) \
@@ -140,7 +140,7 @@ static void classify(const Op *o, const Task *t, float *scratch) {
 
 static void to_rows(const Op *o, const Task *t, int from, int to, char *v) {
 #define DO(HOW, X_TYPE, TYPE) \
-    if (!(TYPE == I16 && HAS_DOT_U8) && o->how == HOW && o->x_type == X_TYPE) transform(o, HOW, TYPE, t, from, to, v);
+    if (o->how == HOW && o->x_type == X_TYPE) transform(o, HOW, TYPE, t, from, to, v);
     BY_WINOGRAD(DO)
 #undef DO
 }
@@ -151,7 +151,7 @@ static void convolve(const Op *o, const Task *t, Needs needs, char *scratch) {
     else if (o->how != DIRECT)
         to_rows(o, t, 0, o->c * o->inputs, scratch);
 #define DO(HOW, X_TYPE, TYPE) \
-    if (!(TYPE == I16 && HAS_DOT_U8) && o->how == HOW && o->x_type == X_TYPE) winograd(o, HOW, TYPE, t, needs, scratch);
+    if (o->how == HOW && o->x_type == X_TYPE) winograd(o, HOW, TYPE, t, needs, scratch);
     BY_WINOGRAD(DO)
 #undef DO
     if (o->how == DIRECT && o->x_type == F32) direct(o, F32, t, needs);

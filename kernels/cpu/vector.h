@@ -191,16 +191,19 @@ static inline void store_u8(char *p, vi v, int count) {
 
 /* sum + products of two signed values of 16 bits in each lane, modulo 2^32 */
 static inline vi dot_i16(vi sum, vi x, vi w) {
-#if defined(__AVX512BW__)
-    vu two = (vu)_mm512_madd_epi16((__m512i)x, (__m512i)w);
+#if defined(__AVX512VNNI__)
+    return (vi)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)x, (__m512i)w);
+#elif defined(__AVXVNNI__)
+    return (vi)_mm256_dpwssd_avx_epi32((__m256i)sum, (__m256i)x, (__m256i)w);
+#elif defined(__AVX512BW__)
+    return (vi)((vu)sum + (vu)_mm512_madd_epi16((__m512i)x, (__m512i)w));
 #elif defined(__AVX2__)
-    vu two = (vu)_mm256_madd_epi16((__m256i)x, (__m256i)w);
+    return (vi)((vu)sum + (vu)_mm256_madd_epi16((__m256i)x, (__m256i)w));
 #elif defined(__x86_64__)
-    vu two = (vu)_mm_madd_epi16((__m128i)x, (__m128i)w);
+    return (vi)((vu)sum + (vu)_mm_madd_epi16((__m128i)x, (__m128i)w));
 #else
-    vu two = (vu)((x << 16 >> 16) * (w << 16 >> 16) + (x >> 16) * (w >> 16));
+    return (vi)((vu)sum + (vu)((x << 16 >> 16) * (w << 16 >> 16) + (x >> 16) * (w >> 16)));
 #endif
-    return (vi)((vu)sum + two);
 }
 
 /* sum + products of four unsigned values in each lane and four signed ones */

@@ -7,8 +7,9 @@ from torch import Tensor
 from ..kernels.cpu import native
 from ..program.program import INPUT, Operation
 
-READ = 10  # products in the time that reading a weight takes: 58 thousand million against 24 GB a second, of a core
-WORTH = 0.8  # share of a direct convolution's time that may be left, transforms aside
+READ = 5  # products in the time that reading a weight takes, where it is sent for beforehand
+TRANSFORM = 12  # products in the time that a point of one channel takes to be transformed, on the way in or back
+WORTH = 0.9  # share of a direct convolution's time that may be left
 LARGEST = 1e30  # of weights for Winograd: sums of larger ones may leave fp32's range
 # powers of 2 in what 8 bits' pixels are multiplied by
 TWOS = {native.F2: 2, native.F4: 6, native.S2: 0, native.S4: 2}
@@ -17,11 +18,11 @@ TWOS = {native.F2: 2, native.F4: 6, native.S2: 0, native.S4: 2}
 def algorithm(op: Operation, w: dict[str, Tensor], kind: int, h: int, width: int) -> int:
     """How to compute a convolution to features of h x width pixels, in the kernels' numbers. kind: of its products.
 
-    In the least time by products and weights to read, of which small features have the more, where that is worth its
-    transforms. Larger tiles would lose too many of bf16's digits; of int8's, sums must not leave 32 bits for good.
+    In the least time by products, transforms and weights to read, of which small features have the more. Larger tiles
+    would lose too many of bf16's digits; of int8's, sums must not leave 32 bits for good.
     """
     library = native.library()
-    cheap = {native.U8: library.has_dot_u8(), native.BF16: library.has_tiles()}.get(kind, 0)  # products
+    cheap = kind != native.F32 and library.has_tiles()
     words = op.cin // op.groups % (1 if kind == native.F32 else 2) == 0
     if cheap or INPUT in op.inputs or op.kernel != 3 or not words:
         return native.DIRECT
@@ -33,9 +34,13 @@ def algorithm(op: Operation, w: dict[str, Tensor], kind: int, h: int, width: int
         others = []
     elif kind == native.BF16:
         others = others[:1]
-    time = {how: products(how, h, width) + READ * native.ALGORITHMS[how].weights for how in (native.DIRECT, *others)}
-    best = min(time, key=time.__getitem__)
-    return best if time[best] < WORTH * time[native.DIRECT] else native.DIRECT
+    around = 1 + TRANSFORM * (op.groups / op.cin + op.groups / op.cout)
+    time = {how: around * products(how, h, width) + READ * native.ALGORITHMS[how].weights for how in others}
+    directly = products(native.DIRECT, h, width) + READ * native.ALGORITHMS[native.DIRECT].weights
+    if kind == native.U8 and library.has_dot_u8():
+        directly /= 2  # an instruction makes twice as many, of half the bytes
+    time[native.DIRECT] = WORTH * directly
+    return min(time, key=time.__getitem__)
 
 
 def tiles(how: int, h: int, width: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from conftest import OPTIONAL, SMALL, lively, random_placement, relative
+from conftest import OPTIONAL, SMALL, conv, lively, random_placement, relative
 from isas import emulator, isa  # noqa: F401 (fixtures)
 from parallel_parnet import Config, Engine, Placement, Program, fold
 from parallel_parnet.executors import native_algorithm
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.skipif("native" not in OPTIONAL, reason="the CPU kernel
 
 CPU = torch.device("cpu")
 PROGRAM = fold(lively(SMALL, 3))
+ALWAYS = float("inf")  # as what a direct convolution may leave: all that can goes by Winograd
 
 
 def reference(program: Program, x: Tensor) -> Tensor:
@@ -49,8 +51,8 @@ def test_networks_of_any_shape(data: st.DataObject) -> None:
     program = fold(lively(config, data.draw(st.integers(0, 99))))
     m = program.size_multiple
     x = torch.randn(data.draw(st.integers(1, 3)), 3, m * data.draw(st.integers(1, 3)), m * data.draw(st.integers(1, 3)))
-    with pytest.MonkeyPatch.context() as patch:  # as if weights took no time to read, small features go by Winograd too
-        patch.setattr(native_algorithm, "READ", data.draw(st.sampled_from((0, native_algorithm.READ))))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native_algorithm, "WORTH", data.draw(st.sampled_from((ALWAYS, native_algorithm.WORTH))))
         plan = plan_of(program, x.shape, data.draw(st.integers(1, 3)))
     poison(plan)
     assert relative(plan(x)[0], reference(program, x)) < 3e-5
@@ -99,17 +101,31 @@ def test_the_same_bits_for_any_number_of_threads() -> None:
             assert not torch.equal(plan(other)[0], first)
 
 
-def test_small_features_are_spared_the_weights_of_winograd() -> None:
-    """With few tiles, reading 36 values for each pair of channels, where a direct convolution has 9, takes longest."""
-    for size, expected in ((32, {native.DIRECT, native.F2}), (256, {native.DIRECT, native.F4, native.S4})):
-        ops, tasks, *_ = plan_of(PROGRAM, (1, 3, size, size))._arguments
-        assert {ops[task.op].how for task in tasks if task.kind == native.CONVOLVE} == expected
+@pytest.mark.parametrize(
+    ("kind", "width", "size", "expected"),
+    [
+        (native.F32, 64, 2, native.DIRECT),  # 16 products become 22 by transforms, and 16 weights cost 80: more than 81
+        (native.F32, 64, 4, native.F2),  # 88 + 80 against 170
+        (native.F32, 64, 7, native.F4),  # 198 + 180 against 437 and, by F2, 432
+        (native.F32, 8, 4, native.DIRECT),  # few channels share a transform: 256 + 80
+        (native.BF16, 64, 7, native.F2),
+        (native.U8, 64, 16, native.F4),  # 792 + 180, half of the 2,114 that a direct convolution may take
+        (native.U8, 64, 7, native.F4),  # no longer half
+    ],
+)
+def test_the_algorithm_of_the_least_time(kind: int, width: int, size: int, expected: int) -> None:
+    op = replace(conv("b", "stem", None, 2, ("a",)), cin=width, cout=width)
+    library = native.library()
+    short = kind == native.U8 and size == 7 and library.has_dot_u8()
+    if short or (kind != native.F32 and library.has_tiles()):
+        expected = native.DIRECT
+    assert native_algorithm.algorithm(op, {"weight": torch.ones(width, width, 3, 3)}, kind, size, size) == expected
 
 
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("width", [128, 100])  # the second fills no vector, so that one task transforms it
 def test_convolutions_wait_for_gates_and_transforms(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_algorithm, "READ", 0)  # so that features of any size go by Winograd
+    monkeypatch.setattr(native_algorithm, "WORTH", ALWAYS)
     program = fold(lively(Config((8, width, width), blocks=(1, 1), num_classes=10), 3))
     x, other = torch.randn(2, 1, 3, 96, 64)
     plan = plan_of(program, x.shape, threads=64)  # more than a level has tasks, so that each has one

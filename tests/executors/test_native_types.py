@@ -8,13 +8,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_native_plan import features, plan_of, poison, reference
+from test_native_plan import ALWAYS, features, plan_of, poison, reference
 from torch import Tensor
 
 from conftest import OPTIONAL, SMALL, conv, lively, relative, weightless
 from isas import emulator, isa  # noqa: F401 (fixtures)
 from parallel_parnet import Config, Engine, Placement, Program, fold, quantize
-from parallel_parnet.executors import native_plan
+from parallel_parnet.executors import native_algorithm, native_plan
 from parallel_parnet.executors.native_plan import NativePlan
 from parallel_parnet.executors.segment import SegmentModule
 from parallel_parnet.int8.agreement import agreement
@@ -63,9 +63,7 @@ def test_int8_on_networks_of_any_shape(data: st.DataObject) -> None:
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_int8_by_winograd_has_the_bits_of_direct_convolutions(data: st.DataObject) -> None:
-    """Where no instruction adds up four products of 8 bits, they are transformed to 16 bits, which loses nothing."""
-    if native.library().has_dot_u8():
-        pytest.skip("goes by that instruction")
+    """They are transformed to 16 bits, which loses nothing."""
     program = any_program(data)
     m = program.size_multiple
     x = torch.randn(2, 3, m * data.draw(st.integers(1, 3)), m * data.draw(st.integers(1, 3)))
@@ -91,7 +89,7 @@ def test_int8_by_winograd_has_the_bits_of_direct_convolutions(data: st.DataObjec
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("wide", [64, 114, 116, 1840, 1842])
-def test_int8_where_sums_are_largest(wide: int, stride: int) -> None:
+def test_int8_where_sums_are_largest(wide: int, stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """All values 255 and all weights 127: as many channels as algorithms have room for, and two more."""
     first = replace(conv("a", "stem", None, 1, (INPUT,)), cout=wide, activation="relu")
     second = replace(conv("b", "stem", None, 2, ("a",)), cin=wide, stride=stride, activation="relu")
@@ -104,9 +102,10 @@ def test_int8_where_sums_are_largest(wide: int, stride: int) -> None:
         "b.weight_step": torch.ones(8),
     }
     program = replace(exact, weights=weights)
+    monkeypatch.setattr(native_algorithm, "WORTH", ALWAYS)
     plan = plan_of(program, (1, 3, 32, 32))
     (how,) = {op.how for op in plan._arguments[0] if op.x_type == native.U8}
-    if native.library().has_dot_u8():
+    if native.library().has_tiles():
         assert how == native.DIRECT
     elif stride == 1:
         assert how == (native.F4 if wide < 116 else native.F2 if wide < 1842 else native.DIRECT)

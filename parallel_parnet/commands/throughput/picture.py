@@ -35,7 +35,7 @@ def draw(results: Sequence[Mapping], path: Path) -> None:
     figure.suptitle(f"What a batch costs, on {header['machine']}, {header['threads']} thread(s)", fontsize=11)
     handles = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(
-        list(handles.values()), list(handles), loc="outside lower center", ncols=3, fontsize=9, frameon=False,
+        list(handles.values()), list(handles), loc="outside lower center", ncols=2, fontsize=9, frameon=False,
         handlelength=3.5,
     )  # fmt: skip
     save(figure, path)

@@ -220,8 +220,8 @@ def test_a_file_of_before_makes_its_page_and_no_more(
         monkeypatch.setattr(sys, "argv", [*words, "eager"])
         assert command.main() == 0
         said = capsys.readouterr().err
-        assert "all is there already, of 2026-11-26: nothing is measured" in said and "note: its " in said
-        assert "Measured on 2026-11-26 on" in next(tmp_path.glob("*.md")).read_text()
+        assert f"all is there already, of {header['date']}: nothing is measured" in said and "note: its " in said
+        assert f"Measured on {header['date']} on" in next(tmp_path.glob("*.md")).read_text()
         monkeypatch.setattr(sys, "argv", [*words, "inductor"])
         with pytest.raises(ParNetError, match=r"not continued: its .* here; move it away to measure anew"):
             command.main()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import os
 import secrets
 import stat
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -81,6 +84,15 @@ def _obstacle(path: Path | str) -> str | None:
 def write_json(path: Path | str, value: Any) -> None:
     """Write `value` as a JSON file, atomically."""
     write_atomically(path, as_json(value, indent=1) + "\n")
+
+
+def write_csv(path: Path | str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write `rows`, of one or more, as a CSV file with a heading, atomically; lists and dicts as JSON."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: as_json(v) if isinstance(v, list | dict) else v for k, v in row.items()} for row in rows)
+    write_atomically(path, text.getvalue())
 
 
 def as_json(value: Any, **layout: Any) -> str:

@@ -45,6 +45,11 @@ DTYPES = {
 }  # fmt: skip
 
 
+def words(dtype: torch.dtype) -> str:
+    """A type's name without its module."""
+    return str(dtype).removeprefix("torch.")
+
+
 @dataclass(frozen=True)
 class Ranks:
     """This process among those that torchrun started; alone without torchrun."""

@@ -23,13 +23,18 @@ HEIGHT = 0.6
 FORMATS = (".svg", ".png")
 
 
+def need_matplotlib(option: str) -> None:
+    """ParNetError, in the name of the option that draws, where there is none."""
+    if find_spec("matplotlib") is None:
+        raise ParNetError(f"{option} needs matplotlib: pip install 'parallel_parnet[figures]'")
+
+
 def check(path: Path) -> None:
     """ParNetError, before anything is computed, where no schedule can be drawn there: another ending than .svg or .png,
     no matplotlib, or no place to write."""
     if path.suffix not in FORMATS:
         raise ParNetError(f"--figure {path}: give a name that ends in {' or '.join(FORMATS)}")
-    if find_spec("matplotlib") is None:
-        raise ParNetError("--figure needs matplotlib: pip install 'parallel_parnet[figures]'")
+    need_matplotlib("--figure")
     check_writable(path)
 
 

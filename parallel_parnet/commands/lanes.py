@@ -11,7 +11,7 @@ from parallel_parnet.executors.available import EXECUTORS
 from parallel_parnet.executors.backends import isa
 from parallel_parnet.transport import TRANSPORTS, gather
 
-from .common import DTYPES, Ranks, pixels
+from .common import DTYPES, Ranks, pixels, words
 from .int8 import FP8, QUANTISED, add_int8_arguments
 from .plan.measured import find_link, plan_for_ranks
 
@@ -62,7 +62,7 @@ def precision(engine: Engine) -> str:
     """What was asked for, as --dtype has it."""
     names = {dtype: name for name, dtype in QUANTISED.items()}
     stored = engine.program.quantised
-    return names[stored] if stored else str(engine.dtype).removeprefix("torch.")
+    return names[stored] if stored else words(engine.dtype)
 
 
 def place(
@@ -127,7 +127,7 @@ def describe(engine: Engine, args: argparse.Namespace, weights: str, hosts: list
         "executor": engine.executor,
         "device": str(engine.device),
         "dtype": precision(engine),
-        "arithmetic": str(engine.arithmetic).removeprefix("torch."),
+        "arithmetic": words(engine.arithmetic),
         "isa": isa(engine.executor),
         "world_size": world,
         "depth": program.depth,

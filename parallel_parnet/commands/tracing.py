@@ -22,7 +22,7 @@ from parallel_parnet.profiling.clocks import Clock
 from parallel_parnet.profiling.spans import Recorder
 from parallel_parnet.profiling.timeline import Operations, Timeline
 
-from .common import cores, machine
+from .common import cores, machine, words
 from .plan.measured import find_link
 
 EAGER_PASSES = 5
@@ -78,7 +78,7 @@ def merged(
     about = {
         "executor": engine.executor,
         "device": str(engine.device),
-        "dtype": str(engine.arithmetic).removeprefix("torch."),
+        "dtype": words(engine.arithmetic),
         "size": size,
         "batch": batch,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

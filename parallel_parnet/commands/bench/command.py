@@ -42,6 +42,7 @@ from ..common import (
     machine,
     pixels,
     plain_console,
+    words,
 )
 from ..common import table as make_table
 from ..gpu.device import exact_fp32, require_gpu
@@ -54,7 +55,7 @@ from .measure import PICTURES, Settings, contenders, measure
 from .ours import engine_of
 from .poster import SIZE, markdown, measure_poster, subject_of
 from .rows import FEWEST, last_line, read, result_name, show, write
-from .subject import CALIBRATING, Subject, words
+from .subject import CALIBRATING, Subject
 
 PRECISIONS = {**DTYPES, "int8": torch.int8}
 

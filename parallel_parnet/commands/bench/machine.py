@@ -13,10 +13,9 @@ import torch
 
 from parallel_parnet.executors.backends import isa, lacking
 
-from ..common import ROOT
+from ..common import ROOT, words
 from ..gpu.device import asked, measure_rates
 from ..gpu.device import machine as gpu_machine
-from .subject import words
 
 SIDE, COPIED = 1024, 2**25  # of matrices on a CPU; floats
 SECONDS = 1.0  # of each measurement, the best run of which counts: shared machines are slow for tenths of a second

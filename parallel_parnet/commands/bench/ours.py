@@ -7,8 +7,9 @@ import torch
 from parallel_parnet import Engine, ParNetError, quantize
 from parallel_parnet.executors.available import EXECUTORS
 
+from ..common import words
 from .peer_torch import emulated
-from .subject import Contender, Runner, Subject, on_device, words
+from .subject import Contender, Runner, Subject, on_device
 
 IN_INT8 = ("auto", "native")  # the others compute a quantised program's integers as fp32 numbers, to check it
 

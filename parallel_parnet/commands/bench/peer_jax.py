@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from parallel_parnet import ParNet, ParNetError
 
+from ..common import words
 from .fused import FusedBlock
 from .peer_libraries import need
-from .subject import Contender, Runner, Subject, words
+from .subject import Contender, Runner, Subject
 
 Arrays = dict[str, Any]
 

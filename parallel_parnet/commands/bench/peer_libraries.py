@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from parallel_parnet import ParNetError
 
+from ..common import words
 from ..gpu.device import capture
 from .peer_torch import InType
-from .subject import Contender, Runner, Subject, on_device, words
+from .subject import Contender, Runner, Subject, on_device
 
 
 def library_peers() -> list[Contender]:

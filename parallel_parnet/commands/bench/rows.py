@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import re
@@ -14,14 +12,14 @@ import torch
 from rich.console import Console
 
 from parallel_parnet import ParNetError
-from parallel_parnet.files import as_json, write_atomically, write_json
+from parallel_parnet.files import write_csv, write_json
 
-from ..common import slug
+from ..common import slug, words
 from ..common import table as make_table
 from .proof import limit
 from .running import Entry
 from .statistics import median_interval, ratio, summary, verdicts
-from .subject import Subject, words
+from .subject import Subject
 
 SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "int8": "int8"}
 FEWEST = 50  # timed runs; rows with fewer say so
@@ -158,11 +156,7 @@ def write(result: Result, folder: Path, name: str) -> Path:
     path = folder / f"{name}.json"
     write_json(path, result)
     flat = [{k: v for k, v in row.items() if k not in ("rounds", "samples_ms")} for row in result["rows"]]
-    table = io.StringIO()
-    writer = csv.DictWriter(table, list(dict.fromkeys(key for row in flat for key in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: as_json(v) if isinstance(v, list | dict) else v for k, v in row.items()} for row in flat)
-    write_atomically(path.with_suffix(".csv"), table.getvalue())
+    write_csv(path.with_suffix(".csv"), flat)
     return path
 
 

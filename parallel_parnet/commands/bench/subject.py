@@ -96,8 +96,3 @@ def on_device(subject: Subject) -> Callable[[Any], object]:
     if subject.device.type == "cpu":
         return lambda answer: None
     return lambda answer: torch.cuda.synchronize(subject.device)
-
-
-def words(dtype: torch.dtype) -> str:
-    """A type's name without its module."""
-    return str(dtype).removeprefix("torch.")

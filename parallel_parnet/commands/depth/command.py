@@ -11,8 +11,6 @@ every executor asked for, and simulated with a lane per stream.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import time
 from pathlib import Path
@@ -25,11 +23,11 @@ from parallel_parnet import ParNetError
 from parallel_parnet.executors.available import METHODS
 from parallel_parnet.executors.backends import lacking
 from parallel_parnet.executors.distributed import sources_digest
-from parallel_parnet.files import as_json, check_writable, write_atomically, write_json
+from parallel_parnet.files import as_json, check_writable, write_csv, write_json
 from parallel_parnet.planning.costs import LINKS, Link
 
 from ..bench.machine import describe
-from ..common import DTYPES, RESULTS, Parser, Ranks, check_folder, machine, plain_console, slug
+from ..common import DTYPES, RESULTS, Parser, Ranks, check_folder, machine, plain_console, slug, words
 from .busiest import busiest
 from .curves import draw
 from .measure import Subject, interleaved, operation_seconds
@@ -74,11 +72,7 @@ class Log:
         self.header = self.header | {"date": first if first == self.today else f"{first} to {self.today}"}
         self.rows += rows
         write_json(self.path, {"header": self.header, "rows": self.rows})
-        table = io.StringIO()
-        writer = csv.DictWriter(table, fieldnames=list(self.rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_atomically(self.path.with_suffix(".csv"), table.getvalue())
+        write_csv(self.path.with_suffix(".csv"), self.rows)
 
 
 def measure_group(
@@ -152,7 +146,7 @@ def main() -> int:
     link = Link.read(LOOPBACK) if device.type == "cpu" else LINKS["nvlink"]
     about = describe(device)
     header = {
-        "machine": machine(device), "dtype": str(dtype).removeprefix("torch."), "threads": threads,
+        "machine": machine(device), "dtype": words(dtype), "threads": threads,
         "torch": torch.__version__, "quick": args.quick, "link": link.name, "date": time.strftime("%Y-%m-%d"),
         "sources_digest": sources_digest()[:16], **{k: about[k] for k in ("cpu", "isa", "commit") if k in about},
     }  # fmt: skip

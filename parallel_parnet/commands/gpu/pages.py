@@ -14,8 +14,8 @@ from parallel_parnet.program.families import arranged
 from ..bench.fused import fuse
 from ..bench.measure import Settings
 from ..bench.poster import QUOTED, Quoted, measure_poster, subject_of, ways_of
-from ..bench.subject import Subject, words
-from ..common import settle
+from ..bench.subject import Subject
+from ..common import settle, words
 from ..depth.command import measure_group
 from ..depth.points import Point, points
 from .device import exact_fp32

@@ -20,6 +20,7 @@ from parallel_parnet.kernels.gpu.classifier import Averaged, classifier
 from parallel_parnet.parity import LIMIT, relative, tolerance
 from parallel_parnet.program.pixels import normalise
 
+from ..common import words
 from ..processes import environment, module
 from .device import capture, exact_fp32, run_within
 from .journal import Values
@@ -68,7 +69,7 @@ def check_networks(work: Work) -> Values:
     """Every variant, type and batch against the reference executor in fp32, and no further from it than torch."""
     exact_fp32()
     cases = sorted(network_cases(work.scope), key=lambda case: case.variant)  # of which one is kept in memory
-    rows = [work.row(f"{case.variant} {_words(case.dtype)} n{case.n}", partial(_logits, case, work)) for case in cases]
+    rows = [work.row(f"{case.variant} {words(case.dtype)} n{case.n}", partial(_logits, case, work)) for case in cases]
     return _within_tolerance(rows)
 
 
@@ -79,7 +80,7 @@ def check_executors(work: Work) -> Values:
     executors = ON_GPUS if work.device.type == "cuda" else ("triton",)
     rows = [
         work.row(
-            f"{name} {_words(dtype)} {executor}, {lanes} lane(s)", partial(_used, work, name, dtype, executor, lanes)
+            f"{name} {words(dtype)} {executor}, {lanes} lane(s)", partial(_used, work, name, dtype, executor, lanes)
         )
         for name, dtype, executor, lanes in product(work.scope.used, halves, executors, work.scope.lanes)
     ]
@@ -166,7 +167,7 @@ def compare(case: NetworkCase, executor: Run, eager: Run, reference: Run, device
     error, of_torch = (relative(torch.cat([run(x) for x in inputs]), expected) for run in (executor, eager))
     return {
         "network": case.variant,
-        "dtype": str(case.dtype).removeprefix("torch."),
+        "dtype": words(case.dtype),
         "n": case.n,
         "error": error,
         "error_of_torch": of_torch,
@@ -192,7 +193,7 @@ def use(engine: Engine, reference: Run) -> dict:
     pairs = (answers, pictures), (of_raw, [normalise(x, config) for x in raw])
     return {
         "executor": engine.executor,
-        "dtype": str(engine.dtype).removeprefix("torch."),
+        "dtype": words(engine.dtype),
         "error": max(relative(torch.cat(got), torch.cat([reference(x) for x in given])) for got, given in pairs),
         "tolerance": LIMIT[engine.dtype],
         "right": all(map(torch.equal, answers, (first, filled, elsewhere))),
@@ -235,11 +236,7 @@ def _fresh(seed: int) -> int:
 
 
 def kernel_name(case: KernelCase) -> str:
-    return f"{case.kind} {_words(case.dtype)} {case.tile}"
-
-
-def _words(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    return f"{case.kind} {words(case.dtype)} {case.tile}"
 
 
 if __name__ == "__main__":  # the small run that compute-sanitizer watches

@@ -31,7 +31,6 @@ from ..bench.machine import describe, possible
 from ..bench.measure import contenders
 from ..bench.rows import SHORT
 from ..bench.rows import read as read_result
-from ..bench.subject import words
 from ..common import (
     DTYPES,
     RESULTS,
@@ -43,8 +42,10 @@ from ..common import (
     pixels,
     plain_console,
     slug,
+    words,
 )
 from ..common import table as make_table
+from ..drawing import need_matplotlib
 from ..gpu.device import exact_fp32, require_gpu
 from ..sections import link, put
 from .measure import LEAST, measure, usual
@@ -112,10 +113,9 @@ def write_page(page: Path, folder: Path, where: str) -> Path:
             f"--page: no results of this type and machine ({where}) in {folder}: run make throughput first"
         )
     found = sorted(((read(path), path) for path in files), key=lambda pair: pair[0]["header"]["parameters_m"])
-    try:
-        from .picture import draw  # here, so that measuring does without matplotlib
-    except ImportError:
-        raise ParNetError("--page needs matplotlib: pip install 'parallel_parnet[figures]'") from None
+    need_matplotlib("--page")
+    from .picture import draw
+
     figure = folder / f"throughput-{where}.svg"
     results = [result for result, _ in found]
     for suffix in (".svg", ".png"):

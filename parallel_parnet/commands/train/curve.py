@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from parallel_parnet import ParNetError
 from parallel_parnet.files import as_json, check_writable, write_atomically
 
-from ..drawing import save
+from ..drawing import need_matplotlib, save
 
 
 def check(stem: Path) -> None:
     """ParNetError where the figure could not be drawn, before anything is trained."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise ParNetError(f"--curve {stem} needs matplotlib: pip install 'parallel_parnet[figures]'") from None
+    need_matplotlib(f"--curve {stem}")
     check_writable(*_files(stem))
 
 

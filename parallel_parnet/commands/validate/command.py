@@ -39,7 +39,7 @@ from parallel_parnet.preprocess import Preprocess
 from parallel_parnet.program.program import picture_side
 from parallel_parnet.transport import join_ranks
 
-from ..common import DTYPES, RANDOM, Parser, Ranks, add_model_arguments, load_model, machine, plain_console
+from ..common import DTYPES, RANDOM, Parser, Ranks, add_model_arguments, load_model, machine, plain_console, words
 from ..data.classes import match
 from ..data.finding import open_split
 from ..data.split import TEST, TRAIN, read_names
@@ -119,7 +119,7 @@ def run(
         return {
             "executor": engine.executor, "device": str(engine.device),
             "dtype": precision(engine),
-            "arithmetic": str(engine.arithmetic).removeprefix("torch."), "isa": isa(engine.executor),
+            "arithmetic": words(engine.arithmetic), "isa": isa(engine.executor),
             "seconds": round(seconds, 2), "pictures_per_s": round(new / seconds, 1),
         }  # fmt: skip
 

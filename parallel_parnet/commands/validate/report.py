@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 
 from rich.console import Console
 
 from parallel_parnet import ParNetError
-from parallel_parnet.files import check_writable, write_atomically, write_json
+from parallel_parnet.files import check_writable, write_csv, write_json
 
 from ..common import table as make_table
 
@@ -54,10 +52,10 @@ def write(result: dict, paths: list[Path]) -> None:
         if path.suffix == ".json":
             write_json(path, result)
         else:
-            write_atomically(path, _csv(result))
+            write_csv(path, [_row(result)])
 
 
-def _csv(result: dict) -> str:
+def _row(result: dict) -> dict:
     """One row; percentages to four places."""
     settings, row = result["settings"], {"model": Path(result["settings"]["checkpoint"]).name}
     for top in ("top1", "top5"):
@@ -72,9 +70,4 @@ def _csv(result: dict) -> str:
     row |= {"pictures": result["top1"]["of"], "skipped": result["skipped"]}
     if against := result.get("against"):
         row |= {"against": against["name"], "agreement": round(100 * (against["agreement"]["share"] or 0.0), 4)}
-    row |= {key: value for key, value in settings.items() if key not in ("parameters", "img_size", "crop_pct")}
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(row), lineterminator="\n")
-    writer.writeheader()
-    writer.writerow(row)
-    return text.getvalue()
+    return row | {key: value for key, value in settings.items() if key not in ("parameters", "img_size", "crop_pct")}

@@ -29,7 +29,7 @@ from ..bench.measure import Settings
 from ..bench.poster import QUOTED, SIZE
 from ..common import RESULTS, Parser, Ranks, machine, plain_console, slug
 from ..common import table as make_table
-from ..drawing import FORMATS
+from ..drawing import FORMATS, need_matplotlib
 from ..sections import check, link, put
 from .measure import group, measure
 from .page import NEXT, TITLE, cells, heads, section
@@ -84,10 +84,7 @@ def main() -> int:
     if not console.is_terminal:
         console.width = 140
     if args.figure:
-        try:
-            from .picture import draw  # here, so that who lacks it is told before anything is measured
-        except ImportError:
-            raise ParNetError("--figure needs matplotlib: pip install 'parallel_parnet[figures]'") from None
+        need_matplotlib("--figure")
     header = {
         "machine": machine(device), "threads": cores, "size": SIZE, "dtype": "float32", "budget_s": args.budget,
         "load_before": round(os.getloadavg()[0], 2), **describe(device),
@@ -107,6 +104,8 @@ def main() -> int:
     if args.json:
         write_json(args.json, {"header": header, "rows": rows, "sentences": said})
     if args.figure:
+        from .picture import draw
+
         draw(rows, header, args.figure)
     if args.page:
         put(

@@ -36,7 +36,7 @@ def algorithm(op: Operation, w: dict[str, Tensor], kind: int, h: int, width: int
         others = others[:1]
     around = 1 + TRANSFORM * (op.groups / op.cin + op.groups / op.cout)
     time = {how: around * products(how, h, width) + READ * native.ALGORITHMS[how].weights for how in others}
-    directly = products(native.DIRECT, h, width) + READ * native.ALGORITHMS[native.DIRECT].weights
+    directly: float = products(native.DIRECT, h, width) + READ * native.ALGORITHMS[native.DIRECT].weights
     if kind == native.U8 and library.has_dot_u8():
         directly /= 2  # an instruction makes twice as many, of half the bytes
     time[native.DIRECT] = WORTH * directly

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Generator, Iterable, Sequence
 from functools import partial
@@ -272,10 +271,7 @@ class Engine:
             tried = sorted([*tried, *timed(lanes, self._made, x_nchw)], key=lambda row: row[0])
         self._take(*tried[0][1:])
         self._cores = cores
-        found = {str(choice): seconds for seconds, choice, _ in tried}
-        del tried, several
-        gc.collect()  # what lost has weights, and threads that no fork of this process could end
-        return found
+        return {str(choice): seconds for seconds, choice, _ in tried}
 
     def _made(self, choice: Choice, dtype: torch.dtype | None) -> Engine:
         dtype = dtype or self.dtype

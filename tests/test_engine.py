@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from conftest import OPTIONAL, SMALL, lively, relative
 from parallel_parnet import VARIANTS, Engine, ParNetError, ParNetWarning, fold
 from parallel_parnet.executors.available import warn
 from parallel_parnet.executors.backends import missing
-from parallel_parnet.executors.shapes import MAX_SHAPES
+from parallel_parnet.executors.shapes import MAX_SHAPES, Shapes
 from parallel_parnet.kernels.cpu import objects
 
 MODEL = lively(SMALL, 2)
@@ -33,6 +35,23 @@ def test_every_variant_against_its_training_form(name: str) -> None:
         assert relative(Engine(program, device="cpu", executor=executor)(x), expected) < 1e-5, executor
     if name in ("parnet_s", "parnet_fashion"):  # lively networks amplify rounding; golden ones are held to 1e-2
         assert relative(Engine(program, device="cpu", executor="eager", dtype=torch.bfloat16)(x), expected) < 3e-2
+
+
+@pytest.mark.parametrize("executor", ["eager", *OPTIONAL])
+def test_an_engine_goes_with_the_last_reference_to_it(executor: str) -> None:
+    """Its memory may be gigabytes, and Python looks for cycles when it has made many objects, not large ones."""
+    gc.collect()
+    gc.disable()
+    try:
+        engine = Engine(PROGRAM, device="cpu", executor=executor)
+        engine(torch.randn(1, 3, 32, 32))
+        (made,) = engine._executors.values()
+        (shapes,) = (part for part in vars(made).values() if isinstance(part, Shapes))
+        left = [weakref.ref(part) for part in (engine, made, shapes, *shapes._kept.values())]
+        del engine, made, shapes
+        assert len(left) == 4 and not any(part() for part in left)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(

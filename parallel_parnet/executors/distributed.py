@@ -69,13 +69,13 @@ class DistributedExecutor:
                 "program and weights": program.digest,
                 "placement": hashlib.sha256(repr(placement).encode()).hexdigest(),
                 **settings,
-                **self.work.backends(False).settings,
+                **self.work.backend(False).settings,
                 "transport": transport,
                 "sources of parallel_parnet": sources_digest(),
                 "torch": torch.__version__,
             }
         )
-        self.name = self.work.backends(False).name
+        self.name = self.work.backend(False).name
         others = [lane for lane in range(placement.lanes) if lane != placement.coordinator]
         headers = [Transfer("the next request", placement.coordinator, lane) for lane in others]
         told = [Transfer("spans", lane, placement.coordinator) for lane in others]

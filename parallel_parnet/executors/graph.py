@@ -81,7 +81,7 @@ class GraphExecutor:
     def __init__(self, name: str, source: Source, capture: Capture = capture) -> None:
         self.name, self.source, self._capture = name, source, capture
         # a graph that is dropped may still be running, and its buffers would be handed to somebody else
-        self._shapes: Shapes[torch.Size, _Captured] = Shapes(self._make, source.synchronise)
+        self._shapes: Shapes[torch.Size, _Captured] = Shapes(source.synchronise)
 
     def __call__(self, x_nchw: Tensor, out: Tensor | None = None) -> Answer:
         """Logits, fp32: a copy, or `out`, filled; or outputs. Pictures must lie on the source's device.
@@ -92,7 +92,7 @@ class GraphExecutor:
             raise ParNetError(
                 f"pictures on {x_nchw.device}: executor {self.name} takes them on {self.source.device} alone"
             )
-        captured = self._shapes(x_nchw.shape)
+        captured = self._shapes(x_nchw.shape, self._make)
         with torch.inference_mode():
             if x_nchw is not captured.picture:
                 captured.picture.copy_(x_nchw)
@@ -105,7 +105,7 @@ class GraphExecutor:
 
     def buffers(self, shape: torch.Size) -> tuple[Tensor, Tensor]:
         """Pictures and logits of the graph for this shape, which every call with this shape overwrites."""
-        captured = self._shapes(shape)
+        captured = self._shapes(shape, self._make)
         return captured.picture, logits_of(captured.answer)
 
     def profile(self, x_nchw: Tensor) -> list[Recorder]:

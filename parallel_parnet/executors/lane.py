@@ -59,7 +59,7 @@ class Request:
 class Lane:
     """One lane's part of requests, two of which may be in flight, with a set of buffers each.
 
-    transfers: all lanes', by tag. backend: makes the backend of this lane's segments, for raw pictures or others.
+    transfers: all lanes', by tag. backend: makes a backend of segments, for raw pictures or others.
     """
 
     def __init__(
@@ -74,13 +74,13 @@ class Lane:
         self.program, self.device, self.lane, self.transfers = program, device, lane, transfers
         self.coordinates = lane == placement.coordinator
         self.segments = [s for s in placement.segments(program) if s.lane == lane]
-        self.backends: Shapes[bool, Backend] = Shapes(lambda raw: backend(self.segments, raw))
+        self._backend, self._backends = backend, Shapes[bool, Backend]()
         self._labels = [label(program, segment) for segment in self.segments]
         self._routes: dict[str, list[int]] = {}  # on which this lane sends a feature
         for tag, transfer in enumerate(transfers):
             if transfer.source == lane:
                 self._routes.setdefault(transfer.feature, []).append(tag)
-        self._slots: Shapes[Key, list[Slot]] = Shapes(self._make_slots, synchroniser(device))
+        self._slots: Shapes[Key, list[Slot]] = Shapes(synchroniser(device))
         self._begun = 0
 
     def open(self, transport: Transport, captured: bool, capture: Capture) -> None:
@@ -96,14 +96,18 @@ class Lane:
         """Whether there are buffers for such pictures."""
         return key in self._slots
 
+    def backend(self, raw: bool) -> Backend:
+        """Of this lane's segments, for raw pictures or others."""
+        return self._backends(raw, lambda raw: self._backend(self.segments, raw))
+
     def sizes(self, key: Key) -> list[int]:
         """Bytes of each transfer of a request."""
         n, h, w, raw = key
-        return [self.backends(bool(raw)).layout(t.feature, n, h, w).bytes for t in self.transfers]
+        return [self.backend(bool(raw)).layout(t.feature, n, h, w).bytes for t in self.transfers]
 
     def prepare(self, key: Key, spans: Spans | None, apart: bool) -> Request:
         """Be ready for what arrives in a request."""
-        slot = self._slots(key)[self._begun % IN_FLIGHT]
+        slot = self._slots(key, self._make_slots)[self._begun % IN_FLIGHT]
         self._begun += 1
         if not self._in_graph:
             self._post(slot)
@@ -226,7 +230,7 @@ class Lane:
         if self.transport.reserve(self.sizes(key), self.device):
             self._slots.clear()  # whose inboxes lay in memory that is gone
         n, h, w, raw = key
-        backend = self.backends(bool(raw))
+        backend = self.backend(bool(raw))
         wrap = self._captured_runner if self._captured and not self._in_graph else None
         fixed = backend.in_place or self._captured
         shared = None if fixed else Bindings(backend, (n, h, w), self.device)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -48,7 +50,7 @@ class LocalExecutor:
         self.answers = {name: self._writer(name) for name in self.program.answers.values()}
         self.homes = self._homes(peers) if backend.in_place else {}
         self.ranges = Ranges.of(self.program)
-        self._passes: Shapes[tuple[int, ...], Pass] = Shapes(self.make, self.synchronise)
+        self._passes: Shapes[tuple[int, ...], Pass] = Shapes(partial(synchronise, devices))
 
     def __call__(self, x_nchw: Tensor) -> Answer:
         """Logits, or outputs by name, fp32, on the picture's device, which the next call may overwrite."""
@@ -57,9 +59,13 @@ class LocalExecutor:
     @torch.inference_mode()
     def run(self, x_nchw: Tensor, spans: Spans | None) -> Answer:
         """The same, each segment marked, and each step of it that runs by itself."""
-        found = self._passes(x_nchw.shape)
+        found = self.kept(x_nchw.shape)
         answer = found.run(found.bindings.enter(x_nchw), spans)
         return each(answer, lambda tensor: tensor.to(x_nchw.device, torch.float32))
+
+    def kept(self, shape: tuple[int, ...]) -> Pass:
+        """The pass for pictures of this shape."""
+        return self._passes(shape, self.make)
 
     def make(self, shape: Sequence[int]) -> Pass:
         """A pass for pictures [N, 3, H, W] of this shape, with buffers of its own."""
@@ -68,7 +74,7 @@ class LocalExecutor:
     @torch.inference_mode()
     def profile(self, x_nchw: Tensor) -> list[Recorder]:
         """Run once, one lane after another, step by step: a recorder of spans for each lane, each on its device."""
-        found, recorders = self._passes(x_nchw.shape), [Recorder(synchroniser(device)) for device in self.devices]
+        found, recorders = self.kept(x_nchw.shape), [Recorder(synchroniser(device)) for device in self.devices]
         features: dict[Key, Tensor] = {(INPUT, START): found.bindings.enter(x_nchw)}
         for i in range(len(self.segments)):
             found.segment(i, features, InOrder(), recorders[self.segments[i].lane], apart=True)
@@ -76,8 +82,7 @@ class LocalExecutor:
 
     def synchronise(self) -> None:
         """Wait until all devices have done their work."""
-        for device in dict.fromkeys(self.devices):
-            synchroniser(device)()
+        synchronise(self.devices)
 
     def close(self, status: int = 0) -> None:
         """Nothing to release."""
@@ -113,7 +118,8 @@ class Pass:
 
     def __init__(self, lanes: LocalExecutor, shape: Sequence[int]) -> None:
         n, _, h, w = shape
-        self.lanes, self.bindings = lanes, Bindings(lanes.backend, (n, h, w), lanes.device)
+        self.lanes = cast("LocalExecutor", weakref.proxy(lanes))  # which keeps passes
+        self.bindings = Bindings(lanes.backend, (n, h, w), lanes.device)
         self._homes: list[dict[str, Tensor]] = [{} for _ in lanes.segments]
         for (name, writer), device in lanes.homes.items():
             layout = lanes.backend.layout(name, n, h, w)
@@ -185,6 +191,12 @@ class Pass:
 def label(program: Program, segment: Segment) -> str:
     """The segment's stages, such as "stem, stream 0"."""
     return ", ".join(dict.fromkeys(program.by_name[name].label for name in segment.operations))
+
+
+def synchronise(devices: Sequence[torch.device]) -> None:
+    """Wait until they have done their work."""
+    for device in dict.fromkeys(devices):
+        synchroniser(device)()
 
 
 def synchroniser(device: torch.device) -> Callable[[], None]:

@@ -22,5 +22,5 @@ class NativeExecutor(LocalExecutor):
             return super().__call__(x_nchw)
         (segment,) = self.segments
         reads = (x_nchw if x_nchw.dtype == torch.float32 else x_nchw.to(torch.float32),)
-        outputs = self._passes(x_nchw.shape).bindings.runner(segment, reads, {})(reads)
+        outputs = self.kept(x_nchw.shape).bindings.runner(segment, reads, {})(reads)
         return collected(self.program, dict(zip(segment.writes, outputs, strict=True)).__getitem__)

@@ -83,11 +83,11 @@ class OpenVinoExecutor:
         self.program, self.placement, self.precision = program, placement, dtype
         self.threads = threads or max(1, torch.get_num_threads() // placement.lanes)
         self.modules = [SegmentModule(program, s, torch.float32, CPU, LAYOUT) for s in placement.segments(program)]
-        self._shapes: Shapes[tuple[int, ...], _Bound] = Shapes(self._bind)
+        self._shapes: Shapes[tuple[int, ...], _Bound] = Shapes()
 
     def __call__(self, x_nchw: Tensor) -> Answer:
         """Logits, or outputs by name, fp32, on the picture's device."""
-        bound = self._shapes(x_nchw.shape)
+        bound = self._shapes(x_nchw.shape, self._bind)
         x = x_nchw if x_nchw.is_cpu and x_nchw.dtype == torch.float32 else x_nchw.to(CPU, torch.float32)
         bound.run(x.contiguous())
         return each(bound.answer, lambda tensor: tensor.to(x_nchw.device, copy=True))

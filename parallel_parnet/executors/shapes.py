@@ -12,22 +12,23 @@ MAX_SHAPES = 8
 
 
 class Shapes(Generic[Key, Kept]):
-    """Makes what is asked for the first time, and keeps it; the oldest of too many goes.
+    """Keeps what was made when it was asked for the first time; the oldest of too many goes.
 
-    dropping: called before one goes, which may still be in use by a device.
+    dropping: called before one goes, which may still be in use by a device. Nothing here refers to whoever keeps it, so
+    that an engine's memory goes with the last reference to it, and need not wait for Python to look for cycles.
     """
 
-    def __init__(self, make: Callable[[Key], Kept], dropping: Callable[[], None] = lambda: None) -> None:
-        self._make, self._dropping = make, dropping
+    def __init__(self, dropping: Callable[[], None] = lambda: None) -> None:
+        self._dropping = dropping
         self._kept: dict[Key, Kept] = {}
 
-    def __call__(self, key: Key) -> Kept:
+    def __call__(self, key: Key, make: Callable[[Key], Kept]) -> Kept:
         found = self._kept.get(key)
         if found is None:
             if len(self._kept) >= MAX_SHAPES:
                 self._dropping()
                 del self._kept[next(iter(self._kept))]
-            found = self._kept[key] = self._make(key)
+            found = self._kept[key] = make(key)
         return found
 
     def clear(self) -> None:

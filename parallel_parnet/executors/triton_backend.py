@@ -156,11 +156,14 @@ class TritonBackend:
             on.setdefault(devices[segment.lane], {}).update(dict.fromkeys(segment.operations))
         self.weights = {device: pack(program, dtype, device, names) for device, names in on.items()}
         self._blocks: dict[tuple[str, torch.device, tuple[int, ...]], Tensor] = {}
-        self._cuts: Shapes[NHW, dict[str, Cut]] = Shapes(lambda nhw: cuts(program, nhw, self.table, dtype))
+        self._shapes: Shapes[NHW, dict[str, Cut]] = Shapes()
 
     @property
     def settings(self) -> Mapping[str, str]:
         return {"kernels' tiles": hashlib.sha256(repr(self.table).encode()).hexdigest()}
+
+    def _cuts(self, nhw: NHW) -> dict[str, Cut]:
+        return self._shapes(nhw, lambda nhw: cuts(self.program, nhw, self.table, self.dtype))
 
     def layout(self, feature: str, n: int, h: int, w: int) -> Layout:
         """Of a feature as `Feature` describes it; logits fp32; pictures of the storage type, or uint8, with rows of all

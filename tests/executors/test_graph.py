@@ -175,12 +175,12 @@ def test_the_oldest_of_too_many_shapes_goes() -> None:
         made.append(key)
         return key * key
 
-    shapes = Shapes(make, lambda: events.append("dropping"))
+    shapes: Shapes[int, int] = Shapes(lambda: events.append("dropping"))
     for key in (*range(MAX_SHAPES), 3):
-        assert shapes(key) == key * key
+        assert shapes(key, make) == key * key
     assert made == list(range(MAX_SHAPES)) and not events
-    assert shapes(100) == 10000 and events == ["dropping"] and len(shapes) == MAX_SHAPES
-    shapes(1), shapes(0)
+    assert shapes(100, make) == 10000 and events == ["dropping"] and len(shapes) == MAX_SHAPES
+    shapes(1, make), shapes(0, make)
     assert made == [*range(MAX_SHAPES), 100, 0], "the first was dropped, the second kept"
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import sys
+import weakref
 from itertools import pairwise
 from pathlib import Path
 
@@ -137,6 +139,27 @@ def test_peers_are_written_to(seed):
     assert written == {t.feature: devices[t.target] for t in placement.transfers(program) if t.feature != "input"}
 
 
+def test_buffers_go_with_the_last_reference_to_them(seed):
+    """A GPU's memory would be full of them before Python looks for cycles."""
+    program = small(THREE, seed)
+    placement = Placement.from_streams_per_gpu(program, 1, 3)
+    gc.collect()
+    gc.disable()
+    try:
+        executor = placed(program, placement, torch.float16)
+        graphs = GraphExecutor("cuda_graph", executor)
+        graphs(torch.randn(1, 3, 32, 32))
+        (captured,) = graphs._shapes._kept.values()
+        made = captured.kept
+        left = [
+            weakref.ref(part) for part in (graphs, executor, executor.backend, made, *made.bindings._runners.values())
+        ]
+        del graphs, executor, captured, made
+        assert len(left) > 6 and not any(part() for part in left)
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize("lanes", [1, 2, 3])
 def test_launches_get_the_right_tensors(lanes, seed):
     """Each operation of each launch, in every placement: its own weights, its inputs where their makers left them, its
@@ -146,7 +169,7 @@ def test_launches_get_the_right_tensors(lanes, seed):
     executor = placed(program, placement, torch.float16)
     x = torch.randn(1, 3, 32, 32)
     executor(x)
-    made = executor._passes(x.shape)
+    made = executor.kept(x.shape)
     runners: list[TritonSegment] = [made.bindings._runners[segment] for segment in executor.segments]
     cuts = whole(program, (1, 32, 32), torch.float16, CPU).cuts
     for i, (segment, runner) in enumerate(zip(executor.segments, runners, strict=True)):

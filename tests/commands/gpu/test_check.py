@@ -187,12 +187,12 @@ def test_steps_pass_in_a_dry_run(steps, tmp_path):
 
 @pytest.mark.timeout(600)
 def test_no_row_is_lost_by_an_end_at_any_moment(tmp_path):
-    """Killed again and again, as soon as fifteen more rows are there; the rest is measured then, and nothing twice."""
+    """Killed again and again, as soon as thirty more rows are there; the rest is measured then, and nothing twice."""
     steps = ("--step", "machine", "first", "probes")
     kept: list[dict] = []
     for _ in range(20):
         process = dry_run(tmp_path, *steps)
-        while process.poll() is None and len(measured(tmp_path)) < len(kept) + 15:
+        while process.poll() is None and len(measured(tmp_path)) < len(kept) + 30:
             time.sleep(0.02)
         ended = process.poll()
         os.kill(process.pid, signal.SIGKILL) if ended is None else None

@@ -267,25 +267,39 @@ def run(main: Callable[[], int]) -> None:
         rank, speaks = ranks.rank, ranks.local_rank == 0
     except ParNetError:  # which those will meet again that ask for their rank
         rank, speaks = 0, True
-    unsaid = ""
     if not sys.warnoptions:  # set once, and not by the threads that read pictures, for what Pillow mends or we tell
         warnings.filterwarnings("ignore", module=r"PIL\.")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show ends no run
+    fault = ""
+    try:
+        status, fault = _ended(main, rank, speaks)
+        leave_ranks()
+        if fault and not speaks:  # rank 0 mostly says the same, and torchrun ends all ranks once the first has ended
+            time.sleep(SILENCE_S)
+            _say(fault)
+    except Stopped as stopped:
+        if fault:
+            os._exit(status)
+        _exit_at_once(128 + stopped.signal, f"rank {rank} was stopped by {stopped.signal.name}")
+    sys.exit(status)
+
+
+def _ended(main: Callable[[], int], rank: int, speaks: bool) -> tuple[int, str]:
+    """A status to exit with and, where the input is at fault, the line that says so; said if this rank `speaks`."""
     try:
         status = main()
         _flush()
     except ParNetError as error:
-        status, unsaid = 2, f"error: {error}"
+        fault = f"error: {error}"
         if speaks:
-            _say(unsaid)
+            _say(fault)
+        return 2, fault
     except LaneError as error:
         _exit_at_once(1, f"error on rank {rank}: {error}")
-    except Stopped as stopped:
-        _exit_at_once(128 + stopped.signal, f"rank {rank} was stopped by {stopped.signal.name}")
     except KeyboardInterrupt:
-        status = 130
+        return 130, ""
     except BrokenPipeError:
         os._exit(128 + SIGPIPE)  # as a program ends whose reader, such as head, has enough; nothing more can be printed
     except OSError as error:
@@ -297,11 +311,7 @@ def run(main: Callable[[], int]) -> None:
         if wanted := _lacking_memory(error):
             _exit_at_once(2, f"error on rank {rank}: out of memory: {wanted}; smaller pictures or batches need less")
         _exit_at_once(1, f"{traceback.format_exc()}error on rank {rank}: {type(error).__name__}: {error}")
-    leave_ranks()
-    if unsaid and not speaks:
-        _leave_the_word_to_rank_0()
-        _say(unsaid)
-    sys.exit(status)
+    return status, ""
 
 
 def _lacking_memory(error: Exception) -> str:
@@ -310,15 +320,6 @@ def _lacking_memory(error: Exception) -> str:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return str(error).partition("\n")[0] or "none is left"
     return str(error).partition("DefaultCPUAllocator: can't allocate memory: ")[2].partition(".")[0]
-
-
-def _leave_the_word_to_rank_0() -> None:
-    """It mostly has the same error, and torchrun ends all ranks once the first has ended: were that this one, nobody
-    would say why."""
-    try:
-        time.sleep(SILENCE_S)
-    except Stopped:
-        os._exit(2)
 
 
 def _exit_at_once(status: int, message: str) -> NoReturn:

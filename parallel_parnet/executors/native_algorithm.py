@@ -8,7 +8,9 @@ from ..kernels.cpu import native
 from ..program.program import INPUT, Operation
 
 READ = 5  # products in the time that reading a weight takes, where it is sent for beforehand
-TRANSFORM = 12  # products in the time that a point of one channel takes to be transformed, on the way in or back
+# by stride: products of fp32 in the time that a point of a channel takes to be transformed, on the way in or back; with
+# stride 2 most points are inputs as they are
+TRANSFORM = {1: 6.5, 2: 3}
 WORTH = 0.9  # share of a direct convolution's time that may be left
 LARGEST = 1e30  # of weights for Winograd: sums of larger ones may leave fp32's range
 # powers of 2 in what 8 bits' pixels are multiplied by
@@ -34,7 +36,8 @@ def algorithm(op: Operation, w: dict[str, Tensor], kind: int, h: int, width: int
         others = []
     elif kind == native.BF16:
         others = others[:1]
-    around = 1 + TRANSFORM * (op.groups / op.cin + op.groups / op.cout)
+    point = TRANSFORM[op.stride] * (1 if kind == native.F32 else 2)  # of 16 bits twice as many products
+    around = 1 + point * (op.groups / op.cin + op.groups / op.cout)
     time = {how: around * products(how, h, width) + READ * native.ALGORITHMS[how].weights for how in others}
     directly: float = products(native.DIRECT, h, width) + READ * native.ALGORITHMS[native.DIRECT].weights
     if kind == native.U8 and library.has_dot_u8():

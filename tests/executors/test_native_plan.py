@@ -102,19 +102,20 @@ def test_the_same_bits_for_any_number_of_threads() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "width", "size", "expected"),
+    ("kind", "width", "stride", "size", "expected"),
     [
-        (native.F32, 64, 2, native.DIRECT),  # 16 products become 22 by transforms, and 16 weights cost 80: more than 81
-        (native.F32, 64, 4, native.F2),  # 88 + 80 against 170
-        (native.F32, 64, 7, native.F4),  # 198 + 180 against 437 and, by F2, 432
-        (native.F32, 8, 4, native.DIRECT),  # few channels share a transform: 256 + 80
-        (native.BF16, 64, 7, native.F2),
-        (native.U8, 64, 16, native.F4),  # 792 + 180, half of the 2,114 that a direct convolution may take
-        (native.U8, 64, 7, native.F4),  # no longer half
+        (native.F32, 64, 1, 2, native.DIRECT),  # 16 products, 3 for transforms, and 80 for 16 weights: more than 73
+        (native.F32, 64, 1, 4, native.F2),  # 77 + 80 against 170
+        (native.F32, 64, 1, 7, native.F4),  # 173 + 180 against 437 and, by F2, 388
+        (native.F32, 8, 1, 4, native.DIRECT),  # few channels share a transform: 168 + 80
+        (native.F32, 64, 2, 8, native.S2),  # 438 + 80 against 559
+        (native.BF16, 64, 1, 8, native.F2),  # 360 + 80 against 559
+        (native.U8, 64, 1, 16, native.F4),  # 810 + 180, half of the 2,114 that a direct convolution may take
+        (native.U8, 64, 1, 7, native.F4),  # no longer half
     ],
 )
-def test_the_algorithm_of_the_least_time(kind: int, width: int, size: int, expected: int) -> None:
-    op = replace(conv("b", "stem", None, 2, ("a",)), cin=width, cout=width)
+def test_the_algorithm_of_the_least_time(kind: int, width: int, stride: int, size: int, expected: int) -> None:
+    op = replace(conv("b", "stem", None, 2, ("a",)), cin=width, cout=width, stride=stride)
     library = native.library()
     short = kind == native.U8 and size == 7 and library.has_dot_u8()
     if short or (kind != native.F32 and library.has_tiles()):

@@ -6,7 +6,6 @@ import argparse
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +20,6 @@ from parallel_parnet.commands.common import Ranks, quotas, settle
 from parallel_parnet.commands.infer.few import Answers, verify
 from parallel_parnet.commands.infer.many import Pictures
 from parallel_parnet.commands.int8 import OF_DEMO, quantised
-from parallel_parnet.commands.processes import environment
 from parallel_parnet.files import write_json
 from parallel_parnet.kernels.cpu import objects
 from parallel_parnet.parity import tolerance, tolerance_quantised
@@ -367,41 +365,6 @@ def test_time_that_control_groups_grant(membership: str, files: dict, expected: 
         (tmp_path / "fs" / name).write_text(content + "\n")
     (tmp_path / "cgroup").write_text(membership)
     assert list(quotas(tmp_path / "fs", tmp_path / "cgroup")) == expected
-
-
-def test_an_inherited_ignore_stays() -> None:
-    """As a shell leaves SIGINT for what runs in the background."""
-    code = (
-        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN);"
-        "from parallel_parnet.commands.stopping import stop_on_signals; stop_on_signals();"
-        "print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN, callable(signal.getsignal(signal.SIGTERM)))"
-    )
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert run.stdout.split() == ["True", "True"], run.stderr
-
-
-@pytest.mark.parametrize(
-    ("body", "status", "said"),
-    [("raise ParNetError('wrong')", 2, ""), ("return 0", 143, "rank 1 was stopped by SIGTERM\n")],
-    ids=["at fault", "done"],
-)
-def test_a_rank_that_is_ended_while_it_leaves_the_others(body: str, status: int, said: str) -> None:
-    """By torchrun, once rank 0 has said what is wrong with the input."""
-    code = f"""
-import signal
-from parallel_parnet import ParNetError
-from parallel_parnet.commands import common, stopping
-
-def main():
-    {body}
-
-stopping.stop_on_signals()
-common.leave_ranks = lambda: signal.raise_signal(signal.SIGTERM)
-common.run(main)
-"""
-    ranks = environment(RANK="1", LOCAL_RANK="1", WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ranks, capture_output=True, text=True, timeout=60)
-    assert (run.returncode, run.stderr) == (status, said)
 
 
 def test_random_weights_show_no_classes(tmp_path: Path) -> None:

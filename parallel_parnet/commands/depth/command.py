@@ -6,7 +6,7 @@
 Families: (a) the same blocks in one to many streams: depth varies, work does not; (b) the same depth, work growing by
 width or by streams; (c) batches and resolutions; (d) the published networks. Each is measured on this device with
 every executor asked for, and simulated with a lane per stream. Networks of a group are in memory together, those of
-ParNet-S to XL in 10 GB.
+ParNet-S to XL in 11 GB.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ MAX_SHAPES = 8
 class Shapes(Generic[Key, Kept]):
     """Keeps what was made when it was asked for the first time; the oldest of too many goes.
 
-    dropping: called before one goes, which may still be in use by a device. Nothing here refers to whoever keeps it, so
-    that an engine's memory goes with the last reference to it, and need not wait for Python to look for cycles.
+    dropping: called before one goes, which may still be in use by a device. Nothing here refers to whoever keeps it: an
+    engine's memory is to go with the last reference to it, and not wait for Python to look for cycles.
     """
 
     def __init__(self, dropping: Callable[[], None] = lambda: None) -> None:

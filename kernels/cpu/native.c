@@ -52,9 +52,13 @@ static void import(const Op *o, const Task *t) {
         else
             for (int j = 0; j < o->w; j++, y += o->cout)
                 for (int c = 0; c < o->cout; c += VL) {
+                    const float *from = x + j * o->strides[3] + c * o->strides[1];
                     int count = least(VL, o->cout - c);
                     vf v = {0};
-                    for (int k = 0; k < count; k++) v[k] = x[j * o->strides[3] + (c + k) * o->strides[1]];
+                    if (o->strides[1] == 1 && count == VL)
+                        v = load(from);
+                    else
+                        for (int k = 0; k < count; k++) v[k] = from[k * o->strides[1]];
                     add_to(sums, c, count, keep(o, y + c, count, v));
                 }
     }

@@ -82,12 +82,12 @@ class Transport(ABC):
 
     @abstractmethod
     def _send(self, feature: Tensor, tag: int, place: int) -> Pending | None:
-        """Start to send a dense tensor; None where nothing is left to do."""
+        """Start to send; None where nothing is left to do."""
 
     def send(self, feature: Tensor, tag: int, place: int = 0) -> Pending | None:
         """Start to send; keep the tensor unchanged until `finish`. Ranks send a route's messages in order."""
         with self._sending[tag]:
-            return self._send(feature.contiguous(memory_format=dense_format(feature.ndim)), tag, place)
+            return self._send(feature, tag, place)
 
     def finish(self, work: Pending | None, tag: int) -> None:
         """Wait for a send; LaneError where the other rank is lost or the time is over."""
@@ -122,9 +122,5 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device, pinned
 
 
 def memory_order(feature: Tensor) -> Tensor:
-    """The same memory as a contiguous tensor: a channels_last feature seen as [N, H, W, C]."""
-    if feature.is_contiguous():
-        return feature
-    view = feature.movedim(1, -1)
-    assert view.is_contiguous(), "features cross lanes in a dense memory format"
-    return view
+    """As it crosses lanes, as a contiguous tensor, features as [N, H, W, C]: the same memory, where it lies so."""
+    return (feature.movedim(1, -1) if feature.ndim == 4 else feature).contiguous()

@@ -7,7 +7,6 @@ IN_FLIGHT places, guarded by two semaphores: `filled` counts messages that were 
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import math
 import mmap
@@ -81,18 +80,18 @@ class Route:
         self._is_over = partial(monitor.is_gone, other)
 
     def write(self, feature: Tensor) -> None:
-        """Copy a dense tensor into the next place, once that is free."""
+        """Copy a tensor into the next place, once that is free."""
         self.free.wait(self._timeout_s, self._is_over)
         place = self._next()
         memory = self._memories[place]
         if memory.size < feature.nbytes:
             memory = self._replace(place, feature.nbytes)
-        ctypes.memmove(memory.address, feature.data_ptr(), feature.nbytes)
+        memory.view(feature.shape, feature.dtype).copy_(feature)
         self._words[place][3] = feature.nbytes
         self.filled.post()
 
-    def read(self, due: int, idle: bool) -> tuple[int, int, Memory]:
-        """The place of the next message, of `due` bytes, its generation, and its memory; give it back by `free`."""
+    def read(self, due: int, idle: bool) -> Memory:
+        """The memory of the next message, of `due` bytes; give it back by `free`."""
         self.filled.wait(None if idle else self._timeout_s, self._is_over)
         place = self._next()
         generation, descriptor, size, sent = self._words[place]
@@ -103,7 +102,7 @@ class Route:
             self._generations[place] = generation
         if self._memories[place].size < due:
             raise RuntimeError(f"memory of {self._memories[place].size} bytes came where {due} were due")
-        return place, generation, self._memories[place]
+        return self._memories[place]
 
     def _next(self) -> int:
         place = self._count % IN_FLIGHT
@@ -124,16 +123,12 @@ class SharedInbox(Inbox):
     def __init__(self, route: Route, shape: Sequence[int], dtype: torch.dtype) -> None:
         self.route, self.shape, self.dtype = route, tuple(shape), dtype
         self.due = math.prod(shape) * dtype.itemsize
-        self._views: dict[int, tuple[int, Tensor]] = {}  # by place, with the generation of its memory
 
     def post(self) -> None:
         """Nothing to do: the ring has a place."""
 
     def wait(self, idle: bool) -> Tensor:
-        place, generation, memory = self.route.read(self.due, idle)
-        if self._views.get(place, (-1,))[0] != generation:
-            self._views[place] = generation, memory.view(self.shape, self.dtype)
-        return self._views[place][1]
+        return self.route.read(self.due, idle).view(self.shape, self.dtype)
 
     def release(self) -> None:
         self.route.free.post()
@@ -147,7 +142,7 @@ class Memory:
 
     def __init__(self, mapped: mmap.mmap, size: int, offset: int = 0, descriptor: int = -1) -> None:
         self.mapped, self.size, self.offset, self.descriptor = mapped, size, offset, descriptor
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(mapped, offset))
+        self._view: Tensor | None = None  # as it was last asked for
 
     @classmethod
     def create(cls, size: int) -> Memory:
@@ -173,8 +168,12 @@ class Memory:
 
     def view(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A tensor at its start, in the memory format in which features cross lanes."""
-        flat = torch.frombuffer(self.mapped, dtype=dtype, count=math.prod(shape), offset=self.offset)
-        if len(shape) != 4:
-            return flat.view(shape)
-        n, c, h, w = shape
-        return flat.view(n, h, w, c).movedim(-1, 1)
+        if self._view is None or (self._view.shape, self._view.dtype) != (shape, dtype):
+            with torch.inference_mode(False):  # so that it can be written outside as well
+                flat = torch.frombuffer(self.mapped, dtype=dtype, count=math.prod(shape), offset=self.offset)
+                if len(shape) == 4:
+                    n, c, h, w = shape
+                    self._view = flat.view(n, h, w, c).movedim(-1, 1)
+                else:
+                    self._view = flat.view(shape)
+        return self._view

@@ -19,6 +19,7 @@ from parallel_parnet.executors.native_plan import Feature, NativePlan
 from parallel_parnet.executors.segment import SegmentModule
 from parallel_parnet.kernels.cpu import native
 from parallel_parnet.program.families import arranged
+from parallel_parnet.program.placement import Segment
 
 pytestmark = pytest.mark.skipif("native" not in OPTIONAL, reason="the CPU kernels were not compiled")
 
@@ -150,6 +151,24 @@ def test_pictures_of_any_strides() -> None:
     plan = plan_of(PROGRAM, x.shape)
     first = plan(x)[0].clone()
     for strided in (x.to(memory_format=torch.channels_last), x.mT.contiguous().mT, torch.stack([x, x], -1)[..., 1]):
+        assert torch.equal(plan(strided)[0], first)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("width", [16, 36])
+def test_features_of_any_strides(width: int) -> None:
+    """As other lanes send them, as another segment of the lane left them, and as torch has them."""
+    program = fold(lively(Config((width, 40, 48), blocks=(3, 2), num_classes=10), 1))
+    x = torch.randn(2, *program.shape("streams.0.0", 1, 32, 32)[1:])
+    left = torch.full((2, x.shape[2] + 2, x.shape[3] + 2, width), torch.nan)[:, 1:-1, 1:-1].permute(0, 3, 1, 2)
+    segment = Segment(0, ("streams.0.1",), ("streams.0.0",), ("streams.0.1",))
+    module = SegmentModule(program, segment, torch.float32, CPU)
+    plan = NativePlan(module, [x.shape], 1)
+    poison(plan)
+    first = plan(x)[0].clone()
+    assert relative(first, module(x)[0]) < 3e-5
+    for strided in (x.to(memory_format=torch.channels_last), left.copy_(x), x.mT.contiguous().mT):
+        poison(plan)
         assert torch.equal(plan(strided)[0], first)
 
 

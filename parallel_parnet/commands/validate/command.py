@@ -34,6 +34,7 @@ import torch
 from rich.console import Console
 
 from parallel_parnet import Engine, ParNetError, ParNetWarning, Program, fold
+from parallel_parnet.executors.available import choose
 from parallel_parnet.executors.backends import isa
 from parallel_parnet.preprocess import Preprocess
 from parallel_parnet.program.program import picture_side
@@ -73,6 +74,9 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     check_engine_arguments(args)
     check_result_files(args.results_file)
+    kept = {args.resume, args.resume and args.against and beside(args.resume, args.against)}
+    for file in kept.intersection(args.results_file):
+        raise ParNetError(f"--results-file {file}: named twice: give each file a name of its own")
     return args
 
 
@@ -124,6 +128,11 @@ def run(
         }  # fmt: skip
 
 
+def way(name: str, executor: str) -> tuple[str, str]:
+    """The --dtype and the executor that a precision stands for."""
+    return ("float32", REFERENCE) if name == REFERENCE else (name, executor)
+
+
 def beside(file: Path, name: str) -> Path:
     """Where the second precision's answers are kept."""
     return file.with_name(f"{file.stem}.{name}{file.suffix}")
@@ -168,24 +177,26 @@ def main() -> int:
         raise ParNetError("random weights have no accuracy: give a --checkpoint, or leave --model out for the demo")
     program = fold(model)
     picture_side(program, args.img_size)
+    runs = {name: way(name, args.executor) for name in (args.dtype, args.against) if name}
+    for dtype, executor in runs.values():  # what cannot run is told before anything is answered
+        choose(executor, ranks.device(args.device), type_of(dtype, executor), QUANTISED.get(dtype))
     work, labels = prepare(args, program, console)
-    programs, words = dict.fromkeys([*DTYPES, REFERENCE], program), ""
+    programs, made = dict.fromkeys([*DTYPES, REFERENCE], program), {}
     for name in QUANTISED.keys() & {args.dtype, args.against}:
-        programs[name], words = quantised(program, args, name)
-        console.print(f"{name} by {words}")
+        programs[name], made[name] = quantised(program, args, name)
+        console.print(f"{name} by {made[name]}")
     warnings.simplefilter("ignore", ParNetWarning)  # which every rank gives: the coordinator's notes are enough
     if ranks.world > 1:
         join_ranks(ranks.device(args.device), args.timeout)
     with tempfile.TemporaryDirectory(prefix="parnet-validate-") as scratch:
         file = args.resume or Path(scratch) / "answers.jsonl"
-        ran = run(programs[args.dtype], work, file, args.dtype, args.executor, args, ranks, console)
+        ran = run(programs[args.dtype], work, file, *runs[args.dtype], args, ranks, console)
         second = {}
         if args.against and not ran.get("status"):
-            reference = args.against == REFERENCE
-            dtype, executor = ("float32", REFERENCE) if reference else (args.against, args.executor)
             other, kept = programs[args.against], beside(file, args.against)
-            second = run(other, work, kept, dtype, executor, args, ranks, console)
+            second = run(other, work, kept, *runs[args.against], args, ranks, console)
         if "status" in ran:
             return second.get("status", ran["status"])
-        ran |= {"calibration": words} if words else {}
+        for settings, name in ((ran, args.dtype), (second, args.against)):
+            settings |= {"calibration": made[name]} if name in made else {}
         return report(args, work, programs[args.dtype], weights, ran, second, file, ranks, labels, console)

@@ -122,7 +122,8 @@ def test_against_fp32(tmp_path: Path) -> None:
         assert (result["top1"]["right"], result["against"]["agreement"]["right"]) == (10, 10)
         types = [result["settings"]["dtype"], result["against"]["settings"]["dtype"]]
         assert types == ["int8", "float32"] if dtype == "int8" else types == ["float32", "int8"]
-        assert "int8.json" in result["settings"]["calibration"]
+        settings = {row["dtype"]: row for row in (result["settings"], result["against"]["settings"])}
+        assert "int8.json" in settings["int8"]["calibration"] and "calibration" not in settings["float32"]
 
 
 @pytest.mark.parametrize(
@@ -158,6 +159,17 @@ def test_what_holds_no_ranges(path: str, says: str) -> None:
     other = fold(load_checkpoint(CHECKPOINT, activation="relu"))
     with pytest.raises(ParNetError, match=says):
         quantised(other, arguments(calibrate=ROOT / path))
+
+
+def test_each_precision_has_its_own_calibration(tmp_path: Path) -> None:
+    found = tmp_path / "r.json"
+    words = ("--device", "cpu", "--executor", "eager", "--results-file", found)
+    run = launch("validate.py", mnist(tmp_path / "data", 1, 2), *words, "--dtype", "int8", "--against", "fp8")
+    assert run.returncode == 0, run.stderr
+    result = json.loads(found.read_text())
+    for settings in (result["settings"], result["against"]["settings"]):
+        assert f"{settings['dtype']} by {settings['calibration']}" in run.stdout
+    assert "int8.json" in result["settings"]["calibration"]
 
 
 def test_any_pictures_will_do(tmp_path: Path) -> None:

@@ -138,13 +138,18 @@ def test_what_is_refused_in_one_line(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ParNetError, match="no such folder"):
         check_result_files([tmp_path / "none" / "r.csv"])
     draw(tmp_path / "shapes", {"val": 1})
+    kept = tmp_path / "a.json"
     for words, says in (
+        ((folder, "--device", "cpu", "--resume", kept, "--against", "fp16"), "float16 on the CPU"),
+        ((folder, "--resume", kept, "--results-file", kept), "a.json: named twice"),
+        ((folder, "--resume", kept, "--against", "fp32", "--results-file", tmp_path / "a.fp32.json"), "named twice"),
         ((tmp_path / "shapes",), "'disc' in folders of classes is none of the network's 10 classes"),
         ((folder, "--checkpoint", headless(tmp_path / "h.safetensors")), "lacks head.fc.weight"),
         ((folder, "--labels", "/dev/null"), "/dev/null: 0 lines for 10 classes; give a name per line"),
     ):
         run = launch("validate.py", *words)
         assert run.returncode == 2 and says in run.stderr and run.stderr.count("\n") == 1, run.stderr
+        assert not kept.exists(), "nothing is answered before"
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs Debian's package dataset-fashion-mnist")

@@ -52,14 +52,19 @@ class Pictures(NamedTuple):
 
 def open_pictures(path: Path) -> Pictures:
     """Pictures of any layout that training or validating reads, for training where it tells them apart; else a picture,
-    or those that lie in a folder. ParNetError where there is none."""
+    or those that lie in a folder; why not those for training, the name says. ParNetError where there is none."""
+    reasons: list[str] = []
     for part in (TRAIN, TEST):
         try:
             split = open_split(path, part)
-        except ParNetError:  # of another layout, or without this part
+        except ParNetError as error:  # of another layout, without this part, or damaged
+            reasons.append(str(error))
             continue
-        return Pictures(f"{split.layout}, to {part}", len(split), split.open)
-    paths = find_images([path])
+        return Pictures(", since ".join([f"{split.layout}, to {part}", *reasons]), len(split), split.open)
+    try:
+        paths = find_images([path])
+    except ParNetError as error:
+        raise ParNetError(f"{error}; {reasons[0]}" if os.path.isdir(path) else str(error)) from None
     return Pictures("pictures", len(paths), lambda i: read_image(paths[i]))
 
 

@@ -172,6 +172,19 @@ def test_each_precision_has_its_own_calibration(tmp_path: Path) -> None:
     assert "int8.json" in result["settings"]["calibration"]
 
 
+def test_a_part_for_training_that_is_damaged(tmp_path: Path) -> None:
+    """Those for testing take its place, and not in silence; where they are damaged too, the first reason is told."""
+    layout = mnist(tmp_path / "mnist", 30, 8)
+    for prefix in ("train", "t10k"):
+        path = layout / f"{prefix}-images-idx3-ubyte.gz"
+        path.write_bytes(path.read_bytes()[:-20])
+        if prefix == "train":
+            name = open_pictures(layout).name
+            assert name.startswith(f"MNIST's layout, to test, since {path}: cannot be read as an IDX file")
+    with pytest.raises(ParNetError, match=r"no pictures in this folder .*; .*train-images-idx3-ubyte\.gz: cannot be"):
+        open_pictures(layout)
+
+
 def test_any_pictures_will_do(tmp_path: Path) -> None:
     """Those for training, else those that are there; spread, so that classes that lie together are all met."""
     layout = open_pictures(mnist(tmp_path / "mnist", 30, 8))
@@ -182,7 +195,8 @@ def test_any_pictures_will_do(tmp_path: Path) -> None:
     assert (plain.name, plain.count) == ("pictures", 10)
     assert open_pictures(DEMO / "pictures" / "8-bag.png").count == 1
     shutil.copytree(DEMO / "pictures", tmp_path / "classes" / "bag")
-    assert open_pictures(tmp_path / "classes").name == "folders of classes, to test"
+    name = open_pictures(tmp_path / "classes").name
+    assert name.startswith(f"folders of classes, to test, since {tmp_path / 'classes'}: put the folders")
     preprocess = Preprocess(32, 1.0, (0.5,) * 3, (0.5,) * 3)
     batches = list(plain.batches([3, 8], preprocess))
     assert [tuple(batch.shape) for batch in batches] == [(2, 3, 32, 32)]

@@ -54,24 +54,17 @@ def find(folder: Path, part: str) -> Split | None:
 def _split(
     batches: list[tuple[np.ndarray, np.ndarray]], files: list[Path], names: tuple[str, ...], layout: Layout
 ) -> Split:
-    starts = np.cumsum([0, *(len(labels) for _, labels in batches)])
-
-    def place(i: int) -> tuple[int, int]:
-        batch = int(np.searchsorted(starts, i, "right")) - 1
-        return batch, i - int(starts[batch])
+    where = [(batch, at) for batch, (_, labels) in enumerate(batches) for at in range(len(labels))]
 
     def picture(i: int) -> Image.Image:
-        batch, at = place(i)
+        batch, at = where[i]
         return Image.fromarray(np.ascontiguousarray(batches[batch][0][at].reshape(3, SIDE, SIDE).transpose(1, 2, 0)))
 
     def name(i: int) -> str:
-        batch, at = place(i)
+        batch, at = where[i]
         return f"{files[batch].name}/{at:05}"
 
-    truth = np.concatenate([labels for _, labels in batches]).astype(np.int64)
-    if truth.min() < 0 or truth.max() >= layout.classes:
-        raise ParNetError(f"{files[0].parent}: a label {truth.max()} in {layout.name}, which has {layout.classes}")
-    return Split(layout.name, truth, names, True, name, picture)
+    return Split(layout.name, np.concatenate([labels for _, labels in batches]), names, True, name, picture)
 
 
 def _binary(path: Path, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
@@ -80,7 +73,7 @@ def _binary(path: Path, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
     if not size or size % (layout.record + PIXELS):
         raise ParNetError(f"{path}: truncated: {size} bytes are no whole number of pictures")
     records = np.memmap(path, np.uint8, "r").reshape(-1, layout.record + PIXELS)
-    return records[:, layout.record :], records[:, layout.record - 1]
+    return records[:, layout.record :], _checked(records[:, layout.record - 1].tolist(), path, layout)
 
 
 def _pickled(path: Path, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
@@ -90,7 +83,14 @@ def _pickled(path: Path, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
         raise ParNetError(f"{path}: holds no {layout.labels}, so it is no batch of {layout.name}")
     if not isinstance(pixels, np.ndarray) or pixels.shape != (len(labels), PIXELS) or not labels:
         raise ParNetError(f"{path}: its data are not {PIXELS} values for each of {len(labels)} labels")
-    return pixels, np.asarray(labels, np.int64)
+    return pixels, _checked(labels, path, layout)
+
+
+def _checked(labels: list[int], path: Path, layout: Layout) -> np.ndarray:
+    """As int64; not before it is known that they are classes, since a pickle's integers may have any size."""
+    if wrong := [at for at, label in enumerate(labels) if not 0 <= label < layout.classes]:
+        raise ParNetError(f"{path}: the label of picture {wrong[0]} is none of 0 to {layout.classes - 1}")
+    return np.asarray(labels, np.int64)
 
 
 def _names(path: Path, layout: Layout) -> tuple[str, ...]:

@@ -86,6 +86,10 @@ def test_folders_in_folders_of_classes(tmp_path: Path, monkeypatch: pytest.Monke
         open_split(tmp_path, TEST)
 
 
+def batch(*labels: int) -> bytes:
+    return pickle.dumps({"data": np.zeros((len(labels), 3072), np.uint8), "labels": list(labels)})
+
+
 class Command:
     def __reduce__(self) -> tuple:
         return os.system, ("touch was-run",)
@@ -98,11 +102,13 @@ class Command:
         (pickle.dumps({"data": np.zeros(3)}), "not of bytes"),
         (pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [1]}), "are not 3072 values for each of 1"),
         (pickle.dumps({"data": 1}), "holds no labels"),
+        (batch(3, 2**70), "the label of picture 1 is none of 0 to 9"),
+        (batch(-1, 12), "the label of picture 0 is none of 0 to 9"),
         (pickle.dumps([1]), "holds no dictionary"),
         (b"\x80\x02r\xff\xff\xff\xff.", "truncated, or no pickle"),
         (b"", "truncated, or no pickle"),
     ],
-    ids=["command", "floats", "shape", "labels", "list", "huge", "empty"],
+    ids=["command", "floats", "shape", "labels", "beyond 64 bits", "negative", "list", "huge", "empty"],
 )
 def test_a_pickle_is_read_and_never_run(content: bytes, says: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)

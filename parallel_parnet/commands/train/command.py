@@ -63,11 +63,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--activation", choices=ACTIVATIONS, help="default: the checkpoint's own, else silu")
     parser.add_argument("--labels", type=Path, help="text file with a class name per line, for layouts without names")
     parser.add_argument("--recipe", metavar="NAME", help=f"{', '.join(names())}, or a file")
-    parser.add_argument("--epochs", type=int, help="these five in place of the recipe's")
-    parser.add_argument("-b", "--batch-size", type=int)
-    parser.add_argument("--lr", type=float)
-    parser.add_argument("--weight-decay", type=float)
-    parser.add_argument("--label-smoothing", type=float)
+    changes = parser.add_argument_group("in place of the recipe's")
+    changes.add_argument("--epochs", type=int)
+    changes.add_argument("-b", "--batch-size", type=int, help="pictures of a step, of each rank")
+    changes.add_argument("--lr", type=float)
+    changes.add_argument("--weight-decay", type=float)
+    changes.add_argument("--label-smoothing", type=float)
     parser.add_argument("--img-size", type=pixels, help="pixels; default: the network's own")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--device", help="cpu, cuda or cuda:N; default: cuda where there is one")
@@ -83,14 +84,12 @@ def parse_arguments() -> argparse.Namespace:
         raise ParNetError("--save-steps and --timeout must be positive")
     if args.out.suffix != ".safetensors":
         raise ParNetError(f"--out {args.out}: give a name that ends in .safetensors")
-    check_writable(args.out, state.beside(args.out), args.log)
-    if args.curve:
-        curve.check(args.curve)
+    check_writable(args.out, state.beside(args.out), args.log, *(curve.files(args.curve) if args.curve else ()))
     return args
 
 
 def choose_recipe(args: argparse.Namespace, device: torch.device) -> Recipe:
-    """The recipe with what the arguments change. ParNetError where it cannot run on the device."""
+    """The recipe with what the arguments change; in bfloat16 on a CPU where it says float16."""
     name = args.recipe or default(None if args.checkpoint else args.model or DEMO_MODEL)
     recipe = load(name).with_changes(**{change: getattr(args, change) for change in CHANGES})
     if recipe.amp == "float16" and device.type == "cpu":

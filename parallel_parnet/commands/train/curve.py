@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from parallel_parnet.files import as_json, check_writable, write_atomically
+from parallel_parnet.files import as_json, write_atomically
 
 from ..drawing import need_matplotlib, save
 
 
-def check(stem: Path) -> None:
-    """ParNetError where the figure could not be drawn, before anything is trained."""
+def files(stem: Path) -> tuple[Path, Path]:
+    """What `write` will write. ParNetError where the figure could not be drawn."""
     need_matplotlib(f"--curve {stem}")
-    check_writable(*_files(stem))
-
-
-def _files(stem: Path) -> tuple[Path, Path]:
     return stem.with_name(f"{stem.name}.jsonl"), stem.with_name(f"{stem.name}.png")
 
 
@@ -23,7 +19,7 @@ def write(epochs: list[dict], title: str, stem: Path) -> None:
     """STEM.jsonl and STEM.png, whole or as they were."""
     from matplotlib.figure import Figure
 
-    lines, picture = _files(stem)
+    lines, picture = files(stem)
     write_atomically(lines, "".join(as_json(row) + "\n" for row in epochs))
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     left = figure.subplots()

@@ -289,6 +289,9 @@ def test_what_is_refused_in_one_line(tmp_path: Path) -> None:
     run = launch("train.py", data, "-b", 4, "--out", out)
     assert run.returncode == 2 and "no state of a training run" in run.stderr and run.stderr.count("\n") == 1
     assert not out.exists()
+    told = ("--log", tmp_path / "c.jsonl", "--curve", tmp_path / "c")
+    run = launch("train.py", data, "--out", tmp_path / "d.safetensors", *told)
+    assert run.returncode == 2 and "c.jsonl: named twice" in run.stderr, run.stderr
     with pytest.raises(ParNetError, match="give a smaller --batch-size"):
         training(data, "parnet_fashion", recipes.load("fashion"))
     with pytest.raises(ParNetError, match="--recipe none: give a file, or one of cifar"):

@@ -75,6 +75,7 @@ def parse_arguments() -> argparse.Namespace:
         sections.check(args.page, TITLE, NEXT)
     if args.json != HERE:
         check_writable(args.json)
+    args.models = list(dict.fromkeys(args.models))  # whose rows are found by name
     for model in args.models:
         variant(model)  # a wrong one is told before anything is measured
     if args.link != MEASURED:

@@ -20,12 +20,14 @@ from rich.console import Console
 
 from parallel_parnet import VARIANTS, ParNetError, Placement, Program, create_model, fold
 from parallel_parnet.executors.available import EXECUTORS
+from parallel_parnet.executors.backends import ON_CPUS
 from parallel_parnet.files import as_json, check_writable, write_json
 from parallel_parnet.planning.costs import H200, Costs, Device, Measured
 from parallel_parnet.planning.explain import critical_transfers, duration, explain, gantt, lanes_in_words
 from parallel_parnet.planning.planner import Schedule, schedule
 from parallel_parnet.planning.search import search
 
+from .. import sections
 from ..common import DTYPES, Parser, add_model_arguments, cores, load_model, pixels, plain_console, settle
 from ..common import table as make_table
 from ..drawing import check, draw
@@ -65,6 +67,13 @@ def parse_arguments() -> argparse.Namespace:
         raise ParNetError("--table has its own networks, lanes and links, and goes to standard output: give it alone")
     if args.executor != "auto" and args.device != "measured":
         raise ParNetError("--executor is whose operations are measured: add --device measured, or leave it out")
+    if args.efficiency != 1 and args.device == "measured":
+        raise ParNetError("--efficiency is a share of the roofline: leave it out with --device measured")
+    if args.gpus < 1:
+        raise ParNetError(f"--gpus {args.gpus}: must be at least 1")
+    check_writable(None if args.json == "-" else args.json or None, args.figure)
+    if args.figure:
+        check(args.figure)
     return args
 
 
@@ -80,7 +89,7 @@ def costs_of(
 
 def lane_here(program: Program, dtype: torch.dtype, size: int | None, batch: int, executor: str) -> Measured:
     """A lane as this machine has it: a GPU, or a core with one thread, since the search gives each lane its own."""
-    if torch.cuda.is_available() and executor != "cpu":
+    if torch.cuda.is_available() and executor not in ("cpu", *ON_CPUS):
         return measure(program, torch.device("cuda"), dtype, size, batch, executor)
     lane = on_a_thread(program, dtype, size, batch, executor)
     return replace(lane, source=f"{lane.source}; each lane is taken to have a core, of which {cores()} are here")
@@ -116,18 +125,8 @@ def show(result: Schedule, title: str, console: Console) -> None:
 
 def print_table() -> None:
     """The answers for docs/planner.md: the fastest placement on exactly 1, 2 and 3 lanes, and a stream per lane."""
-    titles = (
-        "",
-        "link",
-        "lanes are",
-        "1 lane",
-        "2 lanes",
-        "3 lanes",
-        "3, by streams",
-        "best",
-        "the answer waits for transfers of",
-    )
-    print(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}")
+    lanes = ("1 lane", "2 lanes", "3 lanes", "3, by streams", "best")
+    print(sections.table(("", "link", "lanes are", *lanes, "the answer waits for transfers of"), []))
     for model in TABLE_MODELS:
         program = fold(settle(create_model(model)))
         for link, kind, efficiency in TABLE_ROWS:
@@ -145,14 +144,6 @@ def main() -> int:
     if args.table:
         print_table()
         return 0
-    if args.efficiency != 1 and args.device == "measured":
-        raise ParNetError("--efficiency is a share of the roofline: leave it out with --device measured")
-    if args.gpus < 1:
-        raise ParNetError(f"--gpus {args.gpus}: must be at least 1")
-    find_link(args.link)  # a wrong link is told before anything is measured
-    check_writable(None if args.json == "-" else args.json or None, args.figure)
-    if args.figure:
-        check(args.figure)
     console = plain_console(stderr=args.json == "-")
     console.width = console.width if console.is_terminal else 120
     program = fold(load_model(args)[0])

@@ -94,6 +94,14 @@ def test_a_lane_of_this_machine_is_one_thread(monkeypatch: pytest.MonkeyPatch) -
     assert any("each lane is taken to have a core, of which" in source for source in costs.sources)
 
 
+@pytest.mark.parametrize("executor", ["native", "openvino", "cpu"])
+def test_executors_of_cpus_are_measured_there_on_any_machine(executor: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lane = Measured("measured cpu", dict.fromkeys(PARNET.by_name, 1e-3), "by hand")
+    monkeypatch.setattr(command.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(command, "on_a_thread", lambda *_: lane)
+    assert command.lane_here(PARNET, torch.float32, None, 1, executor).seconds == lane.seconds
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

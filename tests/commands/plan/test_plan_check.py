@@ -158,6 +158,11 @@ def test_refused(arguments: list[str], message: str, monkeypatch: pytest.MonkeyP
         check.main()
 
 
+def test_a_model_that_is_named_twice_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["plan_check.py", "--models", "parnet_s", "parnet_xl", "parnet_s"])
+    assert check.parse_arguments().models == ["parnet_s", "parnet_xl"]
+
+
 def test_ranks_that_fail_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check.sys, "executable", "/bin/false")
     with pytest.raises(ParNetError, match=r"2 ranks \(--x\) failed: they said nothing"):

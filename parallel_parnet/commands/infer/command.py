@@ -59,8 +59,8 @@ from ..tracing import add_trace_arguments, check_trace_arguments, write_traces
 from .few import classify_and_time
 from .lines import AnswerLines
 from .links import measure_links
-from .many import Pictures, classify_into
-from .tables import read_labels, show_latency, show_setting
+from .many import Pictures, answer_into
+from .tables import read_labels, show_latency, show_setting, top5
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -106,12 +106,12 @@ def coordinate(engine: Engine, exact: Program, args: argparse.Namespace, setting
     for folder in (Path(path) for path in given if Path(path) not in named):
         if left_out := passed_over(folder):
             console.print(f"note: {left_out}")
-    pictures = Pictures(paths, args.batch_size, Preprocess.of(program.config, args.img_size), named)
+    pictures = Pictures.at(paths, args.batch_size, Preprocess.of(program.config, args.img_size), named)
     if args.jsonl is None:
         return classify_and_time(engine, exact, pictures, labels, setting, args, console)
     basis = [program.digest, setting["size"], setting["dtype"], labels]
     with AnswerLines(args.jsonl, hashlib.sha256(json.dumps(basis).encode()).hexdigest()[:16]) as lines:
-        result = classify_into(lines, engine, pictures, labels, console)
+        result = answer_into(lines, engine, pictures, lambda _, logits: {"top5": top5(logits, labels)}, console)
     show_setting(setting, console)
     if result["latency_ms"]:
         show_latency(result["latency_ms"], "Latency of a request, ms, its queues included", console)
@@ -120,7 +120,7 @@ def coordinate(engine: Engine, exact: Program, args: argparse.Namespace, setting
         f"{result['skipped']} new ones have no answer; {result['pictures_per_s']:.1f} pictures/s"
     )
     if args.trace or args.report:
-        write_traces(engine, next(pictures.batches()).x.to(engine.device), args, console)
+        write_traces(engine, pictures.first().to(engine.device), args, console)
     if args.json:
         write_json(args.json, result | setting)
     return 1 if result["faults"] else 0

@@ -103,7 +103,7 @@ def classify(engine: Engine, pictures: Pictures, console: Console) -> Answers:
     """Every picture once."""
     found = Answers()
     with progress_bar(console) as progress:
-        task = progress.add_task("classifying", total=len(pictures.paths))
+        task = progress.add_task("classifying", total=pictures.count)
         latencies = Latencies()
         for batch, logits in answers(engine, pictures.batches(), latencies):
             for image, row in zip(batch.images, logits, strict=True):
@@ -117,7 +117,7 @@ def classify(engine: Engine, pictures: Pictures, console: Console) -> Answers:
         found.first_s = latencies.kept[0]
     if not found.images:
         first = found.skipped[0]["reason"]
-        raise ParNetError(f"none of {len(pictures.paths)} pictures has an answer; the first: {first}")
+        raise ParNetError(f"none of {pictures.count} pictures has an answer; the first: {first}")
     return found
 
 

@@ -6,12 +6,13 @@ import random
 import time
 from array import array
 from collections import deque
-from collections.abc import Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
@@ -23,14 +24,16 @@ from parallel_parnet.preprocess import Preprocess, read_image
 from ..bench.statistics import PERCENTILES
 from ..decoding import ahead
 from .lines import AnswerLines
-from .tables import fault_of, top5
+from .tables import fault_of
 
+CROPS = 10
 KEPT = 1 << 16  # latencies, half a megabyte
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures of one request; `x` fp32 [N, 3, H, W] is black where a picture could not be read, for a `reason`."""
+    """Pictures of one request; `x` fp32 [N, or 10 N for ten crops, 3, H, W] is black where a picture could not be
+    read, for a `reason`."""
 
     images: tuple[str, ...]
     x: Tensor
@@ -39,32 +42,57 @@ class Batch:
 
 @dataclass(frozen=True)
 class Pictures:
-    """What is to be classified, in this order; a bad picture ends the run where it was `named`, else it is skipped."""
+    """What is to be answered, in this order: pictures 0 to `count` - 1, each by a name that no other has.
 
-    paths: list[Path]
+    open: a picture; ParNetError where it cannot be read, which ends the run where its name is in `named`, and else
+    skips it. ten_crop: whether each is ten inputs of a request, in place of one.
+    """
+
+    count: int
+    name: Callable[[int], str]
+    open: Callable[[int], Image.Image]
     batch_size: int
     preprocess: Preprocess
-    named: frozenset[Path] = frozenset()
+    ten_crop: bool = False
+    named: frozenset[str] = frozenset()
+
+    @classmethod
+    def at(cls, paths: list[Path], size: int, preprocess: Preprocess, named: Iterable[Path] = ()) -> Pictures:
+        """Those of files, in batches of so many."""
+        names, known = list(map(str, paths)), frozenset(map(str, named))
+        return cls(len(paths), names.__getitem__, lambda i: read_image(paths[i]), size, preprocess, named=known)
+
+    @property
+    def names(self) -> Iterator[str]:
+        """Of all of them, in turn."""
+        return map(self.name, range(self.count))
+
+    def first(self) -> Tensor:
+        """The first request's input, fp32 [N, 3, H, W], without decoding more."""
+        return next(replace(self, count=min(self.count, self.batch_size)).batches()).x
 
     def batches(self, done: Container[str] = ()) -> Iterator[Batch]:
         """Batches decoded by threads. The same ones whatever is `done`, save those of which nothing is left to do, so
         that a continued run computes a picture exactly as an uninterrupted one does."""
-        cuts = range(0, len(self.paths), self.batch_size)
-        groups = (self.paths[i : i + self.batch_size] for i in cuts)
-        todo = (group for group in groups if any(str(path) not in done for path in group))
+        starts = range(0, self.count, self.batch_size)
+        groups = (range(i, min(i + self.batch_size, self.count)) for i in starts)
+        todo = (group for group in groups if any(self.name(i) not in done for i in group))
         for group, (pixels, reasons) in ahead(todo, self._decode):
-            yield Batch(tuple(map(str, group)), self.preprocess.normalise(torch.from_numpy(pixels)), reasons)
+            x = self.preprocess.normalise(torch.from_numpy(pixels).flatten(0, 1))
+            yield Batch(tuple(map(self.name, group)), x, reasons)
 
-    def _decode(self, group: list[Path]) -> tuple[np.ndarray, dict[str, str]]:
+    def _decode(self, group: range) -> tuple[np.ndarray, dict[str, str]]:
+        """Pixels uint8 [N, 1 or 10, size, size, 3], black where a picture could not be read, for a reason."""
         size, reasons = self.preprocess.size, {}
-        pixels = np.zeros((len(group), size, size, 3), np.uint8)
-        for i, path in enumerate(group):
+        pixels = np.zeros((len(group), CROPS if self.ten_crop else 1, size, size, 3), np.uint8)
+        cut = self.preprocess.ten_crop if self.ten_crop else self.preprocess.pixels
+        for at, i in enumerate(group):
             try:
-                pixels[i] = self.preprocess.pixels(read_image(path))
+                pixels[at] = cut(self.open(i))
             except ParNetError as error:
-                if path in self.named:
+                if self.name(i) in self.named:
                     raise
-                reasons[str(path)] = str(error)
+                reasons[self.name(i)] = str(error)
         return pixels, reasons
 
 
@@ -121,23 +149,29 @@ def progress_bar(console: Console) -> Progress:
     return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
 
 
-def classify_into(
-    lines: AnswerLines, engine: Engine, pictures: Pictures, labels: list[str], console: Console
-) -> dict[str, float | int | dict]:
-    """Append the answer of every picture that `lines` lacks; returns counts, pictures per second and latency."""
-    total, latencies = len(pictures.paths), Latencies()
-    already = sum(str(path) in lines.done for path in pictures.paths)
+def answer_into(
+    lines: AnswerLines, engine: Engine, pictures: Pictures, said: Callable[[str, Tensor], dict], console: Console,
+    title: str = "classifying",
+) -> dict:  # fmt: skip
+    """Append the answer of every picture that `lines` lacks; returns counts, pictures per second and latency.
+
+    said: what a line tells of a picture, by its name and logits [classes], which of ten crops are their mean, as the
+    released code has it. A picture without an answer has a "reason".
+    """
+    total, latencies = pictures.count, Latencies()
+    already = sum(name in lines.done for name in pictures.names)
     if already:
         console.print(f"{lines.path}: {already} of {total} pictures are there already, continuing")
     skipped, faults, start = 0, 0, time.perf_counter()
     with progress_bar(console) as progress:
-        task = progress.add_task("classifying", total=total, completed=already)
+        task = progress.add_task(title, total=total, completed=already)
         for batch, logits in answers(engine, pictures.batches(lines.done), latencies):
+            logits = logits.unflatten(0, (len(batch.images), -1)).mean(1)
             new = [(i, image) for i, image in enumerate(batch.images) if image not in lines.done]
             for i, image in new:
                 fault = fault_of(image, logits[i])
                 reason = batch.reasons.get(image) or fault
-                lines.append(image, {"top5": top5(logits[i], labels)} if reason is None else {"reason": reason})
+                lines.append(image, said(image, logits[i]) if reason is None else {"reason": reason})
                 skipped += reason is not None
                 faults += fault is not None
             progress.advance(task, len(new))

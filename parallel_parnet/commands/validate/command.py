@@ -43,8 +43,10 @@ from parallel_parnet.transport import join_ranks
 from ..common import DTYPES, RANDOM, Parser, Ranks, add_model_arguments, load_model, machine, plain_console, words
 from ..data.classes import match
 from ..data.finding import open_split
-from ..data.split import TEST, TRAIN, read_names
+from ..data.split import TEST, TRAIN
 from ..infer.lines import AnswerLines
+from ..infer.many import Pictures
+from ..infer.tables import read_labels
 from ..int8 import QUANTISED, quantised
 from ..lanes import add_engine_arguments, check_engine_arguments, place, precision, type_of
 from ..stopping import stop_on_signals
@@ -83,17 +85,15 @@ def parse_arguments() -> argparse.Namespace:
 def prepare(args: argparse.Namespace, program: Program, console: Console) -> tuple[Work, list[str]]:
     """What is to be answered, and the names of the network's classes."""
     config, split = program.config, open_split(args.data, args.split)
-    labels = read_names(args.labels) if args.labels else config.labels
-    if args.labels and len(labels) != config.num_classes:
-        raise ParNetError(f"{args.labels}: {len(labels)} lines for {config.num_classes} classes; give a name per line")
-    numbers, words = match(split, labels, config.num_classes)
+    names = read_labels(args.labels, program)
+    numbers, words = match(split, names if args.labels else config.labels, config.num_classes)
     if numbers is None:
         raise ParNetError(f"{args.data}: {words}")
     if words:
         console.print(words)
     preprocess = Preprocess.of(config, args.img_size)
-    names = list(labels) or [f"class {i}" for i in range(config.num_classes)]
-    return Work(split, numbers, preprocess, args.batch_size, args.ten_crop), names
+    pictures = Pictures(len(split), split.name, split.open, args.batch_size, preprocess, args.ten_crop)
+    return Work(split, numbers, pictures), names
 
 
 def run(
@@ -111,9 +111,9 @@ def run(
         if not engine.is_coordinator:
             return {"status": engine.serve()}
         basis = [
-            program.digest, work.preprocess.size, str(engine.dtype), executor == REFERENCE, work.ten_crop,
+            program.digest, work.pictures.preprocess.size, str(engine.dtype), executor == REFERENCE, args.ten_crop,
             work.numbers.tolist(), work.split.layout, args.split, str(args.data.resolve()),
-            list(work.names), work.split.truth.tolist(),
+            list(work.pictures.names), work.split.truth.tolist(),
         ]  # fmt: skip
         with AnswerLines(file, hashlib.sha256(json.dumps(basis).encode()).hexdigest()[:16]) as kept:
             new = answer(kept, engine, work, console)
@@ -143,11 +143,11 @@ def report(
     ranks: Ranks, labels: list[str], console: Console,
 ) -> int:  # fmt: skip
     """Count, show and write; returns the exit status."""
-    scores = score(file)
+    scores, preprocess = score(file), work.pictures.preprocess
     settings = {
         "data": str(args.data), "layout": work.split.layout, "split": args.split, "checkpoint": weights,
-        "program": program.digest, "parameters": program.parameters, "img_size": work.preprocess.size,
-        "crop_pct": work.preprocess.crop, "ten_crop": args.ten_crop, "batch_size": args.batch_size,
+        "program": program.digest, "parameters": program.parameters, "img_size": preprocess.size,
+        "crop_pct": preprocess.crop, "ten_crop": args.ten_crop, "batch_size": args.batch_size,
         "ranks": ranks.world, **ran, "machine": machine(torch.device(ran["device"])), "torch": torch.__version__,
         "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip

@@ -23,7 +23,7 @@ def test_batches_of_one_size_are_timed(asked: int, timed: list[int]) -> None:
     """Without what is left over of ten pictures; of fewer than a batch, all."""
     paths = list(find_images([DEMO / "pictures"]))
     program = fold(create_model("parnet_fashion"))
-    assert [len(x) for x in equal_batches(Pictures(paths, asked, Preprocess.of(program.config)))] == timed
+    assert [len(x) for x in equal_batches(Pictures.at(paths, asked, Preprocess.of(program.config)))] == timed
 
 
 def test_the_batch_that_was_timed_is_told(tmp_path: Path) -> None:

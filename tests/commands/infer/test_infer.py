@@ -318,7 +318,7 @@ def test_a_comparison_with_nan_fails(tmp_path: Path) -> None:
     """Whatever makes an executor's logits NaN, `verify` is no place that lets them pass."""
     program = fold(load_checkpoint(DEMO / "parnet_fashion.safetensors"))
     images = [str(path) for path in find_images([DEMO / "pictures"])]
-    pictures = Pictures([Path(image) for image in images], 1, Preprocess.of(program.config))
+    pictures = Pictures.at([Path(image) for image in images], 1, Preprocess.of(program.config))
     found = Answers(images, [torch.full((10,), torch.nan)] * len(images))
     int8, _ = quantised(program, argparse.Namespace(calibrate=OF_DEMO))
     for ran, dtype in ((program, torch.float32), (program, torch.bfloat16), (int8, torch.float32)):

@@ -25,7 +25,8 @@ from parallel_parnet import Engine, ParNetError, Placement, fold, load_checkpoin
 from parallel_parnet.commands.decoding import AHEAD
 from parallel_parnet.commands.infer import many
 from parallel_parnet.commands.infer.lines import AnswerLines
-from parallel_parnet.commands.infer.many import Batch, Latencies, Pictures, classify_into, spread
+from parallel_parnet.commands.infer.many import Batch, Latencies, Pictures, answer_into, spread
+from parallel_parnet.commands.infer.tables import top5
 from parallel_parnet.preprocess import Preprocess
 
 DEMO = ROOT / "launch" / "demo"
@@ -48,9 +49,10 @@ def folder_of(folder: Path, count: int) -> Path:
 
 
 def answer(engine: Engine, pictures: list[Path], file: Path, batch: int = 1) -> dict:
-    work = Pictures(pictures, batch, Preprocess.of(engine.program.config))
+    work = Pictures.at(pictures, batch, Preprocess.of(engine.program.config))
     with AnswerLines(file, "settings") as lines:
-        return classify_into(lines, engine, work, list(engine.program.config.labels), Console(quiet=True))
+        labels = engine.program.config.labels
+        return answer_into(lines, engine, work, lambda _, logits: {"top5": top5(logits, labels)}, Console(quiet=True))
 
 
 @pytest.mark.parametrize("batch", [1, 4])
@@ -133,7 +135,7 @@ def test_pictures_are_decoded_a_bounded_number_ahead(tmp_path: Path) -> None:
             decoded.append(1)
             return super().pixels(image)
 
-    pictures = Pictures(sorted(folder_of(tmp_path / "in", 100).iterdir()), 1, Counting(32, 1.0, (0,) * 3, (1,) * 3))
+    pictures = Pictures.at(sorted(folder_of(tmp_path / "in", 100).iterdir()), 1, Counting(32, 1.0, (0,) * 3, (1,) * 3))
     work = pictures.batches()
     for taken in range(1, 20):
         assert isinstance(next(work), Batch)
@@ -187,9 +189,9 @@ def test_requests_leave_nothing_in_memory(tmp_path: Path) -> None:
                 counts.append(sys.getallocatedblocks())
 
     paths = sorted(folder_of(tmp_path / "in", warm + 2 * step + 1).iterdir())
-    pictures = Pictures(paths, 1, Preprocess(32, 1.0, (0.0,) * 3, (1.0,) * 3))
+    pictures = Pictures.at(paths, 1, Preprocess(32, 1.0, (0.0,) * 3, (1.0,) * 3))
     with Counting(tmp_path / "a.jsonl", "settings") as lines:
-        classify_into(lines, Quick(), pictures, [f"class {i}" for i in range(10)], Console(quiet=True))  # type: ignore[arg-type]
+        answer_into(lines, Quick(), pictures, lambda _, logits: {"top5": logits.tolist()}, Console(quiet=True))  # type: ignore[arg-type]
     sound, leaking = ((after - before) / step for before, after in pairwise(counts))
     assert sound < 0.5 < leaking, f"{sound:.2f} objects are kept of each request, {leaking:.2f} with the leak of one"
 

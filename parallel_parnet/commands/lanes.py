@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 
 import torch
+from rich.console import Console
+from torch import Tensor
 
 from parallel_parnet import Engine, ParNetError, Placement, Program
 from parallel_parnet.executors.available import EXECUTORS
@@ -101,6 +103,12 @@ def place(
     if device.type == "cpu":  # on which the streams of a level share its threads all the same
         note = ""
     return Placement.from_streams_per_gpu(program, -(-streams // devices), devices), note and f"note: {note}"
+
+
+def warm_up(engine: Engine, x: Tensor, console: Console) -> None:
+    """Compile for a request like this, and choose where nobody did; says what was measured."""
+    for name, seconds in engine.warm_up(x.to(engine.device)).items():
+        console.print(f"measured: {name}: {seconds * 1e3:.3f} ms")
 
 
 def lane_hosts(engine: Engine, ranks: Ranks, threads: int) -> list[tuple[str, int]]:

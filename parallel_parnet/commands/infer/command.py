@@ -19,7 +19,8 @@ picture size, precision and labels; a FILE made with others is refused. A line i
 on the disk itself a second later, or when the run ends.
 
 Exit status: 0; 1 where --verify found a difference, a rank was lost, logits were no numbers, or, without --jsonl, a
-picture of a folder was skipped; 2 for wrong input; 130 and 143 after SIGINT and SIGTERM.
+picture of a folder was skipped; 2 for wrong input, and where, without --jsonl, no picture has an answer; 130 and 143
+after SIGINT and SIGTERM.
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ import time
 import warnings
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from parallel_parnet import Engine, ParNetError, ParNetWarning, Program, fold
@@ -53,7 +53,7 @@ from ..common import (
     process_age,
 )
 from ..int8 import QUANTISED, quantised
-from ..lanes import add_engine_arguments, check_engine_arguments, describe, lane_hosts, place, type_of
+from ..lanes import add_engine_arguments, check_engine_arguments, describe, lane_hosts, place, type_of, warm_up
 from ..stopping import stop_on_signals
 from ..tracing import add_trace_arguments, check_trace_arguments, write_traces
 from .few import classify_and_time
@@ -94,11 +94,8 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def coordinate(engine: Engine, exact: Program, args: argparse.Namespace, setting: dict, console: Console) -> int:
-    """The coordinator's part: the pictures, to a file where there are many, or shown and timed. exact: in fp32."""
-    program = engine.program
-    if setting["weights"] == RANDOM:
-        console.print("note: no checkpoint was given; the weights are random, so only the times mean anything")
+def wanted(args: argparse.Namespace, program: Program, console: Console) -> tuple[list[str], Pictures]:
+    """A name for each class, and the pictures to classify; ParNetError where they are not there."""
     labels = read_labels(args.labels, program)
     given = args.image or [os.path.relpath(DEMO / "pictures")]
     named = frozenset(path for path in given if not os.path.isdir(path))  # a pipe is refused when it is read
@@ -106,10 +103,19 @@ def coordinate(engine: Engine, exact: Program, args: argparse.Namespace, setting
     for folder in (Path(path) for path in given if Path(path) not in named):
         if left_out := passed_over(folder):
             console.print(f"note: {left_out}")
-    pictures = Pictures.at(paths, args.batch_size, Preprocess.of(program.config, args.img_size), named)
+    return labels, Pictures.at(paths, args.batch_size, Preprocess.of(program.config, args.img_size), named)
+
+
+def coordinate(
+    engine: Engine, exact: Program, pictures: Pictures, labels: list[str], args: argparse.Namespace, setting: dict,
+    console: Console,
+) -> int:  # fmt: skip
+    """The coordinator's part: the pictures, to a file where there are many, or shown and timed. exact: in fp32."""
+    if setting["weights"] == RANDOM:
+        console.print("note: no checkpoint was given; the weights are random, so only the times mean anything")
     if args.jsonl is None:
         return classify_and_time(engine, exact, pictures, labels, setting, args, console)
-    basis = [program.digest, setting["size"], setting["dtype"], labels]
+    basis = [engine.program.digest, setting["size"], setting["dtype"], labels]
     with AnswerLines(args.jsonl, hashlib.sha256(json.dumps(basis).encode()).hexdigest()[:16]) as lines:
         result = answer_into(lines, engine, pictures, lambda _, logits: {"top5": top5(logits, labels)}, console)
     show_setting(setting, console)
@@ -140,7 +146,7 @@ def main() -> int:
     model, weights = load_model(args)
     loaded = time.perf_counter()
     program = exact = fold(model)
-    side = picture_side(program, args.img_size)
+    picture_side(program, args.img_size)
     start_up, calibration = {"import": imported, "load": loaded - start, "fold": time.perf_counter() - loaded}, None
     if args.dtype in QUANTISED:
         start = time.perf_counter()
@@ -154,17 +160,20 @@ def main() -> int:
     warnings.simplefilter("ignore", ParNetWarning)  # which every rank gives: the coordinator's notes are enough
     dtype = type_of(args.dtype, args.executor)
     with Engine(program, placement, device, dtype, args.executor, args.transport) as engine:
+        hosts = lane_hosts(engine, ranks, threads)  # for which all ranks wait, before what one alone may end at
+        if not engine.is_coordinator:
+            if ranks.local_rank == 0:
+                print(f"rank {ranks.rank} of {ranks.world} serves; rank 0's machine shows the answers", file=sys.stderr)
+            return engine.serve()
+        labels, pictures = wanted(args, program, console)
         if placement is None or (ranks.world == 1 and args.executor == "auto"):
-            tried = engine.warm_up(torch.rand(args.batch_size, 3, side, side).to(engine.device))
-            for name, seconds in tried.items():
-                console.print(f"measured: {name}: {seconds * 1e3:.3f} ms")
-        for line in engine.notes if engine.is_coordinator else []:
+            first = pictures.first()
+            start = time.perf_counter()
+            warm_up(engine, first, console)
+            start_up["warm-up"] = time.perf_counter() - start
+            hosts = lane_hosts(engine, ranks, threads)  # as they were chosen
+        for line in engine.notes:
             print(f"note: {line}", file=sys.stderr)
-        hosts = lane_hosts(engine, ranks, threads)
-        if engine.is_coordinator:
-            setting = describe(engine, args, weights, hosts, ranks.world) | {"start_up_s": start_up}
-            setting |= {"calibration": calibration} if calibration else {}
-            return coordinate(engine, exact, args, setting, console)
-        if ranks.local_rank == 0:
-            print(f"rank {ranks.rank} of {ranks.world} serves; rank 0's machine shows the answers", file=sys.stderr)
-        return engine.serve()
+        setting = describe(engine, args, weights, hosts, ranks.world) | {"start_up_s": start_up}
+        setting |= {"calibration": calibration} if calibration else {}
+        return coordinate(engine, exact, pictures, labels, args, setting, console)

@@ -48,7 +48,7 @@ from ..infer.lines import AnswerLines
 from ..infer.many import Pictures
 from ..infer.tables import read_labels
 from ..int8 import QUANTISED, quantised
-from ..lanes import add_engine_arguments, check_engine_arguments, place, precision, type_of
+from ..lanes import add_engine_arguments, check_engine_arguments, place, precision, type_of, warm_up
 from ..stopping import stop_on_signals
 from .answering import Work, answer
 from .report import check_result_files, show, write
@@ -116,6 +116,8 @@ def run(
             list(work.pictures.names), work.split.truth.tolist(),
         ]  # fmt: skip
         with AnswerLines(file, hashlib.sha256(json.dumps(basis).encode()).hexdigest()[:16]) as kept:
+            if placement is None:
+                warm_up(engine, work.pictures.first(), console)
             new = answer(kept, engine, work, console)
         for line in engine.notes:
             print(f"note: {line}", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -103,8 +104,20 @@ def test_one_process_chooses_its_placement(single: dict, tmp_path: Path) -> None
     assert relative(torch.tensor(result["logits"]), torch.tensor(single["logits"])) < 1e-5
     chosen = result["placement"]["lanes"]
     assert f"{len(chosen)} lane(s) of {chosen[0]['threads']} thread(s)" in run.stdout.splitlines()[0]
-    assert result["start_up_s"].keys() >= {"load", "fold", "first answer"}
+    assert result["start_up_s"].keys() >= {"load", "fold", "warm-up", "first answer"}
     assert all(seconds > 0 for seconds in result["start_up_s"].values())
+
+
+@pytest.mark.parametrize(("asked", "warmed"), [(4, 4), (32, 10)])
+def test_warming_up_takes_the_first_request(asked: int, warmed: int, here: Callable, monkeypatch) -> None:
+    """And its time is told; where the pictures or the labels are not there, nothing is compiled."""
+    shapes, warm_up = [], Engine.warm_up
+    monkeypatch.setattr(Engine, "warm_up", lambda self, x: shapes.append(x.shape) or warm_up(self, x))
+    for words in (("--image", "absent.png"), ("--labels", "README.md")):
+        assert here("infer", *QUICK, "-b", asked, *words).returncode == 2 and not shapes
+    run = here("infer", *QUICK, "-b", asked)
+    assert run.returncode == 0 and shapes == [(warmed, 3, 32, 32)], run.stderr
+    assert re.search(r"start-up: .*fold [\d.]+ s, warm-up [\d.]+ s, first answer [\d.]+ s", run.stdout)
 
 
 @pytest.mark.ranks

@@ -96,6 +96,11 @@ def test_a_run_that_was_cut_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     assert kept.read_bytes() == whole
 
 
+def test_one_process_chooses_its_placement(folder: Path) -> None:
+    run = launch("validate.py", folder, "--device", "cpu", "--placement", "auto")
+    assert run.returncode == 0 and "measured: " in run.stdout, run.stderr
+
+
 @pytest.mark.ranks
 def test_ranks_answer_as_the_reference(folder: Path, tmp_path: Path) -> None:
     found = tmp_path / "r.json"

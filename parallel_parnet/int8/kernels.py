@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 
 import torch
 from torch import Tensor
@@ -27,9 +28,11 @@ def multiplied(program: Program, keep: Collection[str] = ()) -> list[Operation]:
         raise ParNetError("the program is quantised already: give the fp32 program that it was made of")
     if program.ungated:
         raise ParNetError(f"int8 and fp8 are for ParNets: {NO_INT8}")
-    if isinstance(keep, str) or (unknown := sorted(set(keep) - program.by_name.keys())):
-        wrong = keep if isinstance(keep, str) else unknown[0]
-        raise ParNetError(f"keep {wrong!r}: give a list of names of operations, as Program.table shows them")
+    if isinstance(keep, str):
+        raise ParNetError(f"keep {keep!r}: give a list of names of operations")
+    if unknown := sorted(set(keep) - program.by_name.keys()):
+        some = get_close_matches(str(unknown[0]), program.by_name) or list(program.by_name)[:3]
+        raise ParNetError(f"keep {unknown[0]!r}: no operation has this name; some are called {', '.join(some)}")
     convolutions = [op for op in program.operations if op.kind == "conv" and INPUT not in op.inputs]
     found = [op for op in convolutions if op.name not in keep]
     if not found:

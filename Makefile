@@ -26,7 +26,11 @@ BESIDE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 # each of the tests' hundreds of processes would compile the package anew
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup infer test test-tiny test-kernels test-all lint sanitize test-faults soak fuzz gpu-check experiment bench versus throughput poster train calibrate known-accuracy profile-example
+.PHONY: help setup infer test test-tiny test-kernels test-all lint sanitize test-faults soak fuzz gpu-check experiment bench versus throughput poster train calibrate known-accuracy profile-example
+
+# the first, so that plain `make` downloads nothing
+help:
+	@sed -n 's/^# \(make \)/\1/p' $(firstword $(MAKEFILE_LIST))
 
 setup: $(VENV)/.ready $(VENV)/.kernels
 

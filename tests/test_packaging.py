@@ -92,7 +92,7 @@ def test_a_wheel_in_a_fresh_environment(installed: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("command", [
     ("bin/python", "bin/parnet", "infer"),
-    ("bin/python", "-m", "torch.distributed.run", "-m", "parallel_parnet.commands.infer", "--streams-per-gpu", 1),
+    ("bin/python", "-m", "torch.distributed.run", "-m", "parallel_parnet.commands", "infer", "--streams-per-gpu", 1),
 ])  # fmt: skip
 def test_the_demo_in_an_empty_folder(command: tuple, installed: Path, tmp_path: Path) -> None:
     first, *rest = command
@@ -197,3 +197,9 @@ def test_pins_fit_each_other() -> None:
     ]
     assert held, "onnx and others demand a numpy"
     assert not [row for row in held if not row[1].specifier.contains(row[2])]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_plain_make_installs_nothing_and_tells_what_there_is() -> None:
+    assert "pip" not in run("make", "--dry-run", cwd=ROOT)
+    assert run("make", cwd=ROOT).startswith("make infer ")

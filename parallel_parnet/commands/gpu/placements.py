@@ -27,7 +27,7 @@ from .work import Work, verdict
 DTYPE = "bfloat16"
 RANKS = 3
 GPUS, INTERPRETED = ("cuda_graph", "triton", "cuda_streams"), ("cuda_graph",)
-COMMAND = "parallel_parnet.commands.infer"
+COMMAND = ("parallel_parnet.commands", "infer")
 
 
 def check_placements(work: Work) -> Values:
@@ -121,7 +121,7 @@ def of_ranks(work: Work, name: str) -> Values:
 def infer(ranks: int, file: Path, deadline: float, network: str, device: str, executor: str) -> dict:
     """What launch/infer.py writes, or how it failed."""
     ranked = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"] if ranks > 1 else []
-    command = [sys.executable, "-m", *ranked, COMMAND, "--model", network, "--device", device, "--dtype", DTYPE]
+    command = [sys.executable, "-m", *ranked, *COMMAND, "--model", network, "--device", device, "--dtype", DTYPE]
     command += ["--executor", executor, "--transport", "gloo", "--json", str(file)]
     command += ["--streams-per-gpu", str(-(-3 // ranks)), "--threads", "1"]  # on which random weights' last bits depend
     status, _, errors = run_within(command, max(1.0, deadline - time.monotonic()), environment())

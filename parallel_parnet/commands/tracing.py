@@ -101,7 +101,7 @@ def merged(
         "floor": {
             "flops_per_s": floor["flop_per_s"], "bytes_per_s": floor["bytes_per_s"],
             "of": f"{machine(engine.device)}, {torch.get_num_threads()} thread(s)"
-            + (", whose FLOP/s are those of fp32" if program.quantised else ""),
+            + (f", whose FLOP/s are those of {words(engine.dtype)}" if program.quantised else ""),
         },
     }  # fmt: skip
     about["predicted"] = predicted(engine, pictures, eager, clocks, link)

@@ -25,10 +25,11 @@ from parallel_parnet.executors.available import METHODS
 from parallel_parnet.executors.backends import lacking
 from parallel_parnet.executors.distributed import sources_digest
 from parallel_parnet.files import as_json, check_writable, write_csv, write_json
-from parallel_parnet.planning.costs import LINKS, Link
+from parallel_parnet.planning.costs import Link
 
 from ..bench.machine import describe
 from ..common import DTYPES, RESULTS, Parser, Ranks, check_folder, machine, plain_console, slug, words
+from ..plan.measured import find_link
 from .busiest import busiest
 from .curves import draw
 from .measure import Subject, interleaved, operation_seconds
@@ -38,7 +39,6 @@ from .simulated import lane_per_stream
 
 EXECUTORS = ("eager", "native", "inductor", "openvino", "cuda_graph", "cuda_streams")
 SIDE_BY_SIDE = ("native",)  # on the CPU: those whose threads share a level
-LOOPBACK = RESULTS / "links-gloo-loopback.json"
 PASSING = ("date", "commit")  # what may differ between rows of one file
 SECONDS = 8.0  # of timed runs for a group and executor; a quarter of it with --quick
 
@@ -144,7 +144,7 @@ def main() -> int:
     on_cpu = ["eager", *(name for name in ("native", "openvino") if not lacking(name))]
     if args.quick and "openvino" in on_cpu:
         on_cpu.remove("openvino")
-    link = Link.read(LOOPBACK) if device.type == "cpu" else LINKS["nvlink"]
+    link = find_link("loopback" if device.type == "cpu" else "nvlink")
     about = describe(device)
     header = {
         "machine": machine(device), "dtype": words(dtype), "threads": threads,

@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 import re
+import shlex
 import sys
 import time
 import traceback
@@ -136,6 +137,13 @@ def pixels(text: str) -> int:
     if (number := _within(text, 1, MOST)) is None:
         raise argparse.ArgumentTypeError(f"{text!r} pixels: give a positive number, at most {MOST}")
     return number
+
+
+def typed() -> str:
+    """The command line of this process, as it can be given again."""
+    program, *arguments = sys.argv
+    by_script = program.endswith(".py")  # else "parnet NAME", for an install has no scripts
+    return shlex.join([*(["python", f"launch/{Path(program).name}"] if by_script else program.split()), *arguments])
 
 
 def check_folder(out: Path) -> None:

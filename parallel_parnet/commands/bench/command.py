@@ -18,7 +18,6 @@ or where parity fails.
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -42,6 +41,7 @@ from ..common import (
     machine,
     pixels,
     plain_console,
+    typed,
     words,
 )
 from ..common import table as make_table
@@ -57,6 +57,7 @@ from .poster import SIZE, markdown, measure_poster, subject_of
 from .rows import FEWEST, last_line, read, result_name, show, write
 from .subject import CALIBRATING, Subject
 
+ISOLATE = "--is"  # the shortest that argparse takes for --isolate, by which a process would start itself without end
 PRECISIONS = {**DTYPES, "int8": torch.int8}
 
 
@@ -88,8 +89,11 @@ def parse_arguments() -> argparse.Namespace:
     if not args.budget > 0:
         raise ParNetError(f"--budget {args.budget:g}: must be positive")
     check_folder(args.out)
-    if args.isolate and args.poster:
-        raise ParNetError("--poster times networks in turns: leave --isolate out")
+    if args.poster and (args.isolate or args.batch_size > 1 or args.img_size or args.only):
+        raise ParNetError(
+            f"--poster times networks in turns, each by its fastest ways, at batch 1 and {SIZE} pixels: "
+            "leave --isolate out, and --batch-size, --img-size and --only"
+        )
     if args.dtype == "int8" and (args.poster or args.batch_size > 1):
         raise ParNetError("--dtype int8 is of one network and one picture at a time: leave --poster, --batch-size out")
     check_trace_arguments(args)
@@ -115,14 +119,9 @@ def header_of(args: argparse.Namespace, model: str, size: int, device: torch.dev
         "model": model, "size": size, "batch_size": args.batch_size, "dtype": words(dtype), "machine": machine(device),
         "threads": threads, "runs": args.runs, "warm_up": args.warmup,
         "budget_s": args.budget if args.budget < float("inf") else None, "pictures": PICTURES, "isolated": False,
-        **describe(device), "command": command(),
+        **describe(device), "command": typed(),
         "possible": possible(device, dtype),
     }  # fmt: skip
-
-
-def command() -> str:
-    """What was typed."""
-    return shlex.join(["python", "launch/bench.py", *sys.argv[1:]])
 
 
 def introduce(header: dict, console: Console) -> None:
@@ -217,8 +216,8 @@ def main() -> int:
         return poster(args, device, threads, settings, console, progress)
     chosen = contenders(args.only, PRECISIONS[args.dtype])
     if args.isolate:
-        result = isolated([a for a in sys.argv[1:] if a != "--isolate"], [c.name for c in chosen])
-        result["header"] |= {"isolated": True, "command": command()}
+        result = isolated([a for a in sys.argv[1:] if not a.startswith(ISOLATE)], [c.name for c in chosen])
+        result["header"] |= {"isolated": True, "command": typed()}
         introduce(result["header"], console)
     else:
         subject = subject_from(args, device, threads)

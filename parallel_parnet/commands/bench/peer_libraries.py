@@ -45,9 +45,15 @@ def need(module: str, package: str) -> ModuleType:
 def _openvino(subject: Subject, network: nn.Module | None) -> Runner:
     if subject.device.type != "cpu":
         raise ParNetError("runs on the CPU here")
-    hint = {torch.float32: "f32", torch.bfloat16: "bf16"}[subject.dtype]
+    hint = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}[subject.dtype]
     source = "convert_model(network)" if network else "read_model(file)"
-    return openvino_runner(openvino_model(subject, network), subject, source, {"INFERENCE_PRECISION_HINT": hint})
+    runner = openvino_runner(openvino_model(subject, network), subject, source, {"INFERENCE_PRECISION_HINT": hint})
+    if runner.arithmetic not in (
+        words(subject.dtype),
+        "float32",
+    ):  # fp16, on a CPU that has instructions for bf16 alone
+        raise ParNetError(f"computes in {runner.arithmetic} here, asked for {words(subject.dtype)}")
+    return runner
 
 
 def openvino_model(subject: Subject, network: nn.Module | None) -> Any:

@@ -14,15 +14,15 @@ from parallel_parnet.program.rivals import RIVALS, rival
 
 from ..common import settle
 from .fused import fuse
-from .measure import Settings, contenders, time_all
+from .measure import COMPARED, PICTURES, Settings, contenders, time_all
 from .poster_networks import PEERS
-from .proof import agrees, disagreements, expected_logits, prove_golden, prove_ours
+from .proof import agrees, expected_logits, left_out, prove_golden, prove_ours
 from .rows import Result, Row, row_of, timm_columns
 from .running import Entry, set_up
 from .statistics import median_interval
 from .subject import Subject
 
-SIZE, PICTURES, COMPARED = 224, 8, 2
+SIZE = 224
 # the ways that are fastest for most networks on each kind of device, beside this project's engine
 WAYS = {"cpu": ("OpenVINO", "ONNX Runtime"), "cuda": ("CUDA graph of eager, fused", "torch.compile")}
 
@@ -111,9 +111,7 @@ def measure_poster(
     return {
         "header": header,
         "rows": fastest,
-        "missing": {f"{e.subject.name}, {e.name}": e.missing for e in entries if e.missing},
-        "disagree": disagreements(entries),
-        "failed": [f"{e.subject.name}, {e.name}" for e in entries if e.failed],
+        **left_out(entries, lambda entry: f"{entry.subject.name}, {entry.name}"),
     }
 
 
@@ -147,4 +145,5 @@ def markdown(result: Result) -> str:
         f"{', between two CUDA events' if any(row['device_ms'] for row in result['rows']) else ''}."
     )
     absent = [f"Not measured: {name} ({why})." for name, why in result["missing"].items()]
-    return "\n".join([*lines, "", NOTE, where, *absent]) + "\n"
+    wrong = [f"Not compared: {name} ({how})." for name, how in result["disagree"].items()]
+    return "\n".join([*lines, "", NOTE, where, *absent, *wrong]) + "\n"

@@ -67,12 +67,17 @@ def agrees(entry: Entry) -> bool:
     return entry.error <= limit(entry)
 
 
-def disagreements(entries: Iterable[Entry]) -> dict[str, str]:
-    """Names of those that run and give other logits, and how far they are off."""
+def left_out(entries: Sequence[Entry], name: Callable[[Entry], str] = lambda entry: entry.name) -> dict:
+    """By name, as a result has them: why those that are missing are, how far those are off that run and give other
+    logits, and which of ours failed."""
     return {
-        entry.name: f"{entry.subject.name}: logits off by {entry.error:.1e}, relative (limit {limit(entry):.0e})"
-        for entry in entries
-        if entry.runner is not None and not agrees(entry)
+        "missing": {name(entry): entry.missing for entry in entries if entry.missing},
+        "disagree": {
+            name(entry): f"logits off by {entry.error:.1e}, relative (limit {limit(entry):.0e})"
+            for entry in entries
+            if entry.runner is not None and not agrees(entry)
+        },
+        "failed": [name(entry) for entry in entries if entry.failed],
     }
 
 

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
-import sys
 import time
 from pathlib import Path
 
@@ -42,6 +40,7 @@ from ..common import (
     pixels,
     plain_console,
     slug,
+    typed,
     words,
 )
 from ..common import table as make_table
@@ -147,7 +146,7 @@ def main() -> int:
         "model": subject.name, "size": subject.size, "dtype": words(subject.dtype), "machine": machine(device),
         "threads": threads, "budget_s": args.budget, "load_before": round(os.getloadavg()[0], 2),
         "parameters_m": round(subject.parameters / 1e6, 2), **describe(device),
-        "command": shlex.join(["python", "launch/throughput.py", *sys.argv[1:]]),
+        "command": typed(),
         "possible": possible(device, subject.dtype),
     }  # fmt: skip
     batches = measure(subject, args.batches, chosen, args.budget, header["possible"], progress)

@@ -29,6 +29,7 @@ from parallel_parnet.commands.bench import measure as measuring
 from parallel_parnet.commands.bench import page as bench_report
 from parallel_parnet.commands.bench.comparison import changes, differences
 from parallel_parnet.commands.bench.fused import fuse
+from parallel_parnet.commands.bench.machine import describe
 from parallel_parnet.commands.bench.measure import Settings, contenders, measure, worth_timing
 from parallel_parnet.commands.bench.rows import (
     SHARES,
@@ -42,10 +43,11 @@ from parallel_parnet.commands.bench.rows import (
     runs,
     write,
 )  # fmt: skip
-from parallel_parnet.commands.bench.running import Entry, interleave, spread
+from parallel_parnet.commands.bench.running import Entry, interleave, set_up, spread
 from parallel_parnet.commands.bench.statistics import median_interval, summary
 from parallel_parnet.commands.bench.subject import Contender, Runner, Subject
-from parallel_parnet.commands.common import run
+from parallel_parnet.commands.common import run, typed
+from parallel_parnet.commands.gpu import device
 
 QUIET = Console(quiet=True)
 HEADER = {"possible": {"float32": {"flop_per_s": 1e11, "bytes_per_s": 1e10}}}
@@ -292,6 +294,19 @@ def test_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         read(paths[0])
 
 
+def test_posters_are_compared_network_by_network() -> None:
+    """Whose fastest contender is mostly the same."""
+
+    def of_poster(times: dict[str, float]) -> dict:
+        made = [result({"ours: eager": np.full(30, ms)})["rows"][0] | {"model": name} for name, ms in times.items()]
+        return {"header": {"model": "poster"}, "rows": made}
+
+    old, new = of_poster({"resnet34": 9.0, "parnet_s": 5.0}), of_poster({"resnet34": 9.0, "parnet_s": 4.0, "b": 1.0})
+    verdicts = {change.contender: change.verdict for change in changes(old, new)}
+    assert verdicts == {"resnet34, ours: eager": "no change", "parnet_s, ours: eager": "faster"}
+    assert [key for key, *_ in differences(old, new)] == ["settings of b, ours: eager"]
+
+
 def test_names_of_files() -> None:
     header = {"torch": "2.13.0+cpu", "machine": "NVIDIA H200", "model": "parnet_xl", "size": 224}
     header |= {"dtype": "bfloat16", "batch_size": 1}
@@ -339,6 +354,19 @@ def test_poster(monkeypatch: pytest.MonkeyPatch) -> None:
     text = poster.markdown(found)
     assert "| tiny | 2 | 0.0 |" in text
     assert "| 60.00 | 500 |" in text
+
+
+@pytest.mark.usefixtures("_one_core")
+def test_the_poster_tells_every_network_on_which_a_way_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(poster, "contenders", lambda names: [planted("right", 0), planted("wrong", 1.0)])
+    rows = (poster.Quoted("a", 12, 50.0, 1000), poster.Quoted("b", 12, 60.0, 500))
+    header = result({})["header"] | HEADER
+    found = poster.measure_poster(
+        header, lambda name: replace(subject(), name=name), Settings(runs=3, least=3, warm_up=1), QUIET, table=rows
+    )
+    assert [(row["model"], row["contender"]) for row in found["rows"]] == [("a", "right"), ("b", "right")]
+    assert found["disagree"].keys() == {"a, wrong", "b, wrong"}
+    assert all(f"Not compared: {name} (logits off by" in poster.markdown(found) for name in found["disagree"])
 
 
 @pytest.mark.usefixtures("_one_core")
@@ -394,6 +422,42 @@ def test_a_process_of_its_own(tmp_path: Path) -> None:
         isolation.isolated(["--dtype"], ["eager, fused"])
 
 
+@pytest.mark.parametrize("word", ["--isolate", "--isol", "--is"])
+def test_a_process_of_its_own_starts_no_others(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However --isolate was shortened."""
+
+    def refused(arguments: list[str], names: list[str]) -> dict:
+        assert (arguments, names) == (["--only", "ours: eager", "--device", "cpu"], ["ours: eager"])
+        raise ParNetError("as planted")
+
+    monkeypatch.setattr(bench, "isolated", refused)
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--only", "ours: eager", word, "--device", "cpu"])
+    with pytest.raises(ParNetError, match="as planted"):
+        bench.main()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="OpenVINO is not installed")
+def test_openvino_in_fp16_on_a_cpu() -> None:
+    """Which takes bf16 for it where the CPU has no instructions for fp16."""
+    (openvino,) = contenders(["OpenVINO"])
+    found = set_up(openvino, replace(subject(), dtype=torch.float16), [x := torch.randn(1, 3, 64, 64)] * 2, [x] * 2)
+    if found.runner is None:
+        assert found.missing == "computes in bfloat16 here, asked for float16"
+    else:
+        assert found.runner.arithmetic in ("float16", "float32")
+
+
+def test_the_header_of_an_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no scripts to type, and no commit, not even where it lies in somebody's repository."""
+    monkeypatch.setattr(sys, "argv", ["/clone/launch/bench.py", "--only", "ours: eager"])
+    assert typed() == "python launch/bench.py --only 'ours: eager'"
+    monkeypatch.setattr(sys, "argv", ["parnet bench", "--only", "ours: eager"])
+    assert typed() == "parnet bench --only 'ours: eager'"
+    assert describe(torch.device("cpu"))["commit"]
+    monkeypatch.setattr(device, "CLONE", False)
+    assert describe(torch.device("cpu"))["commit"] is None
+
+
 def test_processes_become_one_result(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(3)
     times = {"ours: eager": rng.normal(8, 0.1, 50), "a peer": rng.normal(10, 0.1, 30)}
@@ -412,7 +476,10 @@ def test_bad_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (("--budget", 0), "must be positive"),
         (("--only", "nobody"), "choose one of"),
         (("--compare", tmp_path / "a", tmp_path / "b"), "no result of"),
-        (("--poster", "--isolate"), "leave --isolate out"),
+        *(
+            (("--poster", *more), "leave --isolate out, and --batch-size, --img-size and --only")
+            for more in (("--isolate",), ("--batch-size", 8), ("--img-size", 64), ("--only", "native"))
+        ),
         (("--speed", "high"), "see --help"),
         *[(("--device", "cuda"), "torch sees no NVIDIA GPU")] * (not torch.cuda.is_available()),
     ):

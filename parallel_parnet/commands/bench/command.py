@@ -169,7 +169,6 @@ def trace(subject: Subject, args: argparse.Namespace, console: Console) -> None:
     """What --trace and --report ask for, of the engine as a user has it who chooses nothing."""
     if not (args.trace or args.report):
         return
-    assert subject.program is not None, "the poster's other networks are not traced"
     picture = subject.pictures(1)[0]
     with engine_of(subject, "auto") as engine:
         engine.warm_up(picture)

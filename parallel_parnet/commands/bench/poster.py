@@ -9,12 +9,13 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from parallel_parnet import Engine, create_model, fold
-from parallel_parnet.program.rivals import RIVALS, rival
+from parallel_parnet import create_model, fold
+from parallel_parnet.program.rivals import rival
 
 from ..common import settle
 from .fused import fuse
 from .measure import COMPARED, PICTURES, Settings, contenders, time_all
+from .ours import usual
 from .poster_networks import PEERS
 from .proof import agrees, expected_logits, left_out, prove_golden, prove_ours
 from .rows import Result, Row, row_of, timm_columns
@@ -58,24 +59,17 @@ def subject_of(name: str, device: torch.device, dtype: torch.dtype, threads: int
     """A network of the table at batch 1, with random weights."""
     torch.manual_seed(0)
     if name in PEERS:
-        network = PEERS[name][0]().eval().requires_grad_(False)
-        program = rival(name) if name in RIVALS else None
-        if program is not None:
-            network.load_state_dict(dict(program.weights))
+        network, program = PEERS[name][0]().eval().requires_grad_(False), rival(name)
+        network.load_state_dict(dict(program.weights))
         return Subject(name, network, network, program, SIZE, 1, device, dtype, threads)
     model = settle(create_model(name)).requires_grad_(False)
     return Subject(name, model, fuse(model), fold(model), SIZE, 1, device, dtype, threads)
 
 
 def ways_of(subject: Subject) -> list[str]:
-    """Names of the contenders that run a network here: by the executor that the engine chooses, on a GPU by our kernels
-    in a CUDA graph, as peers run in graphs; those that ParNet is compared with by libraries as well."""
-    known = [] if subject.name.startswith("parnet") else list(WAYS[subject.device.type])
-    if subject.program is None:
-        return known
-    if subject.device.type == "cuda":
-        return [*known, "ours: cuda_graph"]
-    return [*known, f"ours: {Engine(subject.program, device=subject.device, dtype=subject.dtype).executor}"]
+    """Names of the contenders that run a network here: ours, and of those that ParNet is compared with libraries."""
+    libraries = () if subject.name.startswith("parnet") else WAYS[subject.device.type]
+    return [*libraries, usual(subject)]
 
 
 def measure_poster(

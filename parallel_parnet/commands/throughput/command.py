@@ -27,6 +27,7 @@ from parallel_parnet.files import as_json, write_json
 from ..bench.command import subject_from
 from ..bench.machine import describe, possible
 from ..bench.measure import contenders
+from ..bench.ours import usual
 from ..bench.rows import SHORT
 from ..bench.rows import read as read_result
 from ..common import (
@@ -47,7 +48,7 @@ from ..common import table as make_table
 from ..drawing import need_matplotlib
 from ..gpu.device import exact_fp32, require_gpu
 from ..sections import link, put
-from .measure import LEAST, measure, usual
+from .measure import LEAST, PEERS, measure
 from .words import HEADS, NEXT, TITLE, WHAT, cells, section, sentences
 
 BATCHES = (1, 2, 4, 8, 16)
@@ -141,11 +142,11 @@ def main() -> int:
         exact_fp32()
     args.batch_size = max(args.batches)
     subject = subject_from(args, device, threads)
-    chosen = contenders(args.only) if args.only else usual(subject)
+    chosen = contenders(args.only or [usual(subject), *PEERS[device.type]])
     header = {
         "model": subject.name, "size": subject.size, "dtype": words(subject.dtype), "machine": machine(device),
         "threads": threads, "budget_s": args.budget, "load_before": round(os.getloadavg()[0], 2),
-        "parameters_m": round(subject.parameters / 1e6, 2), **describe(device),
+        "parameters_m": round(subject.program.parameters / 1e6, 2), **describe(device),
         "command": typed(),
         "possible": possible(device, subject.dtype),
     }  # fmt: skip

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from parallel_parnet import Engine, ParNetError
+from parallel_parnet import ParNetError
 
-from ..bench.measure import PICTURES, Settings, bars, contenders, set_up_all, time_all, worth_timing
+from ..bench.measure import PICTURES, Settings, bars, set_up_all, time_all, worth_timing
 from ..bench.proof import expected_logits, left_out, prove_golden
 from ..bench.rows import TELLING, add_ratios, row_of
 from ..bench.running import Entry, once
@@ -28,13 +28,6 @@ PEERS = {
     "cpu": ("OpenVINO, exported", "ONNX Runtime, exported", "ncnn, exported", "MNN, exported", "torch.compile, fused"),
     "cuda": ("TensorRT, fused", "ONNX Runtime, fused", "CUDA graph of eager, fused", "torch.compile, fused"),
 }
-
-
-def usual(subject: Subject) -> list[Contender]:
-    """The executor that the engine chooses, on a GPU our kernels in a CUDA graph, and the fastest peers."""
-    kind = subject.device.type
-    mine = "cuda_graph" if kind == "cuda" else Engine(subject.program, device="cpu", dtype=subject.dtype).executor
-    return contenders([f"ours: {mine}", *PEERS[kind]])
 
 
 def measure(

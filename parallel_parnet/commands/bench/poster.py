@@ -13,6 +13,7 @@ from parallel_parnet import create_model, fold
 from parallel_parnet.program.rivals import rival
 
 from ..common import settle
+from ..sections import table
 from .fused import fuse
 from .measure import COMPARED, PICTURES, Settings, contenders, time_all
 from .ours import usual
@@ -24,6 +25,10 @@ from .statistics import median_interval
 from .subject import Subject
 
 SIZE = 224
+HEADS = (
+    "network", "depth", "parameters, M", "GFLOP", "top-1, % (poster)", "pictures/s (poster)", "pictures/s here",
+    "ms here (95% interval of the median)", "by",
+)  # fmt: skip
 # the ways that are fastest for most networks on each kind of device, beside this project's engine
 WAYS = {"cpu": ("OpenVINO", "ONNX Runtime"), "cuda": ("CUDA graph of eager, fused", "torch.compile")}
 
@@ -121,18 +126,14 @@ def _by_events(row: Row, entry: Entry) -> Row:
 def markdown(result: Result) -> str:
     """The table, with where and how it was measured beneath it."""
     header = result["header"]
-    lines = [
-        "| network | depth | parameters, M | GFLOP | top-1, % (poster) | pictures/s (poster) | pictures/s here "
-        "| ms here (95% interval of the median) | by |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in result["rows"]:
-        low, high = row["median_interval_ms"]
-        lines.append(
-            f"| {row['model']} | {row['depth']} | {row['param_count']:.1f} | {2 * row['infer_gmacs']:.1f} "
-            f"| {row['top1_poster']:.2f} | {row['speed_poster']} | {row['infer_samples_per_sec']:.1f} "
-            f"| {row['infer_step_time']:.2f} ({low:.2f} to {high:.2f}) | {row['contender']} |"
-        )
+    rows = [
+        [
+            row["model"], f"{row['depth']}", f"{row['param_count']:.1f}", f"{2 * row['infer_gmacs']:.1f}",
+            f"{row['top1_poster']:.2f}", f"{row['speed_poster']}", f"{row['infer_samples_per_sec']:.1f}",
+            "{:.2f} ({:.2f} to {:.2f})".format(row["infer_step_time"], *row["median_interval_ms"]), row["contender"],
+        ]
+        for row in result["rows"]
+    ]  # fmt: skip
     where = (
         f"Here: {header['machine']}, {header.get('cpu') or header.get('gpu')}, {header['dtype']}, batch 1, "
         f"{header['threads']} thread(s), torch {header['torch']}, {header['date']}; medians of interleaved runs"
@@ -140,4 +141,4 @@ def markdown(result: Result) -> str:
     )
     absent = [f"Not measured: {name} ({why})." for name, why in result["missing"].items()]
     wrong = [f"Not compared: {name} ({how})." for name, how in result["disagree"].items()]
-    return "\n".join([*lines, "", NOTE, where, *absent, *wrong]) + "\n"
+    return "\n".join([table(HEADS, rows), "", NOTE, where, *absent, *wrong]) + "\n"

@@ -47,7 +47,7 @@ from ..common import (
 from ..common import table as make_table
 from ..drawing import need_matplotlib
 from ..gpu.device import exact_fp32, require_gpu
-from ..sections import link, put
+from ..sections import check, link, put
 from .measure import LEAST, PEERS, measure
 from .words import HEADS, NEXT, TITLE, WHAT, cells, section, sentences
 
@@ -79,8 +79,8 @@ def parse_arguments() -> argparse.Namespace:
     if not args.budget > 0:
         raise ParNetError(f"--budget {args.budget:g}: must be positive")
     check_folder(args.out)
-    if args.page and not os.path.isfile(args.page):
-        raise ParNetError(f"--page {args.page}: no such file; give a page in Markdown")
+    if args.page:
+        check(args.page, TITLE, NEXT)
     return args
 
 

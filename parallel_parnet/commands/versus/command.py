@@ -52,8 +52,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--page", type=Path, metavar="FILE", help="put table, picture and words on this page")
     args = parser.parse_args()
     if args.page:
-        if not os.path.isfile(args.page):
-            raise ParNetError(f"--page {args.page}: no such file; give a page in Markdown")
         check(args.page, TITLE, NEXT)
         name = RESULTS / f"versus-{slug(machine(torch.device('cpu')))}.json"
         args.json, args.figure = args.json or name, args.figure or name.with_suffix(".svg")

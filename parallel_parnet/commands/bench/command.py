@@ -41,6 +41,7 @@ from ..common import (
     machine,
     pixels,
     plain_console,
+    positive,
     typed,
     words,
 )
@@ -71,7 +72,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=Settings.runs, help="timed runs of each (default: %(default)s)")
     parser.add_argument("--warmup", type=int, default=Settings.warm_up, help="runs before them (default: %(default)s)")
     parser.add_argument(
-        "--budget", type=float, default=Settings.budget, metavar="SECONDS",
+        "--budget", type=positive, default=Settings.budget, metavar="SECONDS",
         help=f"of timed runs, set-ups aside: slower contenders get fewer, {Settings.least} at least, and are marked",
     )  # fmt: skip
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="contenders, by name or part of one")
@@ -86,8 +87,6 @@ def parse_arguments() -> argparse.Namespace:
     for name, least in (("batch_size", 1), ("runs", 2), ("warmup", 1)):
         if getattr(args, name) < least:
             raise ParNetError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least {least}")
-    if not args.budget > 0:
-        raise ParNetError(f"--budget {args.budget:g}: must be positive")
     check_folder(args.out)
     if args.poster and (args.isolate or args.batch_size > 1 or args.img_size or args.only):
         raise ParNetError(
@@ -196,12 +195,8 @@ def poster(
 
 
 def main() -> int:
-    args, ranks = parse_arguments(), Ranks.from_environment()
-    if ranks.world > 1:
-        raise ParNetError("the benchmark runs in one process: start it with python")
-    console, progress = plain_console(), plain_console(stderr=True)
-    if not console.is_terminal:
-        console.width = 160
+    args, ranks = parse_arguments(), Ranks.alone("the benchmark")
+    console, progress = plain_console(160), plain_console(stderr=True)
     if args.compare:
         return compare(*args.compare, console)
     threads, device = ranks.take_threads(), ranks.device(args.device)

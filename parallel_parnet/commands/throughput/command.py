@@ -40,6 +40,7 @@ from ..common import (
     machine,
     pixels,
     plain_console,
+    positive,
     slug,
     typed,
     words,
@@ -64,7 +65,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", help="cpu, cuda or cuda:N; default: cuda where there is one")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
     parser.add_argument(
-        "--budget", type=float, default=BUDGET, metavar="SECONDS",
+        "--budget", type=positive, default=BUDGET, metavar="SECONDS",
         help=f"of timed runs together, set-ups aside; {LEAST} of each at least (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
@@ -76,8 +77,6 @@ def parse_arguments() -> argparse.Namespace:
     args.batches = sorted(set(args.batches))
     if args.batches[0] < 1:
         raise ParNetError(f"--batches {args.batches[0]}: each must be at least 1")
-    if not args.budget > 0:
-        raise ParNetError(f"--budget {args.budget:g}: must be positive")
     check_folder(args.out)
     if args.page:
         check(args.page, TITLE, NEXT)
@@ -126,17 +125,13 @@ def write_page(page: Path, folder: Path, where: str) -> Path:
 
 
 def main() -> int:
-    args, ranks = parse_arguments(), Ranks.from_environment()
-    if ranks.world > 1:
-        raise ParNetError("the benchmark runs in one process: start it with python")
+    args, ranks = parse_arguments(), Ranks.alone("the benchmark")
     began, threads, device = time.perf_counter(), ranks.take_threads(), ranks.device(args.device)
     where = f"{SHORT[words(DTYPES[args.dtype])]}-{slug(machine(device))}"
     if args.page:
         print(as_json({"figure": str(write_page(args.page, args.out, where)), "page": str(args.page)}))
         return 0
-    console, progress = plain_console(), plain_console(stderr=True)
-    if not console.is_terminal:
-        console.width = 160
+    console, progress = plain_console(160), plain_console(stderr=True)
     if device.type == "cuda":
         require_gpu()
         exact_fp32()

@@ -19,10 +19,10 @@ def draw(rows: Sequence[dict], header: dict, path: Path) -> None:
     figure = Figure(figsize=(6.4, 5.4), layout="constrained")
     axes = figure.subplots()
     for y, row in enumerate(rows):
-        lanes = {int(k): v for k, v in row["lanes_ms"].items()}
-        most, colour = max(lanes), COLOURS[row["ours"]]
+        lanes, colour = row["lanes_ms"], COLOURS[row["ours"]]
+        most = max(lanes, key=int)
         # what is simulated stands above the line, what others measure below it, so that none hides another
-        points = [("one thread, measured", "o", lanes[1], 0.0), (f"{most} lanes, simulated", "^", lanes[most], 0.25)]
+        points = [("one thread, measured", "o", lanes["1"], 0.0), (f"{most} lanes, simulated", "^", lanes[most], 0.25)]
         if cores != "1":
             points.insert(1, (f"{cores} threads, measured", "s", row["threads"][cores]["ms"], 0.0))
         ends = [x for _, _, x, _ in points]

@@ -1,4 +1,4 @@
-"""--trace and --report for every script that runs the engine: record some requests, merge the lanes, write."""
+"""--trace and --report of infer and bench: record some requests, merge the lanes, write."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def measure(
     passes = sum(len(entry.latency) + settings.warm_up for entry in running)
     rows = [row_of(entry, header["possible"], clocks) for entry in running]
     for entry, row in zip(running, rows, strict=True):
-        if entry.contender.ours and entry.runner is not None:
+        if entry.contender.ours:
             overhead = host_overhead(entry.runner.call, entry.runner.wait, pictures, settings.least)
             row["overhead_us"] = None if overhead is None else round(overhead * 1e6, 2)
     add_ratios(rows, paired=True)
@@ -127,7 +127,6 @@ def time_all(
     warm = [
         min(once(entry.runner, own[i % len(own)]).latency for i in range(settings.warm_up))
         for entry, own in zip(entries, pictures, strict=True)
-        if entry.runner is not None
     ]
     counts = shares(warm, settings.runs, settings.least, settings.budget)
     device = entries[0].subject.device if entries else torch.device("cpu")

@@ -46,7 +46,6 @@ def timm_columns(subject: Subject, median_ms: float) -> Row:
 def row_of(entry: Entry, possible: Mapping[str, Mapping[str, float]], clocks: Sequence[float]) -> Row:
     """All about a contender that was timed, timm's columns first."""
     subject, runner, latency = entry.subject, entry.runner, summary(entry.latency)
-    assert runner is not None
     on_gpu = subject.device.type == "cuda"
     timed_on_gpu = on_gpu and all(map(math.isfinite, entry.device))
     return {

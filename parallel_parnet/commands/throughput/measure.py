@@ -97,7 +97,6 @@ def _race(
 
 def _seconds(entry: Entry, pictures: Sequence[Tensor]) -> float:
     """Of a pass, the shortest of as many as fit in FIRST_S: a single one of a millisecond would tell nothing."""
-    assert entry.runner is not None
     times = [entry.second_call]
     while sum(times) < FIRST_S:
         times.append(once(entry.runner, pictures[len(times) % len(pictures)]).latency)

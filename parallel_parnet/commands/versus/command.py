@@ -100,12 +100,8 @@ def main() -> int:
 
         draw(rows, header, args.figure)
     if args.page:
-        put(
-            args.page,
-            TITLE,
-            section(header, rows, said, *(link(path, args.page) for path in (args.json, args.figure))),
-            NEXT,
-        )
+        links = (link(path, args.page) for path in (args.json, args.figure))
+        put(args.page, TITLE, section(header, rows, said, *links), NEXT)
     compared = {pair.rival["network"]: pair.parnet["network"] for pair in pairs(rows)}
     print(as_json({"seconds": header["seconds"], "compared": compared, "verdict": said[-1]}))
     return 0

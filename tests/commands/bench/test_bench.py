@@ -5,12 +5,9 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
-import os
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,23 +15,21 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
-from conftest import launch, lively, relative
+from conftest import SMALL, launch, lively, relative
+from contenders import HEADER, QUIET, planted, result, subject
 from parallel_parnet import Config, Engine, ParNetError, fold
 from parallel_parnet.commands.bench import command as bench
-from parallel_parnet.commands.bench import isolation, ours, overhead, poster
+from parallel_parnet.commands.bench import isolation, ours, overhead
 from parallel_parnet.commands.bench import measure as measuring
 from parallel_parnet.commands.bench import page as bench_report
-from parallel_parnet.commands.bench.comparison import changes, differences
 from parallel_parnet.commands.bench.fused import fuse
 from parallel_parnet.commands.bench.machine import describe
 from parallel_parnet.commands.bench.measure import Settings, contenders, measure, worth_timing
 from parallel_parnet.commands.bench.rows import (
     SHARES,
     _achieved,
-    add_ratios,
     best,
     reached,
     read,
@@ -44,50 +39,9 @@ from parallel_parnet.commands.bench.rows import (
     write,
 )  # fmt: skip
 from parallel_parnet.commands.bench.running import Entry, interleave, set_up, spread
-from parallel_parnet.commands.bench.statistics import median_interval, summary
 from parallel_parnet.commands.bench.subject import Contender, Runner, Subject
 from parallel_parnet.commands.common import run, typed
 from parallel_parnet.commands.gpu import device
-
-QUIET = Console(quiet=True)
-HEADER = {"possible": {"float32": {"flop_per_s": 1e11, "bytes_per_s": 1e10}}}
-SMALL = Config((8, 16, 32, 64), num_classes=10)
-
-
-@pytest.fixture
-def _one_core() -> Iterator[None]:
-    """This process and those that it starts on one core, so that their threads do not wait for other tests'."""
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})
-    yield
-    os.sched_setaffinity(0, cores)
-
-
-@cache
-def subject() -> Subject:
-    model = lively(SMALL, 0).requires_grad_(False)
-    return Subject("small", model, fuse(model), fold(model), 64, 1, torch.device("cpu"), torch.float32, 1)
-
-
-def result(times: dict[str, np.ndarray], **header: object) -> dict:
-    """A result as the benchmark writes it, from made-up times in ms; names that begin with "ours" are ours."""
-    rows = [
-        {
-            "model": "small", "infer_samples_per_sec": 1e3 / np.median(ms), "infer_step_time": float(np.median(ms)),
-            "infer_batch_size": 1, "contender": name, "ours": name.startswith("ours"), "arithmetic": "float32",
-            "settings": "as it comes", "error": 1e-7, "n": len(ms), "unstable": [], "latency_ms": summary(ms / 1e3),
-            "median_interval_ms": [t * 1e3 for t in median_interval(ms / 1e3)], "setup_s": 0.1, "first_call_s": 0.2,
-            "gflop_per_s": 1.0, "of_matmul": 0.5, "rounds": list(range(len(ms))), "samples_ms": list(ms),
-        }
-        for name, ms in times.items()
-    ]  # fmt: skip
-    told = {
-        "model": "small", "size": 64, "batch_size": 1, "dtype": "float32", "machine": "2-core x86-64 (AVX2)",
-        "cpu": "a CPU", "threads": 2, "torch": "2.13.0+cpu", "date": "2026-01-01T00:00:00", "commit": "abc",
-        "command": "python launch/bench.py",
-    }  # fmt: skip
-    add_ratios(rows, paired=True)
-    return {"header": told | header, "rows": rows, "missing": {"absent": "not installed"}, "disagree": {}}
 
 
 def test_few_or_unstable_runs_claim_nothing() -> None:
@@ -143,19 +97,6 @@ def test_few_turns_are_spread(rounds: int) -> None:
     for count in range(1, rounds + 1):
         taken = [-1, *(r for r in range(rounds) if turns[r] < count), rounds]
         assert max(b - a for a, b in pairwise(taken)) <= 2 * (rounds + 1) // count + 1
-
-
-def planted(name: str, wrong: float, is_ours: bool = False) -> Contender:
-    """A contender whose logits are off by so much, relative."""
-
-    def build(subject: Subject) -> Runner:
-        def call(x: Tensor) -> Tensor:
-            logits = subject.network(x)
-            return logits + wrong * logits.norm() * nn.functional.one_hot(torch.tensor([1]), 10)
-
-        return Runner(call, "planted", "float32")
-
-    return Contender(name, is_ours, build)
 
 
 def test_a_peer_that_disagrees_is_not_compared() -> None:
@@ -269,44 +210,6 @@ def test_overhead_is_what_the_library_does_not_take(monkeypatch: pytest.MonkeyPa
     assert Library.work.__name__ == "work"  # as it was
 
 
-def test_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    rng = np.random.default_rng(1)
-    base = {name: 10 * rng.lognormal(0, 0.01, 50) for name in ("ours: eager", "same", "quicker", "worse", "gone")}
-    now = {"ours: eager": 10 * rng.lognormal(0, 0.01, 50), "same": base["same"] * 1.01}
-    now |= {"quicker": base["quicker"] * 0.8, "worse": base["worse"] * 1.2}
-    old, new = result(base), result(now, torch="2.14.0")
-    verdict = {change.contender: change.verdict for change in changes(old, new)}
-    assert verdict == {"ours: eager": "no change", "same": "no change", "quicker": "faster", "worse": "slower"}
-    once = result({name: times[:1] for name, times in now.items()})
-    assert {change.verdict for change in changes(old, once)} == {"no change"}, "one run has no interval"
-    other = {key for key, *_ in differences(old, new)}
-    assert other == {"torch", "settings of gone"}
-    paths = [write(r, tmp_path, name) for r, name in ((old, "old"), (new, "new"), (result(now, size=32), "small"))]
-    monkeypatch.setattr(sys, "argv", ["bench.py", "--compare", *map(str, paths[:2])])
-    assert bench.main() == 0
-    printed = capsys.readouterr().out.splitlines()
-    assert json.loads(printed[-1])["quicker"]["verdict"] == "faster"
-    monkeypatch.setattr(sys, "argv", ["bench.py", "--compare", str(paths[0]), str(paths[2])])
-    with pytest.raises(ParNetError, match=r"size is 64 in old\.json and 32 in small\.json"):
-        bench.main()
-    paths[0].write_text("{}")
-    with pytest.raises(ParNetError, match=r"no result of launch/bench.py"):
-        read(paths[0])
-
-
-def test_posters_are_compared_network_by_network() -> None:
-    """Whose fastest contender is mostly the same."""
-
-    def of_poster(times: dict[str, float]) -> dict:
-        made = [result({"ours: eager": np.full(30, ms)})["rows"][0] | {"model": name} for name, ms in times.items()]
-        return {"header": {"model": "poster"}, "rows": made}
-
-    old, new = of_poster({"resnet34": 9.0, "parnet_s": 5.0}), of_poster({"resnet34": 9.0, "parnet_s": 4.0, "b": 1.0})
-    verdicts = {change.contender: change.verdict for change in changes(old, new)}
-    assert verdicts == {"resnet34, ours: eager": "no change", "parnet_s, ours: eager": "faster"}
-    assert [key for key, *_ in differences(old, new)] == ["settings of b, ours: eager"]
-
-
 def test_names_of_files() -> None:
     header = {"torch": "2.13.0+cpu", "machine": "NVIDIA H200", "model": "parnet_xl", "size": 224}
     header |= {"dtype": "bfloat16", "batch_size": 1}
@@ -331,39 +234,6 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     monkeypatch.setattr(sys, "argv", ["bench_report.py", str(path), str(other)])
     with pytest.raises(ParNetError, match="results of 2 machines"):
         bench_report.main()
-
-
-@pytest.mark.usefixtures("_one_core")
-def test_poster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(poster.WAYS, "cpu", ("eager, channels_last", "CUDA graph"))
-    rows = (poster.Quoted("tiny", 2, 50.0, 1000), poster.Quoted("parnet_fashion", 12, 60.0, 500))
-    monkeypatch.setattr(poster, "SIZE", 64)
-
-    def make(name: str) -> Subject:
-        tiny = replace(subject(), name="tiny")
-        return tiny if name == "tiny" else poster.subject_of(name, torch.device("cpu"), torch.float32, 1)
-
-    header = result({})["header"] | HEADER
-    found = poster.measure_poster(header, make, Settings(runs=3, least=3, warm_up=1), QUIET, table=rows)
-    assert [row["model"] for row in found["rows"]] == ["tiny", "parnet_fashion"]
-    assert found["missing"].keys() == {"tiny, CUDA graph of eager, fused"}
-    assert found["failed"] == []
-    text = poster.markdown(found)
-    assert "| tiny | 2 | 0.1 |" in text
-    assert "| 60.00 | 500 |" in text
-
-
-@pytest.mark.usefixtures("_one_core")
-def test_the_poster_tells_every_network_on_which_a_way_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(poster, "contenders", lambda names: [planted("right", 0), planted("wrong", 1.0)])
-    rows = (poster.Quoted("a", 12, 50.0, 1000), poster.Quoted("b", 12, 60.0, 500))
-    header = result({})["header"] | HEADER
-    found = poster.measure_poster(
-        header, lambda name: replace(subject(), name=name), Settings(runs=3, least=3, warm_up=1), QUIET, table=rows
-    )
-    assert [(row["model"], row["contender"]) for row in found["rows"]] == [("a", "right"), ("b", "right")]
-    assert found["disagree"].keys() == {"a, wrong", "b, wrong"}
-    assert all(f"Not compared: {name} (logits off by" in poster.markdown(found) for name in found["disagree"])
 
 
 @pytest.mark.usefixtures("_one_core")

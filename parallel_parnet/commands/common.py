@@ -75,7 +75,7 @@ class Ranks:
 
     @classmethod
     def alone(cls, what: str) -> Ranks:
-        """The same for a command that runs in one process; ParNetError, in which `what` it is, where there are more."""
+        """The same for a command, called `what`, that runs in one process; ParNetError where this is one of several."""
         ranks = cls.from_environment()
         if ranks.world > 1:
             raise ParNetError(f"{what} runs in one process: start it with python")

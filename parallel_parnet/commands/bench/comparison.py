@@ -35,7 +35,10 @@ class Change:
 def by_name(result: Result) -> dict[str, Row]:
     """Rows by contender, in a result of several networks by both."""
     one = result["header"]["model"]
-    return {", ".join([row["model"]] * (row["model"] != one) + [row["contender"]]): row for row in result["rows"]}
+    return {
+        row["contender"] if row["model"] == one else f"{row['model']}, {row['contender']}": row
+        for row in result["rows"]
+    }
 
 
 def changes(old: Result, new: Result) -> list[Change]:

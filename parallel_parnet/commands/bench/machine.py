@@ -36,13 +36,8 @@ def describe(device: torch.device) -> dict:
     if device.type == "cuda":
         return {**gpu_machine(device), **found}
     kernels = None if lacking("native") else isa("native")
-    return {
-        **found,
-        "cpu": cpu_name(),
-        "isa": kernels,
-        "commit": commit(),
-        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
+    date = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    return {**found, "cpu": cpu_name(), "isa": kernels, "commit": commit(), "date": date}
 
 
 def cpu_name() -> str:

@@ -48,11 +48,9 @@ def _openvino(subject: Subject, network: nn.Module | None) -> Runner:
     hint = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}[subject.dtype]
     source = "convert_model(network)" if network else "read_model(file)"
     runner = openvino_runner(openvino_model(subject, network), subject, source, {"INFERENCE_PRECISION_HINT": hint})
-    if runner.arithmetic not in (
-        words(subject.dtype),
-        "float32",
-    ):  # fp16, on a CPU that has instructions for bf16 alone
-        raise ParNetError(f"computes in {runner.arithmetic} here, asked for {words(subject.dtype)}")
+    asked = words(subject.dtype)
+    if runner.arithmetic not in (asked, "float32"):  # fp16, on a CPU that has instructions for bf16 alone
+        raise ParNetError(f"computes in {runner.arithmetic} here, asked for {asked}")
     return runner
 
 

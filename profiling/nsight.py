@@ -125,7 +125,8 @@ def merge(timeline: Timeline, folder: Path) -> Timeline:
     known = len(epochs) == len(found)
     bars: list[Bar] = []
     for lane, (spans, epoch) in enumerate(found):
-        offset = (min(epochs) - epoch) * 1e-9 if known and epoch else _first_request(spans, folder, lane)
+        first = _first_request(spans, folder, lane)
+        offset = (min(epochs) - epoch) * 1e-9 if known and epoch is not None else first
         bars += _checked(timeline.known, bars_of(timeline.known, lane, REAL, spans, offset), folder)
     bars = _moved(bars, _start(timeline.bars, timeline.known) - _start(bars, timeline.known))
     bars += [bar for bar in timeline.bars if bar.row != REAL and bar.kind != "kernel"]

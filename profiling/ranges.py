@@ -5,14 +5,14 @@ In a domain of their own, `parallel_parnet`, with a colour for each stream and a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ..program.program import Operation, Program
 from .colours import COLOURS, NEUTRAL
-from .spans import GATHER, REQUEST, SENDS, Spans, span
+from .spans import Spans, kind_of, span
 
 if TYPE_CHECKING:
     import nvtx
@@ -27,6 +27,7 @@ class Ranges:
 
     domain: nvtx._lib.Domain
     operations: dict[str, Operation]
+    labels: dict[str, str]
     inner: Spans | None = None
     attributes: dict[tuple[str, str, str], object] = field(default_factory=dict)
 
@@ -39,7 +40,8 @@ class Ranges:
             return None
         domain = nvtx.get_domain(DOMAIN)
         listening = not isinstance(domain, nvtx._lib.DummyDomain)
-        return cls(domain, program.by_name) if listening else None
+        labels = {op.name: op.label for op in program.operations}
+        return cls(domain, program.by_name, labels) if listening else None
 
     def around(self, inner: Spans) -> Ranges:
         """The same ranges, marking for `inner` too."""
@@ -50,7 +52,7 @@ class Ranges:
         """A range; for an operation, within one for its level."""
         op = self.operations.get(name)
         ranges = [(f"level {op.level}", "level", op.label)] if op else []
-        ranges.append((name, category(name, self.operations), op.label if op else name.split(", ")[-1]))
+        ranges.append((name, *category(name, self.labels)))
         for found in ranges:
             self.domain.push_range(self._attributes(*found))
         try:
@@ -68,11 +70,12 @@ class Ranges:
         return self.attributes[key]
 
 
-def category(name: str, operations: dict[str, Operation]) -> str:
-    """The kind of work that a span holds, by its name."""
-    if name in operations:
-        return "operation"
-    first = "send" if name == SENDS else name.split(" ")[0]
-    if name in (REQUEST, GATHER, CAPTURED) or first in ("wait", "send", "level"):
-        return "capture" if name == CAPTURED else first
-    return "fusion" if name.startswith("fusion") else "stream"
+def category(name: str, labels: Mapping[str, str]) -> tuple[str, str]:
+    """The kind of work that a span holds, by its name, and the stage or stream that gives it its colour. A wait or a
+    send has none, as in the report, where it would look like that stream's work."""
+    if name == CAPTURED:
+        return "capture", ""
+    kind, label = kind_of(name, labels)
+    if kind == "segment":
+        return "fusion" if label == "fusion" else "stream", label
+    return kind, "" if kind in ("wait", "send") else label

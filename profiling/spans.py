@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -11,6 +11,25 @@ from typing import Protocol
 REQUEST = "request"  # a lane's whole part of a request
 SENDS = "wait for sends"  # at a request's end, until all that was sent has left
 GATHER = "gather"  # the coordinator's waits for what fusion reads
+CLASSIFIER = "classifier"  # the launch of the last level, where levels are launched as one
+
+
+def kind_of(name: str, labels: Mapping[str, str]) -> tuple[str, str]:
+    """Kind of a lane's span, by its name: operation, level, segment, request, gather, wait or send; and the stage or
+    stream that it is of, "" where it is of none, by those of the operations."""
+    if name in labels:
+        return "operation", labels[name]
+    if name == CLASSIFIER:
+        return "level", "head"
+    first = name.split(" ")[0]
+    if name == SENDS:
+        return "send", ""
+    if name in (REQUEST, GATHER) or first in ("wait", "send", "level"):
+        return first, labels.get(name.partition(" ")[2], "")
+    parts = name.split(", ")
+    if sum(part.startswith("stream") for part in parts) > 1:
+        return "segment", "all streams"
+    return "segment", next((part for part in parts if part != "stem"), parts[0])
 
 
 def wait_name(feature: str) -> str:

@@ -9,10 +9,9 @@ from ..errors import ParNetError
 from ..program.placement import Placement, Transfer
 from ..program.program import INPUT, Program
 from .clocks import Clock
-from .spans import GATHER, REQUEST, SENDS, Recorder, Span
+from .spans import CLASSIFIER, REQUEST, Recorder, Span, kind_of
 
 REAL, EAGER = "real path", "operation by operation, eager"
-CLASSIFIER = "classifier"  # the name of the launch of the last level, where levels are launched as one
 ANNOUNCED = REQUEST  # the feature, so to speak, by which a request is announced to the other lanes
 
 
@@ -84,22 +83,6 @@ class Operations:
         if name == CLASSIFIER:
             return max(self.levels.values())
         return int(name.removeprefix("level ")) if name.startswith("level ") else self.levels.get(name)
-
-    def kind(self, name: str) -> tuple[str, str]:
-        """Kind and label of a lane's span, by its name."""
-        if name in self.labels:
-            return "operation", self.labels[name]
-        if name == CLASSIFIER:
-            return "level", "head"
-        first = name.split(" ")[0]
-        if name == SENDS:
-            return "send", ""
-        if name in (REQUEST, GATHER) or first in ("wait", "send", "level"):
-            return first, self.labels.get(name.partition(" ")[2], "")
-        parts = name.split(", ")
-        if sum(part.startswith("stream") for part in parts) > 1:
-            return "segment", "all streams"
-        return "segment", next((part for part in parts if part != "stem"), parts[0])
 
 
 @dataclass(frozen=True)
@@ -188,7 +171,7 @@ def bars_of(
     for s in spans:
         holding = (i for i, r in enumerate(requests) if r.start <= (s.start + s.end) / 2 <= r.end)
         which = next(holding, 0) if number is None else number
-        kind, label = ("kernel", "") if s.row else known.kind(s.name)
+        kind, label = ("kernel", "") if s.row else kind_of(s.name, known.labels)
         bars.append(Bar(lane, s.row or row, kind, s.name, label, which, s.start - offset, s.end - offset))
     return bars
 

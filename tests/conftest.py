@@ -153,6 +153,15 @@ def _threads() -> Iterator[None]:
 
 
 @pytest.fixture
+def _one_core() -> Iterator[None]:
+    """This process and those that it starts on one core, so that their threads do not wait for other tests'."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    yield
+    os.sched_setaffinity(0, cores)
+
+
+@pytest.fixture
 def here(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., subprocess.CompletedProcess]:

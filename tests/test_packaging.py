@@ -162,6 +162,9 @@ def test_the_other_commands_of_an_install(installed: Path, tmp_path: Path) -> No
     usage = run(*parnet, "--help", cwd=tmp_path)
     assert all(f"  {name} " in usage for name in COMMANDS)
     assert "lanes over loopback" in run(*parnet, "plan", "--gpus", 2, "--link", "loopback", "--exactly", cwd=tmp_path)
+    depth = (*parnet, "latency-vs-depth", "--only", "nothing", "--out", tmp_path)  # refused once the link is read
+    refused = subprocess.run(depth, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert "error: --only nothing: choose part of one of" in refused.stderr
     wrong = subprocess.run([*parnet, "infre"], capture_output=True, text=True, timeout=60)
     assert wrong.returncode == 2 and wrong.stderr.startswith("error: parnet infre: no such command\n")
 

@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 import re
+import shlex
 import sys
 import time
 import traceback
@@ -71,6 +72,14 @@ class Ranks:
         rank = _number("RANK", 0, 0, world - 1)
         local_world = _number("LOCAL_WORLD_SIZE", world, 1, world)
         return cls(rank, world, _number("LOCAL_RANK", rank % local_world, 0, local_world - 1), local_world)
+
+    @classmethod
+    def alone(cls, what: str) -> Ranks:
+        """The same for a command, called `what`, that runs in one process; ParNetError where this is one of several."""
+        ranks = cls.from_environment()
+        if ranks.world > 1:
+            raise ParNetError(f"{what} runs in one process: start it with python")
+        return ranks
 
     def take_threads(self, wanted: int | None = None) -> int:
         """Give this process as many threads as are `wanted`, else, where it is alone, as OMP_NUM_THREADS says (which
@@ -138,6 +147,20 @@ def pixels(text: str) -> int:
     return number
 
 
+def positive(text: str) -> float:
+    """A number above zero, as an argument."""
+    if (number := _number_within_reason(text)) <= 0:
+        raise argparse.ArgumentTypeError(f"{text}: must be positive")
+    return number
+
+
+def typed() -> str:
+    """The command line of this process, as it can be given again."""
+    program, *arguments = sys.argv
+    by_script = program.endswith(".py")  # else "parnet NAME", for an install has no scripts
+    return shlex.join([*(["python", f"launch/{Path(program).name}"] if by_script else program.split()), *arguments])
+
+
 def check_folder(out: Path) -> None:
     """ParNetError, before any work is done for them, where no results can be put into the folder --out."""
     if not os.path.isdir(out):
@@ -151,12 +174,16 @@ class _Plain(Console):
         raise BrokenPipeError  # to `run`, where Console would exit with 1
 
 
-def plain_console(**options: Any) -> Console:
-    """For names of files and classes, which are the user's: a bracket in one is no markup, and a colon no emoji."""
+def plain_console(in_files: int | None = None, **options: Any) -> Console:
+    """For names of files and classes, which are the user's: a bracket in one is no markup, and a colon no emoji.
+    in_files: columns where it is no terminal that is written to."""
     for name in ("COLUMNS", "LINES"):
         if _within(os.environ.get(name, "1"), 1, MOST_COLUMNS) is None:
             del os.environ[name]  # rich takes what it cannot read for a number, and no terminal is so wide
-    return _Plain(highlight=False, markup=False, emoji=False, **options)
+    console = _Plain(highlight=False, markup=False, emoji=False, **options)
+    if in_files and not console.is_terminal:
+        console.width = in_files
+    return console
 
 
 def table(*heads: str, title: str | None = None) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from parallel_parnet.files import check_writable, write_atomically
 from parallel_parnet.planning.planner import Schedule
 
 if TYPE_CHECKING:
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 LOOKS = {
@@ -72,6 +74,15 @@ def draw(schedule: Schedule, title: str, path: Path) -> None:
     patches = [Patch(facecolor=LOOKS[x][0], hatch=LOOKS[x][1], edgecolor="#666", label=x) for x in labels]
     figure.legend(handles=patches, loc="outside right upper")
     save(figure, path)
+
+
+def plain_ticks(axis: Axis, marks: Sequence[float] = (1, 2, 5)) -> None:
+    """Plain numbers on a logarithmic axis, at these of each decade."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axis.set_major_locator(LogLocator(subs=marks))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -13,7 +13,7 @@ from parallel_parnet.executors.available import EXECUTORS
 from parallel_parnet.executors.backends import isa
 from parallel_parnet.transport import TRANSPORTS, gather
 
-from .common import DTYPES, Ranks, pixels, words
+from .common import DTYPES, Ranks, pixels, positive, words
 from .int8 import FP8, QUANTISED, add_int8_arguments
 from .plan.measured import find_link, plan_for_ranks
 
@@ -34,7 +34,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads", type=int, help="compute threads; default: OMP_NUM_THREADS, else its share of cores"
     )
     parser.add_argument("--transport", choices=TRANSPORTS, default="auto", help="of features between ranks")
-    parser.add_argument("--timeout", type=float, default=60, help="seconds for an operation (default: %(default)s)")
+    parser.add_argument("--timeout", type=positive, default=60, help="seconds for an operation (default: %(default)s)")
 
 
 def check_engine_arguments(args: argparse.Namespace) -> None:
@@ -46,8 +46,6 @@ def check_engine_arguments(args: argparse.Namespace) -> None:
         raise ParNetError("--placement auto chooses the lanes by itself: leave --streams-per-gpu and --strict out")
     if args.link:
         find_link(args.link)  # a wrong one is told before anything runs
-    if args.timeout <= 0:
-        raise ParNetError(f"--timeout {args.timeout}: must be positive")
     if args.calibrate and not {args.dtype, getattr(args, "against", None)} & QUANTISED.keys():
         raise ParNetError("--calibrate is for int8 and fp8: add --dtype int8 or fp8, or leave it out")
 

@@ -18,7 +18,10 @@ NAMES = {
 
 
 def check(page: Path, title: str, before: str) -> None:
-    """ParNetError, before anything is measured, for a page on which `put` would find no place, or could not write."""
+    """ParNetError, before anything is measured, for a page that is not there, or on which `put` would find no place, or
+    could not write."""
+    if not os.path.isfile(page):
+        raise ParNetError(f"--page {page}: no such file; give a page in Markdown")
     check_writable(page)
     try:
         placed(page.read_text(), title, "", before)

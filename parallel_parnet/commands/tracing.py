@@ -1,4 +1,4 @@
-"""--trace and --report for every script that runs the engine: record some requests, merge the lanes, write."""
+"""--trace and --report of infer and bench: record some requests, merge the lanes, write."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def merged(
         "floor": {
             "flops_per_s": floor["flop_per_s"], "bytes_per_s": floor["bytes_per_s"],
             "of": f"{machine(engine.device)}, {torch.get_num_threads()} thread(s)"
-            + (", whose FLOP/s are those of fp32" if program.quantised else ""),
+            + (f", whose FLOP/s are those of {words(engine.dtype)}" if program.quantised else ""),
         },
     }  # fmt: skip
     about["predicted"] = predicted(engine, pictures, eager, clocks, link)

@@ -12,8 +12,8 @@ import torch
 from conftest import ROOT, TracedRun
 from parallel_parnet import Engine, fold, load_checkpoint
 from parallel_parnet.profiling.colours import COLOURS
-from parallel_parnet.profiling.ranges import CAPTURED, DOMAIN, Ranges
-from parallel_parnet.profiling.spans import REQUEST, SENDS, span
+from parallel_parnet.profiling.ranges import CAPTURED, DOMAIN, Ranges, category
+from parallel_parnet.profiling.spans import REQUEST, SENDS, kind_of, span
 from parallel_parnet.profiling.traced import PASSES
 
 PROGRAM = fold(load_checkpoint(ROOT / "launch" / "demo" / "parnet_fashion.safetensors"))
@@ -66,6 +66,23 @@ def test_what_a_tool_hears(traced_run: TracedRun) -> None:
     assert {("wait streams.1.4", "gather"), ("wait streams.2.4", "gather")} <= waits
     assert {r.name for r in lanes[0] if r.category == "send"} == {"send input", "send request", SENDS}
     assert {r.name for r in lanes[1] if r.category == "send"} == {"send streams.1.4", SENDS}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "label"),
+    [
+        ("classifier", "level", "head"), ("level 7", "level", ""), ("streams.1.4", "operation", "stream 1"),
+        ("stem, stream 0, stream 1, stream 2, fusion, head", "stream", "all streams"),
+        ("stem, stream 2", "stream", "stream 2"), ("fusion, head", "fusion", "fusion"),
+        ("wait streams.1.4", "wait", ""), (SENDS, "send", ""),
+        (REQUEST, "request", ""), (CAPTURED, "capture", ""),
+    ],
+)  # fmt: skip
+def test_nsight_has_the_reports_colours(name: str, kind: str, label: str) -> None:
+    labels = {op.name: op.label for op in PROGRAM.operations}
+    assert category(name, labels) == (kind, label)
+    if kind in ("operation", "level", "stream", "fusion"):  # which the report colours by their label
+        assert kind_of(name, labels)[1] == label
 
 
 def test_when_no_tool_listens_a_range_is_a_branch() -> None:

@@ -22,7 +22,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from conftest import ROOT, SMALL, TracedRun, lively
-from parallel_parnet import Engine, Placement, Program, fold
+from parallel_parnet import Engine, Placement, Program, fold, quantize
 from parallel_parnet.commands import tracing
 from parallel_parnet.planning.costs import Costs
 from parallel_parnet.planning.planner import Run, Schedule, schedule
@@ -270,6 +270,18 @@ def test_one_process_is_traced_too() -> None:
     assert names.count(REQUEST) == PASSES
     assert all(names.count(op.name) == PASSES for op in program.operations)
     assert engine.clocks() == [clocks.Clock()]
+
+
+def test_the_floor_of_a_quantised_program_is_in_the_type_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is bf16 where Triton's kernels run fp8."""
+    x = torch.randn(2, 3, 64, 64)
+    program = fold(lively(SMALL, 3))
+    engine = Engine(quantize(program, x), device="cpu", executor="eager")
+    passes = engine.clocks(), engine.trace(x), [engine.profile(x)]
+    for dtype in (torch.float32, torch.bfloat16):
+        monkeypatch.setattr(engine, "dtype", dtype)
+        floor = tracing.merged(engine, x, *passes).about["floor"]["of"]
+        assert floor.endswith(f"whose FLOP/s are those of {tracing.words(dtype)}")
 
 
 def test_the_profilers_clock_is_tied_to_ours() -> None:

@@ -18,7 +18,6 @@ or where parity fails.
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -42,6 +41,8 @@ from ..common import (
     machine,
     pixels,
     plain_console,
+    positive,
+    typed,
     words,
 )
 from ..common import table as make_table
@@ -57,6 +58,7 @@ from .poster import SIZE, markdown, measure_poster, subject_of
 from .rows import FEWEST, last_line, read, result_name, show, write
 from .subject import CALIBRATING, Subject
 
+ISOLATE = "--is"  # the shortest that argparse takes for --isolate, by which a process would start itself without end
 PRECISIONS = {**DTYPES, "int8": torch.int8}
 
 
@@ -70,7 +72,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=Settings.runs, help="timed runs of each (default: %(default)s)")
     parser.add_argument("--warmup", type=int, default=Settings.warm_up, help="runs before them (default: %(default)s)")
     parser.add_argument(
-        "--budget", type=float, default=Settings.budget, metavar="SECONDS",
+        "--budget", type=positive, default=Settings.budget, metavar="SECONDS",
         help=f"of timed runs, set-ups aside: slower contenders get fewer, {Settings.least} at least, and are marked",
     )  # fmt: skip
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="contenders, by name or part of one")
@@ -85,11 +87,12 @@ def parse_arguments() -> argparse.Namespace:
     for name, least in (("batch_size", 1), ("runs", 2), ("warmup", 1)):
         if getattr(args, name) < least:
             raise ParNetError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least {least}")
-    if not args.budget > 0:
-        raise ParNetError(f"--budget {args.budget:g}: must be positive")
     check_folder(args.out)
-    if args.isolate and args.poster:
-        raise ParNetError("--poster times networks in turns: leave --isolate out")
+    if args.poster and (args.isolate or args.batch_size > 1 or args.img_size or args.only):
+        raise ParNetError(
+            f"--poster times networks in turns, each by its fastest ways, at batch 1 and {SIZE} pixels: "
+            "leave --isolate out, and --batch-size, --img-size and --only"
+        )
     if args.dtype == "int8" and (args.poster or args.batch_size > 1):
         raise ParNetError("--dtype int8 is of one network and one picture at a time: leave --poster, --batch-size out")
     check_trace_arguments(args)
@@ -115,14 +118,9 @@ def header_of(args: argparse.Namespace, model: str, size: int, device: torch.dev
         "model": model, "size": size, "batch_size": args.batch_size, "dtype": words(dtype), "machine": machine(device),
         "threads": threads, "runs": args.runs, "warm_up": args.warmup,
         "budget_s": args.budget if args.budget < float("inf") else None, "pictures": PICTURES, "isolated": False,
-        **describe(device), "command": command(),
+        **describe(device), "command": typed(),
         "possible": possible(device, dtype),
     }  # fmt: skip
-
-
-def command() -> str:
-    """What was typed."""
-    return shlex.join(["python", "launch/bench.py", *sys.argv[1:]])
 
 
 def introduce(header: dict, console: Console) -> None:
@@ -170,7 +168,6 @@ def trace(subject: Subject, args: argparse.Namespace, console: Console) -> None:
     """What --trace and --report ask for, of the engine as a user has it who chooses nothing."""
     if not (args.trace or args.report):
         return
-    assert subject.program is not None, "the poster's other networks are not traced"
     picture = subject.pictures(1)[0]
     with engine_of(subject, "auto") as engine:
         engine.warm_up(picture)
@@ -198,12 +195,8 @@ def poster(
 
 
 def main() -> int:
-    args, ranks = parse_arguments(), Ranks.from_environment()
-    if ranks.world > 1:
-        raise ParNetError("the benchmark runs in one process: start it with python")
-    console, progress = plain_console(), plain_console(stderr=True)
-    if not console.is_terminal:
-        console.width = 160
+    args, ranks = parse_arguments(), Ranks.alone("the benchmark")
+    console, progress = plain_console(160), plain_console(stderr=True)
     if args.compare:
         return compare(*args.compare, console)
     threads, device = ranks.take_threads(), ranks.device(args.device)
@@ -217,8 +210,8 @@ def main() -> int:
         return poster(args, device, threads, settings, console, progress)
     chosen = contenders(args.only, PRECISIONS[args.dtype])
     if args.isolate:
-        result = isolated([a for a in sys.argv[1:] if a != "--isolate"], [c.name for c in chosen])
-        result["header"] |= {"isolated": True, "command": command()}
+        result = isolated([a for a in sys.argv[1:] if not a.startswith(ISOLATE)], [c.name for c in chosen])
+        result["header"] |= {"isolated": True, "command": typed()}
         introduce(result["header"], console)
     else:
         subject = subject_from(args, device, threads)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .rows import Result
+from .rows import Result, Row
 from .statistics import VARIATION, ratio
 
 SAME = ("model", "size", "batch_size", "dtype")  # results that differ in one of these answer different questions
@@ -32,14 +32,23 @@ class Change:
         return "faster" if self.value < 1 else "slower"
 
 
+def by_name(result: Result) -> dict[str, Row]:
+    """Rows by contender, in a result of several networks by both."""
+    one = result["header"]["model"]
+    return {
+        row["contender"] if row["model"] == one else f"{row['model']}, {row['contender']}": row
+        for row in result["rows"]
+    }
+
+
 def changes(old: Result, new: Result) -> list[Change]:
-    """For every contender that both results timed."""
-    before = {row["contender"]: row for row in old["rows"]}
+    """For every contender that both results timed, on the same network."""
+    before = by_name(old)
     found = []
-    for row in new["rows"]:
-        if earlier := before.get(row["contender"]):
+    for name, row in by_name(new).items():
+        if earlier := before.get(name):
             value = ratio(row["samples_ms"], earlier["samples_ms"], paired=False)
-            found.append(Change(row["contender"], earlier["infer_step_time"], row["infer_step_time"], *value))
+            found.append(Change(name, earlier["infer_step_time"], row["infer_step_time"], *value))
     return found
 
 
@@ -49,7 +58,7 @@ def differences(old: Result, new: Result) -> Iterator[tuple[str, object, object]
     for key in dict.fromkeys((*a, *b)):
         if key not in (*PASSING, *SAME, "possible", "clock_mhz") and a.get(key) != b.get(key):
             yield key, a.get(key), b.get(key)
-    rows = [{row["contender"]: row["settings"] for row in result["rows"]} for result in (old, new)]
-    for name in dict.fromkeys((*rows[0], *rows[1])):
-        if rows[0].get(name) != rows[1].get(name):
-            yield f"settings of {name}", rows[0].get(name), rows[1].get(name)
+    before, now = ({name: row["settings"] for name, row in by_name(result).items()} for result in (old, new))
+    for name in dict.fromkeys((*before, *now)):
+        if before.get(name) != now.get(name):
+            yield f"settings of {name}", before.get(name), now.get(name)

@@ -13,8 +13,8 @@ import torch
 
 from parallel_parnet.executors.backends import isa, lacking
 
-from ..common import ROOT, words
-from ..gpu.device import asked, measure_rates
+from ..common import words
+from ..gpu.device import commit, measure_rates
 from ..gpu.device import machine as gpu_machine
 
 SIDE, COPIED = 1024, 2**25  # of matrices on a CPU; floats
@@ -35,9 +35,9 @@ def describe(device: torch.device) -> dict:
             continue
     if device.type == "cuda":
         return {**gpu_machine(device), **found}
-    commit = asked("git", "-C", str(ROOT), "rev-parse", "HEAD")
     kernels = None if lacking("native") else isa("native")
-    return {**found, "cpu": cpu_name(), "isa": kernels, "commit": commit, "date": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    date = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    return {**found, "cpu": cpu_name(), "isa": kernels, "commit": commit(), "date": date}
 
 
 def cpu_name() -> str:

@@ -22,7 +22,7 @@ from .peer_libraries import library_peers
 from .peer_mnn import mnn_peer
 from .peer_ncnn import ncnn_peer
 from .peer_torch import torch_peers
-from .proof import agrees, disagreements, expected_logits, prove_golden, prove_ours
+from .proof import agrees, expected_logits, left_out, prove_golden, prove_ours
 from .rows import Result, add_ratios, row_of
 from .running import Entry, interleave, once, set_up, shares
 from .subject import Contender, Subject
@@ -65,15 +65,8 @@ def measure(
     pictures = subject.pictures(PICTURES)
     compared = subject.pictures(COMPARED_IN_INT8) if subject.dtype == torch.int8 else pictures[:COMPARED]
     expected = expected_logits(subject, compared)
-    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("", total=len(chosen))
-        entries = []
-        for contender in chosen:
-            progress.update(task, description=f"set up {contender.name}")
-            entries.append(set_up(contender, subject, compared, expected))
-            progress.advance(task)
-        prove_ours(entries)
+    with bars(console) as progress:
+        entries = set_up_all(chosen, subject, compared, expected, progress)
         running = worth_timing(entries)
         task = progress.add_task("timing", total=settings.runs)
         with Sampler() as sampler:
@@ -82,7 +75,7 @@ def measure(
     passes = sum(len(entry.latency) + settings.warm_up for entry in running)
     rows = [row_of(entry, header["possible"], clocks) for entry in running]
     for entry, row in zip(running, rows, strict=True):
-        if entry.contender.ours and entry.runner is not None:
+        if entry.contender.ours:
             overhead = host_overhead(entry.runner.call, entry.runner.wait, pictures, settings.least)
             row["overhead_us"] = None if overhead is None else round(overhead * 1e6, 2)
     add_ratios(rows, paired=True)
@@ -90,10 +83,28 @@ def measure(
         "header": {**header, "clock_mhz": [min(clocks), max(clocks)] if clocks else None},
         "rows": rows,
         "sampled": sampler.summary(passes * subject.batch),  # over all contenders, which take turns
-        "missing": {entry.name: entry.missing for entry in entries if entry.missing},
-        "disagree": disagreements(entries),
-        "failed": [entry.name for entry in entries if entry.failed],
+        **left_out(entries),
     }
+
+
+def bars(console: Console) -> Progress:
+    """A line for each task, while it lasts."""
+    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    return Progress(*columns, console=console, transient=True)
+
+
+def set_up_all(
+    chosen: Sequence[Contender], subject: Subject, pictures: Sequence[Tensor], expected: Sequence[Tensor],
+    progress: Progress, title: str = "",
+) -> list[Entry]:  # fmt: skip
+    """Each contender as `set_up` gives it. ParNetError where one of ours gives other logits than the reference."""
+    entries, task = [], progress.add_task("", total=len(chosen))
+    for contender in chosen:
+        progress.update(task, description=f"{title}set up {contender.name}")
+        entries.append(set_up(contender, subject, pictures, expected))
+        progress.advance(task)
+    prove_ours(entries)
+    return entries
 
 
 def worth_timing(entries: Sequence[Entry]) -> list[Entry]:
@@ -116,7 +127,6 @@ def time_all(
     warm = [
         min(once(entry.runner, own[i % len(own)]).latency for i in range(settings.warm_up))
         for entry, own in zip(entries, pictures, strict=True)
-        if entry.runner is not None
     ]
     counts = shares(warm, settings.runs, settings.least, settings.budget)
     device = entries[0].subject.device if entries else torch.device("cpu")

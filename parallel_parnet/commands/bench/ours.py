@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from parallel_parnet import Engine, ParNetError, quantize
-from parallel_parnet.executors.available import EXECUTORS
+from parallel_parnet.executors.available import EXECUTORS, choose
 
 from ..common import words
 from .peer_torch import emulated
@@ -23,10 +23,14 @@ def ours(dtype: torch.dtype) -> list[Contender]:
     return [Contender(f"ours: {name}", True, lambda subject, name=name: _build(subject, name)) for name in names]
 
 
+def usual(subject: Subject) -> str:
+    """The contender by what the engine chooses; on a GPU by our kernels in a CUDA graph, as peers run in graphs."""
+    device, dtype = subject.device, subject.dtype
+    return f"ours: {'cuda_graph' if device.type == 'cuda' else choose('auto', device, dtype)}"
+
+
 def engine_of(subject: Subject, executor: str) -> Engine:
     """Of the network in its type; for int8 quantised by the subject's pictures."""
-    if subject.program is None:
-        raise ParNetError(f"{subject.name} is no program")
     program, dtype = subject.program, subject.dtype
     if dtype == torch.int8:
         program, dtype = quantize(program, subject.calibration), torch.float32

@@ -17,11 +17,17 @@ from parallel_parnet import ParNetError
 from parallel_parnet.files import write_atomically
 
 from ..common import RESULTS, Parser, Ranks, machine, slug
-from ..drawing import save
+from ..drawing import FORMATS, save
+from ..sections import table
 from .bars import draw
-from .rows import SHARES, Result, reached, read, relation, runs
+from .rows import SHARES, Result, Row, reached, read, relation, runs
 
 FIGURE = ("bench-infer-parnet_s-224-", "bench-infer-parnet_xl-224-")
+TIME = "infer_step_time"
+HEADS = (
+    "contender", "arithmetic", "error", "median, ms", "p90", "p99", "min", "n", "first call, s",
+    "GFLOP/s (of a product's)", "overhead, us", "best of ours / this", "verdict",
+)  # fmt: skip
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -53,36 +59,27 @@ def page(results: Sequence[Result], figure: str) -> str:
             f"{header['machine']}, {header.get('gpu') or header['cpu']}, {header['threads']} thread(s), torch "
             f"{header['torch']}, {header['date']}, commit {str(header['commit'])[:10]}.",
             f"```\n{header['command']}\n```",
-            table(result),
+            table(HEADS, [cells(row, result["rows"]) for row in sorted(result["rows"], key=lambda row: row[TIME])]),
             *(f"- not here: {name}: {why}" for name, why in result["missing"].items()),
             *(f"- not compared: {name}: {how}" for name, how in result["disagree"].items()),
         ]
     return "\n\n".join(parts) + "\n"
 
 
-def table(result: Result) -> str:
-    """One result's rows, fastest first."""
-    lines = [
-        "| contender | arithmetic | error | median, ms | p90 | p99 | min | n | first call, s "
-        "| GFLOP/s (of a product's) | overhead, us | best of ours / this | verdict |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+def cells(row: Row, rows: Sequence[Row]) -> list[str]:
+    """A row under HEADS; rows: all of its result."""
+    return [
+        f"**{row['contender']}**" if row["ours"] else row["contender"],
+        row["arithmetic"],
+        f"{row['error']:.1e}",
+        *(f"{row['latency_ms'][key]:.3f}" for key in ("median", "p90", "p99", "min")),
+        runs(row),
+        f"{row['setup_s'] + row['first_call_s']:.2f}",
+        reached(row, *SHARES[0]),
+        "" if row.get("overhead_us") is None else f"{row['overhead_us']:.1f}",
+        relation(row, rows),
+        "unstable: " + "; ".join(row["unstable"]) if row["unstable"] else "stable",
     ]
-    for row in sorted(result["rows"], key=lambda row: row["infer_step_time"]):
-        latency = row["latency_ms"]
-        cells = [
-            f"**{row['contender']}**" if row["ours"] else row["contender"],
-            row["arithmetic"],
-            f"{row['error']:.1e}",
-            *(f"{latency[key]:.3f}" for key in ("median", "p90", "p99", "min")),
-            runs(row),
-            f"{row['setup_s'] + row['first_call_s']:.2f}",
-            reached(row, *SHARES[0]),
-            "" if row.get("overhead_us") is None else f"{row['overhead_us']:.1f}",
-            relation(row, result["rows"]),
-            "unstable: " + "; ".join(row["unstable"]) if row["unstable"] else "stable",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 def main() -> int:
@@ -96,8 +93,8 @@ def main() -> int:
     name = f"latency-by-peer-{where}"
     figure = draw(results)
     everything = sorted({*args.results, *results_of(folder, where)})
-    for suffix in ("svg", "png"):
-        save(figure, folder / f"{name}.{suffix}")
+    for ending in FORMATS:
+        save(figure, folder / f"{name}{ending}")
     write_atomically(folder / f"{name}.md", page([read(path) for path in everything], f"{name}.svg"))
     print(folder / f"{name}.md")
     return 0

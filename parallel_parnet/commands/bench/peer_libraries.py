@@ -45,9 +45,13 @@ def need(module: str, package: str) -> ModuleType:
 def _openvino(subject: Subject, network: nn.Module | None) -> Runner:
     if subject.device.type != "cpu":
         raise ParNetError("runs on the CPU here")
-    hint = {torch.float32: "f32", torch.bfloat16: "bf16"}[subject.dtype]
+    hint = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}[subject.dtype]
     source = "convert_model(network)" if network else "read_model(file)"
-    return openvino_runner(openvino_model(subject, network), subject, source, {"INFERENCE_PRECISION_HINT": hint})
+    runner = openvino_runner(openvino_model(subject, network), subject, source, {"INFERENCE_PRECISION_HINT": hint})
+    asked = words(subject.dtype)
+    if runner.arithmetic not in (asked, "float32"):  # fp16, on a CPU that has instructions for bf16 alone
+        raise ParNetError(f"computes in {runner.arithmetic} here, asked for {asked}")
+    return runner
 
 
 def openvino_model(subject: Subject, network: nn.Module | None) -> Any:
@@ -182,9 +186,7 @@ def _tensorrt(subject: Subject, network: nn.Module) -> Runner:
 
 
 def exported(subject: Subject) -> bytes:
-    """What launch/export.py writes; ParNetError for a network that is no program."""
-    if subject.program is None:
-        raise ParNetError("no program: launch/export.py does not take it")
+    """What launch/export.py writes."""
     return subject.program.to_onnx().SerializeToString()
 
 

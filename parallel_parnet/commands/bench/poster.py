@@ -9,20 +9,26 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from parallel_parnet import Engine, create_model, fold
-from parallel_parnet.program.rivals import RIVALS, rival
+from parallel_parnet import create_model, fold
+from parallel_parnet.program.rivals import rival
 
 from ..common import settle
+from ..sections import table
 from .fused import fuse
-from .measure import Settings, contenders, time_all
+from .measure import COMPARED, PICTURES, Settings, contenders, time_all
+from .ours import usual
 from .poster_networks import PEERS
-from .proof import agrees, disagreements, expected_logits, prove_golden, prove_ours
+from .proof import agrees, expected_logits, left_out, prove_golden, prove_ours
 from .rows import Result, Row, row_of, timm_columns
 from .running import Entry, set_up
 from .statistics import median_interval
 from .subject import Subject
 
-SIZE, PICTURES, COMPARED = 224, 8, 2
+SIZE = 224
+HEADS = (
+    "network", "depth", "parameters, M", "GFLOP", "top-1, % (poster)", "pictures/s (poster)", "pictures/s here",
+    "ms here (95% interval of the median)", "by",
+)  # fmt: skip
 # the ways that are fastest for most networks on each kind of device, beside this project's engine
 WAYS = {"cpu": ("OpenVINO", "ONNX Runtime"), "cuda": ("CUDA graph of eager, fused", "torch.compile")}
 
@@ -58,24 +64,17 @@ def subject_of(name: str, device: torch.device, dtype: torch.dtype, threads: int
     """A network of the table at batch 1, with random weights."""
     torch.manual_seed(0)
     if name in PEERS:
-        network = PEERS[name][0]().eval().requires_grad_(False)
-        program = rival(name) if name in RIVALS else None
-        if program is not None:
-            network.load_state_dict(dict(program.weights))
+        network, program = PEERS[name][0]().eval().requires_grad_(False), rival(name)
+        network.load_state_dict(dict(program.weights))
         return Subject(name, network, network, program, SIZE, 1, device, dtype, threads)
     model = settle(create_model(name)).requires_grad_(False)
     return Subject(name, model, fuse(model), fold(model), SIZE, 1, device, dtype, threads)
 
 
 def ways_of(subject: Subject) -> list[str]:
-    """Names of the contenders that run a network here: by the executor that the engine chooses, on a GPU by our kernels
-    in a CUDA graph, as peers run in graphs; those that ParNet is compared with by libraries as well."""
-    known = [] if subject.name.startswith("parnet") else list(WAYS[subject.device.type])
-    if subject.program is None:
-        return known
-    if subject.device.type == "cuda":
-        return [*known, "ours: cuda_graph"]
-    return [*known, f"ours: {Engine(subject.program, device=subject.device, dtype=subject.dtype).executor}"]
+    """Names of the contenders that run a network here: ours, and of those that ParNet is compared with libraries."""
+    libraries = () if subject.name.startswith("parnet") else WAYS[subject.device.type]
+    return [*libraries, usual(subject)]
 
 
 def measure_poster(
@@ -111,9 +110,7 @@ def measure_poster(
     return {
         "header": header,
         "rows": fastest,
-        "missing": {f"{e.subject.name}, {e.name}": e.missing for e in entries if e.missing},
-        "disagree": disagreements(entries),
-        "failed": [f"{e.subject.name}, {e.name}" for e in entries if e.failed],
+        **left_out(entries, lambda entry: f"{entry.subject.name}, {entry.name}"),
     }
 
 
@@ -129,22 +126,19 @@ def _by_events(row: Row, entry: Entry) -> Row:
 def markdown(result: Result) -> str:
     """The table, with where and how it was measured beneath it."""
     header = result["header"]
-    lines = [
-        "| network | depth | parameters, M | GFLOP | top-1, % (poster) | pictures/s (poster) | pictures/s here "
-        "| ms here (95% interval of the median) | by |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in result["rows"]:
-        low, high = row["median_interval_ms"]
-        lines.append(
-            f"| {row['model']} | {row['depth']} | {row['param_count']:.1f} | {2 * row['infer_gmacs']:.1f} "
-            f"| {row['top1_poster']:.2f} | {row['speed_poster']} | {row['infer_samples_per_sec']:.1f} "
-            f"| {row['infer_step_time']:.2f} ({low:.2f} to {high:.2f}) | {row['contender']} |"
-        )
+    rows = [
+        [
+            row["model"], f"{row['depth']}", f"{row['param_count']:.1f}", f"{2 * row['infer_gmacs']:.1f}",
+            f"{row['top1_poster']:.2f}", f"{row['speed_poster']}", f"{row['infer_samples_per_sec']:.1f}",
+            "{:.2f} ({:.2f} to {:.2f})".format(row["infer_step_time"], *row["median_interval_ms"]), row["contender"],
+        ]
+        for row in result["rows"]
+    ]  # fmt: skip
     where = (
         f"Here: {header['machine']}, {header.get('cpu') or header.get('gpu')}, {header['dtype']}, batch 1, "
         f"{header['threads']} thread(s), torch {header['torch']}, {header['date']}; medians of interleaved runs"
         f"{', between two CUDA events' if any(row['device_ms'] for row in result['rows']) else ''}."
     )
     absent = [f"Not measured: {name} ({why})." for name, why in result["missing"].items()]
-    return "\n".join([*lines, "", NOTE, where, *absent]) + "\n"
+    wrong = [f"Not compared: {name} ({how})." for name, how in result["disagree"].items()]
+    return "\n".join([table(HEADS, rows), "", NOTE, where, *absent, *wrong]) + "\n"

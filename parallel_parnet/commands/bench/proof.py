@@ -41,8 +41,6 @@ def expected_logits(subject: Subject, pictures: Sequence[Tensor]) -> list[Tensor
     """fp32 logits on the CPU, by the reference executor, after a check that the network in training form agrees."""
     pictures = [picture.cpu() for picture in pictures]
     trained = [subject.network(picture) for picture in pictures]
-    if subject.program is None:
-        return trained
     reference = Engine(subject.program, device="cpu", executor="reference")
     logits = [reference(picture) for picture in pictures]
     for got, wanted in zip(logits, trained, strict=True):
@@ -67,12 +65,17 @@ def agrees(entry: Entry) -> bool:
     return entry.error <= limit(entry)
 
 
-def disagreements(entries: Iterable[Entry]) -> dict[str, str]:
-    """Names of those that run and give other logits, and how far they are off."""
+def left_out(entries: Sequence[Entry], name: Callable[[Entry], str] = lambda entry: entry.name) -> dict:
+    """By name, as a result has them: why those that are missing are, how far those are off that run and give other
+    logits, and which of ours failed."""
     return {
-        entry.name: f"{entry.subject.name}: logits off by {entry.error:.1e}, relative (limit {limit(entry):.0e})"
-        for entry in entries
-        if entry.runner is not None and not agrees(entry)
+        "missing": {name(entry): entry.missing for entry in entries if entry.missing},
+        "disagree": {
+            name(entry): f"logits off by {entry.error:.1e}, relative (limit {limit(entry):.0e})"
+            for entry in entries
+            if entry.runner is not None and not agrees(entry)
+        },
+        "failed": [name(entry) for entry in entries if entry.failed],
     }
 
 

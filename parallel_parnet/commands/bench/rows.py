@@ -39,14 +39,13 @@ Result = dict
 def timm_columns(subject: Subject, median_ms: float) -> Row:
     """timm's names: milliseconds a step, millions of parameters, GMAC a picture."""
     speed, gmacs = round(subject.batch / median_ms * 1e3, 3), round(subject.flops / subject.batch / 2e9, 3)
-    parameters = round(subject.parameters / 1e6, 3)
+    parameters = round(subject.program.parameters / 1e6, 3)
     return dict(zip(TIMM, (subject.name, speed, median_ms, subject.batch, subject.size, parameters, gmacs)))
 
 
 def row_of(entry: Entry, possible: Mapping[str, Mapping[str, float]], clocks: Sequence[float]) -> Row:
     """All about a contender that was timed, timm's columns first."""
     subject, runner, latency = entry.subject, entry.runner, summary(entry.latency)
-    assert runner is not None
     on_gpu = subject.device.type == "cuda"
     timed_on_gpu = on_gpu and all(map(math.isfinite, entry.device))
     return {
@@ -76,8 +75,6 @@ def _achieved(subject: Subject, kind: str, seconds: float, possible: Mapping[str
     """Rates over the median pass, and their shares of a matrix product's and a copy's. Bytes as the program has them:
     each operation's inputs, weights and output once. No share of a product that is slower than one of fp32, if that was
     timed: it says that torch has none for this machine, and not what the machine could do."""
-    if subject.program is None:
-        return {}
     itemsize = getattr(torch, kind).itemsize
     flops = subject.flops / seconds
     product = possible[kind]["flop_per_s"]

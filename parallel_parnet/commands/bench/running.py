@@ -146,7 +146,6 @@ def interleave(
                 continue
             if entry.subject.device.type == "cpu":
                 let_threads_sleep()
-            assert entry.runner is not None
             done = once(entry.runner, own[r % len(own)])
             entry.rounds.append(r)
             entry.latency.append(done.latency)

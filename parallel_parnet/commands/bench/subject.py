@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from parallel_parnet import Program
 
@@ -20,15 +19,15 @@ CALIBRATING, SEED = 32, 0  # pictures by which contenders in int8 find their ran
 class Subject:
     """One network at one size, batch, type and device, the same for all contenders.
 
-    network: in training form and evaluation mode, fp32, on the CPU; program: the same, folded; None if it is none.
-    fused: the network as its users deploy it, each block's branches in one convolution. dtype: what is asked for; int8
-    stands for a network that each contender quantises by itself.
+    network: in training form and evaluation mode, fp32, on the CPU; program: the same, folded. fused: the network as
+    its users deploy it, each block's branches in one convolution. dtype: what is asked for; int8 stands for a network
+    that each contender quantises by itself.
     """
 
     name: str
     network: nn.Module
     fused: nn.Module
-    program: Program | None
+    program: Program
     size: int
     batch: int
     device: torch.device
@@ -36,18 +35,9 @@ class Subject:
     threads: int
 
     @property
-    def parameters(self) -> int:
-        """Of the form that is fastest to run."""
-        return self.program.parameters if self.program else sum(p.numel() for p in self.fused.parameters())
-
-    @cached_property
     def flops(self) -> int:
         """Of one pass, 2 per multiply-accumulate."""
-        if self.program:
-            return self.program.cost(self.size, self.batch).flops
-        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-            self.fused(torch.randn(self.batch, 3, self.size, self.size))
-        return counter.get_total_flops()
+        return self.program.cost(self.size, self.batch).flops
 
     @cached_property
     def calibration(self) -> Tensor:

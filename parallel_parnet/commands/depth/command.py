@@ -25,20 +25,20 @@ from parallel_parnet.executors.available import METHODS
 from parallel_parnet.executors.backends import lacking
 from parallel_parnet.executors.distributed import sources_digest
 from parallel_parnet.files import as_json, check_writable, write_csv, write_json
-from parallel_parnet.planning.costs import LINKS, Link
+from parallel_parnet.planning.costs import Link
 
 from ..bench.machine import describe
 from ..common import DTYPES, RESULTS, Parser, Ranks, check_folder, machine, plain_console, slug, words
+from ..plan.measured import find_link
 from .busiest import busiest
 from .curves import draw
-from .measure import Subject, interleaved, operation_seconds
+from .measure import interleaved, operation_seconds, prepare
 from .page import write_page
 from .points import Point, points
 from .simulated import lane_per_stream
 
 EXECUTORS = ("eager", "native", "inductor", "openvino", "cuda_graph", "cuda_streams")
 SIDE_BY_SIDE = ("native",)  # on the CPU: those whose threads share a level
-LOOPBACK = RESULTS / "links-gloo-loopback.json"
 PASSING = ("date", "commit")  # what may differ between rows of one file
 SECONDS = 8.0  # of timed runs for a group and executor; a quarter of it with --quick
 
@@ -80,12 +80,8 @@ def measure_group(
     group: list[Point], executor: str, device: torch.device, dtype: torch.dtype, link: Link, seconds: float
 ) -> list[dict]:
     """A row for each network of the group."""
-    subjects = [Subject.prepare(point, executor, device, dtype) for point in group]
-    alone = [
-        Subject.prepare(subject.point, executor, device, dtype, threads=1)
-        for subject in subjects
-        if executor in SIDE_BY_SIDE
-    ]
+    subjects = [prepare(point, executor, device, dtype) for point in group]
+    alone = [prepare(point, executor, device, dtype, threads=1) for point in group if executor in SIDE_BY_SIDE]
     found = interleaved([*subjects, *alone], device, seconds)
     one_lane = {s.point: float(np.median(own)) for s, own in zip(alone, found[len(subjects) :], strict=True)}
     rows = []
@@ -137,14 +133,12 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    args, ranks = parse_arguments(), Ranks.from_environment()
-    if ranks.world > 1:
-        raise ParNetError("the experiment runs in one process: start it with python")
+    args, ranks = parse_arguments(), Ranks.alone("the experiment")
     threads, device, dtype = ranks.take_threads(), ranks.device(args.device), DTYPES[args.dtype]
     on_cpu = ["eager", *(name for name in ("native", "openvino") if not lacking(name))]
     if args.quick and "openvino" in on_cpu:
         on_cpu.remove("openvino")
-    link = Link.read(LOOPBACK) if device.type == "cpu" else LINKS["nvlink"]
+    link = find_link("loopback" if device.type == "cpu" else "nvlink")
     about = describe(device)
     header = {
         "machine": machine(device), "dtype": words(dtype), "threads": threads,

@@ -5,18 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-import matplotlib as mpl
-
-mpl.use("agg")
-
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from parallel_parnet.executors.available import METHODS
 
+from ..drawing import FORMATS, plain_ticks, save
 from .busiest import brent
 
 CHOSEN = {
@@ -40,11 +34,8 @@ def draw(rows: list[dict], header: dict, folder: Path, name: str) -> dict[str, s
         if drawn is None:
             continue
         drawn.suptitle(f"{header['machine']}, {header['dtype']}, {header['threads']} thread(s), batch 1", fontsize=9)
-        for suffix in ("svg", "png"):
-            date = {"Date": None} if suffix == "svg" else {}  # so that the same data give the same file
-            with mpl.rc_context({"svg.hashsalt": name}):
-                drawn.savefig(folder / f"{name}-{figure}.{suffix}", dpi=110, metadata=date)
-        plt.close(drawn)
+        for ending in FORMATS:
+            save(drawn, folder / f"{name}-{figure}{ending}")
         made[figure] = f"{name}-{figure}.svg"
     return made
 
@@ -68,8 +59,8 @@ def _panels(titles: list[str], width: float = 3.4) -> tuple[Figure, list[Axes]]:
     """Two in a line, which can be read on a telephone too."""
     columns = min(2, len(titles))
     rows = -(-len(titles) // columns)
-    size = (width * columns, width * rows)
-    figure, grid = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    figure = Figure(figsize=(width * columns, width * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
     for axes, title in zip(grid.flat, titles, strict=False):
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.3)
@@ -78,13 +69,6 @@ def _panels(titles: list[str], width: float = 3.4) -> tuple[Figure, list[Axes]]:
     for first in grid[:, 0]:
         first.set_ylabel("latency, ms")
     return figure, list(grid.flat[: len(titles)])
-
-
-def _logarithmic(axis: Axis) -> None:
-    """Ticks as plain numbers: 1, 2, 5 of each decade."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def shown(rows: Iterable[dict]) -> str:
@@ -135,8 +119,8 @@ def _work(rows: list[dict]) -> Figure | None:
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_ylim(0.5 * min(r["median_ms"] for r in select(rows, group)), None)
-        _logarithmic(axes.xaxis)
-        _logarithmic(axes.yaxis)
+        plain_ticks(axes.xaxis)
+        plain_ticks(axes.yaxis)
     figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=2)
     return figure
 
@@ -152,8 +136,8 @@ def _lanes(rows: list[dict]) -> Figure | None:
     axes.plot(ends, ends, color="grey", linewidth=1, label="equal")
     axes.set_xscale("log")
     axes.set_yscale("log")
-    _logarithmic(axes.xaxis)
-    _logarithmic(axes.yaxis)
+    plain_ticks(axes.xaxis)
+    plain_ticks(axes.yaxis)
     axes.set_xlabel("measured, ms")
     axes.set_ylabel("simulated, ms")
     axes.legend(fontsize=8)

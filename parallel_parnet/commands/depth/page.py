@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from parallel_parnet.files import write_atomically
 
+from ..sections import link, table
 from .claims import claims
 from .curves import executors, select
 from .fit import Fit, fit
@@ -17,61 +17,52 @@ MISSING = (
     "a and one b for all cannot say."
 )
 
+FITTED = ("", "a, us a step", "b, us a GFLOP", "c, us", "steps explain", "work explains", "R2")
+CAPTIONS = {
+    "depth": "(a) The same 48 blocks in 1, 2, ... streams: the work stays, the depth falls. Shaded: Brent's bounds "
+    "for native's lanes, from its time on one; it is below them where its threads share an operation. Dotted: that "
+    "time with a lane for each stream.",
+    "work": "(b) Depth 10 throughout, work from 1x to 16x: by wider blocks, and by more streams.",
+    "lanes": "One lane, eager: what the simulation predicts, from operations measured alone, against the network "
+    "measured as a whole. Placements on several real ranks are checked in docs/planner.md.",
+    "scaling": "ParNet-S to XL at 224, 256 and 320 pixels, with three streams, and with one of the same depth "
+    "and work.",
+}
+
 
 def write_page(path: Path, rows: list[dict], header: dict, figures: dict[str, Path]) -> None:
     """Write the page as Markdown; figures by name."""
     cpu = f", {header['cpu']}, kernels in {header['isa']}" if header.get("cpu") else ""  # which older files lack
     commit = f", commit {header['commit'][:10]}" if header.get("commit") else ""
+    quick = ["--quick"] * header["quick"]
+    tried = {name: _fit(rows, executor, column) for name, executor, column in _series(rows)}
+    fits = {name: found for name, found in tried.items() if found}
     parts = [
         "# Latency against depth",
-        "",
         f"Measured on {header['date']} on a {header['machine']}{cpu}, {header['dtype']}, {header['threads']} compute "
         f"thread(s), torch {header['torch']}{commit}: medians of interleaved runs after warm-up. To make it again:",
-        "",
-        "```",
-        " ".join(["python launch/latency_vs_depth.py --executors", *executors(rows), *["--quick"] * header["quick"]]),
-        "```",
-        "",
-        *_device_note(header),
-        *_unmeasured(rows),
-        "",
+        f"```\npython launch/latency_vs_depth.py --executors {' '.join([*executors(rows), *quick])}\n```",
+        "\n".join([*_device_note(header), *_unmeasured(rows)]),
         "## The claim",
-        "",
         "The same 48 blocks, so the same work, in one stream or side by side in several. A lane computes one operation "
         "at a time: an executor that runs one operation after another has one, `native` one for each of its threads, "
         "and where an operation is large enough they share it.",
-        "",
-        *claims(rows),
-        "",
+        "\n".join(claims(rows)),
         "## What the fit says",
-        "",
         "`T = a x steps + b x work + c`: steps are the operations that the busiest lane computes one after another, "
         "and work is theirs; of native, whose threads share operations too, it is all work over the threads. With one "
         "lane steps are all operations, with one for each stream they are the depth. "
         "Least squares on relative errors over families (a) and (b), with 95% intervals by resampling. Shares are of "
         "the variance of relative latency that each term explains.",
-        "",
-        "| | a, us a step | b, us a GFLOP | c, us | steps explain | work explains | R2 |",
-        "|---|---|---|---|---|---|---|",
+        table(FITTED, [_fit_row(name, found) for name, found in fits.items()]),
+        "\n".join(_verdict(name, found) for name, found in fits.items()),
+        *(f"![{CAPTIONS[name]}]({link(file, path)})\n\n{CAPTIONS[name]}" for name, file in figures.items()),
+        "## In numbers",
+        "\n".join(_numbers(rows)),
+        "## The published networks",
+        _published(rows),
     ]
-    tried = {name: _fit(rows, executor, column) for name, executor, column in _series(rows)}
-    fits = {name: found for name, found in tried.items() if found}
-    parts += [_fit_row(name, found) for name, found in fits.items()]
-    parts += ["", *(_verdict(name, found) for name, found in fits.items()), ""]
-    captions = {
-        "depth": "(a) The same 48 blocks in 1, 2, ... streams: the work stays, the depth falls. Shaded: Brent's bounds "
-        "for native's lanes, from its time on one; it is below them where its threads share an operation. Dotted: that "
-        "time with a lane for each stream.",
-        "work": "(b) Depth 10 throughout, work from 1x to 16x: by wider blocks, and by more streams.",
-        "lanes": "One lane, eager: what the simulation predicts, from operations measured alone, against the network "
-        "measured as a whole. Placements on several real ranks are checked in docs/planner.md.",
-        "scaling": "ParNet-S to XL at 224, 256 and 320 pixels, with three streams, and with one of the same depth "
-        "and work.",
-    }
-    for name, file in figures.items():
-        parts += [f"![{captions[name]}]({os.path.relpath(file, path.parent)})", "", captions[name], ""]
-    parts += _paragraphs(rows) + _table(rows)
-    write_atomically(path, "\n".join(parts) + "\n")
+    write_atomically(path, "\n\n".join(filter(None, parts)) + "\n")
 
 
 def _device_note(header: dict) -> list[str]:
@@ -107,12 +98,12 @@ def _fit(rows: list[dict], executor: str, column: str) -> Fit | None:
     return fit([r[steps] for r in chosen], [r[work] for r in chosen], [r[column] for r in chosen])
 
 
-def _fit_row(name: str, f: Fit) -> str:
+def _fit_row(name: str, f: Fit) -> list[str]:
     def cell(value: float, interval: tuple[float, float]) -> str:
         return f"{value * 1e3:.0f} ({interval[0] * 1e3:.0f} to {interval[1] * 1e3:.0f})"
 
     cells = [cell(f.a, f.a_interval), cell(f.b, f.b_interval), cell(f.c, f.c_interval)]
-    return f"| {name} | {' | '.join(cells)} | {f.share_steps:.0%} | {f.share_work:.0%} | {f.r2:.2f} |"
+    return [name, *cells, f"{f.share_steps:.0%}", f"{f.share_work:.0%}", f"{f.r2:.2f}"]
 
 
 def _verdict(name: str, f: Fit) -> str:
@@ -126,9 +117,9 @@ def _verdict(name: str, f: Fit) -> str:
     return f"- *{name}*: {text}.{missing}"
 
 
-def _paragraphs(rows: list[dict]) -> list[str]:
-    """What family (b) shows, in numbers."""
-    parts = ["## In numbers", ""]
+def _numbers(rows: list[dict]) -> list[str]:
+    """What family (b) shows."""
+    parts = []
     for group in dict.fromkeys(r["group"] for r in select(rows, "work")):
         said, names = [], executors(select(rows, group))
         for executor in names:
@@ -139,22 +130,15 @@ def _paragraphs(rows: list[dict]) -> list[str]:
         parts.append(
             f"- {group}: {more:.0f}x the work at depth {low['depth']} takes so many times as long: {', '.join(said)}."
         )
-    return [*parts, ""]
+    return parts
 
 
-def _table(rows: list[dict]) -> list[str]:
+def _published(rows: list[dict]) -> str:
     """(d): the published networks."""
-    names = executors(rows)
-    parts = [
-        "## The published networks",
-        "",
-        "| network | depth | GFLOP | " + " | ".join(f"{n}, ms" for n in names) + " |",
-    ]
-    parts.append("|---|---|---|" + "---|" * len(names))
-    published = select(rows, "published")
+    names, published, lines = executors(rows), select(rows, "published"), []
     for network in dict.fromkeys(r["network"] for r in published):
         own = {r["executor"]: r for r in published if r["network"] == network}
         first = next(iter(own.values()))
         cells = [f"{own[n]['median_ms']:.1f}" if n in own else "" for n in names]
-        parts.append(f"| {network} | {first['depth']} | {first['gflops']:.1f} | {' | '.join(cells)} |")
-    return parts
+        lines.append([network, f"{first['depth']}", f"{first['gflops']:.1f}", *cells])
+    return table(("network", "depth", "GFLOP", *(f"{n}, ms" for n in names)), lines)

@@ -31,7 +31,7 @@ from rich.console import Console
 from parallel_parnet import ParNetError
 from parallel_parnet.files import write_atomically, write_json
 
-from ..common import RESULTS, Parser, plain_console
+from ..common import RESULTS, Parser, plain_console, positive
 from ..common import table as make_table
 from ..processes import command, environment
 from . import pages, placements, proofs, timing
@@ -101,13 +101,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=RESULTS / "gpu", help="folder (default: results/gpu)")
     names = [step.name.replace(" ", "-") for step in STEPS]
     parser.add_argument("--step", nargs="+", choices=names, default=names, help="default: all of them")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="to stay within (default: %(default)s)")
+    parser.add_argument("--seconds", type=positive, default=SECONDS, help="to stay within (default: %(default)s)")
     parser.add_argument("--fresh", action="store_true", help="measure anew what the steps have measured before")
     parser.add_argument("--dry-run", action="store_true", help="go the whole way without a GPU")
-    args = parser.parse_args()
-    if not args.seconds > 0:
-        raise ParNetError(f"--seconds {args.seconds:g}: must be positive")
-    return args
+    return parser.parse_args()
 
 
 def run_step(check: Callable[[], Values], seconds: float, required: bool) -> Values:

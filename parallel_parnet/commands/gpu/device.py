@@ -21,7 +21,7 @@ from parallel_parnet import ParNetError
 from parallel_parnet.executors.graph import capture as capture
 from parallel_parnet.kernels.gpu.rates import H200, Rates
 
-from ..common import ROOT
+from ..common import CLONE, ROOT
 
 SIDE = 8192  # of the matrices whose product is timed
 COPIED = 2**31  # bytes, several times any cache
@@ -50,7 +50,7 @@ def machine(device: torch.device) -> dict:
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         **(_gpu(device) if device.type == "cuda" else NOBODY),
-        "commit": asked("git", "-C", str(ROOT), "rev-parse", "HEAD"),
+        "commit": commit(),
         "torch": torch.__version__,
         "triton": triton.__version__,
         "python": platform.python_version(),
@@ -144,6 +144,11 @@ def run_within(
         output, errors = process.communicate()
         return None, output, errors
     return process.returncode, output, errors
+
+
+def commit() -> str | None:
+    """Of this clone; an install has none, and may lie in another repository."""
+    return asked("git", "-C", str(ROOT), "rev-parse", "HEAD") if CLONE else None
 
 
 def asked(*command: str) -> str | None:

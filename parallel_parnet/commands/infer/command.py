@@ -136,9 +136,7 @@ def main() -> int:
     stop_on_signals()
     args, ranks = parse_arguments(), Ranks.from_environment()
     threads = ranks.take_threads(args.threads)
-    console = plain_console(quiet=ranks.rank != 0)
-    if not console.is_terminal:
-        console.width = 120
+    console = plain_console(120, quiet=ranks.rank != 0)
     device = ranks.device(args.device)
     if args.measure_links:
         return measure_links(args.transport, ranks, device, args.iterations, args.timeout, args.json, console)

@@ -144,8 +144,7 @@ def main() -> int:
     if args.table:
         print_table()
         return 0
-    console = plain_console(stderr=args.json == "-")
-    console.width = console.width if console.is_terminal else 120
+    console = plain_console(120, stderr=args.json == "-")
     program = fold(load_model(args)[0])
     costs, device = costs_of(
         program, args.link, args.device, args.efficiency, args.img_size, args.batch_size, args.dtype, args.executor

@@ -48,10 +48,11 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     exports = actions.add_parser("import", help="read the exports of nsys stats or nsys export into a trace")
     exports.add_argument("folder", type=Path, help="the --output of nsys")
     exports.add_argument("--trace", type=Path, required=True, help="the trace to write, .json or .json.gz")
-    for action, text in (("explain", "say where the time went"), ("report", "draw it as a page")):
-        reading = actions.add_parser(action, help=text)
+    explain = actions.add_parser("explain", help="say where the time went")
+    draw = actions.add_parser("report", help="draw it as a page")
+    for reading in (explain, draw):
         reading.add_argument("file", type=Path, help="what --trace wrote")
-    reading.add_argument("--report", type=Path, required=True, help="the page to write, .html")
+    draw.add_argument("--report", type=Path, required=True, help="the page to write, .html")
     parser.set_defaults(trace=None, report=None)
     args = parser.parse_args(words[:cut])
     if words[cut:] and args.action not in ("nsys", "ncu"):
@@ -73,19 +74,13 @@ def profile(args: argparse.Namespace, command: list[str]) -> int:
         return 0
     if shutil.which(args.action) is None:
         tool = {"nsys": "Nsight Systems", "ncu": "Nsight Compute"}[args.action]
-        raise ParNetError(
-            f"{args.action} is not on the PATH: install {tool}, or trace without it, {command_without(command)}"
-        )
+        without = shlex.join([*command, "--trace", "trace.json"])
+        raise ParNetError(f"{args.action} is not on the PATH: install {tool}, or trace without it, {without}")
     try:
         args.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ParNetError(f"--output {args.output}: no folder, and none can be made ({error.strerror})") from None
     return subprocess.run(line, check=False).returncode
-
-
-def command_without(command: list[str]) -> str:
-    """The launch command with --trace, which needs no tool."""
-    return shlex.join([*command, "--trace", "trace.json"])
 
 
 def import_exports(args: argparse.Namespace) -> None:

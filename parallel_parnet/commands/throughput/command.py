@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
-import sys
 import time
 from pathlib import Path
 
@@ -29,6 +27,7 @@ from parallel_parnet.files import as_json, write_json
 from ..bench.command import subject_from
 from ..bench.machine import describe, possible
 from ..bench.measure import contenders
+from ..bench.ours import usual
 from ..bench.rows import SHORT
 from ..bench.rows import read as read_result
 from ..common import (
@@ -41,14 +40,16 @@ from ..common import (
     machine,
     pixels,
     plain_console,
+    positive,
     slug,
+    typed,
     words,
 )
 from ..common import table as make_table
 from ..drawing import need_matplotlib
 from ..gpu.device import exact_fp32, require_gpu
-from ..sections import link, put
-from .measure import LEAST, measure, usual
+from ..sections import check, link, put
+from .measure import LEAST, PEERS, measure
 from .words import HEADS, NEXT, TITLE, WHAT, cells, section, sentences
 
 BATCHES = (1, 2, 4, 8, 16)
@@ -64,7 +65,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", help="cpu, cuda or cuda:N; default: cuda where there is one")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
     parser.add_argument(
-        "--budget", type=float, default=BUDGET, metavar="SECONDS",
+        "--budget", type=positive, default=BUDGET, metavar="SECONDS",
         help=f"of timed runs together, set-ups aside; {LEAST} of each at least (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
@@ -76,11 +77,9 @@ def parse_arguments() -> argparse.Namespace:
     args.batches = sorted(set(args.batches))
     if args.batches[0] < 1:
         raise ParNetError(f"--batches {args.batches[0]}: each must be at least 1")
-    if not args.budget > 0:
-        raise ParNetError(f"--budget {args.budget:g}: must be positive")
     check_folder(args.out)
-    if args.page and not os.path.isfile(args.page):
-        raise ParNetError(f"--page {args.page}: no such file; give a page in Markdown")
+    if args.page:
+        check(args.page, TITLE, NEXT)
     return args
 
 
@@ -126,28 +125,24 @@ def write_page(page: Path, folder: Path, where: str) -> Path:
 
 
 def main() -> int:
-    args, ranks = parse_arguments(), Ranks.from_environment()
-    if ranks.world > 1:
-        raise ParNetError("the benchmark runs in one process: start it with python")
+    args, ranks = parse_arguments(), Ranks.alone("the benchmark")
     began, threads, device = time.perf_counter(), ranks.take_threads(), ranks.device(args.device)
     where = f"{SHORT[words(DTYPES[args.dtype])]}-{slug(machine(device))}"
     if args.page:
         print(as_json({"figure": str(write_page(args.page, args.out, where)), "page": str(args.page)}))
         return 0
-    console, progress = plain_console(), plain_console(stderr=True)
-    if not console.is_terminal:
-        console.width = 160
+    console, progress = plain_console(160), plain_console(stderr=True)
     if device.type == "cuda":
         require_gpu()
         exact_fp32()
     args.batch_size = max(args.batches)
     subject = subject_from(args, device, threads)
-    chosen = contenders(args.only) if args.only else usual(subject)
+    chosen = contenders(args.only or [usual(subject), *PEERS[device.type]])
     header = {
         "model": subject.name, "size": subject.size, "dtype": words(subject.dtype), "machine": machine(device),
         "threads": threads, "budget_s": args.budget, "load_before": round(os.getloadavg()[0], 2),
-        "parameters_m": round(subject.parameters / 1e6, 2), **describe(device),
-        "command": shlex.join(["python", "launch/throughput.py", *sys.argv[1:]]),
+        "parameters_m": round(subject.program.parameters / 1e6, 2), **describe(device),
+        "command": typed(),
         "possible": possible(device, subject.dtype),
     }  # fmt: skip
     batches = measure(subject, args.batches, chosen, args.budget, header["possible"], progress)

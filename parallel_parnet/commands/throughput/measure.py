@@ -8,15 +8,15 @@ from dataclasses import replace
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 from torch import Tensor
 
-from parallel_parnet import Engine, ParNetError
+from parallel_parnet import ParNetError
 
-from ..bench.measure import PICTURES, Settings, contenders, time_all, worth_timing
-from ..bench.proof import disagreements, expected_logits, prove_golden, prove_ours
+from ..bench.measure import PICTURES, Settings, bars, set_up_all, time_all, worth_timing
+from ..bench.proof import expected_logits, left_out, prove_golden
 from ..bench.rows import TELLING, add_ratios, row_of
-from ..bench.running import Entry, once, set_up
+from ..bench.running import Entry, once
 from ..bench.subject import Contender, Subject
 
 LEAST, MOST = 5, 30  # timed runs of each contender at a batch
@@ -28,13 +28,6 @@ PEERS = {
     "cpu": ("OpenVINO, exported", "ONNX Runtime, exported", "ncnn, exported", "MNN, exported", "torch.compile, fused"),
     "cuda": ("TensorRT, fused", "ONNX Runtime, fused", "CUDA graph of eager, fused", "torch.compile, fused"),
 }
-
-
-def usual(subject: Subject) -> list[Contender]:
-    """The executor that the engine chooses, on a GPU our kernels in a CUDA graph, and the fastest peers."""
-    kind = subject.device.type
-    mine = "cuda_graph" if kind == "cuda" else Engine(subject.program, device="cpu", dtype=subject.dtype).executor
-    return contenders([f"ours: {mine}", *PEERS[kind]])
 
 
 def measure(
@@ -55,9 +48,7 @@ def measure(
     """
     prove_golden()
     (drawn,) = replace(subject, batch=max(batches)).pictures(1)
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True
-    ) as progress:
+    with bars(console) as progress:
         progress.add_task("the reference's logits", total=None)
         (expected,) = expected_logits(subject, [drawn])
         found: dict[int, dict] = {}
@@ -88,14 +79,9 @@ def _race(
     """
     if "torch._dynamo" in sys.modules:  # which takes seconds to import, and is only where somebody compiled
         torch.compiler.reset()  # else it keeps what it compiled for other batches, and counts it against a limit
-    n, entries = subject.batch, []
+    n = subject.batch
     compared, wanted = ([tensor[:n], tensor.flip(0)[:n]] for tensor in (drawn, expected))
-    task = progress.add_task("", total=len(chosen))
-    for contender in chosen:
-        progress.update(task, description=f"batch {n}: set up {contender.name}")
-        entries.append(set_up(contender, subject, compared, wanted))
-        progress.advance(task)
-    prove_ours(entries)
+    entries = set_up_all(chosen, subject, compared, wanted, progress, f"batch {n}: ")
     pictures = subject.pictures(PICTURES)
     running = worth_timing(entries)
     seconds = {entry.name: _seconds(entry, pictures) for entry in running}
@@ -111,7 +97,6 @@ def _race(
 
 def _seconds(entry: Entry, pictures: Sequence[Tensor]) -> float:
     """Of a pass, the shortest of as many as fit in FIRST_S: a single one of a millisecond would tell nothing."""
-    assert entry.runner is not None
     times = [entry.second_call]
     while sum(times) < FIRST_S:
         times.append(once(entry.runner, pictures[len(times) % len(pictures)]).latency)
@@ -143,7 +128,5 @@ def _result(batch: int, entries: Sequence[Entry], possible: Mapping[str, Mapping
     return {
         "batch": batch,
         "rows": rows,
-        "missing": {entry.name: entry.missing for entry in entries if entry.missing},
-        "disagree": disagreements(entries),
-        "failed": [entry.name for entry in entries if entry.failed],
+        **left_out(entries),
     }

@@ -13,9 +13,8 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from ..drawing import save
+from ..drawing import plain_ticks, save
 from .words import SPEED, TIME, name_of
 
 LOOKS = (("s", "--"), ("^", ":"), ("D", "-."), ("v", (0, (5, 1, 1, 1, 1, 1))), ("P", (0, (1, 3))), ("X", (0, (8, 3))))
@@ -75,10 +74,8 @@ def _panel(axes: Axes, result: Mapping, looks: Mapping[str, tuple]) -> None:
     axes.set_ylim(low, high)
     _, right = axes.get_xlim()
     axes.set_xlim(min(row[TIME] for row in rows) / ROOM, right)
-    for axis, marks in ((axes.xaxis, (1, 2, 5)), (axes.yaxis, (1, 1.5, 2, 3, 4, 5, 7))):
-        axis.set_major_locator(LogLocator(subs=marks))
-        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axis.set_minor_formatter(NullFormatter())
+    plain_ticks(axes.xaxis)
+    plain_ticks(axes.yaxis, (1, 1.5, 2, 3, 4, 5, 7))
     axes.tick_params(labelsize=9)
     axes.set_xlabel("milliseconds for a batch (fewer is better)", fontsize=9)
     axes.set_ylabel("pictures a second (more is better)", fontsize=9)

@@ -27,7 +27,7 @@ from parallel_parnet.files import as_json, check_writable, write_json
 from ..bench.machine import describe
 from ..bench.measure import Settings
 from ..bench.poster import QUOTED, SIZE
-from ..common import RESULTS, Parser, Ranks, machine, plain_console, slug
+from ..common import RESULTS, Parser, Ranks, machine, plain_console, positive, slug
 from ..common import table as make_table
 from ..drawing import FORMATS, need_matplotlib
 from ..sections import check, link, put
@@ -46,19 +46,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers and sentences")
     parser.add_argument("--figure", type=Path, metavar="FILE", help=f"accuracy against latency, {' or '.join(FORMATS)}")
     parser.add_argument(
-        "--budget", type=float, default=BUDGET, metavar="SECONDS",
+        "--budget", type=positive, default=BUDGET, metavar="SECONDS",
         help="of timed runs together (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--page", type=Path, metavar="FILE", help="put table, picture and words on this page")
     args = parser.parse_args()
     if args.page:
-        if not os.path.isfile(args.page):
-            raise ParNetError(f"--page {args.page}: no such file; give a page in Markdown")
         check(args.page, TITLE, NEXT)
         name = RESULTS / f"versus-{slug(machine(torch.device('cpu')))}.json"
         args.json, args.figure = args.json or name, args.figure or name.with_suffix(".svg")
-    if not args.budget > 0:
-        raise ParNetError(f"--budget {args.budget:g}: must be positive")
     if args.figure and args.figure.suffix not in FORMATS:
         raise ParNetError(f"--figure {args.figure}: give a name that ends in {' or '.join(FORMATS)}")
     check_writable(args.json, args.figure)
@@ -74,15 +70,11 @@ def show(rows: list[dict], cores: int, console: Console) -> None:
 
 
 def main() -> int:
-    args, ranks = parse_arguments(), Ranks.from_environment()
-    if ranks.world > 1:
-        raise ParNetError("the comparison runs in one process: start it with python")
+    args, ranks = parse_arguments(), Ranks.alone("the comparison")
     if reason := lacking("native"):
         raise ParNetError(f"the comparison is by our CPU kernels: {reason}")
     began, cores, device = time.perf_counter(), ranks.take_threads(), torch.device("cpu")
-    console, progress = plain_console(), plain_console(stderr=True)
-    if not console.is_terminal:
-        console.width = 140
+    console, progress = plain_console(140), plain_console(stderr=True)
     if args.figure:
         need_matplotlib("--figure")
     header = {
@@ -108,12 +100,8 @@ def main() -> int:
 
         draw(rows, header, args.figure)
     if args.page:
-        put(
-            args.page,
-            TITLE,
-            section(header, rows, said, *(link(path, args.page) for path in (args.json, args.figure))),
-            NEXT,
-        )
+        links = (link(path, args.page) for path in (args.json, args.figure))
+        put(args.page, TITLE, section(header, rows, said, *links), NEXT)
     compared = {pair.rival["network"]: pair.parnet["network"] for pair in pairs(rows)}
     print(as_json({"seconds": header["seconds"], "compared": compared, "verdict": said[-1]}))
     return 0

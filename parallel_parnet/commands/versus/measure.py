@@ -84,7 +84,7 @@ def row_of(quoted: Quoted, entries: Sequence[Entry]) -> Row:
         "gflop": round(subject.flops / 1e9, 2),
         "threads": {name: found[name] for name in ours}, "peers": {name: found[name] for name in peers},
         "peer": min(peers, key=lambda name: found[name]["ms"]),
-        "lanes_ms": {1: one, **lanes_ms(program, one)}, "gpus_us": gpus_us(program),
+        "lanes_ms": {"1": one, **lanes_ms(program, one)}, "gpus_us": gpus_us(program),
     }  # fmt: skip
 
 

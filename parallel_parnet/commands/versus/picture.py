@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from ..drawing import save
+from ..drawing import plain_ticks, save
 
 COLOURS = {True: "#1f4e79", False: "#8c510a"}  # ParNet, and the others, whose lines are dashed
 
@@ -20,10 +19,10 @@ def draw(rows: Sequence[dict], header: dict, path: Path) -> None:
     figure = Figure(figsize=(6.4, 5.4), layout="constrained")
     axes = figure.subplots()
     for y, row in enumerate(rows):
-        lanes = {int(k): v for k, v in row["lanes_ms"].items()}
-        most, colour = max(lanes), COLOURS[row["ours"]]
+        lanes, colour = row["lanes_ms"], COLOURS[row["ours"]]
+        most = max(lanes, key=int)
         # what is simulated stands above the line, what others measure below it, so that none hides another
-        points = [("one thread, measured", "o", lanes[1], 0.0), (f"{most} lanes, simulated", "^", lanes[most], 0.25)]
+        points = [("one thread, measured", "o", lanes["1"], 0.0), (f"{most} lanes, simulated", "^", lanes[most], 0.25)]
         if cores != "1":
             points.insert(1, (f"{cores} threads, measured", "s", row["threads"][cores]["ms"], 0.0))
         ends = [x for _, _, x, _ in points]
@@ -38,9 +37,7 @@ def draw(rows: Sequence[dict], header: dict, path: Path) -> None:
     axes.set_yticks(range(len(rows)), [f"{row['network']}\n{row['top1']:.2f}%, depth {row['depth']}" for row in rows])
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    plain_ticks(axes.xaxis, (1, 2, 3, 5, 7))
     axes.grid(axis="x", alpha=0.4)
     axes.tick_params(labelsize=10)
     axes.set_xlabel("milliseconds for a picture, 224 x 224, fp32 (fewer is better)", fontsize=10)

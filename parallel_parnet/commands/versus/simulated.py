@@ -24,17 +24,18 @@ WHAT = (
 )
 
 
-def lanes_ms(program: Program, one_ms: float) -> dict[int, float]:
-    """Milliseconds on so many lanes; one_ms: on one, which the operations' own times are scaled to add up to."""
+def lanes_ms(program: Program, one_ms: float) -> dict[str, float]:
+    """Milliseconds by number of lanes, which is text, as JSON has it. one_ms: on one, which the operations' own times
+    are scaled to add up to."""
     alone = on_a_thread(program, torch.float32, None, 1, "native", PASSES).seconds
     factor = one_ms / 1e3 / sum(alone.values())
     core = Measured("a core", {name: factor * seconds for name, seconds in alone.items()}, "measured here")
-    return {lanes: round(1e3 * _fastest(program, core, SHARED, lanes, 4), 4) for lanes in LANES}
+    return {f"{lanes}": round(1e3 * _fastest(program, core, SHARED, lanes, 4), 5) for lanes in LANES}
 
 
-def gpus_us(program: Program) -> dict[int, float]:
-    """Microseconds on so many simulated GPUs."""
-    return {gpus: round(1e6 * _fastest(program, H200, LINKS["nvlink"], gpus, 2), 3) for gpus in (1, *LANES)}
+def gpus_us(program: Program) -> dict[str, float]:
+    """Microseconds by number of simulated GPUs."""
+    return {f"{gpus}": round(1e6 * _fastest(program, H200, LINKS["nvlink"], gpus, 2), 3) for gpus in (1, *LANES)}
 
 
 def _fastest(program: Program, device: Device, link: Link, lanes: int, itemsize: int) -> float:

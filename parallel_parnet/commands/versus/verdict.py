@@ -38,14 +38,11 @@ def relation(mine: float, other: float) -> str:
     return f"{word}, {mine / other:.2f} times as long"
 
 
-def crossover(mine: Mapping, other: Mapping) -> int | None:
+def crossover(mine: Mapping[str, float], other: Mapping[str, float]) -> str | None:
     """The fewest lanes from which on a ParNet is the faster one on as many lanes as the other; None where it never is.
-
-    Both by number of lanes, as numbers or, from a file, as text.
-    """
-    mine, other = ({int(lanes): time for lanes, time in times.items()} for times in (mine, other))
+    Both by number of lanes, as text."""
     found = None
-    for lanes in sorted(mine.keys() & other.keys(), reverse=True):
+    for lanes in sorted(mine.keys() & other.keys(), key=int, reverse=True):
         if faster(mine[lanes], other[lanes]) < 1:
             break
         found = lanes
@@ -84,7 +81,7 @@ def summary(found: Sequence[Pair]) -> str:
         said = []
         for p, r in found:
             mine, other = ({k: t["ms"] if key == "threads" else t for k, t in row[key].items()} for row in (p, r))
-            lanes, most = crossover(mine, other), max(map(int, mine))
+            lanes, most = crossover(mine, other), max(mine, key=int)
             when = f"never, up to {most}" if lanes is None else f"from {lanes} on"
             short = "" if p["top1"] >= r["top1"] else ", which is less accurate"
             said.append(f"{when} against {r['network']} ({p['network']}{short})")
@@ -93,8 +90,7 @@ def summary(found: Sequence[Pair]) -> str:
 
 
 def _simulated(what: str, unit: str, mine: Mapping, other: Mapping) -> str:
-    most = max(map(int, mine))
-    a, b = ({int(lanes): time for lanes, time in times.items()}[most] for times in (mine, other))
-    lanes = crossover(mine, other)
+    most, lanes = max(mine, key=int), crossover(mine, other)
+    a, b = mine[most], other[most]
     when = f"never the faster one on up to {most}" if lanes is None else f"the faster one from {lanes} on"
     return f"Simulated on {most} {what}: {a:.1f} {unit} against {b:.1f}, {relation(a, b)}; {when}."

@@ -5,12 +5,9 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
-import os
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,22 +15,21 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
-from conftest import launch, lively, relative
+from conftest import SMALL, launch, lively, relative
+from contenders import HEADER, QUIET, planted, result, subject
 from parallel_parnet import Config, Engine, ParNetError, fold
 from parallel_parnet.commands.bench import command as bench
-from parallel_parnet.commands.bench import isolation, ours, overhead, poster
+from parallel_parnet.commands.bench import isolation, ours, overhead
 from parallel_parnet.commands.bench import measure as measuring
 from parallel_parnet.commands.bench import page as bench_report
-from parallel_parnet.commands.bench.comparison import changes, differences
 from parallel_parnet.commands.bench.fused import fuse
+from parallel_parnet.commands.bench.machine import describe
 from parallel_parnet.commands.bench.measure import Settings, contenders, measure, worth_timing
 from parallel_parnet.commands.bench.rows import (
     SHARES,
     _achieved,
-    add_ratios,
     best,
     reached,
     read,
@@ -42,50 +38,10 @@ from parallel_parnet.commands.bench.rows import (
     runs,
     write,
 )  # fmt: skip
-from parallel_parnet.commands.bench.running import Entry, interleave, spread
-from parallel_parnet.commands.bench.statistics import median_interval, summary
+from parallel_parnet.commands.bench.running import Entry, interleave, set_up, spread
 from parallel_parnet.commands.bench.subject import Contender, Runner, Subject
-from parallel_parnet.commands.common import run
-
-QUIET = Console(quiet=True)
-HEADER = {"possible": {"float32": {"flop_per_s": 1e11, "bytes_per_s": 1e10}}}
-SMALL = Config((8, 16, 32, 64), num_classes=10)
-
-
-@pytest.fixture
-def _one_core() -> Iterator[None]:
-    """This process and those that it starts on one core, so that their threads do not wait for other tests'."""
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})
-    yield
-    os.sched_setaffinity(0, cores)
-
-
-@cache
-def subject() -> Subject:
-    model = lively(SMALL, 0).requires_grad_(False)
-    return Subject("small", model, fuse(model), fold(model), 64, 1, torch.device("cpu"), torch.float32, 1)
-
-
-def result(times: dict[str, np.ndarray], **header: object) -> dict:
-    """A result as the benchmark writes it, from made-up times in ms; names that begin with "ours" are ours."""
-    rows = [
-        {
-            "model": "small", "infer_samples_per_sec": 1e3 / np.median(ms), "infer_step_time": float(np.median(ms)),
-            "infer_batch_size": 1, "contender": name, "ours": name.startswith("ours"), "arithmetic": "float32",
-            "settings": "as it comes", "error": 1e-7, "n": len(ms), "unstable": [], "latency_ms": summary(ms / 1e3),
-            "median_interval_ms": [t * 1e3 for t in median_interval(ms / 1e3)], "setup_s": 0.1, "first_call_s": 0.2,
-            "gflop_per_s": 1.0, "of_matmul": 0.5, "rounds": list(range(len(ms))), "samples_ms": list(ms),
-        }
-        for name, ms in times.items()
-    ]  # fmt: skip
-    told = {
-        "model": "small", "size": 64, "batch_size": 1, "dtype": "float32", "machine": "2-core x86-64 (AVX2)",
-        "cpu": "a CPU", "threads": 2, "torch": "2.13.0+cpu", "date": "2026-01-01T00:00:00", "commit": "abc",
-        "command": "python launch/bench.py",
-    }  # fmt: skip
-    add_ratios(rows, paired=True)
-    return {"header": told | header, "rows": rows, "missing": {"absent": "not installed"}, "disagree": {}}
+from parallel_parnet.commands.common import run, typed
+from parallel_parnet.commands.gpu import device
 
 
 def test_few_or_unstable_runs_claim_nothing() -> None:
@@ -141,19 +97,6 @@ def test_few_turns_are_spread(rounds: int) -> None:
     for count in range(1, rounds + 1):
         taken = [-1, *(r for r in range(rounds) if turns[r] < count), rounds]
         assert max(b - a for a, b in pairwise(taken)) <= 2 * (rounds + 1) // count + 1
-
-
-def planted(name: str, wrong: float, is_ours: bool = False) -> Contender:
-    """A contender whose logits are off by so much, relative."""
-
-    def build(subject: Subject) -> Runner:
-        def call(x: Tensor) -> Tensor:
-            logits = subject.network(x)
-            return logits + wrong * logits.norm() * nn.functional.one_hot(torch.tensor([1]), 10)
-
-        return Runner(call, "planted", "float32")
-
-    return Contender(name, is_ours, build)
 
 
 def test_a_peer_that_disagrees_is_not_compared() -> None:
@@ -267,31 +210,6 @@ def test_overhead_is_what_the_library_does_not_take(monkeypatch: pytest.MonkeyPa
     assert Library.work.__name__ == "work"  # as it was
 
 
-def test_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    rng = np.random.default_rng(1)
-    base = {name: 10 * rng.lognormal(0, 0.01, 50) for name in ("ours: eager", "same", "quicker", "worse", "gone")}
-    now = {"ours: eager": 10 * rng.lognormal(0, 0.01, 50), "same": base["same"] * 1.01}
-    now |= {"quicker": base["quicker"] * 0.8, "worse": base["worse"] * 1.2}
-    old, new = result(base), result(now, torch="2.14.0")
-    verdict = {change.contender: change.verdict for change in changes(old, new)}
-    assert verdict == {"ours: eager": "no change", "same": "no change", "quicker": "faster", "worse": "slower"}
-    once = result({name: times[:1] for name, times in now.items()})
-    assert {change.verdict for change in changes(old, once)} == {"no change"}, "one run has no interval"
-    other = {key for key, *_ in differences(old, new)}
-    assert other == {"torch", "settings of gone"}
-    paths = [write(r, tmp_path, name) for r, name in ((old, "old"), (new, "new"), (result(now, size=32), "small"))]
-    monkeypatch.setattr(sys, "argv", ["bench.py", "--compare", *map(str, paths[:2])])
-    assert bench.main() == 0
-    printed = capsys.readouterr().out.splitlines()
-    assert json.loads(printed[-1])["quicker"]["verdict"] == "faster"
-    monkeypatch.setattr(sys, "argv", ["bench.py", "--compare", str(paths[0]), str(paths[2])])
-    with pytest.raises(ParNetError, match=r"size is 64 in old\.json and 32 in small\.json"):
-        bench.main()
-    paths[0].write_text("{}")
-    with pytest.raises(ParNetError, match=r"no result of launch/bench.py"):
-        read(paths[0])
-
-
 def test_names_of_files() -> None:
     header = {"torch": "2.13.0+cpu", "machine": "NVIDIA H200", "model": "parnet_xl", "size": 224}
     header |= {"dtype": "bfloat16", "batch_size": 1}
@@ -316,29 +234,6 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     monkeypatch.setattr(sys, "argv", ["bench_report.py", str(path), str(other)])
     with pytest.raises(ParNetError, match="results of 2 machines"):
         bench_report.main()
-
-
-@pytest.mark.usefixtures("_one_core")
-def test_poster(monkeypatch: pytest.MonkeyPatch) -> None:
-    def tiny() -> nn.Sequential:
-        return nn.Sequential(nn.Conv2d(3, 8, 3, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
-
-    monkeypatch.setitem(poster.PEERS, "tiny", (tiny, 2))
-    monkeypatch.setitem(poster.WAYS, "cpu", ("eager, channels_last", "CUDA graph"))
-    rows = (poster.Quoted("tiny", 2, 50.0, 1000), poster.Quoted("parnet_fashion", 12, 60.0, 500))
-    monkeypatch.setattr(poster, "SIZE", 64)
-
-    def make(name: str) -> Subject:
-        return poster.subject_of(name, torch.device("cpu"), torch.float32, 1)
-
-    header = result({})["header"] | HEADER
-    found = poster.measure_poster(header, make, Settings(runs=3, least=3, warm_up=1), QUIET, table=rows)
-    assert [row["model"] for row in found["rows"]] == ["tiny", "parnet_fashion"]
-    assert found["missing"].keys() == {"tiny, CUDA graph of eager, fused"}
-    assert found["failed"] == []
-    text = poster.markdown(found)
-    assert "| tiny | 2 | 0.0 |" in text
-    assert "| 60.00 | 500 |" in text
 
 
 @pytest.mark.usefixtures("_one_core")
@@ -394,6 +289,42 @@ def test_a_process_of_its_own(tmp_path: Path) -> None:
         isolation.isolated(["--dtype"], ["eager, fused"])
 
 
+@pytest.mark.parametrize("word", ["--isolate", "--isol", "--is"])
+def test_a_process_of_its_own_starts_no_others(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However --isolate was shortened."""
+
+    def refused(arguments: list[str], names: list[str]) -> dict:
+        assert (arguments, names) == (["--only", "ours: eager", "--device", "cpu"], ["ours: eager"])
+        raise ParNetError("as planted")
+
+    monkeypatch.setattr(bench, "isolated", refused)
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--only", "ours: eager", word, "--device", "cpu"])
+    with pytest.raises(ParNetError, match="as planted"):
+        bench.main()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="OpenVINO is not installed")
+def test_openvino_in_fp16_on_a_cpu() -> None:
+    """Which takes bf16 for it where the CPU has no instructions for fp16."""
+    (openvino,) = contenders(["OpenVINO"])
+    found = set_up(openvino, replace(subject(), dtype=torch.float16), [x := torch.randn(1, 3, 64, 64)] * 2, [x] * 2)
+    if found.runner is None:
+        assert found.missing == "computes in bfloat16 here, asked for float16"
+    else:
+        assert found.runner.arithmetic in ("float16", "float32")
+
+
+def test_the_header_of_an_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no scripts to type, and no commit, not even where it lies in somebody's repository."""
+    monkeypatch.setattr(sys, "argv", ["/clone/launch/bench.py", "--only", "ours: eager"])
+    assert typed() == "python launch/bench.py --only 'ours: eager'"
+    monkeypatch.setattr(sys, "argv", ["parnet bench", "--only", "ours: eager"])
+    assert typed() == "parnet bench --only 'ours: eager'"
+    assert describe(torch.device("cpu"))["commit"]
+    monkeypatch.setattr(device, "CLONE", False)
+    assert describe(torch.device("cpu"))["commit"] is None
+
+
 def test_processes_become_one_result(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(3)
     times = {"ours: eager": rng.normal(8, 0.1, 50), "a peer": rng.normal(10, 0.1, 30)}
@@ -412,7 +343,10 @@ def test_bad_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (("--budget", 0), "must be positive"),
         (("--only", "nobody"), "choose one of"),
         (("--compare", tmp_path / "a", tmp_path / "b"), "no result of"),
-        (("--poster", "--isolate"), "leave --isolate out"),
+        *(
+            (("--poster", *more), "leave --isolate out, and --batch-size, --img-size and --only")
+            for more in (("--isolate",), ("--batch-size", 8), ("--img-size", 64), ("--only", "native"))
+        ),
         (("--speed", "high"), "see --help"),
         *[(("--device", "cuda"), "torch sees no NVIDIA GPU")] * (not torch.cuda.is_available()),
     ):

@@ -134,7 +134,7 @@ def test_a_failure_costs_its_own_row(monkeypatch: pytest.MonkeyPatch) -> None:
     found = measure(subject(), header, chosen, Settings(runs=3, least=3, warm_up=1), Console(quiet=True))
     assert found["missing"]["OpenVINO, fused"] == "not installed here: pip install nncf"
     assert found["missing"]["torch.compile, fused"].startswith("failed: ModuleNotFoundError: No module named 'torchao.")
-    assert found["disagree"] == {"off by 0.2": "demo: logits off by 2.0e-01, relative (limit 1e-01)"}
+    assert found["disagree"] == {"off by 0.2": "logits off by 2.0e-01, relative (limit 1e-01)"}
     (row,) = found["rows"]
     assert (row["contender"], row["dtype"], row["limit"]) == ("off by 0.05", "int8", 0.1)
     assert row["error"] == pytest.approx(0.05, rel=1e-3)

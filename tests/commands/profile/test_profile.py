@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from signal import SIGPIPE
 
@@ -272,6 +273,14 @@ def test_a_database_in_a_folder_with_signs_in_its_name(tmp_path: Path) -> None:
     folder.mkdir()
     write_database(folder / "rank0.sqlite", 10**18, [("request", 1, 2)], [])
     assert [span.name for span in nsight.read_rank(folder, 0)[0]] == ["request"]
+
+
+def test_a_database_without_ranges(tmp_path: Path) -> None:
+    """Of a run that was not told to trace, say."""
+    write_database(tmp_path / "rank0.sqlite", 10**18, [], [])
+    timeline = trace_format.read(ROOT / "results" / "trace-parnet_s-3-ranks.json.gz")
+    with pytest.raises(ParNetError, match=r"rank 0 has no range 'request'.*was anything captured\?"):
+        nsight.merge(replace(timeline, known=replace(timeline.known, lanes=1)), tmp_path)
 
 
 def test_a_place_that_cannot_be_written_is_told_before_anything_runs(tmp_path: Path) -> None:

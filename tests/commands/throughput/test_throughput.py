@@ -12,11 +12,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
-from conftest import ROOT, is_installed, lively
-from parallel_parnet import Config, ParNetError, fold
-from parallel_parnet.commands.bench.fused import fuse
+from conftest import ROOT, is_installed
+from contenders import QUIET, subject
+from parallel_parnet import ParNetError
 from parallel_parnet.commands.bench.measure import contenders
 from parallel_parnet.commands.bench.subject import Contender, Runner, Subject
 from parallel_parnet.commands.sections import placed
@@ -25,8 +24,7 @@ from parallel_parnet.commands.throughput import measure as measuring
 from parallel_parnet.commands.throughput.words import NEXT, TITLE, cells, number, section, sentences
 
 POSSIBLE = {"float32": {"flop_per_s": 1e11, "bytes_per_s": 1e10}}
-MODEL = lively(Config((8, 16, 32, 64), num_classes=10), 0).requires_grad_(False)
-SUBJECT = Subject("small", MODEL, fuse(MODEL), fold(MODEL), 64, 1, torch.device("cpu"), torch.float32, 1)
+SUBJECT = subject()
 HEADER = {
     "model": "parnet_s", "size": 224, "dtype": "float32", "machine": "2-core", "cpu": "a CPU", "threads": 2,
     "date": "2026-01-01T00:00:00", "parameters_m": 8.0,
@@ -139,7 +137,7 @@ def test_who_is_raced_and_who_is_listed(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(measuring, "_seconds", lambda entry, pictures: SECONDS[entry.name])
     (eager,) = contenders(["ours: eager"])
     chosen = [eager, planted("right"), planted("near"), planted("slow"), planted("mixed", mixed=True)]
-    found = measuring.measure(SUBJECT, [1, 2, 3], chosen, 1e3, POSSIBLE, Console(quiet=True))
+    found = measuring.measure(SUBJECT, [1, 2, 3], chosen, 1e3, POSSIBLE, QUIET)
     assert [one["batch"] for one in found] == [1, 2, 3]
     assert found[1]["missing"].pop("slow") == "not set up: over 1.25 times the fastest peer's time at batch 3 and 1"
     assert "over 1.25 times the fastest peer's" in found[0]["missing"]["slow"]
@@ -149,21 +147,19 @@ def test_who_is_raced_and_who_is_listed(monkeypatch: pytest.MonkeyPatch) -> None
         for r in one["rows"]:
             assert r["n"] == measuring.MOST and r["infer_batch_size"] == one["batch"]
     assert found[0]["disagree"] == {} and "logits off by" in found[2]["disagree"]["mixed"]
-    (tight,) = measuring.measure(SUBJECT, [3], chosen, 1.0, POSSIBLE, Console(quiet=True))
+    (tight,) = measuring.measure(SUBJECT, [3], chosen, 1.0, POSSIBLE, QUIET)
     assert {r["contender"]: r["n"] for r in tight["rows"]} == dict.fromkeys(("ours: eager", "right"), measuring.LEAST)
     assert "620.0 ms a pass; the fastest peer's took 500.0, and the budget is not enough" in tight["missing"]["near"]
     with pytest.raises(ParNetError, match="nothing of ours runs: none was chosen"):
-        measuring.measure(SUBJECT, [1], [planted("right")], 0.01, POSSIBLE, Console(quiet=True))
+        measuring.measure(SUBJECT, [1], [planted("right")], 0.01, POSSIBLE, QUIET)
     with pytest.raises(ParNetError, match="parity fails"):
-        measuring.measure(
-            SUBJECT, [2], [planted("ours: x", mixed=True, ours=True)], 0.01, POSSIBLE, Console(quiet=True)
-        )
+        measuring.measure(SUBJECT, [2], [planted("ours: x", mixed=True, ours=True)], 0.01, POSSIBLE, QUIET)
 
 
 def test_a_budget_is_spent_by_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[tuple[int, float]] = []
     monkeypatch.setattr(measuring, "_race", lambda subject, _, share, *rest: given.append((subject.batch, share)) or [])
-    measuring.measure(SUBJECT, [1, 3], [], 8.0, POSSIBLE, Console(quiet=True))
+    measuring.measure(SUBJECT, [1, 3], [], 8.0, POSSIBLE, QUIET)
     assert given == [(3, 6.0), (1, 8.0)], "what one leaves, the next may use"
 
 

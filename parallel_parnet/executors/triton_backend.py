@@ -155,6 +155,9 @@ class TritonBackend:
         for segment in segments:
             on.setdefault(devices[segment.lane], {}).update(dict.fromkeys(segment.operations))
         self.weights = {device: pack(program, dtype, device, names) for device, names in on.items()}
+        # on every device, since an answer may be another lane's, and a capture may not copy from the host
+        steps = {name: program.weights.get(f"{name}.step") for name in program.answers.values()}
+        self._steps = {(n, d): t.to(d) for n, t in steps.items() if t is not None for d in set(devices)}
         self._blocks: dict[tuple[str, torch.device, tuple[int, ...]], Tensor] = {}
         self._shapes: Shapes[NHW, dict[str, Cut]] = Shapes()
 
@@ -191,7 +194,7 @@ class TritonBackend:
             return tensor
         y = self.opened(feature, tensor, self._cuts(nhw), nhw).y[..., : op.cout]
         if y.dtype == E4M3:
-            y = (y.float() * self.weights[y.device][feature]["step"]).to(self.dtype)
+            y = (y.float() * self._steps[feature, y.device]).to(self.dtype)
         return y.permute(0, 3, 1, 2)
 
     def blocks(self, operation: str, device: torch.device, cut: Cut) -> Tensor:

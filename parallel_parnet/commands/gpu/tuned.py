@@ -41,7 +41,7 @@ def check_tuning(work: Work) -> Values:
     levels = {variant: _levels(work, variant, found["l2_bytes"]) for variant in work.scope.tuned}
     wanted = list({level.key: level for own in levels.values() for level in own}.values())
     first = {level.key for variant in work.scope.decisive for level in levels[variant]}
-    kept = {key: row for key, row in work.journal.rows(work.step).items() if "fault" not in row}
+    kept = work.kept
     todo = [level for level in wanted if level.key not in kept]
 
     def done(level: Level, trial: Trial) -> None:
@@ -126,6 +126,5 @@ def _path(work: Work, found: Values) -> Path:
 
 def _write(work: Work, found: Values) -> None:
     """The table, of all rows so far, as `launch/tune.py` would write it."""
-    levels = {key: row for key, row in work.journal.rows(work.step).items() if "fault" not in row}
     note = {"note": work.scope.note} if work.scope.note else {}
-    write_json(_path(work, found), {**found, **note, "tuned": time.strftime("%Y-%m-%d"), "levels": levels})
+    write_json(_path(work, found), {**found, **note, "tuned": time.strftime("%Y-%m-%d"), "levels": work.kept})

@@ -56,15 +56,12 @@ def check_warpgroups(work: Work) -> Values:
     exact_fp32()
     found = machine_of(work)
     levels = {level.key: level for variant in work.scope.tuned for level in _levels(work, variant, found["l2_bytes"])}
-    coming: dict[str, Candidates] = {}
-    with ThreadPoolExecutor(1) as compiler:
-        turns = pairwise([*levels.values(), None])
-        rows = [work.row(now.key, partial(_tune, work, compiler, coming, now, then)) for now, then in turns if now]
-    made = {
-        key: {"tiles": row["tiles"], "us": row["us"]["p50"], "l2": row["l2"]}
-        for key, row in work.journal.rows(work.step).items()
-        if "fault" not in row
-    }
+    kept, compiler, coming = work.kept, ThreadPoolExecutor(1), dict[str, Candidates]()
+    turns = pairwise([*(level for key, level in levels.items() if key not in kept), None])
+    new = [work.row(now.key, partial(_tune, work, compiler, coming, now, then)) for now, then in turns if now]
+    compiler.shutdown(wait=False, cancel_futures=True)  # out of time, nobody wants what is still being compiled
+    rows = [*(row for key, row in kept.items() if key in levels), *new]
+    made = {key: {"tiles": row["tiles"], "us": row["us"]["p50"], "l2": row["l2"]} for key, row in work.kept.items()}
     note = f"Each level by itself, over and over, on {time.strftime('%Y-%m-%d')}."
     write_json(_path(work, found), {**found, "note": note, "levels": made})
     return verdict(rows, lambda row: True, table=_path(work, found).name)

@@ -35,14 +35,18 @@ class Work:
     def device(self) -> torch.device:
         return self.scope.device
 
+    @property
+    def kept(self) -> dict[str, Values]:
+        """Rows so far, by name, but for those with a "fault", which are tried again."""
+        return {name: row for name, row in self.journal.rows(self.step).items() if "fault" not in row}
+
     def row(self, name: str, make: Callable[[], Values], seconds: float = 0.0) -> Values | None:
         """The row of this name, of an earlier run or made now; None where less than `seconds` are left to make it.
 
         What fails is a row with a "fault", and the next run tries it again; the others are measured all the same,
         unless the GPU answers nothing any more, which ends the step.
         """
-        kept = self.journal.rows(self.step).get(name)
-        if kept is not None and "fault" not in kept:
+        if (kept := self.kept.get(name)) is not None:
             return kept
         if self.left < seconds or self.left <= 0:
             return None

@@ -32,7 +32,7 @@ from parallel_parnet.commands.gpu.scope import CONFIGS
 from parallel_parnet.kernels.gpu import config, twins
 from parallel_parnet.kernels.gpu.candidates import candidates, launched, resident
 from parallel_parnet.kernels.gpu.config import LevelConfig, Table
-from parallel_parnet.kernels.gpu.convolution import E4M3
+from parallel_parnet.kernels.gpu.convolution import E4M3, outputs
 from parallel_parnet.kernels.gpu.geometry import Geometry, Tile
 from parallel_parnet.kernels.gpu.model import floor
 from parallel_parnet.kernels.gpu.rates import H200
@@ -63,6 +63,14 @@ def test_a_right_kernel_passes(dtype, kind):
     parity.poison(conv)
     twins.fused_conv(conv)
     assert parity.deviation(conv) <= 1
+
+
+@pytest.mark.parametrize("kind", ["identity", "picture", "residual"])
+def test_all_that_a_kernel_must_write_is_poisoned(kind):
+    conv = convolution(geometry(kind, 9, 7, 20), Tile(16, 16, 16, split_k=2), 2, HALF, seed=3)
+    written = {name: getattr(conv.x, name).zero_() for name in outputs(conv.shape, conv.tile, 2, HALF)}
+    parity.poison(conv)
+    assert all(t.isnan().all() if t.is_floating_point() else not t.any() for t in written.values())
 
 
 @pytest.mark.parametrize(("dtype", "off"), [(HALF, 0.1), (E4M3, 40.0)], ids=str)

@@ -5,8 +5,9 @@
 
 Nothing is tuned while the engine runs: it reads the table, and takes defaults where that is silent. Every distinct
 level of the variants gets an equal share of the minutes and at most 40 candidates, all compiled ahead by all cores; the
-table is written after each, so a run may be stopped at any time and continued by another. --dry-run lists the
-candidates and their predicted times, with or without a GPU.
+table is written after each, so a run may be stopped at any time and continued by another. Both types of 16 bits share
+their entries: of several only the last is tuned. --dry-run lists the candidates and their predicted times, with or
+without a GPU.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-m", "--model", nargs="+", default=VARIANTS, help="variants (default: S, M, L and XL)")
     parser.add_argument("-b", "--batch-size", nargs="+", type=int, default=[1], help="default: 1")
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["float16", "bfloat16"], help="default: both 16")
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["bfloat16"], help="default: bfloat16")
     parser.add_argument("--minutes", type=float, default=60, help="to stay within (default: %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="list candidates, run nothing")
     parser.add_argument("--show", type=int, default=5, help="candidates listed a level (default: %(default)s)")

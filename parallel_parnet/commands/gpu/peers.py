@@ -34,8 +34,8 @@ def check_poster(work: Work) -> Values:
     exact_fp32()
     dry = work.scope.note != ""
     quoted = (Quoted(NARROW, 9, 0.0, 0),) if dry else QUOTED
-    done = work.journal.rows(work.step)
-    if not all(q.name in done and "fault" not in done[q.name] for q in quoted):
+    done, names = work.journal.rows(work.step), [q.name for q in quoted]
+    if not work.kept.keys() == done.keys() >= set(names):
         make = partial(_narrow if dry else subject_of, device=work.device, dtype=DTYPE, threads=torch.get_num_threads())
         ways = _interpreted if dry else lambda subject: [way for way in ways_of(subject) if way != COMPILED]
         settings = Settings(runs=2, least=2, warm_up=1) if dry else Settings(budget=work.left / 3)
@@ -46,12 +46,12 @@ def check_poster(work: Work) -> Values:
             clock = "CUDA events" if row["device_ms"] else "the host's clock"
             values = {"contender": row["contender"], "ms": row["infer_step_time"], "timed_by": clock, "n": row["n"]}
             work.journal.add(work.step, row["model"], {**values, "interval_ms": row["median_interval_ms"]})
-        for name, why in result["missing"].items():
-            if "failed" in why:
-                work.journal.add(work.step, name, {"fault": why})
+        faults = {name: {"fault": why} for name, why in result["missing"].items() if "failed" in why}
+        gone = {name: {} for name in done.keys() - work.kept.keys()}
+        for name, fault in (gone | faults).items():
+            work.journal.add(work.step, name, fault)
     rows = work.journal.rows(work.step)
-    left_out = [q.name for q in quoted if q.name not in rows]
-    return {**verdict(rows.values(), lambda row: True), "left_out": len(left_out)}
+    return {**verdict(rows.values(), lambda row: True), "left_out": len(set(names) - rows.keys())}
 
 
 def check_depth(work: Work) -> Values:

@@ -132,7 +132,7 @@ def compile_network(name: str, program: Program, console: Console) -> list[Row]:
 
 def compile_for_warpgroups(program: Program) -> list[Row]:
     """Every launch of a network that the kernel for warpgroups takes on an H200."""
-    table = Table.load(HOPPER).with_warpgroups(HOPPER, H200.gpu)
+    table = Table.load(HOPPER, H200.gpu, warpgroups=True)
     costs, found = program.cost(SIZE, itemsize=DTYPE.itemsize).by("level"), []
     for group, (number, cost) in zip(program.groups, costs.items(), strict=True):
         level = Level(tuple(geometry(program, op, SIZE, SIZE) for op in group if op.kind == "conv"), 1, DTYPE)

@@ -80,8 +80,7 @@ class NetworkCase:
         plain = _raw(self.variant, self.dtype) if self.raw else shapes_of(self.variant)
         program, dtype = (shapes_in_fp8(plain), BESIDE_FP8) if narrow else (plain, self.dtype)
         side = program.config.image_size
-        table = Table.load(capability, gpu)
-        table = table.with_warpgroups(capability, gpu) if bindings() else table
+        table = Table.load(capability, gpu, warpgroups=bindings())
         launches = whole(program, (self.n, side, side), dtype, torch.device("meta"), table, self.raw).launches
         chosen = launches if self.index is None else launches[self.index : self.index + 1]
         return [launch for launch in chosen if isinstance(launch, Launch)]

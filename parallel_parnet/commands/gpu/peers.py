@@ -21,10 +21,9 @@ from ..depth.points import Point, points
 from .device import exact_fp32
 from .journal import Values
 from .machines import rates_of
-from .scope import NARROW, model
+from .scope import DTYPE, NARROW, model
 from .work import Work, verdict
 
-DTYPE = torch.bfloat16
 BUDGET_S = 1.0  # of timed runs, for a group of the families
 COMPILED = "torch.compile"  # takes minutes for some of these networks: `launch/bench.py --poster` has it
 
@@ -51,7 +50,7 @@ def check_poster(work: Work) -> Values:
         for name, fault in (gone | faults).items():
             work.journal.add(work.step, name, fault)
     rows = work.journal.rows(work.step)
-    return {**verdict(rows.values(), lambda row: True), "left_out": len(set(names) - rows.keys())}
+    return {**verdict(rows.values()), "left_out": len(set(names) - rows.keys())}
 
 
 def check_depth(work: Work) -> Values:
@@ -60,7 +59,7 @@ def check_depth(work: Work) -> Values:
     dry = {"dry": [Point("dry", "one block", lambda: arranged(1, 1, 8, 32), 3, 1, 32)]}
     groups = dry if work.scope.note else points(quick=True)
     rows = [work.row(name, partial(_family, work, group), seconds=3) for name, group in groups.items()]
-    return verdict(rows, lambda row: True)
+    return verdict(rows)
 
 
 def _family(work: Work, group: list[Point]) -> Values:

@@ -39,7 +39,7 @@ from .precompile import (
     single_launches,
 )
 from .scope import config, scope
-from .work import Work, verdict
+from .work import Work, skipped, verdict
 
 INPUTS = 3  # fresh ones for every network
 SMALL, SMALL_IN_A_DRY_RUN = "parnet_fashion", "narrow"  # that the sanitizer watches
@@ -103,7 +103,7 @@ def check_sanitizer(work: Work) -> Values:
     small network alone."""
     dry = work.scope.note != ""
     if not dry and shutil.which("compute-sanitizer") is None:
-        return {"passed": True, "left_out": 0, "skipped": "compute-sanitizer is not installed"}
+        return skipped("compute-sanitizer is not installed")
     rows = [work.row(tool, partial(_watched, work, tool), seconds=15) for tool in ("memcheck", "racecheck")[: 2 - dry]]
     return verdict(rows, lambda row: row["status"] == 0)
 

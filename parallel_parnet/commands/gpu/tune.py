@@ -141,7 +141,6 @@ def tune_levels(
             compiled=lambda config, level=level: outcome(waiting[level, config]),
             measured=lambda config, level=level: measure(level, config, tuning.device),
             deadline=now + (end - now) / ((sharing if i < sharing else len(levels)) - i),
-            cold=level.cold,
         )
         done(level, trial)
     pool.shutdown(wait=False, cancel_futures=True)
@@ -162,7 +161,7 @@ def fill_table(levels: list[Level], minutes: float, out: Path | None, console: C
         if trial.config is None:
             console.print(f"{level.key}: no configuration passed; the first: {trial.refused[0]}")
             return
-        entries[level.key] = {"date": header["date"], **trial.entry(predicted_floor(level, rates[level.dtype]))}
+        entries[level.key] = {"date": header["date"], **trial.entry(level, rates[level.dtype])}
         write_json(path, {**header, "levels": entries})
         default, best = trial.default.get("p50", float("nan")), trial.best["p50"]
         console.print(f"{level.key}: {default:.2f} -> {best:.2f} us, {describe(trial.config)}, {trial.timed} timed")

@@ -69,7 +69,7 @@ def test_what_nobody_wants_is_not_compiled_and_not_waited_for(out_of_time, tmp_p
     monkeypatch.setattr(warpgroups, "_timed", timed)
     scope = replace(IN_A_DRY_RUN, levels=2, candidates=1)
     work = Work("warpgroups", Journal(tmp_path / "rows.jsonl"), scope, tmp_path, time.monotonic() + 5)
-    _, second = warpgroups._levels(work, scope.tuned[0], 2**30)
+    _, second = warpgroups._levels(work, scope.timed[0], 2**30)
     if not out_of_time:
         work.journal.add("warpgroups", second.key, {"tiles": [], "us": {"p50": 2.0}, "l2": "warm"})
     started = time.monotonic()

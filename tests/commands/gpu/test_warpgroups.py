@@ -7,6 +7,7 @@ import shutil
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -17,6 +18,16 @@ from parallel_parnet.commands.gpu import warpgroups
 from parallel_parnet.commands.gpu.journal import Journal
 from parallel_parnet.commands.gpu.scope import IN_A_DRY_RUN
 from parallel_parnet.commands.gpu.work import Work
+from parallel_parnet.kernels import hopper
+
+
+def at_hand(monkeypatch: pytest.MonkeyPatch, level: Callable, prepare: Callable) -> None:
+    """A GPU whose launches are these."""
+    stand_in = SimpleNamespace(level=level, prepare=prepare)
+    monkeypatch.setitem(sys.modules, "parallel_parnet.kernels.hopper.launch", stand_in)
+    monkeypatch.setattr(hopper, "launch", stand_in, raising=False)  # where other tests have imported it
+    monkeypatch.setattr(warpgroups, "is_at_hand", lambda work: True)
+    monkeypatch.setattr(warpgroups, "machine_of", lambda work: {"gpu": "some", "l2_bytes": 2**30, "capability": [9, 0]})
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
@@ -28,10 +39,7 @@ def test_a_level_is_tuned_and_wrong_answers_do_not_win(right, tmp_path, monkeypa
     def level(convolutions):
         return lambda: emulated.level(convolutions, tmp_path, edit)
 
-    stand_in = SimpleNamespace(level=level, prepare=lambda launches: None)
-    monkeypatch.setitem(sys.modules, "parallel_parnet.kernels.hopper.launch", stand_in)
-    monkeypatch.setattr(warpgroups, "is_at_hand", lambda work: True)
-    monkeypatch.setattr(warpgroups, "machine_of", lambda work: {"gpu": "some", "l2_bytes": 2**30, "capability": [9, 0]})
+    at_hand(monkeypatch, level, prepare=lambda launches: None)
     scope = replace(IN_A_DRY_RUN, levels=2, candidates=2)
     work = Work("warpgroups", Journal(tmp_path / "rows.jsonl"), scope, tmp_path, time.monotonic() + 200)
     result = warpgroups.check_warpgroups(work)
@@ -62,10 +70,7 @@ def test_what_nobody_wants_is_not_compiled_and_not_waited_for(out_of_time, tmp_p
         time.sleep(max(0.0, work.left if out_of_time else 0.0))
         return {"p50": 1.0}
 
-    stand_in = SimpleNamespace(level=lambda convolutions: None, prepare=prepare)
-    monkeypatch.setitem(sys.modules, "parallel_parnet.kernels.hopper.launch", stand_in)
-    monkeypatch.setattr(warpgroups, "is_at_hand", lambda work: True)
-    monkeypatch.setattr(warpgroups, "machine_of", lambda work: {"gpu": "some", "l2_bytes": 2**30, "capability": [9, 0]})
+    at_hand(monkeypatch, lambda convolutions: None, prepare)
     monkeypatch.setattr(warpgroups, "_timed", timed)
     scope = replace(IN_A_DRY_RUN, levels=2, candidates=1)
     work = Work("warpgroups", Journal(tmp_path / "rows.jsonl"), scope, tmp_path, time.monotonic() + 5)

@@ -15,6 +15,8 @@ from .geometry import aligned, power_of_two
 from .launch import Launch
 from .sse_gate import feature_average
 
+LOGITS = 8  # of a program, which spread a thousand classes over 125 multiprocessors
+
 
 class Averaged(NamedTuple):
     """A feature that a classifier reads: its sums fp32 [N, T, C aligned], of so many channels, over so many pixels."""
@@ -56,11 +58,9 @@ def classifier_kernel(
     tl.store(logits + n.to(tl.int64) * CLASSES + o, total, mask=mask_o)
 
 
-def classifier(
-    features: Sequence[Averaged], weight: Tensor, bias: Tensor, logits: Tensor, bo: int = 8, num_warps: int = 4
-) -> Launch:
+def classifier(features: Sequence[Averaged], weight: Tensor, bias: Tensor, logits: Tensor) -> Launch:
     """weight storage [classes, channels of all features, one after the other], bias fp32 [classes], logits fp32
-    [N, classes]. Eight rows a program spread a thousand classes over 125 multiprocessors.
+    [N, classes].
     """
     (n, classes), c = logits.shape, sum(feature.channels for feature in features)
     layouts = {
@@ -77,5 +77,5 @@ def classifier(
     bc = min(1024, power_of_two(max(feature.channels for feature in features)))
     rows = min(MOST_ROWS, power_of_two(max(feature.sums.shape[1] for feature in features)))
     given = tuple(feature.sums for feature in features)
-    arguments = (given, weight, bias, logits, tuple(columns), c, classes, len(columns), bo, bc, rows)
-    return Launch("classifier", classifier_kernel, arguments, (-(-classes // bo), n), num_warps, num_stages=1)
+    arguments = (given, weight, bias, logits, tuple(columns), c, classes, len(columns), LOGITS, bc, rows)
+    return Launch("classifier", classifier_kernel, arguments, (-(-classes // LOGITS), n), num_warps=4, num_stages=1)

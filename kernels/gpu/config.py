@@ -1,6 +1,5 @@
 """Tile shapes, warps and pipeline stages of each level: an explicit table per GPU, and the model where it is silent.
 
-configs/compute_capability=9.0.json holds the rates of a family's GPU, from which the model chooses.
 configs/tuned.NVIDIA_H200.json holds levels that were timed on that GPU, configs/warpgroups.NVIDIA_H200.json those of
 the kernel for a Hopper's warpgroups. Nothing is tuned inside a user's call.
 """
@@ -11,7 +10,7 @@ import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from ...errors import ParNetError
 from .candidates import candidates
 from .geometry import Geometry, Tile, WarpTile
 from .model import LevelConfig
-from .rates import Rates
+from .rates import FAMILIES, Rates
 
 CONFIGS = Path(__file__).with_name("configs")
 HALF = (torch.float16, torch.bfloat16)
@@ -42,38 +41,27 @@ class Table:
     ahead: bool = False
 
     @classmethod
-    def load(cls, capability: tuple[int, int], device_name: str | None = None) -> Table:
+    def load(cls, capability: tuple[int, int], device_name: str = "", warpgroups: bool = False) -> Table:
         """The table for a GPU; where its model has none, which is said, that of a sister or the defaults of its compute
-        capability. Without a name, the defaults."""
-        known = {tuple(map(int, p.stem.split("=")[1].split("."))): p for p in CONFIGS.glob("compute_capability=*.json")}
-        older = [version for version in known if version <= capability]
+        capability. Without a name, the defaults. warpgroups: with the levels of the kernel for a Hopper's."""
+        older = [family for family in FAMILIES if family <= capability]
         if not older:
-            raise ParNetError(f"compute capability {capability}: the kernels need {min(known)} or newer")
-        rates = Rates(**json.loads(known[max(older)].read_text()))
-        path, instead = CONFIGS / tuned_name(device_name or ""), INSTEAD.get(max(older))
-        if device_name and not path.is_file():
+            raise ParNetError(f"compute capability {capability}: the kernels need {min(FAMILIES)} or newer")
+        instead = INSTEAD.get(max(older), "")
+        gpus = device_name, instead
+        if device_name and not (CONFIGS / tuned_name(device_name)).is_file():
             taken = f"those timed on an {instead}" if instead else "the defaults"
             warnings.warn(f"no tuned kernels for {device_name}: taking {taken}", stacklevel=2)
-            path = CONFIGS / tuned_name(instead or "")
-        return cls(rates, read_levels(path))
+        of_hopper = _levels(gpus, "warpgroups") if warpgroups and capability == HOPPER else {}
+        return cls(FAMILIES[max(older)], _levels(gpus, "tuned") if device_name else {}, of_hopper)
 
     @classmethod
     def of_device(cls, device: torch.device) -> Table:
         """The table for the GPU at hand."""
         capability, name = torch.cuda.get_device_capability(device), torch.cuda.get_device_name(device)
-        table = cls.load(capability, name)
-        if capability == HOPPER and not bindings():
+        if lacking := capability == HOPPER and not bindings():
             warnings.warn("no cuda-bindings, or no NVRTC: Triton's kernels run where others are faster", stacklevel=2)
-            return table
-        return table.with_warpgroups(capability, name)
-
-    def with_warpgroups(self, capability: tuple[int, int], device_name: str) -> Table:
-        """This table and, for a Hopper, the levels of the kernel for its warpgroups, or those of a sister."""
-        if capability != HOPPER:
-            return self
-        paths = [CONFIGS / tuned_name(name, "warpgroups") for name in (device_name, INSTEAD[HOPPER])]
-        known = [path for path in paths if path.is_file()]
-        return replace(self, warpgroups=read_levels(known[0])) if known else self
+        return cls.load(capability, name, warpgroups=not lacking)
 
     def level(self, shapes: Sequence[Geometry], n: int, dtype: torch.dtype) -> LevelConfig:
         """What was tuned for these operations on n pictures, else what the rules say."""
@@ -102,6 +90,12 @@ def bindings() -> bool:
 def tuned_name(gpu: str, kernel: str = "tuned") -> str:
     """Of a GPU's table, in letters, digits, ".", "_" and "-" alone: tuned.NVIDIA_H200.json."""
     return f"{kernel}.{re.sub('[^A-Za-z0-9._-]+', '_', gpu)}.json"
+
+
+def _levels(gpus: Sequence[str], kernel: str) -> dict[str, Any]:
+    """Of the first GPU that has a table for the kernel."""
+    paths = (CONFIGS / tuned_name(gpu, kernel) for gpu in gpus)
+    return next((read_levels(path) for path in paths if path.is_file()), {})
 
 
 def read_levels(path: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from .packing import weight_blocks
 
 STORAGE = (torch.float32, torch.float16, torch.bfloat16)
 E4M3 = torch.float8_e4m3fn
+
+# of `Operands`: all that a fused convolution writes
+OUTPUTS = ("y", "sums", "gate", "products", "arrived", "flags", "passes", "workspace", "counters")
 
 Layout = tuple[tuple[int, ...], torch.dtype]
 
@@ -69,20 +72,6 @@ class Operands(NamedTuple):
     counters: Tensor | None
     weight_step: Tensor | None = None
     step: Tensor | None = None
-
-
-class Outputs(NamedTuple):
-    """Nine of `Operands`, from y on: all that a fused convolution writes."""
-
-    y: Tensor
-    sums: Tensor | None
-    gate: Tensor | None
-    products: Tensor | None
-    arrived: Tensor | None
-    flags: Tensor | None
-    passes: Tensor | None
-    workspace: Tensor | None
-    counters: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +132,7 @@ class Convolution:
             "scale": identity,
             "shift": identity,
             "residual": made["y"] if shape.residual else None,
-            **dict.fromkeys(Outputs._fields),
+            **dict.fromkeys(OUTPUTS),
             **made,
         }
 
@@ -168,14 +157,17 @@ def outputs(shape: Geometry, tile: Tile | WarpTile, n: int, dtype: torch.dtype) 
     return made
 
 
-def allocate(layouts: Mapping[str, Layout], device: torch.device, given: Mapping[str, Tensor] | None = None) -> Outputs:
-    """Tensors for `outputs`, or those that are given: of any content, but for those that count, which are zero."""
-    made = dict(given or {})
+def allocate(
+    layouts: Mapping[str, Layout], device: torch.device, given: Mapping[str, Tensor | None] | None = None
+) -> dict[str, Any]:
+    """`OUTPUTS` by name, None where there is no layout: tensors that are given, or new ones, of any content, but for
+    those that count, which are zero."""
+    made = {**dict.fromkeys(OUTPUTS), **(given or {})}
     for name, (size, kind) in layouts.items():
-        if name not in made:
+        if made[name] is None:
             make = torch.zeros if kind == torch.int32 else torch.empty
             made[name] = make(size, dtype=kind, device=device)
-    return Outputs(**{name: made.get(name) for name in Outputs._fields})  # type: ignore[arg-type]
+    return made
 
 
 def check_tensors(

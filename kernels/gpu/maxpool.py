@@ -38,20 +38,18 @@ def maxpool_kernel(
         tl.store(sums + (n * TILES + i_m) * ROOM + c, column_sums, mask=mask_c)
 
 
-def maxpool(
-    x: Tensor, y: Tensor, sums: Tensor | None, shape: Geometry, tile: Tile = TILE, name: str = "maxpool"
-) -> Launch:
+def maxpool(x: Tensor, y: Tensor, sums: Tensor | None, shape: Geometry, name: str = "maxpool") -> Launch:
     """x storage [N, H, W, C] to y and sums as `convolution.outputs` has them for the shape: that of a 3x3 convolution
     with the same stride, and as many channels in as out. What lies outside counts for nothing, and a value that is no
     number wins.
     """
     n, dtype = x.shape[0], x.dtype if x.dtype in STORAGE else STORAGE[0]
     read: Layout = (n, shape.h, shape.w, aligned(shape.cin)), dtype
-    layouts = {"sums": None, "x": read, **outputs(shape, tile, n, dtype)}
+    layouts = {"sums": None, "x": read, **outputs(shape, TILE, n, dtype)}
     check_tensors({"x": x, "y": y, "sums": sums}, layouts, x.device, elsewhere=("y", "sums"))
-    room, spatial = aligned(shape.cout), tile.spatial(shape)
+    room, spatial = aligned(shape.cout), TILE.spatial(shape)
     arguments = (
         x, y, y if sums is None else sums, shape.h, shape.w, shape.wout, shape.pixels, shape.stride, room, spatial,
-        tile.bm, tile.bn, sums is not None,
+        TILE.bm, TILE.bn, sums is not None,
     )  # fmt: skip
-    return Launch(name, maxpool_kernel, arguments, (spatial, -(-room // tile.bn), n), num_warps=4, num_stages=1)
+    return Launch(name, maxpool_kernel, arguments, (spatial, -(-room // TILE.bn), n), num_warps=4, num_stages=1)

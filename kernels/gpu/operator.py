@@ -6,7 +6,6 @@ the operator through. The engine itself launches prepared kernels (`level.level`
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from .geometry import Geometry, Tile
 from .twins import fused_conv as twin
 
 
-@torch.library.custom_op("parallel_parnet::fused_conv", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("parallel_parnet::fused_conv", mutates_args=())
 def fused_conv(
     a: Tensor,
     b: Tensor | None,
@@ -48,19 +47,13 @@ def fused_conv(
     """
     tensors = (a, b, a_sums, b_sums, weight, bias, border, gate_weight, gate_bias, scale, shift)
     conv = _convolution(*tensors, stride, groups, shuffle, activation, bm, split_k)
-    conv.check()
-    twin(conv)
-    return _made(conv)
+    if a.is_cuda:
+        from .level import level
 
-
-@fused_conv.register_kernel("cuda")
-def _cuda(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
-    from .level import level
-
-    given = inspect.signature(_convolution).bind(*arguments, **options)
-    given.apply_defaults()
-    conv = _convolution(*given.args, **given.kwargs)
-    level([conv], given.arguments["num_warps"], given.arguments["num_stages"])()
+        level([conv], num_warps, num_stages)()
+    else:
+        conv.check()
+        twin(conv)
     return _made(conv)
 
 
@@ -93,5 +86,5 @@ def _convolution(
     shape = Geometry(h, w, cin, bias.shape[0], stride, groups, shuffle, gate, activation, inputs, a_sums is None)
     tile = Tile(bm, weight.shape[3], weight.shape[2], split_k)
     made = allocate(outputs(shape, tile, a.shape[0], weight.dtype), a.device)
-    x = Operands(a, b, a_sums, b_sums, weight, bias, border, gate_weight, gate_bias, scale, shift, None, *made)
+    x = Operands(a, b, a_sums, b_sums, weight, bias, border, gate_weight, gate_bias, scale, shift, None, **made)
     return Convolution(x, shape, tile)

@@ -19,5 +19,11 @@ class Rates:
         return max(flops / self.flops, moved / self.bytes)
 
 
+# of a family's GPU, by the compute capability from which on it counts: from these the model chooses
+FAMILIES = {
+    (8, 0): Rates("NVIDIA A100", 1.4e12, 250e12, 108),
+    (9, 0): Rates("NVIDIA H100 or H200", 3.0e12, 790e12, 132),
+}
+
 # measured on an H200: a device-to-device copy, bytes read and written; an 8192^3 bf16 product of random numbers
 H200 = Rates("NVIDIA H200", 4.3e12, 790e12, 132)

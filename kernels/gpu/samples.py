@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -93,7 +92,7 @@ def convolution(
         scale=random(o, scale=1 / unit) if identity else None,
         shift=random(o) if identity else None,
         residual=feature((n, shape.hout, shape.wout, o)) if shape.residual else None,
-        **allocate(outputs(shape, tile, n, stored), torch.device(device))._asdict(),
+        **allocate(outputs(shape, tile, n, stored), torch.device(device)),
         weight_step=(0.5 + random(o).abs()) / unit**2 if in_fp8 else None,
         step=powers(o) if stored == E4M3 else None,
     )
@@ -107,12 +106,10 @@ def in_fp32(conv: Convolution) -> Convolution:
     if conv.x.weight.dtype == E4M3:
         unpacked = unpack_weight(conv.x.weight, conv.shape, conv.tile)
         wide["weight"] = pack_weight(unpacked, conv.shape, conv.tile, torch.float32)
-    return dataclasses.replace(conv, x=Operands(**{**wide, **made._asdict()}))
+    return dataclasses.replace(conv, x=Operands(**{**wide, **made}))
 
 
 def without_values(conv: Convolution) -> Convolution:
     """The same on torch's "meta" device: good for compiling, and for nothing else."""
-    x: dict[str, Any] = {
-        name: None if tensor is None else tensor.to("meta") for name, tensor in conv.x._asdict().items()
-    }
-    return dataclasses.replace(conv, x=Operands(**x))
+    x = Operands._make(None if tensor is None else tensor.to("meta") for tensor in conv.x)
+    return dataclasses.replace(conv, x=x)

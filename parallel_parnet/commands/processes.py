@@ -27,9 +27,9 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(found), **more}
 
 
-def end_with_parent(parent: int) -> None:
-    """From now on this process is killed when the thread of `parent` that started it ends, however that ends: a command
-    that was killed leaves nobody behind who works on, and takes cores or a GPU from the next."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def end_with_parent(parent: int, by: signal.Signals = signal.SIGKILL) -> None:
+    """From now on this process gets the signal when the thread of `parent` that started it ends, however that ends: a
+    command that was killed leaves nobody behind who works on, and takes cores or a GPU from the next."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, by)
     if os.getppid() != parent:  # it ended before
         os.kill(os.getpid(), signal.SIGKILL)

@@ -24,7 +24,6 @@ from ..kernels.gpu.geometry import Geometry, Tile, WarpTile
 from ..kernels.gpu.launch import Launch
 from ..kernels.gpu.level import level
 from ..kernels.gpu.maxpool import TILE, maxpool
-from ..kernels.gpu.model import LevelConfig
 from ..kernels.gpu.packing import pack_border, pack_gate_weight, pack_weight, weight_blocks
 from ..profiling.spans import Spans, span
 from ..program.placement import Placement, Segment
@@ -74,10 +73,11 @@ def _cuts(
     group: Sequence[Operation], shapes: Sequence[Geometry], n: int, table: Table, dtype: torch.dtype
 ) -> list[Cut]:
     """Of one level's convolutions, or its maxima."""
-    is_conv = group[0].kind == "conv"
-    if is_conv and (of_warpgroups := table.of_warpgroups(shapes, n, dtype)) is not None:
+    if group[0].kind == "maxpool":
+        return [Cut(shape, TILE) for shape in shapes]
+    if (of_warpgroups := table.of_warpgroups(shapes, n, dtype)) is not None:
         return [Cut(*each) for each in zip(shapes, of_warpgroups, strict=True)]
-    config = table.level(shapes, n, dtype) if is_conv else LevelConfig((TILE,) * len(group), 4, 1)
+    config = table.level(shapes, n, dtype)
     made = zip(shapes, config.tiles, strict=True)
     return [Cut(shape, tile, config.num_warps, config.num_stages) for shape, tile in made]
 
@@ -103,11 +103,11 @@ def stored(program: Program, feature: str, dtype: torch.dtype) -> torch.dtype:
     return E4M3 if f"{feature}.step" in program.weights else dtype
 
 
-def pack(program: Program, dtype: torch.dtype, device: torch.device, names: Iterable[str] | None = None) -> Weights:
-    """Weights of the operations of these names, or of all, as the kernels read them: by operation, then by name. Those
-    of convolutions' products depend on how they are cut: `TritonBackend.blocks`."""
+def pack(program: Program, dtype: torch.dtype, device: torch.device, names: Iterable[str]) -> Weights:
+    """Weights of the operations of these names as the kernels read them: by operation, then by name. Those of
+    convolutions' products depend on how they are cut: `TritonBackend.blocks`."""
     packed: Weights = {}
-    for op in program.operations if names is None else [program.by_name[name] for name in names]:
+    for op in (program.by_name[name] for name in names):
         w = {name: t.to(device) for name, t in program.of(op).items() if (op.kind, name) != ("conv", "weight")}
         if op.kind == "classifier":
             w["weight"] = w["weight"].to(dtype)
@@ -155,6 +155,9 @@ class TritonBackend:
         for segment in segments:
             on.setdefault(devices[segment.lane], {}).update(dict.fromkeys(segment.operations))
         self.weights = {device: pack(program, dtype, device, names) for device, names in on.items()}
+        # on every device, since an answer may be another lane's, and a capture may not copy from the host
+        steps = {name: program.weights.get(f"{name}.step") for name in program.answers.values()}
+        self._steps = {(n, d): t.to(d) for n, t in steps.items() if t is not None for d in set(devices)}
         self._blocks: dict[tuple[str, torch.device, tuple[int, ...]], Tensor] = {}
         self._shapes: Shapes[NHW, dict[str, Cut]] = Shapes()
 
@@ -191,7 +194,7 @@ class TritonBackend:
             return tensor
         y = self.opened(feature, tensor, self._cuts(nhw), nhw).y[..., : op.cout]
         if y.dtype == E4M3:
-            y = (y.float() * self.weights[y.device][feature]["step"]).to(self.dtype)
+            y = (y.float() * self._steps[feature, y.device]).to(self.dtype)
         return y.permute(0, 3, 1, 2)
 
     def blocks(self, operation: str, device: torch.device, cut: Cut) -> Tensor:
@@ -292,11 +295,9 @@ class TritonSegment:
         (op,) = group
         if op.kind == "maxpool":
             made, shape = self._features[op.name], self.cuts[op.name].shape
-            return maxpool(self._features[op.inputs[0]].y, made.y, made.sums, shape, TILE, name)
-        averages, bias = (
-            [self._averaged(name) for name in op.inputs],
-            self.backend.weights[self.device][op.name]["bias"],
-        )
+            return maxpool(self._features[op.inputs[0]].y, made.y, made.sums, shape, name)
+        averages = [self._averaged(name) for name in op.inputs]
+        bias = self.backend.weights[self.device][op.name]["bias"]
         return classifier(averages, self._weight(op), bias, self._features[op.name].y)
 
     def _weight(self, op: Operation) -> Tensor:
@@ -316,13 +317,13 @@ class TritonSegment:
         b = second[0] if second else None
         w, cut = self.backend.weights[self.device][op.name], self.cuts[op.name]
         layouts = outputs(cut.shape, cut.tile, self.nhw[0], made.y.dtype)
-        given = {"y": made.y} if made.sums is None else {"y": made.y, "sums": made.sums}
+        given = {"y": made.y, "sums": made.sums}
         a_sums, b_sums = (a.sums, b and b.sums) if op.gate != "none" else (None, None)
         x = Operands(
             a.y, b and b.y, a_sums, b_sums, self.backend.blocks(op.name, self.device, cut), w["bias"], w.get("border"),
             w.get("gate_weight"), w.get("gate_bias"), w.get("scale"), w.get("shift"),
-            self._features[op.inputs[-1]].y if op.residual else None, *allocate(layouts, self.device, given),
-            w.get("weight_step"), w.get("step"),
+            self._features[op.inputs[-1]].y if op.residual else None, **allocate(layouts, self.device, given),
+            weight_step=w.get("weight_step"), step=w.get("step"),
         )  # fmt: skip
         return Convolution(x, cut.shape, cut.tile)
 

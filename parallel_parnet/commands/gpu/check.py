@@ -34,7 +34,7 @@ from parallel_parnet.files import write_atomically, write_json
 from ..common import RESULTS, Parser, plain_console, positive
 from ..common import table as make_table
 from ..processes import command, environment
-from . import pages, placements, proofs, timing
+from . import peers, placements, proofs, timing
 from .apart import apart
 from .device import machine
 from .first import check_first, check_first_kernels
@@ -89,8 +89,8 @@ STEPS = (
     Step("repeats", 16, proofs.check_repeats),
     Step("timings", 16, timing.check_timings),
     Step("fp8", 30, check_fp8),
-    Step("poster", 14, pages.check_poster, required=False),
-    Step("depth", 10, pages.check_depth, required=False),
+    Step("poster", 14, peers.check_poster, required=False),
+    Step("depth", 10, peers.check_depth, required=False),
     Step("inductor", 8, timing.check_inductor, required=False),
     Step("sanitizer", 10, proofs.check_sanitizer, required=False),
 )

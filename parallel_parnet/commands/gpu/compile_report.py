@@ -13,6 +13,7 @@ import argparse
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -132,18 +133,19 @@ def compile_network(name: str, program: Program, console: Console) -> list[Row]:
 
 def compile_for_warpgroups(program: Program) -> list[Row]:
     """Every launch of a network that the kernel for warpgroups takes on an H200."""
-    table = Table.load(HOPPER).with_warpgroups(HOPPER, H200.gpu)
+    table = Table.load(HOPPER, H200.gpu, warpgroups=True)
     costs, found = program.cost(SIZE, itemsize=DTYPE.itemsize).by("level"), []
     for group, (number, cost) in zip(program.groups, costs.items(), strict=True):
         level = Level(tuple(geometry(program, op, SIZE, SIZE) for op in group if op.kind == "conv"), 1, DTYPE)
         if tiles := table.of_warpgroups(level.shapes, 1, DTYPE):
             made = source([without_values(conv) for conv in operands(level, tiles, 0, "cpu")])
             model = Prediction(warpgroups.predict(level.shapes, tiles, 1), "blocks")
-            times = table.warpgroups[level.key]["us"], warpgroups.candidates(level.shapes, 1)[0][0] * 1e6
-            found.append((made, (f"level {number}", made.blocks), (cost.flops, cost.bytes, model, *times)))
+            timed, least = table.warpgroups[level.key]["us"], warpgroups.candidates(level.shapes, 1)[0][0] * 1e6
+            row = partial(Row, flops=cost.flops, bytes=cost.bytes, model=model, timed=timed, least=least)
+            found.append((made, partial(row, f"level {number}", made.blocks)))
     with ThreadPoolExecutor(cores()) as pool:
-        used = pool.map(offline.resources, [made for made, *_ in found])
-        return [Row(*before, of_it, *after) for (_, before, after), of_it in zip(found, used, strict=True)]
+        used = pool.map(offline.resources, [made for made, _ in found])
+        return [row(of_it) for (_, row), of_it in zip(found, used, strict=True)]
 
 
 def section(title: str, rows: list[Row], last: str, sums: str) -> str:

@@ -10,7 +10,9 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -22,10 +24,12 @@ from parallel_parnet.executors.graph import capture as capture
 from parallel_parnet.kernels.gpu.rates import H200, Rates
 
 from ..common import CLONE, ROOT
+from ..processes import end_with_parent
 
 SIDE = 8192  # of the matrices whose product is timed
 COPIED = 2**31  # bytes, several times any cache
 REPEATS = 30
+GRACE_S = 2.0  # in which a command that is told to end may end its children
 NOBODY = {  # what a dry run describes: as much of an H200 as the choice of candidates asks for
     "gpu": "no GPU", "capability": [9, 0], "multiprocessors": H200.multiprocessors, "l2_bytes": 50 * 2**20,
     "memory_bytes": 0, "driver": None,
@@ -133,16 +137,22 @@ def quantiles(times: Sequence[float]) -> dict[str, float]:
 def run_within(
     command: Sequence[str], seconds: float, environment: Mapping[str, str] | None = None
 ) -> tuple[int | None, str, str]:
-    """Exit status, stdout and stderr of a command; out of time, it is killed with its children, and has no status."""
+    """Exit status, stdout and stderr of a command; out of time, it is ended with its children, and has no status. It
+    ends with this process, which may be killed. By SIGTERM first: torchrun's ranks have sessions of their own, and only
+    torchrun ends them."""
     process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=partial(end_with_parent, os.getpid(), signal.SIGTERM),
+    )  # fmt: skip
     try:
         output, errors = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, errors = process.communicate()
-        return None, output, errors
+        os.killpg(process.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=GRACE_S)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        return None, *process.communicate()
     return process.returncode, output, errors
 
 

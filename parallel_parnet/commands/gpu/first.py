@@ -21,9 +21,9 @@ from .networks import convolutions, network, picture, planned, run
 from .parity import deviation, poison
 from .precompile import compile_all, compile_case, decisive_cases, shapes_of, single_launches
 from .probes import compile_probes
+from .scope import DTYPE
 from .work import Work, verdict
 
-DTYPE = torch.bfloat16
 REPLAYS = 200
 
 

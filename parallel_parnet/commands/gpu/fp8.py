@@ -21,7 +21,7 @@ from .networks import network, picture, planned, run
 from .precompile import BESIDE_FP8, KernelCase, compile_all, compile_case, fp8_cases
 from .proofs import kernel_name, kernel_row
 from .timing import interleaved
-from .work import Work, verdict
+from .work import Work, skipped, verdict
 
 PICTURES = 4  # for the steps of features, and others to compare answers on
 
@@ -31,7 +31,7 @@ def check_fp8(work: Work) -> Values:
     fp8."""
     capability, gpu, launchers = capability_and_gpu(work)
     if capability < FP8:
-        return {"passed": True, "left_out": 0, "skipped": "fp8 needs compute capability 8.9"}
+        return skipped("fp8 needs compute capability 8.9")
     exact_fp32()
     cases = fp8_cases(work.scope)
     if not all(f"{variant} pass" in work.journal.rows(work.step) for variant in work.scope.decisive):

@@ -1,7 +1,7 @@
 """What a GPU check has measured, a JSON line for each row as soon as it is there: no later fault can take it back.
 
 A line is {"step", "name", "values"}, or {"step", "verdict"} where a step has ended, or {"run"}: on what. Lines of a dry
-run say so. Later lines replace earlier ones of the same name.
+run say so. Later lines replace earlier ones of the same name; one without values takes them back.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Journal:
     def rows(self, step: str) -> dict[str, Values]:
         """Of a step, by name, in the order in which they were first measured."""
         found = [line for line in self._lines() if line.get("step") == step and "name" in line]
-        return {line["name"]: line["values"] for line in found}
+        return {name: values for name, values in {line["name"]: line["values"] for line in found}.items() if values}
 
     def results(self) -> dict[str, Values]:
         """Of each step that has begun: its verdict as far as there is one, and its rows, each with its name."""
@@ -63,7 +63,8 @@ class Journal:
         return {
             step: {
                 "passed": False, "seconds": 0.0, **({} if result["verdict"] else {"fault": "interrupted"}),
-                **result["verdict"], "rows": [{"name": name, **values} for name, values in result["rows"].items()],
+                **result["verdict"],
+                "rows": [{"name": name, **values} for name, values in result["rows"].items() if values],
             }
             for step, result in found.items()
         }  # fmt: skip

@@ -62,17 +62,15 @@ class Level:
 
 @dataclass
 class Trial:
-    """What became of a level's candidates. best and default: p20, p50, p80 of one launch in microseconds. cold: see
-    `Level`."""
+    """What became of a level's candidates. best and default: p20, p50, p80 of one launch in microseconds."""
 
     config: LevelConfig | None = None
     best: dict[str, float] = field(default_factory=dict)
     default: dict[str, float] = field(default_factory=dict)
     timed: int = 0
     refused: list[str] = field(default_factory=list)
-    cold: bool = True
 
-    def entry(self, floor_seconds: float) -> dict:
+    def entry(self, of: Level, rates: Rates) -> dict:
         """As a table keeps it."""
         assert self.config is not None, "no candidate passed"
         return {
@@ -81,8 +79,8 @@ class Trial:
             "num_stages": self.config.num_stages,
             "us": self.best,
             "default_us": self.default,
-            "l2": "cold" if self.cold else "warm",
-            "computed_floor_us": round(floor_seconds * 1e6, 3),
+            "l2": "cold" if of.cold else "warm",
+            "computed_floor_us": round(predicted_floor(of, rates) * 1e6, 3),
             "timed": self.timed,
             "refused": self.refused,
         }
@@ -120,15 +118,13 @@ def tune(
     compiled: Callable[[LevelConfig], list[str]],
     measured: Callable[[LevelConfig], list[float]],
     deadline: float,
-    progress: Callable[[], object] = lambda: None,
-    cold: bool = True,
 ) -> Trial:
     """Time the configurations until the deadline (`time.monotonic`); the first is the default and always timed.
 
     compiled: waits for a configuration's compiler and gives its complaints. measured: seconds of some launches; raises
     `RefusedError` where the answer is wrong, a RuntimeError or TritonError where the GPU will not have it.
     """
-    trial = Trial(cold=cold)
+    trial = Trial()
     for config in configs:
         if trial.config is not None and time.monotonic() > deadline:
             break
@@ -139,8 +135,6 @@ def tune(
         except (RuntimeError, TritonError) as error:
             trial.refused.append(f"{describe(config)}: {error}".splitlines()[0])
             continue
-        finally:
-            progress()
         trial.timed += 1
         if config == configs[0]:
             trial.default = spread
@@ -159,15 +153,13 @@ def complaints(wanted: Level, config: LevelConfig, capability: tuple[int, int]) 
     return resources(compile_launch(_offline(wanted, config), capability, launchers=False)).complaints(capability)
 
 
-def loaded(prepared: Launch) -> dict[str, int]:
-    """Registers of a thread, and bytes of its local memory and of a block's shared memory, as the GPU's driver tells
-    of the loaded module. TritonError where the GPU has not as much; `RefusedError` where too much is spilled."""
+def load(prepared: Launch) -> None:
+    """Onto the GPU. TritonError where it has not as much as the launch takes; `RefusedError` where, by its driver, too
+    much is spilled."""
     compiled = prepared.compile()
     compiled._init_handles()
-    used = {"registers": compiled.n_regs, "spilled": 4 * compiled.n_spills, "shared": compiled.metadata.shared}
-    if used["spilled"] > SPILLED:
-        raise RefusedError(f"spills {used['spilled']} bytes")
-    return used
+    if (spilled := 4 * compiled.n_spills) > SPILLED:
+        raise RefusedError(f"spills {spilled} bytes")
 
 
 def measure(wanted: Level, config: LevelConfig, device: torch.device) -> list[float]:
@@ -176,7 +168,7 @@ def measure(wanted: Level, config: LevelConfig, device: torch.device) -> list[fl
     first = operands(wanted, config.tiles, 0, device)
     prepared = launch_of(first, config)
     if device.type == "cuda":
-        loaded(prepared)
+        load(prepared)
     for conv in first:
         poison(conv)
     prepared()

@@ -9,7 +9,6 @@ from parallel_parnet.kernels.gpu.rates import Rates
 from ..common import DTYPES
 from .device import machine, measure_rates
 from .journal import Values
-from .scope import capability_of
 from .work import Work, verdict
 
 RATED = ("bfloat16", "float16")
@@ -18,7 +17,7 @@ RATED = ("bfloat16", "float16")
 def check_machine(work: Work) -> Values:
     """What it is, and the rates of a large copy and of large products."""
     rows = [work.row("machine", lambda: machine(work.device)), *(_rated(work, name) for name in RATED)]
-    return verdict(rows, lambda row: True)
+    return verdict(rows)
 
 
 def machine_of(work: Work) -> Values:
@@ -32,7 +31,7 @@ def capability_and_gpu(work: Work) -> tuple[tuple[int, int], str, bool]:
     they find no libcuda to link."""
     found = machine_of(work)
     dry = work.scope.note != ""
-    return capability_of(found), "" if dry else found["gpu"], not dry
+    return tuple(found["capability"]), "" if dry else found["gpu"], not dry
 
 
 def rates_of(work: Work, dtype: torch.dtype) -> Rates:

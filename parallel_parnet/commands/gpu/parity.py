@@ -17,7 +17,7 @@ ORDER_IN_FP8 = 2e-3  # which a Hopper truncates to some 14 bits
 
 def poison(conv: Convolution) -> None:
     """Fill everything that the convolution must write with NaN; split-K's counters stay, as they must be zero."""
-    for tensor in (conv.x.y, conv.x.sums, conv.x.gate, conv.x.workspace):
+    for tensor in (conv.x.y, conv.x.sums, conv.x.gate, conv.x.products, conv.x.workspace):
         if tensor is not None:
             tensor.fill_(float("nan"))
 

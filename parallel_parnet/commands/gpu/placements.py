@@ -16,15 +16,15 @@ from torch import Tensor
 from parallel_parnet import Engine, Placement, Program
 from parallel_parnet.parity import LIMIT, relative
 
-from ..common import DEMO_MODEL, DTYPES
+from ..common import DEMO_MODEL, words
 from ..processes import environment
 from .device import run_within
 from .journal import Values
 from .networks import network, picture
+from .scope import DTYPE
 from .timing import interleaved
 from .work import Work, verdict
 
-DTYPE = "bfloat16"
 RANKS = 3
 GPUS, INTERPRETED = ("cuda_graph", "triton", "cuda_streams"), ("cuda_graph",)
 COMMAND = ("parallel_parnet.commands", "infer")
@@ -37,7 +37,7 @@ def check_placements(work: Work) -> Values:
     names = work.scope.decisive
     rows = [work.row(f"{name}, lanes", partial(_lanes, work, name), seconds=8) for name in names]
     rows += [work.row(f"{name}, ranks", partial(of_ranks, work, name), seconds=15) for name in names]
-    return verdict(rows, lambda row: row.get("same_bits", True) and row["difference"] <= LIMIT[DTYPES[DTYPE]])
+    return verdict(rows, lambda row: row.get("same_bits", True) and row["difference"] <= LIMIT[DTYPE])
 
 
 def check_auto(work: Work) -> Values:
@@ -55,7 +55,7 @@ def _lanes(work: Work, name: str) -> Values:
 
 def _auto(work: Work, name: str) -> Values:
     program, _ = network(name, work.device)
-    engine = Engine(program, None, work.device, DTYPES[DTYPE])
+    engine = Engine(program, None, work.device, DTYPE)
     return {"network": name, **verdict_of(engine, picture(program, work.device))}
 
 
@@ -63,7 +63,7 @@ def engines(program: Program, device: torch.device, executors: tuple[str, ...]) 
     """Of each executor, on one lane and on a lane for each stream."""
     placements = {1: Placement.single(program), 3: Placement.from_streams_per_gpu(program, 1, program.streams)}
     return {
-        f"{executor}, {lanes} lane(s)": Engine(program, placement, device, DTYPES[DTYPE], executor)
+        f"{executor}, {lanes} lane(s)": Engine(program, placement, device, DTYPE, executor)
         for lanes, placement in placements.items()
         for executor in executors
     }
@@ -121,8 +121,8 @@ def of_ranks(work: Work, name: str) -> Values:
 def infer(ranks: int, file: Path, deadline: float, network: str, device: str, executor: str) -> dict:
     """What launch/infer.py writes, or how it failed."""
     ranked = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"] if ranks > 1 else []
-    command = [sys.executable, "-m", *ranked, *COMMAND, "--model", network, "--device", device, "--dtype", DTYPE]
-    command += ["--executor", executor, "--transport", "gloo", "--json", str(file)]
+    command = [sys.executable, "-m", *ranked, *COMMAND, "--model", network, "--device", device]
+    command += ["--dtype", words(DTYPE), "--executor", executor, "--transport", "gloo", "--json", str(file)]
     command += ["--streams-per-gpu", str(-(-3 // ranks)), "--threads", "1"]  # on which random weights' last bits depend
     status, _, errors = run_within(command, max(1.0, deadline - time.monotonic()), environment())
     if status != 0:

@@ -25,7 +25,7 @@ from parallel_parnet.executors.triton_backend import whole
 from parallel_parnet.int8.e4m3 import in_fp8
 from parallel_parnet.int8.kernels import multiplied, read
 from parallel_parnet.kernels.gpu.compiled import stand_in
-from parallel_parnet.kernels.gpu.config import Table, bindings
+from parallel_parnet.kernels.gpu.config import HALF, Table, bindings
 from parallel_parnet.kernels.gpu.convolution import E4M3, Convolution
 from parallel_parnet.kernels.gpu.geometry import Tile
 from parallel_parnet.kernels.gpu.launch import Launch
@@ -35,10 +35,9 @@ from parallel_parnet.program.pixels import fold_pixels
 
 from ..common import cores
 from ..processes import end_with_parent
-from .scope import Scope, model
+from .scope import DTYPE, Scope, model
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)  # fp32 last: it takes longest and is timed nowhere
-BESIDE_FP8 = torch.bfloat16  # of gates, of the picture's convolution and of the classifier
+BESIDE_FP8 = DTYPE  # of gates, of the picture's convolution and of the classifier
 TILES = (Tile(64, 64, 64), Tile(64, 32, 32, split_k=3))
 SIDE, CHANNELS, PICTURES = 19, 92, 3  # awkward on purpose: ragged tiles in every direction
 
@@ -80,8 +79,7 @@ class NetworkCase:
         plain = _raw(self.variant, self.dtype) if self.raw else shapes_of(self.variant)
         program, dtype = (shapes_in_fp8(plain), BESIDE_FP8) if narrow else (plain, self.dtype)
         side = program.config.image_size
-        table = Table.load(capability, gpu)
-        table = table.with_warpgroups(capability, gpu) if bindings() else table
+        table = Table.load(capability, gpu, warpgroups=bindings())
         launches = whole(program, (self.n, side, side), dtype, torch.device("meta"), table, self.raw).launches
         chosen = launches if self.index is None else launches[self.index : self.index + 1]
         return [launch for launch in chosen if isinstance(launch, Launch)]
@@ -108,7 +106,7 @@ def _raw(variant: str, dtype: torch.dtype) -> Program:
 
 def kernel_cases(scope: Scope) -> list[KernelCase]:
     """Every kind of convolution, in every type and tile."""
-    return [KernelCase(*case) for case in product(KINDS, DTYPES, TILES)][: scope.kernels]
+    return [KernelCase(*case) for case in product(KINDS, (*HALF, torch.float32), TILES)][: scope.kernels]
 
 
 def fp8_cases(scope: Scope) -> list[KernelCase | NetworkCase]:
@@ -132,7 +130,7 @@ def raw_cases(scope: Scope) -> list[NetworkCase]:
 
 def decisive_cases(scope: Scope) -> list[NetworkCase]:
     """The first minute's."""
-    return [NetworkCase(variant, torch.bfloat16, 1) for variant in scope.decisive]
+    return [NetworkCase(variant, DTYPE, 1) for variant in scope.decisive]
 
 
 def single_launches(cases: Sequence[NetworkCase]) -> list[NetworkCase]:

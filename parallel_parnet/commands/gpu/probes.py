@@ -18,7 +18,7 @@ from .journal import Values
 from .level_tuning import Level, levels_of, measure
 from .machines import machine_of
 from .precompile import build_launcher, shapes_of
-from .scope import capability_of
+from .scope import DTYPE
 from .work import Work, verdict
 
 GRIDS = (1, 132, 396)  # one program, one a multiprocessor of an H100 or H200, three
@@ -58,13 +58,13 @@ def check_probes(work: Work) -> Values:
         for grid, dependent in ways
     ]
     rows.append(work.row("read of L2", lambda: l2_bandwidth(device, 2 if dry else PROGRAMS)))
-    copied = lambda: {"tb_per_s": round(measure_rates(device, torch.bfloat16).bytes / 1e12, 3)}  # noqa: E731
+    copied = lambda: {"tb_per_s": round(measure_rates(device, DTYPE).bytes / 1e12, 3)}  # noqa: E731
     rows.append(work.row("copy in memory", copied))
-    table = Table.load(capability_of(machine_of(work)))
+    table = Table.load(tuple(machine_of(work)["capability"]))
     for variant in work.scope.decisive:
-        for level in levels_of(shapes_of(variant), 1, torch.bfloat16)[: work.scope.levels]:
+        for level in levels_of(shapes_of(variant), 1, DTYPE)[: work.scope.levels]:
             rows.append(work.row(f"{variant} {level.key}", partial(warm_and_cold, level, table, device)))
-    return verdict(rows, lambda row: True)
+    return verdict(rows)
 
 
 def gap(grid: int, dependent: bool, device: torch.device) -> Values:

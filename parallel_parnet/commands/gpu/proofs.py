@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from parallel_parnet.parity import LIMIT, relative, tolerance
 from parallel_parnet.program.pixels import normalise
 
 from ..common import words
-from ..processes import environment, module
+from ..processes import end_with_parent, environment, module
 from .device import capture, exact_fp32, run_within
 from .journal import Values
 from .machines import capability_and_gpu
@@ -38,7 +39,7 @@ from .precompile import (
     single_launches,
 )
 from .scope import config, scope
-from .work import Work, verdict
+from .work import Work, skipped, verdict
 
 INPUTS = 3  # fresh ones for every network
 SMALL, SMALL_IN_A_DRY_RUN = "parnet_fashion", "narrow"  # that the sanitizer watches
@@ -102,7 +103,7 @@ def check_sanitizer(work: Work) -> Values:
     small network alone."""
     dry = work.scope.note != ""
     if not dry and shutil.which("compute-sanitizer") is None:
-        return {"passed": True, "left_out": 0, "skipped": "compute-sanitizer is not installed"}
+        return skipped("compute-sanitizer is not installed")
     rows = [work.row(tool, partial(_watched, work, tool), seconds=15) for tool in ("memcheck", "racecheck")[: 2 - dry]]
     return verdict(rows, lambda row: row["status"] == 0)
 
@@ -240,6 +241,7 @@ def kernel_name(case: KernelCase) -> str:
 
 
 if __name__ == "__main__":  # the small run that compute-sanitizer watches
+    end_with_parent(os.getppid())  # which may be killed alone
     dry = "--dry-run" in sys.argv
     where = scope(dry).device
     small, _ = network(SMALL_IN_A_DRY_RUN if dry else SMALL, where)

@@ -6,7 +6,6 @@ compiled under the stand-in for a driver and run by the interpreter; times are t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +17,7 @@ from parallel_parnet.parity import LIMIT
 
 from .device import require_gpu
 
+DTYPE = torch.bfloat16  # in which networks decide
 DRY = "dry run, not measured on a GPU"
 NARROW = "narrow"
 CONFIGS = {NARROW: Config((8, 8, 16, 16), blocks=(1, 1, 1), num_classes=10, image_size=32)}
@@ -27,15 +27,14 @@ CONFIGS = {NARROW: Config((8, 8, 16, 16), blocks=(1, 1, 1), num_classes=10, imag
 class Scope:
     """note: what every row and page of a dry run says, else nothing.
 
-    decisive: networks that decide the design; tuned: in this order; timed: beside torch, in these types; variants,
-    dtypes, batches: of the full parity; used: through the engine; kernels, levels, candidates: at most.
+    decisive: networks that decide the design; timed: tuned and timed, in this order; variants, dtypes, batches: of the
+    full parity; used: through the engine; kernels, levels, candidates: at most.
     lanes: of the engines; repeats: runs whose bits are compared, of these networks and batches; rounds: of contenders
     in turns.
     """
 
     note: str
     decisive: tuple[str, ...]
-    tuned: tuple[str, ...]
     timed: tuple[str, ...]
     variants: tuple[str, ...]
     dtypes: tuple[torch.dtype, ...]
@@ -60,8 +59,7 @@ class Scope:
 
 
 ON_A_GPU = Scope(
-    note="", decisive=("parnet_s", "parnet_xl"), tuned=("parnet_s", "parnet_xl", "parnet_l", "parnet_m"),
-    timed=("parnet_s", "parnet_xl", "parnet_l", "parnet_m"),
+    note="", decisive=("parnet_s", "parnet_xl"), timed=("parnet_s", "parnet_xl", "parnet_l", "parnet_m"),
     variants=("parnet_s", "parnet_xl", "parnet_l", "parnet_m", "parnet_cifar_1m", "parnet_fashion"),
     dtypes=(*HALF, torch.float32), batches=(1, 4), used=("parnet_fashion", "parnet_s"),
     repeated=(("parnet_s", 1), ("parnet_xl", 1), ("parnet_xl", 4)), repeats=1000,
@@ -70,7 +68,7 @@ ON_A_GPU = Scope(
 )  # fmt: skip
 
 IN_A_DRY_RUN = Scope(
-    note=DRY, decisive=(NARROW,), tuned=(NARROW,), timed=(NARROW,), variants=(NARROW,), dtypes=(torch.bfloat16,),
+    note=DRY, decisive=(NARROW,), timed=(NARROW,), variants=(NARROW,), dtypes=(DTYPE,),
     batches=(1,), used=(NARROW,), repeated=((NARROW, 1),), repeats=1, lanes=(1,), rounds=1,
     kernels=1, levels=2, candidates=2,
 )  # fmt: skip
@@ -88,9 +86,3 @@ def config(name: str) -> Config:
 def model(name: str) -> ParNet:
     """With random weights as torch initialises them."""
     return create_model(config(name))
-
-
-def capability_of(found: Mapping) -> tuple[int, int]:
-    """Of the machine that a row describes."""
-    major, minor = found["capability"]
-    return major, minor

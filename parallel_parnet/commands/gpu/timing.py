@@ -12,11 +12,12 @@ from parallel_parnet.executors.segment import SegmentModule
 from parallel_parnet.executors.triton_backend import TritonSegment
 from parallel_parnet.kernels.gpu.rates import Rates
 
-from ..common import DTYPES
+from ..common import DTYPES, words
 from .device import capture, event_times, in_a_graph, quantiles
 from .journal import Values
 from .machines import RATED, rates_of
 from .networks import network, picture, planned, run
+from .scope import DTYPE
 from .work import Work, verdict
 
 ROUNDS, RUNS = 10, 10  # contenders take turns, so that a clock that moves moves all of them
@@ -31,13 +32,13 @@ def check_timings(work: Work) -> Values:
         for name in (RATED[:1] if work.scope.note else RATED)
         for variant in work.scope.timed
     ]
-    return verdict(rows, lambda row: True)
+    return verdict(rows)
 
 
 def check_inductor(work: Work) -> Values:
     """torch.compile at its best beside a CUDA graph of the grouped launches, on the smallest network."""
     variant = work.scope.decisive[0]
-    return verdict([work.row(f"{variant} bfloat16", partial(_beside_inductor, work, variant))], lambda row: True)
+    return verdict([work.row(f"{variant} {words(DTYPE)}", partial(_beside_inductor, work, variant))])
 
 
 def _timed(work: Work, variant: str, name: str) -> Values:
@@ -54,18 +55,18 @@ def _timed(work: Work, variant: str, name: str) -> Values:
 
 
 def _beside_inductor(work: Work, variant: str) -> Values:
-    device, dtype = work.device, torch.bfloat16
+    device = work.device
     program, _ = network(variant, device)
-    plan, x = planned(program, dtype, device), picture(program, device)
+    plan, x = planned(program, DTYPE, device), picture(program, device)
     (segment,) = Placement.single(program).segments(program)
-    module = SegmentModule(program, segment, dtype, device)
-    storage = x.to(dtype, memory_format=torch.channels_last)
+    module = SegmentModule(program, segment, DTYPE, device)
+    storage = x.to(DTYPE, memory_format=torch.channels_last)
     exported = torch.export.export(module, (storage,)).module()
     way = {"backend": "eager"} if work.scope.note else {"options": MAX_AUTOTUNE}
     compiled = torch.compile(exported, fullgraph=True, dynamic=False, **way)
     with torch.inference_mode():
         ways = {"grouped": capture(lambda: run(plan, x), device)[1], "max-autotune": lambda: compiled(storage)}
-        return {"network": variant, "dtype": "bfloat16", "us": interleaved(ways, work.scope.rounds)}
+        return {"network": variant, "dtype": words(DTYPE), "us": interleaved(ways, work.scope.rounds)}
 
 
 def contenders(

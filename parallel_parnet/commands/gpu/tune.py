@@ -5,8 +5,9 @@
 
 Nothing is tuned while the engine runs: it reads the table, and takes defaults where that is silent. Every distinct
 level of the variants gets an equal share of the minutes and at most 40 candidates, all compiled ahead by all cores; the
-table is written after each, so a run may be stopped at any time and continued by another. --dry-run lists the
-candidates and their predicted times, with or without a GPU.
+table is written after each, so a run may be stopped at any time and continued by another. Both types of 16 bits share
+their entries: of several only the last is tuned. --dry-run lists the candidates and their predicted times, with or
+without a GPU.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-m", "--model", nargs="+", default=VARIANTS, help="variants (default: S, M, L and XL)")
     parser.add_argument("-b", "--batch-size", nargs="+", type=int, default=[1], help="default: 1")
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["float16", "bfloat16"], help="default: both 16")
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["bfloat16"], help="default: bfloat16")
     parser.add_argument("--minutes", type=float, default=60, help="to stay within (default: %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="list candidates, run nothing")
     parser.add_argument("--show", type=int, default=5, help="candidates listed a level (default: %(default)s)")
@@ -140,7 +141,6 @@ def tune_levels(
             compiled=lambda config, level=level: outcome(waiting[level, config]),
             measured=lambda config, level=level: measure(level, config, tuning.device),
             deadline=now + (end - now) / ((sharing if i < sharing else len(levels)) - i),
-            cold=level.cold,
         )
         done(level, trial)
     pool.shutdown(wait=False, cancel_futures=True)
@@ -161,7 +161,7 @@ def fill_table(levels: list[Level], minutes: float, out: Path | None, console: C
         if trial.config is None:
             console.print(f"{level.key}: no configuration passed; the first: {trial.refused[0]}")
             return
-        entries[level.key] = {"date": header["date"], **trial.entry(predicted_floor(level, rates[level.dtype]))}
+        entries[level.key] = {"date": header["date"], **trial.entry(level, rates[level.dtype])}
         write_json(path, {**header, "levels": entries})
         default, best = trial.default.get("p50", float("nan")), trial.best["p50"]
         console.print(f"{level.key}: {default:.2f} -> {best:.2f} us, {describe(trial.config)}, {trial.timed} timed")

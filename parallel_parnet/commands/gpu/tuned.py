@@ -11,21 +11,18 @@ import torch
 
 from parallel_parnet.files import write_json
 from parallel_parnet.kernels.gpu.config import Table, read_levels, tuned_name
-from parallel_parnet.parity import relative
 
-from .device import capture, exact_fp32
+from .device import exact_fp32
 from .journal import Values
-from .level_tuning import Level, Trial, levels_of, predicted_floor
+from .level_tuning import Level, Trial, levels_of
 from .machines import capability_and_gpu, machine_of, rates_of
-from .networks import network, picture, planned, run
+from .networks import planned
 from .precompile import compile_all, compile_launch, shapes_of
-from .scope import capability_of
-from .timing import interleaved
+from .scope import DTYPE
 from .tune import Tuning, tune_levels
-from .warpgroups import is_at_hand, skipped
-from .work import Work, verdict
+from .warpgroups import is_at_hand, is_right, pass_of
+from .work import Work, skipped, verdict
 
-DTYPE = torch.bfloat16
 ELSEWHERE = "the kernel for warpgroups takes these levels; launch/tune.py tunes Triton's"
 WIND_DOWN = 3  # seconds for the compilers that are at work when the tuning ends
 
@@ -37,18 +34,18 @@ def check_tuning(work: Work) -> Values:
         return skipped(ELSEWHERE)
     exact_fp32()
     found, rates = machine_of(work), rates_of(work, DTYPE)
-    capability = capability_of(found)
-    levels = {variant: _levels(work, variant, found["l2_bytes"]) for variant in work.scope.tuned}
+    capability = tuple(found["capability"])
+    levels = {variant: _levels(work, variant, found["l2_bytes"]) for variant in work.scope.timed}
     wanted = list({level.key: level for own in levels.values() for level in own}.values())
     first = {level.key for variant in work.scope.decisive for level in levels[variant]}
-    kept = {key: row for key, row in work.journal.rows(work.step).items() if "fault" not in row}
+    kept = work.kept
     todo = [level for level in wanted if level.key not in kept]
 
     def done(level: Level, trial: Trial) -> None:
         if trial.config is None:
             row = {"fault": f"no configuration passed; the first: {trial.refused[0]}"}
         else:
-            row = trial.entry(predicted_floor(level, rates))
+            row = trial.entry(level, rates)
         work.journal.add(work.step, level.key, row)
         _write(work, found)
 
@@ -57,7 +54,7 @@ def check_tuning(work: Work) -> Values:
     left_out = tune_levels(todo, tuning, work.end - WIND_DOWN, done, shared) if todo else []
     _write(work, found)
     rows = work.journal.rows(work.step)
-    return {**verdict(rows.values(), lambda row: True), "left_out": len(left_out), "table": _path(work, found).name}
+    return {**verdict(rows.values()), "left_out": len(left_out), "table": _path(work, found).name}
 
 
 def check_tuned(work: Work) -> Values:
@@ -67,17 +64,17 @@ def check_tuned(work: Work) -> Values:
         return skipped(ELSEWHERE)
     exact_fp32()
     found = machine_of(work)
-    path, capability = _path(work, found), capability_of(found)
+    path, capability = _path(work, found), tuple(found["capability"])
     levels = len(read_levels(path))
     if not levels:
         return {"passed": False, "left_out": len(work.scope.decisive), "fault": "no level was tuned"}
     if not all(_row_name(variant, levels) in work.journal.rows(work.step) for variant in work.scope.decisive):
         _compile(work, path)
     rows = [
-        work.row(_row_name(variant, levels), partial(_compare, work, variant, _tables(path, capability)))
+        work.row(_row_name(variant, levels), partial(pass_of, work, variant, _tables(path, capability)))
         for variant in work.scope.decisive
     ]
-    return verdict(rows, lambda row: row["error"] <= work.scope.limit(DTYPE))
+    return verdict(rows, partial(is_right, work))
 
 
 def compile_tuned(variant: str, index: int, path: Path, capability: tuple[int, int], launchers: bool) -> None:
@@ -107,15 +104,6 @@ def _row_name(variant: str, levels: int) -> str:
     return f"{variant}, {levels} levels tuned"
 
 
-def _compare(work: Work, variant: str, tables: dict[str, Table]) -> Values:
-    program, reference = network(variant, work.device)
-    x = picture(program, work.device)
-    plans = {name: planned(program, DTYPE, work.device, table=table) for name, table in tables.items()}
-    error = max(relative(run(plan, x), reference(x)) for plan in plans.values())
-    ways = {name: capture(partial(run, plan, x), work.device)[1] for name, plan in plans.items()}
-    return {"error": error, "tolerance": work.scope.limit(DTYPE), "us": interleaved(ways, work.scope.rounds)}
-
-
 def _levels(work: Work, variant: str, cache: int) -> list[Level]:
     return levels_of(shapes_of(variant), 1, DTYPE, cache)[: work.scope.levels]
 
@@ -126,6 +114,5 @@ def _path(work: Work, found: Values) -> Path:
 
 def _write(work: Work, found: Values) -> None:
     """The table, of all rows so far, as `launch/tune.py` would write it."""
-    levels = {key: row for key, row in work.journal.rows(work.step).items() if "fault" not in row}
     note = {"note": work.scope.note} if work.scope.note else {}
-    write_json(_path(work, found), {**found, **note, "tuned": time.strftime("%Y-%m-%d"), "levels": levels})
+    write_json(_path(work, found), {**found, **note, "tuned": time.strftime("%Y-%m-%d"), "levels": work.kept})

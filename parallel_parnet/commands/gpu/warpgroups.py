@@ -29,11 +29,10 @@ from .machines import machine_of
 from .networks import network, picture, planned, run
 from .parity import deviation, poison
 from .precompile import shapes_of
-from .scope import capability_of
+from .scope import DTYPE
 from .timing import interleaved
-from .work import Work, verdict
+from .work import Work, skipped, verdict
 
-DTYPE = torch.bfloat16
 REPEATS = 7
 NEEDED = "the kernel for warpgroups needs compute capability 9.0, and cuda-bindings"
 MOST_ALIKE = 2  # candidates that differ in nothing but chunks and stages
@@ -55,19 +54,16 @@ def check_warpgroups(work: Work) -> Values:
         return skipped(NEEDED)
     exact_fp32()
     found = machine_of(work)
-    levels = {level.key: level for variant in work.scope.tuned for level in _levels(work, variant, found["l2_bytes"])}
-    coming: dict[str, Candidates] = {}
-    with ThreadPoolExecutor(1) as compiler:
-        turns = pairwise([*levels.values(), None])
-        rows = [work.row(now.key, partial(_tune, work, compiler, coming, now, then)) for now, then in turns if now]
-    made = {
-        key: {"tiles": row["tiles"], "us": row["us"]["p50"], "l2": row["l2"]}
-        for key, row in work.journal.rows(work.step).items()
-        if "fault" not in row
-    }
+    levels = {level.key: level for variant in work.scope.timed for level in _levels(work, variant, found["l2_bytes"])}
+    kept, compiler, coming = work.kept, ThreadPoolExecutor(1), dict[str, Candidates]()
+    turns = pairwise([*(level for key, level in levels.items() if key not in kept), None])
+    new = [work.row(now.key, partial(_tune, work, compiler, coming, now, then)) for now, then in turns if now]
+    compiler.shutdown(wait=False, cancel_futures=True)  # out of time, nobody wants what is still being compiled
+    rows = [*(row for key, row in kept.items() if key in levels), *new]
+    made = {key: {"tiles": row["tiles"], "us": row["us"]["p50"], "l2": row["l2"]} for key, row in work.kept.items()}
     note = f"Each level by itself, over and over, on {time.strftime('%Y-%m-%d')}."
     write_json(_path(work, found), {**found, "note": note, "levels": made})
-    return verdict(rows, lambda row: True, table=_path(work, found).name)
+    return verdict(rows, table=_path(work, found).name)
 
 
 def check_passes(work: Work) -> Values:
@@ -83,8 +79,7 @@ def check_passes(work: Work) -> Values:
     tables = {"warpgroups": tuned, "ahead": replace(tuned, ahead=True)}
     ways = {name: {"triton": ours, **tables} if name in work.scope.decisive else tables for name in work.scope.timed}
     rows = [work.row(variant, partial(pass_of, work, variant, of_it)) for variant, of_it in ways.items()]
-    limit = work.scope.limit(DTYPE)
-    return verdict(rows, lambda row: row["deviation"] <= 1 and row["error"] <= limit and not row["different"])
+    return verdict(rows, partial(is_right, work))
 
 
 def chosen(level: Level, most: int) -> list[tuple[WarpTile, ...]]:
@@ -101,12 +96,7 @@ def chosen(level: Level, most: int) -> list[tuple[WarpTile, ...]]:
 
 def is_at_hand(work: Work) -> bool:
     """Whether this GPU runs the kernel."""
-    return work.device.type == "cuda" and capability_of(machine_of(work)) == HOPPER and bindings()
-
-
-def skipped(why: str) -> Values:
-    """The verdict of a step that has nothing to do."""
-    return {"passed": True, "left_out": 0, "skipped": why}
+    return work.device.type == "cuda" and tuple(machine_of(work)["capability"]) == HOPPER and bindings()
 
 
 def _levels(work: Work, variant: str, cache: int) -> list[Level]:
@@ -134,6 +124,11 @@ def pass_of(work: Work, variant: str, tables: Mapping[str, Table]) -> Values:
     ways = {name: replay for name, (_, replay) in captured.items()}
     verdicts = {"deviation": round(worst, 4), "error": max(errors), "different": different}
     return {**verdicts, "us": interleaved(ways, work.scope.rounds)}
+
+
+def is_right(work: Work, row: Values) -> bool:
+    """Of what `pass_of` found."""
+    return row["deviation"] <= 1 and row["error"] <= work.scope.limit(DTYPE) and not row["different"]
 
 
 def _candidates(work: Work, compiler: Executor, level: Level) -> Candidates:

@@ -35,14 +35,18 @@ class Work:
     def device(self) -> torch.device:
         return self.scope.device
 
+    @property
+    def kept(self) -> dict[str, Values]:
+        """Rows so far, by name, but for those with a "fault", which are tried again."""
+        return {name: row for name, row in self.journal.rows(self.step).items() if "fault" not in row}
+
     def row(self, name: str, make: Callable[[], Values], seconds: float = 0.0) -> Values | None:
         """The row of this name, of an earlier run or made now; None where less than `seconds` are left to make it.
 
         What fails is a row with a "fault", and the next run tries it again; the others are measured all the same,
         unless the GPU answers nothing any more, which ends the step.
         """
-        kept = self.journal.rows(self.step).get(name)
-        if kept is not None and "fault" not in kept:
+        if (kept := self.kept.get(name)) is not None:
             return kept
         if self.left < seconds or self.left <= 0:
             return None
@@ -56,7 +60,14 @@ class Work:
         return values
 
 
-def verdict(rows: Iterable[Values | None], right: Callable[[Values], bool], **more: object) -> Values:
+def skipped(why: str) -> Values:
+    """The verdict of a step that has nothing to do."""
+    return {"passed": True, "left_out": 0, "skipped": why}
+
+
+def verdict(
+    rows: Iterable[Values | None], right: Callable[[Values], bool] = lambda row: True, **more: object
+) -> Values:
     """Of a step: whether there are rows and all are right, how many failed and how many there was no time for."""
     rows = list(rows)
     made = [row for row in rows if row is not None]

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from parallel_parnet import ParNetError
 from parallel_parnet.commands.gpu import check as gpu_check
+from parallel_parnet.commands.gpu.device import run_within
 from parallel_parnet.commands.gpu.journal import Journal
 from parallel_parnet.commands.gpu.precompile import worker_pool
 
@@ -32,6 +33,13 @@ def leaves(status: int) -> dict:
 def works_on_at_its_end() -> dict:
     threading.Thread(target=time.sleep, args=(60,)).start()
     return {"passed": True}
+
+
+def is_running(pid: int) -> bool:
+    """Neither gone nor a dead one that nobody has asked for yet."""
+    with suppress(FileNotFoundError):
+        return Path(f"/proc/{pid}/stat").read_text().split(")")[-1].split()[0] != "Z"
+    return False
 
 
 def leaves_compilers() -> dict:
@@ -71,8 +79,28 @@ def test_a_step_out_of_time_ends_with_its_children(tmp_path):
         time.sleep(60)
 
     gpu_check.run_step(hangs, 1, required=True)
-    with suppress(FileNotFoundError):  # nobody there, or a dead one that nobody has asked for yet
-        assert Path(f"/proc/{file.read_text()}/stat").read_text().split(")")[-1].split()[0] == "Z"
+    assert not is_running(int(file.read_text()))
+
+
+LEADER = """
+import signal, subprocess, sys
+follower = subprocess.Popen(["sleep", "60"], start_new_session=True)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(follower.kill()))
+print(follower.pid, file=open(sys.argv[1], "w", buffering=1))
+follower.wait()
+"""
+
+
+@pytest.mark.parametrize("seconds", [1, 60], ids=["itself", "its step"])
+def test_a_command_out_of_time_ends_with_what_it_has_started(seconds, tmp_path):
+    """Also with what has a session of its own, as torchrun's ranks."""
+    file = tmp_path / "pid"
+    command = [sys.executable, "-c", LEADER, str(file)]
+    gpu_check.run_step(lambda: {"passed": run_within(command, seconds)[0] is None}, 4, required=True)
+    end, pid = time.monotonic() + 5, int(file.read_text())
+    while is_running(pid):
+        assert time.monotonic() < end, "it works on"
+        time.sleep(0.05)
 
 
 def test_the_process_of_the_check_never_asks_the_gpu(monkeypatch, tmp_path):

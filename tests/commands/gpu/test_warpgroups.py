@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -16,6 +18,16 @@ from parallel_parnet.commands.gpu import warpgroups
 from parallel_parnet.commands.gpu.journal import Journal
 from parallel_parnet.commands.gpu.scope import IN_A_DRY_RUN
 from parallel_parnet.commands.gpu.work import Work
+from parallel_parnet.kernels import hopper
+
+
+def at_hand(monkeypatch: pytest.MonkeyPatch, level: Callable, prepare: Callable) -> None:
+    """A GPU whose launches are these."""
+    stand_in = SimpleNamespace(level=level, prepare=prepare)
+    monkeypatch.setitem(sys.modules, "parallel_parnet.kernels.hopper.launch", stand_in)
+    monkeypatch.setattr(hopper, "launch", stand_in, raising=False)  # where other tests have imported it
+    monkeypatch.setattr(warpgroups, "is_at_hand", lambda work: True)
+    monkeypatch.setattr(warpgroups, "machine_of", lambda work: {"gpu": "some", "l2_bytes": 2**30, "capability": [9, 0]})
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
@@ -27,10 +39,7 @@ def test_a_level_is_tuned_and_wrong_answers_do_not_win(right, tmp_path, monkeypa
     def level(convolutions):
         return lambda: emulated.level(convolutions, tmp_path, edit)
 
-    stand_in = SimpleNamespace(level=level, prepare=lambda launches: None)
-    monkeypatch.setitem(sys.modules, "parallel_parnet.kernels.hopper.launch", stand_in)
-    monkeypatch.setattr(warpgroups, "is_at_hand", lambda work: True)
-    monkeypatch.setattr(warpgroups, "machine_of", lambda work: {"gpu": "some", "l2_bytes": 2**30, "capability": [9, 0]})
+    at_hand(monkeypatch, level, prepare=lambda launches: None)
     scope = replace(IN_A_DRY_RUN, levels=2, candidates=2)
     work = Work("warpgroups", Journal(tmp_path / "rows.jsonl"), scope, tmp_path, time.monotonic() + 200)
     result = warpgroups.check_warpgroups(work)
@@ -47,6 +56,34 @@ def test_a_level_is_tuned_and_wrong_answers_do_not_win(right, tmp_path, monkeypa
     else:
         assert not levels and "no candidate passed" in result["faults"][0]
     assert "skipped" not in result
+
+
+@pytest.mark.parametrize("out_of_time", [True, False], ids=["out of time", "measured before"])
+def test_what_nobody_wants_is_not_compiled_and_not_waited_for(out_of_time, tmp_path, monkeypatch):
+    compiled, wanted = [], threading.Event()
+
+    def prepare(launches):
+        compiled.append(launches)
+        assert len(compiled) == 1 or wanted.wait(20)
+
+    def timed(work, *_):
+        time.sleep(max(0.0, work.left if out_of_time else 0.0))
+        return {"p50": 1.0}
+
+    at_hand(monkeypatch, lambda convolutions: None, prepare)
+    monkeypatch.setattr(warpgroups, "_timed", timed)
+    scope = replace(IN_A_DRY_RUN, levels=2, candidates=1)
+    work = Work("warpgroups", Journal(tmp_path / "rows.jsonl"), scope, tmp_path, time.monotonic() + 5)
+    _, second = warpgroups._levels(work, scope.timed[0], 2**30)
+    if not out_of_time:
+        work.journal.add("warpgroups", second.key, {"tiles": [], "us": {"p50": 2.0}, "l2": "warm"})
+    started = time.monotonic()
+    result = warpgroups.check_warpgroups(work)
+    ended = time.monotonic()
+    wanted.set()
+    assert ended - started < 15 and result["passed"] and result["left_out"] == out_of_time
+    assert len(compiled) == 1 + out_of_time
+    assert len(json.loads((tmp_path / "warpgroups.some.json").read_text())["levels"]) == 2 - out_of_time
 
 
 def test_nothing_to_do_without_a_hopper(tmp_path):

@@ -69,8 +69,6 @@ def test_newer_gpus_take_the_newest_defaults_and_older_ones_are_refused():
 
 
 def test_a_tuned_level_overrides_the_rules_and_a_missing_file_is_said(tmp_path, monkeypatch):
-    for path in config.CONFIGS.glob("compute_capability=*.json"):
-        (tmp_path / path.name).write_text(path.read_text())
     tuned = {"tiles": [[64, 64, 64, 1], [64, 64, 64, 2], [64, 64, 64, 5]], "num_warps": 4, "num_stages": 3}
     levels = {key(XL_LEVEL_5, 1, HALF): tuned}
     (tmp_path / "tuned.NVIDIA_H200.json").write_text(json.dumps({"levels": levels}))

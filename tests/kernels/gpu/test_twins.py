@@ -51,7 +51,7 @@ def by_twin(program: Program, op: Operation, inputs: list[torch.Tensor], bm: int
         border=pack_border(w["border"]) if "border" in w else None,
         gate_weight=pack_gate_weight(w["gate_weight"], torch.float32), gate_bias=w["gate_bias"],
         scale=w.get("scale"), shift=w.get("shift"), residual=None,
-        **allocate(outputs(shape, tile, len(nhwc[0]), torch.float32), CPU)._asdict(),
+        **allocate(outputs(shape, tile, len(nhwc[0]), torch.float32), CPU),
     )  # fmt: skip
     conv = Convolution(x, shape, tile)
     conv.check()

@@ -31,7 +31,7 @@ TILES = (
     WarpTile(64, 64, 16, 8, 5), WarpTile(64, 32, 16, 2, 2, taps=9),
 )  # fmt: skip
 SIZES = ((1, 1), (7, 5), (13, 11))
-TABLE = Table.load(HOPPER, "NVIDIA H200").with_warpgroups(HOPPER, "NVIDIA H200")
+TABLE = Table.load(HOPPER, "NVIDIA H200", warpgroups=True)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from parallel_parnet.kernels.hopper.source import Source, source
 
 needs_nvcc = pytest.mark.skipif(not at_hand(), reason="needs nvcc")
 DTYPES = (torch.float16, torch.bfloat16)
-TABLE = Table.load(HOPPER, "NVIDIA H200").with_warpgroups(HOPPER, "NVIDIA H200")
+TABLE = Table.load(HOPPER, "NVIDIA H200", warpgroups=True)
 
 
 def a_level(*variants: str) -> Level:

@@ -109,7 +109,7 @@ def test_candidates_fit_and_the_most_promising_come_first():
 
 def test_the_timed_levels_are_those_of_the_networks():
     """With every level that the kernel takes, and nothing that does not fit."""
-    table = Table.load((9, 0), "NVIDIA H200").with_warpgroups((9, 0), "NVIDIA H200")
+    table = Table.load((9, 0), "NVIDIA H200", warpgroups=True)
     assert set(table.warpgroups) == set(LEVELS)
     for wanted in LEVELS.values():
         tiles = table.of_warpgroups(wanted.shapes, 1, HALF)
@@ -120,11 +120,12 @@ def test_the_timed_levels_are_those_of_the_networks():
 
 
 def test_only_hoppers_have_the_table_and_a_sister_takes_it(monkeypatch, tmp_path):
-    plain = Table.load((9, 0))
-    assert not plain.warpgroups and not plain.with_warpgroups((8, 0), "NVIDIA H200").warpgroups
-    assert plain.with_warpgroups((9, 0), "NVIDIA H100 80GB HBM3").warpgroups
+    assert not Table.load((9, 0), "NVIDIA H200").warpgroups
+    assert not Table.load((8, 0), "NVIDIA H200", warpgroups=True).warpgroups
+    with pytest.warns(UserWarning, match="no tuned kernels for NVIDIA H100"):
+        assert Table.load((9, 0), "NVIDIA H100 80GB HBM3", warpgroups=True).warpgroups
     monkeypatch.setattr(config, "CONFIGS", tmp_path)
-    assert not plain.with_warpgroups((9, 0), "NVIDIA H200").warpgroups
+    assert not Table.load((9, 0), warpgroups=True).warpgroups
 
 
 def test_a_launch_is_described_for_its_operations():

@@ -15,6 +15,7 @@ from triton.runtime.interpreter import TensorHandle, interpreter_builder
 
 from conftest import ALL, SEED
 from parallel_parnet import Config, Engine, ParNetError, Placement, Program, create_model, fold, quantize
+from parallel_parnet.executors.triton_backend import TritonBackend
 from parallel_parnet.int8.agreement import agreement
 from parallel_parnet.kernels.gpu.convolution import E4M3, Convolution
 from parallel_parnet.kernels.gpu.geometry import Geometry, Tile
@@ -142,6 +143,23 @@ def test_network(program: Program, seed: int) -> None:
     got = Engine(program, placement, "cpu", torch.bfloat16, "triton")(raw)
     expected = Engine(program, device="cpu", executor="reference")(normalise(raw, NARROW))
     assert ((got - expected).norm() / expected.norm()).item() < 0.25  # fp8 itself is 0.1 off, with so few channels
+
+
+def test_a_lane_reads_the_answers_of_others() -> None:
+    """It has no weights of theirs."""
+    torch.manual_seed(SEED)
+    exact = fold(create_model(NARROW).eval(), outputs=("streams.0", "streams.2", "fused"))
+    program, nhw = quantize(exact, torch.randn(4, 3, 32, 32), to=E4M3), (1, 32, 32)
+    segments = Placement.from_streams_per_gpu(program, 1, 3).segments(program)
+    devices, feature = [torch.device("cpu")] * 3, program.outputs["streams.2"]
+    own = [segment for segment in segments if segment.lane == 0]
+    assert not any(feature in segment.operations for segment in own)
+    backend = TritonBackend(program, own, devices, torch.bfloat16)
+    message = torch.randint(0, 120, backend.layout(feature, *nhw).shape, dtype=torch.uint8)
+    n, c, h, w = program.shape(feature, *nhw)
+    stored = message[: n * c * h * w].view(E4M3).view(n, h, w, c).float()
+    found, step = backend.nchw(feature, message, nhw), program.weights[f"{feature}.step"]
+    assert found.dtype == torch.bfloat16 and torch.equal(found.float(), (stored * step).movedim(3, 1))
 
 
 def test_all_or_nothing(program: Program) -> None:

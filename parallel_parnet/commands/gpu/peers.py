@@ -21,10 +21,9 @@ from ..depth.points import Point, points
 from .device import exact_fp32
 from .journal import Values
 from .machines import rates_of
-from .scope import NARROW, model
+from .scope import DTYPE, NARROW, model
 from .work import Work, verdict
 
-DTYPE = torch.bfloat16
 BUDGET_S = 1.0  # of timed runs, for a group of the families
 COMPILED = "torch.compile"  # takes minutes for some of these networks: `launch/bench.py --poster` has it
 
@@ -34,8 +33,8 @@ def check_poster(work: Work) -> Values:
     exact_fp32()
     dry = work.scope.note != ""
     quoted = (Quoted(NARROW, 9, 0.0, 0),) if dry else QUOTED
-    done = work.journal.rows(work.step)
-    if not all(q.name in done and "fault" not in done[q.name] for q in quoted):
+    done, names = work.journal.rows(work.step), [q.name for q in quoted]
+    if not work.kept.keys() == done.keys() >= set(names):
         make = partial(_narrow if dry else subject_of, device=work.device, dtype=DTYPE, threads=torch.get_num_threads())
         ways = _interpreted if dry else lambda subject: [way for way in ways_of(subject) if way != COMPILED]
         settings = Settings(runs=2, least=2, warm_up=1) if dry else Settings(budget=work.left / 3)
@@ -46,12 +45,12 @@ def check_poster(work: Work) -> Values:
             clock = "CUDA events" if row["device_ms"] else "the host's clock"
             values = {"contender": row["contender"], "ms": row["infer_step_time"], "timed_by": clock, "n": row["n"]}
             work.journal.add(work.step, row["model"], {**values, "interval_ms": row["median_interval_ms"]})
-        for name, why in result["missing"].items():
-            if "failed" in why:
-                work.journal.add(work.step, name, {"fault": why})
+        faults = {name: {"fault": why} for name, why in result["missing"].items() if "failed" in why}
+        gone = {name: {} for name in done.keys() - work.kept.keys()}
+        for name, fault in (gone | faults).items():
+            work.journal.add(work.step, name, fault)
     rows = work.journal.rows(work.step)
-    left_out = [q.name for q in quoted if q.name not in rows]
-    return {**verdict(rows.values(), lambda row: True), "left_out": len(left_out)}
+    return {**verdict(rows.values()), "left_out": len(set(names) - rows.keys())}
 
 
 def check_depth(work: Work) -> Values:
@@ -60,7 +59,7 @@ def check_depth(work: Work) -> Values:
     dry = {"dry": [Point("dry", "one block", lambda: arranged(1, 1, 8, 32), 3, 1, 32)]}
     groups = dry if work.scope.note else points(quick=True)
     rows = [work.row(name, partial(_family, work, group), seconds=3) for name, group in groups.items()]
-    return verdict(rows, lambda row: True)
+    return verdict(rows)
 
 
 def _family(work: Work, group: list[Point]) -> Values:

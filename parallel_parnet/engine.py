@@ -35,7 +35,7 @@ from .program.program import Program, check_input
 from .proof import prove, prove_on_all_ranks
 from .saved import Saved
 from .settings import with_own_settings
-from .transport import TRANSPORTS, health
+from .transport import TRANSPORTS, agree, health
 
 BRIEFLY = 0.05  # seconds of measuring where a first call waits for it
 MOST_THREADS = 1024  # that the CPU kernels have room for
@@ -131,6 +131,9 @@ class Engine:
             if self.placement.lanes != ranks:
                 raise ParNetError(f"placement of {self.placement.lanes} lanes on {ranks} ranks: they must be as many")
             assert monitor is not None, "several ranks have joined"
+            runs = "auto" if self._unproved else self.executor
+            # first, since what else ranks compare before a request depends on it
+            agree({"executor": f"{runs} in {dtype} on {self.device.type}"})
             self.lane = monitor.rank
             if self._unproved:
                 made = prove_on_all_ranks(program, self._made, self.device, dtype, self._synchronise)
@@ -138,7 +141,7 @@ class Engine:
                 self._unproved = False
             self._distributed = DistributedExecutor(
                 program, self.placement, monitor.rank, transport, self.device, self._rank_backend,
-                {"executor": f"{self.executor} in {dtype} on {self.device.type}"}, METHODS[self.executor].captured,
+                METHODS[self.executor].captured,
             )  # fmt: skip
             self._executors[False] = self._executors[True] = self._distributed
 

@@ -44,7 +44,7 @@ class Backend(Protocol):
     """How lanes compute the segments of a program.
 
     in_place: runners read their inputs where these lay when they were bound, and nowhere else.
-    settings: what must be equal on all ranks beside the program, by name.
+    tiles: equal on ranks whose kernels cut operations alike, without which they read no feature of each other's.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Backend(Protocol):
     in_place: bool
 
     @property
-    def settings(self) -> Mapping[str, str]: ...
+    def tiles(self) -> str: ...
     def layout(self, feature: str, n: int, h: int, w: int) -> Layout: ...
     def buffer(self, n: int, h: int, w: int, device: torch.device) -> Tensor:
         """Memory for pictures [N, 3, H, W], as segments read them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -46,7 +46,7 @@ class DistributedExecutor:
     """On the coordinator, call it; on every other lane, `serve`.
 
     The lanes compare their settings first: ParNetError, on all of them, where one differs. transport: one of
-    `TRANSPORTS`. settings: to be compared beside those that are known here. backend, captured: see `Lane`.
+    `TRANSPORTS`. backend, captured: see `Lane`; the engine has compared the executors that make them.
     """
 
     def __init__(
@@ -57,7 +57,6 @@ class DistributedExecutor:
         transport: str,
         device: torch.device,
         backend: Callable[[Sequence[Segment], bool], Backend],
-        settings: Mapping[str, str],
         captured: bool = False,
         capture: Capture = capture,
     ) -> None:
@@ -68,8 +67,7 @@ class DistributedExecutor:
             {
                 "program and weights": program.digest,
                 "placement": hashlib.sha256(repr(placement).encode()).hexdigest(),
-                **settings,
-                **self.work.backend(False).settings,
+                "kernels' tiles": self.work.backend(False).tiles,
                 "transport": transport,
                 "sources of parallel_parnet": sources_digest(),
                 "torch": torch.__version__,

@@ -28,7 +28,7 @@ class TorchBackend:
     """
 
     in_place = False
-    settings: Mapping[str, str] = {}
+    tiles = "none"
 
     def __init__(
         self,

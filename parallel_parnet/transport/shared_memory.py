@@ -146,10 +146,14 @@ class Memory:
 
     @classmethod
     def create(cls, size: int) -> Memory:
-        """New memory, without a name, of a size that stays; OSError where so much is not to be had."""
+        """New memory, without a name, of a size that stays; MemoryError where so much is not to be had."""
         descriptor = os.memfd_create("parallel_parnet", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.fchmod(descriptor, 0o600)
-        os.posix_fallocate(descriptor, 0, size)
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except OSError as error:  # which would be taken for another rank's that is gone
+            os.close(descriptor)
+            raise MemoryError(f"{size} bytes to share with other ranks ({error.strerror})") from error
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         memory = cls(mmap.mmap(descriptor, size), size, descriptor=descriptor)
         weakref.finalize(memory, os.close, descriptor)

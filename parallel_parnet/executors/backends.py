@@ -108,13 +108,14 @@ def compile_module(
 ) -> Compiled:
     """A function from the module's inputs to its outputs. `reads` shows shapes and memory formats to specialise for.
 
-    threads: of the CPU kernels, torch's number where not given.
+    threads: of native and OpenVINO, torch's number where not given.
     """
+    threads = threads or torch.get_num_threads()
     if backend == "native":
         shapes = [t.shape for t in reads]
-        return NativePlan(module, shapes, threads or torch.get_num_threads(), arithmetic(backend, dtype))
+        return NativePlan(module, shapes, threads, arithmetic(backend, dtype))
     if backend == "openvino":
-        return _openvino(module, reads, dtype)
+        return _openvino(module, reads, dtype, threads)
     if backend == "inductor":
         # exported first, since torch.compile limits how often it specialises one piece of source code; freezing folds
         # layout changes of the weights into compile time, and must be set while the first run traces
@@ -126,11 +127,11 @@ def compile_module(
     return module
 
 
-def _openvino(module: SegmentModule, reads: tuple[Tensor, ...], dtype: torch.dtype) -> Compiled:
+def _openvino(module: SegmentModule, reads: tuple[Tensor, ...], dtype: torch.dtype, threads: int) -> Compiled:
     from .openvino_model import compile_model, model_of
 
     model = model_of(module, [t.shape for t in reads])
-    request = compile_model(model, dtype, torch.get_num_threads()).create_infer_request()
+    request = compile_model(model, dtype, threads, alone=False).create_infer_request()
 
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
         results = request.infer([t.contiguous().numpy() for t in inputs], share_inputs=True, share_outputs=False)

@@ -112,6 +112,7 @@ class Engine:
                 f"{several} compute threads in a forked process, where its parent's are gone: leave them at 1, or "
                 "start the process by spawn"
             )
+        self._given = placement is not None
         # what nobody asked for, `warm_up` may choose
         self._open = placement is None and threads is None and ranks == 1 and executor in ("auto", "cpu")
         self._unproved = executor == "auto" and lives_on_gpu(self.device) and not program.quantised
@@ -151,14 +152,18 @@ class Engine:
         """The engine that `save` wrote. ParNetError, naming the file, where it is damaged or does not fit the machine.
 
         What was measured on another kind of device, with another number of threads, or by an executor that is not
-        here, is left out: `warm_up` measures again.
+        here, is left out: `warm_up` measures again, under the placement that the engine was given, if it was.
         """
         program, metadata = Program.read(path)
         try:
             saved = Saved.of(metadata, program)
-            make = partial(cls, program, device=device, dtype=saved.dtype, executor=saved.executor)
+            make = partial(
+                cls, program, placement=saved.placement if saved.given else None, device=device, dtype=saved.dtype,
+                executor=saved.executor,
+            )  # fmt: skip
             lacks = saved.cores and (saved.cores != torch.get_num_threads() or lacking(METHODS[saved.chosen].backend))
             engine = make() if lacks else make(placement=saved.placement, threads=saved.threads)
+            engine._given = saved.given
             if lacks or (saved.cores is None and saved.gpu is None):
                 return engine
             on_gpu = engine._unproved and gpu_and_versions(engine.device) == saved.gpu
@@ -176,7 +181,7 @@ class Engine:
         placement = None if self._open else self.placement
         proved = self._asked == "auto" and lives_on_gpu(self.device) and not self._unproved
         gpu = gpu_and_versions(self.device) if proved else None
-        saved = Saved(self.dtype, self._asked, self.executor, placement, self.threads, self._cores, gpu)
+        saved = Saved(self.dtype, self._asked, self.executor, placement, self.threads, self._cores, gpu, self._given)
         self.program.save(path, {"engine": saved.text()})
 
     def lane_device(self, lane: int) -> torch.device:
@@ -326,7 +331,7 @@ class Engine:
         refuse_recorders(self.executor)
         # a capture orders by itself
         if self.device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
-            current = torch.cuda.current_stream(self.device)
+            current = torch.cuda.current_stream(self.lane_device(self.placement.coordinator))
             if self._last is not None and self._last != current:
                 current.wait_stream(self._last)
             self._last = current

@@ -308,7 +308,8 @@ class Engine:
 
     @with_own_settings
     def profile(self, x_nchw: Tensor) -> list[Recorder]:
-        """One pass, operation by operation: the spans of each lane, waits for other lanes included."""
+        """One pass, operation by operation: the spans of each lane, waits for other lanes included. Triton's kernels
+        run one by one; of every other executor torch's operations do, in eager mode."""
         with self._turn():
             return self._ready(x_nchw).profile(x_nchw)
 

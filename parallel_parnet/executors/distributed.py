@@ -181,7 +181,8 @@ class DistributedExecutor:
         self.work.finish(self._prepare(command, numbers, spans))
 
     def profile(self, x_nchw: Tensor) -> list[Recorder]:
-        """Run once, operation by operation in eager mode, transfers included: a recorder of spans for each lane."""
+        """Run once, operation by operation, transfers included: a recorder of spans for each lane. See
+        `Engine.profile`."""
         own = self._recorder(PROFILE)
         assert own is not None
         self._check_bytes(x_nchw)

@@ -1,4 +1,4 @@
-"""Segments as torch computes them, or as a compiler or our CPU kernels make them: any of `backends.BACKENDS`."""
+"""Segments as torch computes them, or as a compiler or our CPU kernels make them: all backends but Triton's."""
 
 from __future__ import annotations
 

@@ -33,8 +33,6 @@ ROUTE_BYTES = 2 * SEMAPHORE_BYTES + IN_FLIGHT * PLACE_BYTES
 class SharedMemory(Transport):
     """Between ranks on one Linux host, tensors on the CPU. Every rank opens it with the same routes."""
 
-    name = "shared"
-
     def __init__(self, routes: Sequence[Transfer]) -> None:
         super().__init__(routes)
         size = len(self.routes) * ROUTE_BYTES
@@ -54,10 +52,6 @@ class SharedMemory(Transport):
 
     def _other(self, route: Transfer) -> int:
         return route.target if route.source == self.lane else route.source
-
-    def reserve(self, sizes: Sequence[int], device: torch.device) -> bool:
-        """Nothing to do: a place grows when a message needs it."""
-        return False
 
     def inbox(self, tag: int, place: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inbox:
         return SharedInbox(self._routes[tag], shape, dtype)

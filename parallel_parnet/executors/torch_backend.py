@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..profiling.spans import NOTHING, Spans
 from ..program.placement import Segment
-from ..program.program import INPUT, Program
+from ..program.program import Program
 from ..settings import Together
 from .backends import Compiled, compile_module, storage_type
 from .binding import Layout, Reads, Runner
@@ -50,13 +50,6 @@ class TorchBackend:
         """Of the logits, which alone are two-dimensional, fp32."""
         shape = self.program.shape(feature, n, h, w)
         return Layout(shape, self.storage if len(shape) == 4 else torch.float32)
-
-    def buffer(self, n: int, h: int, w: int, device: torch.device) -> Tensor:
-        shape = self.program.shape(INPUT, n, h, w)
-        return torch.empty(shape, dtype=self.storage, device=device).contiguous(memory_format=self.memory_format)
-
-    def convert(self, x_nchw: Tensor, device: torch.device) -> Tensor:
-        return x_nchw.to(device, self.storage, memory_format=self.memory_format)
 
     def nchw(self, feature: str, tensor: Tensor, nhw: tuple[int, int, int]) -> Tensor:
         return tensor

@@ -18,7 +18,7 @@ from parallel_parnet.commands.infer import command
 from parallel_parnet.executors import local
 from parallel_parnet.executors.graph import GraphExecutor
 from parallel_parnet.executors.local import LocalExecutor
-from parallel_parnet.executors.queues import Queues
+from parallel_parnet.executors.queues import InOrder
 from parallel_parnet.executors.triton_backend import TritonBackend, TritonSegment, whole
 from parallel_parnet.kernels.gpu.arguments import Numbers
 from parallel_parnet.kernels.gpu.launch import Launch
@@ -53,7 +53,7 @@ def anywhere(program: Program, lanes: int, seed: int) -> Placement:
 
 
 def placed(
-    program: Program, placement: Placement, dtype: torch.dtype, queues: Queues | None = None, raw: bool = False,
+    program: Program, placement: Placement, dtype: torch.dtype, queues: InOrder | None = None, raw: bool = False,
     devices: list[torch.device] | None = None,
 ) -> LocalExecutor:  # fmt: skip
     devices = devices or [CPU] * placement.lanes

@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -21,15 +21,13 @@ from .executors.binding import Backend
 from .executors.distributed import DistributedExecutor
 from .executors.graph import GraphExecutor
 from .executors.local import LocalExecutor, synchroniser
-from .executors.making import make_backend
-from .executors.native_executor import NativeExecutor
+from .executors.making import Executor, make_backend, make_executor
 from .forking import is_forked
 from .gpu import gpu_and_versions, lives_on_gpu
 from .profiling.clocks import Clock
 from .profiling.ranges import Ranges
 from .profiling.spans import REQUEST, Recorder, Spans, span
 from .profiling.traced import traced
-from .program.pixels import fold_pixels
 from .program.placement import Placement, Segment
 from .program.program import Program, check_input
 from .proof import prove, prove_on_all_ranks
@@ -39,13 +37,6 @@ from .transport import TRANSPORTS, agree, health
 
 BRIEFLY = 0.05  # seconds of measuring where a first call waits for it
 MOST_THREADS = 1024  # that the CPU kernels have room for
-
-
-class Executor(Protocol):
-    """Runs a program under a placement; one call at a time."""
-
-    def __call__(self, x_nchw: Tensor) -> Answer: ...
-    def profile(self, x_nchw: Tensor) -> list[Recorder]: ...
 
 
 class Engine:
@@ -344,19 +335,8 @@ class Engine:
         return executor
 
     def _make_executor(self, raw: bool) -> Executor:
-        if self.executor == "openvino":
-            if reason := broken_openvino():
-                raise ParNetError(f"{reason}: choose native")
-            from .executors.openvino_lanes import OpenVinoExecutor  # here, since the package is optional
-
-            program = fold_pixels(self.program, self.dtype) if raw else self.program
-            return OpenVinoExecutor(program, self.placement, self.dtype, self.threads)
         devices = [self.lane_device(lane) for lane in range(self.placement.lanes)]
-        segments = self.placement.segments(self.program)
-        backend = make_backend(self.executor, self.program, segments, devices, self.dtype, self.threads, raw)
-        kind = NativeExecutor if self.executor == "native" and self.placement.lanes == 1 else LocalExecutor
-        local = kind(self.placement, devices, backend)
-        return GraphExecutor(self.executor, local) if METHODS[self.executor].captured else local
+        return make_executor(self.executor, self.program, self.placement, devices, self.dtype, self.threads, raw)
 
     def _rank_backend(self, segments: Sequence[Segment], raw: bool) -> Backend:
         devices = [self.device] * self.placement.lanes

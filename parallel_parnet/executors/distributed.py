@@ -86,7 +86,7 @@ class DistributedExecutor:
         """Logits, or outputs by name, fp32, on the picture's device. On the coordinator only."""
         self._check_bytes(x_nchw)
         with self._said_whole():
-            self._begin(RUN, x_nchw, spans or self.ranges)
+            self._begin(RUN, x_nchw, self.ranges if spans is None else spans)
             return self._answer()
 
     def map(self, pictures: Iterable[Tensor]) -> Generator[Answer]:

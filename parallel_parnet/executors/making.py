@@ -39,8 +39,8 @@ def make_backend(
     threads: int | None = None,
     raw: bool = False,
 ) -> Backend:
-    """devices: of each lane. threads: of each segment, on the CPU. raw: for pictures in uint8. ParNetError where what
-    is installed cannot be loaded."""
+    """devices: of each lane. threads: of each segment, for native and OpenVINO. raw: for pictures in uint8.
+    ParNetError where what is installed cannot be loaded."""
     name = METHODS[executor].backend
     _refuse_broken(name)
     program = fold_pixels(program, dtype) if raw else program

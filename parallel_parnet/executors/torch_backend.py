@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -13,9 +13,12 @@ from ..profiling.spans import NOTHING, Spans
 from ..program.placement import Segment
 from ..program.program import Program
 from ..settings import Together
-from .backends import Compiled, compile_module, storage_type
+from .backends import arithmetic, storage_type
 from .binding import Layout, Reads, Runner
+from .native_plan import NativePlan
 from .segment import SegmentModule
+
+Compiled = Callable[..., tuple[Tensor, ...]]
 
 PLAIN = ("reference", "native")  # that read features in the plain NCHW layout
 
@@ -24,7 +27,7 @@ class TorchBackend:
     """Features are tensors [N, C, H, W], of the type in which torch stores them. See `binding.Backend`.
 
     Backend "reference" is eager mode in the plain layout: the oracle that others are held against.
-    devices: of each lane. threads: of each segment, for the kernels on the CPU.
+    devices: of each lane. threads: of each segment, for native and OpenVINO.
     """
 
     in_place = False
@@ -84,6 +87,43 @@ class TorchRunner:
     def apart(self, reads: Reads, spans: Spans) -> tuple[Tensor, ...]:
         with self.within:
             return self.module.run(reads, spans)
+
+
+def compile_module(
+    module: SegmentModule, backend: str, reads: tuple[Tensor, ...], dtype: torch.dtype, threads: int | None = None
+) -> Compiled:
+    """A function from the module's inputs to its outputs. `reads` shows shapes and memory formats to specialise for.
+
+    threads: of native and OpenVINO, torch's number where not given.
+    """
+    threads = threads or torch.get_num_threads()
+    if backend == "native":
+        shapes = [t.shape for t in reads]
+        return NativePlan(module, shapes, threads, arithmetic(backend, dtype))
+    if backend == "openvino":
+        return _openvino(module, reads, dtype, threads)
+    if backend == "inductor":
+        # exported first, since torch.compile limits how often it specialises one piece of source code; freezing folds
+        # layout changes of the weights into compile time, and must be set while the first run traces
+        graph = torch.export.export(module, reads).module()
+        compiled = torch.compile(graph, fullgraph=True, dynamic=False)
+        with torch._inductor.config.patch(freezing=True):
+            compiled(*reads)
+        return compiled
+    return module
+
+
+def _openvino(module: SegmentModule, reads: tuple[Tensor, ...], dtype: torch.dtype, threads: int) -> Compiled:
+    from .openvino_model import compile_model, model_of
+
+    model = model_of(module, [t.shape for t in reads])
+    request = compile_model(model, dtype, threads, alone=False).create_infer_request()
+
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        results = request.infer([t.contiguous().numpy() for t in inputs], share_inputs=True, share_outputs=False)
+        return tuple(torch.from_numpy(results[i]) for i in range(len(model.outputs)))
+
+    return run
 
 
 @Together

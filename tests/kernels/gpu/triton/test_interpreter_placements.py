@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from conftest import drawn
-from parallel_parnet import Config, Engine, Placement, Program, create_model, engine, fold
+from parallel_parnet import Config, Engine, Placement, Program, create_model, fold
 from parallel_parnet.commands.infer import command
-from parallel_parnet.executors import local
+from parallel_parnet.executors import local, making
 from parallel_parnet.executors.graph import GraphExecutor
 from parallel_parnet.executors.local import LocalExecutor
 from parallel_parnet.executors.queues import InOrder
@@ -211,7 +211,7 @@ def test_the_command_with_queues_and_graphs(seed, monkeypatch, capsys):
             captured.append(name)
             super().__init__(name, source, graph)
 
-    monkeypatch.setattr(engine, "GraphExecutor", Captured)
+    monkeypatch.setattr(making, "GraphExecutor", Captured)
     monkeypatch.setattr(local, "InOrder", lambda: RandomQueues(seed))
     monkeypatch.setattr(command, "stop_on_signals", lambda: None)
     arguments = ["--device", "cpu", "--executor", "cuda_streams", "--verify", "--iterations", "1", "--warmup", "0"]

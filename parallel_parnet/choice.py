@@ -42,9 +42,9 @@ Run = Callable[[Tensor], Answer]
 Make = Callable[[Choice, torch.dtype | None], Run]  # with the type of the engine that chooses, or another
 
 
-def default_placement(program: Program, backend: str, ranks: int) -> Placement:
+def default_placement(program: Program, executor: str, ranks: int) -> Placement:
     """A lane per rank, or per CUDA stream; else one."""
-    lanes = program.streams if backend == "cuda_streams" else ranks
+    lanes = program.streams if executor == "cuda_streams" else ranks
     if lanes == 1:
         return Placement.single(program)
     return Placement.from_streams_per_gpu(program, -(-program.streams // lanes), lanes)

@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -21,34 +21,22 @@ from .executors.binding import Backend
 from .executors.distributed import DistributedExecutor
 from .executors.graph import GraphExecutor
 from .executors.local import LocalExecutor, synchroniser
-from .executors.making import make_backend
-from .executors.native_executor import NativeExecutor
+from .executors.making import Executor, make_backend, make_executor
 from .forking import is_forked
 from .gpu import gpu_and_versions, lives_on_gpu
 from .profiling.clocks import Clock
 from .profiling.ranges import Ranges
 from .profiling.spans import REQUEST, Recorder, Spans, span
 from .profiling.traced import traced
-from .program.pixels import fold_pixels
 from .program.placement import Placement, Segment
 from .program.program import Program, check_input
 from .proof import prove, prove_on_all_ranks
 from .saved import Saved
 from .settings import with_own_settings
-from .transport import TRANSPORTS, health
+from .transport import TRANSPORTS, agree, health
 
 BRIEFLY = 0.05  # seconds of measuring where a first call waits for it
 MOST_THREADS = 1024  # that the CPU kernels have room for
-
-
-class Executor(Protocol):
-    """Runs a program under a placement; one call at a time."""
-
-    @property
-    def name(self) -> str: ...
-    def __call__(self, x_nchw: Tensor) -> Answer: ...
-    def profile(self, x_nchw: Tensor) -> list[Recorder]: ...
-    def close(self, status: int = 0) -> None: ...
 
 
 class Engine:
@@ -112,6 +100,7 @@ class Engine:
                 f"{several} compute threads in a forked process, where its parent's are gone: leave them at 1, or "
                 "start the process by spawn"
             )
+        self._given = placement is not None
         # what nobody asked for, `warm_up` may choose
         self._open = placement is None and threads is None and ranks == 1 and executor in ("auto", "cpu")
         self._unproved = executor == "auto" and lives_on_gpu(self.device) and not program.quantised
@@ -131,6 +120,9 @@ class Engine:
             if self.placement.lanes != ranks:
                 raise ParNetError(f"placement of {self.placement.lanes} lanes on {ranks} ranks: they must be as many")
             assert monitor is not None, "several ranks have joined"
+            runs = "auto" if self._unproved else self.executor
+            # first, since what else ranks compare before a request depends on it
+            agree({"executor": f"{runs} in {dtype} on {self.device.type}"})
             self.lane = monitor.rank
             if self._unproved:
                 made = prove_on_all_ranks(program, self._made, self.device, dtype, self._synchronise)
@@ -138,7 +130,7 @@ class Engine:
                 self._unproved = False
             self._distributed = DistributedExecutor(
                 program, self.placement, monitor.rank, transport, self.device, self._rank_backend,
-                {"executor": f"{self.executor} in {dtype} on {self.device.type}"}, METHODS[self.executor].captured,
+                METHODS[self.executor].captured,
             )  # fmt: skip
             self._executors[False] = self._executors[True] = self._distributed
 
@@ -148,14 +140,18 @@ class Engine:
         """The engine that `save` wrote. ParNetError, naming the file, where it is damaged or does not fit the machine.
 
         What was measured on another kind of device, with another number of threads, or by an executor that is not
-        here, is left out: `warm_up` measures again.
+        here, is left out: `warm_up` measures again, under the placement that the engine was given, if it was.
         """
         program, metadata = Program.read(path)
         try:
             saved = Saved.of(metadata, program)
-            make = partial(cls, program, device=device, dtype=saved.dtype, executor=saved.executor)
+            make = partial(
+                cls, program, placement=saved.placement if saved.given else None, device=device, dtype=saved.dtype,
+                executor=saved.executor,
+            )  # fmt: skip
             lacks = saved.cores and (saved.cores != torch.get_num_threads() or lacking(METHODS[saved.chosen].backend))
             engine = make() if lacks else make(placement=saved.placement, threads=saved.threads)
+            engine._given = saved.given
             if lacks or (saved.cores is None and saved.gpu is None):
                 return engine
             on_gpu = engine._unproved and gpu_and_versions(engine.device) == saved.gpu
@@ -173,7 +169,7 @@ class Engine:
         placement = None if self._open else self.placement
         proved = self._asked == "auto" and lives_on_gpu(self.device) and not self._unproved
         gpu = gpu_and_versions(self.device) if proved else None
-        saved = Saved(self.dtype, self._asked, self.executor, placement, self.threads, self._cores, gpu)
+        saved = Saved(self.dtype, self._asked, self.executor, placement, self.threads, self._cores, gpu, self._given)
         self.program.save(path, {"engine": saved.text()})
 
     def lane_device(self, lane: int) -> torch.device:
@@ -300,7 +296,8 @@ class Engine:
 
     @with_own_settings
     def profile(self, x_nchw: Tensor) -> list[Recorder]:
-        """One pass, operation by operation: the spans of each lane, waits for other lanes included."""
+        """One pass, operation by operation: the spans of each lane, waits for other lanes included. Triton's kernels
+        run one by one; of every other executor torch's operations do, in eager mode."""
         with self._turn():
             return self._ready(x_nchw).profile(x_nchw)
 
@@ -323,7 +320,7 @@ class Engine:
         refuse_recorders(self.executor)
         # a capture orders by itself
         if self.device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
-            current = torch.cuda.current_stream(self.device)
+            current = torch.cuda.current_stream(self.lane_device(self.placement.coordinator))
             if self._last is not None and self._last != current:
                 current.wait_stream(self._last)
             self._last = current
@@ -338,19 +335,8 @@ class Engine:
         return executor
 
     def _make_executor(self, raw: bool) -> Executor:
-        if self.executor == "openvino":
-            if reason := broken_openvino():
-                raise ParNetError(f"{reason}: choose native")
-            from .executors.openvino_lanes import OpenVinoExecutor  # here, since the package is optional
-
-            program = fold_pixels(self.program, self.dtype) if raw else self.program
-            return OpenVinoExecutor(program, self.placement, self.dtype, self.threads)
         devices = [self.lane_device(lane) for lane in range(self.placement.lanes)]
-        segments = self.placement.segments(self.program)
-        backend = make_backend(self.executor, self.program, segments, devices, self.dtype, self.threads, raw)
-        kind = NativeExecutor if self.executor == "native" and self.placement.lanes == 1 else LocalExecutor
-        local = kind(self.placement, devices, backend)
-        return GraphExecutor(self.executor, local) if METHODS[self.executor].captured else local
+        return make_executor(self.executor, self.program, self.placement, devices, self.dtype, self.threads, raw)
 
     def _rank_backend(self, segments: Sequence[Segment], raw: bool) -> Backend:
         devices = [self.device] * self.placement.lanes

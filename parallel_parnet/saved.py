@@ -17,7 +17,8 @@ from .program.program import Program
 @dataclass(frozen=True)
 class Saved:
     """An engine's settings. executor: as asked for; chosen: what ran. What placement and threads were measured on, if
-    they were: cores, or gpu, with its driver and the versions that compile for it."""
+    they were: cores, or gpu, with its driver and the versions that compile for it. given: the placement was, by the
+    user, so that it holds wherever it is loaded."""
 
     dtype: torch.dtype
     executor: str
@@ -26,6 +27,7 @@ class Saved:
     threads: int | None
     cores: int | None
     gpu: str | None = None
+    given: bool = False
 
     def text(self) -> str:
         """As JSON."""
@@ -51,6 +53,8 @@ class Saved:
                 raise ParNetError(f"{value!r} {name}: there must be at least 1")
         if not isinstance(saved.gpu, str | None):
             raise ParNetError(f"{saved.gpu!r} is no GPU")
+        if type(saved.given) is not bool:
+            raise ParNetError(f"a placement was given or not, and {saved.given!r} is neither")
         if saved.placement is not None:
             if saved.placement.lanes > len(program.operations):
                 raise ParNetError(f"{saved.placement.lanes} lanes for {len(program.operations)} operations")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -16,9 +17,12 @@ from hypothesis import strategies as st
 from conftest import OPTIONAL, SMALL, lively, random_placement, relative
 from parallel_parnet import Config, Engine, ParNetError, Placement, Program, fold
 from parallel_parnet.choice import FIRST_ROUNDS, LEAST_ROUNDS, Choice, measure, on_lanes, on_one_lane
+from parallel_parnet.executors.local import LocalExecutor
+from parallel_parnet.executors.making import make_backend
 
 pytest.importorskip("openvino")
 
+from parallel_parnet.executors import openvino_model
 from parallel_parnet.executors.openvino_lanes import OpenVinoExecutor
 
 PROGRAM = fold(lively(SMALL, 9))
@@ -52,6 +56,28 @@ def test_every_candidate_gives_the_answer_every_time() -> None:
         for _ in range(20):
             executor(torch.randn_like(X))
             assert torch.equal(executor(X), first), choice
+
+
+def test_a_lane_of_ranks_has_threads_as_asked_and_no_core_of_its_own(
+    two_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All ranks of a host would bind theirs to the same cores."""
+    compiled, compile_model = [], openvino_model.compile_model
+
+    def kept(*args: object, **settings: object) -> object:
+        compiled.append(compile_model(*args, **settings))  # type: ignore[arg-type]
+        return compiled[-1]
+
+    monkeypatch.setattr(openvino_model, "compile_model", kept)
+    single = Placement.single(PROGRAM)
+    for threads in (1, None):
+        backend = make_backend("openvino", PROGRAM, single.segments(PROGRAM), [X.device], torch.float32, threads)
+        assert relative(LocalExecutor(single, [X.device], backend)(X), EXPECTED) < 1e-5
+    assert [model.get_property("INFERENCE_NUM_THREADS") for model in compiled] == [1, 2]
+    assert not any(model.get_property("ENABLE_CPU_PINNING") for model in compiled)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ParNetError, match=r"openvino cannot be loaded .*: choose native"):
+        make_backend("openvino", PROGRAM, single.segments(PROGRAM), [X.device], torch.float32)
 
 
 @settings(max_examples=3, deadline=None)
@@ -204,6 +230,7 @@ def everywhere(on: object) -> dict:
         ({"threads": 10**9}, "1000000000 threads: .* at most 1024"),
         ({"threads": True}, "True threads"),
         ({"cores": 2.0}, "2.0 cores"),
+        ({"given": 1}, "given or not, and 1 is neither"),
         ({"chosen": ["native"]}, "unknown executor"),
         ({"chosen": "auto"}, "unknown executor"),
         ({"dtype": []}, "holds no engine"),

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from conftest import OPTIONAL, SMALL, lively, relative
-from parallel_parnet import VARIANTS, Engine, ParNetError, ParNetWarning, fold
+from parallel_parnet import VARIANTS, Engine, ParNetError, ParNetWarning, Placement, fold
 from parallel_parnet.executors.available import warn
 from parallel_parnet.executors.backends import missing
 from parallel_parnet.executors.shapes import MAX_SHAPES, Shapes
@@ -181,6 +181,19 @@ def test_profile_covers_every_operation() -> None:
     assert [span.name for span in lane.spans] == [op.name for op in PROGRAM.operations]
     assert all(span.end >= span.start for span in lane.spans)
     assert all(later.start >= earlier.end for earlier, later in zip(lane.spans, lane.spans[1:], strict=False))
+
+
+def test_calls_are_ordered_on_the_coordinators_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which need not be the caller's current one."""
+    placement = Placement(2, {op.name: (int(op.label != "stream 2"),) for op in PROGRAM.operations}, coordinator=1)
+    engine, x, asked = Engine(PROGRAM, placement, "cpu", executor="eager"), torch.randn(1, 3, 32, 32), []
+    engine(x)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "current_stream", asked.append)
+    engine.device = torch.device("cuda")
+    engine(x)
+    assert asked == [torch.device("cuda", 1)]
 
 
 def test_copies_say_what_keeps_an_engine() -> None:

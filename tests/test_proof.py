@@ -108,6 +108,24 @@ def test_the_verdict_is_saved_for_its_gpu_alone(tmp_path: Path, monkeypatch: pyt
     assert elsewhere._unproved and elsewhere.warm_up(X), "asked anew"
 
 
+def test_a_placement_that_was_given_holds_on_another_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over two loads, each of which measures anew."""
+    monkeypatch.setattr(engines, "lives_on_gpu", lambda device: True)
+    monkeypatch.setattr(engines, "on_gpus", lambda program, placement: [Choice("eager", placement, None, "as placed")])
+    given, path = Placement.from_streams_per_gpu(PROGRAM, 1, 3), tmp_path / "e.safetensors"
+    engine = Engine(PROGRAM, given, "cpu")
+    for gpu in ("GPU A", "GPU B", "GPU C"):
+        monkeypatch.setattr(engines, "gpu_and_versions", lambda device, gpu=gpu: gpu)
+        assert engine.warm_up(X), "asked anew"
+        engine.save(path)
+        again = Engine.load(path, "cpu")
+        assert again.placement == given and not again._unproved
+        again.save(path)
+        monkeypatch.setattr(engines, "gpu_and_versions", lambda device: "elsewhere")
+        engine = Engine.load(path, "cpu")
+        assert engine.placement == given and engine._unproved
+
+
 def test_tf32_is_left_out_and_comes_back() -> None:
     """Whichever of torch's two ways to say it the caller took: reading one raises where the other was left changed."""
     conv, product = torch.backends.cudnn.conv, torch.backends.cuda.matmul

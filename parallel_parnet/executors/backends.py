@@ -1,22 +1,16 @@
-"""Backends: what each needs and computes in, and how those of torch and the CPU compile a segment."""
+"""Backends: what each needs, and what it computes in."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
 from functools import cache
 
 import torch
-from torch import Tensor
 
 from ..errors import ParNetError
 from ..forking import is_forked
 from ..kernels.cpu import native, objects
-from .native_plan import NativePlan
-from .segment import SegmentModule
-
-Compiled = Callable[..., tuple[Tensor, ...]]
 
 BACKENDS = ("eager", "inductor", "openvino", "native", "triton")
 ON_CPUS = ("native", "openvino")  # where they can be had; the likely fastest first
@@ -101,39 +95,3 @@ def arithmetic(backend: str, dtype: torch.dtype, quantised: torch.dtype | None =
         if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             return torch.float32
     return dtype
-
-
-def compile_module(
-    module: SegmentModule, backend: str, reads: tuple[Tensor, ...], dtype: torch.dtype, threads: int | None = None
-) -> Compiled:
-    """A function from the module's inputs to its outputs. `reads` shows shapes and memory formats to specialise for.
-
-    threads: of the CPU kernels, torch's number where not given.
-    """
-    if backend == "native":
-        shapes = [t.shape for t in reads]
-        return NativePlan(module, shapes, threads or torch.get_num_threads(), arithmetic(backend, dtype))
-    if backend == "openvino":
-        return _openvino(module, reads, dtype)
-    if backend == "inductor":
-        # exported first, since torch.compile limits how often it specialises one piece of source code; freezing folds
-        # layout changes of the weights into compile time, and must be set while the first run traces
-        graph = torch.export.export(module, reads).module()
-        compiled = torch.compile(graph, fullgraph=True, dynamic=False)
-        with torch._inductor.config.patch(freezing=True):
-            compiled(*reads)
-        return compiled
-    return module
-
-
-def _openvino(module: SegmentModule, reads: tuple[Tensor, ...], dtype: torch.dtype) -> Compiled:
-    from .openvino_model import compile_model, model_of
-
-    model = model_of(module, [t.shape for t in reads])
-    request = compile_model(model, dtype, torch.get_num_threads()).create_infer_request()
-
-    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
-        results = request.infer([t.contiguous().numpy() for t in inputs], share_inputs=True, share_outputs=False)
-        return tuple(torch.from_numpy(results[i]) for i in range(len(model.outputs)))
-
-    return run

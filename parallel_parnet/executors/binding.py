@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from ..errors import ParNetError
 from ..profiling.spans import Spans
 from ..program.placement import Segment
-from ..program.program import Program
+from ..program.program import INPUT, Program
 
 Reads = tuple[Tensor, ...]
 
@@ -43,23 +44,19 @@ class Runner(Protocol):
 class Backend(Protocol):
     """How lanes compute the segments of a program.
 
+    storage, memory_format: of pictures [N, 3, H, W], as segments read them.
     in_place: runners read their inputs where these lay when they were bound, and nowhere else.
-    settings: what must be equal on all ranks beside the program, by name.
+    tiles: equal on ranks whose kernels cut operations alike, without which they read no feature of each other's.
     """
 
-    name: str
     program: Program
     in_place: bool
+    storage: torch.dtype
+    memory_format: torch.memory_format
 
     @property
-    def settings(self) -> Mapping[str, str]: ...
+    def tiles(self) -> str: ...
     def layout(self, feature: str, n: int, h: int, w: int) -> Layout: ...
-    def buffer(self, n: int, h: int, w: int, device: torch.device) -> Tensor:
-        """Memory for pictures [N, 3, H, W], as segments read them."""
-
-    def convert(self, x_nchw: Tensor, device: torch.device) -> Tensor:
-        """Pictures as segments read them, where they are not `in_place`."""
-
     def bind(self, segment: Segment, nhw: tuple[int, int, int], reads: Reads, homes: Mapping[str, Tensor]) -> Runner:
         """A runner of the segment. homes: where some of its features should be written, if it can choose."""
 
@@ -84,21 +81,19 @@ class Bindings:
     ) -> None:
         self.backend, self.nhw, self.device, self._wrap = backend, nhw, device, wrap
         self._fixed = fixed or backend.in_place
-        self._picture: Tensor | None = None
         self._runners: dict[Segment, Runner] = {}
 
-    @property
+    @cached_property
     def picture(self) -> Tensor:
         """The buffer for pictures, on `device`."""
-        if self._picture is None:
-            self._picture = self.backend.buffer(*self.nhw, self.device)
-        return self._picture
+        shape, backend = self.backend.program.shape(INPUT, *self.nhw), self.backend
+        return torch.empty(shape, dtype=backend.storage, device=self.device, memory_format=backend.memory_format)
 
     def enter(self, x_nchw: Tensor) -> Tensor:
         """Pictures as segments read them."""
         if self._fixed:
             return self.picture.copy_(x_nchw)
-        return self.backend.convert(x_nchw, self.device)
+        return x_nchw.to(self.device, self.backend.storage, memory_format=self.backend.memory_format)
 
     def runner(self, segment: Segment, reads: Reads, homes: Mapping[str, Tensor]) -> Runner:
         """The segment's runner for these inputs, bound anew where they lie elsewhere than before."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,6 @@ from ..transport import agree, choose, open_as
 from ..transport.base import IN_FLIGHT, Inbox, Pending
 from .answers import Answer, each
 from .binding import Backend
-from .graph import Capture, capture
 from .lane import Key, Lane, Request
 from .local import synchroniser
 
@@ -46,7 +45,7 @@ class DistributedExecutor:
     """On the coordinator, call it; on every other lane, `serve`.
 
     The lanes compare their settings first: ParNetError, on all of them, where one differs. transport: one of
-    `TRANSPORTS`. settings: to be compared beside those that are known here. backend, captured: see `Lane`.
+    `TRANSPORTS`. backend, captured: see `Lane`; the engine has compared the executors that make them.
     """
 
     def __init__(
@@ -57,9 +56,7 @@ class DistributedExecutor:
         transport: str,
         device: torch.device,
         backend: Callable[[Sequence[Segment], bool], Backend],
-        settings: Mapping[str, str],
         captured: bool = False,
-        capture: Capture = capture,
     ) -> None:
         self.program, self.placement, self.lane, self.device = program, placement, lane, device
         self.transfers = placement.transfers(program)
@@ -68,33 +65,28 @@ class DistributedExecutor:
             {
                 "program and weights": program.digest,
                 "placement": hashlib.sha256(repr(placement).encode()).hexdigest(),
-                **settings,
-                **self.work.backend(False).settings,
+                "kernels' tiles": self.work.backend(False).tiles,
                 "transport": transport,
                 "sources of parallel_parnet": sources_digest(),
                 "torch": torch.__version__,
             }
         )
-        self.name = self.work.backend(False).name
         others = [lane for lane in range(placement.lanes) if lane != placement.coordinator]
         headers = [Transfer("the next request", placement.coordinator, lane) for lane in others]
         told = [Transfer("spans", lane, placement.coordinator) for lane in others]
         self._header = {lane: len(self.transfers) + i for i, lane in enumerate(others)}
         self._told = {lane: len(self.transfers) + len(headers) + i for i, lane in enumerate(others)}
         self.transport = open_as(choose(transport, device), [*self.transfers, *headers, *told])
-        self.work.open(self.transport, captured, capture)
+        self.work.open(self.transport, captured)
         self.ranges = Ranges.of(program)
         self._pending: deque[tuple[Request, torch.device]] = deque()
         self._speaking, self._mapping, self._ended = RLock(), False, ""
 
-    def __call__(self, x_nchw: Tensor) -> Answer:
+    def __call__(self, x_nchw: Tensor, spans: Spans | None = None) -> Answer:
         """Logits, or outputs by name, fp32, on the picture's device. On the coordinator only."""
-        return self._request(x_nchw, self.ranges)
-
-    def _request(self, x_nchw: Tensor, spans: Spans | None) -> Answer:
         self._check_bytes(x_nchw)
         with self._said_whole():
-            self._begin(RUN, x_nchw, spans)
+            self._begin(RUN, x_nchw, self.ranges if spans is None else spans)
             return self._answer()
 
     def map(self, pictures: Iterable[Tensor]) -> Generator[Answer]:
@@ -155,7 +147,7 @@ class DistributedExecutor:
             elif command == TRACE:
                 self._tell_spans(self._traced(lambda spans: self._serve_traced(header, spans)))
             else:
-                recorder = self._recorder(command)
+                recorder = self._recorder() if command == PROFILE else None
                 try:
                     with span(self.ranges, REQUEST):
                         self.work.finish(self._prepare(command, numbers, recorder or self.ranges))
@@ -183,9 +175,9 @@ class DistributedExecutor:
         self.work.finish(self._prepare(command, numbers, spans))
 
     def profile(self, x_nchw: Tensor) -> list[Recorder]:
-        """Run once, operation by operation in eager mode, transfers included: a recorder of spans for each lane."""
-        own = self._recorder(PROFILE)
-        assert own is not None
+        """Run once, operation by operation, transfers included: a recorder of spans for each lane. See
+        `Engine.profile`."""
+        own = self._recorder()
         self._check_bytes(x_nchw)
         with self._said_whole():
             self._begin(PROFILE, x_nchw, own)
@@ -198,7 +190,7 @@ class DistributedExecutor:
         with self._said_whole():
             for work, tag in self._announce(TRACE, 0, 0, 0, 0):
                 self.transport.finish(work, tag)
-            return self._with_others(self._traced(lambda spans: self._request(x_nchw, spans)))
+            return self._with_others(self._traced(lambda spans: self(x_nchw, spans)))
 
     def clocks(self) -> list[Clock]:
         """Each lane's clock against the coordinator's."""
@@ -214,8 +206,8 @@ class DistributedExecutor:
     def _traced(self, request: Callable[[Spans], object]) -> Recorder:
         return traced(request, self.device, synchroniser(self.device), self.ranges)
 
-    def _recorder(self, command: int) -> Recorder | None:
-        return Recorder(synchroniser(self.device)) if command == PROFILE else None
+    def _recorder(self) -> Recorder:
+        return Recorder(synchroniser(self.device))
 
     def close(self, status: int = 0) -> None:
         """End the other lanes' `serve`, once. On the coordinator only."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -12,6 +12,7 @@ from ..errors import ParNetError
 from ..profiling.spans import Recorder, Spans
 from .answers import Answer, each, logits_of
 from .binding import Reads, Runner, in_same_places
+from .local import LocalExecutor, Pass
 from .shapes import Shapes
 
 Result = TypeVar("Result")
@@ -22,27 +23,6 @@ class Capture(Protocol):
     """Makes a CUDA graph of work that runs on a device: its results, and what fills them again."""
 
     def __call__(self, work: Callable[[], Result], device: torch.device) -> tuple[Result, Replay]: ...
-
-
-class Pass(Protocol):
-    """A forward pass over buffers of its own: it reads `picture` and gives logits, fp32 [N, classes], or outputs.
-
-    `launch` allocates nothing that outlives it and never waits for the device, so that a CUDA graph can hold it.
-    """
-
-    @property
-    def picture(self) -> Tensor: ...
-    def launch(self) -> Answer: ...
-
-
-class Source(Protocol):
-    """What makes a forward pass for a shape of pictures."""
-
-    @property
-    def device(self) -> torch.device: ...
-    def make(self, shape: Sequence[int]) -> Pass: ...
-    def profile(self, x_nchw: Tensor) -> list[Recorder]: ...
-    def synchronise(self) -> None: ...
 
 
 class _Captured(NamedTuple):
@@ -78,7 +58,7 @@ def capture(work: Callable[[], Result], device: torch.device) -> tuple[Result, R
 class GraphExecutor:
     """Replays the passes of `source`. Not for several threads at once: the engine makes their calls take turns."""
 
-    def __init__(self, name: str, source: Source, capture: Capture = capture) -> None:
+    def __init__(self, name: str, source: LocalExecutor, capture: Capture = capture) -> None:
         self.name, self.source, self._capture = name, source, capture
         # a graph that is dropped may still be running, and its buffers would be handed to somebody else
         self._shapes: Shapes[torch.Size, _Captured] = Shapes(source.synchronise)
@@ -111,9 +91,6 @@ class GraphExecutor:
     def profile(self, x_nchw: Tensor) -> list[Recorder]:
         """One pass that is not a graph: the spans of each lane."""
         return self.source.profile(x_nchw)
-
-    def close(self, status: int = 0) -> None:
-        """Nothing to release."""
 
     @torch.no_grad()  # and not in inference mode, whose tensors no caller could fill
     def _make(self, shape: torch.Size) -> _Captured:

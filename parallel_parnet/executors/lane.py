@@ -16,7 +16,7 @@ from ..program.program import INPUT, Program
 from ..transport.base import IN_FLIGHT, Inbox, Pending, Transport
 from .answers import Answer, each, opened
 from .binding import Backend, Bindings, Reads, Runner
-from .graph import Capture, CapturedRunner, Replay
+from .graph import Capture, CapturedRunner, Replay, capture
 from .local import label, synchroniser
 from .shapes import Shapes
 
@@ -83,7 +83,7 @@ class Lane:
         self._slots: Shapes[Key, list[Slot]] = Shapes(synchroniser(device))
         self._begun = 0
 
-    def open(self, transport: Transport, captured: bool, capture: Capture) -> None:
+    def open(self, transport: Transport, captured: bool, capture: Capture = capture) -> None:
         """Take the transport for all requests from now on.
 
         captured: whether CUDA graphs are replayed: of a whole pass, transfers included, where the transport can be

@@ -16,7 +16,7 @@ from ..program.placement import Placement, Segment
 from ..program.program import INPUT, Program
 from .answers import Answer, each, opened
 from .binding import Backend, Bindings
-from .queues import CudaQueues, InOrder, Queues, are_peers
+from .queues import CudaQueues, InOrder, are_peers
 from .schedule import START, Record, Run, Wait, fork_and_join, sources
 from .shapes import Shapes
 
@@ -35,10 +35,10 @@ class LocalExecutor:
         placement: Placement,
         devices: Sequence[torch.device],
         backend: Backend,
-        queues: Queues | None = None,
+        queues: InOrder | None = None,
         peers: Callable[[torch.device, torch.device], bool] = are_peers,
     ) -> None:
-        self.placement, self.devices, self.backend, self.name = placement, devices, backend, backend.name
+        self.placement, self.devices, self.backend = placement, devices, backend
         self.program: Program = backend.program
         self.segments = placement.segments(self.program)
         self.sources = sources(self.segments)
@@ -84,9 +84,6 @@ class LocalExecutor:
         """Wait until all devices have done their work."""
         synchronise(self.devices)
 
-    def close(self, status: int = 0) -> None:
-        """Nothing to release."""
-
     def _homes(self, peers: Callable[[torch.device, torch.device], bool]) -> dict[Key, torch.device]:
         """Features that may be written where they are read, on another device than their maker's."""
         readers: dict[Key, set[torch.device]] = {key: {self.device} for key in self.answers.items()}
@@ -111,7 +108,7 @@ class LocalExecutor:
 
 
 class Pass:
-    """A forward pass over pictures of one shape; see `graph.Pass`.
+    """A forward pass over pictures of one shape, which `picture` holds.
 
     Features stay until the lanes have joined, so that no lane's memory is given away while another reads it.
     """
@@ -132,7 +129,8 @@ class Pass:
         return self.bindings.picture
 
     def launch(self) -> Answer:
-        """The answer to what is in `picture`."""
+        """The answer to what is in `picture`. Allocates nothing that outlives it and never waits for the device, so
+        that a CUDA graph can hold it."""
         return self.run(self.picture, None)
 
     def run(self, picture: Tensor, spans: Spans | None) -> Answer:
@@ -159,7 +157,7 @@ class Pass:
         return answer[0]
 
     def segment(
-        self, i: int, features: dict[Key, Tensor], queues: Queues, spans: Spans | None, apart: bool = False
+        self, i: int, features: dict[Key, Tensor], queues: InOrder, spans: Spans | None, apart: bool = False
     ) -> None:
         """Run one segment, on features that are there."""
         segment: Segment = self.lanes.segments[i]
@@ -174,7 +172,7 @@ class Pass:
                 outputs = runner(reads, spans)
         features.update(zip(((name, i) for name in segment.writes), outputs, strict=True))
 
-    def _read(self, key: Key, lane: int, features: dict[Key, Tensor], queues: Queues) -> Tensor:
+    def _read(self, key: Key, lane: int, features: dict[Key, Tensor], queues: InOrder) -> Tensor:
         """A feature on the lane's device, where it is copied to unless it was written there."""
         feature, device, lanes = features[key], self.lanes.devices[lane], self.lanes
         if lanes.maker(key[1]) == device or lanes.homes.get(key) == device:

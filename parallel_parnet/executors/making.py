@@ -1,17 +1,33 @@
-"""The backend of an executor, for some segments of a program."""
+"""What an executor's name stands for: its backend, for some segments of a program, and all of it in one process."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
+from ..errors import ParNetError
+from ..profiling.spans import Recorder
 from ..program.pixels import fold_pixels
-from ..program.placement import Segment
+from ..program.placement import Placement, Segment
 from ..program.program import Program
+from .answers import Answer
 from .available import METHODS
+from .backends import broken_openvino
 from .binding import Backend
+from .graph import GraphExecutor
+from .local import LocalExecutor
+from .native_executor import NativeExecutor
 from .torch_backend import TorchBackend
+
+
+class Executor(Protocol):
+    """Runs a program under a placement; one call at a time."""
+
+    def __call__(self, x_nchw: Tensor) -> Answer: ...
+    def profile(self, x_nchw: Tensor) -> list[Recorder]: ...
 
 
 def make_backend(
@@ -23,11 +39,39 @@ def make_backend(
     threads: int | None = None,
     raw: bool = False,
 ) -> Backend:
-    """devices: of each lane. threads: of each segment, on the CPU. raw: for pictures in uint8."""
+    """devices: of each lane. threads: of each segment, for native and OpenVINO. raw: for pictures in uint8.
+    ParNetError where what is installed cannot be loaded."""
     name = METHODS[executor].backend
+    _refuse_broken(name)
     program = fold_pixels(program, dtype) if raw else program
     if name == "triton":
         from .triton_backend import TritonBackend  # here, since triton is only installed on Linux
 
         return TritonBackend(program, segments, devices, dtype, raw)
     return TorchBackend(name, program, segments, devices, dtype, threads)
+
+
+def make_executor(
+    executor: str,
+    program: Program,
+    placement: Placement,
+    devices: Sequence[torch.device],
+    dtype: torch.dtype,
+    threads: int | None = None,
+    raw: bool = False,
+) -> Executor:
+    """The same for all lanes of a process."""
+    if executor == "openvino":
+        _refuse_broken(executor)
+        from .openvino_lanes import OpenVinoExecutor  # here, since the package is optional
+
+        return OpenVinoExecutor(fold_pixels(program, dtype) if raw else program, placement, dtype, threads)
+    backend = make_backend(executor, program, placement.segments(program), devices, dtype, threads, raw)
+    kind = NativeExecutor if executor == "native" and placement.lanes == 1 else LocalExecutor
+    local = kind(placement, devices, backend)
+    return GraphExecutor(executor, local) if METHODS[executor].captured else local
+
+
+def _refuse_broken(backend: str) -> None:
+    if backend == "openvino" and (reason := broken_openvino()):
+        raise ParNetError(f"{reason}: choose native")

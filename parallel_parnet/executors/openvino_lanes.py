@@ -77,8 +77,6 @@ class OpenVinoExecutor:
     where not given.
     """
 
-    name = "openvino"
-
     def __init__(self, program: Program, placement: Placement, dtype: torch.dtype, threads: int | None = None) -> None:
         self.program, self.placement, self.precision = program, placement, dtype
         self.threads = threads or max(1, torch.get_num_threads() // placement.lanes)
@@ -101,6 +99,3 @@ class OpenVinoExecutor:
         segments = self.placement.segments(self.program)
         backend = TorchBackend("reference", self.program, segments, devices, torch.float32)
         return LocalExecutor(self.placement, devices, backend).profile(x_nchw)
-
-    def close(self, status: int = 0) -> None:
-        """Nothing to release."""

@@ -22,8 +22,8 @@ FEW = 16  # channels, that do not fill a vector of AVX-512
 def compile_model(model: Model, dtype: torch.dtype, threads: int, alone: bool = True) -> openvino.CompiledModel:
     """For the lowest latency on the CPU.
 
-    dtype: of the arithmetic, float32 or bfloat16. alone: no other model computes in this process at the same time, so
-    that threads may be bound to cores.
+    dtype: of the arithmetic, float32 or bfloat16. alone: no other model computes on this host at the same time, so that
+    threads may be bound to cores: to the first ones, in every process.
     """
     settings = {
         "PERFORMANCE_HINT": "LATENCY",

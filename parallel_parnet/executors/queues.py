@@ -4,49 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from typing import Protocol
 
 import torch
 
 from ..profiling.spans import NOTHING
 
 
-class Queues(Protocol):
-    """Queues of work, one for each lane; see `schedule` for the events between them."""
+class InOrder:
+    """Queues of work, one for each lane; see `schedule` for the events between them. Here one for all lanes: what is
+    handed out is done at once, or in the current CUDA stream, so that what came before is done before."""
 
     def start(self) -> None:
         """Let the coordinator's queue be the one in which its caller works."""
-
-    def run(self, lane: int, work: Callable[[], None]) -> None: ...
-    def record(self, lane: int, event: int) -> None: ...
-    def wait(self, lane: int, event: int) -> None: ...
-    def between(self, source: int, target: int) -> AbstractContextManager[object]:
-        """Within what the target's queue runs: for a copy from the source's device."""
-
-    def end(self) -> None:
-        """All has been handed out."""
-
-
-class InOrder:
-    """One queue for all lanes: what is handed out is done at once, or in the current CUDA stream."""
-
-    def start(self) -> None:
-        """Nothing to do."""
 
     def run(self, lane: int, work: Callable[[], None]) -> None:
         work()
 
     def record(self, lane: int, event: int) -> None:
-        """Nothing to do: in one queue, what came before is done before."""
+        """Let the event be reached once the lane has done what it was handed before."""
 
     def wait(self, lane: int, event: int) -> None:
-        """Nothing to do, as above."""
+        """Let the lane go on once the event is reached."""
 
     def between(self, source: int, target: int) -> AbstractContextManager[object]:
+        """Within what the target's queue runs: for a copy from the source's device."""
         return NOTHING
 
     def end(self) -> None:
-        """Nothing to do."""
+        """All has been handed out: queues that put work off, so that a test may choose its order, do it now."""
 
 
 class CudaQueues(InOrder):

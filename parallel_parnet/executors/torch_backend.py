@@ -1,8 +1,8 @@
-"""Segments as torch computes them, or as a compiler or our CPU kernels make them: any of `backends.BACKENDS`."""
+"""Segments as torch computes them, or as a compiler or our CPU kernels make them: all backends but Triton's."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -11,11 +11,14 @@ from torch import Tensor
 
 from ..profiling.spans import NOTHING, Spans
 from ..program.placement import Segment
-from ..program.program import INPUT, Program
+from ..program.program import Program
 from ..settings import Together
-from .backends import Compiled, compile_module, storage_type
+from .backends import arithmetic, storage_type
 from .binding import Layout, Reads, Runner
+from .native_plan import NativePlan
 from .segment import SegmentModule
+
+Compiled = Callable[..., tuple[Tensor, ...]]
 
 PLAIN = ("reference", "native")  # that read features in the plain NCHW layout
 
@@ -24,11 +27,11 @@ class TorchBackend:
     """Features are tensors [N, C, H, W], of the type in which torch stores them. See `binding.Backend`.
 
     Backend "reference" is eager mode in the plain layout: the oracle that others are held against.
-    devices: of each lane. threads: of each segment, for the kernels on the CPU.
+    devices: of each lane. threads: of each segment, for native and OpenVINO.
     """
 
     in_place = False
-    settings: Mapping[str, str] = {}
+    tiles = "none"
 
     def __init__(
         self,
@@ -50,13 +53,6 @@ class TorchBackend:
         """Of the logits, which alone are two-dimensional, fp32."""
         shape = self.program.shape(feature, n, h, w)
         return Layout(shape, self.storage if len(shape) == 4 else torch.float32)
-
-    def buffer(self, n: int, h: int, w: int, device: torch.device) -> Tensor:
-        shape = self.program.shape(INPUT, n, h, w)
-        return torch.empty(shape, dtype=self.storage, device=device).contiguous(memory_format=self.memory_format)
-
-    def convert(self, x_nchw: Tensor, device: torch.device) -> Tensor:
-        return x_nchw.to(device, self.storage, memory_format=self.memory_format)
 
     def nchw(self, feature: str, tensor: Tensor, nhw: tuple[int, int, int]) -> Tensor:
         return tensor
@@ -91,6 +87,43 @@ class TorchRunner:
     def apart(self, reads: Reads, spans: Spans) -> tuple[Tensor, ...]:
         with self.within:
             return self.module.run(reads, spans)
+
+
+def compile_module(
+    module: SegmentModule, backend: str, reads: tuple[Tensor, ...], dtype: torch.dtype, threads: int | None = None
+) -> Compiled:
+    """A function from the module's inputs to its outputs. `reads` shows shapes and memory formats to specialise for.
+
+    threads: of native and OpenVINO, torch's number where not given.
+    """
+    threads = threads or torch.get_num_threads()
+    if backend == "native":
+        shapes = [t.shape for t in reads]
+        return NativePlan(module, shapes, threads, arithmetic(backend, dtype))
+    if backend == "openvino":
+        return _openvino(module, reads, dtype, threads)
+    if backend == "inductor":
+        # exported first, since torch.compile limits how often it specialises one piece of source code; freezing folds
+        # layout changes of the weights into compile time, and must be set while the first run traces
+        graph = torch.export.export(module, reads).module()
+        compiled = torch.compile(graph, fullgraph=True, dynamic=False)
+        with torch._inductor.config.patch(freezing=True):
+            compiled(*reads)
+        return compiled
+    return module
+
+
+def _openvino(module: SegmentModule, reads: tuple[Tensor, ...], dtype: torch.dtype, threads: int) -> Compiled:
+    from .openvino_model import compile_model, model_of
+
+    model = model_of(module, [t.shape for t in reads])
+    request = compile_model(model, dtype, threads, alone=False).create_infer_request()
+
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        results = request.infer([t.contiguous().numpy() for t in inputs], share_inputs=True, share_outputs=False)
+        return tuple(torch.from_numpy(results[i]) for i in range(len(model.outputs)))
+
+    return run
 
 
 @Together

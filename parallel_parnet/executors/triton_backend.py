@@ -28,7 +28,7 @@ from ..kernels.gpu.packing import pack_border, pack_gate_weight, pack_weight, we
 from ..profiling.spans import Spans, span
 from ..program.placement import Placement, Segment
 from ..program.program import INPUT, Operation, Program
-from .binding import Layout, Reads, in_same_places
+from .binding import Bindings, Layout, Reads, in_same_places
 from .shapes import Shapes
 
 Weights = dict[str, dict[str, Tensor]]
@@ -130,8 +130,8 @@ class TritonBackend:
     runs the kernels, and takes a GPU's. On torch's "meta" device a segment can be compiled for a GPU that is not there.
     """
 
-    name = "triton"
     in_place = True
+    memory_format = torch.contiguous_format
 
     def __init__(
         self,
@@ -162,8 +162,8 @@ class TritonBackend:
         self._shapes: Shapes[NHW, dict[str, Cut]] = Shapes()
 
     @property
-    def settings(self) -> Mapping[str, str]:
-        return {"kernels' tiles": hashlib.sha256(repr(self.table).encode()).hexdigest()}
+    def tiles(self) -> str:
+        return hashlib.sha256(repr(self.table).encode()).hexdigest()
 
     def _cuts(self, nhw: NHW) -> dict[str, Cut]:
         return self._shapes(nhw, lambda nhw: cuts(self.program, nhw, self.table, self.dtype))
@@ -177,12 +177,6 @@ class TritonBackend:
             return Layout(self.program.shape(feature, n, h, w), torch.float32)
         start, last = self._parts(feature, self._cuts((n, h, w))[feature], n)[-1]
         return Layout((start + last.bytes,), torch.uint8)
-
-    def buffer(self, n: int, h: int, w: int, device: torch.device) -> Tensor:
-        return torch.empty(n, 3, h, w, dtype=self.storage, device=device)
-
-    def convert(self, x_nchw: Tensor, device: torch.device) -> Tensor:
-        raise ParNetError("the kernels read pictures from a buffer of their own")
 
     def bind(self, segment: Segment, nhw: NHW, reads: Reads, homes: Mapping[str, Tensor]) -> TritonSegment:
         return TritonSegment(self, segment, nhw, self._cuts(nhw), reads, homes)
@@ -355,4 +349,4 @@ def whole(
     placement = Placement.single(program)
     (segment,) = placement.segments(program)
     backend = TritonBackend(program, [segment], [device], dtype, raw, table)
-    return backend.bind(segment, nhw, (backend.buffer(*nhw, device),), {})
+    return backend.bind(segment, nhw, (Bindings(backend, nhw, device).picture,), {})

@@ -1,1 +1,1 @@
-"""Int8 after training: which integers stand for a program's weights and features, found from pictures."""
+"""Int8 and fp8 after training: which numbers of 8 bits stand for weights and features, found from pictures."""

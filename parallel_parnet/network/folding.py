@@ -22,28 +22,29 @@ CPU = torch.device("cpu")
 class FoldedBlock(nn.Module):
     """A block in evaluation mode: one 3x3 convolution, and its gate. Features [N, C, H, W] in and out.
 
-    With an identity:  act(conv(x) + (scale x + shift) sigmoid(gate(avg(x)))).
+    With an identity:  act(conv(x) + (scale x + shift) sigmoid(gate(avg(x)))), by its batch norm's two, [C, 1, 1].
     Without:           act(conv(x) 2 sigmoid(gate(avg(x)))).
     """
 
-    scale: Tensor
-    shift: Tensor
+    scale: Tensor | None
+    shift: Tensor | None
 
-    def __init__(self, conv: nn.Conv2d, gate: nn.Conv2d, activation: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self, conv: nn.Conv2d, gate: nn.Conv2d, activation: Callable[[Tensor], Tensor],
+        scale: Tensor | None = None, shift: Tensor | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.conv, self.gate, self.activation = conv, gate, activation
-        self.has_identity = False
-
-    def add_identity(self, scale: Tensor, shift: Tensor) -> None:
-        """With the batch norm of the identity branch, [C, 1, 1]."""
-        self.has_identity = True
         self.register_buffer("scale", scale)
         self.register_buffer("shift", shift)
 
     def forward(self, x_nchw: Tensor) -> Tensor:
         gate = torch.sigmoid(self.gate(x_nchw.mean((2, 3), keepdim=True)))
         y = self.conv(x_nchw)
-        y = y + (self.scale * x_nchw + self.shift) * gate if self.has_identity else y * (2 * gate)
+        if self.scale is None or self.shift is None:
+            y = y * (2 * gate)
+        else:
+            y = y + (self.scale * x_nchw + self.shift) * gate
         y = self.activation(y)
         return y if self.conv.groups == 1 else F.channel_shuffle(y, self.conv.groups)
 
@@ -56,18 +57,17 @@ def fold_block(block: RepVGGSSE) -> FoldedBlock:
     weight, bias = one_kernel(block)
     groups, stride = block.rbr_dense.conv.groups, block.rbr_dense.conv.stride
     gate_weight, gate_bias = exact(block.se.weight), torch.zeros(len(bias), dtype=bias.dtype, device=bias.device)
-    identity = block.rbr_identity
-    if identity is not None:  # the gate averages what left the norm
-        scale, shift = affine(identity)
+    of_identity: tuple[Tensor, ...] = ()
+    if block.rbr_identity is not None:  # the gate averages what left the norm
+        scale, shift = affine(block.rbr_identity)
         rows = torch.arange(len(bias), device=bias.device) // (len(bias) // groups)  # the group of each output channel
         gate_bias = (gate_weight.flatten(1) * shift.view(groups, -1)[rows]).sum(1)
         gate_weight = gate_weight * scale.view(groups, -1)[rows, :, None, None]
+        of_identity = tuple(v.view(-1, 1, 1).to(kept) for v in (scale, shift))
     folded = FoldedBlock(
         _convolution(weight, bias, kept, stride, groups), _convolution(gate_weight, gate_bias, kept, 1, groups),
-        block.activation,
+        block.activation, *of_identity,
     )  # fmt: skip
-    if identity is not None:
-        folded.add_identity(*(v.view(-1, 1, 1).to(kept) for v in (scale, shift)))
     return folded.eval().requires_grad_(False)
 
 

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Protocol
 
 from ..errors import ParNetError
 from ..program.program import INPUT, Operation, Program
@@ -126,25 +125,12 @@ LINKS = {
 }
 
 
-class Device(Protocol):
-    """A kind of lane. grouped: operations of one level on one lane share a launch. launch_s: what a launch costs."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def launch_s(self) -> float: ...
-    @property
-    def grouped(self) -> bool: ...
-    @property
-    def source(self) -> str: ...
-
-    def work(self, program: Program, size: int | None, batch: int, itemsize: int) -> dict[str, float]:
-        """Seconds that each operation takes once it has been launched."""
-
-
 @dataclass(frozen=True)
 class Roofline:
-    """Operations take as long as their arithmetic or their memory traffic, whichever is longer: a floor."""
+    """A device whose operations take as long as their arithmetic or their memory traffic, whichever is longer: a floor.
+
+    launch_s: what a launch costs. grouped: operations of one level on one lane share one. source: in words.
+    """
 
     name: str
     flops_per_s: float
@@ -173,6 +159,7 @@ class Roofline:
         )
 
     def work(self, program: Program, size: int | None, batch: int, itemsize: int) -> dict[str, float]:
+        """Seconds that each operation takes once it has been launched."""
         if itemsize != self.itemsize:
             raise ParNetError(
                 f"device {self.name}: its FLOP/s are those of {self.itemsize}-byte values, not {itemsize}: "
@@ -184,7 +171,8 @@ class Roofline:
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of each operation as a profile gave them, launch included; they hold for one size, batch and type."""
+    """A device by the seconds of each operation, as a profile gave them, launch included; they hold for one size, batch
+    and type."""
 
     name: str
     seconds: Mapping[str, float]
@@ -193,12 +181,15 @@ class Measured:
     grouped: bool = False
 
     def work(self, program: Program, size: int | None, batch: int, itemsize: int) -> dict[str, float]:
+        """See `Roofline.work`."""
         if missing := [op.name for op in program.operations if op.name not in self.seconds]:
             raise ParNetError(f"device {self.name}: no time for operation {missing[0]}")
         if bad := [name for name, t in self.seconds.items() if not (t > 0 and math.isfinite(t))]:
             raise ParNetError(f"device {self.name}: operation {bad[0]} takes {self.seconds[bad[0]]} s: not positive")
         return {op.name: self.seconds[op.name] for op in program.operations}
 
+
+Device = Roofline | Measured
 
 H200 = Roofline(
     "h200", 790e12, 4.3e12, 1.3e-6, grouped=True, itemsize=2,

@@ -15,7 +15,7 @@ from itertools import takewhile
 from ..errors import ParNetError
 from ..program.placement import Placement, Transfer
 from ..program.program import INPUT, Operation, Program
-from .costs import Costs, Device, Link
+from .costs import Costs
 
 
 @dataclass(frozen=True)
@@ -149,26 +149,12 @@ class Schedule:
         return next((run for run in self.lane(lane) if feature in run.operations), None)
 
 
-def simulate(
-    program: Program,
-    placement: Placement,
-    device: Device,
-    link: Link,
-    size: int | None = None,
-    batch: int = 1,
-    itemsize: int = 4,
-    processors: int | None = None,
-) -> Schedule:
-    """The schedule of `batch` square pictures of `size` pixels (the network's own if None), `itemsize` bytes a value.
+def schedule(program: Program, placement: Placement, costs: Costs, processors: int | None = None) -> Schedule:
+    """What a placement is predicted to do.
 
     processors: where lanes share fewer of them, running operations slow down evenly. Raises ParNetError for a
     placement that does not fit the program, and for numbers that mean nothing.
     """
-    return schedule(program, placement, Costs.of(program, device, link, size, batch, itemsize), processors)
-
-
-def schedule(program: Program, placement: Placement, costs: Costs, processors: int | None = None) -> Schedule:
-    """The same from costs that are known already."""
     placement.check(program)
     if processors is not None and processors < 1:
         raise ParNetError(f"{processors} processors: there must be at least 1")

@@ -16,6 +16,8 @@ from .contract import E4M3
 if TYPE_CHECKING:
     from .program import Operation, Program
 
+LARGEST = 448.0  # of e4m3
+
 
 def convolution(op: Operation, w: dict[str, Tensor], inputs: list[Tensor]) -> Tensor:
     """A convolution as `Operation` defines it: features [N, C, H, W] in and out."""
@@ -73,11 +75,10 @@ def classifier(op: Operation, w: dict[str, Tensor], inputs: list[Tensor]) -> Ten
     return F.linear(torch.cat(averages, 1), w["weight"], w["bias"])
 
 
-LARGEST = 448.0  # of e4m3
 OPERATIONS = {"conv": convolution, "maxpool": maximum, "classifier": classifier}
 
 
-def affine(config: Config, device: torch.device) -> tuple[Tensor, Tensor]:
+def normalisation(config: Config, device: torch.device) -> tuple[Tensor, Tensor]:
     """Scale and shift, float64 [3], that make a value 0..255 what the network was trained on."""
     mean, std = (torch.tensor(v, dtype=torch.float64, device=device) for v in (config.mean, config.std))
     return 1 / (255 * std), -mean / std

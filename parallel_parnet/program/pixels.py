@@ -9,14 +9,14 @@ from torch import Tensor
 
 from ..network.variants import Config
 from ..settings import with_own_settings
-from .arithmetic import affine
+from .arithmetic import normalisation
 from .program import INPUT, Program
 
 
 @with_own_settings
 def normalise(pixels_nchw: Tensor, config: Config) -> Tensor:
     """uint8 [N, 3, H, W] to fp32, normalised."""
-    scale, shift = (v.float().view(-1, 1, 1) for v in affine(config, pixels_nchw.device))
+    scale, shift = (v.float().view(-1, 1, 1) for v in normalisation(config, pixels_nchw.device))
     return torch.addcmul(shift, pixels_nchw, scale)
 
 
@@ -29,7 +29,7 @@ def fold_pixels(program: Program, dtype: torch.dtype) -> Program:
     it does to normalised pictures, though raw values are far from zero.
     """
     weights = dict(program.weights)
-    scale, shift = affine(program.config, next(iter(weights.values())).device)
+    scale, shift = normalisation(program.config, next(iter(weights.values())).device)
     for op in program.operations:
         if INPUT not in op.inputs:
             continue

@@ -24,7 +24,7 @@ from ..errors import ParNetError
 from ..files import write_atomically
 from ..network.variants import Config
 from ..settings import with_own_settings
-from .arithmetic import affine
+from .arithmetic import normalisation
 from .contract import E4M3, INPUT, check
 from .exported import export
 
@@ -319,7 +319,7 @@ class Program:
         return export(self, self._affine() if raw else None)
 
     def _affine(self) -> tuple[Tensor, Tensor]:
-        scale, shift = (v.float().view(-1, 1, 1) for v in affine(self.config, torch.device("cpu")))
+        scale, shift = (v.float().view(-1, 1, 1) for v in normalisation(self.config, torch.device("cpu")))
         return scale, shift
 
     def _description(self) -> dict:

@@ -47,7 +47,6 @@ class Transport(ABC):
     in_graph: sends and receives of tensors on GPUs are enqueued, so that a CUDA graph can hold them.
     """
 
-    name: str
     in_graph = False
 
     def __init__(self, routes: Sequence[Transfer]) -> None:
@@ -61,12 +60,12 @@ class Transport(ABC):
     def lane(self) -> int:
         return self.monitor.rank
 
-    @abstractmethod
     def reserve(self, sizes: Sequence[int], device: torch.device) -> bool:
         """Be ready for messages of so many bytes, by tag, on `device`: whether inboxes made before are void now.
 
         Every rank calls it, with the same arguments, while no message is under way.
         """
+        return False
 
     @abstractmethod
     def inbox(self, tag: int, place: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inbox:

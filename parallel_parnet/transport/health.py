@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
+import torch
 from torch.distributed import Store
 
 from ..errors import LaneError, ParNetError
@@ -194,7 +195,8 @@ class Monitor(threading.Thread):
 
 
 class Operation:
-    """A context that names what the main thread is about to wait for, and turns its failure into a LaneError.
+    """A context that names what the main thread is about to wait for, and turns its failure into a LaneError, but for a
+    lack of memory, which is this rank's own.
 
     culprit: the rank that it waits for, where that is one.
     """
@@ -208,7 +210,7 @@ class Operation:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if kind is None:
             self._monitor.operation = "computing"
-        elif isinstance(error, (RuntimeError, OSError)) and not isinstance(error, LaneError):
+        elif isinstance(error, (RuntimeError, OSError)) and not isinstance(error, (LaneError, torch.OutOfMemoryError)):
             reason = str(error).splitlines()[0] if str(error) else kind.__name__  # torch's own are RuntimeErrors
             raise self._monitor.explain(reason, self._culprit) from error
 

@@ -33,8 +33,6 @@ ROUTE_BYTES = 2 * SEMAPHORE_BYTES + IN_FLIGHT * PLACE_BYTES
 class SharedMemory(Transport):
     """Between ranks on one Linux host, tensors on the CPU. Every rank opens it with the same routes."""
 
-    name = "shared"
-
     def __init__(self, routes: Sequence[Transfer]) -> None:
         super().__init__(routes)
         size = len(self.routes) * ROUTE_BYTES
@@ -54,10 +52,6 @@ class SharedMemory(Transport):
 
     def _other(self, route: Transfer) -> int:
         return route.target if route.source == self.lane else route.source
-
-    def reserve(self, sizes: Sequence[int], device: torch.device) -> bool:
-        """Nothing to do: a place grows when a message needs it."""
-        return False
 
     def inbox(self, tag: int, place: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inbox:
         return SharedInbox(self._routes[tag], shape, dtype)
@@ -146,10 +140,14 @@ class Memory:
 
     @classmethod
     def create(cls, size: int) -> Memory:
-        """New memory, without a name, of a size that stays; OSError where so much is not to be had."""
+        """New memory, without a name, of a size that stays; MemoryError where so much is not to be had."""
         descriptor = os.memfd_create("parallel_parnet", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.fchmod(descriptor, 0o600)
-        os.posix_fallocate(descriptor, 0, size)
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except OSError as error:  # which would be taken for another rank's that is gone
+            os.close(descriptor)
+            raise MemoryError(f"{size} bytes to share with other ranks ({error.strerror})") from error
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         memory = cls(mmap.mmap(descriptor, size), size, descriptor=descriptor)
         weakref.finalize(memory, os.close, descriptor)

@@ -28,7 +28,6 @@ FILLED, FREE = range(2)
 class Symmetric(Gloo):
     """Between GPUs that are peers, on the current CUDA stream; headers go by gloo."""
 
-    name = "symmetric"
     in_graph = True
     kind = "cuda"  # of devices whose memory it can share
 

@@ -18,35 +18,32 @@ FOREVER = timedelta(days=365)
 class Gloo(Transport):
     """Over sockets. Tensors on GPUs go through the host, so several ranks may share a GPU."""
 
-    name = "gloo"
-
     def __init__(self, routes: Sequence[Transfer]) -> None:
         super().__init__(routes)
         self._first = self.monitor.take_tags(len(routes))  # gloo's own: messages for another engine must not match
-
-    def reserve(self, sizes: Sequence[int], device: torch.device) -> bool:
-        """Nothing to do: gloo takes any size."""
-        return False
 
     def inbox(self, tag: int, place: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inbox:
         on_gpu = device.type == "cuda"
         arriving = empty(shape, dtype, torch.device("cpu"), pinned=on_gpu)
         feature = empty(shape, dtype, device) if on_gpu else arriving
-        return GlooInbox(arriving, self.routes[tag].source, self._first + tag, feature)
+        return ReceivingInbox(arriving, self.routes[tag].source, self._first + tag, feature)
 
     def _send(self, feature: Tensor, tag: int, place: int) -> Pending | None:
         return _started(dist.isend(memory_order(feature.cpu()), self.routes[tag].target, tag=self._first + tag))
 
 
-class GlooInbox(Inbox):
-    """arriving: the buffer on the host. feature: where it is read, on a GPU or the same buffer."""
+class ReceivingInbox(Inbox):
+    """arriving: the buffer that is received into, by gloo on the host. feature: where it is read, on a GPU or the same
+    buffer. Waiting for NCCL makes the current CUDA stream wait, and not the host."""
 
-    def __init__(self, arriving: Tensor, source: int, tag: int, feature: Tensor) -> None:
-        self.arriving, self.source, self.tag, self.feature = arriving, source, tag, feature
+    def __init__(
+        self, arriving: Tensor, source: int, tag: int, feature: Tensor, group: dist.ProcessGroup | None = None
+    ) -> None:
+        self.arriving, self.source, self.tag, self.feature, self.group = arriving, source, tag, feature, group
         self._work: dist.Work | None = None
 
     def post(self) -> None:
-        self._work = _started(dist.irecv(memory_order(self.arriving), self.source, tag=self.tag))
+        self._work = _started(dist.irecv(memory_order(self.arriving), self.source, self.group, self.tag))
 
     def wait(self, idle: bool) -> Tensor:
         assert self._work is not None
@@ -57,7 +54,7 @@ class GlooInbox(Inbox):
         return self.feature if self.feature is self.arriving else self.feature.copy_(self.arriving)
 
     def release(self) -> None:
-        """Nothing to do: gloo writes when the next receive is posted."""
+        """Nothing to do: the next receive, once posted, writes, NCCL's after what the current CUDA stream was given."""
 
 
 class Nccl(Gloo):
@@ -67,7 +64,6 @@ class Nccl(Gloo):
     every route has a communicator of its own, which torch makes when the route is first used.
     """
 
-    name = "nccl"
     in_graph = True
 
     def __init__(self, routes: Sequence[Transfer]) -> None:
@@ -77,31 +73,13 @@ class Nccl(Gloo):
     def inbox(self, tag: int, place: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inbox:
         if device.type != "cuda":
             return super().inbox(tag, place, shape, dtype, device)
-        return NcclInbox(empty(shape, dtype, device), self.routes[tag].source, self._groups[tag])
+        feature = empty(shape, dtype, device)
+        return ReceivingInbox(feature, self.routes[tag].source, 0, feature, self._groups[tag])
 
     def _send(self, feature: Tensor, tag: int, place: int) -> Pending | None:
         if feature.device.type != "cuda":
             return super()._send(feature, tag, place)
         return _started(dist.isend(memory_order(feature), self.routes[tag].target, self._groups[tag]))
-
-
-class NcclInbox(Inbox):
-    """Waiting makes the current CUDA stream wait, and not the host."""
-
-    def __init__(self, feature: Tensor, source: int, group: dist.ProcessGroup) -> None:
-        self.feature, self.source, self.group = feature, source, group
-        self._work: dist.Work | None = None
-
-    def post(self) -> None:
-        self._work = _started(dist.irecv(memory_order(self.feature), self.source, self.group))
-
-    def wait(self, idle: bool) -> Tensor:
-        assert self._work is not None
-        self._work.wait()
-        return self.feature
-
-    def release(self) -> None:
-        """Nothing to do: a posted receive runs after what the current CUDA stream was given before."""
 
 
 def _started(work: dist.Work | None) -> dist.Work:

@@ -1,11 +1,12 @@
-"""What surrounds a CUDA graph, with a stand-in for the graph: it runs the pass again over the same buffers."""
+"""What surrounds a CUDA graph, with a stand-in for the graph: it repeats what the pass did, over the same buffers."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
+from typing import Any
 
 import pytest
 import torch
@@ -14,13 +15,11 @@ from torch import Tensor
 from conftest import SMALL, lively, relative
 from parallel_parnet import Engine, ParNetError, fold
 from parallel_parnet.executors.binding import Reads
-from parallel_parnet.executors.graph import CapturedRunner, GraphExecutor
+from parallel_parnet.executors.graph import Capture, CapturedRunner, GraphExecutor
 from parallel_parnet.executors.local import LocalExecutor
 from parallel_parnet.executors.shapes import MAX_SHAPES, Shapes
 from parallel_parnet.executors.torch_backend import TorchBackend
-from parallel_parnet.profiling.spans import Recorder
 from parallel_parnet.program.placement import Placement
-from parallel_parnet.program.program import Program
 from standins import graph
 
 PROGRAM = fold(lively(SMALL, 8))
@@ -28,53 +27,32 @@ CPU = torch.device("cpu")
 REFERENCE = Engine(PROGRAM, device="cpu", executor="reference")
 
 
-class EagerPass:
-    """Reads its picture when it starts and writes its logits a while after, as a device would."""
-
-    def __init__(self, eager: LocalExecutor, shape: Sequence[int], delay: float) -> None:
-        self.eager, self.delay = eager, delay
-        self.picture = torch.empty(*shape)
-        self.logits = torch.empty(shape[0], 10)
-
-    def launch(self) -> Tensor:
-        logits = self.eager(self.picture)
-        time.sleep(self.delay)
-        return self.logits.copy_(logits)
+def executor_of(capture: Capture = graph) -> GraphExecutor:
+    """What a GPU's executor of one lane is, on the CPU."""
+    single = Placement.single(PROGRAM)
+    backend = TorchBackend("eager", PROGRAM, single.segments(PROGRAM), [CPU], torch.float32)
+    return GraphExecutor("cuda_graph", LocalExecutor(single, [CPU], backend), capture)
 
 
-class EagerSource:
-    def __init__(self, program: Program, delay: float = 0.0) -> None:
-        self.device, self.delay = CPU, delay
-        single = Placement.single(program)
-        backend = TorchBackend("eager", program, single.segments(program), [CPU], torch.float32)
-        self.eager = LocalExecutor(single, [CPU], backend)
-        self.made: list[EagerPass] = []
-
-    def make(self, shape: Sequence[int]) -> EagerPass:
-        self.made.append(EagerPass(self.eager, shape, self.delay))
-        return self.made[-1]
-
-    def profile(self, x_nchw: Tensor) -> list[Recorder]:
-        return self.eager.profile(x_nchw)
-
-    def synchronise(self) -> None:
-        """Nothing runs on."""
-
-
-def again(work: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, Callable[[], object]]:
-    """A graph that takes as long as its work."""
-    return work(), work
-
-
-def engine_of(source: EagerSource) -> Engine:
+def engine_of(executor: GraphExecutor) -> Engine:
     """An engine that runs the stand-in in place of a GPU's graph."""
     engine = Engine(PROGRAM, device="cpu", executor="eager")
-    engine._executors[False] = GraphExecutor("cuda_graph", source, again)
+    engine._executors[False] = executor
     return engine
 
 
+def behind(first: Callable[[], object]) -> Capture:
+    """Graphs before whose replay something happens, once their pictures have been copied."""
+
+    def capture(work: Callable[[], Any], device: torch.device) -> tuple[Any, Callable[[], object]]:
+        result, replay = graph(work, device)
+        return result, lambda: (first(), replay())
+
+    return capture
+
+
 def test_answers_are_copies_and_inputs_stay() -> None:
-    engine, x = engine_of(EagerSource(PROGRAM)), torch.randn(2, 3, 32, 64)
+    engine, x = engine_of(executor_of()), torch.randn(2, 3, 32, 64)
     untouched = x.clone()
     first = engine(x)
     kept = first.clone()
@@ -84,22 +62,24 @@ def test_answers_are_copies_and_inputs_stay() -> None:
     assert torch.equal(x, untouched)
 
 
-def test_a_graph_for_each_shape_and_no_more() -> None:
-    source = EagerSource(PROGRAM)
-    engine = engine_of(source)
+def test_a_graph_for_each_shape_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    executor, shapes = executor_of(), []
+    make = executor.source.make
+    monkeypatch.setattr(executor.source, "make", lambda shape: (shapes.append(tuple(shape)), make(shape))[1])
+    engine = engine_of(executor)
     for _ in range(2):
         for x in (torch.randn(1, 3, 32, 32), torch.randn(2, 3, 32, 32).bfloat16(), torch.randn(1, 3, 64, 32)):
             assert relative(engine(x), REFERENCE(x.float())) < 1e-5
-    assert [tuple(made.picture.shape) for made in source.made] == [(1, 3, 32, 32), (2, 3, 32, 32), (1, 3, 64, 32)]
+    assert shapes == [(1, 3, 32, 32), (2, 3, 32, 32), (1, 3, 64, 32)]
 
 
 @pytest.mark.parametrize("x", [torch.randn(1, 3, 32, 128)[..., ::2], torch.randn(1, 64, 32, 3).permute(0, 3, 2, 1)])
 def test_any_strides(x: Tensor) -> None:
-    assert relative(engine_of(EagerSource(PROGRAM))(x), REFERENCE(x)) < 1e-5
+    assert relative(engine_of(executor_of())(x), REFERENCE(x)) < 1e-5
 
 
 def test_pictures_that_need_gradients() -> None:
-    engine, x = engine_of(EagerSource(PROGRAM)), torch.randn(1, 3, 32, 32, requires_grad=True)
+    engine, x = engine_of(executor_of()), torch.randn(1, 3, 32, 32, requires_grad=True)
     for _ in range(2):
         assert relative(engine(x), REFERENCE(x.detach())) < 1e-5
 
@@ -107,14 +87,14 @@ def test_pictures_that_need_gradients() -> None:
 def test_pictures_elsewhere_are_refused() -> None:
     x = torch.empty(1, 3, 32, 32, device="meta")
     with pytest.raises(ParNetError, match="a picture on meta, which has no memory"):
-        engine_of(EagerSource(PROGRAM))(x)
+        engine_of(executor_of())(x)
     with pytest.raises(ParNetError, match="pictures on meta: executor cuda_graph takes them on cpu alone"):
-        GraphExecutor("cuda_graph", EagerSource(PROGRAM), again)(x)
+        executor_of()(x)
 
 
 @pytest.mark.parametrize("executor", ["graph", "eager"])
 def test_an_output_of_ones_own(executor: str) -> None:
-    engine = engine_of(EagerSource(PROGRAM)) if executor == "graph" else Engine(PROGRAM, None, CPU, executor=executor)
+    engine = engine_of(executor_of()) if executor == "graph" else Engine(PROGRAM, None, CPU, executor=executor)
     x, out = torch.randn(2, 3, 32, 32), torch.full((2, 10), float("nan"))
     assert engine(x, out=out) is out
     assert relative(out, REFERENCE(x)) < 1e-5
@@ -130,7 +110,7 @@ def test_an_output_of_ones_own(executor: str) -> None:
 
 
 def test_shared_buffers_are_not_copied() -> None:
-    engine, x = engine_of(EagerSource(PROGRAM)), torch.randn(1, 3, 32, 32)
+    engine, x = engine_of(executor_of()), torch.randn(1, 3, 32, 32)
     pictures, logits = engine.buffers(x)
     pictures.copy_(x)
     assert engine(pictures, out=logits) is logits
@@ -143,7 +123,7 @@ def test_shared_buffers_are_not_copied() -> None:
 
 
 def test_threads_take_turns() -> None:
-    engine = engine_of(EagerSource(PROGRAM, delay=0.002))
+    engine = engine_of(executor_of(behind(lambda: time.sleep(0.002))))
     pictures = [torch.randn(1, 3, 32, 32) for _ in range(40)]
     expected = [REFERENCE(x) for x in pictures]
     with ThreadPoolExecutor(8) as threads:
@@ -155,11 +135,7 @@ def test_without_turns_threads_would_mix_their_pictures() -> None:
     """The test above would see a missing lock: two threads have both copied their pictures before either is run."""
     both = Barrier(2)
 
-    def late(work: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, Callable[[], object]]:
-        result, replay = again(work, device)
-        return result, lambda: (both.wait(30), replay())
-
-    executor = GraphExecutor("cuda_graph", EagerSource(PROGRAM), late)
+    executor = executor_of(behind(lambda: both.wait(30)))
     pictures = [torch.randn(1, 3, 32, 32) for _ in range(2)]
     executor.buffers(pictures[0].shape)
     with ThreadPoolExecutor(2) as threads:

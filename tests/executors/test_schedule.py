@@ -13,7 +13,7 @@ from conftest import OPTIONAL, SMALL, lively, random_placement, relative
 from parallel_parnet import Engine, Placement, Program, fold
 from parallel_parnet.executors.graph import GraphExecutor
 from parallel_parnet.executors.local import LocalExecutor
-from parallel_parnet.executors.queues import Queues
+from parallel_parnet.executors.queues import InOrder
 from parallel_parnet.executors.schedule import START, Record, Run, Step, Wait, fork_and_join, sources
 from parallel_parnet.executors.torch_backend import TorchBackend
 from parallel_parnet.program.placement import Segment
@@ -72,7 +72,7 @@ def test_every_event_of_the_usual_placements_is_needed(lanes: int) -> None:
         assert races(PROGRAM, segments, tuple(step for step in steps if step != wait), 0)
 
 
-def lanes(placement: Placement, queues: Queues | None = None, backend: str = "eager") -> LocalExecutor:
+def lanes(placement: Placement, queues: InOrder | None = None, backend: str = "eager") -> LocalExecutor:
     devices = [CPU] * placement.lanes
     made = TorchBackend(backend, PROGRAM, placement.segments(PROGRAM), devices, torch.float32)
     return LocalExecutor(placement, devices, made, queues)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from conftest import SMALL, conv, weightless
 from parallel_parnet import ParNetError, Placement, Program, create_model, fold
-from parallel_parnet.planning.costs import H200, LINKS, NVLINK_POINTS, Costs, Link, Measured, Roofline
-from parallel_parnet.planning.planner import Bounds, Run, Schedule, schedule, simulate
+from parallel_parnet.planning.costs import H200, LINKS, NVLINK_POINTS, Costs, Device, Link, Measured, Roofline
+from parallel_parnet.planning.planner import Bounds, Run, Schedule, schedule
 from parallel_parnet.program.program import INPUT, Operation
 
 PARNET = fold(create_model(SMALL))
@@ -261,20 +261,24 @@ def test_devices() -> None:
     assert len(launches) == PARNET.launches == 12
 
 
+def simulate(
+    program: Program, placement: Placement, device: Device, *sizes: int, processors: int | None = None
+) -> Schedule:
+    return schedule(program, placement, Costs.of(program, device, LINKS["peer"], *sizes), processors)
+
+
 def test_impossible_requests() -> None:
     single = Placement.single(PARNET)
     for call, message in (
         (lambda: Bounds.of(PARNET, Costs.of(PARNET, H200, LINKS["peer"], 64, 1, 2), 0), "0 lanes"),
-        (lambda: simulate(PARNET, single, H200, LINKS["peer"], 64, 1, 2, processors=0), "0 processors"),
-        (lambda: simulate(PARNET, single, H200, LINKS["peer"], 64, 0, 2), "batch 0"),
-        (lambda: simulate(PARNET, single, H200, LINKS["peer"], 64), "give --dtype bfloat16"),
-        (lambda: simulate(PARNET, single, H200, LINKS["peer"], 50, 1, 2), "multiples of 32"),
-        (lambda: simulate(PARNET, Placement(1, {}), H200, LINKS["peer"], 64, 1, 2), "leaves out operation inits.0.0"),
-        (lambda: simulate(PARNET, single, Measured("m", {"inits.0.0": 1.0}, ""), LINKS["peer"], 64), "no time for"),
+        (lambda: simulate(PARNET, single, H200, 64, 1, 2, processors=0), "0 processors"),
+        (lambda: simulate(PARNET, single, H200, 64, 0, 2), "batch 0"),
+        (lambda: simulate(PARNET, single, H200, 64), "give --dtype bfloat16"),
+        (lambda: simulate(PARNET, single, H200, 50, 1, 2), "multiples of 32"),
+        (lambda: simulate(PARNET, Placement(1, {}), H200, 64, 1, 2), "leaves out operation inits.0.0"),
+        (lambda: simulate(PARNET, single, Measured("m", {"inits.0.0": 1.0}, ""), 64), "no time for"),
         (
-            lambda: simulate(
-                PARNET, single, Measured("m", dict.fromkeys(PARNET.by_name, math.nan), ""), LINKS["peer"], 64
-            ),
+            lambda: simulate(PARNET, single, Measured("m", dict.fromkeys(PARNET.by_name, math.nan), ""), 64),
             "not positive",
         ),
         (lambda: H200.at(0), "above 0 and at most 1"),

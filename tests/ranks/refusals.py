@@ -9,6 +9,7 @@ import ctypes
 import json
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
@@ -16,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from conftest import SMALL, lively
-from parallel_parnet import Engine, LaneError, ParNetError, Placement, Program, fold
+from parallel_parnet import Engine, LaneError, ParNetError, Placement, Program, engine, fold
 from parallel_parnet.commands.common import Ranks, run
 from parallel_parnet.executors.distributed import RUN, DistributedExecutor
 from parallel_parnet.transport import join_ranks
@@ -38,11 +39,12 @@ def differ(program: Program, other: Program, rank: int) -> list[str]:
     messages = []
     for options in (
         {"program": other}, {"placement": swapped}, {"executor": "inductor"}, {"dtype": torch.bfloat16},
-        {"transport": "gloo"},
+        {"executor": "triton"}, {"executor": "auto"}, {"transport": "gloo"},
     ):  # fmt: skip
         settings = {"program": program, "placement": usual, "device": CPU, "executor": "eager", "transport": "shared"}
         try:
-            Engine(**(settings | options if rank else settings))  # type: ignore[arg-type]
+            with patch.object(engine, "lives_on_gpu", lambda device: True):  # where "auto" has to prove itself
+                Engine(**(settings | options if rank else settings))  # type: ignore[arg-type]
         except ParNetError as error:
             messages.append(str(error))
     return messages
@@ -52,14 +54,14 @@ def refuse(program: Program, rank: int) -> list[str]:
     """What rank 1 says to rank 0's headers."""
     messages = []
     for header in HEADERS:
-        engine = Engine(program, device=CPU, executor="eager")
-        executor = engine._distributed
+        serving = Engine(program, device=CPU, executor="eager")
+        executor = serving._distributed
         assert isinstance(executor, DistributedExecutor)
         if rank == 0:
             executor.transport.send(torch.tensor(header), executor._header[1])
             continue
         try:
-            engine.serve()
+            serving.serve()
         except LaneError as error:
             messages.append(str(error))
     return messages
@@ -70,12 +72,12 @@ def main() -> int:
     Ranks.from_environment().take_threads()
     join_ranks(CPU, 30)
     differences, refusals = differ(program, other, rank), refuse(program, rank)
-    with Engine(program, device=CPU, executor="eager") as engine:
+    with Engine(program, device=CPU, executor="eager") as served:
         if rank:  # busy in a way that stops all its threads, for longer than silence is borne: no death
             ctypes.PyDLL(None).sleep(int(SILENCE_S) + 2)
-            engine.serve()
+            served.serve()
         else:
-            engine(torch.randn(1, 3, 32, 32))
+            served(torch.randn(1, 3, 32, 32))
     file = Path(sys.argv[1]).with_suffix(f".{rank}.json")
     file.write_text(json.dumps({"differences": differences, "refusals": refusals}))
     Engine(other if rank else program, device=CPU)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import random
@@ -147,6 +148,23 @@ def test_a_failure_names_the_operation_and_the_rank() -> None:
     monitor = lonely()
     with pytest.raises(ParNetError, match="mine"), Operation(monitor, "waiting for x"):
         raise ParNetError("mine")
+
+
+def test_a_rank_that_lacks_memory_blames_no_other(control: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def on_a_gpu(_: torch.Tensor) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(Monitor, "explain", lambda *_: pytest.fail("another rank is blamed"))
+    operation, message = Operation(lonely(), "sending x", culprit=2), torch.zeros(SMALL_BYTES)
+    sender, descriptors = route(control, os.getpid()), len(os.listdir("/proc/self/fd"))
+    for write, lack in ((sender.write, MemoryError), (on_a_gpu, torch.OutOfMemoryError)):
+        with pytest.raises(lack), operation:
+            write(message)
+    assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
 def test_what_a_host_tells() -> None:

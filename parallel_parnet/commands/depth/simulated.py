@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from parallel_parnet import Placement, Program
-from parallel_parnet.planning.costs import Link, Measured
-from parallel_parnet.planning.planner import simulate
+from parallel_parnet.planning.costs import Costs, Link, Measured
+from parallel_parnet.planning.planner import schedule
 
 from .points import Point
 
@@ -17,4 +17,4 @@ def lane_per_stream(program: Program, point: Point, alone: Mapping[str, float], 
     """Seconds from picture to logits, each stream on a lane of its own, from seconds of each operation alone."""
     placement = Placement.from_streams_per_gpu(program, 1, point.streams)
     device = Measured("this device", alone, "operations measured one by one, in eager mode")
-    return simulate(program, placement, device, link, point.size, point.batch).makespan
+    return schedule(program, placement, Costs.of(program, device, link, point.size, point.batch)).makespan

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from parallel_parnet import Engine, Placement, Program
 from parallel_parnet.executors.available import choose
-from parallel_parnet.executors.backends import compile_module, lacking, storage_type
+from parallel_parnet.executors.backends import lacking, storage_type
 from parallel_parnet.executors.binding import Bindings
 from parallel_parnet.executors.making import make_backend
 from parallel_parnet.executors.native_plan import NativePlan
 from parallel_parnet.executors.segment import SegmentModule
+from parallel_parnet.executors.torch_backend import compile_module
 from parallel_parnet.planning.costs import LINKS, Costs, Link, Measured
 from parallel_parnet.planning.search import search
 from parallel_parnet.program.placement import Segment

@@ -76,8 +76,9 @@ def test_a_lane_of_ranks_has_threads_as_asked_and_no_core_of_its_own(
     assert [model.get_property("INFERENCE_NUM_THREADS") for model in compiled] == [1, 2]
     assert not any(model.get_property("ENABLE_CPU_PINNING") for model in compiled)
     monkeypatch.setitem(sys.modules, "openvino", None)
+    backend = make_backend("openvino", PROGRAM, single.segments(PROGRAM), [X.device], torch.float32)
     with pytest.raises(ParNetError, match=r"openvino cannot be loaded .*: choose native"):
-        make_backend("openvino", PROGRAM, single.segments(PROGRAM), [X.device], torch.float32)
+        LocalExecutor(single, [X.device], backend)(X)
 
 
 @settings(max_examples=3, deadline=None)

@@ -48,6 +48,12 @@ def broken_openvino() -> str | None:
     return None
 
 
+def refuse_broken_openvino() -> None:
+    """ParNetError where it cannot be loaded."""
+    if reason := broken_openvino():
+        raise ParNetError(f"{reason}: choose native")
+
+
 def refuse_recorders(executor: str) -> None:
     """ParNetError where torch's operations are recorded (make_fx, torch.jit.trace) and an executor has none to record:
     a buffer's address would be taken for the answer."""

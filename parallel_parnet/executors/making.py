@@ -8,14 +8,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..errors import ParNetError
 from ..profiling.spans import Recorder
 from ..program.pixels import fold_pixels
 from ..program.placement import Placement, Segment
 from ..program.program import Program
 from .answers import Answer
 from .available import METHODS
-from .backends import broken_openvino
+from .backends import refuse_broken_openvino
 from .binding import Backend
 from .graph import GraphExecutor
 from .local import LocalExecutor
@@ -39,10 +38,8 @@ def make_backend(
     threads: int | None = None,
     raw: bool = False,
 ) -> Backend:
-    """devices: of each lane. threads: of each segment, for native and OpenVINO. raw: for pictures in uint8.
-    ParNetError where what is installed cannot be loaded."""
+    """devices: of each lane. threads: of each segment, for native and OpenVINO. raw: for pictures in uint8."""
     name = METHODS[executor].backend
-    _refuse_broken(name)
     program = fold_pixels(program, dtype) if raw else program
     if name == "triton":
         from .triton_backend import TritonBackend  # here, since triton is only installed on Linux
@@ -62,7 +59,7 @@ def make_executor(
 ) -> Executor:
     """The same for all lanes of a process."""
     if executor == "openvino":
-        _refuse_broken(executor)
+        refuse_broken_openvino()
         from .openvino_lanes import OpenVinoExecutor  # here, since the package is optional
 
         return OpenVinoExecutor(fold_pixels(program, dtype) if raw else program, placement, dtype, threads)
@@ -70,8 +67,3 @@ def make_executor(
     kind = NativeExecutor if executor == "native" and placement.lanes == 1 else LocalExecutor
     local = kind(placement, devices, backend)
     return GraphExecutor(executor, local) if METHODS[executor].captured else local
-
-
-def _refuse_broken(backend: str) -> None:
-    if backend == "openvino" and (reason := broken_openvino()):
-        raise ParNetError(f"{reason}: choose native")

@@ -13,7 +13,7 @@ from ..profiling.spans import NOTHING, Spans
 from ..program.placement import Segment
 from ..program.program import Program
 from ..settings import Together
-from .backends import arithmetic, storage_type
+from .backends import arithmetic, refuse_broken_openvino, storage_type
 from .binding import Layout, Reads, Runner
 from .native_plan import NativePlan
 from .segment import SegmentModule
@@ -114,6 +114,7 @@ def compile_module(
 
 
 def _openvino(module: SegmentModule, reads: tuple[Tensor, ...], dtype: torch.dtype, threads: int) -> Compiled:
+    refuse_broken_openvino()
     from .openvino_model import compile_model, model_of
 
     model = model_of(module, [t.shape for t in reads])

@@ -296,8 +296,8 @@ class Engine:
 
     @with_own_settings
     def profile(self, x_nchw: Tensor) -> list[Recorder]:
-        """One pass, operation by operation: the spans of each lane, waits for other lanes included. Triton's kernels
-        run one by one; of every other executor torch's operations do, in eager mode."""
+        """One pass, operation by operation: the spans of each lane, waits for other lanes included. They are the
+        kernels of native and Triton, of every other executor torch's operations in eager mode."""
         with self._turn():
             return self._ready(x_nchw).profile(x_nchw)
 

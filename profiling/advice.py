@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..planning.explain import duration
 from .critical import COMPUTING, OVERHEAD, SENDING, TRAVELLING, Share, Step, critical_path, lane_times, overlap, shares
-from .timeline import EAGER, REAL, Pass, Timeline
+from .timeline import APART, REAL, Pass, Timeline
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,12 @@ def _fix(share: Share, story: Story, timeline: Timeline) -> str:
 
 def _slowest(label: str, timeline: Timeline) -> str:
     """The operation of a stage or stream that takes longest when each runs alone."""
-    if not timeline.passes(EAGER):
+    if not timeline.passes(APART):
         return "a faster executor (--executor), or its operations divided among more lanes"
-    bars = [bar for bar in timeline.typical(EAGER).bars if bar.kind in ("operation", "level")]
+    bars = [bar for bar in timeline.typical(APART).bars if bar.kind in ("operation", "level")]
     slowest = max([bar for bar in bars if bar.label == label] or bars, key=lambda bar: bar.seconds)
     return (
-        f"{slowest.name} is its longest operation, {duration(slowest.seconds)} alone in eager mode: "
+        f"{slowest.name} is its longest operation, {duration(slowest.seconds)} alone, by {timeline.about['alone_by']}: "
         "a faster executor (--executor), or other lanes for it (--placement auto)"
     )
 
@@ -113,11 +113,11 @@ def explain(timeline: Timeline) -> str:
             "sending is for a core."
         )
     if predicted := timeline.about["predicted"]:
-        ran = timeline.about["executor"]
-        by = "" if ran == "eager" else f": of {ran} it says nothing"
+        ran, alone_by = timeline.about["executor"], timeline.about["alone_by"]
+        of_others = "eager" in alone_by and ran not in ("eager", "reference")
         lines.append(
-            f"The planner predicts {duration(predicted['makespan'])} for this placement, from its operations as eager "
-            f"mode ran them one by one{by}."
+            f"The planner predicts {duration(predicted['makespan'])} for this placement, from its operations as "
+            f"{alone_by} ran them one by one{f': of {ran} it says nothing' if of_others else ''}."
         )
     lines.append("Largest things to fix:")
     lines += [f"  {i}. {fix}" for i, fix in enumerate(story.fixes(timeline), start=1)]

@@ -13,7 +13,7 @@ from ..kernels.gpu.rates import Rates
 from .advice import Story, words
 from .colours import COLOURS, NEUTRAL
 from .critical import TRAVELLING, Step, blocked, critical_path, lane_times, overlap
-from .timeline import EAGER, REAL, Bar, Pass, Timeline
+from .timeline import APART, REAL, Bar, Pass, Timeline
 
 HERE = Path(__file__).parent
 
@@ -39,12 +39,13 @@ def content(timeline: Timeline) -> dict:
         f"ones. {_grain(story.one)}"
     )
     panels = [real]
-    if timeline.passes(EAGER):
-        one = timeline.typical(EAGER)
+    if timeline.passes(APART):
+        one = timeline.typical(APART)
         panels.append(panel("Operation by operation", one, critical_path(one)))
         panels[-1]["note"] = (
-            f"Another pass, the median of {len(timeline.passes(EAGER))}: eager mode, each operation by itself and "
-            "waited for. It tells the operations apart; how long a request takes, the real path tells."
+            f"Another pass, the median of {len(timeline.passes(APART))}: each operation by itself, by "
+            f"{about['alone_by']}, and waited for. It tells the operations apart; how long a request takes, the real "
+            "path tells."
         )
         panels[-1]["predicted"] = about["predicted"]
     return {
@@ -95,7 +96,7 @@ def levels(timeline: Timeline) -> list[dict]:
     rates = Rates(floor["of"], floor["bytes_per_s"], floor["flops_per_s"], 0)
     times: dict[str, list[float]] = {}
     for bar in timeline.bars:
-        if bar.row == EAGER and bar.kind in ("operation", "level"):
+        if bar.row == APART and bar.kind in ("operation", "level"):
             times.setdefault(bar.name, []).append(bar.seconds)
     found = []
     for level in sorted(set(known.levels.values())):

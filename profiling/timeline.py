@@ -11,7 +11,7 @@ from ..program.program import INPUT, Program
 from .clocks import Clock
 from .spans import CLASSIFIER, REQUEST, Recorder, Span, kind_of
 
-REAL, EAGER = "real path", "operation by operation, eager"
+REAL, APART = "real path", "operation by operation"
 ANNOUNCED = REQUEST  # the feature, so to speak, by which a request is announced to the other lanes
 
 
@@ -19,7 +19,7 @@ ANNOUNCED = REQUEST  # the feature, so to speak, by which a request is announced
 class Bar:
     """Something that a lane did, in seconds on the coordinator's clock.
 
-    row: REAL, EAGER, or a CUDA stream by its name. kind: request, gather, wait, send, segment, level, operation or
+    row: REAL, APART, or a CUDA stream by its name. kind: request, gather, wait, send, segment, level, operation or
     kernel. label: the stage or stream, "" where there is none. number: which request of its row.
     """
 
@@ -97,14 +97,14 @@ class Timeline:
     @classmethod
     def of(
         cls, known: Operations, about: dict, clocks: Sequence[Clock], real: Sequence[Recorder],
-        eager: Sequence[Sequence[Recorder]],
+        apart: Sequence[Sequence[Recorder]],
     ) -> Timeline:  # fmt: skip
         """From a trace of the real path and from passes operation by operation, each a recorder for every lane."""
         bars: list[Bar] = []
         for lane, clock in enumerate(clocks):
             bars += bars_of(known, lane, REAL, real[lane].spans, clock.applied)
-            for number, lanes in enumerate(eager):
-                bars += bars_of(known, lane, EAGER, lanes[lane].spans, clock.applied, number)
+            for number, lanes in enumerate(apart):
+                bars += bars_of(known, lane, APART, lanes[lane].spans, clock.applied, number)
         return cls(tuple(bars), tuple(arrows(known, bars)), known, about)
 
     def passes(self, row: str) -> list[int]:

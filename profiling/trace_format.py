@@ -15,13 +15,13 @@ from pathlib import Path
 from ..errors import ParNetError
 from ..files import as_json, write_atomically
 from ..program.placement import Transfer
-from .timeline import EAGER, REAL, Arrow, Bar, Operations, Timeline
+from .timeline import APART, REAL, Arrow, Bar, Operations, Timeline
 
-FORMAT = "parallel_parnet.trace.1"
+FORMAT = "parallel_parnet.trace.2"
 SUFFIXES = (".json", ".json.gz")
 TOLD = (  # of the run, by `about`: what words and pages are made of
-    "executor", "device", "dtype", "size", "batch", "date", "torch", "cores", "load_average", "clocks", "operations",
-    "floor", "predicted",
+    "executor", "alone_by", "device", "dtype", "size", "batch", "date", "torch", "cores", "load_average", "clocks",
+    "operations", "floor", "predicted",
 )  # fmt: skip
 
 
@@ -123,4 +123,4 @@ def _metadata(kind: str, lane: int, thread: int, **args: object) -> dict:
 
 
 def _order(row: str) -> int:
-    return (REAL, EAGER).index(row) if row in (REAL, EAGER) else 2
+    return (REAL, APART).index(row) if row in (REAL, APART) else 2

@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from parallel_parnet import Engine, ParNetError
+from parallel_parnet.executors.available import alone_by
 from parallel_parnet.files import check_writable
 from parallel_parnet.planning.costs import Costs, Measured
 from parallel_parnet.planning.planner import schedule
@@ -25,7 +26,7 @@ from parallel_parnet.profiling.timeline import Operations, Timeline
 from .common import cores, machine, words
 from .plan.measured import find_link
 
-EAGER_PASSES = 5
+PASSES_APART = 5
 
 
 def add_trace_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,9 +53,9 @@ def write_traces(engine: Engine, pictures: Tensor, args: argparse.Namespace, con
     clocks = engine.clocks()
     real = engine.trace(pictures)
     engine.profile(pictures)  # warm-up
-    eager = [engine.profile(pictures) for _ in range(EAGER_PASSES)]
+    alone = [engine.profile(pictures) for _ in range(PASSES_APART)]
     try:
-        timeline = merged(engine, pictures, clocks, real, eager, getattr(args, "link", None))
+        timeline = merged(engine, pictures, clocks, real, alone, getattr(args, "link", None))
         if args.trace:
             trace_format.write(timeline, args.trace)
         if args.report:
@@ -65,7 +66,7 @@ def write_traces(engine: Engine, pictures: Tensor, args: argparse.Namespace, con
 
 
 def merged(
-    engine: Engine, pictures: Tensor, clocks: list[Clock], real: list[Recorder], eager: list[list[Recorder]],
+    engine: Engine, pictures: Tensor, clocks: list[Clock], real: list[Recorder], alone: list[list[Recorder]],
     link: str | None = None,
 ) -> Timeline:  # fmt: skip
     """The lanes' spans on one clock, with all that a reader needs to judge them."""
@@ -88,8 +89,9 @@ def merged(
         "load_average": round(os.getloadavg()[0], 1),
         "rows": {
             "real path": "requests as the executor runs them; the device is waited for at their end alone",
-            "operation by operation, eager": "other passes: each operation by itself in eager mode, and waited for",
+            "operation by operation": "other passes: each operation by itself, and waited for",
         },
+        "alone_by": alone_by(engine.executor),
         "clocks": [asdict(clock) | {"applied": clock.applied} for clock in clocks],
         "operations": [
             {
@@ -104,23 +106,23 @@ def merged(
             + (f", whose FLOP/s are those of {words(engine.dtype)}" if program.quantised else ""),
         },
     }  # fmt: skip
-    about["predicted"] = predicted(engine, pictures, eager, clocks, link)
-    return Timeline.of(Operations.of(program, placement), about, clocks, real, eager)
+    about["predicted"] = predicted(engine, pictures, alone, clocks, link)
+    return Timeline.of(Operations.of(program, placement), about, clocks, real, alone)
 
 
 def predicted(
-    engine: Engine, pictures: Tensor, eager: list[list[Recorder]], clocks: list[Clock], link: str | None
+    engine: Engine, pictures: Tensor, alone: list[list[Recorder]], clocks: list[Clock], link: str | None
 ) -> dict | None:
     """The planner's schedule of the same placement, from the operations as they were measured here.
 
     None where the executor tells no operation apart.
     """
     seconds: dict[str, float] = {}
-    for span in (span for lanes in eager for lane in lanes for span in lane.spans):
+    for span in (span for lanes in alone for lane in lanes for span in lane.spans):
         seconds[span.name] = min(span.end - span.start, seconds.get(span.name, math.inf))
     if not engine.program.by_name.keys() <= seconds.keys():
         return None
-    device = Measured("measured", seconds, f"each operation's fastest of {EAGER_PASSES} eager passes of this run")
+    device = Measured("measured", seconds, f"each operation's fastest of {PASSES_APART} passes of this run")
     way = find_link(link or ("nvlink" if engine.device.type == "cuda" else "loopback"))
     size, batch = pictures.shape[-1], len(pictures)
     costs = Costs.of(engine.program, device, way, size, batch, engine.dtype.itemsize)

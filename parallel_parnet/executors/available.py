@@ -31,6 +31,12 @@ METHODS = {name: Method(name) for name in ("reference", *BACKENDS)} | ON_GPUS
 EXECUTORS = ("auto", "cpu", *METHODS)
 
 
+def alone_by(executor: str) -> str:
+    """Whose operations run where each runs by itself, as in `Engine.profile`."""
+    backend = METHODS[executor].backend
+    return f"{backend}'s kernels" if backend in ("native", "triton") else "torch in eager mode"
+
+
 def find_device(wanted: str | int | torch.device) -> torch.device:
     """ParNetError for what is neither the CPU nor a GPU that is here."""
     try:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..kernels.cpu import native
 from ..kernels.cpu.native import Op, Panel, Task
+from ..profiling.spans import Spans, span
 from ..program.program import INPUT, Operation
 from .binding import address
 from .native_algorithm import algorithm, tiles
@@ -118,10 +119,21 @@ class NativePlan:
         )
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        for op, x in zip(self._arguments[0], inputs, strict=False):  # which the first operations read
-            op.x[0], op.strides[:] = address(x), x.stride()
+        self._read_at(inputs)
         self.run()
         return self._outputs
+
+    def apart(self, inputs: Sequence[Tensor], spans: Spans) -> tuple[Tensor, ...]:
+        """The same operation by operation, each on all threads and in a span of its own."""
+        self._read_at(inputs)
+        for name, step in self.steps().items():
+            with span(None if name in self.module.segment.reads else spans, name):
+                step()
+        return self._outputs
+
+    def _read_at(self, inputs: Sequence[Tensor]) -> None:
+        for op, x in zip(self._arguments[0], inputs, strict=False):  # which the first operations read
+            op.x[0], op.strides[:] = address(x), x.stride()
 
     def run(self) -> None:
         """The kernels alone."""

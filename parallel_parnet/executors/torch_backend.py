@@ -80,13 +80,20 @@ class TorchRunner:
         if self.name == "eager" and spans is not None:
             return self.apart(reads, spans)
         with self.within:
-            if self._compiled is None:
-                self._compiled = compile_module(self.module, self.name, reads, self.precision, self.threads)
-            return self._compiled(*reads)
+            return self._function(reads)(*reads)
 
     def apart(self, reads: Reads, spans: Spans) -> tuple[Tensor, ...]:
         with self.within:
+            if self.name == "native":
+                plan = self._function(reads)
+                assert isinstance(plan, NativePlan)
+                return plan.apart(reads, spans)
             return self.module.run(reads, spans)
+
+    def _function(self, reads: Reads) -> Compiled:
+        if self._compiled is None:
+            self._compiled = compile_module(self.module, self.name, reads, self.precision, self.threads)
+        return self._compiled
 
 
 def compile_module(

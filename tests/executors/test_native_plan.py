@@ -154,6 +154,21 @@ def test_pictures_of_any_strides() -> None:
         assert torch.equal(plan(strided)[0], first)
 
 
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_a_profile_is_of_the_kernels(lanes: int) -> None:
+    """Each operation in a span of its own; together they are the pass."""
+    placement = Placement.from_streams_per_gpu(PROGRAM, 3 // lanes, lanes)
+    engine, x = Engine(PROGRAM, placement, "cpu", executor="native"), torch.randn(1, 3, 32, 64)
+    expected = engine(x)
+    plans = [r._compiled for r in engine._executors[False].kept(x.shape).bindings._runners.values()]
+    with torch.inference_mode():
+        for plan in plans:
+            poison(plan)
+    spans = [span.name for recorder in engine.profile(x) for span in recorder.spans]
+    assert sorted(spans) == sorted(name for s in placement.segments(PROGRAM) for name in s.operations)
+    assert torch.equal(plans[-1]._outputs[0], expected)
+
+
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("width", [16, 36])
 def test_features_of_any_strides(width: int) -> None:

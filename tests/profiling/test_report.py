@@ -19,7 +19,7 @@ from parallel_parnet.planning.planner import schedule
 from parallel_parnet.profiling import advice, report, trace_format
 from parallel_parnet.profiling.clocks import Clock
 from parallel_parnet.profiling.spans import Recorder, Span
-from parallel_parnet.profiling.timeline import EAGER, Operations, Timeline
+from parallel_parnet.profiling.timeline import APART, Operations, Timeline
 from parallel_parnet.program.placement import Placement
 
 pytestmark = pytest.mark.ranks
@@ -45,7 +45,7 @@ def content(timeline: Timeline) -> dict:
 
 def test_levels_against_the_floor(content: dict, program: Program, timeline: Timeline) -> None:
     floor, by_level = content["floor"], program.cost().by("level")
-    alone = [bar for bar in timeline.bars if bar.row == EAGER]
+    alone = [bar for bar in timeline.bars if bar.row == APART]
     seconds = {name: median(bar.seconds for bar in alone if bar.name == name) for name in program.by_name}
     assert [row["level"] for row in content["levels"]] == list(range(1, 13))
     for row in content["levels"]:
@@ -71,7 +71,7 @@ def test_levels_that_are_launched_as_one(program: Program, timeline: Timeline) -
 
 def test_the_prediction_is_the_planners(content: dict, timeline: Timeline, program: Program) -> None:
     fastest = {
-        name: min(bar.seconds for bar in timeline.bars if bar.row == EAGER and bar.name == name)
+        name: min(bar.seconds for bar in timeline.bars if bar.row == APART and bar.name == name)
         for name in program.by_name
     }
     link = Link.read(ROOT / "results" / "links-gloo-loopback.json")
@@ -106,13 +106,13 @@ def test_words_for_people(timeline: Timeline) -> None:
     assert parts == sorted(parts, reverse=True)
 
 
-@pytest.mark.parametrize(("executor", "end"), [("eager", "one by one."), ("native", "of native it says nothing.")])
+@pytest.mark.parametrize(("executor", "end"), [("eager", "one by one."), ("openvino", "of openvino it says nothing.")])
 def test_a_prediction_says_whose_operations_it_is_from(
     executor: str, end: str, timeline: Timeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(timeline.about, "executor", executor)
     (said,) = (line for line in advice.explain(timeline).splitlines() if line.startswith("The planner predicts"))
-    assert "as eager mode ran them" in said and said.endswith(end)
+    assert "as torch in eager mode ran them" in said and said.endswith(end)
 
 
 def test_the_documentation_says_what_its_traces_say() -> None:

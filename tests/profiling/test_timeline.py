@@ -30,12 +30,12 @@ from parallel_parnet.profiling import clocks, trace_format
 from parallel_parnet.profiling.critical import COMPUTING, critical_path, lane_times, overlap
 from parallel_parnet.profiling.device import ANCHOR, device_spans, drop_anchors, kernels_into
 from parallel_parnet.profiling.spans import REQUEST, Recorder, Span
-from parallel_parnet.profiling.timeline import EAGER, REAL, Operations, Timeline
+from parallel_parnet.profiling.timeline import APART, REAL, Operations, Timeline
 from parallel_parnet.profiling.traced import PASSES
 from parallel_parnet.program.program import INPUT
 
 PHASES = {"X", "M", "s", "f"}
-EAGER_PASSES = 5
+PASSES_APART = 5
 
 
 def broken_rules(content: dict) -> list[str]:
@@ -135,17 +135,17 @@ def test_the_rules_notice_what_breaks_them(content: dict, spoil: Callable[[dict]
 @pytest.mark.ranks
 def test_rows_requests_and_arrows(content: dict, timeline: Timeline) -> None:
     rows = {(e["pid"], e["args"]["name"]) for e in content["traceEvents"] if e["name"] == "thread_name"}
-    assert rows == {(lane, row) for lane in range(3) for row in (REAL, EAGER)}
+    assert rows == {(lane, row) for lane in range(3) for row in (REAL, APART)}
     assert timeline.passes(REAL) == list(range(PASSES))
-    assert timeline.passes(EAGER) == list(range(EAGER_PASSES))
-    assert content["otherData"]["rows"].keys() == {REAL, EAGER}
+    assert timeline.passes(APART) == list(range(PASSES_APART))
+    assert content["otherData"]["rows"].keys() == {REAL, APART}
     for lane in range(3):
         requests = [bar for bar in timeline.bars if bar.lane == lane and bar.name == REQUEST]
         assert [bar.number for bar in requests] == list(range(PASSES))
     transfers = sorted((t.feature, t.source, t.target) for t in timeline.known.transfers)
     assert {feature for feature, _, _ in transfers} >= {INPUT, "streams.1.4", "streams.2.4"}
     announced = [(REQUEST, 0, 1), (REQUEST, 0, 2)]
-    for row, passes, expected in ((REAL, PASSES, transfers + announced), (EAGER, EAGER_PASSES, transfers)):
+    for row, passes, expected in ((REAL, PASSES, transfers + announced), (APART, PASSES_APART, transfers)):
         for number in range(passes):
             found = [a for a in timeline.arrows if a.target.row == row and a.target.number == number]
             assert sorted((a.feature, a.source.lane, a.target.lane) for a in found) == sorted(expected)
@@ -155,7 +155,7 @@ def test_rows_requests_and_arrows(content: dict, timeline: Timeline) -> None:
 
 @pytest.mark.ranks
 def test_what_each_lane_ran(timeline: Timeline) -> None:
-    one = timeline.of_pass(EAGER, 0)
+    one = timeline.of_pass(APART, 0)
     ran = {lane: {bar.name for bar in one.bars if bar.lane == lane and bar.kind == "operation"} for lane in range(3)}
     assert set.union(*ran.values()) == set(timeline.known.labels)
     assert {timeline.known.labels[name] for name in ran[1]} == {"stem", "stream 1"}
@@ -241,7 +241,7 @@ def test_the_critical_path_is_the_planners(seed: int) -> None:
     plan = planned(seed)
     known = Operations.of(plan.program, plan.placement)
     timeline = Timeline.of(known, {}, [clocks.Clock()] * 3, [Recorder()] * 3, [as_spans(plan)])
-    one = timeline.of_pass(EAGER, 0)
+    one = timeline.of_pass(APART, 0)
     path = critical_path(one)
     assert one.seconds == pytest.approx(plan.makespan)
     assert sum(step.seconds for step in path) == pytest.approx(plan.makespan)

@@ -71,7 +71,7 @@ def classify_and_time(
     if setting["weights"] != RANDOM:  # whose classes mean nothing, however sure they look
         show_predictions(result["predictions"], console)
     show_latency(result["latency_ms"], "Latency of one pass, ms", console)
-    show_stages(result["stages_ms"], console)
+    show_stages(result["stages_ms"], engine.executor, console)
     show_setting(setting, console)
     show_start_up(setting["start_up_s"], result["latency_ms"]["median"], console)
     sampler.tell(console.print)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -17,7 +17,6 @@ from .errors import ParNetError
 from .executors.answers import Answer, check_out, each, logits_of
 from .executors.available import METHODS, choose, find_device, for_cpu, notes, warn
 from .executors.backends import arithmetic, broken_openvino, lacking, refuse_recorders
-from .executors.binding import Backend
 from .executors.distributed import DistributedExecutor
 from .executors.graph import GraphExecutor
 from .executors.local import LocalExecutor, synchroniser
@@ -28,7 +27,7 @@ from .profiling.clocks import Clock
 from .profiling.ranges import Ranges
 from .profiling.spans import REQUEST, Recorder, Spans, span
 from .profiling.traced import traced
-from .program.placement import Placement, Segment
+from .program.placement import Placement
 from .program.program import Program, check_input
 from .proof import prove, prove_on_all_ranks
 from .saved import Saved
@@ -128,10 +127,11 @@ class Engine:
                 made = prove_on_all_ranks(program, self._made, self.device, dtype, self._synchronise)
                 self.executor, self.notes = made
                 self._unproved = False
+            devices = [self.device] * ranks
+            backend = partial(make_backend, self.executor, program, devices=devices, dtype=dtype, threads=threads)
             self._distributed = DistributedExecutor(
-                program, self.placement, monitor.rank, transport, self.device, self._rank_backend,
-                METHODS[self.executor].captured,
-            )  # fmt: skip
+                program, self.placement, monitor.rank, transport, self.device, backend, METHODS[self.executor].captured
+            )
             self._executors[False] = self._executors[True] = self._distributed
 
     @classmethod
@@ -337,10 +337,6 @@ class Engine:
     def _make_executor(self, raw: bool) -> Executor:
         devices = [self.lane_device(lane) for lane in range(self.placement.lanes)]
         return make_executor(self.executor, self.program, self.placement, devices, self.dtype, self.threads, raw)
-
-    def _rank_backend(self, segments: Sequence[Segment], raw: bool) -> Backend:
-        devices = [self.device] * self.placement.lanes
-        return make_backend(self.executor, self.program, segments, devices, self.dtype, self.threads, raw)
 
     @with_own_settings
     def trace(self, x_nchw: Tensor) -> list[Recorder]:

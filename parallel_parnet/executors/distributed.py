@@ -19,7 +19,7 @@ from ..profiling.lanes import from_bytes, to_bytes
 from ..profiling.ranges import Ranges
 from ..profiling.spans import REQUEST, Recorder, Spans, send_name, span, wait_name
 from ..profiling.traced import traced
-from ..program.placement import Placement, Segment, Transfer
+from ..program.placement import Placement, Transfer
 from ..program.program import Program, check_input
 from ..settings import with_own_settings
 from ..transport import agree, choose, open_as
@@ -55,7 +55,7 @@ class DistributedExecutor:
         lane: int,
         transport: str,
         device: torch.device,
-        backend: Callable[[Sequence[Segment], bool], Backend],
+        backend: Callable[..., Backend],
         captured: bool = False,
     ) -> None:
         self.program, self.placement, self.lane, self.device = program, placement, lane, device

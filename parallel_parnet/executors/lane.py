@@ -6,16 +6,17 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..profiling.spans import GATHER, SENDS, Spans, send_name, span, wait_name
-from ..program.placement import Placement, Segment, Transfer
+from ..program.placement import Placement, Transfer
 from ..program.program import INPUT, Program
 from ..transport.base import IN_FLIGHT, Inbox, Pending, Transport
 from .answers import Answer, each, opened
-from .binding import Backend, Bindings, Reads, Runner
+from .binding import Backend, Bindings
 from .graph import Capture, CapturedRunner, Replay, capture
 from .local import label, synchroniser
 from .shapes import Shapes
@@ -59,7 +60,7 @@ class Request:
 class Lane:
     """One lane's part of requests, two of which may be in flight, with a set of buffers each.
 
-    transfers: all lanes', by tag. backend: makes a backend of segments, for raw pictures or others.
+    transfers: all lanes', by tag. backend: makes a backend of segments, `raw` for raw pictures or others.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Lane:
         placement: Placement,
         lane: int,
         device: torch.device,
-        backend: Callable[[Sequence[Segment], bool], Backend],
+        backend: Callable[..., Backend],
         transfers: Sequence[Transfer],
     ) -> None:
         self.program, self.device, self.lane, self.transfers = program, device, lane, transfers
@@ -98,7 +99,7 @@ class Lane:
 
     def backend(self, raw: bool) -> Backend:
         """Of this lane's segments, for raw pictures or others."""
-        return self._backends(raw, lambda raw: self._backend(self.segments, raw))
+        return self._backends(raw, lambda raw: self._backend(self.segments, raw=raw))
 
     def sizes(self, key: Key) -> list[int]:
         """Bytes of each transfer of a request."""
@@ -231,7 +232,9 @@ class Lane:
             self._slots.clear()  # whose inboxes lay in memory that is gone
         n, h, w, raw = key
         backend = self.backend(bool(raw))
-        wrap = self._captured_runner if self._captured and not self._in_graph else None
+        # which knows nothing of the lane: memory goes with the last reference to one
+        captured = partial(CapturedRunner, device=self.device, capture=self._capture)
+        wrap = captured if self._captured and not self._in_graph else None
         fixed = backend.in_place or self._captured
         shared = None if fixed else Bindings(backend, (n, h, w), self.device)
         slots = []
@@ -255,6 +258,3 @@ class Lane:
         answers = self.coordinates and name in self.program.answers.values()
         read_here = answers or any(name in segment.reads for segment in self.segments)
         return self._routes.get(name) == [tag] and not read_here
-
-    def _captured_runner(self, runner: Runner, reads: Reads) -> Runner:
-        return CapturedRunner(runner, reads, self.device, self._capture)

@@ -207,6 +207,7 @@ def test_placements_are_compared():
     assert placements.side_by_side(ways | {"triton, 3 lane(s)": nan}, x, untimed)["difference"] == float("inf")
 
 
+@pytest.mark.ranks
 def test_ranks_are_asked_through_the_command(tmp_path):
     found = placements.infer(2, tmp_path / "a.json", time.monotonic() + 100, "parnet_fashion", "cpu", "eager")
     assert len(found["logits"]) == 10 and found["world_size"] == 2, found

@@ -287,7 +287,7 @@ def test_ranks_that_cannot_be(environment: dict, message: str, monkeypatch: pyte
     assert here("plan", "--help").returncode == 0, "what needs no rank goes on"
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.ranks)])
 def test_a_launcher_that_sets_no_local_ranks(world: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in NO_RANKS:
         monkeypatch.delenv(name, raising=False)

@@ -68,7 +68,7 @@ def results(draw: st.DrawFn) -> dict:
 @given(results())
 def test_words_follow_numbers(made: dict) -> None:
     said = sentences(json.loads(json.dumps(made)))
-    for ours, text in zip((True, False), said, strict=False):
+    for ours, text in zip((True, False), said[:2], strict=True):
         rows = [min((r for r in b["rows"] if r["ours"] == ours), key=lambda r: r["infer_step_time"])
                 for b in made["batches"]]  # fmt: skip
         speeds, times = ([r[key] for r in rows] for key in ("infer_samples_per_sec", "infer_step_time"))

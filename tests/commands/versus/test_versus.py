@@ -65,8 +65,9 @@ def test_words_follow_numbers(made: list[dict]) -> None:
     """Also of a file."""
     read = json.loads(json.dumps(made))
     assert sentences(read, 2) == sentences(made, 2)
-    for pair, text in zip(pairs(made), sentences(made, 2), strict=False):
-        p, r = pair
+    *texts, whole = sentences(made, 2)
+    assert whole == summary(pairs(made))
+    for (p, r), text in zip(pairs(made), texts, strict=True):
         times = [(p["threads"][k]["ms"], r["threads"][k]["ms"]) for k in ("1", "2")]
         times += [(p[key]["3"], r[key]["3"]) for key in ("lanes_ms", "gpus_us")]
         said = PATTERN.findall(text)
@@ -92,7 +93,7 @@ def test_who_is_held_against_whom(made: list[dict]) -> None:
 def test_the_summary_follows_numbers(made: list[dict]) -> None:
     said = summary(pairs(made)).split(" On ")[1:]
     for key, what, text in zip(
-        ("threads", "lanes_ms", "gpus_us"), ("threads", "simulated lanes", "simulated GPUs"), said
+        ("threads", "lanes_ms", "gpus_us"), ("threads", "simulated lanes", "simulated GPUs"), said, strict=True
     ):
         assert text.startswith(what)
         for p, r in pairs(made):

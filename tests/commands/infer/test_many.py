@@ -20,7 +20,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from conftest import ROOT, free_port, launch
+from conftest import ROOT, free_port
 from parallel_parnet import Engine, ParNetError, Placement, fold, load_checkpoint
 from parallel_parnet.commands.decoding import AHEAD
 from parallel_parnet.commands.infer import many
@@ -267,8 +267,3 @@ def descendants(pid: int) -> list[int]:
     """Children of a process, and theirs."""
     found = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return found + [grandchild for child in found for grandchild in descendants(child)]
-
-
-def test_verify_needs_all_logits(tmp_path: Path) -> None:
-    run = launch("infer.py", "--device", "cpu", "--jsonl", tmp_path / "a.jsonl", "--verify")
-    assert run.returncode == 2 and "leave it out with --jsonl" in run.stderr

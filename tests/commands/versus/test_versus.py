@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import OPTIONAL, ROOT, is_installed
-from parallel_parnet import ParNetError
 from parallel_parnet.commands.bench import poster
 from parallel_parnet.commands.bench.poster import QUOTED
 from parallel_parnet.commands.versus import command, measure
@@ -120,22 +119,6 @@ def test_groups_hold_every_network_once_with_its_rival() -> None:
     groups = [[q.name for q in own] for own in measure.group(QUOTED)]
     assert sorted(name for own in groups for name in own) == sorted(q.name for q in QUOTED)
     assert ["parnet_l", "resnet50", "repvgg_b1g4"] in groups and ["parnet_xl", "repvgg_b2g4"] in groups
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--budget", "0"], "must be positive"),
-        (["--figure", "a.jpg"], "ends in .svg or .png"),
-        (["--json", "/nowhere/a.json"], "no such folder"),
-        (["--page", "LICENSE"], "the page has neither"),
-        (["--page", "docs/report.png"], "cannot be read"),
-    ],
-)
-def test_refused(arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["versus.py", *arguments])
-    with pytest.raises(ParNetError, match=message):
-        command.main()
 
 
 @pytest.mark.skipif("native" not in OPTIONAL, reason="the CPU kernels were not compiled")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import platform
 import shutil
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -240,9 +242,9 @@ os.execvp(sys.argv[rest], sys.argv[rest:])
 
 def launch(
     script: str | Path, *args: object, ranks: int = 0, cwd: Path = ROOT, timeout: float = 240,
-    environment: Mapping[str, str] | None = None, anew: bool = False,
+    environment: Mapping[str, str] | None = None, anew: bool = False, status: int = 0,
 ) -> subprocess.CompletedProcess:  # fmt: skip
-    """Run a launch script: with python, or by torchrun with so many ranks, as in the README.
+    """Run a launch script to its end with the status: with python, or by torchrun with so many ranks, as in the README.
 
     environment: variables beside this process's own. anew: Python is executed, by each rank too,
     which takes seconds, and reads variables of its own such as PYTHONIOENCODING.
@@ -250,8 +252,17 @@ def launch(
     path, words = ROOT / "launch" / script, [str(arg) for arg in args]
     options = [f"--nproc-per-node={ranks}", f"--master-port={free_port()}"] if ranks else []
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
-    if not anew:
-        return run_script(path, words, options, cwd, environment, timeout)
-    torchrun = ["-m", "torch.distributed.run", *options] if ranks else []
-    command = [sys.executable, *torchrun, str(path), *words]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+    if anew:
+        torchrun = ["-m", "torch.distributed.run", *options] if ranks else []
+        command = [sys.executable, *torchrun, str(path), *words]
+        run = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+    else:
+        run = run_script(path, words, options, cwd, environment, timeout)
+    assert run.returncode == status, run.stdout + run.stderr
+    return run
+
+
+def answered(file: Path, *words: object, **options: Any) -> tuple[dict, str]:
+    """What infer.py answers, by way of the file, and what it prints."""
+    run = launch("infer.py", *words, "--json", file, **options)
+    return json.loads(file.read_text()), run.stdout

@@ -21,6 +21,7 @@ from torch._dynamo.utils import counters
 
 import parallel_parnet
 from conftest import relative
+from contenders import QUIET, planted
 from parallel_parnet import Engine, ParNetError, Program, fold, load_checkpoint
 from parallel_parnet.commands.bench import command as bench
 from parallel_parnet.commands.bench import machine, peer_int8
@@ -29,9 +30,9 @@ from parallel_parnet.commands.bench.measure import Settings, contenders, measure
 from parallel_parnet.commands.bench.peer_int8 import int8_peers
 from parallel_parnet.commands.bench.peer_torch import _compiled
 from parallel_parnet.commands.bench.proof import LIMITS, agrees, expected_logits
-from parallel_parnet.commands.bench.rows import result_name, show
+from parallel_parnet.commands.bench.rows import show
 from parallel_parnet.commands.bench.running import Entry, set_up
-from parallel_parnet.commands.bench.subject import Contender, Runner, Subject
+from parallel_parnet.commands.bench.subject import Contender, Subject
 from parallel_parnet.commands.common import DEMO, DEMO_MODEL
 
 RATES = {kind: {"flop_per_s": 1e11, "bytes_per_s": 1e10} for kind in ("float32", "int8")}
@@ -115,23 +116,13 @@ def test_wrong_networks_are_beyond_the_limit() -> None:
 
 def test_a_failure_costs_its_own_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of an absent package, of one that cannot be called, and of logits that are off, which the tables name."""
-
-    def off_by(error: float) -> Contender:
-        def build(subject: Subject) -> Runner:
-            def call(x: Tensor) -> Tensor:
-                logits = subject.network(x)
-                return logits + error * logits.norm() * nn.functional.one_hot(torch.tensor([1]), logits.shape[1])
-
-            return Runner(call, "planted", "int8")
-
-        return Contender(f"off by {error}", False, build)
-
     monkeypatch.setitem(sys.modules, "nncf", None)
     broken = ModuleType("torchao")
     monkeypatch.setitem(sys.modules, "torchao", broken)
-    chosen = [peer("OpenVINO, fused"), peer("torch.compile, fused"), off_by(0.05), off_by(0.2)]
+    off = [planted(f"off by {wrong}", wrong) for wrong in (0.05, 0.2)]
+    chosen = [peer("OpenVINO, fused"), peer("torch.compile, fused"), *off]
     header = {"possible": RATES, "dtype": "int8"}
-    found = measure(subject(), header, chosen, Settings(runs=3, least=3, warm_up=1), Console(quiet=True))
+    found = measure(subject(), header, chosen, Settings(runs=3, least=3, warm_up=1), QUIET)
     assert found["missing"]["OpenVINO, fused"] == "not installed here: pip install nncf"
     assert found["missing"]["torch.compile, fused"].startswith("failed: ModuleNotFoundError: No module named 'torchao.")
     assert found["disagree"] == {"off by 0.2": "logits off by 2.0e-01, relative (limit 1e-01)"}
@@ -246,18 +237,8 @@ def test_what_a_product_in_int8_reaches(monkeypatch: pytest.MonkeyPatch) -> None
     assert products[2].dtype == torch.int32, "added up in 32 bits"
 
 
-def test_bad_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for arguments in (("--poster",), ("--batch-size", "2")):
-        monkeypatch.setattr(sys, "argv", ["bench.py", "--dtype", "int8", "--out", str(tmp_path), *arguments])
-        with pytest.raises(ParNetError, match="one network and one picture at a time"):
-            bench.main()
+def test_a_gpu_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench.Ranks, "device", lambda ranks, wanted: torch.device("cuda"))
     monkeypatch.setattr(sys, "argv", ["bench.py", "--dtype", "int8", "--out", str(tmp_path)])
     with pytest.raises(ParNetError, match="runs on CPUs alone: add --device cpu"):
         bench.main()
-
-
-def test_names_of_files() -> None:
-    header = {"torch": "2.13.0+cpu", "machine": "2-core x86-64 (AVX512)", "model": "parnet_s", "size": 224}
-    header |= {"dtype": "int8", "batch_size": 1}
-    assert result_name("bench-infer", header) == "bench-infer-parnet_s-224-int8-b1-2-core-x86-64-avx512-torch2.13"

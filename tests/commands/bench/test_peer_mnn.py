@@ -10,15 +10,13 @@ from types import ModuleType
 import pytest
 import torch
 
-from conftest import lively, relative
-from parallel_parnet import Config, Engine, ParNetError, fold
+from conftest import relative
+from contenders import subject
+from parallel_parnet import Engine, ParNetError
 from parallel_parnet.commands.bench import peer_mnn
-from parallel_parnet.commands.bench.fused import fuse
 from parallel_parnet.commands.bench.peer_mnn import mnn_peer
-from parallel_parnet.commands.bench.subject import Subject
 
-MODEL = lively(Config((8, 16, 32, 64), num_classes=10), 0).requires_grad_(False)
-SUBJECT = Subject("small", MODEL, fuse(MODEL), fold(MODEL), 64, 1, torch.device("cpu"), torch.float32, 1)
+SUBJECT = subject()
 
 
 @pytest.mark.parametrize("other", [{"dtype": torch.bfloat16}, {"device": torch.device("cuda")}], ids=str)

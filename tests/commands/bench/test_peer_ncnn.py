@@ -8,14 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from conftest import lively, relative
-from parallel_parnet import Config, Engine, ParNetError, fold
-from parallel_parnet.commands.bench.fused import fuse
+from conftest import relative
+from contenders import subject
+from parallel_parnet import Engine, ParNetError
 from parallel_parnet.commands.bench.peer_ncnn import ncnn_peer
-from parallel_parnet.commands.bench.subject import Subject
 
-MODEL = lively(Config((8, 16, 32, 64), num_classes=10), 0).requires_grad_(False)
-SUBJECT = Subject("small", MODEL, fuse(MODEL), fold(MODEL), 64, 1, torch.device("cpu"), torch.float32, 1)
+SUBJECT = subject()
 
 
 @pytest.mark.parametrize("other", [{"dtype": torch.bfloat16}, {"device": torch.device("cuda")}], ids=str)
@@ -29,7 +27,7 @@ def test_what_it_does_not_run(other):
 )
 @pytest.mark.parametrize("batch", [1, 3])
 def test_it_answers_as_the_reference(batch):
-    subject = replace(SUBJECT, batch=batch)
-    runner, (x,) = ncnn_peer().build(subject), subject.pictures(1)
+    several = replace(SUBJECT, batch=batch)
+    runner, (x,) = ncnn_peer().build(several), several.pictures(1)
     expected = Engine(SUBJECT.program, device="cpu", executor="reference")(x)
     assert relative(runner.logits(runner.call(runner.take(x))), expected) < 1e-5

@@ -60,4 +60,4 @@ def test_waits_no_longer_than_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "process_time", lambda: next(reads) * 1.0)
     start = time.perf_counter()
     let_threads_sleep()
-    assert time.perf_counter() - start >= 0.1
+    assert 0.1 <= time.perf_counter() - start < 5

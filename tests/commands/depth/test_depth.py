@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import ROOT, launch, relative
 from parallel_parnet import Engine, ParNetError, Placement, create_model, fold
@@ -25,21 +23,6 @@ from parallel_parnet.commands.depth.page import write_page
 from parallel_parnet.commands.depth.points import one_stream, points
 from parallel_parnet.executors.available import METHODS
 from parallel_parnet.program.families import arranged
-
-# millions of parameters and GFLOPs, as the poster gives them
-PUBLISHED = {
-    "resnet34": (21.8, 7.3), "resnet50": (25.6, 8.2), "repvgg_b1g4": (36.1, 14.6), "repvgg_b2g4": (55.8, 22.7),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", PEERS)
-def test_peers_have_their_published_size(name: str) -> None:
-    network = PEERS[name][0]().eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        assert network(torch.randn(1, 3, 224, 224)).shape == (1, 1000)
-    parameters, gflops = PUBLISHED[name]
-    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(parameters, rel=0.01)
-    assert counter.get_total_flops() / 1e9 == pytest.approx(gflops, rel=0.01)
 
 
 def test_arrangements_differ_in_depth_alone() -> None:
@@ -158,13 +141,11 @@ def test_fits_that_cannot_be() -> None:
 
 def test_a_run_resumes(tmp_path: Path) -> None:
     quick = ("--quick", "--device", "cpu", "--executors", "eager", "--out", tmp_path)
-    first = launch("latency_vs_depth.py", *quick, "--only", "by width")
-    assert first.returncode == 0, first.stderr
+    launch("latency_vs_depth.py", *quick, "--only", "by width")
     (file,) = tmp_path.glob("*.json")
     before = json.loads(file.read_text())["rows"]
     assert len(before) == 5
     again = launch("latency_vs_depth.py", *quick, "--only", "work")  # the same group, and another
-    assert again.returncode == 0, again.stderr
     after = json.loads(file.read_text())["rows"]
     assert after[:5] == before
     assert len(after) == 5 + 5
@@ -175,8 +156,7 @@ def test_a_run_resumes(tmp_path: Path) -> None:
         assert figure.name in page
     assert all(row["median_ms"] > 0 and row["lanes_ms"] <= row["sum_ms"] * 1.001 for row in after)
     file.write_text("{")
-    refused = launch("latency_vs_depth.py", *quick)
-    assert refused.returncode == 2
+    refused = launch("latency_vs_depth.py", *quick, status=2)
     assert "no result of this experiment" in refused.stderr
 
 
@@ -212,21 +192,17 @@ def test_a_file_of_before_makes_its_page_and_no_more(
     stored = json.loads(STORED.read_text())
     header = {**stored["header"], "machine": command.machine(torch.device("cpu")), "torch": torch.__version__}
     rows = [row for row in stored["rows"] if "published" in row["group"]]
-    before = torch.get_num_threads()
     file = tmp_path / f"latency-vs-depth-{command.slug(header['machine'])}-float32.json"
     file.write_text(json.dumps({"header": header, "rows": rows}))
     words = ["latency_vs_depth.py", "--device", "cpu", "--out", str(tmp_path), "--only", "published", "--executors"]
-    try:
-        monkeypatch.setattr(sys, "argv", [*words, "eager"])
-        assert command.main() == 0
-        said = capsys.readouterr().err
-        assert f"all is there already, of {header['date']}: nothing is measured" in said and "note: its " in said
-        assert f"Measured on {header['date']} on" in next(tmp_path.glob("*.md")).read_text()
-        monkeypatch.setattr(sys, "argv", [*words, "inductor"])
-        with pytest.raises(ParNetError, match=r"not continued: its .* here; move it away to measure anew"):
-            command.main()
-    finally:
-        torch.set_num_threads(before)
+    monkeypatch.setattr(sys, "argv", [*words, "eager"])
+    assert command.main() == 0
+    said = capsys.readouterr().err
+    assert f"all is there already, of {header['date']}: nothing is measured" in said and "note: its " in said
+    assert f"Measured on {header['date']} on" in next(tmp_path.glob("*.md")).read_text()
+    monkeypatch.setattr(sys, "argv", [*words, "inductor"])
+    with pytest.raises(ParNetError, match=r"not continued: its .* here; move it away to measure anew"):
+        command.main()
 
 
 def test_every_executor_can_be_drawn(tmp_path: Path) -> None:
@@ -240,14 +216,3 @@ def test_every_executor_can_be_drawn(tmp_path: Path) -> None:
     assert figures.keys() == {"depth", "work"}
     write_page(tmp_path / "page.md", rows, stored["header"], {f: tmp_path / file for f, file in figures.items()})
     assert "--executors cuda_graph" in (tmp_path / "page.md").read_text()
-
-
-def test_bad_requests(tmp_path: Path, here: Callable) -> None:
-    for arguments, message in (
-        (("--out", tmp_path / "absent"), "no such folder"),
-        (("--only", "nothing"), "choose part of one of"),
-        (("--device", "toaster"), "choose cpu or cuda"),
-    ):
-        run = here("latency-vs-depth", "--quick", *arguments)
-        assert run.returncode == 2
-        assert message in run.stderr

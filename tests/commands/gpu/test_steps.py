@@ -68,7 +68,7 @@ def test_a_step_is_recorded_however_it_ends(check, passed, fault):
     started = time.monotonic()
     result = gpu_check.run_step(check, 2, required=True)
     assert result["passed"] is passed and result.get("fault") == fault
-    assert (2 if "killed" in (fault or "") else 0) <= result["seconds"] <= time.monotonic() - started + 0.1 < 6
+    assert (2 if "killed" in (fault or "") else 0) <= result["seconds"] <= time.monotonic() - started + 0.1 < 20
 
 
 def test_a_step_out_of_time_ends_with_its_children(tmp_path):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, launch
+from conftest import ROOT, answered, launch
 from parallel_parnet import create_model, fold
 from parallel_parnet.commands.infer.few import equal_batches
 from parallel_parnet.commands.infer.many import Pictures
@@ -27,11 +26,9 @@ def test_batches_of_one_size_are_timed(asked: int, timed: list[int]) -> None:
 
 
 def test_the_batch_that_was_timed_is_told(tmp_path: Path) -> None:
-    run = launch("infer.py", *QUICK, "--executor", "eager", "-b", 16, "--json", tmp_path / "a.json")
-    assert run.returncode == 0, run.stderr
-    result = json.loads((tmp_path / "a.json").read_text())
+    result, said = answered(tmp_path / "a.json", *QUICK, "--executor", "eager", "-b", 16)
     assert result["batch_size"] == len(result["predictions"]) == 10
-    assert "10 pictures fill no batch of 16" in run.stdout and "batch 10, depth" in run.stdout
+    assert "10 pictures fill no batch of 16" in said and "batch 10, depth" in said
 
 
 def test_what_a_folder_holds_beside_pictures(tmp_path: Path) -> None:
@@ -41,7 +38,6 @@ def test_what_a_folder_holds_beside_pictures(tmp_path: Path) -> None:
     (tmp_path / "deeper [b]").mkdir()
     file = tmp_path / "deeper [b]" / "answers.jsonl"
     run = launch("infer.py", *QUICK, "--image", tmp_path, "--jsonl", file)
-    assert run.returncode == 0, run.stderr
     said = " ".join(run.stdout.split())
     assert "1 file(s) passed over (.nef), 1 folder(s) in it not searched" in said and "/deeper [b]/answers" in said
     assert len(file.read_text().splitlines()) == 1

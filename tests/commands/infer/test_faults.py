@@ -44,6 +44,7 @@ def kill_when_answering(process: subprocess.Popen, file: Path) -> None:
     """Kill torchrun's last rank once a few answers are there."""
     while process.poll() is None and not (file.exists() and file.stat().st_size > 5_000):
         time.sleep(0.01)
+    assert process.poll() is None, end_of(process)
     os.kill(descendants(process.pid)[-1], signal.SIGKILL)
 
 

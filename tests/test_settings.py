@@ -15,12 +15,13 @@ from threading import Barrier, Event, Thread
 import pytest
 import torch
 
-from conftest import OPTIONAL, ROOT, SMALL, lively, relative
+from conftest import ROOT
 from parallel_parnet import Config, Engine, ParNetError, fold
 from parallel_parnet.executors.torch_backend import without_tf32
 from parallel_parnet.network.checkpoint import with_arguments
 from parallel_parnet.program.families import arranged
 from parallel_parnet.settings import Together, quiet
+from small import OPTIONAL, SMALL, lively, relative
 
 EXECUTORS = ["reference", "eager", *OPTIONAL]
 MODEL = lively(SMALL, 2)

@@ -11,7 +11,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from conftest import OPTIONAL, SMALL, conv, lively, random_placement, relative
 from isas import emulator, isa  # noqa: F401 (fixtures)
 from parallel_parnet import Config, Engine, Placement, Program, fold
 from parallel_parnet.executors import native_algorithm
@@ -20,6 +19,8 @@ from parallel_parnet.executors.segment import SegmentModule
 from parallel_parnet.kernels.cpu import native
 from parallel_parnet.program.families import arranged
 from parallel_parnet.program.placement import Segment
+from small import OPTIONAL, SMALL, conv, lively, relative
+from ungated import noise, random_placement
 
 pytestmark = pytest.mark.skipif("native" not in OPTIONAL, reason="the CPU kernels were not compiled")
 
@@ -87,8 +88,7 @@ def poison(plan: NativePlan) -> None:
 @settings(max_examples=10, deadline=None)
 @given(st.data(), st.integers(2, 3))
 def test_any_placement(data: st.DataObject, lanes: int) -> None:
-    placement = random_placement(PROGRAM, lanes, data.draw)
-    x = torch.randn(2, 3, 64, 32)
+    placement, x = random_placement(PROGRAM, lanes, data.draw), noise(data.draw, 2, 3, 64, 32)
     assert relative(Engine(PROGRAM, placement, "cpu", executor="native")(x), reference(PROGRAM, x)) < 1e-5
 
 

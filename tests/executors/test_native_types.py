@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from test_native_plan import ALWAYS, features, plan_of, poison, reference
 from torch import Tensor
 
-from conftest import OPTIONAL, SMALL, conv, lively, relative, weightless
 from isas import emulator, isa  # noqa: F401 (fixtures)
 from parallel_parnet import Config, Engine, Placement, Program, fold, quantize
 from parallel_parnet.executors import native_algorithm, native_plan
@@ -20,6 +19,7 @@ from parallel_parnet.executors.segment import SegmentModule
 from parallel_parnet.int8.agreement import agreement
 from parallel_parnet.kernels.cpu import native
 from parallel_parnet.program.program import INPUT, Operation
+from small import OPTIONAL, SMALL, conv, lively, relative, weightless
 
 pytestmark = pytest.mark.skipif("native" not in OPTIONAL, reason="the CPU kernels were not built")
 

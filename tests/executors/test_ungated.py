@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from test_native_plan import features, plan_of, poison, reference
 from torch import Tensor
 
-from conftest import OPTIONAL, SMALL, is_installed, lively, random_placement, relative
+from conftest import is_installed
 from isas import emulator, isa  # noqa: F401 (fixtures)
 from parallel_parnet import Config, Engine, ParNetError, Program, fold, quantize
 from parallel_parnet.choice import on_gpus
@@ -23,7 +23,8 @@ from parallel_parnet.executors.answers import Answer
 from parallel_parnet.program.contract import INPUT
 from parallel_parnet.program.program import Operation
 from parallel_parnet.program.rivals import resnet, rival
-from ungated import random_program, weights_of
+from small import OPTIONAL, SMALL, lively, relative
+from ungated import noise, random_placement, random_program, weights_of
 
 NATIVE = pytest.mark.skipif("native" not in OPTIONAL, reason="the CPU kernels were not compiled")
 CPU = torch.device("cpu")
@@ -39,7 +40,7 @@ def far(got: Answer, expected: Answer) -> float:
 
 def pictures(program: Program, draw: st.DrawFn) -> Tensor:
     m = program.size_multiple
-    return torch.randn(draw(st.integers(1, 2)), 3, m * draw(st.integers(1, 3)), m * draw(st.integers(1, 3)))
+    return noise(draw, draw(st.integers(1, 2)), 3, m * draw(st.integers(1, 3)), m * draw(st.integers(1, 3)))
 
 
 @NATIVE

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import SMALL, golden_cases, lively, relative
 from parallel_parnet import Config, Engine, ParNetError, fold, load_checkpoint, quantize
 from parallel_parnet.executors.segment import SegmentModule
 from parallel_parnet.int8.agreement import agreement
 from parallel_parnet.int8.e4m3 import HEADROOM, in_fp8, reach, step_of
 from parallel_parnet.int8.errors import errors
 from parallel_parnet.program.contract import E4M3, LEAST_STEP, MOST_STEP
+from small import SMALL, golden_cases, lively, relative
 
 EXACT = fold(lively(SMALL, 6))
 PICTURES = torch.randn(16, 3, 64, 64)

@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from conftest import SMALL, golden_cases, lively, relative
 from parallel_parnet import Config, Engine, ParNetError, Program, fold, load_checkpoint, quantize
 from parallel_parnet.executors.segment import SegmentModule
 from parallel_parnet.int8 import samples
@@ -27,6 +26,7 @@ from parallel_parnet.int8.kernels import in_int8, multiplied
 from parallel_parnet.int8.quantize import calibrate
 from parallel_parnet.int8.ranges import Range, best, between, squared_error
 from parallel_parnet.program.families import arranged
+from small import SMALL, golden_cases, lively, relative
 
 EXACT = fold(lively(SMALL, 6))
 PICTURES = torch.randn(16, 3, 64, 64)

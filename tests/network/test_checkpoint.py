@@ -16,10 +16,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from conftest import GOLDEN, SMALL, lively, relative
 from parallel_parnet import Config, Engine, ParNet, ParNetError, create_model, fold, load_checkpoint, save_checkpoint
 from parallel_parnet.files import write_atomically
 from parallel_parnet.network.checkpoint import FORMAT
+from small import GOLDEN, SMALL, lively, relative
 
 RELEASED = GOLDEN / "official_narrow_relu.pth.tar"
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import SMALL, lively
 from parallel_parnet import (
     VARIANTS,
     Backbone,
@@ -18,6 +17,7 @@ from parallel_parnet import (
     load_checkpoint,
     save_checkpoint,
 )
+from small import SMALL, lively
 
 X = torch.randn(2, 3, 64, 96)
 with torch.device("meta"):

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from conftest import SMALL, lively, relative
 from parallel_parnet import Config, Engine, ParNetError, Program, fold, quantize
 from parallel_parnet.executors.available import choose
 from parallel_parnet.int8.errors import errors
@@ -23,6 +22,7 @@ from parallel_parnet.program.contract import E4M3, INPUT
 from parallel_parnet.program.pixels import fold_pixels, normalise
 from program.test_fold import configs
 from program.test_quantised import changed, expected_of
+from small import SMALL, lively, relative
 
 CPU = torch.device("cpu")
 EXACT = fold(lively(SMALL, 5))

@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from conftest import OPTIONAL, SMALL, lively, random_placement, relative
 from fuzz.generators import Forged
 from parallel_parnet import Config, Engine, ParNetError, Placement, Program, fold, quantize
 from parallel_parnet.executors.available import choose, for_cpu
@@ -25,6 +24,8 @@ from parallel_parnet.program.contract import INPUT, MOST_SUMMED
 from parallel_parnet.program.pixels import fold_pixels, normalise
 from parallel_parnet.program.program import Operation
 from program.test_fold import configs
+from small import OPTIONAL, SMALL, lively, relative
+from ungated import noise, random_placement
 
 CPU = torch.device("cpu")
 EXACT = fold(lively(SMALL, 5))
@@ -277,8 +278,7 @@ def test_values_that_cross_lanes_stand_for_the_same_integers(mantissa: int, expo
 @settings(max_examples=8, deadline=None)
 @given(st.data(), st.integers(2, 3))
 def test_any_placement(data: st.DataObject, lanes: int) -> None:
-    placement = random_placement(PROGRAM, lanes, data.draw)
-    x = torch.randn(2, 3, 64, 32)
+    placement, x = random_placement(PROGRAM, lanes, data.draw), noise(data.draw, 2, 3, 64, 32)
     expected = Engine(PROGRAM, device="cpu", executor="reference")(x)
     assert torch.equal(Engine(PROGRAM, placement, "cpu", executor="reference")(x), expected)
 

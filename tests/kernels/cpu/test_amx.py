@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import SMALL, lively
 from isas import EMULATED, EMULATOR, emulator, isa  # noqa: F401 (fixtures)
 from parallel_parnet import Placement, fold
 from parallel_parnet.executors.native_plan import NativePlan
 from parallel_parnet.executors.segment import SegmentModule
+from small import SMALL, lively
 
 pytestmark = pytest.mark.skipif(not EMULATED, reason="this CPU has AMX or no AVX512-BF16, or there is no compiler")
 FORBIDDEN = """

@@ -16,10 +16,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import OPTIONAL, SMALL, lively, relative
 from parallel_parnet import Engine, Placement, fold
 from parallel_parnet.executors.native_plan import NativePlan
 from parallel_parnet.executors.segment import SegmentModule
+from small import OPTIONAL, SMALL, lively, relative
 
 pytestmark = [
     pytest.mark.skipif("native" not in OPTIONAL, reason="the CPU kernels were not compiled"),

@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_native_plan import features, plan_of, poison, reference
 from torch import Tensor
 
 from conftest import is_installed
@@ -23,6 +22,7 @@ from parallel_parnet.executors.answers import Answer
 from parallel_parnet.program.contract import INPUT
 from parallel_parnet.program.program import Operation
 from parallel_parnet.program.rivals import resnet, rival
+from plans import borders_are_zeros, features, plan_of, poison, reference
 from small import OPTIONAL, SMALL, lively, relative
 from ungated import noise, random_placement, random_program, weights_of
 
@@ -56,10 +56,7 @@ def test_random_programs_by_native(data: st.DataObject) -> None:
     expected = reference(program, x)
     expected = expected if program.outputs else {"logits": expected}
     assert far({name: got[feature] for name, feature in program.answers.items()}, expected) < 3e-5
-    for feature in features(plan):
-        inside = feature.padded.clone()
-        inside[:, feature.edge : -feature.edge, feature.edge : -feature.edge] = 0
-        assert not inside.any(), "the border is still zeros"
+    assert borders_are_zeros(plan)
 
 
 @settings(max_examples=15, deadline=None)
@@ -84,17 +81,6 @@ def test_random_programs_in_bf16(data: st.DataObject) -> None:
     program = random_program(data.draw, operations=4)
     x = pictures(program, data.draw)
     assert far(Engine(program, device="cpu", executor="native", dtype=torch.bfloat16)(x), reference(program, x)) < 5e-2
-
-
-@NATIVE
-def test_the_same_bits_for_any_number_of_threads() -> None:
-    x, other = torch.randn(2, 2, 3, 96, 160)
-    plans = [plan_of(TINY, x.shape, threads) for threads in (1, 2, 3, 8)]
-    first = plans[0](x)[0].clone()
-    for plan in plans:
-        for _ in range(5):
-            assert torch.equal(plan(x)[0], first)
-            assert not torch.equal(plan(other)[0], first)
 
 
 @NATIVE

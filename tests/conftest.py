@@ -11,7 +11,6 @@ import platform
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +26,7 @@ from forked import run_script
 from parallel_parnet.commands import start
 from parallel_parnet.executors.backends import ON_CPUS, has_bf16, lacking
 from parallel_parnet.kernels.cpu.objects import runnable
+from processes import free_port
 from small import GOLDEN, OPTIONAL, SMALL, lively, relative  # noqa: F401 (tests of commands take them from here)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # else what tests start may inherit that it is ignored
@@ -138,13 +138,6 @@ def here(
         return subprocess.CompletedProcess(command, end.value.code or 0, *capsys.readouterr())
 
     return called
-
-
-def free_port() -> int:
-    """A port nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @dataclass(frozen=True)

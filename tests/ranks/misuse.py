@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from forked import in_a_fork
 from parallel_parnet import Engine, ParNetError, Placement, Program, fold
 from parallel_parnet.commands.common import Ranks
 from parallel_parnet.executors.distributed import STOP
@@ -83,14 +83,12 @@ def coordinate(program: Program, transport: str, pictures: list[Tensor], expecte
 
 def closed_in_a_fork(engine: Engine) -> bool:
     """Whether a child is refused what would speak to the other ranks; that they go on, later calls show."""
-    child = os.fork()
-    if child == 0:
-        try:
-            engine.close()
-            os._exit("made before a fork" not in told(engine.clocks))
-        finally:
-            os._exit(1)
-    return os.waitpid(child, 0)[1] == 0
+
+    def close() -> str:
+        engine.close()
+        return told(engine.clocks)
+
+    return "made before a fork" in in_a_fork(close)
 
 
 def closed_from_a_thread(engine: Engine, x: Tensor) -> bool:

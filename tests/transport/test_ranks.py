@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from conftest import ROOT, free_port, launch
+from conftest import ROOT, launch
+from processes import free_port
 
 pytestmark = [pytest.mark.ranks, pytest.mark.timeout(200)]
 SCRIPTS = ROOT / "tests" / "ranks"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
+import json
 import os
 import sys
 import threading
@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
+from forked import in_a_fork
 from parallel_parnet import Engine, fold
 from parallel_parnet.executors.native_plan import NativePlan
 from plans import plan_of
@@ -103,24 +103,11 @@ def test_fewer_threads_after_more() -> None:
     in_a_thread(work)
 
 
-def answer_in_a_fork(plan: NativePlan, sender: multiprocessing.connection.Connection) -> None:
-    sender.send(plan(X)[0].tolist())
-
-
 def test_a_fork_has_helpers_of_its_own() -> None:
     plan = plan_of(PROGRAM, X.shape, 3)
-    expected: Tensor = plan(X)[0].clone()
-    fork = multiprocessing.get_context("fork")
-    receiver, sender = fork.Pipe(duplex=False)
-    child = fork.Process(target=answer_in_a_fork, args=(plan, sender))
-    child.start()
-    try:
-        assert receiver.poll(60), "waits for threads that the fork has not"
-        assert torch.equal(torch.tensor(receiver.recv()), expected)
-        child.join(60)
-        assert child.exitcode == 0
-    finally:
-        child.kill()
+    expected = plan(X)[0].clone()
+    found = in_a_fork(lambda: json.dumps(plan(X)[0].tolist()))  # which waits in vain for threads that the fork has not
+    assert torch.equal(torch.tensor(json.loads(found)), expected)
 
 
 def test_no_time_is_burnt_once_a_pass_is_over() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from parallel_parnet import VARIANTS, Config, Engine, ParNetError, Program, create_model, fold
+from parallel_parnet import VARIANTS, Engine, ParNetError, Program, create_model, fold
 from parallel_parnet.commands.gpu.precompile import shapes_of
 from small import SMALL, lively
 
@@ -119,25 +119,3 @@ def test_damaged_files(tmp_path: Path) -> None:
     path.write_bytes(whole.replace(b"parallel_parnet.program.1", b"parallel_parnet.program.9"))
     with pytest.raises(ParNetError, match="not a program"):
         Program.load(path)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"planes": (8,), "blocks": ()}, "2 to 5 widths"),
-        ({"planes": (8, 16, 32, 64), "blocks": (4, 5)}, "one count for each"),
-        ({"planes": (8, 18, 32, 64)}, "divisible by 4"),
-        ({"planes": (8, 16, 32, 0)}, "positive"),
-        ({"planes": (8, 16, 32, 64), "activation": "gelu"}, "silu, relu"),
-        ({"planes": (8, 16, 32, 64), "stem_strides": (2, 3)}, "each 1 or 2"),
-        ({"planes": (8, 16, 32, 64), "labels": ("a",)}, "1 labels for 1000 classes"),
-    ],
-)
-def test_impossible_networks(fields: dict, message: str) -> None:
-    with pytest.raises(ParNetError, match=message):
-        Config(**fields)
-
-
-def test_unknown_variant() -> None:
-    with pytest.raises(ParNetError, match="parnet_s, parnet_m"):
-        create_model("parnet_xxl")

@@ -46,14 +46,16 @@ def test_training_form(golden: Golden) -> None:
         assert relative(model(golden.input), golden.logits) < 1e-5
 
 
-@pytest.mark.parametrize(("executor", "dtype"), [("reference", torch.float32), *product(["eager", *OPTIONAL], DTYPES)])
+@pytest.mark.parametrize(
+    ("executor", "dtype"), [("reference", torch.float32), *product(["eager", *OPTIONAL], DTYPES)], ids=str
+)
 @pytest.mark.parametrize("golden", CASES, ids=str)
 def test_one_lane(golden: Golden, executor: str, dtype: torch.dtype) -> None:
     engine = Engine(golden.program, device="cpu", dtype=dtype, executor=executor)
     assert relative(engine(golden.input), golden.logits) < limit(golden, executor, dtype)
 
 
-@pytest.mark.parametrize(("executor", "dtype"), [*product(OPTIONAL, DTYPES)])
+@pytest.mark.parametrize(("executor", "dtype"), [*product(OPTIONAL, DTYPES)], ids=str)
 def test_three_lanes(executor: str, dtype: torch.dtype) -> None:
     golden = CASES[1]
     engine = Engine(golden.program, Placement.from_streams_per_gpu(golden.program, 1, 3), "cpu", dtype, executor)

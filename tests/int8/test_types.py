@@ -96,6 +96,7 @@ class Wrong(SegmentModule):
         (E4M3, "streams.1.2", "a channel"), (E4M3, "streams.2.0", "its rows"), (E4M3, "streams.0.1", "unrounded"),
         (E4M3, "combine.2", "another step"), (E4M3, "inits.0.0", "unrounded"), (E4M3, "combine.3", "a channel"),
     ],
+    ids=str,
 )  # fmt: skip
 def test_a_wrong_executor_is_found(
     to: torch.dtype, operation: str, change: str, monkeypatch: pytest.MonkeyPatch

@@ -32,6 +32,7 @@ def arguments(identity: bool = True, two: bool = False, dtype: torch.dtype = tor
 @pytest.mark.parametrize(
     ("identity", "two", "dtype"),
     [(True, False, torch.float32), (False, False, torch.float16), (False, True, torch.bfloat16)],
+    ids=str,
 )
 def test_opcheck(identity, two, dtype):
     torch.library.opcheck(fused_conv, (), arguments(identity, two, dtype))

@@ -1,4 +1,7 @@
-"""Shared by all tests: golden cases, lively random networks, poisoned memory, and scripts run as a user runs them."""
+"""Shared by all tests: chance that can be repeated, poisoned memory, and scripts run as a user runs them.
+
+TEST_SEED, which the last line of a run says, repeats its random numbers.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,9 @@ import importlib.util
 import json
 import os
 import platform
+import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -19,87 +22,21 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from forked import run_script
-from parallel_parnet import Config, ParNet, Placement, Program, create_model
 from parallel_parnet.commands import start
 from parallel_parnet.executors.backends import ON_CPUS, has_bf16, lacking
 from parallel_parnet.kernels.cpu.objects import runnable
-from parallel_parnet.program.contract import INPUT, shapes
-from parallel_parnet.program.program import Operation
+from processes import free_port
+from small import GOLDEN, OPTIONAL, SMALL, lively, relative  # noqa: F401 (tests of commands take them from here)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # else what tests start may inherit that it is ignored
 ROOT = Path(__file__).resolve().parents[1]
-GOLDEN = ROOT / "tests" / "golden"
-OPTIONAL = [executor for executor in ON_CPUS if not lacking(executor)]  # that can be had here
-SMALL = Config((8, 16, 32, 64), num_classes=10)
+# kept in the environment, where pytest-xdist's workers find it
+SEED = int(os.environ.setdefault("TEST_SEED", str(random.SystemRandom().randrange(2**31))))
 with torch.device("meta"):
     torch.empty(0)  # torch notes once what makes tensors: before `_poison` puts something else in its place
-
-
-@dataclass(frozen=True)
-class Golden:
-    """Logits that the released code gave for an input, a checkpoint and an activation."""
-
-    checkpoint: Path
-    activation: str
-    ema: bool
-    input: Tensor
-    logits: Tensor
-
-
-def golden_cases() -> list:
-    """Every case in tests/golden."""
-    cases = []
-    for path in sorted(GOLDEN.glob("*.golden.pt")):
-        content = torch.load(path, weights_only=True)
-        checkpoint = path.with_name(path.name.replace(".golden.pt", ".pth.tar"))
-        for i, case in enumerate(content["cases"]):
-            for key in ("logits", "logits_ema"):
-                if key in case:
-                    golden = Golden(checkpoint, content["activation"], key.endswith("ema"), case["input"], case[key])
-                    cases.append(pytest.param(golden, id=f"{content['activation']}-{i}-{key}"))
-    return cases
-
-
-def relative(got: Tensor, expected: Tensor) -> float:
-    """|got - expected| / |expected|; not a number where either is."""
-    return ((got.double() - expected.double()).norm() / expected.double().norm()).item()
-
-
-@torch.no_grad()
-def lively(config: Config | str, seed: int) -> ParNet:
-    """A random network in which every weight matters: norms that scale and shift, features that do not vanish."""
-    torch.manual_seed(seed)
-    model = create_model(config)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.bias, -0.5, 0.5)
-            module.momentum = 1.0
-    model.train()(torch.randn(4, 3, 64, 64))
-    return model.eval()
-
-
-def conv(name: str, stage: str, stream: int | None, level: int, inputs: tuple[str, ...]) -> Operation:
-    """A convolution to 8 channels, of the picture or of features of 8 channels."""
-    cin = 3 if inputs == (INPUT,) else 8 * len(inputs)
-    return Operation(name, "conv", stage, stream, level, inputs, cin, 8, gate="plain", activation="silu")
-
-
-def weightless(*operations: Operation) -> Program:
-    """A program of 10 classes for those who look at operations alone: all its weights are zeros."""
-    weights = {f"{op.name}.{name}": torch.zeros(shape) for op in operations for name, shape in shapes(op).items()}
-    return Program(Config((8, 16), blocks=(1,), num_classes=10), operations, weights)
-
-
-def random_placement(program: Program, lanes: int, draw: st.DrawFn) -> Placement:
-    """Any operation on any lanes, whichever they are."""
-    subsets = st.sets(st.integers(0, lanes - 1), min_size=1).map(lambda s: tuple(sorted(s)))
-    where = {op.name: draw(subsets) for op in program.operations}
-    return Placement(lanes, where, coordinator=draw(st.integers(0, lanes - 1)))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -121,7 +58,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if "native" in OPTIONAL:
         sets += f", kernels {' '.join(runnable())}"
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "triton", "numpy") if is_installed(name))
-    terminalreporter.write_line(f"on {sets}; Python {platform.python_version()}, {versions}; without: {lacks()}")
+    terminalreporter.write_line(
+        f"on {sets}; Python {platform.python_version()}, {versions}; without: {lacks()}; TEST_SEED={SEED}"
+    )
 
 
 def is_installed(name: str) -> bool:
@@ -131,6 +70,30 @@ def is_installed(name: str) -> bool:
 def lacks() -> str:
     """Executors that cannot be had here, and why."""
     return "; ".join(f"{name}, {reason}" for name in ON_CPUS if (reason := lacking(name))) or "nothing"
+
+
+def chance(node: pytest.Collector | pytest.Item) -> int:
+    """Sets torch's and Python's: fresh for every run, another for every test, repeated by TEST_SEED."""
+    seed = random.Random(f"{SEED} {node.nodeid}").randrange(2**31)
+    torch.manual_seed(seed)
+    random.seed(seed)
+    return seed
+
+
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """What modules draw as they are imported."""
+    chance(collector)
+
+
+@pytest.fixture(autouse=True)
+def _chance(request: pytest.FixtureRequest) -> int:
+    return chance(request.node)
+
+
+@pytest.fixture
+def seed(_chance: int) -> int:
+    """For what draws by a generator of its own, or in another process."""
+    return _chance
 
 
 @pytest.fixture(autouse=True)
@@ -177,13 +140,6 @@ def here(
         return subprocess.CompletedProcess(command, end.value.code or 0, *capsys.readouterr())
 
     return called
-
-
-def free_port() -> int:
-    """A port nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @dataclass(frozen=True)

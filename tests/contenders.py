@@ -9,12 +9,12 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from conftest import SMALL, lively
 from parallel_parnet import fold
 from parallel_parnet.commands.bench.fused import fuse
 from parallel_parnet.commands.bench.rows import add_ratios
 from parallel_parnet.commands.bench.statistics import median_interval, summary
 from parallel_parnet.commands.bench.subject import Contender, Runner, Subject
+from small import SMALL, lively
 
 QUIET = Console(quiet=True)
 HEADER = {"possible": {"float32": {"flop_per_s": 1e11, "bytes_per_s": 1e10}}}

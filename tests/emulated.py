@@ -64,11 +64,11 @@ def level(
     words = arguments(convolutions, ahead, whole.blocks)
     read = {id(t): t for conv in convolutions for p in READ if (t := getattr(conv.x, p)) is not None}.values()
     written = (ctypes.c_uint64 * (2 * len(read)))(*(n for t in read for n in (t.data_ptr(), t.nbytes)))
-    seed = random.SystemRandom().randrange(1, 2**64)
+    seed = ctypes.c_uint64(random.randrange(1, 2**64))
     library = ctypes.CDLL(name.with_suffix(".so"))
     given = (ctypes.c_uint64 * len(words))(*words)
-    if not library.run(given, whole.blocks, whole.shared, written, len(read), ctypes.c_uint64(seed)):
-        raise WaitedInVainError(f"seed {seed}")
+    if not library.run(given, whole.blocks, whole.shared, written, len(read), seed):
+        raise WaitedInVainError
     fetched = (ctypes.c_uint64 * (2 * whole.blocks * AHEAD))()
     count = library.fetched(fetched, whole.blocks * AHEAD)
     return list(zip(fetched[: 2 * count : 2], fetched[1 : 2 * count : 2], strict=True))

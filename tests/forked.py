@@ -2,11 +2,12 @@
 
 It has imported what others wrote, and computed nothing; the package is imported by each script, as in a process that
 executes Python. What they all share is the order in which Python hashes text: where ranks could disagree by that, start
-them with `conftest.launch(..., anew=True)`.
+them with `conftest.launch(..., anew=True)`. And work in a fork of the process that tests run in.
 """
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -77,6 +78,25 @@ def run_script(
             process.kill()
             raise TimeoutExpired([str(script), *arguments], timeout)
         return subprocess.CompletedProcess(script, process.exitcode, *(file.read_text() for file in files))
+
+
+def in_a_fork(work: Callable[[], str]) -> str:
+    """What `work` gives in a forked child, which is ended where it hangs."""
+    read, write = os.pipe()
+    gc.collect()  # what other tests left would, if the child collected it, wait there for threads that a fork lacks
+    child = os.fork()
+    if child == 0:
+        gc.disable()
+        signal.alarm(60)
+        try:
+            os.write(write, work().encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with open(read) as pipe:
+        said = pipe.read()
+    assert os.waitpid(child, 0)[1] == 0, "the child hung or died"
+    return said
 
 
 def _apart(

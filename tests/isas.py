@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from conftest import OPTIONAL
 from parallel_parnet.kernels.cpu import objects
 from parallel_parnet.kernels.cpu.instruction_sets import HERE
+from small import OPTIONAL
 
 EMULATOR = Path(__file__).parent / "kernels" / "cpu" / "amx_emulator.c"
 RUNNABLE = objects.runnable() if "native" in OPTIONAL else ()

@@ -10,8 +10,8 @@ from torch._dynamo.utils import counters
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from conftest import OPTIONAL, SMALL, lively
 from parallel_parnet import Engine, ParNetBlock, ParNetError, fold
+from small import OPTIONAL, SMALL, lively
 
 PROGRAM = fold(lively(SMALL, 2))
 X, OTHER = torch.randn(2, 1, 3, 32, 32)

@@ -1,10 +1,9 @@
-"""The choice between threads and lanes on a CPU, and engines in files."""
+"""The choice between threads and lanes on a CPU."""
 
 from __future__ import annotations
 
 import json
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -14,11 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import OPTIONAL, SMALL, lively, random_placement, relative
 from parallel_parnet import Config, Engine, ParNetError, Placement, Program, fold
-from parallel_parnet.choice import FIRST_ROUNDS, LEAST_ROUNDS, Choice, measure, on_lanes, on_one_lane
+from parallel_parnet.choice import Choice, on_lanes, on_one_lane
 from parallel_parnet.executors.local import LocalExecutor
 from parallel_parnet.executors.making import make_backend
+from small import OPTIONAL, SMALL, lively, relative
+from ungated import noise, random_placement
 
 pytest.importorskip("openvino")
 
@@ -85,8 +85,7 @@ def test_a_lane_of_ranks_has_threads_as_asked_and_no_core_of_its_own(
 @given(st.data(), st.integers(2, 3))
 def test_any_placement(data: st.DataObject, lanes: int) -> None:
     executor = OpenVinoExecutor(PROGRAM, random_placement(PROGRAM, lanes, data.draw), torch.float32, 1)
-    for _ in range(3):
-        x = torch.randn(2, 3, 32, 32)
+    for x in noise(data.draw, 3, 2, 3, 32, 32):
         assert relative(executor(x), Engine(PROGRAM, device="cpu", executor="reference")(x)) < 1e-5
 
 
@@ -106,18 +105,6 @@ def test_threads_take_turns(two_threads: None) -> None:
     with ThreadPoolExecutor(4) as threads:
         for got, x in zip(threads.map(engine, pictures), pictures, strict=True):
             assert relative(got, reference(x)) < 1e-5
-
-
-def test_the_fastest_wins_and_the_hopeless_are_left() -> None:
-    runs = [0, 0, 0]
-
-    def run(i: int, seconds: float) -> None:
-        runs[i] += 1
-        time.sleep(seconds)
-
-    found = measure([lambda: run(0, 0.02), lambda: run(1, 0.002), lambda: run(2, 0.0021)])
-    assert found[0] > found[1] and found[0] > found[2]
-    assert runs[0] == FIRST_ROUNDS and runs[1] == runs[2] > LEAST_ROUNDS
 
 
 def test_warm_up_chooses_once_and_the_choice_is_kept(tmp_path: Path, two_threads: None) -> None:
@@ -194,72 +181,3 @@ def test_what_was_asked_for_is_not_chosen() -> None:
     ):
         assert engine.warm_up(X) == {}
         assert engine.placement.lanes == 1
-
-
-def test_save_and_load(tmp_path: Path) -> None:
-    path = tmp_path / "e.safetensors"
-    placement = Placement.from_streams_per_gpu(PROGRAM, 2, 2)
-    engine = Engine(PROGRAM, placement, "cpu", torch.bfloat16, "eager")
-    engine.save(path)
-    loaded = Engine.load(path)
-    assert (loaded.placement, loaded.dtype, loaded.executor) == (placement, torch.bfloat16, "eager")
-    assert torch.equal(loaded(X), engine(X))
-    assert Program.load(path).digest == PROGRAM.digest, "it is a program's file as well"
-
-
-def everywhere(on: object) -> dict:
-    """A placement of one lane as a file holds it."""
-    return {"lanes": 1, "where": dict.fromkeys(PROGRAM.by_name, on), "coordinator": 0}
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"dtype": "torch.int8"}, "holds no engine"),
-        ({"executor": "tensorrt"}, "unknown executor"),
-        ({"executor": "cuda_graph"}, "NVIDIA GPUs: choose eager"),
-        ({"placement": {"lanes": 1, "where": {}, "coordinator": 0}}, "leaves out operation"),
-        ({"placement": {"lanes": 10**9, "where": {}, "coordinator": 0}}, "1000000000 lanes for 23 operations"),
-        ({"placement": {"lanes": 1}}, "holds no engine"),
-        ({"placement": [1]}, "holds no engine"),
-        ({"threads": -1}, "-1 threads"),
-        ({"placement": 0}, "holds no engine"),
-        ({"placement": everywhere("0")}, "lane '0'"),
-        ({"placement": everywhere([0.0])}, "lane 0.0"),
-        ({"placement": everywhere([0]) | {"lanes": True}}, "lane True"),
-        ({"threads": "many"}, "'many' threads"),
-        ({"threads": 10**9}, "1000000000 threads: .* at most 1024"),
-        ({"threads": True}, "True threads"),
-        ({"cores": 2.0}, "2.0 cores"),
-        ({"given": 1}, "given or not, and 1 is neither"),
-        ({"chosen": ["native"]}, "unknown executor"),
-        ({"chosen": "auto"}, "unknown executor"),
-        ({"dtype": []}, "holds no engine"),
-        ({"more": 1}, "holds no engine"),
-    ],
-    ids=str,
-)
-def test_files_that_hold_no_engine(change: dict, message: str, tmp_path: Path) -> None:
-    saved = {"dtype": "torch.float32", "executor": "eager", "chosen": "eager"}
-    saved |= dict.fromkeys(("placement", "threads", "cores"))
-    path = tmp_path / "e.safetensors"
-    PROGRAM.save(path, {"engine": json.dumps(saved)})
-    assert Engine.load(path, "cpu").executor == "eager"
-    PROGRAM.save(path, {"engine": json.dumps(saved | change)})
-    with pytest.raises(ParNetError, match=rf"e\.safetensors: .*{message}"):
-        Engine.load(path, "cpu")
-
-
-def test_other_files_hold_no_engine(tmp_path: Path) -> None:
-    path = tmp_path / "p.safetensors"
-    PROGRAM.save(path)
-    with pytest.raises(ParNetError, match="holds no engine"):
-        Engine.load(path)
-    with pytest.raises(ParNetError, match="no such program file"):
-        Program.load("n" * 300)
-    with pytest.raises(ParNetError, match="no such program file"):
-        Engine.load(tmp_path / "absent.safetensors")
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-1])
-    with pytest.raises(ParNetError, match=r"p\.safetensors"):
-        Engine.load(path)

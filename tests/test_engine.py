@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import OPTIONAL, SMALL, lively, relative
 from parallel_parnet import VARIANTS, Engine, ParNetError, ParNetWarning, Placement, fold
 from parallel_parnet.executors.available import warn
 from parallel_parnet.executors.backends import missing
 from parallel_parnet.executors.shapes import MAX_SHAPES, Shapes
 from parallel_parnet.kernels.cpu import objects
+from small import OPTIONAL, SMALL, lively, relative
 
 MODEL = lively(SMALL, 2)
 PROGRAM = fold(MODEL)
@@ -85,9 +85,10 @@ def test_inputs_that_do_not_fit(x: object, message: str) -> None:
         ({"program": MODEL}, r"a program, and this is a ParNet: Engine\(fold\(model\)\)"),
         ({"dtype": torch.float16, "device": "cpu"}, "float16 on the CPU"),
         ({"executor": "reference", "dtype": torch.bfloat16, "device": "cpu"}, "fp32 oracle"),
-        ({"executor": "triton", "device": "cpu"}, "NVIDIA GPUs: choose eager"),
-        ({"executor": "cuda_graph", "device": "cpu"}, "NVIDIA GPUs: choose eager"),
-        ({"executor": "cuda_streams", "device": "cpu"}, "NVIDIA GPUs: choose eager"),
+        *(
+            ({"executor": name, "device": "cpu"}, f"{name} runs on NVIDIA GPUs: choose eager, or set TRITON_INTERPRET")
+            for name in ("triton", "cuda_graph", "cuda_streams")
+        ),
         ({"threads": 0, "device": "cpu"}, "0 threads: there must be at least 1"),
         ({"threads": 10**6, "device": "cpu"}, "at most 1024"),
         ({"threads": 1.5, "device": "cpu"}, r"1\.5 threads"),

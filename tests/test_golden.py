@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import math
+from itertools import product
 
 import pytest
 import torch
 
-from conftest import OPTIONAL, Golden, golden_cases, lively, relative
-from parallel_parnet import Config, Engine, Placement, Program, fold, load_checkpoint
+from parallel_parnet import Config, Engine, Placement, fold, load_checkpoint
 from parallel_parnet.parity import LIMIT, tolerance
 from parallel_parnet.parity import relative as of_package
+from small import OPTIONAL, Golden, golden_cases, lively, relative
 
 CASES = golden_cases()
 DTYPES = (torch.float32, torch.bfloat16)
@@ -20,14 +20,10 @@ DTYPES = (torch.float32, torch.bfloat16)
 BY_TORCH = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 
-def program_of(golden: Golden) -> Program:
-    return fold(load_checkpoint(golden.checkpoint, ema=golden.ema, activation=golden.activation))
-
-
-def limit(golden: Golden, program: Program, executor: str, dtype: torch.dtype) -> float:
-    if executor == "eager":
+def limit(golden: Golden, executor: str, dtype: torch.dtype) -> float:
+    if executor in ("reference", "eager"):
         return BY_TORCH[dtype]
-    torchs = Engine(program, device="cpu", dtype=dtype, executor="eager")(golden.input)
+    torchs = Engine(golden.program, device="cpu", dtype=dtype, executor="eager")(golden.input)
     return tolerance(dtype, relative(torchs, golden.logits))
 
 
@@ -43,36 +39,27 @@ def test_what_the_error_of_answers_is(got: list[float], expected: list[float], e
     assert of_package(torch.tensor(got), torch.tensor(expected)) == pytest.approx(error)
 
 
-@pytest.mark.parametrize("golden", CASES)
+@pytest.mark.parametrize("golden", CASES, ids=str)
 def test_training_form(golden: Golden) -> None:
     model = load_checkpoint(golden.checkpoint, ema=golden.ema, activation=golden.activation)
     with torch.no_grad():
         assert relative(model(golden.input), golden.logits) < 1e-5
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("executor", ["eager", *OPTIONAL])
-@pytest.mark.parametrize("golden", CASES)
+@pytest.mark.parametrize(
+    ("executor", "dtype"), [("reference", torch.float32), *product(["eager", *OPTIONAL], DTYPES)], ids=str
+)
+@pytest.mark.parametrize("golden", CASES, ids=str)
 def test_one_lane(golden: Golden, executor: str, dtype: torch.dtype) -> None:
-    program = program_of(golden)
-    engine = Engine(program, device="cpu", dtype=dtype, executor=executor)
-    assert relative(engine(golden.input), golden.logits) < limit(golden, program, executor, dtype)
+    engine = Engine(golden.program, device="cpu", dtype=dtype, executor=executor)
+    assert relative(engine(golden.input), golden.logits) < limit(golden, executor, dtype)
 
 
-@pytest.mark.parametrize("golden", CASES)
-@pytest.mark.parametrize(("k", "lanes"), [(1, 3), (2, 2), (3, 1)])
-def test_reference_under_placements(golden: Golden, k: int, lanes: int) -> None:
-    program = program_of(golden)
-    engine = Engine(program, Placement.from_streams_per_gpu(program, k, lanes), "cpu", executor="reference")
-    assert relative(engine(golden.input), golden.logits) < 1e-5
-
-
-@pytest.mark.parametrize(("executor", "dtype"), list(itertools.product(OPTIONAL, DTYPES)), ids=str)
+@pytest.mark.parametrize(("executor", "dtype"), [*product(OPTIONAL, DTYPES)], ids=str)
 def test_three_lanes(executor: str, dtype: torch.dtype) -> None:
-    golden = CASES[1].values[0]
-    program = program_of(golden)
-    engine = Engine(program, Placement.from_streams_per_gpu(program, 1, 3), "cpu", dtype, executor)
-    assert relative(engine(golden.input), golden.logits) < limit(golden, program, executor, dtype)
+    golden = CASES[1]
+    engine = Engine(golden.program, Placement.from_streams_per_gpu(golden.program, 1, 3), "cpu", dtype, executor)
+    assert relative(engine(golden.input), golden.logits) < limit(golden, executor, dtype)
 
 
 @pytest.mark.long
@@ -88,7 +75,7 @@ def test_inductor_on_two_lanes_in_bf16() -> None:
 
 def test_the_activation_matters() -> None:
     """Any tolerance would notice the wrong activation, and plain weights taken for averaged ones."""
-    golden = CASES[1].values[0]
+    golden = CASES[1]
     assert golden.activation == "silu"
     for wrong in (
         load_checkpoint(golden.checkpoint, ema=golden.ema, activation="relu"),

@@ -18,10 +18,11 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from conftest import OPTIONAL, ROOT
+from conftest import ROOT
 from parallel_parnet.commands import COMMANDS, start
 from parallel_parnet.kernels.cpu.instruction_sets import HERE, MACHINE, SETS, sources
 from parallel_parnet.kernels.cpu.objects import runnable
+from small import OPTIONAL
 
 PINS = [Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
 CPU = "parallel_parnet/kernels/cpu"

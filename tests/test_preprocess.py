@@ -9,6 +9,7 @@ import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -61,11 +62,11 @@ def test_normalise() -> None:
     torch.testing.assert_close(x[:, 0, 0], expected)
 
 
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
-@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "1", "CMYK"])
+@pytest.mark.parametrize(
+    ("suffix", "mode"),
+    [*product([".png", ".webp"], ["RGB", "L", "RGBA", "P", "1"]), *product([".jpg"], ["RGB", "L", "1", "CMYK"])],
+)
 def test_formats_and_modes(suffix: str, mode: str, tmp_path: Path) -> None:
-    if (suffix == ".jpg" and mode in ("RGBA", "P")) or (suffix != ".jpg" and mode == "CMYK"):
-        pytest.skip(f"{suffix} holds no {mode} pictures")
     path = tmp_path / f"p{suffix}"
     picture(60, 40, mode).save(path)
     x = PREPROCESS(path)

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import SMALL, lively
 from parallel_parnet import Engine, ParNetError, Placement, fold
 from parallel_parnet import engine as engines
-from parallel_parnet.choice import Choice, on_gpus
+from parallel_parnet.choice import FIRST_ROUNDS, LEAST_ROUNDS, Choice, measure, on_gpus
 from parallel_parnet.executors.torch_backend import without_tf32
 from parallel_parnet.proof import prove, prove_on_all_ranks
+from small import SMALL, lively
 
 PROGRAM = fold(lively(SMALL, 12))
 CPU = torch.device("cpu")
@@ -57,6 +57,18 @@ def test_the_fastest_that_agrees_wins() -> None:
         "triton, not a number, 1 lane(s): its answer is off by inf, of which rounding explains 1.0e-05",
         "triton, fails, 1 lane(s): ValueError: ",
     ]
+
+
+def test_the_fastest_wins_and_the_hopeless_are_left() -> None:
+    runs = [0, 0, 0]
+
+    def run(i: int, seconds: float) -> None:
+        runs[i] += 1
+        time.sleep(seconds)
+
+    found = measure([lambda: run(0, 0.02), lambda: run(1, 0.002), lambda: run(2, 0.0021)])
+    assert found[0] > found[1] and found[0] > found[2]
+    assert runs[0] == FIRST_ROUNDS and runs[1] == runs[2] > LEAST_ROUNDS
 
 
 def test_nothing_is_left() -> None:

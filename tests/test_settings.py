@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import ast
-import gc
-import os
-import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,12 +12,14 @@ from threading import Barrier, Event, Thread
 import pytest
 import torch
 
-from conftest import OPTIONAL, ROOT, SMALL, lively, relative
+from conftest import ROOT
+from forked import in_a_fork
 from parallel_parnet import Config, Engine, ParNetError, fold
 from parallel_parnet.executors.torch_backend import without_tf32
 from parallel_parnet.network.checkpoint import with_arguments
 from parallel_parnet.program.families import arranged
 from parallel_parnet.settings import Together, quiet
+from small import OPTIONAL, SMALL, lively, relative
 
 EXECUTORS = ["reference", "eager", *OPTIONAL]
 MODEL = lively(SMALL, 2)
@@ -212,25 +211,6 @@ def test_a_fork_leaves_what_threads_had_changed() -> None:
     barrier.wait()
     thread.join()
     assert not changed[0]
-
-
-def in_a_fork(work: Callable[[], str]) -> str:
-    """What `work` gives in a forked child, which is ended where it hangs."""
-    read, write = os.pipe()
-    gc.collect()  # what other tests left would, if the child collected it, wait there for threads that a fork lacks
-    child = os.fork()
-    if child == 0:
-        gc.disable()
-        signal.alarm(60)
-        try:
-            os.write(write, work().encode())
-        finally:
-            os._exit(0)
-    os.close(write)
-    with open(read) as pipe:
-        said = pipe.read()
-    assert os.waitpid(child, 0)[1] == 0, "the child hung or died"
-    return said
 
 
 @pytest.mark.parametrize("executor", ["auto", *EXECUTORS, pytest.param("inductor", marks=pytest.mark.long)])

@@ -1,11 +1,11 @@
-"""Random programs of all kinds of operations, those that no ParNet has among them."""
+"""Random programs of all kinds of operations, those that no ParNet has among them; placements, and pictures."""
 
 from __future__ import annotations
 
 import torch
 from hypothesis import strategies as st
 
-from parallel_parnet import Config, Program
+from parallel_parnet import Config, Placement, Program
 from parallel_parnet.program.contract import INPUT, shapes
 from parallel_parnet.program.program import Operation
 
@@ -24,6 +24,18 @@ def random_program(draw: st.DrawFn, operations: int = 6, widths: tuple[int, int]
     outputs = {"logits": "fc", "middle": draw(st.sampled_from(made[:-1])).name} if draw(st.booleans()) else {}
     config = Config((8, 8), blocks=(1,), num_classes=10, image_size=64)
     return Program(config, tuple(made), weights_of(made, draw(st.integers(0, 99))), outputs)
+
+
+def noise(draw: st.DrawFn, *shape: int) -> torch.Tensor:
+    """As torch draws it, from a seed that hypothesis can repeat."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(draw(st.integers(0, 2**31))))
+
+
+def random_placement(program: Program, lanes: int, draw: st.DrawFn) -> Placement:
+    """Any operation on any lanes, whichever they are."""
+    subsets = st.sets(st.integers(0, lanes - 1), min_size=1).map(lambda s: tuple(sorted(s)))
+    where = {op.name: draw(subsets) for op in program.operations}
+    return Placement(lanes, where, coordinator=draw(st.integers(0, lanes - 1)))
 
 
 def weights_of(operations: list[Operation], seed: int) -> dict[str, torch.Tensor]:

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import SMALL, lively, relative
 from parallel_parnet import Engine, ParNetError, fold
 from parallel_parnet.executors.binding import Reads
 from parallel_parnet.executors.graph import Capture, CapturedRunner, GraphExecutor
@@ -20,6 +19,7 @@ from parallel_parnet.executors.local import LocalExecutor
 from parallel_parnet.executors.shapes import MAX_SHAPES, Shapes
 from parallel_parnet.executors.torch_backend import TorchBackend
 from parallel_parnet.program.placement import Placement
+from small import SMALL, lively, relative
 from standins import graph
 
 PROGRAM = fold(lively(SMALL, 8))

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import SMALL, lively, relative
 from parallel_parnet import Engine, LaneError, Placement, fold
 from parallel_parnet.executors.binding import Backend
 from parallel_parnet.executors.lane import Lane
@@ -21,6 +20,7 @@ from parallel_parnet.program.placement import Segment
 from parallel_parnet.transport import symmetric
 from parallel_parnet.transport.base import IN_FLIGHT
 from parallel_parnet.transport.health import Operation
+from small import SMALL, lively, relative
 from standins import enqueue, graph
 
 CPU = torch.device("cpu")

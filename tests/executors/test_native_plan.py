@@ -9,32 +9,26 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
-from conftest import OPTIONAL, SMALL, conv, lively, random_placement, relative
 from isas import emulator, isa  # noqa: F401 (fixtures)
-from parallel_parnet import Config, Engine, Placement, Program, fold
+from parallel_parnet import Config, Engine, Program, fold
 from parallel_parnet.executors import native_algorithm
-from parallel_parnet.executors.native_plan import Feature, NativePlan
+from parallel_parnet.executors.native_plan import NativePlan
 from parallel_parnet.executors.segment import SegmentModule
 from parallel_parnet.kernels.cpu import native
 from parallel_parnet.program.families import arranged
 from parallel_parnet.program.placement import Segment
+from parallel_parnet.program.rivals import resnet
+from plans import borders_are_zeros, plan_of, poison, reference
+from small import OPTIONAL, SMALL, conv, lively, relative
+from ungated import noise, random_placement
 
 pytestmark = pytest.mark.skipif("native" not in OPTIONAL, reason="the CPU kernels were not compiled")
 
 CPU = torch.device("cpu")
 PROGRAM = fold(lively(SMALL, 3))
+UNGATED = resnet((1, 1), bottleneck=True, width=8, classes=10, size=64)
 ALWAYS = float("inf")  # as what a direct convolution may leave: all that can goes by Winograd
-
-
-def reference(program: Program, x: Tensor) -> Tensor:
-    return Engine(program, device="cpu", executor="reference")(x)
-
-
-def plan_of(program: Program, shape: tuple[int, ...], threads: int = 1) -> NativePlan:
-    (segment,) = Placement.single(program).segments(program)
-    return NativePlan(SegmentModule(program, segment, torch.float32, CPU), [shape], threads)
 
 
 @pytest.mark.usefixtures("isa")
@@ -57,44 +51,20 @@ def test_networks_of_any_shape(data: st.DataObject) -> None:
         plan = plan_of(program, x.shape, data.draw(st.integers(1, 3)))
     poison(plan)
     assert relative(plan(x)[0], reference(program, x)) < 3e-5
-    for feature in features(plan):
-        inside = feature.padded.clone()
-        inside[:, 1:-1, 1:-1] = 0
-        assert not inside.any(), "the border is still zeros"
-
-
-def features(plan: NativePlan) -> list[Feature]:
-    return [kept for kept in plan._kept if isinstance(kept, Feature)]
-
-
-def poison(plan: NativePlan) -> None:
-    """NaN wherever a task must write before another reads, in features of 8 bits the largest number."""
-    for feature in features(plan):
-        for padded in (feature.padded, feature.fp32):
-            edge = feature.edge
-            padded[:, edge:-edge, edge:-edge] = torch.nan if padded.is_floating_point() else 255
-        if feature.sums is not None:
-            feature.sums.fill_(torch.nan)
-    for kept in plan._kept:
-        if isinstance(kept, Tensor) and kept.dtype == torch.float32:
-            kept.fill_(torch.nan)
-        elif isinstance(kept, Tensor) and kept.dtype == torch.uint8:  # scratch, where it makes NaN of any type
-            kept.fill_(255)
-    for logits in plan._logits.values():
-        logits.fill_(torch.nan)
+    assert borders_are_zeros(plan)
 
 
 @settings(max_examples=10, deadline=None)
 @given(st.data(), st.integers(2, 3))
 def test_any_placement(data: st.DataObject, lanes: int) -> None:
-    placement = random_placement(PROGRAM, lanes, data.draw)
-    x = torch.randn(2, 3, 64, 32)
+    placement, x = random_placement(PROGRAM, lanes, data.draw), noise(data.draw, 2, 3, 64, 32)
     assert relative(Engine(PROGRAM, placement, "cpu", executor="native")(x), reference(PROGRAM, x)) < 1e-5
 
 
-def test_the_same_bits_for_any_number_of_threads() -> None:
-    x, other = torch.randn(2, 2, 3, 96, 64)
-    plans = [plan_of(PROGRAM, x.shape, threads) for threads in (1, 2, 3, 8)]
+@pytest.mark.parametrize("program", [PROGRAM, UNGATED], ids=["gated", "ungated"])
+def test_the_same_bits_for_any_number_of_threads(program: Program) -> None:
+    x, other = torch.randn(2, 2, 3, 96, 160)
+    plans = [plan_of(program, x.shape, threads) for threads in (1, 2, 3, 8)]
     first = plans[0](x)[0].clone()
     for plan in plans:
         for _ in range(5):

@@ -8,18 +8,16 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_native_plan import ALWAYS, features, plan_of, poison, reference
 from torch import Tensor
 
-from conftest import OPTIONAL, SMALL, conv, lively, relative, weightless
 from isas import emulator, isa  # noqa: F401 (fixtures)
 from parallel_parnet import Config, Engine, Placement, Program, fold, quantize
 from parallel_parnet.executors import native_algorithm, native_plan
-from parallel_parnet.executors.native_plan import NativePlan
-from parallel_parnet.executors.segment import SegmentModule
 from parallel_parnet.int8.agreement import agreement
 from parallel_parnet.kernels.cpu import native
 from parallel_parnet.program.program import INPUT, Operation
+from plans import borders_are_zeros, features, plan_of, poison, reference
+from small import OPTIONAL, SMALL, conv, lively, relative, weightless
 
 pytestmark = pytest.mark.skipif("native" not in OPTIONAL, reason="the CPU kernels were not built")
 
@@ -51,10 +49,7 @@ def test_int8_on_networks_of_any_shape(data: st.DataObject) -> None:
     plan = plan_of(made, x.shape, data.draw(st.integers(1, 3)))
     poison(plan)
     assert plan(x)[0].isfinite().all()
-    for feature in features(plan):
-        border = torch.full_like(feature.padded, feature.zero)
-        border[:, 1:-1, 1:-1] = feature.padded[:, 1:-1, 1:-1]
-        assert torch.equal(border, feature.padded), "the border still stands for zeros"
+    assert borders_are_zeros(plan)
     found = agreement(made, "native", x)
     assert found.steps <= 1 and found.moved <= 3 + 1e-3 * found.values and found.error < 1e-4, found
 
@@ -102,7 +97,7 @@ def test_int8_where_sums_are_largest(wide: int, stride: int, monkeypatch: pytest
         "b.weight_step": torch.ones(8),
     }
     program = replace(exact, weights=weights)
-    monkeypatch.setattr(native_algorithm, "WORTH", ALWAYS)
+    monkeypatch.setattr(native_algorithm, "WORTH", float("inf"))
     plan = plan_of(program, (1, 3, 32, 32))
     (how,) = {op.how for op in plan._arguments[0] if op.x_type == native.U8}
     if native.library().has_tiles():
@@ -141,9 +136,7 @@ def test_bf16_on_networks_of_any_shape(data: st.DataObject) -> None:
     program = any_program(data)
     m = program.size_multiple
     x = torch.randn(2, 3, m * data.draw(st.integers(1, 3)), m * data.draw(st.integers(1, 3)))
-    (segment,) = Placement.single(program).segments(program)
-    module = SegmentModule(program, segment, torch.float32, CPU)
-    plan = NativePlan(module, [x.shape], data.draw(st.integers(1, 3)), torch.bfloat16)
+    plan = plan_of(program, x.shape, data.draw(st.integers(1, 3)), torch.bfloat16)
     poison(plan)
     expected = reference(program, x)
     of_torch = relative(Engine(program, device="cpu", dtype=torch.bfloat16, executor="eager")(x), expected)

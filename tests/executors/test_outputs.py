@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from conftest import OPTIONAL, SMALL, lively, random_placement, relative
 from parallel_parnet import Backbone, Config, Engine, ParNetError, Placement, Program, fold
 from parallel_parnet.executors.graph import GraphExecutor
 from parallel_parnet.executors.local import LocalExecutor
 from parallel_parnet.executors.torch_backend import TorchBackend
+from small import OPTIONAL, SMALL, lively, relative
 from standins import RandomQueues, graph
+from ungated import random_placement
 
 CPU = torch.device("cpu")
 MODEL = lively(SMALL, 5)

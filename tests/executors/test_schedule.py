@@ -9,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import OPTIONAL, SMALL, lively, random_placement, relative
 from parallel_parnet import Engine, Placement, Program, fold
 from parallel_parnet.executors.graph import GraphExecutor
 from parallel_parnet.executors.local import LocalExecutor
@@ -18,7 +17,9 @@ from parallel_parnet.executors.schedule import START, Record, Run, Step, Wait, f
 from parallel_parnet.executors.torch_backend import TorchBackend
 from parallel_parnet.program.placement import Segment
 from parallel_parnet.program.program import INPUT
+from small import OPTIONAL, SMALL, lively, relative
 from standins import RandomQueues, graph
+from ungated import random_placement
 
 PROGRAM = fold(lively(SMALL, 6))
 CPU = torch.device("cpu")

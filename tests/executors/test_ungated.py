@@ -12,10 +12,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_native_plan import features, plan_of, poison, reference
 from torch import Tensor
 
-from conftest import OPTIONAL, SMALL, is_installed, lively, random_placement, relative
+from conftest import is_installed
 from isas import emulator, isa  # noqa: F401 (fixtures)
 from parallel_parnet import Config, Engine, ParNetError, Program, fold, quantize
 from parallel_parnet.choice import on_gpus
@@ -23,7 +22,9 @@ from parallel_parnet.executors.answers import Answer
 from parallel_parnet.program.contract import INPUT
 from parallel_parnet.program.program import Operation
 from parallel_parnet.program.rivals import resnet, rival
-from ungated import random_program, weights_of
+from plans import borders_are_zeros, features, plan_of, poison, reference
+from small import OPTIONAL, SMALL, lively, relative
+from ungated import noise, random_placement, random_program, weights_of
 
 NATIVE = pytest.mark.skipif("native" not in OPTIONAL, reason="the CPU kernels were not compiled")
 CPU = torch.device("cpu")
@@ -39,7 +40,7 @@ def far(got: Answer, expected: Answer) -> float:
 
 def pictures(program: Program, draw: st.DrawFn) -> Tensor:
     m = program.size_multiple
-    return torch.randn(draw(st.integers(1, 2)), 3, m * draw(st.integers(1, 3)), m * draw(st.integers(1, 3)))
+    return noise(draw, draw(st.integers(1, 2)), 3, m * draw(st.integers(1, 3)), m * draw(st.integers(1, 3)))
 
 
 @NATIVE
@@ -55,10 +56,7 @@ def test_random_programs_by_native(data: st.DataObject) -> None:
     expected = reference(program, x)
     expected = expected if program.outputs else {"logits": expected}
     assert far({name: got[feature] for name, feature in program.answers.items()}, expected) < 3e-5
-    for feature in features(plan):
-        inside = feature.padded.clone()
-        inside[:, feature.edge : -feature.edge, feature.edge : -feature.edge] = 0
-        assert not inside.any(), "the border is still zeros"
+    assert borders_are_zeros(plan)
 
 
 @settings(max_examples=15, deadline=None)
@@ -83,17 +81,6 @@ def test_random_programs_in_bf16(data: st.DataObject) -> None:
     program = random_program(data.draw, operations=4)
     x = pictures(program, data.draw)
     assert far(Engine(program, device="cpu", executor="native", dtype=torch.bfloat16)(x), reference(program, x)) < 5e-2
-
-
-@NATIVE
-def test_the_same_bits_for_any_number_of_threads() -> None:
-    x, other = torch.randn(2, 2, 3, 96, 160)
-    plans = [plan_of(TINY, x.shape, threads) for threads in (1, 2, 3, 8)]
-    first = plans[0](x)[0].clone()
-    for plan in plans:
-        for _ in range(5):
-            assert torch.equal(plan(x)[0], first)
-            assert not torch.equal(plan(other)[0], first)
 
 
 @NATIVE

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 
 import torch
 import worker
 
+from parallel_parnet.commands.common import slug
 from parallel_parnet.commands.depth.command import machine
 from parallel_parnet.files import write_atomically
 
@@ -15,6 +15,5 @@ from parallel_parnet.files import write_atomically
 def record(name: str, result: dict) -> None:
     """Write results/<name>-<machine>.json."""
     here = machine(torch.device("cpu"))
-    where = re.sub("[^a-z0-9]+", "-", here.lower()).strip("-")
     content = json.dumps({"machine": here, **result}, indent=1)
-    write_atomically(worker.ROOT / "results" / f"{name}-{where}.json", content + "\n")
+    write_atomically(worker.ROOT / "results" / f"{name}-{slug(here)}.json", content + "\n")

@@ -22,8 +22,10 @@ from pathlib import Path
 from statistics import median
 
 from recording import record
-from trial import children_of, is_mapped, make_pictures
+from trial import is_mapped, make_pictures
 from worker import ROOT, Fault
+
+from processes import children_of
 
 SAMPLE_S = 0.1
 STALL_S = 120.0  # without an answer

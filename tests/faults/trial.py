@@ -16,6 +16,7 @@ from agents import start_torchrun
 from worker import ROOT, Fault
 
 from forked import POLL_S, Forked
+from processes import children_of, free_port
 
 PICTURES = {"eager": 40, "triton": 3}  # Triton's kernels are interpreted, a second or more for each
 LIMIT_S = {"eager": 60.0, "triton": 180.0}  # of a trial; torchrun alone takes 30 s to end a rank that is stopped
@@ -196,14 +197,6 @@ def is_mapped(path: str) -> bool:
     return False
 
 
-def children_of(pid: int) -> list[int]:
-    """Processes whose parent it is, and orphans that it adopted; none of a process that is gone."""
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-
-
 def adopt_orphans() -> None:
     """From now on what torchrun leaves behind becomes a child of this process, and is seen."""
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
@@ -229,10 +222,3 @@ def make_pictures(folder: Path, count: int) -> None:
     folder.mkdir()
     for i in range(count):
         (folder / f"{i:06}.png").symlink_to(originals[i % len(originals)])
-
-
-def free_port() -> int:
-    """A port nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from conftest import relative
 from parallel_parnet import ParNetBlock, ParNetError
+from small import relative
 
 
 @torch.no_grad()

@@ -7,17 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import SMALL, lively
 from parallel_parnet import (
     VARIANTS,
     Backbone,
-    Config,
     ParNetError,
     create_model,
     fold,
     load_checkpoint,
     save_checkpoint,
 )
+from small import SMALL, lively
 
 X = torch.randn(2, 3, 64, 96)
 with torch.device("meta"):
@@ -85,9 +84,3 @@ def test_indices_that_are_not_there(indices: tuple[int, ...]) -> None:
 def test_indices_of_a_classifier() -> None:
     with pytest.raises(ParNetError, match="give features_only=True"):
         create_model(SMALL, out_indices=(1,))  # type: ignore[call-overload]
-
-
-@pytest.mark.parametrize("classes", [-1, 0.0, False, None])
-def test_classes_that_are_no_number(classes: object) -> None:
-    with pytest.raises(ParNetError, match="must be positive"):
-        Config(SMALL.planes, num_classes=classes)  # type: ignore[arg-type]

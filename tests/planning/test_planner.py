@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import SMALL, conv, weightless
 from parallel_parnet import ParNetError, Placement, Program, create_model, fold
 from parallel_parnet.planning.costs import H200, LINKS, NVLINK_POINTS, Costs, Device, Link, Measured, Roofline
 from parallel_parnet.planning.planner import Bounds, Run, Schedule, schedule
 from parallel_parnet.program.program import INPUT, Operation
+from small import SMALL, conv, weightless
 
 PARNET = fold(create_model(SMALL))
 

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from conftest import SMALL, conv, weightless
 from parallel_parnet import Config, ParNetError, Placement, Program, create_model, fold
 from parallel_parnet.commands.gpu.precompile import shapes_of
 from parallel_parnet.planning.costs import H200, LINKS, Costs, Link
 from parallel_parnet.planning.planner import schedule
 from parallel_parnet.planning.search import search
 from parallel_parnet.program.program import INPUT, Operation
+from small import SMALL, conv, weightless
 
 CONFIG = Config((8, 16, 32), blocks=(1, 1))
 TWO_STREAMS = fold(create_model(CONFIG))

@@ -21,7 +21,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from conftest import ROOT, SMALL, TracedRun, lively
+from conftest import ROOT, TracedRun
 from parallel_parnet import Engine, Placement, Program, fold, quantize
 from parallel_parnet.commands import tracing
 from parallel_parnet.planning.costs import Costs
@@ -33,6 +33,7 @@ from parallel_parnet.profiling.spans import REQUEST, Recorder, Span
 from parallel_parnet.profiling.timeline import APART, REAL, Operations, Timeline
 from parallel_parnet.profiling.traced import PASSES
 from parallel_parnet.program.program import INPUT
+from small import SMALL, lively
 
 PHASES = {"X", "M", "s", "f"}
 PASSES_APART = 5

@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
-from random import Random
-
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from conftest import SMALL, lively, relative
-from parallel_parnet import Config, Engine, ParNetError, Program, fold, quantize
+from parallel_parnet import Engine, ParNetError
 from parallel_parnet.executors.available import choose
-from parallel_parnet.int8.errors import errors
-from parallel_parnet.parity import tolerance_quantised
 from parallel_parnet.program.arithmetic import in_e4m3
-from parallel_parnet.program.contract import E4M3, INPUT
-from parallel_parnet.program.pixels import fold_pixels, normalise
-from program.test_fold import configs
-from program.test_quantised import changed, expected_of
+from parallel_parnet.program.contract import E4M3
+from program.test_quantised import OP, PROGRAMS, changed, rounded
 
 CPU = torch.device("cpu")
-EXACT = fold(lively(SMALL, 5))
-PROGRAM = quantize(EXACT, torch.randn(16, 3, 64, 64), to=E4M3)
-OP = "streams.0.1"  # reads streams.0.0
+PROGRAM = PROGRAMS[E4M3]
 STEP, WEIGHT = PROGRAM.weights["streams.0.0.step"], PROGRAM.weights[f"{OP}.weight"]
 ZERO = torch.tensor([7], dtype=torch.uint8)
 BROKEN: list[tuple[dict[str, Tensor | None], str]] = [
@@ -56,34 +44,10 @@ def test_what_a_program_in_fp8_must_be(weights: dict[str, Tensor | None], messag
         changed(PROGRAM, weights)
 
 
-def test_files_and_digests(tmp_path: Path) -> None:
-    path, x = tmp_path / "p.safetensors", torch.randn(2, 3, 64, 32)
-    PROGRAM.save(path)
-    loaded = Program.load(path)
-    assert loaded.digest == PROGRAM.digest != EXACT.digest and loaded.quantised == E4M3
-    assert {name: t.dtype for name, t in loaded.weights.items()} == {n: t.dtype for n, t in PROGRAM.weights.items()}
-    engine = Engine(PROGRAM, device="cpu", executor="eager")
-    assert torch.equal(Engine(loaded, device="cpu", executor="eager")(x), engine(x))
-    engine.save(path)
-    assert torch.equal(Engine.load(path, "cpu")(x), engine(x))
-    for name in (f"{OP}.weight", f"{OP}.weight_step", "streams.0.0.step"):
-        other = PROGRAM.weights[name].float().clone()
-        other.view(-1)[0] *= 2
-        dtype = PROGRAM.weights[name].dtype
-        assert changed(PROGRAM, {name: other.clamp(max=448).to(dtype)}).digest != PROGRAM.digest
-
-
 def test_bytes_of_an_operation() -> None:
     row = next(row for row in PROGRAM.cost(64, batch=2, itemsize=2).operations if row.name == OP)
     weights = 8 * 8 * 9 + 2 * (8 * 8 + 6 * 8)  # bias, gate bias, scale, shift, and both steps, as of other types
     assert row.bytes == 2 * 2 * 16 * 16 * 8 + weights
-
-
-def rounded(values: np.ndarray) -> np.ndarray:
-    """To the nearest number of 3 bits of fraction, 2^-9 or more apart, half to even, and 448 at most."""
-    _, exponent = np.frexp(values)
-    apart = 2.0 ** (np.maximum(exponent - 1, -6) - 3)
-    return np.clip(np.rint(values / apart) * apart, -448, 448)
 
 
 @given(st.floats(-500, 500, width=32), st.integers(-126, 119))
@@ -104,54 +68,6 @@ def test_what_e4m3_cannot_hold() -> None:
     x = torch.randn(1, 3, 64, 64)
     x[0, 1, 30, 30] = torch.nan
     assert Engine(PROGRAM, device="cpu", executor="eager")(x).isnan().all()
-
-
-@settings(max_examples=15, deadline=None)
-@given(
-    config=configs(), rng=st.randoms(use_true_random=True), executor=st.sampled_from(("reference", "eager")),
-    scale=st.sampled_from((1.0, 30.0)),
-)  # fmt: skip
-def test_every_operation_of_any_program(config: Config, rng: Random, executor: str, scale: float) -> None:
-    """From the inputs that it had, each value in e4m3 is the one that numpy's lies nearest to; some is kept in fp32."""
-    exact = fold(lively(config, rng.randrange(100)))
-    names = [op.name for op in exact.operations if op.kind == "conv" and INPUT not in op.inputs]
-    m = exact.size_multiple
-    program = quantize(exact, torch.randn(2, 3, m, m), rng.sample(names, rng.randrange(len(names))), to=E4M3)
-    whole = replace(program, outputs={op.name: op.name for op in program.operations})
-    x = scale * torch.randn(2, 3, m, 2 * m)
-    features = Engine(whole, device="cpu", executor=executor)(x)
-    assert isinstance(features, dict)
-    features[INPUT] = x
-    for op in (op for op in program.operations if op.kind == "conv"):
-        got = features[op.name].double().numpy()
-        inputs = [features[name].double().numpy() for name in op.inputs]
-        value = expected_of(program, op, inputs)
-        if f"{op.name}.step" not in program.weights:
-            # sums that cancel keep what fp32 rounded off their parts
-            assert np.linalg.norm(got - value) <= 1e-5 * np.linalg.norm(value) + 1e-8 * np.linalg.norm(inputs)
-            continue
-        step = program.weights[f"{op.name}.step"].double().numpy()[:, None, None]
-        stored = got / step
-        assert (stored == rounded(stored)).all() and np.abs(stored).max() <= 448
-        away = np.abs(stored - np.clip(value / step, -448, 448))
-        _, exponent = np.frexp(np.maximum(np.abs(stored), 2.0**-6))
-        # half of the way to the next number, of the larger ones' at the edge; and what fp32 makes of a larger sum
-        assert (away <= 2.0 ** (exponent - 5) + 1e-5 * max(1.0, np.abs(value / step).max())).all()
-
-
-def test_raw_pictures() -> None:
-    x = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8)
-    plain = normalise(x, PROGRAM.config)
-    limit = tolerance_quantised(errors({"": PROGRAM}, EXACT, plain)[""])
-    engine = Engine(PROGRAM, device="cpu", executor="eager")
-    assert relative(engine(x), engine(plain)) < limit
-    assert torch.equal(fold_pixels(PROGRAM, torch.float32).weights["inits.0.0.step"], PROGRAM.weights["inits.0.0.step"])
-
-
-def test_torch_export_computes_the_same() -> None:
-    module, x = PROGRAM.to_exported_program().module(), torch.randn(3, 3, 64, 96)
-    limit = tolerance_quantised(errors({"": PROGRAM}, EXACT, x)[""])
-    assert relative(module(x), Engine(PROGRAM, device="cpu", executor="reference")(x)) < limit
 
 
 def test_who_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:

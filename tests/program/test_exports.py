@@ -16,11 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from conftest import SMALL, lively, relative
 from parallel_parnet import Config, Engine, ParNetError, Program, fold
 from program.test_fold import configs
+from small import SMALL, lively, relative
 
-onnx = pytest.importorskip("onnx", reason="needs the package onnx")
 PROGRAM = fold(lively(SMALL, 3))
 STANDARD = {
     "Add", "Cast", "Concat", "ConstantOfShape", "Conv", "Flatten", "Gemm", "GlobalAveragePool", "Identity", "Mul",
@@ -37,7 +36,7 @@ def reference(program: Program, x: Tensor) -> Tensor:
     return Engine(program, device="cpu", executor="reference")(x)
 
 
-@installed("onnxruntime")
+@installed("onnx", "onnxruntime")
 @settings(max_examples=15, deadline=None)
 @given(config=configs(), seed=st.integers(0, 2**31), raw=st.booleans())
 def test_any_network_in_onnx(config: Config, seed: int, raw: bool) -> None:
@@ -57,7 +56,10 @@ def test_any_network_in_onnx(config: Config, seed: int, raw: bool) -> None:
         assert difference < 1e-5 * (expected.norm() + program.weights["head.fc.bias"].norm())
 
 
+@installed("onnx")
 def test_the_model_says_what_it_is() -> None:
+    import onnx
+
     model = PROGRAM.to_onnx(raw=True)
     (picture,), (logits,) = model.graph.input, model.graph.output
     assert picture.type.tensor_type.elem_type == onnx.TensorProto.UINT8
@@ -80,12 +82,14 @@ def test_torch_export() -> None:
         assert relative(module(x), reference(PROGRAM, x)) < 1e-5
 
 
+@installed("onnx")
 def test_what_no_file_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("parallel_parnet.program.onnx_graph.LARGEST", 1000)
     with pytest.raises(ParNetError, match="an ONNX file holds 2 GB"):
         PROGRAM.to_onnx()
 
 
+@installed("onnx")
 def test_an_operator_that_onnx_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("parallel_parnet.program.onnx_graph.OPSET", 11)  # whose Split takes its sizes otherwise
     with pytest.raises(ParNetError, match=r"ONNX cannot hold this network: .*Split"):
@@ -130,8 +134,10 @@ def answer_of(code: str, folder: Path, x: Tensor) -> Tensor:
     return torch.from_numpy(np.load(folder / "y.npy"))
 
 
-@installed("pnnx", "ncnn")
+@installed("onnx", "pnnx", "ncnn")
 def test_ncnn_takes_it(tmp_path: Path) -> None:
+    import onnx
+
     onnx.save(PROGRAM.to_onnx(), tmp_path / "m.onnx")
     spec, x = importlib.util.find_spec("pnnx"), torch.randn(1, 3, 64, 96)
     assert spec is not None and spec.origin is not None
@@ -140,8 +146,10 @@ def test_ncnn_takes_it(tmp_path: Path) -> None:
     assert relative(answer_of(NCNN, tmp_path, x), reference(PROGRAM, x)[0]) < 1e-5
 
 
-@installed("MNN")
+@installed("onnx", "MNN")
 def test_mnn_takes_it(tmp_path: Path) -> None:
+    import onnx
+
     onnx.save(PROGRAM.to_onnx(), tmp_path / "m.onnx")
     x = torch.randn(1, 3, 64, 96)
     assert relative(answer_of(MNN, tmp_path, x).flatten(), reference(PROGRAM, x)[0]) < 1e-4  # it uses Winograd's F(4x4)

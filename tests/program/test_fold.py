@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import SMALL, lively, relative
 from parallel_parnet import Config, Engine, ParNetBlock, ParNetError, fold
+from small import SMALL, lively, relative
 
 
 @st.composite

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import GOLDEN, OPTIONAL, SMALL, lively, relative
 from parallel_parnet import Config, Engine, ParNet, Placement, fold, load_checkpoint
 from parallel_parnet.executors.segment import SegmentModule
 from parallel_parnet.preprocess import Preprocess
 from parallel_parnet.program.pixels import fold_pixels
 from parallel_parnet.program.placement import Segment
 from parallel_parnet.program.program import Program
+from small import GOLDEN, OPTIONAL, SMALL, lively, relative
 
 MODEL = lively(SMALL, 7)
 PROGRAM = fold(MODEL)

@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import SMALL, lively, random_placement
 from parallel_parnet import Config, Engine, ParNetError, Placement, create_model, fold
+from small import SMALL, lively
+from ungated import random_placement
 
 PROGRAM = fold(lively(SMALL, 5))
 INPUT = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import SMALL, lively
 from fuzz.generators import Forged
 from parallel_parnet import Config, Engine, ParNetError, Program, fold
 from parallel_parnet.program.families import arranged
+from small import SMALL, lively
 
 PROGRAM = fold(lively(SMALL, 4))
 

@@ -14,21 +14,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from conftest import OPTIONAL, SMALL, lively, random_placement, relative
 from fuzz.generators import Forged
 from parallel_parnet import Config, Engine, ParNetError, Placement, Program, fold, quantize
 from parallel_parnet.executors.available import choose, for_cpu
 from parallel_parnet.int8.errors import errors
 from parallel_parnet.parity import tolerance_quantised
 from parallel_parnet.program.arithmetic import quantised
-from parallel_parnet.program.contract import INPUT, MOST_SUMMED
+from parallel_parnet.program.contract import E4M3, INPUT, MOST_SUMMED
 from parallel_parnet.program.pixels import fold_pixels, normalise
 from parallel_parnet.program.program import Operation
 from program.test_fold import configs
+from small import OPTIONAL, SMALL, lively, relative
+from ungated import noise, random_placement
 
 CPU = torch.device("cpu")
 EXACT = fold(lively(SMALL, 5))
-PROGRAM = quantize(EXACT, torch.randn(16, 3, 64, 64))
+PROGRAMS = {to: quantize(EXACT, torch.randn(16, 3, 64, 64), to=to) for to in (torch.int8, E4M3)}
+PROGRAM = PROGRAMS[torch.int8]
+each_type = pytest.mark.parametrize("to", PROGRAMS, ids=str)
 
 
 def changed(program: Program, changes: dict[str, Tensor | None], kind: type[Program] = Program) -> Program:
@@ -124,20 +127,21 @@ def test_sums_of_32_bits(executor: str) -> None:
         widest(MOST_SUMMED + 1)
 
 
-def test_files_and_digests(tmp_path: Path) -> None:
-    path = tmp_path / "p.safetensors"
-    PROGRAM.save(path)
+@each_type
+def test_files_and_digests(to: torch.dtype, tmp_path: Path) -> None:
+    path, program = tmp_path / "p.safetensors", PROGRAMS[to]
+    program.save(path)
     loaded, x = Program.load(path), torch.randn(2, 3, 64, 32)
-    assert loaded.digest == PROGRAM.digest != EXACT.digest and loaded.quantised
-    assert {name: t.dtype for name, t in loaded.weights.items()} == {n: t.dtype for n, t in PROGRAM.weights.items()}
-    expected = Engine(PROGRAM, device="cpu", executor="eager")(x)
+    assert loaded.digest == program.digest != EXACT.digest and loaded.quantised == to
+    assert {name: t.dtype for name, t in loaded.weights.items()} == {n: t.dtype for n, t in program.weights.items()}
+    expected = Engine(program, device="cpu", executor="eager")(x)
     assert torch.equal(Engine(loaded, device="cpu", executor="eager")(x), expected)
-    Engine(PROGRAM, device="cpu", executor="eager").save(path)
+    Engine(program, device="cpu", executor="eager").save(path)
     assert torch.equal(Engine.load(path, "cpu")(x), expected)
-    for name in (f"{OP}.weight", f"{OP}.weight_step", "streams.0.0.step", "streams.0.0.zero"):
-        other = PROGRAM.weights[name].clone()
-        other.view(-1)[0] += 1
-        assert changed(PROGRAM, {name: other.clamp(max=127)}).digest != PROGRAM.digest
+    for name in {f"{OP}.weight", f"{OP}.weight_step", "streams.0.0.step", "streams.0.0.zero"} & program.weights.keys():
+        other = program.weights[name].float()
+        other.view(-1)[0] = 2 if other.view(-1)[0] == 1 else 1
+        assert changed(program, {name: other.to(program.weights[name].dtype)}).digest != program.digest
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(ParNetError, match="damaged"):
@@ -206,13 +210,13 @@ def expected_of(program: Program, op: Operation, inputs: list[np.ndarray]) -> np
     return y.reshape(n, groups, op.shuffle, -1, h, width).swapaxes(1, 2).reshape(n, c, h, width)
 
 
-def any_program(config: Config, rng: Random) -> Program:
-    """Some of it kept in fp32, with ranges that clip, zeros anywhere, and kernels of extremes."""
+def any_program(config: Config, rng: Random, to: torch.dtype) -> Program:
+    """Some of it kept in fp32; in int8 with ranges that clip, zeros anywhere, and kernels of extremes."""
     exact = fold(lively(config, rng.randrange(100)))
     names = [op.name for op in exact.operations if op.kind == "conv" and INPUT not in op.inputs]
     keep = rng.sample(names, rng.randrange(len(names)))
     m = exact.size_multiple
-    program = quantize(exact, torch.randn(2, 3, m, m), keep)
+    program = quantize(exact, torch.randn(2, 3, m, m), keep, to)
     weights = dict(program.weights)
     for name, tensor in weights.items():
         if name.endswith(".zero") and rng.random() < 0.5:
@@ -222,14 +226,43 @@ def any_program(config: Config, rng: Random) -> Program:
     return Program(program.config, program.operations, weights)
 
 
+def rounded(values: np.ndarray) -> np.ndarray:
+    """To the nearest number of 3 bits of fraction, 2^-9 or more apart, half to even, and 448 at most."""
+    _, exponent = np.frexp(values)
+    apart = 2.0 ** (np.maximum(exponent - 1, -6) - 3)
+    return np.clip(np.rint(values / apart) * apart, -448, 448)
+
+
+def assert_nearest_int8(got: np.ndarray, value: np.ndarray, weights: dict[str, np.ndarray]) -> None:
+    step, zero = weights["step"].item(), weights["zero"].item()
+    integers = got / step + zero
+    assert np.abs(integers - integers.round()).max() < 1e-4 and integers.min() > -0.5 and integers.max() < 255.5
+    away = np.abs(integers.round() - np.clip(value / step + zero, 0, 255))
+    # fp32 rounds parts of a sum that may be larger than what the range holds
+    assert away.max() < 0.5 + 1e-5 * max(1.0, np.abs(value / step).max())
+
+
+def assert_nearest_e4m3(got: np.ndarray, value: np.ndarray, weights: dict[str, np.ndarray]) -> None:
+    step = weights["step"][:, None, None]
+    stored = got / step
+    assert (stored == rounded(stored)).all() and np.abs(stored).max() <= 448
+    away = np.abs(stored - np.clip(value / step, -448, 448))
+    _, exponent = np.frexp(np.maximum(np.abs(stored), 2.0**-6))
+    # half of the way to the next number, of the larger ones' at the edge; and what fp32 makes of a larger sum
+    assert (away <= 2.0 ** (exponent - 5) + 1e-5 * max(1.0, np.abs(value / step).max())).all()
+
+
+@each_type
 @settings(max_examples=25, deadline=None)
 @given(
     config=configs(), rng=st.randoms(use_true_random=True), executor=st.sampled_from(("reference", "eager")),
     scale=st.sampled_from((1.0, 30.0)),
 )  # fmt: skip
-def test_every_operation_of_any_program(config: Config, rng: Random, executor: str, scale: float) -> None:
+def test_every_operation_of_any_program(
+    to: torch.dtype, config: Config, rng: Random, executor: str, scale: float
+) -> None:
     """From the inputs that it had, each quantised value is the one that numpy's lies nearest to."""
-    program = any_program(config, rng)
+    program = any_program(config, rng, to)
     whole = replace(program, outputs={op.name: op.name for op in program.operations})
     m = program.size_multiple
     x = scale * torch.randn(2, 3, m, 2 * m)
@@ -240,17 +273,12 @@ def test_every_operation_of_any_program(config: Config, rng: Random, executor: s
         got = features[op.name].double().numpy()
         inputs = [features[name].double().numpy() for name in op.inputs]
         value = expected_of(program, op, inputs)
-        if f"{op.name}.step" not in program.weights:
-            # sums that cancel, or are far below zero, keep what fp32 rounded off their parts
+        weights = {name: tensor.double().numpy() for name, tensor in program.of(op).items()}
+        if "step" in weights:
+            (assert_nearest_int8 if to == torch.int8 else assert_nearest_e4m3)(got, value, weights)
+        else:  # sums that cancel, or are far below zero, keep what fp32 rounded off their parts
             floor = 1e-8 * np.linalg.norm(inputs)
             assert np.linalg.norm(got - value) <= 1e-5 * np.linalg.norm(value) + floor
-            continue
-        step, zero = (program.weights[f"{op.name}.{name}"].double().item() for name in ("step", "zero"))
-        integers = got / step + zero
-        assert np.abs(integers - integers.round()).max() < 1e-4 and integers.min() > -0.5 and integers.max() < 255.5
-        away = np.abs(integers.round() - np.clip(value / step + zero, 0, 255))
-        # fp32 rounds parts of a sum that may be larger than what the range holds
-        assert away.max() < 0.5 + 1e-5 * max(1.0, np.abs(value / step).max())
 
 
 def test_rounding() -> None:
@@ -277,25 +305,25 @@ def test_values_that_cross_lanes_stand_for_the_same_integers(mantissa: int, expo
 @settings(max_examples=8, deadline=None)
 @given(st.data(), st.integers(2, 3))
 def test_any_placement(data: st.DataObject, lanes: int) -> None:
-    placement = random_placement(PROGRAM, lanes, data.draw)
-    x = torch.randn(2, 3, 64, 32)
+    placement, x = random_placement(PROGRAM, lanes, data.draw), noise(data.draw, 2, 3, 64, 32)
     expected = Engine(PROGRAM, device="cpu", executor="reference")(x)
     assert torch.equal(Engine(PROGRAM, placement, "cpu", executor="reference")(x), expected)
 
 
-def test_raw_pictures() -> None:
-    x = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8)
-    plain = normalise(x, PROGRAM.config)
-    limit = tolerance_quantised(errors({"": PROGRAM}, EXACT, plain)[""])
+@each_type
+def test_raw_pictures(to: torch.dtype) -> None:
+    program, x = PROGRAMS[to], torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8)
+    plain = normalise(x, program.config)
+    limit = tolerance_quantised(errors({"": program}, EXACT, plain)[""])
     for executor in ("reference", "eager"):
-        engine = Engine(PROGRAM, device="cpu", executor=executor)
+        engine = Engine(program, device="cpu", executor=executor)
         assert relative(engine(x), engine(plain)) < limit
-    folded = fold_pixels(PROGRAM, torch.float32)
+    folded = fold_pixels(program, torch.float32)
     assert {name: t.dtype for name, t in folded.weights.items() if "inits.0.0" not in name} == {
-        name: t.dtype for name, t in PROGRAM.weights.items() if "inits.0.0" not in name
+        name: t.dtype for name, t in program.weights.items() if "inits.0.0" not in name
     }
-    for name in ("inits.0.0.step", "inits.0.0.zero"):
-        assert torch.equal(folded.weights[name], PROGRAM.weights[name])
+    for name in {"inits.0.0.step", "inits.0.0.zero"} & program.weights.keys():
+        assert torch.equal(folded.weights[name], program.weights[name])
 
 
 @pytest.mark.long
@@ -307,9 +335,12 @@ def test_inductor_computes_the_same() -> None:
     assert relative(got, expected) < tolerance_quantised(errors({"": program}, exact, x)[""])
 
 
-def test_torch_export_computes_the_same() -> None:
-    module, x = PROGRAM.to_exported_program().module(), torch.randn(3, 3, 64, 96)
-    assert relative(module(x), Engine(PROGRAM, device="cpu", executor="reference")(x)) < 1e-5
+@each_type
+def test_torch_export_computes_the_same(to: torch.dtype) -> None:
+    program, x = PROGRAMS[to], torch.randn(3, 3, 64, 96)
+    limit = 1e-5 if to == torch.int8 else tolerance_quantised(errors({"": program}, EXACT, x)[""])
+    found = program.to_exported_program().module()(x)
+    assert relative(found, Engine(program, device="cpu", executor="reference")(x)) < limit
 
 
 @pytest.mark.parametrize(

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from conftest import OPTIONAL, relative
-from parallel_parnet import Engine, ParNetError
+from parallel_parnet import Engine, ParNetError, Program
 from parallel_parnet.commands.bench.poster_networks import PEERS
 from parallel_parnet.program.rivals import RIVALS, rival
+from small import OPTIONAL, relative
 
 # parameters in training form (ResNet: torchvision's documentation) or as deployed (RepVGG: arXiv 2101.03697, table 4;
 # B2g4 55.77 there), and depth as published
 PUBLISHED = {
     "resnet34": (21_797_672, 34), "resnet50": (25_557_032, 50), "repvgg_a0": (8.31e6, 22),
     "repvgg_b1g4": (36.13e6, 28), "repvgg_b2g4": (55.77e6, 28),
+}  # fmt: skip
+# millions of parameters and GFLOPs, as the poster gives them
+POSTER = {
+    "resnet34": (21.8, 7.3), "resnet50": (25.6, 8.2), "repvgg_b1g4": (36.1, 14.6), "repvgg_b2g4": (55.8, 22.7),
 }  # fmt: skip
 WIDTHS = {"resnet34": 512, "resnet50": 2048, "repvgg_a0": 1280, "repvgg_b1g4": 2048, "repvgg_b2g4": 2560}
 
@@ -52,16 +59,25 @@ def test_parameters_layer_by_layer() -> None:
 @pytest.mark.parametrize("name", PEERS)
 def test_flops_agree_with_torch(name: str) -> None:
     with FlopCounterMode(display=False) as counter, torch.device("meta"):
-        PEERS[name][0]()(torch.empty(1, 3, 224, 224))
-    assert rival(name).cost(224).flops == counter.get_total_flops()
+        network = PEERS[name][0]().eval()
+        assert network(torch.empty(1, 3, 224, 224)).shape == (1, 1000)
+    flops, (parameters, gflops) = counter.get_total_flops(), POSTER[name]
+    assert rival(name).cost(224).flops == flops and flops / 1e9 == pytest.approx(gflops, rel=0.01)
+    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(parameters, rel=0.01)
+
+
+@cache
+def twins(name: str) -> tuple[Program, nn.Module]:
+    """A program of random weights, and a plain module of the same."""
+    program, module = rival(name, seed=1), PEERS[name][0]().eval()
+    module.load_state_dict(dict(program.weights))
+    return program, module
 
 
 @pytest.mark.parametrize("executor", ["reference", "eager", *OPTIONAL])
 @pytest.mark.parametrize("name", ["resnet50", "repvgg_b1g4"])
 def test_answers_of_plain_modules(name: str, executor: str) -> None:
-    program, module = rival(name, seed=1), PEERS[name][0]().eval()
-    module.load_state_dict(dict(program.weights))
-    x = torch.randn(1, 3, 224, 224)
+    (program, module), x = twins(name), torch.randn(1, 3, 224, 224)
     with torch.inference_mode():
         expected = module(x)
     assert expected.std() > 0.1, "the features have not vanished"

@@ -11,10 +11,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from conftest import SMALL, lively
 from parallel_parnet import Engine, fold
 from parallel_parnet.commands.common import Ranks, run
 from parallel_parnet.transport import join_ranks
+from small import SMALL, lively
 
 
 def main() -> int:

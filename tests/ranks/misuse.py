@@ -1,12 +1,7 @@
-"""Run by torchrun on two ranks: what callers do to an engine that they should not, or may; the coordinator writes JSON.
-
-misuse.py SEED FILE
-"""
+"""Run by torchrun on two ranks: what callers do to an engine that they should not, or may, as JSON."""
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,14 +15,14 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from conftest import SMALL, lively
-from parallel_parnet import Engine, ParNetError, Program, fold
-from parallel_parnet.commands.common import Ranks, run
+from forked import in_a_fork
+from parallel_parnet import Engine, ParNetError, Placement, Program, fold
+from parallel_parnet.commands.common import Ranks
 from parallel_parnet.executors.distributed import STOP
 from parallel_parnet.executors.lane import Request
 from parallel_parnet.transport import join_ranks, leave_ranks
-
-CPU = torch.device("cpu")
+from ranks.started import CPU, started
+from small import SMALL, lively
 
 
 def told(call: Callable[[], object]) -> str:
@@ -88,14 +83,12 @@ def coordinate(program: Program, transport: str, pictures: list[Tensor], expecte
 
 def closed_in_a_fork(engine: Engine) -> bool:
     """Whether a child is refused what would speak to the other ranks; that they go on, later calls show."""
-    child = os.fork()
-    if child == 0:
-        try:
-            engine.close()
-            os._exit("made before a fork" not in told(engine.clocks))
-        finally:
-            os._exit(1)
-    return os.waitpid(child, 0)[1] == 0
+
+    def close() -> str:
+        engine.close()
+        return told(engine.clocks)
+
+    return "made before a fork" in in_a_fork(close)
 
 
 def closed_from_a_thread(engine: Engine, x: Tensor) -> bool:
@@ -141,18 +134,15 @@ def side_by_side(program: Program, other: Program, rank: int, x: Tensor) -> Tens
     return answer if isinstance(answer, Tensor) else None
 
 
-def main() -> int:
-    seed, file, ranks = int(sys.argv[1]), Path(sys.argv[2]), Ranks.from_environment()
-    torch.set_num_threads(1)
+def work(seed: int, ranks: Ranks) -> dict | None:
     program, other = fold(lively(SMALL, seed)), fold(lively(SMALL, seed + 1))
     torch.manual_seed(seed)
     pictures = [torch.randn(1, 3, 32, 32) for _ in range(5)]
-    alone = Engine(program, device=CPU, executor="eager")
+    alone = Engine(program, Placement.single(program), CPU, executor="eager")
     expected = [alone(x) for x in pictures]
     for _ in range(2):
-        join_ranks(CPU, 30)
         leave_ranks()
-    join_ranks(CPU, 30)
+        join_ranks(CPU, 30)
     rows: list[dict] = []
     for transport in ("gloo", "shared"):
         if ranks.rank:
@@ -160,10 +150,8 @@ def main() -> int:
         else:
             rows.append(coordinate(program, transport, pictures, expected))
     answer = side_by_side(program, other, ranks.rank, pictures[0])
-    if answer is not None:
-        file.write_text(json.dumps({"rows": rows, "beside": torch.equal(answer, expected[0])}))
-    return 0
+    return None if answer is None else {"rows": rows, "beside": torch.equal(answer, expected[0])}
 
 
 if __name__ == "__main__":
-    run(main)
+    started(work)

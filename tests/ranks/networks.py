@@ -1,12 +1,8 @@
-"""Run by torchrun: every transport, placement, batch and size on these ranks, against the reference, as JSON.
-
-networks.py SEED FILE
-"""
+"""Run by torchrun: every transport, placement, batch and size on these ranks, against the reference, as JSON."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import sys
 from pathlib import Path
@@ -17,12 +13,10 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from conftest import SMALL, lively, relative
 from parallel_parnet import Engine, Placement, Program, fold
-from parallel_parnet.commands.common import Ranks, run
-from parallel_parnet.transport import join_ranks
-
-CPU = torch.device("cpu")
+from parallel_parnet.commands.common import Ranks
+from ranks.started import CPU, started
+from small import SMALL, lively, relative
 
 
 def placements(program: Program, lanes: int) -> dict[str, Placement]:
@@ -53,15 +47,11 @@ def listening() -> list[str]:
     return [row[1].split(":")[0] for row in rows if row[3] == "0A" and row[9] in own]
 
 
-def main() -> int:
-    seed, file = int(sys.argv[1]), Path(sys.argv[2])
-    ranks = Ranks.from_environment()
-    torch.set_num_threads(1)
+def work(seed: int, ranks: Ranks) -> list[dict]:
     program = fold(lively(SMALL, seed))
     torch.manual_seed(seed)
     inputs = [torch.randn(n, 3, h, w) for n in (1, 4) for h, w in ((32, 64), (96, 32))]
     reference = Engine(program, Placement.single(program), CPU, executor="reference")
-    join_ranks(CPU, 60)
     results = []
     for name, placement in placements(program, ranks.world).items():
         for transport in ("gloo", "shared"):
@@ -93,10 +83,8 @@ def main() -> int:
                         "listening": listening(),
                     }
                 )
-    if results:
-        file.with_suffix(f".{ranks.rank}.json").write_text(json.dumps(results))
-    return 0
+    return results
 
 
 if __name__ == "__main__":
-    run(main)
+    started(work)

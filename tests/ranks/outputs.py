@@ -1,11 +1,7 @@
-"""Run by torchrun: a program's outputs on these ranks, against one lane's, as JSON.
-
-outputs.py SEED FILE
-"""
+"""Run by torchrun: a program's outputs on these ranks, against one lane's, as JSON."""
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -14,20 +10,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from conftest import OPTIONAL, SMALL, lively, relative
 from parallel_parnet import Backbone, Engine, Placement, fold
-from parallel_parnet.commands.common import Ranks, run
-from parallel_parnet.transport import join_ranks
+from parallel_parnet.commands.common import Ranks
+from ranks.started import CPU, started
+from small import OPTIONAL, SMALL, lively, relative
 
-CPU = torch.device("cpu")
 
-
-def main() -> int:
-    seed, file = int(sys.argv[1]), Path(sys.argv[2])
-    ranks = Ranks.from_environment()
-    torch.set_num_threads(1)
+def work(seed: int, ranks: Ranks) -> list[dict]:
     model = lively(SMALL, seed)
-    join_ranks(CPU, 60)
     inputs = [torch.randn(2, 3, 64, 96), torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)]
     rows = []
     for names in (tuple(model.feature_info.module_name()), ("streams.2", "logits")):
@@ -55,10 +45,8 @@ def main() -> int:
                     "said": [[2, i["num_chs"], 64 // i["reduction"], 96 // i["reduction"]] for i in info],
                 }
             )
-    if rows:
-        file.write_text(json.dumps(rows))
-    return 0
+    return rows
 
 
 if __name__ == "__main__":
-    run(main)
+    started(work)

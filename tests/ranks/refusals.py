@@ -16,12 +16,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from conftest import SMALL, lively
 from parallel_parnet import Engine, LaneError, ParNetError, Placement, Program, engine, fold
 from parallel_parnet.commands.common import Ranks, run
 from parallel_parnet.executors.distributed import RUN, DistributedExecutor
 from parallel_parnet.transport import join_ranks
 from parallel_parnet.transport.health import SILENCE_S
+from small import SMALL, lively
 
 CPU = torch.device("cpu")
 HEADERS = [

@@ -1,11 +1,7 @@
-"""Run by torchrun with TRITON_INTERPRET=1: Triton's segments on these ranks against one lane, bit for bit, as JSON.
-
-triton_lanes.py SEED FILE
-"""
+"""Run by torchrun with TRITON_INTERPRET=1: Triton's segments on these ranks against one lane, bit for bit, as JSON."""
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -14,25 +10,20 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from conftest import lively
 from parallel_parnet import Config, Engine, Placement, fold
-from parallel_parnet.commands.common import Ranks, run
-from parallel_parnet.transport import join_ranks
+from parallel_parnet.commands.common import Ranks
+from ranks.started import CPU, started
+from small import lively
 
-CPU = torch.device("cpu")
 SMALLEST = Config((4, 8, 8, 8), blocks=(1, 1, 1), num_classes=4)
 DTYPE = torch.float16
 
 
-def main() -> int:
-    seed, file = int(sys.argv[1]), Path(sys.argv[2])
-    torch.set_num_threads(1)
+def work(seed: int, ranks: Ranks) -> list[dict]:
     program = fold(lively(SMALLEST, seed))
     torch.manual_seed(seed)
     pictures = [torch.randn(1, 3, 32, 32), torch.randint(0, 256, (1, 3, 32, 32)).byte()]
     stream = [*pictures, pictures[0].flip(2), pictures[0].flip(3)]
-    join_ranks(CPU, 60)
-    ranks = Ranks.from_environment()
     results: list[dict] = []
     expected: list[torch.Tensor] = []
     for executor, transport in (("triton", "shared"), ("cuda_graph", "gloo")):
@@ -56,10 +47,8 @@ def main() -> int:
                     == sorted(program.by_name),
                 }
             )
-    if results:
-        file.write_text(json.dumps(results))
-    return 0
+    return results
 
 
 if __name__ == "__main__":
-    run(main)
+    started(work)

@@ -11,32 +11,39 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from conftest import ROOT, free_port, launch
+from conftest import ROOT, launch
+from processes import free_port
 
 pytestmark = [pytest.mark.ranks, pytest.mark.timeout(200)]
 SCRIPTS = ROOT / "tests" / "ranks"
-SEED = random.randrange(1 << 30)
 LOOPBACK = "0100007F"
 
 
-def network_results(ranks: int, folder: Path, anew: bool) -> list[dict]:
-    """What networks.py found on so many ranks; where Python is executed anew, each has an order of its own for text."""
-    before = sorted(os.listdir("/dev/shm"))
-    run = launch(SCRIPTS / "networks.py", SEED, folder / "found.json", ranks=ranks, anew=anew)
+def found(script: str, seed: int, folder: Path, ranks: int, **options: Any) -> list:
+    """What each of so many ranks writes that writes anything."""
+    run = launch(SCRIPTS / script, seed, folder / "found", ranks=ranks, **options)
     assert run.returncode == 0, run.stderr
+    return [json.loads(file.read_text()) for file in sorted(folder.glob("found.*.json"))]
+
+
+def network_results(seed: int, folder: Path, ranks: int, anew: bool) -> list[dict]:
+    """What networks.py finds; where Python is executed anew, each rank has an order of its own for text."""
+    before = sorted(os.listdir("/dev/shm"))
+    rows = [row for rows in found("networks.py", seed, folder, ranks, anew=anew) for row in rows]
     assert sorted(os.listdir("/dev/shm")) == before
-    return [row for file in sorted(folder.glob("found.*.json")) for row in json.loads(file.read_text())]
+    return rows
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_every_transport_and_placement(ranks: int, tmp_path: Path) -> None:
-    rows = network_results(ranks, tmp_path, anew=ranks > 1)
-    assert len(rows) == (2 if ranks == 1 else 4), f"seed {SEED}"
+def test_every_transport_and_placement(ranks: int, seed: int, tmp_path: Path) -> None:
+    rows = network_results(seed, tmp_path, ranks, anew=ranks > 1)
+    assert len(rows) == (2 if ranks == 1 else 4)
     for row in rows:
-        case = f"{row['placement']}, {row['transport']}, seed {SEED}"
+        case = f"{row['placement']}, {row['transport']}"
         assert all(error < 1e-5 for error in row["errors"]), case
         assert row["digest"] == row["repeated"] == row["mapped"] == row["mapped_again"], case
         assert row["first"] and row["kept"], case
@@ -46,34 +53,26 @@ def test_every_transport_and_placement(ranks: int, tmp_path: Path) -> None:
     for name in {row["placement"] for row in rows}:
         assert len({row["digest"] for row in rows if row["placement"] == name}) == 1, "transports change no bit"
     if ranks == 2:
-        assert network_results(ranks, tmp_path, anew=False) == rows, "nor does another run"
+        assert network_results(seed, tmp_path, ranks, anew=False) == rows, "nor does another run"
 
 
-def test_outputs_on_ranks(tmp_path: Path) -> None:
+def test_outputs_on_ranks(seed: int, tmp_path: Path) -> None:
     """Features by name, each from the lane that has it: the bits of one lane."""
-    run = launch(SCRIPTS / "outputs.py", SEED, tmp_path / "found.json", ranks=3)
-    assert run.returncode == 0, run.stderr
-    rows = json.loads((tmp_path / "found.json").read_text())
-    assert len(rows) == 4 and all(row["equal"] and row["close"] and row["mapped"] for row in rows), (
-        f"{rows}, seed {SEED}"
-    )
+    (rows,) = found("outputs.py", seed, tmp_path, 3)
+    assert len(rows) == 4 and all(row["equal"] and row["close"] and row["mapped"] for row in rows), rows
     assert all(row["shapes"] == row["said"] for row in rows), rows
 
 
 @pytest.mark.long
-def test_triton_segments_on_ranks(tmp_path: Path) -> None:
+def test_triton_segments_on_ranks(seed: int, tmp_path: Path) -> None:
     """By Triton's interpreter, over shared memory and gloo, launched and captured: the bits of one lane. Two ranks or
     three, as it is drawn."""
-    ranks = random.Random(SEED).choice((2, 3))
-    found = tmp_path / "found.json"
-    environment = {"TRITON_INTERPRET": "1"}
-    run = launch(SCRIPTS / "triton_lanes.py", SEED, found, ranks=ranks, environment=environment)
-    assert run.returncode == 0, run.stderr
-    rows = json.loads(found.read_text())
+    ranks = random.choice((2, 3))
+    (rows,) = found("triton_lanes.py", seed, tmp_path, ranks, environment={"TRITON_INTERPRET": "1"})
     assert [row["executor"] for row in rows] == ["triton", "cuda_graph"]
     for row in rows:
-        assert row["differ"] and row["operations"], f"seed {SEED}"
-        assert row["single"] and all(row["mapped"]), f"{row}, seed {SEED}"
+        assert row["differ"] and row["operations"]
+        assert row["single"] and all(row["mapped"]), row
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
@@ -100,17 +99,15 @@ def test_what_is_refused(tmp_path: Path) -> None:
     assert "exitcode  : 2" in run.stderr and "exitcode  : 1 " not in run.stderr, run.stderr
 
 
-def test_what_callers_do(tmp_path: Path) -> None:
+def test_what_callers_do(seed: int, tmp_path: Path) -> None:
     """Interrupted requests, two maps at once, a picture's memory used again, calls on the wrong rank, two engines."""
-    run = launch(SCRIPTS / "misuse.py", SEED, tmp_path / "found.json", ranks=2)
-    assert run.returncode == 0, run.stderr
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert found["beside"], f"seed {SEED}"
-    for row in found["rows"]:
+    (told,) = found("misuse.py", seed, tmp_path, 2)
+    assert told["beside"]
+    for row in told["rows"]:
         right = [
             row[name] for name in ("forked", "reused", "ordinary", "one map", "the rest", "again", "from a thread")
         ]
-        assert all(right), f"{row}, seed {SEED}"
+        assert all(right), row
         assert all("a map of this engine is still running" in said for said in row["mapping"]), row
         assert all("was interrupted" in said for said in row["interrupted"]), row
         assert "is closed" in row["closed"] and "rank 0 coordinates" in row["serving"], row

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import SMALL, lively
 from isas import EMULATED, EMULATOR, emulator, isa  # noqa: F401 (fixtures)
-from parallel_parnet import Placement, fold
-from parallel_parnet.executors.native_plan import NativePlan
-from parallel_parnet.executors.segment import SegmentModule
+from parallel_parnet import fold
+from plans import plan_of
+from small import SMALL, lively
 
 pytestmark = pytest.mark.skipif(not EMULATED, reason="this CPU has AMX or no AVX512-BF16, or there is no compiler")
 FORBIDDEN = """
@@ -33,8 +32,7 @@ void wrong(void) {{
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_products_of_narrow_types_are_made_by_tiles(dtype: torch.dtype, request: pytest.FixtureRequest) -> None:
     program = fold(lively(SMALL, 3))
-    (segment,) = Placement.single(program).segments(program)
-    plan = NativePlan(SegmentModule(program, segment, torch.float32, torch.device("cpu")), [(1, 3, 64, 64)], 2, dtype)
+    plan = plan_of(program, (1, 3, 64, 64), 2, dtype)
     done = request.getfixturevalue("emulator").done
     before = done()
     plan(torch.randn(1, 3, 64, 64))

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from conftest import OPTIONAL
 from parallel_parnet import ParNetError
 from parallel_parnet.kernels.cpu import instruction_sets, objects, pages
 from parallel_parnet.kernels.cpu.instruction_sets import AMX, HERE, MACHINE, SETS
 from parallel_parnet.kernels.cpu.objects import NotCompiledError
+from small import OPTIONAL
 
 pytestmark = pytest.mark.skipif("native" not in OPTIONAL, reason="the CPU kernels were not compiled")
 

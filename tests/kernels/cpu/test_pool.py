@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
+import json
 import os
 import sys
 import threading
@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
-from conftest import OPTIONAL, SMALL, lively, relative
-from parallel_parnet import Engine, Placement, fold
+from forked import in_a_fork
+from parallel_parnet import Engine, fold
 from parallel_parnet.executors.native_plan import NativePlan
-from parallel_parnet.executors.segment import SegmentModule
+from plans import plan_of
+from small import OPTIONAL, SMALL, lively, relative
 
 pytestmark = [
     pytest.mark.skipif("native" not in OPTIONAL, reason="the CPU kernels were not compiled"),
@@ -28,11 +28,6 @@ pytestmark = [
 
 PROGRAM = fold(lively(SMALL, 3))
 X = torch.randn(1, 3, 64, 32)
-
-
-def plan_of(threads: int) -> NativePlan:
-    (segment,) = Placement.single(PROGRAM).segments(PROGRAM)
-    return NativePlan(SegmentModule(PROGRAM, segment, torch.float32, torch.device("cpu")), [X.shape], threads)
 
 
 def helpers() -> set[int]:
@@ -60,7 +55,7 @@ def in_a_thread(work: Callable[[], None]) -> None:
 
 
 def test_helpers_end_with_their_thread() -> None:
-    plan, before, beside = plan_of(4), len(helpers()), []
+    plan, before, beside = plan_of(PROGRAM, X.shape, 4), len(helpers()), []
 
     def work() -> None:
         plan(X)
@@ -75,7 +70,7 @@ def test_helpers_end_with_their_thread() -> None:
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core is for all")
 def test_helpers_keep_off_the_core_of_their_thread() -> None:
     """One that was woken on it pushed its waker aside: the demo took 0.55 ms by two threads that 0.3 do for."""
-    plan, cores, here = plan_of(3), os.sched_getaffinity(0), ctypes.CDLL(None).sched_getcpu
+    plan, cores, here = plan_of(PROGRAM, X.shape, 3), os.sched_getaffinity(0), ctypes.CDLL(None).sched_getcpu
     others = helpers()
     kept: dict[int, list[set[int]]] = {}
 
@@ -95,7 +90,7 @@ def test_helpers_keep_off_the_core_of_their_thread() -> None:
 
 
 def test_fewer_threads_after_more() -> None:
-    whole, some = plan_of(4), plan_of(2)
+    whole, some = plan_of(PROGRAM, X.shape, 4), plan_of(PROGRAM, X.shape, 2)
     expected = Engine(PROGRAM, device="cpu", executor="reference")(X)
 
     def work() -> None:
@@ -108,29 +103,16 @@ def test_fewer_threads_after_more() -> None:
     in_a_thread(work)
 
 
-def answer_in_a_fork(plan: NativePlan, sender: multiprocessing.connection.Connection) -> None:
-    sender.send(plan(X)[0].tolist())
-
-
 def test_a_fork_has_helpers_of_its_own() -> None:
-    plan = plan_of(3)
-    expected: Tensor = plan(X)[0].clone()
-    fork = multiprocessing.get_context("fork")
-    receiver, sender = fork.Pipe(duplex=False)
-    child = fork.Process(target=answer_in_a_fork, args=(plan, sender))
-    child.start()
-    try:
-        assert receiver.poll(60), "waits for threads that the fork has not"
-        assert torch.equal(torch.tensor(receiver.recv()), expected)
-        child.join(60)
-        assert child.exitcode == 0
-    finally:
-        child.kill()
+    plan = plan_of(PROGRAM, X.shape, 3)
+    expected = plan(X)[0].clone()
+    found = in_a_fork(lambda: json.dumps(plan(X)[0].tolist()))  # which waits in vain for threads that the fork has not
+    assert torch.equal(torch.tensor(json.loads(found)), expected)
 
 
 def test_no_time_is_burnt_once_a_pass_is_over() -> None:
     """OpenMP's threads looked for work for milliseconds."""
-    plan, burnt = plan_of(2), []
+    plan, burnt = plan_of(PROGRAM, X.shape, 2), []
     for _ in range(5):
         plan(X)
         start = time.process_time()
@@ -153,7 +135,7 @@ def test_a_helper_that_sleeps_is_not_waited_for() -> None:
             times.append(time.perf_counter() - start)
         return sorted(times)[len(times) // 2]
 
-    one, two = plan_of(1), plan_of(2)
+    one, two = plan_of(PROGRAM, X.shape, 1), plan_of(PROGRAM, X.shape, 2)
     ratios = []
     for _ in range(5):  # of which one is enough: what else this machine does would slow any down
         ratios.append(after_a_pause(two) / after_a_pause(one))

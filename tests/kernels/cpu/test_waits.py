@@ -7,7 +7,7 @@ import os
 import pytest
 import waits
 
-from conftest import OPTIONAL
+from small import OPTIONAL
 
 pytestmark = [
     pytest.mark.ranks,  # which have the machine to themselves

@@ -29,8 +29,11 @@ def arguments(identity: bool = True, two: bool = False, dtype: torch.dtype = tor
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("identity", "two"), [(True, False), (False, False), (False, True)])
+@pytest.mark.parametrize(
+    ("identity", "two", "dtype"),
+    [(True, False, torch.float32), (False, False, torch.float16), (False, True, torch.bfloat16)],
+    ids=str,
+)
 def test_opcheck(identity, two, dtype):
     torch.library.opcheck(fused_conv, (), arguments(identity, two, dtype))
 

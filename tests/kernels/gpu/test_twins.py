@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from conftest import GOLDEN
 from parallel_parnet import load_checkpoint
 from parallel_parnet.executors.segment import SegmentModule
 from parallel_parnet.kernels.gpu import twins
@@ -16,6 +15,7 @@ from parallel_parnet.kernels.gpu.packing import pack_border, pack_gate_weight, p
 from parallel_parnet.program.fold import fold
 from parallel_parnet.program.placement import Segment
 from parallel_parnet.program.program import INPUT, Operation, Program
+from small import GOLDEN
 
 CHECKPOINT = GOLDEN / "official_narrow_silu.pth.tar"
 CPU = torch.device("cpu")

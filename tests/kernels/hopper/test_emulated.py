@@ -34,13 +34,6 @@ SIZES = ((1, 1), (7, 5), (13, 11))
 TABLE = Table.load(HOPPER, "NVIDIA H200", warpgroups=True)
 
 
-@pytest.fixture
-def seed() -> int:
-    made = random.SystemRandom().randrange(2**31)
-    print(f"seed {made}")
-    return made
-
-
 def sample(kind: str, tile: WarpTile, seed: int, size=(9, 7), channels: int = 40, n: int = 1, **options) -> Convolution:
     activation = random.Random(seed).choice(["silu", "relu"])
     shape = geometry(kind, *size, channels, activation)

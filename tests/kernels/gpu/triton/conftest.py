@@ -1,7 +1,7 @@
 """Two processes test the kernels: `TRITON_INTERPRET=1 pytest tests/kernels` interprets, without it they are compiled.
 
 Triton reads the variable when it is imported. Files named test_interpreter* belong to the first process, test_compile*
-to the second. KERNEL_SEED repeats a run's random numbers; KERNEL_TESTS=all runs every case, not a sample.
+to the second. KERNEL_TESTS=all runs every case, not a sample.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ import pytest
 import torch
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
-# kept in the environment, where pytest-xdist's workers find it: all must draw the same sample
-SEED = int(os.environ.setdefault("KERNEL_SEED", str(random.SystemRandom().randrange(2**31))))
+SEED = int(os.environ["TEST_SEED"])  # of ../../../conftest.py: all of pytest-xdist's workers draw the same sample
 ALL = os.environ.get("KERNEL_TESTS") == "all"
 Case = TypeVar("Case")
 
@@ -36,7 +35,7 @@ def drawn(cases: Iterable[Case], share: float) -> list[Case]:
 
 
 def pytest_report_header() -> str:
-    return f"kernels: KERNEL_SEED={SEED}, {'every case' if ALL else 'a sample of the cases'}"
+    return f"kernels: {'every case' if ALL else 'a sample of the cases'}"
 
 
 @pytest.fixture(autouse=True)
@@ -51,9 +50,3 @@ def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
         return tensor.fill_(float("nan") if tensor.is_floating_point() else torch.iinfo(tensor.dtype).max // 2)
 
     monkeypatch.setattr(torch, "empty", poisoned)
-
-
-@pytest.fixture
-def seed(request: pytest.FixtureRequest) -> int:
-    """Fresh for every run, different for every test, repeatable with KERNEL_SEED."""
-    return random.Random(f"{SEED} {request.node.nodeid}").randrange(2**31)

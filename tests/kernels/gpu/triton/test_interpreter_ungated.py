@@ -21,7 +21,7 @@ from parallel_parnet.kernels.gpu.maxpool import maxpool
 from parallel_parnet.kernels.gpu.packing import pack_weight
 from parallel_parnet.kernels.gpu.samples import convolution
 from parallel_parnet.program.rivals import repvgg, resnet
-from ungated import random_program
+from ungated import noise, random_program
 
 CPU = torch.device("cpu")
 ACT = {"silu": F.silu, "relu": F.relu, "none": lambda x: x}
@@ -159,7 +159,7 @@ def test_network(name: str, dtype: torch.dtype, limit: float, seed: int) -> None
 def test_random_programs(data: st.DataObject) -> None:
     """Gates beside none, maxima whose sums a gate reads, two inputs and a residual; normalised and raw."""
     program = random_program(data.draw, operations=4, widths=(1, 12))
-    x = torch.randn(1, 3, program.size_multiple, program.size_multiple)
+    x = noise(data.draw, 1, 3, program.size_multiple, program.size_multiple)
     raw = (x * 60 + 120).clamp(0, 255).to(torch.uint8)
     batch = data.draw(st.sampled_from((x, raw)))
     got = Engine(program, device="cpu", executor="triton")(batch)

@@ -1,0 +1,81 @@
+"""Engines in files: what is kept, and files that hold none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from parallel_parnet import Engine, ParNetError, Placement, Program, fold
+from small import SMALL, lively
+
+PROGRAM = fold(lively(SMALL, 9))
+
+
+def test_save_and_load(tmp_path: Path) -> None:
+    path, x = tmp_path / "e.safetensors", torch.randn(1, 3, 64, 32)
+    placement = Placement.from_streams_per_gpu(PROGRAM, 2, 2)
+    engine = Engine(PROGRAM, placement, "cpu", torch.bfloat16, "eager")
+    engine.save(path)
+    loaded = Engine.load(path)
+    assert (loaded.placement, loaded.dtype, loaded.executor) == (placement, torch.bfloat16, "eager")
+    assert torch.equal(loaded(x), engine(x))
+    assert Program.load(path).digest == PROGRAM.digest, "it is a program's file as well"
+
+
+def everywhere(on: object) -> dict:
+    """A placement of one lane as a file holds it."""
+    return {"lanes": 1, "where": dict.fromkeys(PROGRAM.by_name, on), "coordinator": 0}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dtype": "torch.int8"}, "holds no engine"),
+        ({"executor": "tensorrt"}, "unknown executor"),
+        ({"executor": "cuda_graph"}, "NVIDIA GPUs: choose eager"),
+        ({"placement": {"lanes": 1, "where": {}, "coordinator": 0}}, "leaves out operation"),
+        ({"placement": {"lanes": 10**9, "where": {}, "coordinator": 0}}, "1000000000 lanes for 23 operations"),
+        ({"placement": {"lanes": 1}}, "holds no engine"),
+        ({"placement": [1]}, "holds no engine"),
+        ({"threads": -1}, "-1 threads"),
+        ({"placement": 0}, "holds no engine"),
+        ({"placement": everywhere("0")}, "lane '0'"),
+        ({"placement": everywhere([0.0])}, "lane 0.0"),
+        ({"placement": everywhere([0]) | {"lanes": True}}, "lane True"),
+        ({"threads": "many"}, "'many' threads"),
+        ({"threads": 10**9}, "1000000000 threads: .* at most 1024"),
+        ({"threads": True}, "True threads"),
+        ({"cores": 2.0}, "2.0 cores"),
+        ({"given": 1}, "given or not, and 1 is neither"),
+        ({"chosen": ["native"]}, "unknown executor"),
+        ({"chosen": "auto"}, "unknown executor"),
+        ({"dtype": []}, "holds no engine"),
+        ({"more": 1}, "holds no engine"),
+    ],
+    ids=str,
+)
+def test_files_that_hold_no_engine(change: dict, message: str, tmp_path: Path) -> None:
+    saved = {"dtype": "torch.float32", "executor": "eager", "chosen": "eager"}
+    saved |= dict.fromkeys(("placement", "threads", "cores"))
+    path = tmp_path / "e.safetensors"
+    PROGRAM.save(path, {"engine": json.dumps(saved)})
+    assert Engine.load(path, "cpu").executor == "eager"
+    PROGRAM.save(path, {"engine": json.dumps(saved | change)})
+    with pytest.raises(ParNetError, match=rf"e\.safetensors: .*{message}"):
+        Engine.load(path, "cpu")
+
+
+def test_other_files_hold_no_engine(tmp_path: Path) -> None:
+    path = tmp_path / "p.safetensors"
+    PROGRAM.save(path)
+    with pytest.raises(ParNetError, match="holds no engine"):
+        Engine.load(path)
+    with pytest.raises(ParNetError, match="no such program file"):
+        Engine.load(tmp_path / "absent.safetensors")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(ParNetError, match=r"p\.safetensors"):
+        Engine.load(path)

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from isas import emulator, isa  # noqa: F401 (fixtures)
-from parallel_parnet import Config, Engine, Program, fold
+from parallel_parnet import Config, Engine, Placement, Program, fold
 from parallel_parnet.executors import native_algorithm
 from parallel_parnet.executors.native_plan import NativePlan
 from parallel_parnet.executors.segment import SegmentModule

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import sys
+import weakref
 from pathlib import Path
 
 import torch
@@ -52,10 +54,13 @@ def work(seed: int, ranks: Ranks) -> list[dict]:
     torch.manual_seed(seed)
     inputs = [torch.randn(n, 3, h, w) for n in (1, 4) for h, w in ((32, 64), (96, 32))]
     reference = Engine(program, Placement.single(program), CPU, executor="reference")
-    results = []
+    results, lanes = [], []
+    gc.disable()  # memory goes with the last reference
     for name, placement in placements(program, ranks.world).items():
         for transport in ("gloo", "shared"):
             with Engine(program, placement, CPU, executor="eager", transport=transport) as engine:
+                if engine._distributed:
+                    lanes.append(weakref.ref(engine._distributed.work))
                 if not engine.is_coordinator:
                     engine.serve()
                     continue
@@ -83,6 +88,8 @@ def work(seed: int, ranks: Ranks) -> list[dict]:
                         "listening": listening(),
                     }
                 )
+    del engine
+    assert all(lane() is None for lane in lanes), "an engine is kept until cycles are looked for"
     return results
 
 

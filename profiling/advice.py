@@ -64,7 +64,7 @@ def _fix(share: Share, story: Story, timeline: Timeline) -> str:
             ways.insert(0, "a core for each lane")
         return f"waiting for {share.what} ({', '.join(names)}) after it was sent: {', or '.join(ways)}"
     if share.kind == SENDING:
-        return "handing features to the transport, which copies them first: fewer or smaller transfers (launch/plan.py)"
+        return "handing features to the transport, which copies them: fewer or smaller transfers (launch/plan.py)"
     if share.kind == OVERHEAD:
         return (
             "launches and overhead between operations: a compiled executor, or a CUDA graph; "

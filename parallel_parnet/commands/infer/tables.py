@@ -97,5 +97,7 @@ def show_setting(setting: dict, console: Console) -> None:
 
 def show_start_up(seconds: dict[str, float | None], steady_ms: float, console: Console) -> None:
     """What a start costs, stage by stage, and a pass after it."""
-    stages = ", ".join(f"{stage} {t:.2f} s" for stage, t in seconds.items() if t is not None)
-    console.print(f"start-up: {stages}; then {steady_ms:.3f} ms a pass")
+    stages = ", ".join(
+        f"{stage} {t * 1e3:{'.0f' if t >= 0.1 else '.3g'}}" for stage, t in seconds.items() if t is not None
+    )
+    console.print(f"start-up, ms: {stages}; then {steady_ms:.3f} a pass")

@@ -101,7 +101,7 @@ def test_warming_up_takes_the_first_request(asked: int, warmed: int, here: Calla
         assert here("infer", *QUICK, "-b", asked, *words).returncode == 2 and not shapes
     run = here("infer", *QUICK, "-b", asked)
     assert run.returncode == 0 and shapes == [(warmed, 3, 32, 32)], run.stderr
-    assert re.search(r"start-up: .*fold [\d.]+ s, warm-up [\d.]+ s, first answer [\d.]+ s", run.stdout)
+    assert re.search(r"start-up, ms: .*fold [\d.]+, warm-up [\d.]+, first answer [\d.]+; then", run.stdout)
 
 
 @pytest.mark.ranks

@@ -117,8 +117,8 @@ def merge(timeline: Timeline, folder: Path) -> Timeline:
     """The same run with the real path as Nsight Systems saw it: its ranges, and every kernel on its CUDA stream.
 
     `timeline` is what --trace wrote in that run. Ranks are put on one clock by their sessions' starts, or, where the
-    exports lack them, by the start of their first request. ParNetError where a rank's ranges name operations that
-    the program does not have.
+    exports lack them, by the start of their first request. ParNetError where a rank has none, or its ranges name
+    operations that the program does not have.
     """
     found = [read_rank(folder, rank) for rank in range(timeline.known.lanes)]
     epochs = [epoch for _, epoch in found if epoch is not None]

@@ -55,10 +55,12 @@ def test_one_lane(golden: Golden, executor: str, dtype: torch.dtype) -> None:
     assert relative(engine(golden.input), golden.logits) < limit(golden, executor, dtype)
 
 
-@pytest.mark.parametrize(("executor", "dtype"), [*product(OPTIONAL, DTYPES)], ids=str)
-def test_three_lanes(executor: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("executor", "dtype"), [("reference", torch.float32), *product(OPTIONAL, DTYPES)], ids=str)
+@pytest.mark.parametrize("lanes", [2, 3])
+def test_several_lanes(lanes: int, executor: str, dtype: torch.dtype) -> None:
     golden = CASES[1]
-    engine = Engine(golden.program, Placement.from_streams_per_gpu(golden.program, 1, 3), "cpu", dtype, executor)
+    placement = Placement.from_streams_per_gpu(golden.program, 4 - lanes, lanes)
+    engine = Engine(golden.program, placement, "cpu", dtype, executor)
     assert relative(engine(golden.input), golden.logits) < limit(golden, executor, dtype)
 
 

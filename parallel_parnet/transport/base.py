@@ -109,14 +109,9 @@ class Transport(ABC):
             return inbox.wait(idle)
 
 
-def dense_format(ndim: int) -> torch.memory_format:
-    """Features [N, C, H, W] cross lanes in channels_last, everything else contiguous."""
-    return torch.channels_last if ndim == 4 else torch.contiguous_format
-
-
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device, pinned: bool = False) -> Tensor:
-    """Memory for a feature, in the format in which it crosses lanes."""
-    memory_format = dense_format(len(shape))
+    """Memory for what crosses lanes: features [N, C, H, W] do in channels_last, everything else contiguous."""
+    memory_format = torch.channels_last if len(shape) == 4 else torch.contiguous_format
     return torch.empty(tuple(shape), dtype=dtype, device=device, memory_format=memory_format, pin_memory=pinned)
 
 

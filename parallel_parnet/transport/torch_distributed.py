@@ -39,6 +39,7 @@ class ReceivingInbox(Inbox):
     def __init__(
         self, arriving: Tensor, source: int, tag: int, feature: Tensor, group: dist.ProcessGroup | None = None
     ) -> None:
+        assert memory_order(arriving).data_ptr() == arriving.data_ptr(), "received where it is read"
         self.arriving, self.source, self.tag, self.feature, self.group = arriving, source, tag, feature, group
         self._work: dist.Work | None = None
 

@@ -68,7 +68,7 @@ def _split(
 
 
 def _binary(path: Path, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels uint8 [N, PIXELS] and labels uint8 [N], left in the file until they are asked for."""
+    """Pixels uint8 [N, PIXELS], left in the file until they are asked for, and labels int64 [N]."""
     size = path.stat().st_size
     if not size or size % (layout.record + PIXELS):
         raise ParNetError(f"{path}: truncated: {size} bytes are no whole number of pictures")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from parallel_parnet.parity import LIMIT, relative, tolerance
 from parallel_parnet.program.pixels import normalise
 
 from ..common import words
-from ..processes import end_with_parent, environment, module
+from ..processes import environment, module
 from .device import capture, exact_fp32, run_within
 from .journal import Values
 from .machines import capability_and_gpu
@@ -241,7 +240,6 @@ def kernel_name(case: KernelCase) -> str:
 
 
 if __name__ == "__main__":  # the small run that compute-sanitizer watches
-    end_with_parent(os.getppid())  # which may be killed alone
     dry = "--dry-run" in sys.argv
     where = scope(dry).device
     small, _ = network(SMALL_IN_A_DRY_RUN if dry else SMALL, where)

@@ -256,7 +256,7 @@ def test_signals_end_all_ranks_and_leave_whole_lines(number: signal.Signals, ran
     process.send_signal(number)
     sent = time.monotonic()
     output, _ = process.communicate(timeout=30)
-    assert time.monotonic() - sent < 15
+    assert time.monotonic() - sent < (15 if ranks else 5)  # torchrun takes its time on a busy machine
     assert process.returncode == (1 if ranks else 128 + number), output
     assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
     lines = file.read_text().splitlines(keepends=True)

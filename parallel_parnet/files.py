@@ -9,7 +9,7 @@ import math
 import os
 import secrets
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -49,16 +49,18 @@ def write_atomically(path: Path | str, content: bytes | str) -> None:
         raise ParNetError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
-def check_writable(*paths: Path | str | None) -> None:
+def check_writable(*paths: Path | str | None, reads: Iterable[Path | str | None] = ()) -> None:
     """ParNetError, before any work is done for it, for the first of these files that `write_atomically` could not
-    write, or that would take the place of one before it; None is no file."""
-    seen = set()
+    write, or that would take the place of one before it, or of one that the command reads; None is no file."""
+    seen, read = set(), {os.path.realpath(path) for path in reads if path is not None}
     for path in paths:
         if path is None:
             continue
         if obstacle := _obstacle(path):
             raise ParNetError(f"{path}: cannot be written ({obstacle})")
         file = os.path.realpath(path)
+        if file in read and os.path.isfile(file):
+            raise ParNetError(f"{path}: is read as well: give what is written a name of its own")
         if file in seen:
             raise ParNetError(f"{path}: named twice: give each file a name of its own")
         if os.path.isfile(file) or not os.path.exists(file):  # a device or a pipe takes what there is

@@ -22,7 +22,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Picture size and batch, placement, device, type, executor, threads and transport."""
     parser.add_argument("--img-size", type=pixels, help="pixels; default: the network's own")
     parser.add_argument("-b", "--batch-size", type=int, default=1, help="pictures per pass (default: %(default)s)")
-    parser.add_argument("--streams-per-gpu", type=int, help="branches per device (default: 1)")
+    parser.add_argument("--streams-per-gpu", type=int, help="branches per device (default: 1, or as many as it takes)")
     parser.add_argument("--placement", choices=["streams", "auto"], default="streams", help="auto: measure and plan")
     parser.add_argument("--link", help="for --placement auto, as launch/plan.py (default: loopback, on GPUs nvlink)")
     parser.add_argument("--strict", action="store_true", help="refuse rather than fold streams onto fewer devices")
@@ -81,7 +81,8 @@ def place(
         found = plan_for_ranks(program, ranks, device, dtype, args.img_size, args.batch_size, link, args.executor)
         return found, ""
     if ranks.world > 1:
-        return Placement.from_streams_per_gpu(program, k, ranks.world), ""
+        fewest = 1 if args.streams_per_gpu or args.strict else -(-streams // ranks.world)
+        return Placement.from_streams_per_gpu(program, max(k, fewest), ranks.world), ""
     whole_machine = device.type == "cuda" and device.index is None
     devices = torch.cuda.device_count() if whole_machine and args.executor != "cuda_streams" else 1
     wanted = -(-streams // max(1, k))

@@ -72,6 +72,28 @@ def test_what_cannot_be_written(words: tuple[str, ...], here: Callable) -> None:
     assert not run.stdout
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("infer", "--checkpoint", "READ", "--json", "READ"), ("infer", "--image", "READ", "--json", "READ"),
+        ("infer", "--labels", "READ", "--report", "READ.html"), ("export", "--checkpoint", "READ", "--onnx", "READ"),
+        ("quantize", "absent", "--checkpoint", "READ.json", "--out", "READ.json"),
+        ("validate", "absent", "--checkpoint", "READ.csv", "--results-file", "READ.csv"),
+        ("train", "absent", "--checkpoint", "READ.safetensors", "--out", "READ.safetensors"),
+        ("plan", "--checkpoint", "READ", "--json", "READ"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_what_is_read_is_not_written(words: tuple[str, ...], tmp_path: Path, here: Callable) -> None:
+    for name in ("READ", "READ.csv", "READ.html", "READ.json", "READ.safetensors"):
+        (tmp_path / name).write_text("kept")
+    (tmp_path / "READ.html").unlink()
+    (tmp_path / "READ.html").symlink_to("READ")  # which is the same file
+    run = here(*(str(tmp_path / word) if word.startswith("READ") else word for word in words))
+    assert run.returncode == 2 and "is read as well" in run.stderr and run.stderr.count("\n") == 1, run.stderr
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"kept"}
+
+
 @pytest.mark.parametrize("command", ["bench", "throughput", "latency-vs-depth"])
 def test_a_folder_that_is_not_ones_own(
     command: str, tmp_path: Path, here: Callable, monkeypatch: pytest.MonkeyPatch

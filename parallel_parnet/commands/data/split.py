@@ -61,4 +61,5 @@ def read_names(path: Path) -> tuple[str, ...]:
     try:
         return tuple(path.read_text("utf-8-sig").rstrip().splitlines())
     except (OSError, UnicodeDecodeError) as error:
-        raise ParNetError(f"{path}: cannot be read ({error})") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ParNetError(f"{path}: cannot be read ({reason})") from None

@@ -41,7 +41,7 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.onnx is None and args.pt2 is None:
         raise ParNetError("nothing to write: give --onnx FILE, --pt2 FILE, or both")
-    check_writable(args.onnx, args.pt2)
+    check_writable(args.onnx, args.pt2, reads=[args.checkpoint])
     return args
 
 

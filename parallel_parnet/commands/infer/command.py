@@ -80,7 +80,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--jsonl", type=Path, metavar="FILE", help="append an answer per line; continues a FILE")
     args = parser.parse_args()
     check_trace_arguments(args)
-    check_writable(args.json, args.trace, args.report)
+    given = (args.checkpoint, args.labels, args.calibrate, *(args.image or ()))
+    check_writable(args.json, args.trace, args.report, reads=given)
     check_engine_arguments(args)
     if args.iterations < 1 or args.warmup < 0:
         raise ParNetError("--iterations must be at least 1, and --warmup must not be negative")

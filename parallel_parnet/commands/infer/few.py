@@ -68,20 +68,13 @@ def classify_and_time(
         **setting,
         "skipped": found.skipped,
     }
-    if setting["weights"] != RANDOM:  # whose classes mean nothing, however sure they look
-        show_predictions(result["predictions"], console)
-    show_latency(result["latency_ms"], "Latency of one pass, ms", console)
-    show_stages(result["stages_ms"], engine.executor, console)
-    show_setting(setting, console)
-    show_start_up(setting["start_up_s"], result["latency_ms"]["median"], console)
-    sampler.tell(console.print)
-    status = 1 if found.skipped else 0
+    status, said = 1 if found.skipped else 0, []
     if args.verify:
         checked = verify(engine, exact, pictures, found)
         result |= {"max_abs_difference": checked.absolute, "relative_difference": checked.error, "limit": checked.limit}
         equal = checked.error <= checked.limit
         reference = f"in {setting['dtype']} " if engine.program.quantised else ""
-        console.print(
+        said.append(
             f"verify: {'equal up to rounding' if equal else 'DIFFERENT'}: largest difference from the sequential "
             f"reference {reference}{checked.absolute:.2e}, relative {checked.error:.1e} (limit {checked.limit:.0e})"
         )
@@ -89,13 +82,22 @@ def classify_and_time(
             alone = agreement(engine.program, engine.executor, inputs[0])
             result |= {f"error_of_{setting['dtype']}": checked.of_type, "operations": alone._asdict()}
             equal = equal and alone.right
-            console.print(f"verify: operation by operation {'equal' if alone.right else 'DIFFERENT'}: {alone}")
+            said.append(f"verify: operation by operation {'equal' if alone.right else 'DIFFERENT'}: {alone}")
             of_type = f"{setting['dtype']} itself: relative difference {checked.of_type:.1e}"
-            console.print(f"{of_type} from fp32 on these pictures")
+            said.append(f"{of_type} from fp32 on these pictures")
         status = status if equal else 1
-    write_traces(engine, inputs[0], args, console)
-    if args.json:
+    if args.json:  # before anything is shown, since who reads that may have enough of it
         write_json(args.json, result)
+    if setting["weights"] != RANDOM:  # whose classes mean nothing, however sure they look
+        show_predictions(result["predictions"], console)
+    show_latency(result["latency_ms"], "Latency of one pass, ms", console)
+    show_stages(result["stages_ms"], engine.executor, console)
+    show_setting(setting, console)
+    show_start_up(setting["start_up_s"], result["latency_ms"]["median"], console)
+    sampler.tell(console.print)
+    for line in said:
+        console.print(line)
+    write_traces(engine, inputs[0], args, console)
     return status
 
 

@@ -71,7 +71,7 @@ def parse_arguments() -> argparse.Namespace:
         raise ParNetError("--efficiency is a share of the roofline: leave it out with --device measured")
     if args.gpus < 1:
         raise ParNetError(f"--gpus {args.gpus}: must be at least 1")
-    check_writable(None if args.json == "-" else args.json or None, args.figure)
+    check_writable(None if args.json == "-" else args.json or None, args.figure, reads=[args.checkpoint])
     if args.figure:
         check(args.figure)
     return args
@@ -151,9 +151,6 @@ def main() -> int:
     )
     answer = search(program, costs, args.gpus, args.exactly)
     lanes = answer.best.placement.lanes
-    show(answer.best, f"Fastest placement, {lanes} of {args.gpus} lane(s), predicted", console)
-    console.print(explain(answer, args.link))
-    console.print("computed, not measured, from: " + "; ".join(costs.sources), soft_wrap=True)
     if args.figure:
         draw(answer.best, f"{lanes} lanes over {args.link}, {device.name}", args.figure)
     result = {
@@ -163,8 +160,11 @@ def main() -> int:
         "best": summary(answer.best),
         "runner_up": answer.runner_up and summary(answer.runner_up),
     }
+    if args.json and args.json != "-":
+        write_json(args.json, result)
+    show(answer.best, f"Fastest placement, {lanes} of {args.gpus} lane(s), predicted", console)
+    console.print(explain(answer, args.link))
+    console.print("computed, not measured, from: " + "; ".join(costs.sources), soft_wrap=True)
     if args.json == "-":
         sys.stdout.write(as_json(result) + "\n")
-    elif args.json:
-        write_json(args.json, result)
     return 0

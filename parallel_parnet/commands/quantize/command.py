@@ -58,7 +58,7 @@ def parse_arguments() -> argparse.Namespace:
     for path in filter(None, (args.out, args.results_file)):
         if path.suffix != ".json":
             raise ParNetError(f"{path}: give a name that ends in .json")
-    check_writable(args.out, args.results_file)
+    check_writable(args.out, args.results_file, reads=[args.checkpoint])
     return args
 
 
@@ -90,9 +90,7 @@ def main() -> int:
         make = partial(in_int8, program, ranges)
     alone = errors_alone(program, make, pictures.batches(others, preprocess))
     all_error = errors({"all": make(args.keep)}, program, pictures.batches(others, preprocess))["all"]
-    show(program, alone, all_error, args.keep, args.dtype)
     same = "the same pictures" if others is taken else f"{len(others)} others"
-    print(f"ranges from {len(taken)} pictures of {args.data} ({pictures.name}), errors on {same}; weights {weights}")
     made = {
         "data": str(args.data), "pictures": len(taken), "of": pictures.count, "layout": pictures.name,
         "img_size": preprocess.size, "weights": weights, "seed": SEED, "torch": torch.__version__,
@@ -100,9 +98,12 @@ def main() -> int:
     }  # fmt: skip
     if args.out:
         Calibration.of(program, ranges, tuple(args.keep), made).save(args.out)
-        print(f"{args.out}: for --dtype int8 --calibrate {args.out}")
     if args.results_file:
         settings = {"program": program.digest, "dtype": args.dtype, "keep": args.keep, "errors_on": same, **made}
         settings["machine"] = machine(torch.device("cpu"))
         write_json(args.results_file, {"error": all_error, "alone": alone, "settings": settings})
+    show(program, alone, all_error, args.keep, args.dtype)
+    print(f"ranges from {len(taken)} pictures of {args.data} ({pictures.name}), errors on {same}; weights {weights}")
+    if args.out:
+        print(f"{args.out}: for --dtype int8 --calibrate {args.out}")
     return 0

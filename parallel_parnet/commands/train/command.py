@@ -84,7 +84,8 @@ def parse_arguments() -> argparse.Namespace:
         raise ParNetError("--save-steps and --timeout must be positive")
     if args.out.suffix != ".safetensors":
         raise ParNetError(f"--out {args.out}: give a name that ends in .safetensors")
-    check_writable(args.out, state.beside(args.out), args.log, *(curve.files(args.curve) if args.curve else ()))
+    drawn = curve.files(args.curve) if args.curve else ()
+    check_writable(args.out, state.beside(args.out), args.log, *drawn, reads=[args.checkpoint, args.labels])
     return args
 
 

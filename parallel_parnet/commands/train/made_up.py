@@ -8,13 +8,15 @@ and turn, noise over all of it. The same pictures every time; no picture of val/
 
 from __future__ import annotations
 
+import argparse
 import math
-import sys
 from pathlib import Path
 from random import Random
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from ..common import Parser, run
 
 SIDE = 48
 CORNERS = {"disc": 64, "square": 4, "triangle": 3}
@@ -48,5 +50,15 @@ def draw(folder: Path, counts: dict[str, int]) -> None:
                 picture(corners, Random(f"{part} {name} {i}")).save(folder / part / name / f"{i:03}.png")
 
 
+def main() -> int:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="made where it is not there")
+    folder = parser.parse_args().folder
+    draw(folder, COUNTS)
+    said = ", ".join(f"{count * len(CORNERS)} in {folder / part}" for part, count in COUNTS.items())
+    print(f"pictures of {', '.join(CORNERS)}: {said}")
+    return 0
+
+
 if __name__ == "__main__":
-    draw(Path(sys.argv[1]), COUNTS)
+    run(main)

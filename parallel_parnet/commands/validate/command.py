@@ -75,7 +75,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     args = parser.parse_args()
     check_engine_arguments(args)
-    check_result_files(args.results_file)
+    check_result_files(args.results_file, (args.checkpoint, args.labels, args.calibrate))
     kept = {args.resume, args.resume and args.against and beside(args.resume, args.against)}
     for file in kept.intersection(args.results_file):
         raise ParNetError(f"--results-file {file}: named twice: give each file a name of its own")
@@ -157,6 +157,7 @@ def report(
     if args.against:
         other = beside(file, args.against)
         result["against"] = {"name": args.against, **score(other), **compare(file, other), "settings": second}
+    write(result, args.results_file)
     for row in (row for row, _ in zip((r for r in lines(file) if "reason" in r), range(SAID))):
         console.print(f"skipped: {row['reason']}")
     show(result, labels, console)
@@ -165,7 +166,6 @@ def report(
         f"batch {args.batch_size}, {'ten crops, ' if args.ten_crop else ''}{ranks.world} rank(s), weights {weights}, "
         f"{scores['skipped']} skipped, {ran['pictures_per_s']} pictures/s"
     )
-    write(result, args.results_file)
     return 1 if scores["skipped"] or result.get("against", scores)["skipped"] else 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
@@ -15,13 +16,13 @@ SHOWN = 10  # changed pictures on the terminal; files have them all
 SUFFIXES = (".json", ".csv")
 
 
-def check_result_files(paths: list[Path]) -> None:
-    """ParNetError, before anything has run, for a file whose ending says no format, or that cannot be
-    written."""
+def check_result_files(paths: list[Path], reads: Iterable[Path | None] = ()) -> None:
+    """ParNetError, before anything has run, for a file whose ending says no format, or that cannot be written or is
+    read."""
     for path in paths:
         if path.suffix not in SUFFIXES:
             raise ParNetError(f"--results-file {path}: give a name that ends in {' or '.join(SUFFIXES)}")
-    check_writable(*paths)
+    check_writable(*paths, reads=reads)
 
 
 def show(result: dict, labels: list[str], console: Console) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -66,14 +67,17 @@ def test_names_that_the_terminal_cannot_show(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("sink", "status"), [("| true", {141}), ("| head -1", {0, 141}), ("> /dev/full", {1}), (">&-", {0, 1})]
 )
-def test_standard_output_that_takes_nothing_more(sink: str, status: set[int]) -> None:
-    command = f"{sys.executable} {ROOT / 'launch' / 'infer.py'} --device cpu --iterations 3"
+def test_standard_output_that_takes_nothing_more(sink: str, status: set[int], tmp_path: Path) -> None:
+    command = f"{sys.executable} {ROOT / 'launch' / 'infer.py'} --device cpu --iterations 3 --json {tmp_path / 'j'}"
     run = subprocess.run(
         ["bash", "-c", f"{{ {command}; echo status $? >&2; }} {sink}"],
         capture_output=True, text=True, timeout=120, cwd=ROOT,
     )  # fmt: skip
     assert int(run.stderr.split()[-1]) in status, run.stderr
     assert "Traceback" not in run.stderr
+    assert json.loads((tmp_path / "j").read_text())["predictions"], (
+        "who reads a page's first line wants all of the file"
+    )
 
 
 def test_an_error_without_a_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from conftest import SMALL, answered, launch
-from parallel_parnet import Placement, create_model, fold
+from parallel_parnet import ParNetError, Placement, create_model, fold
 from parallel_parnet.commands.common import Ranks
 from parallel_parnet.commands.infer import links
 from parallel_parnet.commands.lanes import place as lane_placement
@@ -101,6 +101,15 @@ def test_cuda_streams_are_as_many_as_streams_per_gpu_ask_for(k: int | None, lane
     args = argparse.Namespace(placement="streams", streams_per_gpu=k, executor="cuda_streams", strict=False)
     placement, note = lane_placement(PARNET, args, Ranks(0, 1, 0, 1), torch.device("cuda"))
     assert placement == Placement.from_streams_per_gpu(PARNET, k or 1, lanes) and not note
+
+
+def test_fewer_ranks_than_streams_take_as_many_as_they_must() -> None:
+    args = argparse.Namespace(placement="streams", streams_per_gpu=None, executor="auto", strict=False)
+    placement, _ = lane_placement(PARNET, args, Ranks(0, 2, 0, 2), torch.device("cpu"))
+    assert placement == Placement.from_streams_per_gpu(PARNET, 2, 2)
+    for asked in ({"streams_per_gpu": 1}, {"strict": True}):
+        with pytest.raises(ParNetError, match="do not cover 3 streams"):
+            lane_placement(PARNET, argparse.Namespace(**vars(args) | asked), Ranks(0, 2, 0, 2), torch.device("cpu"))
 
 
 @pytest.mark.ranks

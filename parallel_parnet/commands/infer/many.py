@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
 from array import array
 from collections import deque
@@ -28,6 +29,7 @@ from .tables import fault_of
 
 CROPS = 10
 KEPT = 1 << 16  # latencies, half a megabyte
+EVERY_S = 30.0  # a line of progress, where there is no terminal for a bar
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,7 @@ def answer_into(
     if already:
         console.print(f"{lines.path}: {already} of {total} pictures are there already, continuing")
     skipped, faults, start = 0, 0, time.perf_counter()
+    told = start
     with progress_bar(console) as progress:
         task = progress.add_task(title, total=total, completed=already)
         for batch, logits in answers(engine, pictures.batches(lines.done), latencies):
@@ -175,6 +178,9 @@ def answer_into(
                 skipped += reason is not None
                 faults += fault is not None
             progress.advance(task, len(new))
+            if not console.is_terminal and time.perf_counter() - told > EVERY_S:
+                told = time.perf_counter()
+                print(f"{title}: {progress.tasks[0].completed:.0f} of {total} pictures", file=sys.stderr, flush=True)
     answered, elapsed = total - already, time.perf_counter() - start
     return {
         "pictures": total, "already_there": already, "skipped": skipped, "faults": faults,

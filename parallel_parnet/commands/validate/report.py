@@ -34,6 +34,8 @@ def show(result: dict, labels: list[str], console: Console) -> None:
         name = against["name"]
         named |= {f"top-1, {name}": against["top1"], f"top-5, {name}": against["top5"]}
         named |= {f"top-1 as {name}": against["agreement"]}
+    if len(labels) <= 5:  # of which every answer names all
+        named = {name: found for name, found in named.items() if not name.startswith("top-5")}
     for name, found in named.items():
         percent = f"{found['share']:.2%}" if found["of"] else ""
         interval = f"{found['low']:.2%} to {found['high']:.2%}"

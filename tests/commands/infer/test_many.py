@@ -32,6 +32,7 @@ from parallel_parnet.preprocess import Preprocess
 DEMO = ROOT / "launch" / "demo"
 ORIGINALS = sorted((DEMO / "pictures").glob("*.png"))
 INFER = (sys.executable, str(ROOT / "launch" / "infer.py"), "--device", "cpu", "--executor", "eager")
+QUIET = Console(quiet=True, force_terminal=False)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def answer(engine: Engine, pictures: list[Path], file: Path, batch: int = 1) -> 
     work = Pictures.at(pictures, batch, Preprocess.of(engine.program.config))
     with AnswerLines(file, "settings") as lines:
         labels = engine.program.config.labels
-        return answer_into(lines, engine, work, lambda _, logits: {"top5": top5(logits, labels)}, Console(quiet=True))
+        return answer_into(lines, engine, work, lambda _, logits: {"top5": top5(logits, labels)}, QUIET)
 
 
 @pytest.mark.parametrize("batch", [1, 4])
@@ -92,6 +93,15 @@ def test_the_answers_are_the_engines(engine: Engine, tmp_path: Path) -> None:
         assert torch.allclose(torch.tensor([t["probability"] for t in top5]), probabilities.topk(5).values, rtol=1e-4)
         right += top5[0]["label"] == labels[path.name]
     assert right >= 9
+
+
+def test_lines_of_progress_where_no_terminal_has_a_bar(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(many, "EVERY_S", 0.0)
+    answer(engine, ORIGINALS, tmp_path / "a.jsonl", batch=4)
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"classifying: {n} of 10 pictures" for n in (4, 8, 10)]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 from scipy.stats import binomtest
 
@@ -22,7 +23,7 @@ from parallel_parnet import Engine, ParNetError, fold, load_checkpoint
 from parallel_parnet.commands.data.finding import open_split
 from parallel_parnet.commands.data.split import TEST
 from parallel_parnet.commands.train.made_up import draw
-from parallel_parnet.commands.validate.report import check_result_files
+from parallel_parnet.commands.validate.report import check_result_files, show
 from parallel_parnet.commands.validate.scores import compare, wilson
 from parallel_parnet.preprocess import Preprocess
 
@@ -167,3 +168,10 @@ def test_the_demo_s_accuracy_to_the_picture() -> None:
         x = torch.stack([torch.from_numpy(preprocess.pixels(split.open(i)).copy()) for i in range(start, start + 500)])
         right += (engine(preprocess.normalise(x)).argmax(1).numpy() == split.truth[start : start + 500]).sum()
     assert right == 10_000 * log["test_accuracy"] == 9348
+
+
+@pytest.mark.parametrize("classes", [5, 6])
+def test_five_of_five_classes_say_nothing(classes: int, capsys: pytest.CaptureFixture) -> None:
+    one = {"right": 1, "of": 2, "share": 0.5, "low": 0.1, "high": 0.9}
+    show({"top1": one, "top5": one}, ["a"] * classes, Console())
+    assert ("top-5" in capsys.readouterr().out) == (classes > 5)

@@ -18,6 +18,7 @@ from ..profiling.spans import Spans, span
 from ..program.program import INPUT, Operation
 from .binding import address
 from .native_algorithm import algorithm, tiles
+from .native_weights import pack
 from .segment import SegmentModule
 
 # of a task, at most; the same for any number of threads, since sums are kept by task
@@ -193,7 +194,7 @@ class NativePlan:
         chunks = len(parts) // self.n
         which = native.panels(op.cout, op.groups, op.shuffle)
         y = self._feature(op.name, self.n, out_h, out_w, op.cout, chunks)
-        weights = self.module.packed((op.name, how), lambda: _pack(op, w, inputs, which, dtype, how))
+        weights = self.module.packed((op.name, how), lambda: pack(op, w, [x.zero for x in inputs], which, dtype, how))
         table = self._array(Panel, [Panel(*panel) for panel in which])
         gates = [native.zeros(self.n, op.cout) for _ in range(2 if op.gate != "none" else 0)]
         self._kept += gates
@@ -347,32 +348,6 @@ def _output(y: Feature) -> dict:
         "y": _at(y.padded), "copy": _at(y.copy), "sums": _at(y.sums),
         "y_type": y.kind, "step": y.step, "zero": y.zero, "per_step": 1 / y.step,
     }  # fmt: skip
-
-
-def _pack(
-    op: Operation, w: dict[str, Tensor], inputs: list[Feature], which: native.Panels, dtype: torch.dtype, how: int
-) -> dict[str, Tensor]:
-    """An operation's weights, by the names of `Op`. dtype: of the features that it reads."""
-    rows = {
-        name: native.stored(tensor.flatten(1) if name == "gate_weight" else tensor, op.groups, op.shuffle)
-        for name, tensor in w.items()
-        if name in ("weight", "bias", "border", "gate_weight", "gate_bias")
-    }
-    weight, border = rows.pop("weight"), rows.pop("border", None)
-    if border is not None:
-        rows["bias"] = native.bias_by_edge(rows["bias"], border[:, 0])
-    rows |= {name: w[name].flatten() for name in ("scale", "shift") if name in w}
-    if "weight_step" in w:
-        rows["weight_step"] = native.stored(w["weight_step"].flatten(), op.groups, op.shuffle)
-    if how == native.DIRECT:
-        packed = native.pack_direct(weight.to(torch.int8 if dtype == torch.uint8 else dtype), len(inputs), which)
-    else:
-        packed = native.pack_winograd(weight, how, dtype, which)
-    if dtype == torch.uint8:
-        parts = weight.unflatten(1, (len(inputs), -1)).double().sum((2, 3, 4))
-        zeros = torch.tensor([x.zero for x in inputs], dtype=torch.float64, device="cpu")
-        rows["weight_zero"] = (parts @ zeros).to(torch.int32)
-    return {"weight": packed, **{name: native.with_slack(tensor) for name, tensor in rows.items()}}
 
 
 def _places_of_a_task(how: int, h: int, width: int) -> int:

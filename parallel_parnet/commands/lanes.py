@@ -81,8 +81,9 @@ def place(
         found = plan_for_ranks(program, ranks, device, dtype, args.img_size, args.batch_size, link, args.executor)
         return found, ""
     if ranks.world > 1:
-        fewest = 1 if args.streams_per_gpu or args.strict else -(-streams // ranks.world)
-        return Placement.from_streams_per_gpu(program, max(k, fewest), ranks.world), ""
+        if not (args.streams_per_gpu or args.strict):
+            k = -(-streams // ranks.world)
+        return Placement.from_streams_per_gpu(program, k, ranks.world), ""
     whole_machine = device.type == "cuda" and device.index is None
     devices = torch.cuda.device_count() if whole_machine and args.executor != "cuda_streams" else 1
     wanted = -(-streams // max(1, k))

@@ -29,7 +29,7 @@ from parallel_parnet.commands import start
 from parallel_parnet.executors.backends import ON_CPUS, has_bf16, lacking
 from parallel_parnet.kernels.cpu.objects import runnable
 from processes import free_port
-from small import GOLDEN, OPTIONAL, SMALL, lively, relative  # noqa: F401 (tests of commands take them from here)
+from small import OPTIONAL
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # else what tests start may inherit that it is ignored
 ROOT = Path(__file__).resolve().parents[1]

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import SMALL, launch, lively, relative
+from conftest import launch
 from contenders import HEADER, QUIET, planted, result, subject
 from parallel_parnet import Config, Engine, ParNetError, fold
 from parallel_parnet.commands.bench import command as bench
@@ -42,6 +42,7 @@ from parallel_parnet.commands.bench.running import Entry, interleave, set_up, sp
 from parallel_parnet.commands.bench.subject import Contender, Runner, Subject
 from parallel_parnet.commands.common import run, typed
 from parallel_parnet.commands.gpu import device
+from small import SMALL, lively, relative
 
 
 def test_few_or_unstable_runs_claim_nothing() -> None:

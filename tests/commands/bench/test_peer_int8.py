@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 import parallel_parnet
-from conftest import relative
 from contenders import QUIET, planted
 from parallel_parnet import Engine, ParNetError, Program, fold, load_checkpoint
 from parallel_parnet.commands.bench import command as bench
@@ -34,6 +33,7 @@ from parallel_parnet.commands.bench.rows import show
 from parallel_parnet.commands.bench.running import Entry, set_up
 from parallel_parnet.commands.bench.subject import Contender, Subject
 from parallel_parnet.commands.common import DEMO, DEMO_MODEL
+from small import relative
 
 RATES = {kind: {"flop_per_s": 1e11, "bytes_per_s": 1e10} for kind in ("float32", "int8")}
 

@@ -10,11 +10,11 @@ from types import ModuleType
 import pytest
 import torch
 
-from conftest import relative
 from contenders import subject
 from parallel_parnet import Engine, ParNetError
 from parallel_parnet.commands.bench import peer_mnn
 from parallel_parnet.commands.bench.peer_mnn import mnn_peer
+from small import relative
 
 SUBJECT = subject()
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from conftest import relative
 from contenders import subject
 from parallel_parnet import Engine, ParNetError
 from parallel_parnet.commands.bench.peer_ncnn import ncnn_peer
+from small import relative
 
 SUBJECT = subject()
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import ROOT, launch, relative
+from conftest import ROOT, launch
 from parallel_parnet import Engine, ParNetError, Placement, create_model, fold
 from parallel_parnet.commands.bench.poster_networks import PEERS
 from parallel_parnet.commands.depth import command
@@ -23,6 +23,7 @@ from parallel_parnet.commands.depth.page import write_page
 from parallel_parnet.commands.depth.points import one_stream, points
 from parallel_parnet.executors.available import METHODS
 from parallel_parnet.program.families import arranged
+from small import relative
 
 
 def test_arrangements_differ_in_depth_alone() -> None:

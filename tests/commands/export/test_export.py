@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import ROOT, launch, lively, relative
+from conftest import ROOT, launch
 from parallel_parnet import Config, Engine, ParNetError, fold, load_checkpoint, save_checkpoint
 from parallel_parnet.commands.export import checks, command
+from small import lively, relative
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the packages of parallel_parnet[export]")
 pytest.importorskip("onnx", reason="needs the packages of parallel_parnet[export]")

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from conftest import SMALL, launch, lively
+from conftest import launch
 from parallel_parnet import Engine, ParNetError, Placement, fold
 from parallel_parnet.commands.gpu import level_tuning as tuning
 from parallel_parnet.commands.gpu import page as gpu_report
@@ -37,6 +37,7 @@ from parallel_parnet.kernels.gpu.geometry import Geometry, Tile
 from parallel_parnet.kernels.gpu.model import floor
 from parallel_parnet.kernels.gpu.rates import H200
 from parallel_parnet.kernels.gpu.samples import GATED, KINDS, convolution, geometry
+from small import SMALL, lively
 
 HALF = torch.float16
 XL_LEVEL_5 = tuple(Geometry(side, side, c, c, gate="identity") for c, side in ((200, 56), (400, 28), (800, 14)))

@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 from test_many import ORIGINALS, descendants, folder_of
 
-from conftest import GOLDEN, ROOT, free_port
+from conftest import ROOT
+from processes import free_port
+from small import GOLDEN
 
 pytestmark = pytest.mark.ranks
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import GOLDEN, OPTIONAL, ROOT, answered, free_port, launch, relative
+from conftest import ROOT, answered, launch
 from parallel_parnet import Engine, create_model, fold, load_checkpoint, save_checkpoint
 from parallel_parnet.commands.common import settle
 from parallel_parnet.commands.infer.few import Answers, verify
@@ -25,6 +25,8 @@ from parallel_parnet.files import write_json
 from parallel_parnet.kernels.cpu import objects
 from parallel_parnet.parity import tolerance, tolerance_quantised
 from parallel_parnet.preprocess import Preprocess, find_images
+from processes import free_port
+from small import GOLDEN, OPTIONAL, relative
 
 DEMO = ROOT / "launch" / "demo"
 KEYS = {

@@ -20,7 +20,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from conftest import ROOT, free_port
+from conftest import ROOT
 from parallel_parnet import Engine, ParNetError, Placement, fold, load_checkpoint
 from parallel_parnet.commands.decoding import AHEAD
 from parallel_parnet.commands.infer import many
@@ -28,6 +28,7 @@ from parallel_parnet.commands.infer.lines import AnswerLines
 from parallel_parnet.commands.infer.many import Batch, Latencies, Pictures, answer_into, spread
 from parallel_parnet.commands.infer.tables import top5
 from parallel_parnet.preprocess import Preprocess
+from processes import free_port
 
 DEMO = ROOT / "launch" / "demo"
 ORIGINALS = sorted((DEMO / "pictures").glob("*.png"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import SMALL, answered, launch
+from conftest import answered, launch
 from parallel_parnet import ParNetError, Placement, create_model, fold
 from parallel_parnet.commands.common import Ranks
 from parallel_parnet.commands.infer import links
@@ -19,6 +19,7 @@ from parallel_parnet.planning.costs import Costs, Measured
 from parallel_parnet.planning.explain import duration, gantt
 from parallel_parnet.planning.planner import schedule
 from parallel_parnet.program.program import INPUT
+from small import SMALL
 
 PARNET = fold(create_model(SMALL))
 

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import OPTIONAL, ROOT, SMALL, lively
+from conftest import ROOT
 from parallel_parnet import Engine, ParNetError, Placement, create_model, fold
 from parallel_parnet.commands.plan import check, measured
 from parallel_parnet.commands.plan.prediction import TARGET, TITLE, cells, middle_error, section, sentences
 from parallel_parnet.commands.sections import NAMES
 from parallel_parnet.planning.costs import LINKS, Costs, Measured
 from parallel_parnet.program.program import INPUT
+from small import OPTIONAL, SMALL, lively
 
 CPU = torch.device("cpu")
 PROGRAM = fold(create_model(SMALL))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import ROOT, answered, launch, relative
+from conftest import ROOT, answered, launch
 from labelled import mnist
 from parallel_parnet import Engine, ParNetError, Program, fold, load_checkpoint
 from parallel_parnet.commands.common import DEMO, DEMO_MODEL
@@ -20,6 +20,7 @@ from parallel_parnet.commands.data.split import TEST
 from parallel_parnet.commands.int8 import OF_DEMO, open_pictures, quantised
 from parallel_parnet.int8.calibration import Calibration
 from parallel_parnet.preprocess import Preprocess
+from small import relative
 
 CHECKPOINT = DEMO / f"{DEMO_MODEL}.safetensors"
 DATA = Path("/usr/share/datasets/fashion-mnist")

@@ -6,9 +6,10 @@ import json
 
 import torch
 
-from conftest import ROOT, relative
+from conftest import ROOT
 from parallel_parnet import Engine, fold, load_checkpoint
 from parallel_parnet.preprocess import Preprocess, find_images
+from small import relative
 
 CHECKPOINT = ROOT / "launch" / "demo" / "parnet_fashion.safetensors"
 

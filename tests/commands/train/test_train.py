@@ -22,7 +22,7 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 
-from conftest import ROOT, SMALL, free_port, launch
+from conftest import ROOT, launch
 from labelled import cifar_binary, mnist
 from parallel_parnet import Config, ParNetError, create_model, fold, load_checkpoint
 from parallel_parnet.commands.common import Ranks
@@ -40,6 +40,8 @@ from parallel_parnet.commands.train.network import check_same_classes, fresh, tu
 from parallel_parnet.commands.train.recipe import RandAugment, Recipe
 from parallel_parnet.network.variants import VARIANTS
 from parallel_parnet.preprocess import Preprocess
+from processes import free_port
+from small import SMALL
 
 CHECKPOINT = ROOT / "launch" / "demo" / "parnet_fashion.safetensors"
 ALONE, CPU = Ranks(0, 1, 0, 1), torch.device("cpu")

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import OPTIONAL, ROOT, is_installed
+from conftest import ROOT, is_installed
 from parallel_parnet.commands.bench import poster
 from parallel_parnet.commands.bench.poster import QUOTED
 from parallel_parnet.commands.versus import command, measure
@@ -25,6 +25,7 @@ from parallel_parnet.commands.versus.verdict import (
     sentences,
     summary,
 )
+from small import OPTIONAL
 
 MEASURED = sorted(ROOT.glob("results/versus-*.json"))
 TIMES = st.floats(1.0, 1000.0).map(lambda t: round(t, 1))

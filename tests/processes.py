@@ -19,3 +19,9 @@ def children_of(pid: int) -> list[int]:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except (FileNotFoundError, ProcessLookupError):
         return []
+
+
+def descendants(pid: int) -> list[int]:
+    """Children of a process, and theirs."""
+    found = children_of(pid)
+    return found + [grandchild for child in found for grandchild in descendants(child)]

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_many import ORIGINALS, descendants, folder_of
+from test_many import ORIGINALS, folder_of
 
 from conftest import ROOT
-from processes import free_port
+from processes import descendants, free_port
 from small import GOLDEN
 
 pytestmark = pytest.mark.ranks

@@ -28,7 +28,7 @@ from parallel_parnet.commands.infer.lines import AnswerLines
 from parallel_parnet.commands.infer.many import Batch, Latencies, Pictures, answer_into, spread
 from parallel_parnet.commands.infer.tables import top5
 from parallel_parnet.preprocess import Preprocess
-from processes import free_port
+from processes import descendants, free_port
 
 DEMO = ROOT / "launch" / "demo"
 ORIGINALS = sorted((DEMO / "pictures").glob("*.png"))
@@ -272,9 +272,3 @@ def test_signals_end_all_ranks_and_leave_whole_lines(number: signal.Signals, ran
     assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
     lines = file.read_text().splitlines(keepends=True)
     assert 0 < len(lines) < 5000 and all(line.endswith("}\n") for line in lines)
-
-
-def descendants(pid: int) -> list[int]:
-    """Children of a process, and theirs."""
-    found = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return found + [grandchild for child in found for grandchild in descendants(child)]

@@ -40,7 +40,7 @@ from parallel_parnet.commands.train.network import check_same_classes, fresh, tu
 from parallel_parnet.commands.train.recipe import RandAugment, Recipe
 from parallel_parnet.network.variants import VARIANTS
 from parallel_parnet.preprocess import Preprocess
-from processes import free_port
+from processes import children_of, free_port
 from small import SMALL
 
 CHECKPOINT = ROOT / "launch" / "demo" / "parnet_fashion.safetensors"
@@ -115,8 +115,8 @@ def killed(command: list[str], state: Path) -> int:
         until = time.monotonic() + 60
         while not state.exists() and time.monotonic() < until:
             time.sleep(0.005)
-        started = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        os.kill(int(started[0]) if "torch.distributed.run" in command else process.pid, signal.SIGKILL)
+        of_torchrun = "torch.distributed.run" in command
+        os.kill(children_of(process.pid)[0] if of_torchrun else process.pid, signal.SIGKILL)
         return process.wait(120)
 
 

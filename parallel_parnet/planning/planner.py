@@ -9,7 +9,6 @@ these share them evenly. All times in seconds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -122,13 +121,10 @@ class Schedule:
     @cached_property
     def critical_path(self) -> tuple[Run | Sent, ...]:
         """What the last of the answers waited for, from the start: each item starts when the one before ends."""
-        return tuple(reversed(list(self._back())))
-
-    def _back(self) -> Iterator[Run | Sent]:
-        item: Run | Sent | None = self.last
-        while item:
-            yield item
-            item = item.after
+        path = [self.last]
+        while before := path[-1].after:
+            path.append(before)
+        return tuple(reversed(path))
 
 
 def schedule(program: Program, placement: Placement, costs: Costs, processors: int | None = None) -> Schedule:
@@ -207,8 +203,8 @@ class _Clock:
             inputs = dict.fromkeys((name, lane) for op in waiting[0] for name in op.inputs) if waiting else {}
             if waiting and (LANE, lane) not in self.under_way and self.held.keys() >= inputs.keys():
                 launch, brought = waiting.pop(0), [self.held[one] for one in inputs]
-                taken = {one for one in inputs if isinstance(self.held[one], Sent)} - self.taken
-                self.taken |= taken
+                taken = [one for one in inputs if isinstance(self.held[one], Sent) and one not in self.taken]
+                self.taken.update(taken)
                 self._begin((LANE, lane), launch, self.costs.seconds(launch, [name for name, _ in taken]), brought)
         return bool(self.under_way)
 

@@ -122,7 +122,8 @@ def predicted(
         seconds[span.name] = min(span.end - span.start, seconds.get(span.name, math.inf))
     if not engine.program.by_name.keys() <= seconds.keys():
         return None
-    device = Measured("measured", seconds, f"each operation's fastest of {PASSES_APART} passes of this run")
+    source = f"each operation's fastest of {PASSES_APART} passes of this run"
+    device = Measured("measured", seconds, source, own_layout=engine.executor == "native")
     way = find_link(link or ("nvlink" if engine.device.type == "cuda" else "loopback"))
     size, batch = pictures.shape[-1], len(pictures)
     costs = Costs.of(engine.program, device, way, size, batch, engine.dtype.itemsize)

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from ..errors import ParNetError
 from ..program.program import INPUT, Operation, Program
 
 LEAST_S, MOST_S = 1e-9, 1e3  # of a message, and of a link's latency: beyond, sums of seconds lose the operations' own
+BY_LANES = "shared"  # of the measured links
 UNITS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "kb/s": 1e3, "mb/s": 1e6, "gb/s": 1e9}
 
 # NCCL send and receive inside a CUDA graph on H100, as reported in torchcomms issue #2159: bytes, seconds
@@ -29,13 +30,14 @@ NVLINK_POINTS = (
 class Link:
     """A way from one lane to another: `bytes_` take latency_s + bytes_ / bytes_per_s seconds.
 
-    source: in words, where the two numbers come from.
+    source: in words, where the two numbers come from. by_lanes: they copy themselves, and compute nothing meanwhile.
     """
 
     name: str
     latency_s: float
     bytes_per_s: float
     source: str
+    by_lanes: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.latency_s <= MOST_S:
@@ -107,7 +109,7 @@ class Link:
             raise ParNetError(
                 f"{path}: no measured link {name or ''} ({error}); launch/infer.py --measure-links --json writes some"
             ) from None
-        return cls.fit(chosen["link"], points, source)
+        return replace(cls.fit(chosen["link"], points, source), by_lanes=chosen["link"] == BY_LANES)
 
 
 LINKS = {
@@ -172,13 +174,17 @@ class Roofline:
 @dataclass(frozen=True)
 class Measured:
     """A device by the seconds of each operation, as a profile gave them, launch included; they hold for one size, batch
-    and type."""
+    and type.
+
+    own_layout: a lane copies what it has from another lane once more, into the layout in which it computes.
+    """
 
     name: str
     seconds: Mapping[str, float]
     source: str
     launch_s: float = 0.0
     grouped: bool = False
+    own_layout: bool = False
 
     def work(self, program: Program, size: int | None, batch: int, itemsize: int) -> dict[str, float]:
         """See `Roofline.work`."""
@@ -200,13 +206,19 @@ H200 = Roofline(
 
 @dataclass(frozen=True)
 class Costs:
-    """All numbers of a plan. work: seconds of each operation; transfer: seconds of each feature across the link."""
+    """All numbers of a plan. work: seconds of each operation; transfer: seconds of each feature across the link.
+
+    by_lanes: see `Link`. taking: seconds in which a lane copies a feature of another lane into its own layout, before
+    the first operation that reads it; none where it is left out.
+    """
 
     work: Mapping[str, float]
     transfer: Mapping[str, float]
     launch_s: float = 0.0
     grouped: bool = False
     sources: tuple[str, ...] = ()
+    by_lanes: bool = False
+    taking: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -217,11 +229,12 @@ class Costs:
             raise ParNetError(f"batch {batch} of {itemsize}-byte values: both must be at least 1")
         side = size or program.config.image_size
         features = [INPUT, *(op.name for op in program.operations)]
-        transfer = {
-            name: link.seconds(math.prod(program.shape(name, batch, side, side)) * itemsize) for name in features
-        }
-        work = device.work(program, side, batch, itemsize)
-        return cls(work, transfer, device.launch_s, device.grouped, (device.source, link.source))
+        bytes_ = {name: math.prod(program.shape(name, batch, side, side)) * itemsize for name in features}
+        transfer = {name: link.seconds(size) for name, size in bytes_.items()}
+        copied = isinstance(device, Measured) and device.own_layout
+        taking = {name: size / link.bytes_per_s for name, size in bytes_.items()} if copied else {}
+        work, sources = device.work(program, side, batch, itemsize), (device.source, link.source)
+        return cls(work, transfer, device.launch_s, device.grouped, sources, link.by_lanes, taking)
 
     def launches(self, operations: Iterable[Operation]) -> list[tuple[Operation, ...]]:
         """One lane's operations, in program order, cut into what one launch runs."""
@@ -229,6 +242,7 @@ class Costs:
             return [(op,) for op in operations]
         return [tuple(group) for _, group in groupby(operations, key=lambda op: (op.level, op.kind))]
 
-    def seconds(self, launch: Iterable[Operation]) -> float:
-        """Seconds of one launch: the work of its operations adds up, the launch is paid once."""
-        return self.launch_s + sum(self.work[op.name] for op in launch)
+    def seconds(self, launch: Iterable[Operation], taken: Iterable[str] = ()) -> float:
+        """Seconds of one launch: the work of its operations adds up, the launch is paid once. taken: features of other
+        lanes that none of the lane's launches before has read."""
+        return self.launch_s + sum(self.work[op.name] for op in launch) + sum(self.taking.get(x, 0.0) for x in taken)

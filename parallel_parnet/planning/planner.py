@@ -1,31 +1,34 @@
 """Simulated lanes: when each operation and each transfer of a placement starts and ends, and what the answer waits for.
 
-The model: a lane runs its operations in program order, each when the lane is free and the inputs have arrived. A
-transfer starts when its feature is ready and the sending lane's port is free, and takes the link's latency and bytes /
-bandwidth. Where there are fewer processors than running lanes, these share them evenly. All times in seconds.
+The model: a lane runs its operations in program order, each when the lane is free and the inputs have arrived. What
+others read of a level is sent when the lane has run all of that level. A transfer starts when its feature is there and
+the sending lane's port is free, and takes the link's latency and bytes / bandwidth; over a link where lanes copy
+themselves, the lane is its own port, and sends before it goes on. Where there are fewer processors than busy lanes,
+these share them evenly. All times in seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import takewhile
 
 from ..errors import ParNetError
 from ..program.placement import Placement, Transfer
 from ..program.program import INPUT, Operation, Program
 from .costs import Costs
 
+LANE, PORT = "lane", "port"
+
 
 @dataclass(frozen=True)
 class Run:
-    """A launch on a lane: the operations that it runs, from when to when."""
+    """A launch on a lane: the operations that it runs, from when to when. after: what ended as it started."""
 
     lane: int
     operations: tuple[str, ...]
     start: float
     end: float
+    after: Run | Sent | None = field(repr=False, compare=False)
 
     def __str__(self) -> str:
         return f"{' + '.join(self.operations)} on lane {self.lane}"
@@ -33,12 +36,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Sent:
-    """A transfer. It waits from ready, when its feature is computed, to start, when the sender's port is free."""
+    """A transfer, from when to when. after: what ended as it started."""
 
     transfer: Transfer
-    ready: float
     start: float
     end: float
+    after: Run | Sent | None = field(repr=False, compare=False)
 
     def __str__(self) -> str:
         t = self.transfer
@@ -87,18 +90,20 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What a placement is predicted to do. runs and transfers are in order of their end."""
+    """What a placement is predicted to do. runs and transfers are in order of their end. last: what brings the last of
+    the answers to the coordinator."""
 
     program: Program
     placement: Placement
     runs: tuple[Run, ...]
     transfers: tuple[Sent, ...]
+    last: Run | Sent
     bounds: Bounds
 
-    @cached_property
+    @property
     def makespan(self) -> float:
         """Seconds from the picture on the coordinator to all answers, mostly the logits, on the coordinator."""
-        return self.critical_path[-1].end
+        return self.last.end
 
     def lane(self, lane: int) -> list[Run]:
         """What a lane runs, in order."""
@@ -116,37 +121,10 @@ class Schedule:
     @cached_property
     def critical_path(self) -> tuple[Run | Sent, ...]:
         """What the last of the answers waited for, from the start: each item starts when the one before ends."""
-        return tuple(reversed(list(self._back())))
-
-    def _back(self) -> Iterator[Run | Sent]:
-        coordinator = self.placement.coordinator
-        there = [self._arrival(n, coordinator) or self._made(n, coordinator) for n in self.program.answers.values()]
-        item: Run | Sent | None = max((one for one in there if one), key=lambda one: one.end)
-        while item:
-            yield item
-            item = self._blocker(item)
-
-    def _blocker(self, item: Run | Sent) -> Run | Sent | None:
-        """Of all that had to end before an item could start, the one that ended last; None at the start."""
-        if isinstance(item, Sent):
-            source = item.transfer.source
-            if item.start > item.ready:
-                return next(s for s in self._sent_by(source) if s.end == item.start and s.start < item.start)
-            return self._made(item.transfer.feature, source)
-        inputs = dict.fromkeys(name for op in item.operations for name in self.program.by_name[op].inputs)
-        # those that come first on the lane: one whose work is lost in the sum of seconds ends when it starts
-        before: list[Run | Sent] = list(takewhile(lambda run: run is not item, self.lane(item.lane)))
-        before += [arrival for name in inputs if (arrival := self._arrival(name, item.lane))]
-        return max(before, key=lambda other: other.end, default=None)
-
-    def _sent_by(self, lane: int) -> list[Sent]:
-        return [s for s in self.transfers if s.transfer.source == lane]
-
-    def _arrival(self, feature: str, lane: int) -> Sent | None:
-        return next((s for s in self.transfers if (s.transfer.feature, s.transfer.target) == (feature, lane)), None)
-
-    def _made(self, feature: str, lane: int) -> Run | None:
-        return next((run for run in self.lane(lane) if feature in run.operations), None)
+        path = [self.last]
+        while before := path[-1].after:
+            path.append(before)
+        return tuple(reversed(path))
 
 
 def schedule(program: Program, placement: Placement, costs: Costs, processors: int | None = None) -> Schedule:
@@ -158,21 +136,26 @@ def schedule(program: Program, placement: Placement, costs: Costs, processors: i
     placement.check(program)
     if processors is not None and processors < 1:
         raise ParNetError(f"{processors} processors: there must be at least 1")
-    runs, sent = _Clock(program, placement, costs, processors).play()
-    return Schedule(program, placement, tuple(runs), tuple(sent), Bounds.of(program, costs, placement.lanes))
+    clock = _Clock(program, placement, costs, processors)
+    clock.play()
+    there = [clock.held[name, placement.coordinator] for name in program.answers.values()]
+    last = max((item for item in there if item), key=lambda item: item.end)
+    bounds = Bounds.of(program, costs, placement.lanes)
+    return Schedule(program, placement, tuple(clock.runs), tuple(clock.sent), last, bounds)
 
 
 @dataclass
 class _Activity:
-    """Something under way: seconds of it left, were it not slowed down."""
+    """Something under way: seconds of it left, were it not slowed down. after: what ended as it started."""
 
     item: tuple[Operation, ...] | Transfer
     start: float
     left: float
+    after: Run | Sent | None
 
 
 class _Clock:
-    """The state of all lanes and ports at one moment."""
+    """The state of all lanes and ports, which have the names (LANE, number) and (PORT, number), at one moment."""
 
     def __init__(self, program: Program, placement: Placement, costs: Costs, processors: int | None) -> None:
         self.costs, self.processors, self.now = costs, processors, 0.0
@@ -180,62 +163,74 @@ class _Clock:
             costs.launches(op for op in program.operations if lane in placement.where[op.name])
             for lane in range(placement.lanes)
         ]
-        self.transfers = placement.transfers(program)
-        self.held: dict[tuple[str, int], float] = {}  # (feature, lane): since when
-        self.queues: list[list[Transfer]] = [[] for _ in range(placement.lanes)]
-        self.lanes: dict[int, _Activity] = {}
-        self.ports: dict[int, _Activity] = {}
+        self.levels = {INPUT: 0} | {op.name: op.level for op in program.operations}
+        features = [*self.levels]
+        self.transfers = sorted(placement.transfers(program), key=lambda t: features.index(t.feature))
+        self.held: dict[tuple[str, int], Run | Sent | None] = {}  # (feature, lane): what brought it there
+        self.taken: set[tuple[str, int]] = set()
+        self.queues: list[list[tuple[Transfer, Run | None]]] = [[] for _ in range(placement.lanes)]
+        self.under_way: dict[tuple[str, int], _Activity] = {}
+        self.before: dict[tuple[str, int], Run | Sent] = {}  # what ended last on a lane or a port
         self.runs: list[Run] = []
         self.sent: list[Sent] = []
-        self._have(INPUT, placement.coordinator)
+        self.held[INPUT, placement.coordinator] = None
+        self._queue(placement.coordinator, 0, None)
 
-    def play(self) -> tuple[list[Run], list[Sent]]:
+    def play(self) -> None:
         """From event to event, until nothing is left to do."""
         while self._start():
-            share = min(1.0, self.processors / len(self.lanes)) if self.processors and self.lanes else 1.0
-            step = min([a.left / share for a in self.lanes.values()] + [a.left for a in self.ports.values()])
+            busy = sum(kind == LANE for kind, _ in self.under_way)
+            share = min(1.0, self.processors / busy) if self.processors and busy else 1.0
+            speeds = [share if kind == LANE else 1.0 for kind, _ in self.under_way]
+            each = list(zip(self.under_way.items(), speeds, strict=True))
+            step = min(activity.left / speed for (_, activity), speed in each)
             self.now += step
-            # what ends is decided by the same comparison that chose the step: no tolerance is needed
-            computed = [lane for lane, a in self.lanes.items() if a.left / share <= step]
-            arrived = [lane for lane, a in self.ports.items() if a.left <= step]
-            for activity in self.lanes.values():
-                activity.left -= step * share
-            for activity in self.ports.values():
-                activity.left -= step
-            for lane in computed:
-                self._finish_run(lane, self.lanes.pop(lane))
-            for lane in arrived:
-                self._finish_transfer(self.ports.pop(lane))
+            for (where, activity), speed in each:
+                # what ends is decided by the same comparison that chose the step: no tolerance is needed
+                if activity.left / speed <= step:
+                    self._finish(where, self.under_way.pop(where))
+                else:
+                    activity.left -= step * speed
         assert not any(self.launches) and not any(self.queues), "a checked placement runs to its end"
-        return self.runs, self.sent
 
     def _start(self) -> bool:
         """Start all that can; whether anything is under way."""
-        for lane, waiting in enumerate(self.launches):
-            inputs = {name for op in waiting[0] for name in op.inputs} if waiting else set()
-            if waiting and lane not in self.lanes and all((name, lane) in self.held for name in inputs):
-                launch = waiting.pop(0)
-                self.lanes[lane] = _Activity(launch, self.now, self.costs.seconds(launch))
-        for lane, queue in enumerate(self.queues):
-            if queue and lane not in self.ports:
-                transfer = queue.pop(0)
-                self.ports[lane] = _Activity(transfer, self.now, self.costs.transfer[transfer.feature])
-        return bool(self.lanes or self.ports)
+        for lane, (waiting, queue) in enumerate(zip(self.launches, self.queues, strict=True)):
+            port = (LANE if self.costs.by_lanes else PORT, lane)
+            if queue and port not in self.under_way:
+                transfer, run = queue.pop(0)
+                self._begin(port, transfer, self.costs.transfer[transfer.feature], [run])
+            inputs = dict.fromkeys((name, lane) for op in waiting[0] for name in op.inputs) if waiting else {}
+            if waiting and (LANE, lane) not in self.under_way and self.held.keys() >= inputs.keys():
+                launch, brought = waiting.pop(0), [self.held[one] for one in inputs]
+                taken = [one for one in inputs if isinstance(self.held[one], Sent) and one not in self.taken]
+                self.taken.update(taken)
+                self._begin((LANE, lane), launch, self.costs.seconds(launch, [name for name, _ in taken]), brought)
+        return bool(self.under_way)
 
-    def _finish_run(self, lane: int, activity: _Activity) -> None:
-        assert isinstance(activity.item, tuple)
-        names = tuple(op.name for op in activity.item)
-        self.runs.append(Run(lane, names, activity.start, self.now))
-        for name in names:
-            self._have(name, lane)
+    def _begin(
+        self, where: tuple[str, int], item: tuple[Operation, ...] | Transfer, seconds: float,
+        needed: list[Run | Sent | None],
+    ) -> None:  # fmt: skip
+        ended = [one for one in (*needed, self.before.get(where)) if one]
+        after = max(ended, key=lambda one: one.end, default=None)
+        self.under_way[where] = _Activity(item, self.now, seconds, after)
 
-    def _finish_transfer(self, activity: _Activity) -> None:
-        transfer = activity.item
-        assert isinstance(transfer, Transfer)
-        ready = self.held[transfer.feature, transfer.source]
-        self.sent.append(Sent(transfer, ready, activity.start, self.now))
-        self.held[transfer.feature, transfer.target] = self.now
+    def _finish(self, where: tuple[str, int], activity: _Activity) -> None:
+        item, lane = activity.item, where[1]
+        if isinstance(item, Transfer):
+            sent = Sent(item, activity.start, self.now, activity.after)
+            self.sent.append(sent)
+            self.before[where] = self.held[item.feature, item.target] = sent
+            return
+        run = Run(lane, tuple(op.name for op in item), activity.start, self.now, activity.after)
+        self.runs.append(run)
+        self.before[where] = run
+        self.held |= {(name, lane): run for name in run.operations}
+        level = item[0].level
+        if not self.launches[lane] or self.launches[lane][0][0].level > level:
+            self._queue(lane, level, run)
 
-    def _have(self, feature: str, lane: int) -> None:
-        self.held[feature, lane] = self.now
-        self.queues[lane] += [t for t in self.transfers if (t.feature, t.source) == (feature, lane)]
+    def _queue(self, lane: int, level: int, run: Run | None) -> None:
+        """Send what others read of a level, which the lane has run with this run."""
+        self.queues[lane] += [(t, run) for t in self.transfers if (t.source, self.levels[t.feature]) == (lane, level)]

@@ -11,8 +11,8 @@ same placement everywhere.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 from ..errors import ParNetError
@@ -68,7 +68,8 @@ class _State:
 
     where: lanes of the operations decided so far. free, port: seconds from which each lane, and its way out, is idle.
     made: when the level's features were ready, by feature and lane. ready: when the inputs of operations that are
-    decided and not yet run have arrived, by operation and lane. used: lanes touched, which are the first ones.
+    decided and not yet run have arrived, by operation and lane. answered: when the coordinator had the last of the
+    answers from below the level. used: lanes touched, which are the first ones.
     """
 
     where: dict[str, Lanes]
@@ -76,13 +77,14 @@ class _State:
     port: tuple[float, ...]
     made: dict[tuple[str, int], float]
     ready: dict[tuple[str, int], float]
+    answered: float
     used: int
     transfers: int
 
     @property
     def times(self) -> tuple[float, ...]:
         """All that must not be larger in a state that replaces this one."""
-        return (*self.free, *self.port, *self.made.values(), *self.ready.values(), self.transfers)
+        return (*self.free, *self.port, *self.made.values(), *self.ready.values(), self.answered, self.transfers)
 
 
 class _Space:
@@ -90,6 +92,7 @@ class _Space:
 
     def __init__(self, program: Program, costs: Costs, lanes: int) -> None:
         self.program, self.costs, self.lanes = program, costs, lanes
+        self.answers = {*program.answers.values()}
         self.levels = [[op for op in program.operations if op.level == level] for level in range(program.depth + 1)]
         self.readers = {
             name: [op for op in program.operations if name in op.inputs] for name in (INPUT, *program.by_name)
@@ -114,7 +117,7 @@ class _Space:
         """The best final state that is of none of these kinds."""
         limit = Bounds.of(self.program, self.costs, self.lanes).lower
         worst = sum(map(self.costs.seconds, [[op] for op in self.program.operations])) * self.lanes
-        worst += sum(self.costs.transfer.values()) * self.lanes
+        worst += sum((*self.costs.transfer.values(), *self.costs.taking.values())) * self.lanes
         while limit < worst * WIDER:
             limit *= WIDER
             found = self._below(limit, without)
@@ -127,7 +130,7 @@ class _Space:
     def _below(self, limit: float, without: Collection[Kind]) -> list[_State]:
         """The best final states of each kind that end by the limit."""
         nothing = (0.0,) * self.lanes
-        states = [_State({}, nothing, nothing, {(INPUT, 0): 0.0}, {}, 1, 0)]
+        states = [_State({}, nothing, nothing, {(INPUT, 0): 0.0}, {}, 0.0, 1, 0)]
         for level in range(1, self.program.depth + 1):
             groups: dict[tuple, list[_State]] = {}
             for state in states:
@@ -148,7 +151,7 @@ class _Space:
         for choice, used in self._choices(new, state.used):
             where = {**state.where, **choice}
             if all(self._useful(name, where) for name in features):
-                yield self._run(state, level, where, used, *self._send(state, features, where))
+                yield self._run(self._sent(replace(state, where=where, used=used), features), level)
 
     def _choices(self, operations: list[Operation], used: int) -> Iterator[tuple[dict[str, Lanes], int]]:
         """Lanes for each operation. Lanes that have done nothing are alike: they are taken in order."""
@@ -168,56 +171,57 @@ class _Space:
         lanes = where.get(feature, (0,))
         return len(lanes) == 1 or {*lanes} <= {lane for op in self.readers[feature] for lane in where[op.name]}
 
-    def _send(
-        self, state: _State, features: list[str], where: dict[str, Lanes]
-    ) -> tuple[list[float], dict[tuple[str, int], float], int]:
-        """Ports, arrivals and the number of transfers once the features of a level are with all their readers."""
-        port, ready, transfers = list(state.port), dict(state.ready), state.transfers
+    def _sent(self, state: _State, features: Iterable[str]) -> _State:
+        """The state once the features of a level, whose readers are decided, are with all of them."""
+        free, port, ready = list(state.free), list(state.port), dict(state.ready)
+        ports = free if self.costs.by_lanes else port
+        answered, transfers = state.answered, state.transfers
         for name in features:
             held = {lane: at for (feature, lane), at in state.made.items() if feature == name}
-            source = min(held)
-            for op in self.readers[name]:
-                for lane in where[op.name]:
-                    if lane not in held:
-                        port[source] = max(port[source], held[source]) + self.costs.transfer[name]
-                        held[lane] = port[source]
-                        transfers += 1
-                    ready[op.name, lane] = max(ready.get((op.name, lane), 0.0), held[lane])
-        return port, ready, transfers
+            source, answers = min(held), name in self.answers
+            reads = [(op.name, lane) for op in self.readers[name] for lane in state.where[op.name]]
+            for lane in [*(lane for _, lane in reads), *[0] * answers]:
+                if lane not in held:
+                    held[lane] = ports[source] = max(ports[source], held[source]) + self.costs.transfer[name]
+                    transfers += 1
+            ready |= {(op, lane): max(ready.get((op, lane), 0.0), held[lane]) for op, lane in reads}
+            answered = max(answered, held[0]) if answers else answered
+        return replace(state, free=tuple(free), port=tuple(port), ready=ready, answered=answered, transfers=transfers)
 
-    def _run(
-        self, state: _State, level: int, where: dict[str, Lanes], used: int, port: list[float],
-        ready: dict[tuple[str, int], float], transfers: int,
-    ) -> _State:  # fmt: skip
+    def _run(self, state: _State, level: int) -> _State:
         """The state after a level's launches on every lane."""
-        free, ends = list(state.free), {}
-        for lane in range(used):
-            for launch in self.costs.launches(op for op in self.levels[level] if lane in where[op.name]):
+        free, ready, operations = list(state.free), dict(state.ready), self.levels[level]
+        for lane in range(state.used):
+            for launch in self.costs.launches(op for op in operations if lane in state.where[op.name]):
                 start = max(free[lane], *(ready.pop((op.name, lane)) for op in launch))
-                free[lane] = start + self.costs.seconds(launch)
-                ends.update({(op.name, lane): free[lane] for op in launch})
-        made = {(op.name, lane): ends[op.name, lane] for op in self.levels[level] for lane in where[op.name]}
+                free[lane] = start + self.costs.seconds(launch, self._taken(launch, lane, state.where))
+        made = {(op.name, lane): free[lane] for op in operations for lane in state.where[op.name]}
         ready = dict(sorted(ready.items()))
         now = min([*made.values(), *ready.values()])  # nothing more starts before: idling until then changes nothing
-        return _State(
-            where, tuple(max(t, now) for t in free), tuple(max(t, now) for t in port), made, ready, used, transfers
-        )
+        idle = [tuple(max(at, now) for at in times) for times in (free, state.port)]
+        return replace(state, free=idle[0], port=idle[1], made=made, ready=ready)
+
+    def _taken(self, launch: Iterable[Operation], lane: int, where: dict[str, Lanes]) -> list[str]:
+        """Features of other lanes that none of the lane's launches before has read."""
+        if not self.costs.taking:
+            return []
+        names = dict.fromkeys(name for op in launch for name in op.inputs)
+        first = {name: next(op for op in self.readers[name] if lane in where[op.name]) for name in names}
+        return [name for name in names if lane not in where.get(name, (0,)) and first[name] in launch]
 
     def _bound(self, state: _State, level: int) -> float:
         """No placement that goes on from a state is faster."""
         first: dict[str, float] = {}
         for (name, _), at in state.made.items():
             first[name] = min(at, first.get(name, math.inf))
-        paths = [at + self.tail[name] for name, at in first.items()]
+        paths = [state.answered, *(at + self.tail[name] for name, at in first.items())]
         for (name, lane), at in state.ready.items():
             paths.append(max(at, state.free[lane]) + self.costs.seconds([self.program.by_name[name]]) + self.tail[name])
         return max(*paths, (sum(state.free) + self.left[level]) / self.lanes)
 
     def _end(self, state: _State) -> float:
         """Makespan of a final state."""
-        (lane,) = state.where[self.program.output]
-        end = state.made[self.program.output, lane]
-        return end if lane == 0 else max(end, state.port[lane]) + self.costs.transfer[self.program.output]
+        return self._sent(state, [op.name for op in self.levels[-1]]).answered
 
 
 def _best(states: list[_State]) -> list[_State]:

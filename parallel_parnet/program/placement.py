@@ -112,7 +112,7 @@ class Placement:
         return list(found)
 
     def segments(self, program: Program) -> list[Segment]:
-        """The lanes' work, cut where a lane must receive first, or send before it goes on.
+        """The lanes' work, cut where a lane must receive first, or has run a level of which it must send.
 
         In an order in which one process can run them all: what a segment reads was written by an earlier one.
         """
@@ -127,7 +127,8 @@ class Placement:
             for op in (op for op in by_level if lane in self.where[op.name]):
                 needed = {name for name in op.inputs if (name, lane) in received} - arrived
                 arrived |= needed
-                if run and (needed or (run[-1], lane) in sent):
+                sends = run and op.level > program.by_name[run[-1]].level and any((name, lane) in sent for name in run)
+                if run and (needed or sends):
                     runs.append((lane, run))
                     run = []
                 run.append(op.name)

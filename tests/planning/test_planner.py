@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
 
@@ -45,8 +46,8 @@ def spans(result: Schedule) -> dict[tuple[str, int], tuple[float, float]]:
     return {(" + ".join(run.operations), run.lane): (run.start, run.end) for run in result.runs}
 
 
-def sent(result: Schedule) -> dict[str, tuple[float, float, float]]:
-    return {f"{s.transfer.feature}>{s.transfer.target}": (s.ready, s.start, s.end) for s in result.transfers}
+def sent(result: Schedule) -> dict[str, tuple[float, float]]:
+    return {f"{s.transfer.feature}>{s.transfer.target}": (s.start, s.end) for s in result.transfers}
 
 
 def path(result: Schedule) -> list[str]:
@@ -71,7 +72,7 @@ def test_two_lanes_and_what_the_answer_waits_for() -> None:
     """
     result = schedule(DIAMOND, place(2, a=0, b=0, c=1, d=0), costs())
     assert spans(result) == {("a", 0): (0, 2), ("b", 0): (2, 5), ("c", 1): (3, 7), ("d", 0): (8, 9)}
-    assert sent(result) == {"a>1": (2, 2, 3), "c>0": (7, 7, 8)}
+    assert sent(result) == {"a>1": (2, 3), "c>0": (7, 8)}
     assert (result.makespan, result.idle(0), result.idle(1)) == (9, 3, 5)
     assert path(result) == ["a", "send a", "c", "send c", "d"]
 
@@ -88,6 +89,14 @@ def test_recomputing_saves_a_transfer_of_the_feature_but_needs_the_picture() -> 
     assert path(result) == ["send input", "a", "c", "send c", "d"]
 
 
+def test_what_is_read_of_a_level_is_sent_when_the_lane_has_run_all_of_it() -> None:
+    """lane 1: . a a b b b c c c c, and at 10 b and c leave, one after the other"""
+    result = schedule(DIAMOND, place(2, a=1, b=1, c=1, d=0), costs())
+    assert sent(result) == {"input>1": (0, 1), "b>0": (10, 11), "c>0": (11, 12)}
+    assert path(result) == ["send input", "a", "b", "c", "send b", "send c", "d"]
+    assert [s.operations for s in place(2, a=1, b=1, c=1, d=0).segments(DIAMOND)] == [("a", "b", "c"), ("d",)]
+
+
 def test_answer_and_picture_travel_where_the_coordinator_computes_nothing() -> None:
     """lane 1: . a a b b b c c c c d, then the logits take 1"""
     result = schedule(DIAMOND, place(2, a=1, b=1, c=1, d=1), costs())
@@ -98,9 +107,32 @@ def test_answer_and_picture_travel_where_the_coordinator_computes_nothing() -> N
 def test_transfers_of_one_lane_follow_one_another() -> None:
     """a's two transfers take 3 each: lane 1 has a at 5, lane 2 at 8; lanes 1 and 2 send side by side."""
     result = schedule(DIAMOND, place(3, a=0, b=1, c=2, d=0), costs(3.0))
-    assert sent(result) == {"a>1": (2, 2, 5), "a>2": (2, 5, 8), "b>0": (8, 8, 11), "c>0": (12, 12, 15)}
+    assert sent(result) == {"a>1": (2, 5), "a>2": (5, 8), "b>0": (8, 11), "c>0": (12, 15)}
     assert path(result) == ["a", "send a", "send a", "c", "send c", "d"]
     assert result.makespan == 16
+
+
+def test_lanes_that_copy_do_nothing_else_meanwhile() -> None:
+    """
+    lane 0: a a > b b b . . < d     what comes from another lane is copied once more, in half a second, where it is read
+    lane 1: . . . < c c c c >
+    """
+    copying = costs(by_lanes=True, taking={"a": 0.5, "c": 0.5})
+    result = schedule(DIAMOND, place(2, a=0, b=0, c=1, d=0), copying)
+    assert spans(result) == {("a", 0): (0, 2), ("b", 0): (3, 6), ("c", 1): (3, 7.5), ("d", 0): (8.5, 10)}
+    assert sent(result) == {"a>1": (2, 3), "c>0": (7.5, 8.5)}
+    assert path(result) == ["a", "send a", "c", "send c", "d"]
+    # b waits for a's copy, and then the answer for b
+    assert path(schedule(DIAMOND, place(2, a=0, b=0, c=1, d=0), replace(copying, work={**WORK, "b": 9.0}))) == [
+        "a", "send a", "b", "d"
+    ]  # fmt: skip
+    # both on lane 1 read a, which is copied for b alone
+    result = schedule(DIAMOND, place(2, a=0, b=1, c=1, d=1), copying)
+    assert spans(result) == {("a", 0): (0, 2), ("b", 1): (3, 6.5), ("c", 1): (6.5, 10.5), ("d", 1): (10.5, 11.5)}
+    # lanes share one processor also where they copy: b has 2 of 3 seconds left at 5, c 2 of 4 at 9 and 1 at 11
+    result = schedule(DIAMOND, place(3, a=0, b=1, c=2, d=0), costs(by_lanes=True), processors=1)
+    assert spans(result) == {("a", 0): (0, 2), ("b", 1): (3, 9), ("c", 2): (5, 12), ("d", 0): (13, 14)}
+    assert sent(result) == {"a>1": (2, 3), "a>2": (3, 5), "b>0": (9, 11), "c>0": (12, 13)}
 
 
 def test_a_lane_of_a_gpu_launches_a_level_at_once() -> None:
@@ -128,7 +160,7 @@ def test_the_first_level_of_parnet_on_three_lanes() -> None:
     assert result.makespan == 42
     assert path(result)[:2] == ["send input", "send input"]
     # lane 1 has the picture at 10, three of stem and five blocks end at 18
-    assert sent(result)["streams.1.4>0"] == (18, 18, 28)
+    assert sent(result)["streams.1.4>0"] == (18, 28)
 
 
 ASSIGNMENTS = [place(2, a=a, b=b, c=c, d=d) for a, b, c, d in product((0, 1), repeat=4)]
@@ -157,11 +189,17 @@ def test_any_schedule_is_sound(data: st.DataObject, lanes: int, processors: int 
     placement = Placement(lanes, where, data.draw(st.integers(0, lanes - 1)))
     numbers = {name: data.draw(seconds) for name in PARNET.by_name}
     link = dict.fromkeys([INPUT, *numbers], data.draw(st.floats(0, 3)))
-    result = schedule(PARNET, placement, Costs(numbers, link, 0.1, data.draw(st.booleans())), processors)
+    grouped, by_lanes = data.draw(st.booleans()), data.draw(st.booleans())
+    taking = dict.fromkeys(link, data.draw(st.floats(0, 3)))
+    costs = Costs(numbers, link, 0.1, grouped, by_lanes=by_lanes, taking=taking)
+    result = schedule(PARNET, placement, costs, processors)
     arrived = {(s.transfer.feature, s.transfer.target): s.end for s in result.transfers}
     for lane in range(lanes):
         mine = result.lane(lane)
-        assert all(a.end <= b.start for a, b in pairwise(mine)), "a lane does one thing at a time"
+        sends = [s for s in result.transfers if s.transfer.source == lane]
+        both = sorted([*mine, *sends], key=lambda item: (item.start, item.end))
+        for items in [both] if by_lanes else [mine, sends]:
+            assert all(a.end <= b.start for a, b in pairwise(items)), "a lane does one thing at a time"
         assert {name for run in mine for name in run.operations} == {n for n, on in where.items() if lane in on}
         made = {name: run.end for run in mine for name in run.operations}
         if lane == placement.coordinator:
@@ -181,6 +219,7 @@ def test_links() -> None:
         assert LINKS["nvlink"].seconds(size) == pytest.approx(measured, rel=0.12)
     assert LINKS["peer"].seconds(370_000) == pytest.approx(3e-6)
     assert LINKS["pcie"].latency_s == LINKS["nvlink"].latency_s
+    assert not any(link.by_lanes for link in LINKS.values())
     own = Link.parse("5us,20GB/s")
     assert (own.latency_s, own.bytes_per_s) == (pytest.approx(5e-6), 20e9)
     exact = Link.fit("line", [(0, 1.0), (10, 2.0), (20, 3.0)], "")
@@ -230,7 +269,9 @@ def test_a_measured_link_is_read_from_its_file(tmp_path: Path) -> None:
     assert "2-core" in link.source
     several = {**content, "links": [{"link": name, "messages": points} for name in ("shared", "gloo")]}
     file.write_text(json.dumps(several))
-    assert (Link.read(file).name, Link.read(file, "gloo").name) == ("shared", "gloo")
+    assert [(link.name, link.by_lanes) for link in (Link.read(file), Link.read(file, "gloo"))] == [
+        ("shared", True), ("gloo", False)
+    ]  # fmt: skip
     with pytest.raises(ParNetError, match="no measured link nccl"):
         Link.read(file, "nccl")
     huge = {**content, "messages": [{"bytes": 10**400, "median_s": 1.0}]}
@@ -255,6 +296,12 @@ def test_devices() -> None:
     measured = Costs.of(PARNET, Measured("cpu", dict.fromkeys(PARNET.by_name, 0.5), ""), LINKS["peer"], 64)
     assert measured.work["head.fc"] == 0.5
     assert measured.transfer[INPUT] == pytest.approx(2e-6 + 3 * 64 * 64 * 4 / 370e9)
+    assert (measured.by_lanes, measured.taking) == (False, {})
+    copying = Costs.of(
+        PARNET, Measured("cpu", dict.fromkeys(PARNET.by_name, 0.5), "", own_layout=True),
+        replace(LINKS["peer"], by_lanes=True), 64,
+    )  # fmt: skip
+    assert copying.by_lanes and copying.taking[INPUT] == pytest.approx(3 * 64 * 64 * 4 / 370e9)
     launches = [[op.name for op in launch] for launch in Costs.of(PARNET, H200, LINKS["peer"], 64, 1, 2).launches(
         PARNET.operations
     )]  # fmt: skip

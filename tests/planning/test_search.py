@@ -18,6 +18,7 @@ from small import SMALL, conv, weightless
 
 CONFIG = Config((8, 16, 32), blocks=(1, 1))
 TWO_STREAMS = fold(create_model(CONFIG))
+TWO_FEATURES = fold(create_model(CONFIG), outputs=("streams.0", "streams.1"))
 XL = shapes_of("parnet_xl")
 seconds = st.floats(0.1, 10)
 
@@ -46,7 +47,9 @@ def programs(draw: st.DrawFn) -> Program:
 def costs_of(program: Program, data: st.DataObject) -> Costs:
     work = {op.name: data.draw(seconds) for op in program.operations}
     transfer = {name: data.draw(st.floats(0, 5)) for name in (INPUT, *work)}
-    return Costs(work, transfer, data.draw(st.floats(0, 1)), data.draw(st.booleans()))
+    taking = {name: data.draw(st.floats(0, 2)) for name in transfer} if data.draw(st.booleans()) else {}
+    grouped, by_lanes = data.draw(st.booleans()), data.draw(st.booleans())
+    return Costs(work, transfer, data.draw(st.floats(0, 1)), grouped, by_lanes=by_lanes, taking=taking)
 
 
 def everything(program: Program, lanes: int) -> list[Placement]:
@@ -104,11 +107,11 @@ def test_search_finds_what_trying_everything_finds(
 
 
 @settings(max_examples=3, deadline=None)
-@given(st.data())
-def test_two_streams_on_two_lanes(data: st.DataObject) -> None:
-    costs = costs_of(TWO_STREAMS, data)
-    tried = min(schedule(TWO_STREAMS, p, costs).makespan for p in everything(TWO_STREAMS, 2))
-    assert search(TWO_STREAMS, costs, 2).best.makespan == pytest.approx(tried)
+@given(st.data(), st.sampled_from([TWO_STREAMS, TWO_FEATURES]))
+def test_two_streams_on_two_lanes(data: st.DataObject, program: Program) -> None:
+    costs = costs_of(program, data)
+    tried = min(schedule(program, p, costs).makespan for p in everything(program, 2))
+    assert search(program, costs, 2).best.makespan == pytest.approx(tried)
 
 
 @pytest.mark.parametrize("lanes", [1, 2, 3])

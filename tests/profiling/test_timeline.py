@@ -225,7 +225,8 @@ def as_spans(planned: Schedule) -> list[Recorder]:
         lanes[run.lane].append(Span(run.operations[0], run.start, run.end))
     for sent in planned.transfers:
         t = sent.transfer
-        lanes[t.source].append(Span(f"send {t.feature}", sent.ready, sent.ready))
+        made = next((run.end for run in planned.lane(t.source) if t.feature in run.operations), 0.0)
+        lanes[t.source].append(Span(f"send {t.feature}", made, made))
         reader = min(s.start for s in lanes[t.target] if t.feature in _reads(planned, s.name))
         before = max((span.end for span in lanes[t.target] if span.end <= reader), default=0.0)
         lanes[t.target].append(Span(f"wait {t.feature}", before, max(before, sent.end)))

@@ -77,7 +77,7 @@ def measure(
         f"measured on this {device.type} by {executor}: medians of {passes} runs, {torch.get_num_threads()} thread(s); "
         f"a pass took {factor:.2f} of its operations' sum"
     )
-    return Measured(f"measured {device.type}", seconds, source)
+    return Measured(f"measured {device.type}", seconds, source, own_layout=executor == "native")
 
 
 def on_a_thread(
@@ -151,11 +151,12 @@ def plan_for_ranks(
     """The fastest placement on exactly as many lanes as ranks, the same on all: rank 0 measures for everyone."""
     if ranks.world == 1:
         return Placement.single(program)
-    nanoseconds = [0] * len(program.operations)
+    numbers = [0] * (1 + len(program.operations))
     if ranks.rank == 0:
-        seconds = measure(program, device, dtype, size, batch, executor).seconds
-        nanoseconds = [max(1, round(seconds[op.name] * 1e9)) for op in program.operations]
-    agreed = announce(nanoseconds, 0)
-    times = {op.name: t * 1e-9 for op, t in zip(program.operations, agreed, strict=True)}
-    costs = Costs.of(program, Measured("rank 0", times, "measured on rank 0"), link, size, batch, dtype.itemsize)
+        lane = measure(program, device, dtype, size, batch, executor)
+        numbers = [int(lane.own_layout), *(max(1, round(lane.seconds[op.name] * 1e9)) for op in program.operations)]
+    copied, *nanoseconds = announce(numbers, 0)
+    times = {op.name: t * 1e-9 for op, t in zip(program.operations, nanoseconds, strict=True)}
+    lane = Measured("rank 0", times, "measured on rank 0", own_layout=bool(copied))
+    costs = Costs.of(program, lane, link, size, batch, dtype.itemsize)
     return search(program, costs, ranks.world, exactly=True, runner_up=False).best.placement

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -14,12 +14,9 @@ from torch import Tensor
 
 from .executors.answers import Answer
 from .executors.available import ON_GPUS
-from .planning.costs import Costs
-from .planning.search import MAX_LANES, search
 from .program.placement import Placement
-from .program.program import INPUT, Program
+from .program.program import Program
 
-HAND_OVER = 50e-6  # seconds until another lane's thread goes on; a feature is not copied
 LEAST_ROUNDS, MOST_ROUNDS, ENOUGH = 5, 100, 0.3  # seconds of measuring, once there were LEAST_ROUNDS
 FIRST_ROUNDS, HOPELESS = 3, 1.5  # after so many, what was never within this factor of the fastest is left out
 
@@ -54,19 +51,6 @@ def on_one_lane(program: Program, cores: int, executors: Sequence[str]) -> list[
     """With all cores, or with one, by each executor."""
     single = Placement.single(program)
     return [Choice(e, single, threads, "whole") for e in executors for threads in dict.fromkeys((cores, 1))]
-
-
-def on_lanes(program: Program, seconds: Mapping[str, float], cores: int, executor: str) -> list[Choice]:
-    """The network's streams, and what the planner finds, on several lanes. seconds: of each operation alone."""
-    found = []
-    costs = Costs(seconds, dict.fromkeys((INPUT, *program.by_name), HAND_OVER))
-    for lanes in range(2, min(cores, program.streams, MAX_LANES) + 1):
-        by_stream = Placement.from_streams_per_gpu(program, -(-program.streams // lanes), lanes)
-        planned = search(program, costs, lanes, exactly=True, runner_up=False).best.placement
-        found += [Choice(executor, by_stream, cores // lanes, "by stream")]
-        if planned != by_stream:
-            found += [Choice(executor, planned, cores // lanes, "planned")]
-    return found
 
 
 def on_gpus(program: Program, placement: Placement | None) -> list[Choice]:

@@ -12,7 +12,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from .choice import ENOUGH, HOPELESS, Choice, default_placement, on_gpus, on_lanes, on_one_lane, timed
+from .choice import ENOUGH, Choice, default_placement, on_gpus, on_one_lane, timed
 from .errors import ParNetError
 from .executors.answers import Answer, check_out, each, logits_of
 from .executors.available import METHODS, choose, find_device, for_cpu, notes, warn
@@ -89,7 +89,7 @@ class Engine:
             device = "cuda" if torch.cuda.is_available() and executor != "cpu" else "cpu"
         self.device = find_device(device)
         self.executor = choose(executor, self.device, dtype, program.quantised)
-        self.notes = notes(executor, self.executor, self.device, dtype)
+        self.notes = notes(executor, self.executor, self.device, program.quantised)
         for note in self.notes:
             warn(note)
         if threads is not None and (type(threads) is not int or not 1 <= threads <= MOST_THREADS):
@@ -258,15 +258,9 @@ class Engine:
             self.notes = [*self.notes, f"left out: {reason}"]
         cores = torch.get_num_threads()
         tried = timed(on_one_lane(self.program, cores, executors), self._made, x_nchw)
-        several = [row for row in tried if row[1].executor == "openvino"]  # which can run lanes side by side
-        if several and several[0][0] < HOPELESS * tried[0][0]:
-            spans = self.profile(x_nchw)[0].spans  # of a second pass: the first one warms up
-            spans = self.profile(x_nchw)[0].spans
-            seconds = {span.name: span.end - span.start for span in spans}
-            lanes = on_lanes(self.program, seconds, cores, "openvino")
-            tried = sorted([*tried, *timed(lanes, self._made, x_nchw)], key=lambda row: row[0])
-        self._take(*tried[0][1:])
-        self._cores = cores
+        with self._turn():
+            self._take(*tried[0][1:])
+            self._cores = cores
         return {str(choice): seconds for seconds, choice, _ in tried}
 
     def _made(self, choice: Choice, dtype: torch.dtype | None) -> Engine:
@@ -275,15 +269,19 @@ class Engine:
 
     def _take(self, choice: Choice, engine: object) -> None:
         assert isinstance(engine, Engine)
-        with self._turn():
-            self.executor, self.placement, self.threads = choice.executor, choice.placement, choice.threads
-            self._executors, self.device, self._open, self._unproved = engine._executors, engine.device, False, False
+        self.executor, self.placement, self.threads = choice.executor, choice.placement, choice.threads
+        self._executors, self.device, self._open, self._unproved = engine._executors, engine.device, False, False
 
     def _prove(self, x_nchw: Tensor, seconds: float) -> dict[str, float]:
-        """What `warm_up` does on a GPU, in so many seconds of measuring."""
-        choices = on_gpus(self.program, None if self._open else self.placement)
-        tried, self.notes = prove(self.program, choices, self._made, x_nchw, self.dtype, self._synchronise, seconds)
-        self._take(*tried[0][1:])
+        """What `warm_up` does on a GPU, in so many seconds of measuring; nothing where another thread has done it."""
+        with self._turn():
+            if not self._unproved:
+                return {}
+            choices = on_gpus(self.program, None if self._open else self.placement)
+            tried, self.notes = prove(self.program, choices, self._made, x_nchw, self.dtype, self._synchronise, seconds)
+            self._take(*tried[0][1:])
+        for note in self.notes:
+            warn(note, depth=3)
         return {str(choice): seconds for seconds, choice, _ in tried}
 
     @with_own_settings

@@ -14,12 +14,15 @@ def lives_on_gpu(device: torch.device) -> bool:
 
 
 def gpu_and_versions(device: torch.device) -> str:
-    """The GPU, its driver, and the versions of torch and Triton."""
-    pynvml.nvmlInit()
+    """The GPU, its driver, and the versions of torch and Triton; "unknown" for what is not told here."""
     try:
-        driver = pynvml.nvmlSystemGetDriverVersion()
-    finally:
-        pynvml.nvmlShutdown()
+        pynvml.nvmlInit()
+        try:
+            driver = pynvml.nvmlSystemGetDriverVersion()
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError:  # as in a container that was given CUDA alone
+        driver = "unknown"
     try:
         triton = version("triton")
     except PackageNotFoundError:

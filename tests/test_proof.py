@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import get_ident
+from typing import Any
+from unittest.mock import Mock
 
+import pynvml
 import pytest
 import torch
 from torch import Tensor
 
-from parallel_parnet import Engine, ParNetError, Placement, fold
+from parallel_parnet import Engine, ParNetError, ParNetWarning, Placement, fold
 from parallel_parnet import engine as engines
 from parallel_parnet.choice import FIRST_ROUNDS, LEAST_ROUNDS, Choice, measure, on_gpus
 from parallel_parnet.executors.torch_backend import without_tf32
+from parallel_parnet.gpu import gpu_and_versions
 from parallel_parnet.proof import prove, prove_on_all_ranks
 from small import SMALL, lively
 
@@ -118,6 +124,29 @@ def test_the_verdict_is_saved_for_its_gpu_alone(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(engines, "gpu_and_versions", lambda device: "GPU A, driver 2")
     elsewhere = Engine.load(path, "cpu")
     assert elsewhere._unproved and elsewhere.warm_up(X), "asked anew"
+
+
+def test_first_calls_of_several_threads_prove_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU two proofs at a time would break each other's captures."""
+    monkeypatch.setattr(engines, "lives_on_gpu", lambda device: True)
+    engine, proofs = Engine(PROGRAM, None, "cpu"), []
+
+    def slowly(*arguments: Any) -> tuple[list, list[str]]:
+        proofs.append(get_ident())
+        time.sleep(0.2)
+        choice = Choice("eager", Placement.single(PROGRAM), None, "whole")
+        return [(1.0, choice, engine._made(choice, None))], ["triton: left out"]
+
+    monkeypatch.setattr(engines, "prove", slowly)
+    with ThreadPoolExecutor(4) as threads, pytest.warns(ParNetWarning, match="triton: left out"):
+        answers = list(threads.map(engine, [X] * 4))
+    assert len(proofs) == 1 and all(torch.equal(answer, answers[0]) for answer in answers)
+
+
+def test_a_driver_that_nobody_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "GPU A")
+    monkeypatch.setattr(pynvml, "nvmlInit", Mock(side_effect=pynvml.NVMLError_LibraryNotFound()))
+    assert gpu_and_versions(CPU).startswith("GPU A, driver unknown, torch ")
 
 
 def test_a_placement_that_was_given_holds_on_another_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

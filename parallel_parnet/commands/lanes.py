@@ -86,6 +86,8 @@ def place(
         return Placement.from_streams_per_gpu(program, k, ranks.world), ""
     whole_machine = device.type == "cuda" and device.index is None
     devices = torch.cuda.device_count() if whole_machine and args.executor != "cuda_streams" else 1
+    if devices > 1 and args.executor == "auto" and not (args.streams_per_gpu or args.strict):
+        return None, f"note: one of {devices} GPUs runs it; --streams-per-gpu 1 gives each stream its own"
     wanted = -(-streams // max(1, k))
     if devices >= wanted:
         return Placement.from_streams_per_gpu(program, k, wanted), ""
@@ -107,6 +109,8 @@ def place(
 
 def warm_up(engine: Engine, x: Tensor, console: Console) -> None:
     """Compile for a request like this, and choose where nobody did; says what was measured."""
+    if engine.device.type == "cuda":
+        console.print("compiling kernels for this GPU, where it has none cached: up to some minutes")
     for name, seconds in engine.warm_up(x.to(engine.device)).items():
         console.print(f"measured: {name}: {seconds * 1e3:.3f} ms")
 

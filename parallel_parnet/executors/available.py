@@ -96,16 +96,24 @@ def for_cpu(dtype: torch.dtype, quantised: torch.dtype | None = None) -> list[st
     return [name for name in names if not lacking(name) and (name != "native" or _native_fits(dtype))]
 
 
-def notes(executor: str, chosen: str, device: torch.device, dtype: torch.dtype) -> list[str]:
-    """What the user should know where the kernels for CPUs would have been chosen, and cannot be had."""
-    reason = executor in ("auto", "cpu") and device.type == "cpu" and lacking("native")
-    return [f"executor {chosen} runs, since native cannot be had: {reason}"] if reason else []
+def notes(executor: str, chosen: str, device: torch.device, quantised: torch.dtype | None) -> list[str]:
+    """What the user should know of a choice that was left to us: that kernels or a GPU cannot be had, or that what was
+    quantised is computed in fp32."""
+    if executor not in ("auto", "cpu"):
+        return []
+    found = []
+    if device.type == "cpu" and (reason := lacking("native")):
+        found.append(f"executor {chosen} runs, since native cannot be had: {reason}")
+    if device.type == "cuda" and quantised:
+        faster = "executor cuda_graph with dtype bfloat16" if quantised == E4M3 else "bfloat16 or fp8"
+        found.append(f"executor {chosen} computes in fp32 what is quantised, to no gain in time: choose {faster}")
+    return found
 
 
 @cache  # once for a process, from wherever its engines are made
-def warn(note: str) -> None:
-    """A warning at the line that made the engine."""
-    warnings.warn(note, ParNetWarning, stacklevel=4)  # past the engine and what wraps its functions
+def warn(note: str, depth: int = 2) -> None:
+    """A warning at the line that made or called the engine. depth: of the functions from there, but for this one."""
+    warnings.warn(note, ParNetWarning, stacklevel=depth + 2)
 
 
 def _native_fits(dtype: torch.dtype) -> bool:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import Lock
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..errors import ParNetError
 from ..profiling.spans import Recorder, Spans
 from .answers import Answer, each, logits_of
 from .binding import Reads, Runner, in_same_places
 from .local import LocalExecutor, Pass
 from .shapes import Shapes
 
+_TURN = Lock()  # of captures: each begins by waiting for the whole GPU, which no other thread's survives
 Result = TypeVar("Result")
 Replay = Callable[[], object]
 
@@ -42,16 +43,16 @@ def capture(work: Callable[[], Result], device: torch.device) -> tuple[Result, R
     if device.type != "cuda":
         first = work()
         return first, lambda: _fill(first, work())
-    with torch.cuda.device(device):
-        side = torch.cuda.Stream()
+    with _TURN, torch.cuda.device(device):
+        # of this device: the one that torch has for captures is of the GPU that captured first
+        side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        with torch.cuda.stream(side):  # around the capture as well, which does not leave it where it fails
             work()
             work()
+            with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+                result = work()
         torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            result = work()
     return result, graph.replay
 
 
@@ -64,21 +65,17 @@ class GraphExecutor:
         self._shapes: Shapes[torch.Size, _Captured] = Shapes(source.synchronise)
 
     def __call__(self, x_nchw: Tensor, out: Tensor | None = None) -> Answer:
-        """Logits, fp32: a copy, or `out`, filled; or outputs. Pictures must lie on the source's device.
+        """Logits, fp32: a copy on the pictures' device, or `out`, filled; or outputs.
 
         Nothing is copied for arguments that are themselves the buffers which `buffers` gives.
         """
-        if x_nchw.device != self.source.device:
-            raise ParNetError(
-                f"pictures on {x_nchw.device}: executor {self.name} takes them on {self.source.device} alone"
-            )
         captured = self._shapes(x_nchw.shape, self._make)
         with torch.inference_mode():
             if x_nchw is not captured.picture:
                 captured.picture.copy_(x_nchw)
             captured.replay()
             if out is None:
-                return each(captured.answer, lambda tensor: tensor.to(torch.float32, copy=True))
+                return each(captured.answer, lambda tensor: tensor.to(x_nchw.device, torch.float32, copy=True))
             if out is not captured.answer:
                 out.copy_(logits_of(captured.answer))
             return out

@@ -14,12 +14,12 @@ from ..program.placement import Placement, Segment
 from ..program.program import Program
 from .answers import Answer
 from .available import METHODS
-from .backends import refuse_broken_openvino
+from .backends import ON_CPUS
 from .binding import Backend
 from .graph import GraphExecutor
 from .local import LocalExecutor
-from .native_executor import NativeExecutor
 from .torch_backend import TorchBackend
+from .whole import WholeExecutor
 
 
 class Executor(Protocol):
@@ -58,12 +58,7 @@ def make_executor(
     raw: bool = False,
 ) -> Executor:
     """The same for all lanes of a process."""
-    if executor == "openvino":
-        refuse_broken_openvino()
-        from .openvino_lanes import OpenVinoExecutor  # here, since the package is optional
-
-        return OpenVinoExecutor(fold_pixels(program, dtype) if raw else program, placement, dtype, threads)
     backend = make_backend(executor, program, placement.segments(program), devices, dtype, threads, raw)
-    kind = NativeExecutor if executor == "native" and placement.lanes == 1 else LocalExecutor
+    kind = WholeExecutor if executor in ON_CPUS and placement.lanes == 1 else LocalExecutor
     local = kind(placement, devices, backend)
     return GraphExecutor(executor, local) if METHODS[executor].captured else local

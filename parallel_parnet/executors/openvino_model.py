@@ -19,17 +19,13 @@ from .segment import SegmentModule
 FEW = 16  # channels, that do not fill a vector of AVX-512
 
 
-def compile_model(model: Model, dtype: torch.dtype, threads: int, alone: bool = True) -> openvino.CompiledModel:
-    """For the lowest latency on the CPU.
-
-    dtype: of the arithmetic, float32 or bfloat16. alone: no other model computes on this host at the same time, so that
-    threads may be bound to cores: to the first ones, in every process.
-    """
+def compile_model(model: Model, dtype: torch.dtype, threads: int) -> openvino.CompiledModel:
+    """For the lowest latency on the CPU. dtype: of the arithmetic, float32 or bfloat16."""
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": {torch.float32: "f32", torch.bfloat16: "bf16"}[dtype],
         "INFERENCE_NUM_THREADS": threads,
-        "ENABLE_CPU_PINNING": alone,
+        "ENABLE_CPU_PINNING": False,  # which would take the first cores, in every process the same
     }
     return openvino.Core().compile_model(model, "CPU", settings)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
 
@@ -70,3 +70,16 @@ def are_peers(writer: torch.device, reader: torch.device) -> bool:
         return False
     torch.empty(1, device=reader, dtype=torch.uint8).copy_(torch.empty(1, device=writer, dtype=torch.uint8))
     return True  # torch has switched access on, to make that copy
+
+
+@contextmanager
+def done_at_once(device: torch.device) -> Iterator[None]:
+    """Work that is done when the block ends, as weights must be that lanes in several CUDA streams read. It waits for
+    nothing that the current CUDA stream holds."""
+    if device.type != "cuda":
+        yield
+        return
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.stream(stream):
+        yield
+    stream.synchronize()

@@ -14,8 +14,9 @@ from ..program.placement import Segment
 from ..program.program import Program
 from ..settings import Together
 from .backends import arithmetic, refuse_broken_openvino, storage_type
-from .binding import Layout, Reads, Runner
+from .binding import Layout, Reads, Runner, address
 from .native_plan import NativePlan
+from .queues import done_at_once
 from .segment import SegmentModule
 
 Compiled = Callable[..., tuple[Tensor, ...]]
@@ -45,9 +46,11 @@ class TorchBackend:
         self.name, self.program, self.precision, self.threads = name, program, dtype, threads
         self.memory_format = torch.contiguous_format if name in PLAIN else torch.channels_last
         self.storage = storage_type(name, dtype)
-        self.modules = {
-            s: SegmentModule(program, s, self.storage, devices[s.lane], self.memory_format) for s in segments
-        }
+        self.modules = {}
+        for segment in segments:
+            with done_at_once(devices[segment.lane]):
+                module = SegmentModule(program, segment, self.storage, devices[segment.lane], self.memory_format)
+            self.modules[segment] = module
 
     def layout(self, feature: str, n: int, h: int, w: int) -> Layout:
         """Of the logits, which alone are two-dimensional, fp32."""
@@ -125,10 +128,13 @@ def _openvino(module: SegmentModule, reads: tuple[Tensor, ...], dtype: torch.dty
     from .openvino_model import compile_model, model_of
 
     model = model_of(module, [t.shape for t in reads])
-    request = compile_model(model, dtype, threads, alone=False).create_infer_request()
+    request = compile_model(model, dtype, threads).create_infer_request()
 
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
-        results = request.infer([t.contiguous().numpy() for t in inputs], share_inputs=True, share_outputs=False)
+        for x in inputs:
+            address(x)  # refuses what has no memory
+        arrays = [x.detach().contiguous().numpy() for x in inputs]
+        results = request.infer(arrays, share_inputs=True, share_outputs=False)
         return tuple(torch.from_numpy(results[i]) for i in range(len(model.outputs)))
 
     return run

@@ -29,6 +29,7 @@ from ..profiling.spans import Spans, span
 from ..program.placement import Placement, Segment
 from ..program.program import INPUT, Operation, Program
 from .binding import Bindings, Layout, Reads, in_same_places
+from .queues import done_at_once
 from .shapes import Shapes
 
 Weights = dict[str, dict[str, Tensor]]
@@ -154,7 +155,10 @@ class TritonBackend:
         on: dict[torch.device, dict[str, None]] = {}
         for segment in segments:
             on.setdefault(devices[segment.lane], {}).update(dict.fromkeys(segment.operations))
-        self.weights = {device: pack(program, dtype, device, names) for device, names in on.items()}
+        self.weights = {}
+        for device, names in on.items():
+            with done_at_once(device):
+                self.weights[device] = pack(program, dtype, device, names)
         # on every device, since an answer may be another lane's, and a capture may not copy from the host
         steps = {name: program.weights.get(f"{name}.step") for name in program.answers.values()}
         self._steps = {(n, d): t.to(d) for n, t in steps.items() if t is not None for d in set(devices)}
@@ -196,8 +200,9 @@ class TritonBackend:
         dtype = multiplied(self.program, self.program.by_name[operation], self.dtype)
         key = operation, device, weight_blocks(cut.shape, cut.tile, dtype)
         if key not in self._blocks:
-            weight = self.program.of(self.program.by_name[operation])["weight"].to(device)
-            self._blocks[key] = pack_weight(weight, cut.shape, cut.tile, dtype)
+            with done_at_once(device):
+                weight = self.program.of(self.program.by_name[operation])["weight"].to(device)
+                self._blocks[key] = pack_weight(weight, cut.shape, cut.tile, dtype)
         return self._blocks[key]
 
     def opened(self, feature: str, message: Tensor, cuts: Mapping[str, Cut], nhw: NHW) -> Feature:

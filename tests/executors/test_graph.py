@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from threading import Barrier
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import Tensor
 
 from parallel_parnet import Engine, ParNetError, fold
+from parallel_parnet.executors import graph as graphs
 from parallel_parnet.executors.binding import Reads
 from parallel_parnet.executors.graph import Capture, CapturedRunner, GraphExecutor
 from parallel_parnet.executors.local import LocalExecutor
@@ -84,12 +87,10 @@ def test_pictures_that_need_gradients() -> None:
         assert relative(engine(x), REFERENCE(x.detach())) < 1e-5
 
 
-def test_pictures_elsewhere_are_refused() -> None:
+def test_pictures_without_memory_are_refused() -> None:
     x = torch.empty(1, 3, 32, 32, device="meta")
     with pytest.raises(ParNetError, match="a picture on meta, which has no memory"):
         engine_of(executor_of())(x)
-    with pytest.raises(ParNetError, match="pictures on meta: executor cuda_graph takes them on cpu alone"):
-        executor_of()(x)
 
 
 @pytest.mark.parametrize("executor", ["graph", "eager"])
@@ -141,6 +142,55 @@ def test_without_turns_threads_would_mix_their_pictures() -> None:
     with ThreadPoolExecutor(2) as threads:
         answers = list(threads.map(executor, pictures))
     assert any(relative(got, REFERENCE(x)) > 1e-3 for got, x in zip(answers, pictures, strict=True))
+
+
+class FakeCuda:
+    """As much of torch.cuda as a capture uses: `current` is the stack of current CUDA streams. fails: what a capture
+    raises when it ends, and then, as torch's, without leaving its CUDA stream."""
+
+    def __init__(self, fails: Exception | None = None) -> None:
+        self.current, self.fails, self.captured = [Mock(name="the caller's")], fails, []
+        self.CUDAGraph, self.Stream = Mock, lambda: Mock(name="side")
+
+    def current_stream(self) -> Any:
+        return self.current[-1]
+
+    @contextmanager
+    def device(self, device: torch.device) -> Iterator[None]:
+        yield
+
+    @contextmanager
+    def stream(self, stream: Any) -> Iterator[None]:
+        before = list(self.current)
+        self.current.append(stream)
+        try:
+            yield
+        finally:
+            self.current[:] = before
+
+    @contextmanager
+    def graph(self, graph: Any, stream: Any, capture_error_mode: str) -> Iterator[None]:
+        self.current.append(stream)
+        self.captured.append((stream, capture_error_mode))
+        yield
+        if self.fails:
+            raise self.fails
+        self.current.pop()
+
+
+@pytest.mark.parametrize("fails", [None, RuntimeError("cudaErrorStreamCaptureInvalidated")])
+def test_a_capture_has_a_cuda_stream_of_its_own_and_leaves_it(
+    fails: Exception | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's own belongs to the GPU that captured first, and is still current when a capture has failed."""
+    cuda = FakeCuda(fails)
+    monkeypatch.setattr(graphs.torch, "cuda", cuda)
+    (before,), ran = cuda.current, []
+    with pytest.raises(RuntimeError, match="Invalidated") if fails else nullcontext():
+        graphs.capture(lambda: ran.append(cuda.current_stream()), torch.device("cuda", 1))
+    ((side, mode),) = cuda.captured
+    assert ran == [side] * 3 and mode == "thread_local"
+    assert cuda.current == [before]
 
 
 def test_the_oldest_of_too_many_shapes_goes() -> None:

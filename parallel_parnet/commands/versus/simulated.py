@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from parallel_parnet import Program
-from parallel_parnet.choice import HAND_OVER
 from parallel_parnet.planning.costs import H200, LINKS, Costs, Device, Link, Measured
 from parallel_parnet.planning.search import search
 
 from ..plan.measured import on_a_thread
 
+HAND_OVER = 50e-6  # seconds until another lane's thread goes on; a feature is not copied
 LANES = (2, 3)  # ParNet has three streams
 PASSES = 3
 SHARED = Link("shared memory", HAND_OVER, float("inf"), "a hand-over between threads; nothing is copied")

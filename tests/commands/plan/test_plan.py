@@ -104,6 +104,19 @@ def test_cuda_streams_are_as_many_as_streams_per_gpu_ask_for(k: int | None, lane
     assert placement == Placement.from_streams_per_gpu(PARNET, k or 1, lanes) and not note
 
 
+def test_one_process_takes_several_gpus_where_it_is_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    args = argparse.Namespace(placement="streams", streams_per_gpu=None, executor="auto", strict=False)
+    for asked, expected in (
+        ({}, None),
+        ({"streams_per_gpu": 1}, Placement.from_streams_per_gpu(PARNET, 1, 3)),
+        ({"executor": "cuda_graph"}, Placement.from_streams_per_gpu(PARNET, 1, 3)),
+    ):
+        chosen = argparse.Namespace(**vars(args) | asked)
+        placement, note = lane_placement(PARNET, chosen, Ranks(0, 1, 0, 1), torch.device("cuda"))
+        assert placement == expected and ("one of 3 GPUs" in note) == (expected is None)
+
+
 def test_fewer_ranks_than_streams_take_as_many_as_they_must() -> None:
     args = argparse.Namespace(placement="streams", streams_per_gpu=None, executor="auto", strict=False)
     placement, _ = lane_placement(PARNET, args, Ranks(0, 2, 0, 2), torch.device("cpu"))

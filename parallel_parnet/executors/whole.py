@@ -1,4 +1,4 @@
-"""A whole program by the CPU kernels, with as little around them as can be.
+"""A whole program in one segment on the CPU, with as little around its kernels as can be.
 
 Some milliseconds after a call, the code around the kernels has left the CPU's caches: then whatever of torch a call
 needs beside them costs as much as a small network.
@@ -13,8 +13,8 @@ from .answers import Answer, collected
 from .local import LocalExecutor
 
 
-class NativeExecutor(LocalExecutor):
-    """Runs a placement of one lane, on the CPU, by backend "native"."""
+class WholeExecutor(LocalExecutor):
+    """Runs a placement of one lane, on the CPU, by backend "native" or "openvino"."""
 
     def __call__(self, x_nchw: Tensor) -> Answer:
         """Logits, or outputs by name, fp32, which the next call may overwrite."""

@@ -65,12 +65,13 @@ def test_the_fastest_that_agrees_wins() -> None:
     ]
 
 
-def test_the_fastest_wins_and_the_hopeless_are_left() -> None:
-    runs = [0, 0, 0]
+def test_the_fastest_wins_and_the_hopeless_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs, now = [0, 0, 0], [0.0]
+    monkeypatch.setattr("parallel_parnet.choice.time", Mock(perf_counter=lambda: now[0]))
 
     def run(i: int, seconds: float) -> None:
         runs[i] += 1
-        time.sleep(seconds)
+        now[0] += seconds
 
     found = measure([lambda: run(0, 0.02), lambda: run(1, 0.002), lambda: run(2, 0.0021)])
     assert found[0] > found[1] and found[0] > found[2]

@@ -16,6 +16,7 @@ import torch
 
 from conftest import ALL, drawn
 from parallel_parnet.commands.gpu.precompile import shapes_in_fp8, shapes_of
+from parallel_parnet.commands.gpu.probes import compile_probes
 from parallel_parnet.executors.triton_backend import whole
 from parallel_parnet.kernels.gpu.classifier import classifier_kernel
 from parallel_parnet.kernels.gpu.compiled import resources, stand_in
@@ -31,7 +32,7 @@ from parallel_parnet.program.rivals import repvgg, resnet
 VARIANTS = ("parnet_s", "parnet_m", "parnet_l", "parnet_xl")
 SIZE = 224
 META = torch.device("meta")
-AMPERE, HOPPER = (8, 0), (9, 0)
+AMPERE, ADA, HOPPER = (8, 0), (8, 9), (9, 0)
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -126,6 +127,12 @@ def test_fp8(variant, index):
         )
         widths = set(re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\], (\w+)", ptx))
         assert widths == ({"0x8", "0x10"} if ragged else {"0x10"})
+
+
+@pytest.mark.parametrize("capability", [AMPERE, ADA, HOPPER], ids=str)
+def test_the_probes_of_a_check(capability):
+    """Those with dependent launches where there are such launches: elsewhere ptxas refuses them."""
+    compile_probes(capability, launchers=False)
 
 
 @pytest.mark.parametrize("capability", [AMPERE, HOPPER], ids=str)

@@ -47,10 +47,13 @@ class Table:
         capability. Without a name, the defaults. warpgroups: with the levels of the kernel for a Hopper's."""
         rates, instead = family_rates(capability), INSTEAD.get(capability, "")
         gpus = device_name, instead
-        if device_name and not (CONFIGS / tuned_name(device_name)).is_file():
+        kernels = ("tuned", "warpgroups") if warpgroups and capability == HOPPER else ("tuned",)
+        names = [tuned_name(device_name, kernel) for kernel in kernels]
+        lacking = [name for name in names if not (CONFIGS / name).is_file()]
+        if device_name and lacking:
             taken = f"those timed on an {instead}" if instead else "the defaults"
-            warnings.warn(f"no tuned kernels for {device_name}: taking {taken}", stacklevel=2)
-        of_hopper = _levels(gpus, "warpgroups") if warpgroups and capability == HOPPER else {}
+            warnings.warn(f"no tuned kernels for {device_name}, {', '.join(lacking)}: taking {taken}", stacklevel=2)
+        of_hopper = _levels(gpus, "warpgroups") if "warpgroups" in kernels else {}
         return cls(rates, _levels(gpus, "tuned") if device_name else {}, of_hopper)
 
     @classmethod

@@ -102,3 +102,10 @@ def test_a_tuned_level_overrides_the_rules_and_a_missing_file_is_said(tmp_path, 
     assert table.level(XL_LEVEL_5, 2, HALF) == Table.load((9, 0)).level(XL_LEVEL_5, 2, HALF)
     with pytest.warns(UserWarning, match="no tuned kernels for NVIDIA Unheard"):
         Table.load((9, 0), "NVIDIA Unheard")
+    lacking = "warpgroups.NVIDIA_H200.json"
+    with pytest.warns(UserWarning, match=f"no tuned kernels for NVIDIA H200, {lacking}: taking"):
+        Table.load((9, 0), "NVIDIA H200", warpgroups=True)
+    (tmp_path / lacking).write_text('{"levels": {}}')
+    (tmp_path / "tuned.NVIDIA_H200.json").unlink()
+    with pytest.warns(UserWarning, match=r"no tuned kernels for NVIDIA H200, tuned.NVIDIA_H200.json: taking"):
+        Table.load((9, 0), "NVIDIA H200", warpgroups=True)

@@ -48,9 +48,8 @@ class Table:
         rates, instead = family_rates(capability), INSTEAD.get(capability, "")
         gpus = device_name, instead
         kernels = ("tuned", "warpgroups") if warpgroups and capability == HOPPER else ("tuned",)
-        names = [tuned_name(device_name, kernel) for kernel in kernels]
-        lacking = [name for name in names if not (CONFIGS / name).is_file()]
-        if device_name and lacking:
+        names = [tuned_name(device_name, kernel) for kernel in kernels if device_name]
+        if lacking := [name for name in names if not (CONFIGS / name).is_file()]:
             taken = f"those timed on an {instead}" if instead else "the defaults"
             warnings.warn(f"no tuned kernels for {device_name}, {', '.join(lacking)}: taking {taken}", stacklevel=2)
         of_hopper = _levels(gpus, "warpgroups") if "warpgroups" in kernels else {}

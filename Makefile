@@ -9,7 +9,7 @@
 # make bench      executors and peers: S and XL, fp32 and bf16, figure and page    make poster    its speed table
 # make sanitize   the CPU kernels' tests, with every read and write of theirs checked, in ten minutes
 # make known-accuracy  twenty photographs and a network of others, as a check on ours
-# make gpu-check  on a GPU machine, with its own Python: probes, tuning, parity and times within 460 s, into OUT=results/gpu
+# make gpu-check  on a GPU machine, by .venv's Python or else its own: probes, tuning, parity, times, 460 s, OUT=results/gpu
 VENV ?= .venv
 PYTHON ?= python3
 OUT ?= results/gpu
@@ -95,7 +95,7 @@ fuzz: setup
 
 # a second run goes on where the first ran out of time; `launch/gpu_check.py --dry-run` goes the whole way without a GPU
 gpu-check:
-	$(PYTHON) launch/gpu_check.py --out $(OUT)
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) launch/gpu_check.py --out $(OUT)
 
 # an hour or so on two cores; resumes where it was interrupted
 experiment: setup

@@ -203,8 +203,27 @@ def test_pins_fit_each_other() -> None:
     assert not [row for row in held if not row[1].specifier.contains(row[2])]
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
-def test_plain_make_installs_nothing_and_tells_what_there_is() -> None:
+def make(*words: object) -> str:
     alone = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # not by `make test`
-    assert "pip" not in run("make", "--dry-run", cwd=ROOT, environment=alone)
-    assert run("make", cwd=ROOT, environment=alone).startswith("make infer ")
+    return run("make", *words, cwd=ROOT, environment=alone)
+
+
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+
+
+@needs_make
+def test_plain_make_installs_nothing_and_tells_what_there_is() -> None:
+    assert "pip" not in make("--dry-run")
+    assert make().startswith("make infer ")
+
+
+@needs_make
+@pytest.mark.parametrize("made", [True, False])
+def test_a_gpu_is_checked_by_the_python_that_was_set_up(made: bool, tmp_path: Path) -> None:
+    """The machine's own where `make setup` has not been run."""
+    python = tmp_path / "bin" / "python"
+    if made:
+        python.parent.mkdir()
+        python.touch()
+    line = make("--dry-run", "gpu-check", f"VENV={tmp_path}", "PYTHON=own")
+    assert line.startswith(f"{python if made else 'own'} launch/gpu_check.py")

@@ -10,7 +10,7 @@ import torch
 
 from .geometry import COPY, Geometry, Tile, power_of_two
 from .model import LevelConfig, predict
-from .rates import Rates
+from .rates import H200, MOST_REGISTERS, REGISTERS, Rates
 
 TILES = ((64, 32, 4), (64, 64, 4), (64, 128, 4))  # bm, bn and warps; others win nowhere on an H200
 PICTURE_TILES = ((64, 64, 4),)
@@ -20,11 +20,8 @@ PROGRAMS = (1.0, 1.5, 2.0, 2.5, 3.0)  # for each multiprocessor, what split-K ai
 STAGES = 4
 LEAST_STEPS = 6  # a program with fewer steps of K spends its time on starting and finishing
 MOST_SPLITS = 4  # so that whoever comes last has few of them to add up
-SHARED = 227 * 1024  # bytes a block may have
-REGISTERS = 65536
 OTHER_REGISTERS = 100  # that a thread needs besides its share of the tile: what was read ahead, addresses, masks
 OTHER_IN_FP8 = 130  # besides that share twice, of all steps and of one: steps of more channels have more addresses
-MOST_REGISTERS = 255  # of a thread
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ def candidates(
 ) -> list[Candidate]:
     """All that fit, the most promising first. Of levels that fill the GPU but once, those come first that do so in one
     wave: a second one starts when the first ends. steps: channels of one, at most. stages: of the pipeline."""
-    configs = dict.fromkeys(_grid(shapes, n, dtype, rates.multiprocessors, steps, stages))
+    configs = dict.fromkeys(_grid(shapes, n, dtype, rates, steps, stages))
     found = [Candidate(config, predict(shapes, n, dtype, config, rates).seconds) for config in configs]
     places = {c: resident(c.config, dtype) * rates.multiprocessors for c in found}
     return sorted(found, key=lambda c: (n == 1 and launched(shapes, n, c.config) > places[c], c.predicted))
@@ -83,19 +80,23 @@ def _padded(shape: Geometry, bk: int) -> int:
     return shape.pixels * shape.cout * shape.inputs * -(-shape.part // bk) * bk
 
 
+def shared(config: LevelConfig, dtype: torch.dtype) -> int:
+    """Bytes of a block's shared memory, for the operands of its products."""
+    return max(config.num_stages * (t.bm + t.bn) * t.bk * dtype.itemsize for t in config.tiles)
+
+
 def resident(config: LevelConfig, dtype: torch.dtype) -> int:
-    """Blocks on a multiprocessor at a time, at most; 0 where not even one fits."""
+    """Blocks on a Hopper's multiprocessor at a time, at most: what candidates of all GPUs are ordered by, since no
+    other's order was ever held against times."""
     threads = 32 * config.num_warps
     accumulators = max(tile.bm * tile.bn for tile in config.tiles) // threads
-    shared = max(config.num_stages * (t.bm + t.bn) * t.bk * dtype.itemsize for t in config.tiles)
-    if shared > SHARED:
-        return 0
     used = 2 * accumulators + OTHER_IN_FP8 if dtype.itemsize == 1 else accumulators + OTHER_REGISTERS
-    return min(REGISTERS // (threads * min(used, MOST_REGISTERS)), (SHARED + 1024) // (shared + 1024))
+    by_registers = REGISTERS // (threads * min(used, MOST_REGISTERS))
+    return min(by_registers, (H200.shared + 1024) // (shared(config, dtype) + 1024))
 
 
 def _grid(
-    shapes: Sequence[Geometry], n: int, dtype: torch.dtype, processors: int, steps: Sequence[int], stages: Sequence[int]
+    shapes: Sequence[Geometry], n: int, dtype: torch.dtype, rates: Rates, steps: Sequence[int], stages: Sequence[int]
 ) -> Iterator[LevelConfig]:
     planar, single = any(shape.planar for shape in shapes), dtype == torch.float32
     # copies of half the width, as of groups that begin in the middle of one, need twice the registers
@@ -104,6 +105,6 @@ def _grid(
     for (bm, bn, warps), step, depth, share in product(tiles, steps, stages, PROGRAMS):
         base = [fitted(shapes, bm, bn, 2 * step // dtype.itemsize // (2 if ragged else 1))] * len(shapes)
         depth = 2 if planar else 3 if single else depth
-        config = LevelConfig(share_out(shapes, n, base, share * processors), warps, depth)
-        if resident(config, dtype):
+        config = LevelConfig(share_out(shapes, n, base, share * rates.multiprocessors), warps, depth)
+        if shared(config, dtype) <= rates.shared:
             yield config

@@ -14,9 +14,9 @@ from typing import Any
 import triton
 from triton.backends.compiler import GPUTarget
 
+from .rates import REGISTERS, block_memory
+
 INSTRUCTIONS = ("HGMMA", "QGMMA", "HMMA", "LDGSTS", "LDG", "LDL", "STL")
-SHARED_LIMIT = {(8, 0): 163 * 1024, (9, 0): 227 * 1024}  # bytes for one block, by compute capability
-REGISTERS = 65536  # of one multiprocessor, 32 bits each
 SPILLED = 96  # bytes of a thread's registers that may be in memory where no loop is: there they cost next to nothing
 INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)")
 
@@ -80,8 +80,8 @@ class Resources:
             found.append("multiplies one product after the other")
         if max(self.stack, self.local) > SPILLED:
             found.append(f"keeps {self.stack} bytes of stack and {self.local} of local memory")
-        if self.shared > SHARED_LIMIT[capability]:
-            found.append(f"{self.shared} bytes of shared memory: {SHARED_LIMIT[capability]} are there")
+        if self.shared > (there := block_memory(capability)):
+            found.append(f"{self.shared} bytes of shared memory: {there} are there")
         if self.registers * self.threads > REGISTERS:
             found.append(f"{self.registers} registers x {self.threads} threads: {REGISTERS} are there")
         return found

@@ -20,13 +20,14 @@ from ...errors import ParNetError
 from .candidates import candidates
 from .geometry import Geometry, Tile, WarpTile
 from .model import LevelConfig
-from .rates import FAMILIES, Rates
+from .rates import Rates, family_rates
 
 CONFIGS = Path(__file__).with_name("configs")
 HALF = (torch.float16, torch.bfloat16)
 HOPPER = (9, 0)
-# whose tuned levels GPUs of a compute capability take that have none of their own
-INSTEAD: dict[tuple[int, ...], str] = {HOPPER: "NVIDIA H200"}
+# whose tuned levels GPUs of just this compute capability take that have none of their own: a newer one may have less
+# shared memory, and other products
+INSTEAD = {HOPPER: "NVIDIA H200"}
 
 
 @dataclass(frozen=True)
@@ -44,16 +45,15 @@ class Table:
     def load(cls, capability: tuple[int, int], device_name: str = "", warpgroups: bool = False) -> Table:
         """The table for a GPU; where its model has none, which is said, that of a sister or the defaults of its compute
         capability. Without a name, the defaults. warpgroups: with the levels of the kernel for a Hopper's."""
-        older = [family for family in FAMILIES if family <= capability]
-        if not older:
-            raise ParNetError(f"compute capability {capability}: the kernels need {min(FAMILIES)} or newer")
-        instead = INSTEAD.get(max(older), "")
+        rates, instead = family_rates(capability), INSTEAD.get(capability, "")
         gpus = device_name, instead
-        if device_name and not (CONFIGS / tuned_name(device_name)).is_file():
+        kernels = ("tuned", "warpgroups") if warpgroups and capability == HOPPER else ("tuned",)
+        names = [tuned_name(device_name, kernel) for kernel in kernels if device_name]
+        if lacking := [name for name in names if not (CONFIGS / name).is_file()]:
             taken = f"those timed on an {instead}" if instead else "the defaults"
-            warnings.warn(f"no tuned kernels for {device_name}: taking {taken}", stacklevel=2)
-        of_hopper = _levels(gpus, "warpgroups") if warpgroups and capability == HOPPER else {}
-        return cls(FAMILIES[max(older)], _levels(gpus, "tuned") if device_name else {}, of_hopper)
+            warnings.warn(f"no tuned kernels for {device_name}, {', '.join(lacking)}: taking {taken}", stacklevel=2)
+        of_hopper = _levels(gpus, "warpgroups") if "warpgroups" in kernels else {}
+        return cls(rates, _levels(gpus, "tuned") if device_name else {}, of_hopper)
 
     @classmethod
     def of_device(cls, device: torch.device) -> Table:

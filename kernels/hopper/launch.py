@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -17,13 +17,13 @@ from ...errors import ParNetError
 from ..gpu.convolution import Convolution
 from .source import POINTERS, Source, arguments, source
 
-OPTIONS = (b"--gpu-architecture=sm_90a", b"--std=c++17")
+OPTIONS = (b"--gpu-architecture=sm_90a", b"--std=c++17", b"--ptxas-options=-v")
 
 
 @dataclass(frozen=True, eq=False)
 class WarpLaunch:
     """A kernel with its arguments, prepared: nothing is computed, checked or allocated when it runs, so that a graph
-    can hold it. operands: kept for as long as it may run. early: see `level`."""
+    can hold it; by one thread at a time. operands: kept for as long as it may run. early: see `level`."""
 
     name: str
     source: Source
@@ -34,16 +34,21 @@ class WarpLaunch:
 
     def __call__(self) -> None:
         """Start it on the current CUDA stream."""
-        function = loaded(self.source.text, self.source.shared, self.device)
+        function, config, parameters = self._prepared
+        config.hStream = driver.CUstream(torch.cuda.current_stream(self.device).cuda_stream)
+        _done(driver.cuLaunchKernelEx(config, function, ctypes.addressof(parameters), 0))
+
+    @cached_property
+    def _prepared(self) -> tuple[Any, Any, Any]:
+        """The kernel on the GPU, how it is launched but for the CUDA stream, and where its one parameter lies."""
         config = driver.CUlaunchConfig()
         config.gridDimX, config.gridDimY, config.gridDimZ = self.source.blocks, 1, 1
         config.blockDimX, config.blockDimY, config.blockDimZ = self.source.threads, 1, 1
         config.sharedMemBytes = self.source.shared
-        config.hStream = driver.CUstream(torch.cuda.current_stream(self.device).cuda_stream)
-        config.attrs = _attributes(self.source.cluster, self.early)
+        config.attrs = _attributes(self.source.cluster, self.early)  # copied
         config.numAttrs = len(config.attrs)
         parameters = (ctypes.c_void_p * 1)(ctypes.addressof(self.addresses))
-        _done(driver.cuLaunchKernelEx(config, function, ctypes.addressof(parameters), 0))
+        return loaded(self.source.text, self.source.shared, self.device), config, parameters
 
 
 def level(
@@ -70,18 +75,19 @@ def prepare(launches: Iterable[Any]) -> None:
 
 
 @cache
-def compiled(text: str) -> bytes:
-    """A kernel's code for compute capability 9.0."""
+def compiled(text: str) -> tuple[bytes, str]:
+    """A kernel's code for compute capability 9.0, and what the compiler said of it."""
     program = _done(nvrtc.nvrtcCreateProgram(text.encode(), b"level.cu", 0, [], []))
     status = nvrtc.nvrtcCompileProgram(program, len(OPTIONS), list(OPTIONS))[0]
+    log = b" " * _done(nvrtc.nvrtcGetProgramLogSize(program))
+    _done(nvrtc.nvrtcGetProgramLog(program, log))
+    said = log.decode(errors="replace").strip("\0 \n")
     if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-        log = b" " * _done(nvrtc.nvrtcGetProgramLogSize(program))
-        _done(nvrtc.nvrtcGetProgramLog(program, log))
-        raise ParNetError(f"a level's kernel does not compile: {log.decode(errors='replace').strip()}")
+        raise ParNetError(f"a level's kernel does not compile: {said}")
     code = b" " * _done(nvrtc.nvrtcGetCUBINSize(program))
     _done(nvrtc.nvrtcGetCUBIN(program, code))
     _done(nvrtc.nvrtcDestroyProgram(program))
-    return code
+    return code, said
 
 
 @cache
@@ -89,7 +95,7 @@ def loaded(text: str, shared: int, device: torch.device) -> Any:
     """The kernel on a GPU, where a block may use so many bytes of shared memory."""
     with torch.cuda.device(device):
         torch.cuda.current_stream().synchronize()  # makes the GPU's context, where nobody has
-        module = _done(driver.cuModuleLoadData(compiled(text)))
+        module = _done(driver.cuModuleLoadData(compiled(text)[0]))
         function = _done(driver.cuModuleGetFunction(module, b"level"))
         attribute = driver.CUfunction_attribute
         _done(driver.cuFuncSetAttribute(function, attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared))

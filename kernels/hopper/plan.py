@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 
-from ..gpu.candidates import MOST_REGISTERS, REGISTERS, SHARED
 from ..gpu.geometry import Geometry, WarpTile, aligned
-from ..gpu.rates import H200
+from ..gpu.rates import H200, MOST_REGISTERS, REGISTERS
 
 CLOCK = 1.9e9
 WIDTHS = (48, 64, 96, 104, 128, 144, 160, 192, 208, 256)  # channels of a tile, about
@@ -143,7 +142,7 @@ def _staged(shapes: Sequence[Geometry], tiles: Sequence[WarpTile], taps: int = 1
     of_level, made = max(map(room, shapes, tiles)), []
     for shape, tile in zip(shapes, tiles, strict=True):
         bare = replace(tile, stages=0, taps=taps)
-        left = SHARED - shared(shape, bare, of_level)
+        left = H200.shared - shared(shape, bare, of_level)
         stages = min(STAGES[1], left // (taps * tile.bn * tile.kk(shape) * 32))
         if stages < STAGES[0] or bare.steps(shape) < tile.split_k:
             return None

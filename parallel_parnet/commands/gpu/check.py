@@ -8,8 +8,9 @@
 Every row goes to gpu-check.jsonl in OUT as soon as it is measured. A run with the same OUT measures what is missing
 there; --fresh drops the rows of the steps that it runs. Every step runs in a fork of this process under a limit of its
 own, so that a kernel that hangs or faults costs one step, not all; gpu-check.json and gpu-check.md, made from the rows,
-are written after each. A dry run compiles under a stand-in for the driver and runs a narrow network in Triton's
-interpreter; all that it writes says so.
+are written after each, and tiles that were timed to tuned.<GPU>.json or warpgroups.<GPU>.json, which engines read once
+they are put into kernels/gpu/configs/. A dry run compiles under a stand-in for the driver and runs a narrow network in
+Triton's interpreter; all that it writes says so.
 
 Exit status: 0 where every step passed, 1 where one failed or did not finish, 2 without a GPU.
 """
@@ -30,6 +31,7 @@ from rich.console import Console
 
 from parallel_parnet import ParNetError
 from parallel_parnet.files import write_atomically, write_json
+from parallel_parnet.kernels.gpu.config import CONFIGS
 
 from ..common import RESULTS, Parser, plain_console, positive
 from ..common import table as make_table
@@ -206,6 +208,9 @@ def main() -> int:
     for row in verdicts(results):
         table.add_row(*row)
     console.print(table)
+    tables = [str(args.out / result["table"]) for result in results.values() if "table" in result]
+    if tables and not args.dry_run:
+        console.print(f"engines read what was timed from {CONFIGS}: put {' and '.join(tables)} there", soft_wrap=True)
     # a step that compiles does not run where there is nothing to compile for
     unasked = {step.name for step in chosen if step.compiles or not step.required}
     return 0 if all(results.get(step.name, {}).get("passed", step.name in unasked) for step in chosen) else 1

@@ -24,14 +24,13 @@ from rich.progress import track
 from parallel_parnet import Program
 from parallel_parnet.executors.triton_backend import geometry, multiplied, whole
 from parallel_parnet.files import check_writable, write_atomically, write_json
-from parallel_parnet.kernels.gpu.compiled import Resources, resources, stand_in
-from parallel_parnet.kernels.gpu.config import CONFIGS, HOPPER, Table, tuned_name
+from parallel_parnet.kernels.gpu.compiled import Resources, read, resources, stand_in
+from parallel_parnet.kernels.gpu.config import CONFIGS, HOPPER, Table, bindings, tuned_name
 from parallel_parnet.kernels.gpu.model import Costs, Prediction, predict
 from parallel_parnet.kernels.gpu.rates import H200
 from parallel_parnet.kernels.gpu.samples import without_values
-from parallel_parnet.kernels.hopper import offline
 from parallel_parnet.kernels.hopper import plan as warpgroups
-from parallel_parnet.kernels.hopper.source import source
+from parallel_parnet.kernels.hopper.source import Source, source
 
 from ..common import RESULTS, Parser, cores, plain_console
 from .level_tuning import Level, operands
@@ -52,16 +51,18 @@ TFLOP/s and bytes over {bytes:.1f} TB/s, the rates that were measured on an H200
 copy. Bytes count each input and weight read once and each output written once, per operation. fp8 is taken to multiply
 no faster than fp16, since it was never measured. The model is that of `kernels/gpu/model.py`, with {l2:.1f} TB/s of L2
 and {memory:.1f} TB/s of memory; it leaves the classifier out.
-
-In fp16 an {gpu} runs most levels by the kernel for warpgroups. A second table of each network has those, with the tiles
-that it takes: as `nvcc` compiled them, by the model of `kernels/hopper/plan.py`, and as they were timed.
-{timed}
-
+{warpgroups}
 - *programs*: those that convolve, tiles times splits, for {processors} multiprocessors; *per mp.*: how many of them
   each holds at a time, by registers and shared memory.
 - *fill*: programs over the places for them; above 1 they come in several waves. Leaders, which are short, come first.
 - *spilled*: bytes of registers that went to memory, loads and stores, none of them in a loop. *wgmma*: tensor-core
   instructions, HGMMA and in fp8 QGMMA; *LDGSTS*: asynchronous copies to shared memory.
+"""
+
+WARPGROUPS = """
+In fp16 an {gpu} runs most levels by the kernel for warpgroups. A second table of each network has those, with the tiles
+that it takes: as NVRTC {nvrtc} compiled them, by the model of `kernels/hopper/plan.py`, and as they were timed.
+{timed}
 """
 
 HEADER = (
@@ -144,8 +145,23 @@ def compile_for_warpgroups(program: Program) -> list[Row]:
             row = partial(Row, flops=cost.flops, bytes=cost.bytes, model=model, timed=timed, least=least)
             found.append((made, partial(row, f"level {number}", made.blocks)))
     with ThreadPoolExecutor(cores()) as pool:
-        used = pool.map(offline.resources, [made for made, _ in found])
+        used = pool.map(resources_for_warpgroups, [made for made, _ in found])
         return [row(of_it) for (_, row), of_it in zip(found, used, strict=True)]
+
+
+def resources_for_warpgroups(made: Source) -> Resources:
+    """What the compiler made of a launch by the kernel for warpgroups."""
+    from parallel_parnet.kernels.hopper.launch import compiled  # here, since it needs CUDA's bindings
+
+    return read(*compiled(made.text), made.threads, made.shared)
+
+
+def introduction_to_warpgroups() -> str:
+    """Its paragraph."""
+    from cuda.bindings import nvrtc
+
+    timed = json.loads((CONFIGS / tuned_name(H200.gpu, "warpgroups")).read_text())["note"]
+    return WARPGROUPS.format(gpu=H200.gpu, nvrtc=".".join(map(str, nvrtc.nvrtcVersion()[1:])), timed=timed)
 
 
 def section(title: str, rows: list[Row], last: str, sums: str) -> str:
@@ -197,24 +213,24 @@ def figures_of_warpgroups(rows: list[Row]) -> dict:
 
 
 def main() -> int:
-    args, console = parse_arguments(), plain_console()
+    args, console, at_hand = parse_arguments(), plain_console(), bindings()
     parts = [
         INTRODUCTION.format(
             size=SIZE, major=HOPPER[0], minor=HOPPER[1], torch=torch.__version__.partition("+")[0],
             triton=triton.__version__, flops=H200.flops / 1e12, bytes=H200.bytes / 1e12,
-            gpu=H200.gpu, timed=json.loads((CONFIGS / tuned_name(H200.gpu, "warpgroups")).read_text())["note"],
+            warpgroups=introduction_to_warpgroups() if at_hand else "",
             processors=H200.multiprocessors, l2=Costs().l2 / 1e12, memory=Table.load(HOPPER).rates.bytes / 1e12,
         )
     ]  # fmt: skip
-    if not offline.at_hand():
-        console.print("note: no nvcc: the kernel for warpgroups is left out")
+    if not at_hand:
+        console.print("note: no cuda-bindings, or no NVRTC: the kernel for warpgroups is left out")
     faults, networks = [], {}
     plain = {name: shapes_of(name) for name in args.model}
     for name, program in [*plain.items(), *((f"{name}, fp8", shapes_in_fp8(plain[name])) for name in plain)]:
         rows = compile_network(name, program, console)
         data = networks[name] = figures(rows)
         parts.append(section(f"## {name}", rows, "limited by", sums_of_network(rows, data)))
-        if name in plain and offline.at_hand():
+        if name in plain and at_hand:
             of_warpgroups = compile_for_warpgroups(program)
             data = networks[f"{name}, warpgroups"] = figures_of_warpgroups(of_warpgroups)
             title = f"### {name}, the kernel for warpgroups"

@@ -21,7 +21,7 @@ import triton
 
 from parallel_parnet import ParNetError
 from parallel_parnet.executors.graph import capture as capture
-from parallel_parnet.kernels.gpu.rates import H200, Rates
+from parallel_parnet.kernels.gpu.rates import H200, Rates, block_memory
 
 from ..common import CLONE, ROOT
 from ..processes import end_with_parent
@@ -86,7 +86,8 @@ def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
     a, b = (torch.randn(SIDE, SIDE, dtype=dtype, device=device) for _ in range(2))
     copy, product = copy_time(), median(event_times(lambda: a @ b, REPEATS // 3))
     found = torch.cuda.get_device_properties(device)
-    return Rates(found.name, 2 * COPIED / copy, 2 * SIDE**3 / product, found.multi_processor_count)
+    shared = block_memory((found.major, found.minor))
+    return Rates(found.name, 2 * COPIED / copy, 2 * SIDE**3 / product, found.multi_processor_count, shared)
 
 
 def l2_bytes(device: torch.device) -> int:

@@ -169,6 +169,7 @@ def _summary(name: str, result: Mapping) -> str:
         return f"skipped: {result['skipped']}"
     left = f", {result['left_out']} left out" if result.get("left_out") else ""
     left += f", {len(result['faults'])} failed" if result.get("faults") else ""
+    left += f"; {result['lacking']}" if "lacking" in result else ""
     rows = _right(result)
     if name == "machine" and len(rows) > 1:
         copied, product = rows[1]["bytes"] / 1e12, rows[1]["flops"] / 1e12

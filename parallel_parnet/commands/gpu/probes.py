@@ -11,7 +11,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from parallel_parnet.kernels.gpu.compiled import stand_in
-from parallel_parnet.kernels.gpu.config import Table
+from parallel_parnet.kernels.gpu.config import HOPPER, Table
 
 from .device import event_times, exact_fp32, in_a_graph, measure_rates, median, quantiles
 from .journal import Values
@@ -26,6 +26,7 @@ EMPTY = 100  # such launches in a graph
 BLOCK, BLOCKS, ROUNDS = 4096, 1024, 64  # int32 values read at a time; 16 MB in all; reads of each program
 PROGRAMS = 1056
 RUNS = 20
+LACKING = "no dependent launches, which need compute capability 9.0"
 
 
 @triton.jit
@@ -51,8 +52,10 @@ def check_probes(work: Work) -> Values:
     """A row for each probe."""
     exact_fp32()
     device, dry = work.device, work.scope.note != ""
+    capability = tuple(machine_of(work)["capability"])
     # the interpreter knows no dependent launch; the kernels with it are compiled all the same
-    ways = [(grid, dependent) for grid in GRIDS for dependent in (False, True) if not (dry and (dependent or grid > 1))]
+    dependents = (False,) if dry or capability < HOPPER else (False, True)
+    ways = [(grid, dependent) for grid in GRIDS[: 1 if dry else None] for dependent in dependents]
     rows = [
         work.row(f"gap, {grid} programs{', dependent launch' * dependent}", partial(gap, grid, dependent, device))
         for grid, dependent in ways
@@ -60,11 +63,11 @@ def check_probes(work: Work) -> Values:
     rows.append(work.row("read of L2", lambda: l2_bandwidth(device, 2 if dry else PROGRAMS)))
     copied = lambda: {"tb_per_s": round(measure_rates(device, DTYPE).bytes / 1e12, 3)}  # noqa: E731
     rows.append(work.row("copy in memory", copied))
-    table = Table.load(tuple(machine_of(work)["capability"]))
+    table = Table.load(capability)
     for variant in work.scope.decisive:
         for level in levels_of(shapes_of(variant), 1, DTYPE)[: work.scope.levels]:
             rows.append(work.row(f"{variant} {level.key}", partial(warm_and_cold, level, table, device)))
-    return verdict(rows)
+    return verdict(rows, **({"lacking": LACKING} if capability < HOPPER else {}))
 
 
 def gap(grid: int, dependent: bool, device: torch.device) -> Values:
@@ -99,7 +102,8 @@ def compile_probes(capability: tuple[int, int], launchers: bool) -> None:
     x = torch.empty(16, dtype=torch.int32, device="meta")
     with stand_in(capability):
         made = [empty_kernel.warmup(x, False, grid=(1,), num_warps=4)]
-        made.append(empty_kernel.warmup(x, True, grid=(1,), num_warps=4, launch_pdl=True))
+        if capability >= HOPPER:  # below, ptxas refuses them
+            made.append(empty_kernel.warmup(x, True, grid=(1,), num_warps=4, launch_pdl=True))
         made.append(read_kernel.warmup(x, x, BLOCKS, ROUNDS, BLOCK, grid=(1,), num_warps=8))
     for compiled in made if launchers else ():
         build_launcher(compiled)

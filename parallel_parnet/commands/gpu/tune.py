@@ -6,8 +6,8 @@
 Nothing is tuned while the engine runs: it reads the table, and takes defaults where that is silent. Every distinct
 level of the variants gets an equal share of the minutes and at most 40 candidates, all compiled ahead by all cores; the
 table is written after each, so a run may be stopped at any time and continued by another. Both types of 16 bits share
-their entries: of several only the last is tuned. --dry-run lists the candidates and their predicted times, with or
-without a GPU.
+their entries: of several only the last is tuned. What the kernel for a Hopper's warpgroups runs is left alone: its
+tiles are timed by gpu-check. --dry-run lists the candidates and their predicted times, with or without a GPU.
 """
 
 from __future__ import annotations
@@ -147,11 +147,18 @@ def tune_levels(
     return left_out
 
 
-def fill_table(levels: list[Level], minutes: float, out: Path | None, console: Console) -> Path:
+def of_triton(levels: Sequence[Level], table: Table) -> list[Level]:
+    """Those that Triton's kernels run by the table of a GPU."""
+    return [level for level in levels if table.of_warpgroups(level.shapes, level.n, level.dtype) is None]
+
+
+def fill_table(wanted: list[Level], minutes: float, out: Path | None, console: Console) -> Path:
     """Tune level after level, writing after each."""
     started, device = time.monotonic(), require_gpu()
     exact_fp32()
-    header = machine(device)
+    header, levels = machine(device), of_triton(wanted, Table.of_device(device))
+    if elsewhere := len(wanted) - len(levels):
+        console.print(f"{elsewhere} of {len(wanted)} levels left alone: the kernel for warpgroups runs them here")
     path = out or CONFIGS / tuned_name(header["gpu"])
     entries = read_levels(path)
     capability = tuple(header["capability"])

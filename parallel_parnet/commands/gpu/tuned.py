@@ -23,7 +23,7 @@ from .tune import Tuning, tune_levels
 from .warpgroups import is_at_hand, is_right, pass_of
 from .work import Work, skipped, verdict
 
-ELSEWHERE = "the kernel for warpgroups takes these levels; launch/tune.py tunes Triton's"
+ELSEWHERE = "the kernel for warpgroups takes these levels; launch/tune.py tunes the others"
 WIND_DOWN = 3  # seconds for the compilers that are at work when the tuning ends
 
 

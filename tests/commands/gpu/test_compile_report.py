@@ -21,7 +21,7 @@ def test_the_levels_of_the_kernel_for_warpgroups(monkeypatch: pytest.MonkeyPatch
             64, source.threads, source.shared, 0, 0, 8, 0, False, 1000, dict.fromkeys(("HGMMA", "QGMMA", "LDGSTS"), 0)
         )
 
-    monkeypatch.setattr(compile_report.offline, "resources", resources)
+    monkeypatch.setattr(compile_report, "resources_for_warpgroups", resources)
     rows = compile_report.compile_for_warpgroups(PROGRAM)
     assert [row.name for row in rows] == [f"level {number}" for number in range(2, 12)]
     assert {row.timed for row in rows} <= {level["us"] for level in TIMED.values()}

@@ -5,6 +5,7 @@ The doubles stand for what only a GPU can do: times, and kernels that are right,
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import time
@@ -14,12 +15,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from rich.console import Console
 
 from conftest import launch
 from parallel_parnet import Engine, ParNetError, Placement, fold
 from parallel_parnet.commands.gpu import level_tuning as tuning
 from parallel_parnet.commands.gpu import page as gpu_report
-from parallel_parnet.commands.gpu import parity, placements
+from parallel_parnet.commands.gpu import parity, placements, tune
 from parallel_parnet.commands.gpu import proofs as checks
 from parallel_parnet.commands.gpu.precompile import (
     KernelCase,
@@ -256,6 +258,21 @@ def test_levels_that_repeat_are_tuned_once():
     levels = tuning.levels_of(program, 1, HALF)
     assert len(levels) == 10, "levels 5 and 6 are alike, and the classifier has nothing to tune"
     assert levels[4].key == tuning.Level(levels[4].shapes, 1, HALF).key
+
+
+def test_what_the_kernel_for_warpgroups_runs_is_not_tuned(tmp_path, monkeypatch):
+    """On an H200 in half precision at batch 1 all levels but the picture's, and said in a line."""
+    table, said, given = Table.load(config.HOPPER, "NVIDIA H200", warpgroups=True), io.StringIO(), []
+    monkeypatch.setattr(tune, "require_gpu", lambda: torch.device("meta"))
+    monkeypatch.setattr(tune, "machine", lambda device: {"gpu": "NVIDIA H200", "capability": [9, 0], "date": ""})
+    monkeypatch.setattr(tune, "measure_rates", lambda device, dtype: H200)
+    monkeypatch.setattr(tune, "tune_levels", lambda levels, *_: given.append(levels))
+    monkeypatch.setattr(config.Table, "of_device", lambda device: table)
+    kinds = itertools.product((1, 2), (HALF, torch.float32))
+    levels = [level for n, dtype in kinds for level in tuning.levels_of(shapes_of("parnet_s"), n, dtype)]
+    tune.fill_table(levels, 1, tmp_path / "out.json", Console(file=said))
+    assert given == [[levels[0], *levels[10:]]]
+    assert said.getvalue() == "9 of 40 levels left alone: the kernel for warpgroups runs them here\n"
 
 
 def test_the_default_is_tried_first():

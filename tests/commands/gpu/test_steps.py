@@ -23,6 +23,7 @@ from parallel_parnet.commands.gpu import check as gpu_check
 from parallel_parnet.commands.gpu.device import run_within
 from parallel_parnet.commands.gpu.journal import Journal
 from parallel_parnet.commands.gpu.precompile import worker_pool
+from parallel_parnet.kernels.gpu.config import CONFIGS
 
 
 def leaves(status: int) -> dict:
@@ -120,6 +121,15 @@ def test_the_process_of_the_check_never_asks_the_gpu(monkeypatch, tmp_path):
     gpu_check.run_steps(gpu_check.STEPS[:2], Journal(tmp_path / "rows.jsonl"), args, Console(quiet=True))
     pids = asked.read_text().split()
     assert len(set(pids)) == 3 and str(os.getpid()) not in pids
+
+
+def test_the_check_says_where_its_tables_are_read_from(monkeypatch, tmp_path, capsys):
+    Journal(tmp_path / "gpu-check.jsonl").end("tuning", {"passed": True, "seconds": 1.0, "table": "tuned.some.json"})
+    monkeypatch.setattr(gpu_check, "found_here", lambda dry: dict.fromkeys(gpu_check.SAME, "some"))
+    monkeypatch.setattr(gpu_check, "run_steps", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["gpu-check", "--out", str(tmp_path), "--step", "tuning"])
+    assert gpu_check.main() == 0
+    assert capsys.readouterr().out.endswith(f"from {CONFIGS}: put {tmp_path / 'tuned.some.json'} there\n")
 
 
 def test_all_steps_are_tried_and_recorded(tmp_path):

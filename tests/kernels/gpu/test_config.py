@@ -9,15 +9,18 @@ import pytest
 import torch
 
 from parallel_parnet import ParNetError
+from parallel_parnet.commands.gpu.level_tuning import levels_of, worth_trying
 from parallel_parnet.commands.gpu.precompile import shapes_of
 from parallel_parnet.executors.triton_backend import geometry
 from parallel_parnet.kernels.gpu import config
-from parallel_parnet.kernels.gpu.candidates import MOST_SPLITS, candidates, fitted, launched, resident
+from parallel_parnet.kernels.gpu.candidates import MOST_SPLITS, candidates, fitted, launched, resident, shared
 from parallel_parnet.kernels.gpu.config import LevelConfig, Table, key
 from parallel_parnet.kernels.gpu.convolution import E4M3
 from parallel_parnet.kernels.gpu.geometry import Geometry, Tile
 
 HALF = torch.float16
+DTYPES = torch.bfloat16, torch.float32
+KB = {(8, 0): 163, (8, 6): 99, (8, 9): 99, (9, 0): 227, (10, 0): 227, (12, 0): 99}  # of a block, by NVIDIA's guide
 XL_LEVEL_5 = [Geometry(side, side, c, c, gate="identity") for c, side in ((200, 56), (400, 28), (800, 14))]
 
 
@@ -64,10 +67,29 @@ def test_no_tile_is_wider_than_its_operation():
 
 
 def test_newer_gpus_take_the_newest_defaults_and_older_ones_are_refused():
-    assert Table.load((12, 0)).rates == Table.load((9, 0)).rates
-    assert Table.load((8, 9)).rates == Table.load((8, 0)).rates
+    assert Table.load((10, 0)).rates == Table.load((9, 0)).rates
+    for capability, family in (((12, 0), (9, 0)), ((12, 1), (9, 0)), ((8, 9), (8, 0))):
+        assert Table.load(capability).rates == replace(Table.load(family).rates, shared=99 * 1024)
     with pytest.raises(ParNetError, match="compute capability"):
         Table.load((7, 5))
+
+
+@pytest.mark.parametrize("capability", KB, ids=str)
+def test_no_gpu_is_given_more_shared_memory_than_it_has(capability):
+    """By default; and of the longer pipelines that a tuner tries."""
+    table, names = Table.load(capability), ("parnet_s", "parnet_m", "parnet_l", "parnet_xl")
+    for level in (level for name in names for dtype in DTYPES for level in levels_of(shapes_of(name), 1, dtype)):
+        tried = [table.level(level.shapes, 1, level.dtype), *worth_trying(level, table, table.rates)]
+        assert max(shared(config, level.dtype) for config in tried) <= 1024 * KB[capability]
+
+
+def test_a_sister_is_of_the_same_compute_capability():
+    """The H200's tiles, of which some take more shared memory than a newer GPU has, are for Hoppers alone."""
+    with pytest.warns(UserWarning, match="taking those timed on an NVIDIA H200"):
+        assert Table.load((9, 0), "NVIDIA H100").levels
+    for capability in ((10, 0), (12, 0)):
+        with pytest.warns(UserWarning, match="taking the defaults"):
+            assert not Table.load(capability, "NVIDIA Newer").levels
 
 
 def test_a_tuned_level_overrides_the_rules_and_a_missing_file_is_said(tmp_path, monkeypatch):
@@ -80,3 +102,10 @@ def test_a_tuned_level_overrides_the_rules_and_a_missing_file_is_said(tmp_path, 
     assert table.level(XL_LEVEL_5, 2, HALF) == Table.load((9, 0)).level(XL_LEVEL_5, 2, HALF)
     with pytest.warns(UserWarning, match="no tuned kernels for NVIDIA Unheard"):
         Table.load((9, 0), "NVIDIA Unheard")
+    lacking = "warpgroups.NVIDIA_H200.json"
+    with pytest.warns(UserWarning, match=f"no tuned kernels for NVIDIA H200, {lacking}: taking"):
+        Table.load((9, 0), "NVIDIA H200", warpgroups=True)
+    (tmp_path / lacking).write_text('{"levels": {}}')
+    (tmp_path / "tuned.NVIDIA_H200.json").unlink()
+    with pytest.warns(UserWarning, match=r"no tuned kernels for NVIDIA H200, tuned.NVIDIA_H200.json: taking"):
+        Table.load((9, 0), "NVIDIA H200", warpgroups=True)

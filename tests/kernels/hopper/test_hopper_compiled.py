@@ -1,24 +1,28 @@
-"""What NVIDIA's compilers, where at hand, make of the timed levels: products side by side, and nothing spilled."""
+"""What NVIDIA's compiler, where at hand, makes of the timed levels: products side by side, and nothing spilled; and how
+a launch is prepared."""
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import random
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from parallel_parnet import ParNetError
+from parallel_parnet.commands.gpu.compile_report import resources_for_warpgroups as resources
 from parallel_parnet.commands.gpu.level_tuning import Level, levels_of, operands
 from parallel_parnet.commands.gpu.precompile import shapes_of
 from parallel_parnet.kernels.gpu.config import HOPPER, Table, bindings
 from parallel_parnet.kernels.gpu.geometry import WarpTile
 from parallel_parnet.kernels.gpu.samples import convolution, geometry, without_values
-from parallel_parnet.kernels.hopper.offline import at_hand, resources
 from parallel_parnet.kernels.hopper.plan import TAPS, candidates
 from parallel_parnet.kernels.hopper.source import Source, source
 
-needs_nvcc = pytest.mark.skipif(not at_hand(), reason="needs nvcc")
+pytestmark = pytest.mark.skipif(not bindings(), reason="needs cuda-bindings and NVRTC")
 DTYPES = (torch.float16, torch.bfloat16)
 TABLE = Table.load(HOPPER, "NVIDIA H200", warpgroups=True)
 
@@ -33,7 +37,6 @@ def source_of(wanted: Level, tiles: Sequence[WarpTile]) -> Source:
     return source([without_values(conv) for conv in operands(wanted, tiles, 0, "cpu")])
 
 
-@needs_nvcc
 @pytest.mark.parametrize("variant", ["parnet_s", "parnet_m", "parnet_l", "parnet_xl"])
 def test_a_timed_level(variant):
     wanted = a_level(variant)
@@ -42,19 +45,41 @@ def test_a_timed_level(variant):
     assert used.counts["HGMMA"] >= len(wanted.shapes)
 
 
-@pytest.mark.skipif(not bindings(), reason="needs cuda-bindings and NVRTC")
-def test_the_compiler_at_run_time_takes_it():
-    """Which is stricter than nvcc about functions that say not where they run."""
+def test_what_does_not_compile_says_why():
     from parallel_parnet.kernels.hopper.launch import compiled
 
     wanted = a_level("parnet_s", "parnet_xl")
     text = source_of(wanted, TABLE.of_warpgroups(wanted.shapes, 1, wanted.dtype)).text
-    assert compiled(text).startswith(b"\x7fELF")
     with pytest.raises(ParNetError, match=r"does not compile: .*undefined"):
         compiled(text.replace("constexpr int BARRIERS", "constexpr int OTHERS"))
 
 
-@needs_nvcc
+def test_a_launch_is_prepared_once(monkeypatch):
+    """And goes to the CUDA stream of the moment, with the cluster, threads and memory of its source."""
+    from parallel_parnet.kernels.hopper import launch
+
+    made = [convolution(geometry("plain", 9, 9, 32), WarpTile(64, 32, 32, 2, 2), 1, DTYPES[0], 0)]
+    prepared, loaded, calls = launch.level(made, early=False), [], []
+
+    def start(config, function, parameters, extra):
+        gc.collect()  # of what nobody keeps
+        cluster, early = (attribute.value for attribute in config.attrs)
+        sizes = config.gridDimX, config.blockDimX, config.sharedMemBytes, cluster.clusterDim.x, config.numAttrs
+        calls.append((int(config.hStream), function, ctypes.c_void_p.from_address(parameters).value, sizes))
+        assert early.programmaticStreamSerializationAllowed == 0
+        return (0,)
+
+    monkeypatch.setattr(launch.driver, "cuLaunchKernelEx", start)
+    monkeypatch.setattr(launch, "loaded", lambda *given: loaded.append(given) or "kernel")
+    for stream in (5, 7):
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device, s=stream: SimpleNamespace(cuda_stream=s))
+        prepared()
+    source = prepared.source
+    assert source.cluster == 2 and loaded == [(source.text, source.shared, prepared.device)]
+    sizes = source.blocks, source.threads, source.shared, source.cluster, 2
+    assert calls == [(stream, "kernel", ctypes.addressof(prepared.addresses), sizes) for stream in (5, 7)]
+
+
 def test_steps_of_several_taps():
     """The most promising, for any level: nothing spilled."""
     taps, wanted = random.choice(TAPS), a_level("parnet_s", "parnet_m")
@@ -63,7 +88,6 @@ def test_steps_of_several_taps():
     assert not used.complaints(HOPPER) and not used.spilled, (wanted.key, taps)
 
 
-@needs_nvcc
 def test_products_one_after_the_other_are_seen():
     """Sums that somebody looks at between two products."""
     made = source([convolution(geometry("plain", 9, 9, 32), WarpTile(64, 32, 32, 1, 2), 1, DTYPES[0], 0)])

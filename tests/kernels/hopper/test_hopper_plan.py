@@ -19,6 +19,7 @@ from parallel_parnet.kernels.gpu.config import Table, key
 from parallel_parnet.kernels.gpu.geometry import Geometry, Tile, WarpTile
 from parallel_parnet.kernels.gpu.level import level
 from parallel_parnet.kernels.gpu.packing import pack_weight, unpack_weight, weight_blocks
+from parallel_parnet.kernels.gpu.rates import H200
 from parallel_parnet.kernels.gpu.samples import convolution, geometry
 from parallel_parnet.kernels.hopper import plan
 from parallel_parnet.kernels.hopper.source import POINTERS, numbers, source
@@ -114,7 +115,7 @@ def test_the_timed_levels_are_those_of_the_networks():
     for wanted in LEVELS.values():
         tiles = table.of_warpgroups(wanted.shapes, 1, HALF)
         room = max(map(plan.room, wanted.shapes, tiles))
-        assert all(plan.shared(s, t, room) <= plan.SHARED for s, t in zip(wanted.shapes, tiles, strict=True))
+        assert all(plan.shared(s, t, room) <= H200.shared for s, t in zip(wanted.shapes, tiles, strict=True))
     some = next(iter(LEVELS.values())).shapes
     assert table.of_warpgroups(some, 1, torch.float32) is None and table.of_warpgroups(some, 2, HALF) is None
 

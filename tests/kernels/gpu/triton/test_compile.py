@@ -10,13 +10,17 @@ import itertools
 import json
 import re
 from dataclasses import dataclass
+from operator import itemgetter
 
 import pytest
 import torch
 
 from conftest import ALL, drawn
+from parallel_parnet.commands.gpu.level_tuning import levels_of, operands
 from parallel_parnet.commands.gpu.precompile import shapes_in_fp8, shapes_of
+from parallel_parnet.commands.gpu.probes import compile_probes
 from parallel_parnet.executors.triton_backend import whole
+from parallel_parnet.kernels.gpu.candidates import shared
 from parallel_parnet.kernels.gpu.classifier import classifier_kernel
 from parallel_parnet.kernels.gpu.compiled import resources, stand_in
 from parallel_parnet.kernels.gpu.config import CONFIGS, Table
@@ -31,7 +35,7 @@ from parallel_parnet.program.rivals import repvgg, resnet
 VARIANTS = ("parnet_s", "parnet_m", "parnet_l", "parnet_xl")
 SIZE = 224
 META = torch.device("meta")
-AMPERE, HOPPER = (8, 0), (9, 0)
+AMPERE, ADA, HOPPER, BLACKWELL = (8, 0), (8, 9), (9, 0), (12, 0)
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -126,6 +130,25 @@ def test_fp8(variant, index):
         )
         widths = set(re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\], (\w+)", ptx))
         assert widths == ({"0x8", "0x10"} if ragged else {"0x10"})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("capability", [ADA, BLACKWELL], ids=str)
+def test_the_largest_default_where_blocks_have_99_kb(capability, dtype):
+    """Of all levels the one whose pipeline asks for the most shared memory: no more than was foretold."""
+    table, levels = Table.load(capability), [each for name in VARIANTS for each in levels_of(shapes_of(name), 1, dtype)]
+    configs = [table.level(each.shapes, 1, dtype) for each in levels]
+    foretold, config, largest = max(zip((shared(c, dtype) for c in configs), configs, levels), key=itemgetter(0))
+    made = [without_values(conv) for conv in operands(largest, config.tiles, 0, "cpu")]
+    with stand_in(capability):
+        compiled = level(made, config.num_warps, config.num_stages).compile()
+    assert compiled.metadata.shared <= foretold <= 99 * 1024
+
+
+@pytest.mark.parametrize("capability", [AMPERE, ADA, HOPPER], ids=str)
+def test_the_probes_of_a_check(capability):
+    """Those with dependent launches where there are such launches: elsewhere ptxas refuses them."""
+    compile_probes(capability, launchers=False)
 
 
 @pytest.mark.parametrize("capability", [AMPERE, HOPPER], ids=str)

@@ -25,6 +25,7 @@ from .rates import Rates, family_rates
 CONFIGS = Path(__file__).with_name("configs")
 HALF = (torch.float16, torch.bfloat16)
 HOPPER = (9, 0)
+LEAST = 'extern "C" __global__ void level() { asm volatile("wgmma.fence.sync.aligned;"); }'
 # whose tuned levels GPUs of just this compute capability take that have none of their own: a newer one may have less
 # shared memory, and other products
 INSTEAD = {HOPPER: "NVIDIA H200"}
@@ -59,9 +60,9 @@ class Table:
     def of_device(cls, device: torch.device) -> Table:
         """The table for the GPU at hand."""
         capability, name = torch.cuda.get_device_capability(device), torch.cuda.get_device_name(device)
-        if lacking := capability == HOPPER and not bindings():
-            warnings.warn("no cuda-bindings, or no NVRTC: Triton's kernels run where others are faster", stacklevel=2)
-        return cls.load(capability, name, warpgroups=not lacking)
+        if reason := refused(device) if capability == HOPPER else None:
+            warnings.warn(f"{reason}: Triton's kernels run where others are faster", stacklevel=2)
+        return cls.load(capability, name, warpgroups=not reason)
 
     def level(self, shapes: Sequence[Geometry], n: int, dtype: torch.dtype) -> LevelConfig:
         """What was tuned for these operations on n pictures, else what the rules say."""
@@ -85,6 +86,18 @@ def bindings() -> bool:
     except (ImportError, RuntimeError):
         return False
     return True
+
+
+def refused(device: torch.device) -> str | None:
+    """Why the kernel for warpgroups cannot run on this Hopper, where the least of its kind does not: the bindings or
+    NVRTC are not there, NVRTC is too old, or newer than the driver."""
+    try:
+        from ..hopper import launch  # here, since it needs the bindings
+
+        launch.loaded(LEAST, 0, device)
+    except (ImportError, RuntimeError, ParNetError) as error:
+        return str(error)
+    return None
 
 
 def tuned_name(gpu: str, kernel: str = "tuned") -> str:

@@ -7,6 +7,7 @@ import ctypes
 import gc
 import random
 from collections.abc import Sequence
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -94,3 +95,20 @@ def test_products_one_after_the_other_are_seen():
     looked_at = made.text.replace("products_end();", "products_end(); if (sums[0] > 1e30f) sums[1] = 0;")
     assert looked_at != made.text
     assert "multiplies one product after the other" in resources(made._replace(text=looked_at)).complaints(HOPPER)
+
+
+@pytest.mark.parametrize("reason", [None, "CUDA: CUDA_ERROR_NO_BINARY_FOR_GPU"])
+def test_a_hopper_on_which_it_cannot_be_had_takes_tritons(reason, monkeypatch):
+    from parallel_parnet.kernels.hopper import launch
+
+    def loaded(text, shared, device):
+        assert launch.compiled(text)[0].startswith(b"\x7fELF")
+        if reason:
+            raise ParNetError(reason)
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: HOPPER)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    monkeypatch.setattr(launch, "loaded", loaded)
+    with pytest.warns(UserWarning, match=f"{reason}: Triton's kernels") if reason else nullcontext():
+        table = Table.of_device(torch.device("cuda"))
+    assert table.levels and bool(table.warpgroups) == (reason is None)

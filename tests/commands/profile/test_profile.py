@@ -295,3 +295,15 @@ def test_the_standard_librarys_profile_stays_what_it_is() -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert len(run.stdout.splitlines()) == 2
     assert str(ROOT) not in run.stdout
+
+
+def test_what_a_script_spawns_finds_what_the_script_imports() -> None:
+    """A spawned process runs its script anew, by the path to modules of the one that spawned it."""
+    code = (
+        f"import sys, runpy, multiprocessing; script = {str(ROOT / 'launch' / 'tune.py')!r};"
+        f"sys.path[0] = {str(ROOT / 'launch')!r}; runpy.run_path(script); sys.modules['__main__'].__file__ = script;"
+        "child = multiprocessing.get_context('spawn').Process(target=print, args=('started',)); child.start();"
+        "child.join(); sys.exit(child.exitcode)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (run.returncode, run.stdout) == (0, "started\n"), run.stderr

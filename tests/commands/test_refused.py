@@ -34,6 +34,8 @@ ON_CPUS = [
     (("--trace", "trace.json", "--link", "rumour"), "link 'rumour': choose one of"),
     (("--measure-links", "--verify", "--trace", "trace.json"), "leave --verify, --trace out"),
     (("--jsonl", "a.jsonl", "--verify"), "leave it out with --jsonl"),
+    (("--jsonl", "a.jsonl", "--iterations", "7", "--warmup", "3"), "leave --iterations, --warmup out"),
+    (("--measure-links", "--warmup", "0"), "leave --warmup out"),
     (("--executor", "cuda_streams"), "runs on NVIDIA GPUs: choose eager"),
     (("--model", "parnet_s", "--ema"), "--ema"),
     (("--labels", "README.md"), "give one name per line"),

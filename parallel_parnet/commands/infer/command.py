@@ -85,13 +85,18 @@ def parse_arguments() -> argparse.Namespace:
     check_engine_arguments(args)
     if args.iterations < 1 or args.warmup < 0:
         raise ParNetError("--iterations must be at least 1, and --warmup must not be negative")
-    idle = [f"--{name}" for name in ("image", "verify", "jsonl", "trace", "report") if getattr(args, name)]
-    if args.measure_links and idle:
+
+    def among(*names: str) -> list[str]:
+        return [f"--{name}" for name in names if getattr(args, name) != parser.get_default(name)]
+
+    if args.measure_links and (idle := among("image", "verify", "jsonl", "trace", "report", "warmup")):
         raise ParNetError(f"--measure-links measures links alone: leave {', '.join(idle)} out")
     if args.jsonl and args.jsonl in (args.json, args.trace, args.report):  # which other hosts need no place for
         raise ParNetError(f"--jsonl {args.jsonl}: named twice: give each file a name of its own")
     if args.verify and args.jsonl:
         raise ParNetError("--verify keeps all logits in memory: leave it out with --jsonl")
+    if args.jsonl and (idle := among("iterations", "warmup")):
+        raise ParNetError(f"--jsonl times the requests themselves, once each: leave {', '.join(idle)} out")
     return args
 
 

@@ -57,7 +57,7 @@ REFUSED = [
     (("bench", "--runs", "1"), "must be at least 2"),
     (("bench", "--budget", "0"), "must be positive"),
     (("bench", "--only", "nobody"), "choose one of"),
-    (("bench", "--compare", "absent/a", "absent/b"), "no result of"),
+    (("bench", "--compare", "absent/a", "absent/b", "--out", "absent"), "no result of"),
     (("bench", "--poster", "--isolate"), OF_ITS_OWN),
     (("bench", "--poster", "--batch-size", "8"), OF_ITS_OWN),
     (("bench", "--poster", "--img-size", "64"), OF_ITS_OWN),

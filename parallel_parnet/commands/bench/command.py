@@ -87,7 +87,8 @@ def parse_arguments() -> argparse.Namespace:
     for name, least in (("batch_size", 1), ("runs", 2), ("warmup", 1)):
         if getattr(args, name) < least:
             raise ParNetError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least {least}")
-    check_folder(args.out)
+    if not args.compare:  # which writes nothing
+        check_folder(args.out)
     if args.poster and (args.isolate or args.batch_size > 1 or args.img_size or args.only):
         raise ParNetError(
             f"--poster times networks in turns, each by its fastest ways, at batch 1 and {SIZE} pixels: "

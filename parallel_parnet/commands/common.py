@@ -73,14 +73,6 @@ class Ranks:
         local_world = _number("LOCAL_WORLD_SIZE", world, 1, world)
         return cls(rank, world, _number("LOCAL_RANK", rank % local_world, 0, local_world - 1), local_world)
 
-    @classmethod
-    def alone(cls, what: str) -> Ranks:
-        """The same for a command, called `what`, that runs in one process; ParNetError where this is one of several."""
-        ranks = cls.from_environment()
-        if ranks.world > 1:
-            raise ParNetError(f"{what} runs in one process: start it with python")
-        return ranks
-
     def take_threads(self, wanted: int | None = None) -> int:
         """Give this process as many threads as are `wanted`, else, where it is alone, as OMP_NUM_THREADS says (which
         torchrun sets to 1 for ranks), else its share of the cores, at least one; and say how many."""

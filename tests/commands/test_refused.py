@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from parallel_parnet.commands import COMMANDS
 from parallel_parnet.commands.int8 import OF_DEMO
 
 PICTURES = "launch/demo/pictures"
@@ -107,3 +108,14 @@ def test_what_is_refused(words: tuple[str, ...], says: str, here: Callable, monk
     run = here(*words)
     assert run.returncode == 2 and says in run.stderr and run.stderr.count("\n") == 1, run.stderr
     assert "Traceback" not in run.stderr and not run.stdout
+
+
+@pytest.mark.parametrize("command", [name for name, command in COMMANDS.items() if not command.in_ranks])
+def test_what_ranks_would_each_do_is_refused(
+    command: str, here: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    run = here(command)
+    assert run.returncode == 2 and not run.stdout
+    assert run.stderr == f"error: {command} runs in one process: start it without torchrun's ranks\n"

@@ -196,7 +196,7 @@ def poster(
 
 
 def main() -> int:
-    args, ranks = parse_arguments(), Ranks.alone("the benchmark")
+    args, ranks = parse_arguments(), Ranks.from_environment()
     console, progress = plain_console(160), plain_console(stderr=True)
     if args.compare:
         return compare(*args.compare, console)

@@ -133,7 +133,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    args, ranks = parse_arguments(), Ranks.alone("the experiment")
+    args, ranks = parse_arguments(), Ranks.from_environment()
     threads, device, dtype = ranks.take_threads(), ranks.device(args.device), DTYPES[args.dtype]
     on_cpu = ["eager", *(name for name in ("native", "openvino") if not lacking(name))]
     if args.quick and "openvino" in on_cpu:

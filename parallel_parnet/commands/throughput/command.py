@@ -125,7 +125,7 @@ def write_page(page: Path, folder: Path, where: str) -> Path:
 
 
 def main() -> int:
-    args, ranks = parse_arguments(), Ranks.alone("the benchmark")
+    args, ranks = parse_arguments(), Ranks.from_environment()
     began, threads, device = time.perf_counter(), ranks.take_threads(), ranks.device(args.device)
     where = f"{SHORT[words(DTYPES[args.dtype])]}-{slug(machine(device))}"
     if args.page:

@@ -70,7 +70,7 @@ def show(rows: list[dict], cores: int, console: Console) -> None:
 
 
 def main() -> int:
-    args, ranks = parse_arguments(), Ranks.alone("the comparison")
+    args, ranks = parse_arguments(), Ranks.from_environment()
     if reason := lacking("native"):
         raise ParNetError(f"the comparison is by our CPU kernels: {reason}")
     began, cores, device = time.perf_counter(), ranks.take_threads(), torch.device("cpu")

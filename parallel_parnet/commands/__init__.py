@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from parallel_parnet import ParNetError
 
-from .common import Ranks, run
+from .ending import run
+from .ranks import Ranks
 
 HELP = frozenset(("-h", "--help"))
 

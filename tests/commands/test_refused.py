@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from parallel_parnet.commands import COMMANDS
-from parallel_parnet.commands.int8 import OF_DEMO
+from parallel_parnet.commands.calibration import OF_DEMO
 
 PICTURES = "launch/demo/pictures"
 ON_CPUS = [

@@ -31,7 +31,7 @@ from torch import Tensor
 from conftest import ROOT
 from parallel_parnet import Config, Engine, ParNetError, Program, fold, load_checkpoint, quantize
 from parallel_parnet.commands import start
-from parallel_parnet.commands.common import Ranks
+from parallel_parnet.commands.ranks import Ranks
 from parallel_parnet.kernels.cpu import objects
 from parallel_parnet.preprocess import Preprocess, find_images, read_image
 from small import lively, relative

@@ -34,7 +34,6 @@ from ..common import (
     DTYPES,
     RESULTS,
     Parser,
-    Ranks,
     add_model_arguments,
     check_folder,
     load_model,
@@ -47,6 +46,7 @@ from ..common import (
 )
 from ..common import table as make_table
 from ..gpu.device import exact_fp32, require_gpu
+from ..ranks import Ranks
 from ..tracing import add_trace_arguments, check_trace_arguments, write_traces
 from .comparison import SAME, changes, differences
 from .fused import fuse

@@ -33,7 +33,8 @@ from parallel_parnet.kernels.hopper import offline
 from parallel_parnet.kernels.hopper import plan as warpgroups
 from parallel_parnet.kernels.hopper.source import source
 
-from ..common import RESULTS, Parser, cores, plain_console
+from ..common import RESULTS, Parser, plain_console
+from ..ranks import cores
 from .level_tuning import Level, operands
 from .precompile import shapes_in_fp8, shapes_of
 

@@ -34,7 +34,6 @@ from ..common import (
     DTYPES,
     RESULTS,
     Parser,
-    Ranks,
     add_model_arguments,
     check_folder,
     machine,
@@ -48,6 +47,7 @@ from ..common import (
 from ..common import table as make_table
 from ..drawing import need_matplotlib
 from ..gpu.device import exact_fp32, require_gpu
+from ..ranks import Ranks
 from ..sections import check, link, put
 from .measure import LEAST, PEERS, measure
 from .words import HEADS, NEXT, TITLE, WHAT, cells, section, sentences

@@ -27,9 +27,10 @@ from parallel_parnet.files import as_json, check_writable, write_json
 from ..bench.machine import describe
 from ..bench.measure import Settings
 from ..bench.poster import QUOTED, SIZE
-from ..common import RESULTS, Parser, Ranks, machine, plain_console, positive, slug
+from ..common import RESULTS, Parser, machine, plain_console, positive, slug
 from ..common import table as make_table
 from ..drawing import FORMATS, need_matplotlib
+from ..ranks import Ranks
 from ..sections import check, link, put
 from .measure import group, measure
 from .page import NEXT, TITLE, cells, heads, section

@@ -40,7 +40,8 @@ from parallel_parnet.commands.bench.rows import (
 )  # fmt: skip
 from parallel_parnet.commands.bench.running import Entry, interleave, set_up, spread
 from parallel_parnet.commands.bench.subject import Contender, Runner, Subject
-from parallel_parnet.commands.common import run, typed
+from parallel_parnet.commands.common import typed
+from parallel_parnet.commands.ending import run
 from parallel_parnet.commands.gpu import device
 from small import SMALL, lively, relative
 

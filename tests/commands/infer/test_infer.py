@@ -17,10 +17,10 @@ from PIL import Image
 
 from conftest import ROOT, answered, launch
 from parallel_parnet import Engine, create_model, fold, load_checkpoint, save_checkpoint
+from parallel_parnet.commands.calibration import OF_DEMO, quantised
 from parallel_parnet.commands.common import settle
 from parallel_parnet.commands.infer.few import Answers, verify
 from parallel_parnet.commands.infer.many import Pictures
-from parallel_parnet.commands.int8 import OF_DEMO, quantised
 from parallel_parnet.files import write_json
 from parallel_parnet.kernels.cpu import objects
 from parallel_parnet.parity import tolerance, tolerance_quantised

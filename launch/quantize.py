@@ -1,13 +1,7 @@
 #!/usr/bin/env python
 """A network in int8: its calibration, and what each operation costs: `--help` tells the rest."""
 
-import sys
-from pathlib import Path
-
-LAUNCH = Path(__file__).resolve().parent  # whose profile.py is not the standard library's
-sys.path = [str(LAUNCH.parent), *(path for path in sys.path if path != str(LAUNCH))]  # runs without an install
-
-from parallel_parnet.commands import start  # noqa: E402
+from _command import start
 
 if __name__ == "__main__":
     start("quantize")

@@ -1,14 +1,12 @@
 """Nsight Systems and Nsight Compute: the right command line for a launch command, and their exports as a timeline.
 
-Options and columns as in the Nsight Systems User Guide (command line options; reports of `nsys stats`), its "SQLite
-Export Schema Reference", and the Nsight Compute CLI manual.
+Options and columns as in the Nsight Systems User Guide (command line options), its "SQLite Export Schema Reference",
+and the Nsight Compute CLI manual.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
+import shlex
 import sqlite3
 from collections.abc import Iterable, Sequence
 from contextlib import closing
@@ -21,7 +19,6 @@ from .ranges import CAPTURED, DOMAIN
 from .spans import REQUEST, Span
 from .timeline import REAL, Bar, Operations, Timeline, arrows, bars_of
 
-REPORTS = ("nvtx_pushpop_trace", "cuda_gpu_trace")  # of nsys stats
 TORCHRUN = "torch.distributed.run"
 NVTX_PUSH_POP, NVTX_DOMAIN = 59, 75  # eventType in NVTX_EVENTS
 
@@ -82,58 +79,44 @@ def ncu_command(
     return [*torchrun, *(["--no-python"] if torchrun else []), *profile, *rank]
 
 
-def stats_command(report: Path) -> list[str]:
-    """The exports that `read_rank` reads, beside the report: rank0_nvtx_pushpop_trace.csv and so on."""
-    reports = [word for name in REPORTS for word in ("--report", name)]
-    return [
-        "nsys", "stats", *reports, "--format=csv", "--force-export=true", "--force-overwrite=true",
-        f"--output={report.with_suffix('')}", str(report),
-    ]  # fmt: skip
+def export_command(report: Path) -> list[str]:
+    """What makes a report the database beside it that `read_rank` reads."""
+    database = report.with_suffix(".sqlite")
+    return ["nsys", "export", "--type=sqlite", "--force-overwrite=true", f"--output={database}", str(report)]
 
 
-def read_rank(folder: Path, rank: int) -> tuple[list[Span], int | None]:
-    """One rank's ranges and kernels in seconds, and the moment from which they count, in ns since the epoch.
-
-    From rank0.sqlite where it exists, which knows that moment; else from the tables of `nsys stats`, as CSV or JSON,
-    which do not. ParNetError where there is neither.
-    """
+def read_rank(folder: Path, rank: int) -> tuple[list[Span], int]:
+    """One rank's ranges and kernels in seconds, and the moment from which they count, in ns since the epoch, from
+    rank0.sqlite; ParNetError where that is missing or cut off."""
     database = folder / f"rank{rank}.sqlite"
-    if database.exists():
-        return _from_sqlite(database)
-    spans: list[Span] = []
-    for report in REPORTS:
-        files = [folder / f"rank{rank}_{report}.{ending}" for ending in ("csv", "json")]
-        file = next((file for file in files if file.exists()), None)
-        if file is None:
-            raise ParNetError(f"{files[0]}: no such export; {' '.join(stats_command(folder / f'rank{rank}.nsys-rep'))}")
-        try:
-            spans += [_span(row, report) for row in _rows(file) if _ours(row, report)]
-        except (KeyError, ValueError, TypeError) as error:
-            raise ParNetError(f"{file}: not a whole export of nsys stats ({error!r})") from None
-    return spans, None
+    if not database.exists():
+        command = export_command(database.with_suffix(".nsys-rep"))
+        raise ParNetError(f"{database}: no such export; {shlex.join(command)}")
+    try:
+        with closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            return _query(connection)
+    except (sqlite3.Error, TypeError) as error:
+        raise ParNetError(f"{database}: not a whole export of nsys ({error})") from None
 
 
 def merge(timeline: Timeline, folder: Path) -> Timeline:
     """The same run with the real path as Nsight Systems saw it: its ranges, and every kernel on its CUDA stream.
 
-    `timeline` is what --trace wrote in that run. Ranks are put on one clock by their sessions' starts, or, where the
-    exports lack them, by the start of their first request. ParNetError where a rank has none, or its ranges name
-    operations that the program does not have.
+    `timeline` is what --trace wrote in that run. Ranks are put on one clock by their sessions' starts. ParNetError
+    where a rank has no request, or its ranges name operations that the program does not have.
     """
     found = [read_rank(folder, rank) for rank in range(timeline.known.lanes)]
-    epochs = [epoch for _, epoch in found if epoch is not None]
-    known = len(epochs) == len(found)
+    first = min(epoch for _, epoch in found)
     bars: list[Bar] = []
     for lane, (spans, epoch) in enumerate(found):
-        first = _first_request(spans, folder, lane)
-        offset = (min(epochs) - epoch) * 1e-9 if known and epoch is not None else first
-        bars += _checked(timeline.known, bars_of(timeline.known, lane, REAL, spans, offset), folder)
+        if REQUEST not in {span.name for span in spans}:
+            raise ParNetError(
+                f"{folder}: rank {lane} has no range {REQUEST!r} of domain {DOMAIN}: was anything captured?"
+            )
+        bars += _checked(timeline.known, bars_of(timeline.known, lane, REAL, spans, (first - epoch) * 1e-9), folder)
     bars = _moved(bars, _start(timeline.bars, timeline.known) - _start(bars, timeline.known))
     bars += [bar for bar in timeline.bars if bar.row != REAL and bar.kind != "kernel"]
-    about = timeline.about | {
-        "nsight_clocks": "sessions' starts (utcEpochNs)" if known else "each rank's first request taken as simultaneous"
-    }
-    return replace(timeline, bars=tuple(bars), arrows=tuple(arrows(timeline.known, bars)), about=about)
+    return replace(timeline, bars=tuple(bars), arrows=tuple(arrows(timeline.known, bars)))
 
 
 def _start(bars: Iterable[Bar], known: Operations) -> float:
@@ -153,41 +136,6 @@ def _checked(known: Operations, bars: list[Bar], folder: Path) -> list[Bar]:
                 "ranks with differing programs, or another run's exports"
             )
     return bars
-
-
-def _first_request(spans: Sequence[Span], folder: Path, lane: int) -> float:
-    starts = [span.start for span in spans if span.name == REQUEST]
-    if not starts:
-        raise ParNetError(f"{folder}: rank {lane} has no range {REQUEST!r} of domain {DOMAIN}: was anything captured?")
-    return min(starts)
-
-
-def _rows(file: Path) -> list[dict]:
-    text = file.read_text(encoding="utf-8")
-    if file.suffix == ".json":
-        return json.loads(text)
-    # nsys stats may print notes before the header
-    return list(csv.DictReader(io.StringIO(text[text.index("Start (ns)") :])))
-
-
-def _ours(row: dict, report: str) -> bool:
-    wanted = row["Name"].startswith(f"{DOMAIN}:") or report != REPORTS[0]
-    return wanted and row["Name"] != f"{DOMAIN}:{CAPTURED}"
-
-
-def _span(row: dict, report: str) -> Span:
-    start = int(row["Start (ns)"])
-    end = start + int(row["Duration (ns)"])
-    name = row["Name"].removeprefix(f"{DOMAIN}:")
-    return Span(name, start * 1e-9, end * 1e-9, f"CUDA stream {row['Strm']}" if report == REPORTS[1] else "")
-
-
-def _from_sqlite(database: Path) -> tuple[list[Span], int]:
-    try:
-        with closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True)) as connection:
-            return _query(connection)
-    except (sqlite3.Error, TypeError) as error:
-        raise ParNetError(f"{database}: not a whole export of nsys ({error})") from None
 
 
 def _query(connection: sqlite3.Connection) -> tuple[list[Span], int]:

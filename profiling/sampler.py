@@ -7,14 +7,12 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from types import ModuleType, TracebackType
 
 import pynvml
 import torch
 
 from .nvml import Gpu, Reading, open_gpus
-from .rapl import POWERCAP, Packages
 
 RATE = 20.0  # samples a second: NVML renews most of its values 10 to 50 times a second
 CLOCK_MOVED = 0.025  # between the highest and the lowest SM clock of a measurement, as a share of the highest
@@ -22,31 +20,27 @@ CLOCK_MOVED = 0.025  # between the highest and the lowest SM clock of a measurem
 
 @dataclass
 class Sampler:
-    """Samples this machine's GPUs and CPU packages `rate` times a second, between enter and exit.
+    """Samples this machine's GPUs `rate` times a second, between enter and exit.
 
         with Sampler() as sampler:
             times = [once(x) for x in passes]
         result["sampled"] = sampler.summary(pictures=len(times) * batch_size)
         sampler.tell(console.print)
 
-    GPUs are those that torch sees. Nothing is raised where there is no driver or no readable counter: `absent` says
-    why, in a line for each. library and powercap stand in for the real ones in tests.
+    GPUs are those that torch sees. Nothing is raised where there is no driver: `absent` says why. library stands in for
+    the real one in tests.
     """
 
     rate: float = RATE
     library: ModuleType = pynvml
-    powercap: Path = POWERCAP
     uuids: Sequence[str] | None = None
     absent: list[str] = field(default_factory=list)
     samples: list[list[Reading]] = field(default_factory=list)
     moments: list[float] = field(default_factory=list)
-    cpu_joules: float | None = None
 
     def __enter__(self) -> Sampler:
         self._stop, self._opened = threading.Event(), ExitStack()
-        self._gpus, self._packages = self._open(), Packages.find(self.powercap)
-        if self._packages.reason:
-            self.absent.append(self._packages.reason)
+        self._gpus = self._open()
         self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
         self._sample()
         self._thread.start()
@@ -72,7 +66,7 @@ class Sampler:
             return []
 
     def _run(self) -> None:
-        if not (self._gpus or self._packages.found):
+        if not self._gpus:
             return
         while not self._stop.wait(1 / self.rate):
             self._sample()
@@ -80,7 +74,6 @@ class Sampler:
     def _sample(self) -> None:
         self.moments.append(time.perf_counter())
         self.samples.append([gpu.read() for gpu in self._gpus])
-        self.cpu_joules = self._packages.read()
 
     def summary(self, pictures: int) -> dict:
         """For result files: for each GPU the mean, lowest and highest of every value, and energy for each picture.
@@ -90,14 +83,12 @@ class Sampler:
         seconds = self.moments[-1] - self.moments[0]
         gpus = [self._gpu(i, gpu.name) for i, gpu in enumerate(self._gpus)]
         joules = [gpu["energy_j"] for gpu in gpus if gpu["energy_j"] is not None]
-        total = sum(joules) + (self.cpu_joules or 0.0) if joules or self.cpu_joules is not None else None
         return {
             "seconds": seconds,
             "samples": len(self.samples),
             "rate_hz": self.rate,
             "gpus": gpus,
-            "cpu_energy_j": self.cpu_joules,
-            "energy_per_picture_j": total / pictures if total is not None and pictures else None,
+            "energy_per_picture_j": sum(joules) / pictures if joules and pictures else None,
             "absent": self.absent,
         }
 

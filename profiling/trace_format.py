@@ -15,7 +15,7 @@ from pathlib import Path
 from ..errors import ParNetError
 from ..files import as_json, write_atomically
 from ..program.placement import Transfer
-from .timeline import APART, REAL, Arrow, Bar, Operations, Timeline
+from .timeline import APART, REAL, Bar, Operations, Timeline, arrows
 
 FORMAT = "parallel_parnet.trace.2"
 SUFFIXES = (".json", ".json.gz")
@@ -77,7 +77,7 @@ def read(path: Path) -> Timeline:
         raise ParNetError(f"{path}: not a trace of this project (no otherData.format {FORMAT}); --trace writes one")
     try:
         return _timeline(content)
-    except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ParNetError(f"{path}: a damaged trace ({error!r}); record it again with --trace") from None
 
 
@@ -104,18 +104,7 @@ def _timeline(content: dict) -> Timeline:
             f"lane {strangers[0].lane} ran {strangers[0].name}, which the program of the trace does not have: "
             "ranks with differing programs; start all with the same arguments"
         )
-    flows: dict[int, dict[str, Bar]] = {}
-    for e in (e for e in content["traceEvents"] if e["ph"] in "sf"):
-        at, row = e["ts"] * 1e-6, rows[e["pid"], e["tid"]]
-        kind = {"s": "send", "f": "wait"}[e["ph"]]
-        flows.setdefault(e["id"], {})[kind] = next(
-            bar for bar in bars
-            if (bar.lane, bar.row, bar.name) == (e["pid"], row, f"{kind} {e['name']}")
-            and bar.start - 1e-9 <= at <= bar.end + 1e-9
-        )  # fmt: skip
-    features = {e["id"]: e["name"] for e in content["traceEvents"] if e["ph"] == "s"}
-    arrows = tuple(Arrow(features[i], ends["send"], ends["wait"]) for i, ends in flows.items())
-    return Timeline(tuple(bars), arrows, known, about)
+    return Timeline(tuple(bars), tuple(arrows(known, bars)), known, about)
 
 
 def _metadata(kind: str, lane: int, thread: int, **args: object) -> dict:

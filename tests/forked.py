@@ -140,6 +140,7 @@ def as_a_process_of_torchrun(environment: Mapping[str, str]) -> None:
 
 def _script(words: Sequence[str]) -> None:
     sys.argv = list(words)
+    sys.path.insert(0, str(Path(words[0]).resolve().parent))  # as executing Python does
     runpy.run_path(words[0], run_name="__main__")
 
 

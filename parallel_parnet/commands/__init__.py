@@ -7,20 +7,27 @@ import sys
 from importlib import import_module
 from typing import NamedTuple
 
-from .common import run
+from parallel_parnet import ParNetError
+
+from .ending import run
+from .ranks import Ranks
+
+HELP = frozenset(("-h", "--help"))
 
 
 class Command(NamedTuple):
-    """module: below this package, with a function `main` that returns the exit status. extra: what pip adds for it."""
+    """module: below this package, with a function `main` that returns the exit status. extra: what pip adds for it.
+    in_ranks: whether torchrun's ranks do its work together; else they would each do all of it."""
 
     module: str
     purpose: str
     extra: str = ""
+    in_ranks: bool = False
 
 
 COMMANDS = {
-    "infer": Command("infer.command", "classify pictures, and tell the latency"),
-    "validate": Command("validate.command", "top-1 and top-5 of a checkpoint on labelled pictures"),
+    "infer": Command("infer.command", "classify pictures, and tell the latency", in_ranks=True),
+    "validate": Command("validate.command", "top-1 and top-5 of a checkpoint on labelled pictures", in_ranks=True),
     "bench": Command("bench.command", "time every executor and every installed peer side by side", "bench"),
     "bench-report": Command("bench.page", "the benchmark's results as one figure and one page", "bench"),
     "versus": Command("versus.command", "is ParNet faster than ResNet here? both by one engine", "bench"),
@@ -28,10 +35,10 @@ COMMANDS = {
         "throughput.command", "pictures a second and latency as the batch grows, beside peers", "bench"
     ),
     "plan": Command("plan.command", "the fastest placement on so many GPUs, its schedule, and why", "figures"),
-    "plan-check": Command("plan.check", "the planner's predictions against this machine"),
+    "plan-check": Command("plan.check", "the planner's predictions against this machine", in_ranks=True),
     "latency-vs-depth": Command("depth.command", "does latency follow depth, or work? the experiment", "figures"),
     "profile": Command("profile.command", "Nsight, and what a trace says about where the time goes"),
-    "train": Command("train.command", "train on labelled pictures, from scratch or from a checkpoint"),
+    "train": Command("train.command", "train on labelled pictures, from scratch or from a checkpoint", in_ranks=True),
     "quantize": Command("quantize.command", "the ranges for int8 from pictures, and what each operation then costs"),
     "export": Command("export.command", "the folded network as an ONNX or torch.export file, checked", "export"),
     "gpu-check": Command("gpu.check", "probe, tune, prove and time the kernels on the GPU at hand"),
@@ -48,7 +55,13 @@ def start(name: str) -> None:
     except ModuleNotFoundError as error:
         extra = f"[{command.extra}]" if command.extra else ""
         sys.exit(f"error: {name} needs {error.name}: pip install 'parallel_parnet{extra}'")
-    run(main)
+
+    def alone() -> int:
+        if HELP.isdisjoint(sys.argv) and Ranks.from_environment().world > 1:
+            raise ParNetError(f"{name} runs in one process: start it without torchrun's ranks")
+        return main()
+
+    run(main if command.in_ranks else alone)
 
 
 def main() -> None:
@@ -60,7 +73,7 @@ def main() -> None:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {command.purpose}" for name, command in COMMANDS.items()]
     usage = "\n".join(["usage: parnet NAME ...; each takes --help", *lines])
-    if name in ("-h", "--help"):
+    if name in HELP:
         print(usage)
         sys.exit()
     print(f"error: parnet {name}: no such command\n{usage}", file=sys.stderr)

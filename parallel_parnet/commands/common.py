@@ -1,35 +1,24 @@
-"""What every command needs: its rank, the network to run, and errors in one line."""
+"""What commands share: arguments, the network to run, and what they print with."""
 
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import re
 import shlex
 import sys
 import time
-import traceback
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from errno import EBADF, ENOSPC
-from io import TextIOWrapper
 from pathlib import Path
-from signal import SIGPIPE
 from typing import Any, NoReturn
 
 import torch
 from rich.console import Console
 from rich.table import Column, Table
 
-from parallel_parnet import LaneError, ParNet, ParNetError, create_model, load_checkpoint
-from parallel_parnet.engine import MOST_THREADS
-from parallel_parnet.executors.available import find_device
+from parallel_parnet import ParNet, ParNetError, create_model, load_checkpoint
 from parallel_parnet.network.variants import MOST
-from parallel_parnet.transport import health, leave_ranks
 
-from .stopping import Stopped
+from .ranks import cores, within
 
 ROOT = Path(__file__).resolve().parents[2]
 CLONE = (ROOT / "launch").is_dir()
@@ -37,9 +26,7 @@ RESULTS = ROOT / "results" if CLONE else Path()
 DEMO = (ROOT / "parallel_parnet" / "demo").resolve()  # launch/demo, and in a wheel the package's own
 DEMO_MODEL = "parnet_fashion"
 RANDOM = "random"  # where weights come from without a file
-DIGITS = 20
 MOST_COLUMNS = 10_000
-SILENCE_S = 5.0  # of ranks that have an error, before they say it themselves
 DTYPES = {
     "float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
     "float16": torch.float16, "fp16": torch.float16,
@@ -51,98 +38,9 @@ def words(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-@dataclass(frozen=True)
-class Ranks:
-    """This process among those that torchrun started; alone without torchrun."""
-
-    rank: int
-    world: int
-    local_rank: int
-    local_world: int
-
-    @classmethod
-    def from_environment(cls) -> Ranks:
-        """What torchrun says in RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE; other launchers leave the local ones
-        out, whose ranks then count as this machine's. ParNetError where they cannot be right."""
-        world = _number("WORLD_SIZE", 1, 1)
-        if world > 1 and "RANK" not in os.environ:
-            raise ParNetError(
-                f"WORLD_SIZE='{world}' in the environment without RANK: torchrun sets both, else unset both"
-            )
-        rank = _number("RANK", 0, 0, world - 1)
-        local_world = _number("LOCAL_WORLD_SIZE", world, 1, world)
-        return cls(rank, world, _number("LOCAL_RANK", rank % local_world, 0, local_world - 1), local_world)
-
-    @classmethod
-    def alone(cls, what: str) -> Ranks:
-        """The same for a command, called `what`, that runs in one process; ParNetError where this is one of several."""
-        ranks = cls.from_environment()
-        if ranks.world > 1:
-            raise ParNetError(f"{what} runs in one process: start it with python")
-        return ranks
-
-    def take_threads(self, wanted: int | None = None) -> int:
-        """Give this process as many threads as are `wanted`, else, where it is alone, as OMP_NUM_THREADS says (which
-        torchrun sets to 1 for ranks), else its share of the cores, at least one; and say how many."""
-        asked = os.environ.get("OMP_NUM_THREADS", "") if self.world == 1 else ""
-        if wanted is not None and not 1 <= wanted <= MOST_THREADS:
-            raise ParNetError(f"--threads {wanted}: must be at least 1, and at most {MOST_THREADS}")
-        threads = wanted or _within(asked, 1, MOST_THREADS) or max(1, cores() // self.local_world)
-        torch.set_num_threads(threads)
-        return threads
-
-    def device(self, wanted: str | None) -> torch.device:
-        """The device of this rank: ranks of one machine take its GPUs in turn."""
-        device = find_device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if device.type == "cuda" and device.index is None and self.world > 1:
-            return torch.device("cuda", self.local_rank % max(1, torch.cuda.device_count()))
-        return device
-
-
-def cores() -> int:
-    """That this process may use: those it is bound to, or fewer where a control group grants less time."""
-    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min([bound, *(math.floor(quota) for quota in quotas())]))
-
-
-def quotas(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[float]:
-    """Cores' worth of time that control groups of version 2 or 1 grant, of this process's own and those above it."""
-    lines = own.read_text().splitlines() if own.exists() else []
-    for _, controllers, path in (line.split(":", 2) for line in lines):
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        top = root / controllers if controllers else root
-        for folder in {top, *(top / path.strip("/")).parents, top / path.strip("/")}:
-            if (file := folder / "cpu.max").is_file():
-                quota, period = file.read_text().split()
-            elif (file := folder / "cpu.cfs_quota_us").is_file():
-                quota, period = file.read_text().strip(), (folder / "cpu.cfs_period_us").read_text().strip()
-            else:
-                continue
-            if quota.isdecimal():  # neither "max" nor -1
-                yield int(quota) / int(period)
-
-
-def _number(name: str, default: int, least: int, most: int = 1 << 20) -> int:
-    text = os.environ.get(name)
-    if text is None:
-        return default
-    if (number := _within(text, least, most)) is None:
-        raise ParNetError(
-            f"{name}={text!r} in the environment: torchrun sets {least} to {most}; without it, unset {name}"
-        )
-    return number
-
-
-def _within(text: str, least: int, most: int) -> int | None:
-    """The number that a text says, None for any other text: also for digits by the thousand, which int refuses."""
-    number = int(text) if text.isdecimal() and len(text) <= DIGITS else -1
-    return number if least <= number <= most else None
-
-
 def pixels(text: str) -> int:
     """The side of a picture, as an argument."""
-    if (number := _within(text, 1, MOST)) is None:
+    if (number := within(text, 1, MOST)) is None:
         raise argparse.ArgumentTypeError(f"{text!r} pixels: give a positive number, at most {MOST}")
     return number
 
@@ -178,7 +76,7 @@ def plain_console(in_files: int | None = None, **options: Any) -> Console:
     """For names of files and classes, which are the user's: a bracket in one is no markup, and a colon no emoji.
     in_files: columns where it is no terminal that is written to."""
     for name in ("COLUMNS", "LINES"):
-        if _within(os.environ.get(name, "1"), 1, MOST_COLUMNS) is None:
+        if within(os.environ.get(name, "1"), 1, MOST_COLUMNS) is None:
             del os.environ[name]  # rich takes what it cannot read for a number, and no terminal is so wide
     console = _Plain(highlight=False, markup=False, emoji=False, **options)
     if in_files and not console.is_terminal:
@@ -283,88 +181,3 @@ def settle(model: ParNet) -> ParNet:
     for norm in norms:
         norm.momentum = 0.1
     return model.eval()
-
-
-def run(main: Callable[[], int]) -> None:
-    """Exit with main's status: 2 and one line on stderr, from one rank of each machine, where the input is at fault;
-    1 where another rank was lost or the program itself failed; 130 after SIGINT; with `stop_on_signals` 143 after
-    SIGTERM."""
-    try:
-        ranks = Ranks.from_environment()
-        rank, speaks = ranks.rank, ranks.local_rank == 0
-    except ParNetError:  # which those will meet again that ask for their rank
-        rank, speaks = 0, True
-    if not sys.warnoptions:  # set once, and not by the threads that read pictures, for what Pillow mends or we tell
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show ends no run
-    fault = ""
-    try:
-        status, fault = _ended(main, rank, speaks)
-        leave_ranks()
-        if fault and not speaks:  # rank 0 mostly says the same, and torchrun ends all ranks once the first has ended
-            time.sleep(SILENCE_S)
-            _say(fault)
-    except Stopped as stopped:
-        if fault:
-            os._exit(status)
-        _exit_at_once(128 + stopped.signal, f"rank {rank} was stopped by {stopped.signal.name}")
-    sys.exit(status)
-
-
-def _ended(main: Callable[[], int], rank: int, speaks: bool) -> tuple[int, str]:
-    """A status to exit with and, where the input is at fault, the line that says so; said if this rank `speaks`."""
-    try:
-        status = main()
-        _flush()
-    except ParNetError as error:
-        fault = f"error: {error}"
-        if speaks:
-            _say(fault)
-        return 2, fault
-    except LaneError as error:
-        _exit_at_once(1, f"error on rank {rank}: {error}")
-    except KeyboardInterrupt:
-        return 130, ""
-    except BrokenPipeError:
-        os._exit(128 + SIGPIPE)  # as a program ends whose reader, such as head, has enough; nothing more can be printed
-    except OSError as error:
-        if error.errno not in (ENOSPC, EBADF) or error.filename is not None:
-            _exit_at_once(1, f"{traceback.format_exc()}error on rank {rank}: {type(error).__name__}: {error}")
-        _say(f"error: standard output: {error.strerror}")  # it is closed, or its disk is full
-        os._exit(1)
-    except Exception as error:
-        if wanted := _lacking_memory(error):
-            _exit_at_once(2, f"error on rank {rank}: out of memory: {wanted}; smaller pictures or batches need less")
-        _exit_at_once(1, f"{traceback.format_exc()}error on rank {rank}: {type(error).__name__}: {error}")
-    return status, ""
-
-
-def _lacking_memory(error: Exception) -> str:
-    """What an error says of memory that there is not; nothing for any other error. torch has no type of its own for
-    that of CPUs."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return str(error).partition("\n")[0] or "none is left"
-    return str(error).partition("DefaultCPUAllocator: can't allocate memory: ")[2].partition(".")[0]
-
-
-def _exit_at_once(status: int, message: str) -> NoReturn:
-    """Without leaving the ranks in order, which would wait for the others."""
-    _say(message)
-    _flush()
-    if monitor := health.current():
-        monitor.fence()
-    os._exit(status)
-
-
-def _flush() -> None:
-    if sys.stdout is not None:  # as below
-        sys.stdout.flush()
-
-
-def _say(message: str) -> None:
-    """In one write, so that lines of ranks that share stderr stay whole also where PYTHONUNBUFFERED is set."""
-    if sys.stderr is not None:  # as it is where it was closed before the start
-        sys.stderr.write(f"{message}\n")
-        sys.stderr.flush()

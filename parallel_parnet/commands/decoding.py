@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
-from .common import cores
+from .ranks import cores
 
 Task = TypeVar("Task")
 Done = TypeVar("Done")

@@ -13,9 +13,10 @@ from parallel_parnet.executors.available import EXECUTORS
 from parallel_parnet.executors.backends import isa
 from parallel_parnet.transport import TRANSPORTS, gather
 
-from .common import DTYPES, Ranks, pixels, positive, words
-from .int8 import FP8, QUANTISED, add_int8_arguments
+from .calibration import FP8, QUANTISED, add_int8_arguments
+from .common import DTYPES, pixels, positive, words
 from .plan.measured import find_link, plan_for_ranks
+from .ranks import Ranks
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:

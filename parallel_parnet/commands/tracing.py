@@ -23,8 +23,9 @@ from parallel_parnet.profiling.clocks import Clock
 from parallel_parnet.profiling.spans import Recorder
 from parallel_parnet.profiling.timeline import Operations, Timeline
 
-from .common import cores, machine, words
+from .common import machine, words
 from .plan.measured import find_link
+from .ranks import cores
 
 PASSES_APART = 5
 

@@ -42,7 +42,7 @@ def test_names_that_no_file_can_have(words: tuple[str, ...], says: str, here: Ca
 @pytest.mark.parametrize("wanted", ["torch.empty(2**58)", "bytearray(2**60)"])
 def test_memory_that_there_is_not(wanted: str) -> None:
     """In one line, as what was asked for is at fault and no code; any other RuntimeError has its traceback."""
-    code = "import torch; from parallel_parnet.commands.common import run; run(lambda: {})"
+    code = "import torch; from parallel_parnet.commands.ending import run; run(lambda: {})"
     done = [
         subprocess.run([sys.executable, "-c", code.format(what)], cwd=ROOT, capture_output=True, text=True, timeout=120)
         for what in (wanted, "torch.empty(2).view(3)")

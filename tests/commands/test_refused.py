@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from parallel_parnet.commands.int8 import OF_DEMO
+from parallel_parnet.commands import COMMANDS
+from parallel_parnet.commands.calibration import OF_DEMO
 
 PICTURES = "launch/demo/pictures"
 ON_CPUS = [
@@ -34,6 +35,8 @@ ON_CPUS = [
     (("--trace", "trace.json", "--link", "rumour"), "link 'rumour': choose one of"),
     (("--measure-links", "--verify", "--trace", "trace.json"), "leave --verify, --trace out"),
     (("--jsonl", "a.jsonl", "--verify"), "leave it out with --jsonl"),
+    (("--jsonl", "a.jsonl", "--iterations", "7", "--warmup", "3"), "leave --iterations, --warmup out"),
+    (("--measure-links", "--warmup", "0"), "leave --warmup out"),
     (("--executor", "cuda_streams"), "runs on NVIDIA GPUs: choose eager"),
     (("--model", "parnet_s", "--ema"), "--ema"),
     (("--labels", "README.md"), "give one name per line"),
@@ -55,7 +58,7 @@ REFUSED = [
     (("bench", "--runs", "1"), "must be at least 2"),
     (("bench", "--budget", "0"), "must be positive"),
     (("bench", "--only", "nobody"), "choose one of"),
-    (("bench", "--compare", "absent/a", "absent/b"), "no result of"),
+    (("bench", "--compare", "absent/a", "absent/b", "--out", "absent"), "no result of"),
     (("bench", "--poster", "--isolate"), OF_ITS_OWN),
     (("bench", "--poster", "--batch-size", "8"), OF_ITS_OWN),
     (("bench", "--poster", "--img-size", "64"), OF_ITS_OWN),
@@ -105,3 +108,14 @@ def test_what_is_refused(words: tuple[str, ...], says: str, here: Callable, monk
     run = here(*words)
     assert run.returncode == 2 and says in run.stderr and run.stderr.count("\n") == 1, run.stderr
     assert "Traceback" not in run.stderr and not run.stdout
+
+
+@pytest.mark.parametrize("command", [name for name, command in COMMANDS.items() if not command.in_ranks])
+def test_what_ranks_would_each_do_is_refused(
+    command: str, here: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    run = here(command)
+    assert run.returncode == 2 and not run.stdout
+    assert run.stderr == f"error: {command} runs in one process: start it without torchrun's ranks\n"

@@ -32,14 +32,14 @@ def test_a_rank_that_is_ended_while_it_leaves_the_others(body: str, status: int,
     code = f"""
 import signal
 from parallel_parnet import ParNetError
-from parallel_parnet.commands import common, stopping
+from parallel_parnet.commands import ending, stopping
 
 def main():
     {body}
 
 stopping.stop_on_signals()
-common.leave_ranks = lambda: signal.raise_signal(signal.SIGTERM)
-common.run(main)
+ending.leave_ranks = lambda: signal.raise_signal(signal.SIGTERM)
+ending.run(main)
 """
     ranks = environment(RANK="1", LOCAL_RANK="1", WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ranks, capture_output=True, text=True, timeout=60)

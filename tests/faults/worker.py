@@ -23,7 +23,7 @@ from types import ModuleType
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from parallel_parnet.commands import common  # noqa: E402
+from parallel_parnet.commands import ending  # noqa: E402
 from parallel_parnet.commands.infer import command as infer  # noqa: E402
 from parallel_parnet.commands.infer import lines  # noqa: E402
 from parallel_parnet.executors import distributed  # noqa: E402
@@ -165,7 +165,7 @@ def arm(fault: Fault, rank: int, output: Path) -> None:
     elif fault.phase == "steady":
         once_when(lambda: output.exists() and output.read_bytes().count(b"\n") >= fault.after, fault)
     else:
-        before(common, "leave_ranks", fault.inject)
+        before(ending, "leave_ranks", fault.inject)
 
 
 def main() -> None:
@@ -178,7 +178,7 @@ def main() -> None:
         before(Lane, "finish", lambda: kept.append(os.urandom(fault.after)))
     elif generation == 0 and fault.kind not in ("none", "leak"):
         arm(fault, rank, Path(sys.argv[sys.argv.index("--jsonl") + 1]))
-    common.run(infer.main)
+    ending.run(infer.main)
 
 
 if __name__ == "__main__":

@@ -31,13 +31,13 @@ from torch import Tensor
 from conftest import ROOT
 from parallel_parnet import Config, Engine, ParNetError, Program, fold, load_checkpoint, quantize
 from parallel_parnet.commands import start
-from parallel_parnet.commands.common import Ranks
+from parallel_parnet.commands.ranks import Ranks
 from parallel_parnet.kernels.cpu import objects
 from parallel_parnet.preprocess import Preprocess, find_images, read_image
 from small import lively, relative
 
 from .generators import Forged, any_value, changed, damaged, picture
-from .words import OF, OPTIONS, VARIABLES, arguments, variables
+from .words import OF, ONCE, OPTIONS, VARIABLES, arguments, variables
 
 Result = TypeVar("Result")
 Kind = Callable[[Random, Path], str]
@@ -295,6 +295,7 @@ def a_run(rng: Random, folder: Path) -> str:
     _furnish(folder)
     name = rng.choice(("infer", "infer", "plan"))
     words = [*OF[name], *arguments(rng, OPTIONS[name])]
+    words[:0] = ONCE if name == "infer" and "--jsonl" not in words else ()
     environment = variables(rng) if rng.random() < 0.3 else {}
     if rng.random() < 0.3:
         (folder / "pictures" / "b.png").write_bytes(picture(rng))

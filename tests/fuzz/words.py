@@ -32,10 +32,10 @@ VALUES: dict[str, tuple[str, ...]] = {  # the first two are right, where there a
 }  # fmt: skip
 FLAGS = ("--ema", "--strict", "--verify", "--exactly", "--measure-links", "--help", "--nonsense", "-", "--", "\udcff")
 OF = {
-    "infer": ("--iterations", "1", "--warmup", "0", "--timeout", "1", "--checkpoint", "tiny.safetensors", "--image",
-              "pictures"),
+    "infer": ("--timeout", "1", "--checkpoint", "tiny.safetensors", "--image", "pictures"),
     "plan": ("--checkpoint", "tiny.safetensors", "--img-size", "32", "--gpus", "2"),
-}  # fmt: skip
+}
+ONCE = ("--iterations", "1", "--warmup", "0")  # of infer, but with --jsonl, which refuses them
 OPTIONS = {
     "infer": [*sorted(VALUES.keys() - {"--gpus", "--efficiency", "--model"}), "--ema", "--strict", "--verify"],
     "plan": ["--checkpoint", "--gpus", "--efficiency", "--img-size", "-b", "--link", "--dtype", "--json", "--exactly"],

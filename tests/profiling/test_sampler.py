@@ -1,17 +1,15 @@
-"""Sampling: NVML through a made-up library, NVML's real package without a driver, and made-up RAPL counters."""
+"""Sampling: NVML through a made-up library, and NVML's real package without a driver."""
 
 from __future__ import annotations
 
 import itertools
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pynvml
 import pytest
 import torch
 
-from parallel_parnet.profiling.rapl import Packages
 from parallel_parnet.profiling.sampler import Sampler
 
 
@@ -73,8 +71,8 @@ class MadeUpNvml:
         return [SimpleNamespace(nvmlReturn=pynvml.NVML_SUCCESS, value=value)]
 
 
-def sampled(library: MadeUpNvml, seconds: float = 0.1, powercap: Path = Path("absent")) -> Sampler:
-    with Sampler(rate=100, library=library, uuids=["GPU-1"], powercap=powercap) as sampler:  # type: ignore[arg-type]
+def sampled(library: MadeUpNvml, seconds: float = 0.1) -> Sampler:
+    with Sampler(rate=100, library=library, uuids=["GPU-1"]) as sampler:  # type: ignore[arg-type]
         time.sleep(seconds)
     return sampler
 
@@ -117,46 +115,11 @@ def test_throttling_and_moving_clocks_are_told() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about a machine without a driver")
 def test_without_a_driver_it_is_said_once() -> None:
-    with Sampler(powercap=Path("absent")) as sampler:
+    with Sampler() as sampler:
         pass
     said: list[str] = []
     sampler.tell(said.append)
-    assert said == [
-        "not sampled: GPU sampling: NVML Shared Library Not Found; CPU energy: no RAPL counters under absent"
-    ]
+    assert said == ["not sampled: GPU sampling: NVML Shared Library Not Found"]
     summary = sampler.summary(pictures=1)
     assert summary["gpus"] == []
     assert summary["energy_per_picture_j"] is None
-
-
-def package(root: Path, number: int, energy: int, limit: int) -> Path:
-    folder = root / f"intel-rapl:{number}"
-    folder.mkdir(parents=True)
-    (folder / "max_energy_range_uj").write_text(f"{limit}\n")
-    (folder / "energy_uj").write_text(f"{energy}\n")
-    return folder / "energy_uj"
-
-
-def test_cpu_energy_over_the_wrap_around(tmp_path: Path) -> None:
-    first, second = package(tmp_path, 0, 999_000_000, 1_000_000_000), package(tmp_path, 1, 0, 5_000_000_000)
-    (tmp_path / "intel-rapl:0:0").mkdir()  # a part of package 0, which is counted there already
-    packages = Packages.find(tmp_path)
-    first.write_text("4000000\n")
-    second.write_text("2000000\n")
-    assert packages.read() == pytest.approx(1.000001 + 4 + 2)
-    first.write_text("6000000\n")
-    assert packages.read() == pytest.approx(1.000001 + 6 + 2)
-
-
-def test_cpu_energy_of_a_measurement(tmp_path: Path) -> None:
-    counter = package(tmp_path, 0, 10, 10**9)
-    with Sampler(powercap=tmp_path) as sampler:
-        counter.write_text("3000010\n")
-    assert sampler.summary(pictures=6)["energy_per_picture_j"] == pytest.approx(0.5)
-    assert not any("CPU" in line for line in sampler.absent)
-
-
-def test_unreadable_counters_are_told(tmp_path: Path) -> None:
-    package(tmp_path, 0, 10, 10**9).unlink()
-    (tmp_path / "intel-rapl:0" / "energy_uj").mkdir()  # root, too, cannot read this
-    assert "energy_uj cannot be read" in Packages.find(tmp_path).reason

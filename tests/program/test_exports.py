@@ -80,6 +80,7 @@ def test_torch_export() -> None:
     for n, h, w in ((1, 64, 64), (4, 128, 96)):
         x = torch.randint(0, 256, (n, 3, h, w), dtype=torch.uint8)
         assert relative(module(x), reference(PROGRAM, x)) < 1e-5
+    assert module.to("meta")(x.to("meta")).is_meta, "weights are buffers, and move with the module"
 
 
 @installed("onnx")

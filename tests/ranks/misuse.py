@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from forked import in_a_fork
 from parallel_parnet import Engine, ParNetError, Placement, Program, fold
-from parallel_parnet.commands.common import Ranks
+from parallel_parnet.commands.ranks import Ranks
 from parallel_parnet.executors.distributed import STOP
 from parallel_parnet.executors.lane import Request
 from parallel_parnet.transport import join_ranks, leave_ranks

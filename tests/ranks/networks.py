@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from parallel_parnet import Engine, Placement, Program, fold
-from parallel_parnet.commands.common import Ranks
+from parallel_parnet.commands.ranks import Ranks
 from ranks.started import CPU, started
 from small import SMALL, lively, relative
 

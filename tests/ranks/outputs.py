@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from parallel_parnet import Backbone, Engine, Placement, fold
-from parallel_parnet.commands.common import Ranks
+from parallel_parnet.commands.ranks import Ranks
 from ranks.started import CPU, started
 from small import OPTIONAL, SMALL, lively, relative
 

@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from parallel_parnet import Engine, LaneError, ParNetError, Placement, Program, engine, fold
-from parallel_parnet.commands.common import Ranks, run
+from parallel_parnet.commands.ending import run
+from parallel_parnet.commands.ranks import Ranks
 from parallel_parnet.executors.distributed import RUN, DistributedExecutor
 from parallel_parnet.transport import join_ranks
 from parallel_parnet.transport.health import SILENCE_S

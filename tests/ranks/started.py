@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from parallel_parnet.commands.common import Ranks, run
+from parallel_parnet.commands.ending import run
+from parallel_parnet.commands.ranks import Ranks
 from parallel_parnet.transport import join_ranks
 
 CPU = torch.device("cpu")

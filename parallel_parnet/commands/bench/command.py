@@ -34,7 +34,6 @@ from ..common import (
     DTYPES,
     RESULTS,
     Parser,
-    Ranks,
     add_model_arguments,
     check_folder,
     load_model,
@@ -47,6 +46,7 @@ from ..common import (
 )
 from ..common import table as make_table
 from ..gpu.device import exact_fp32, require_gpu
+from ..ranks import Ranks
 from ..tracing import add_trace_arguments, check_trace_arguments, write_traces
 from .comparison import SAME, changes, differences
 from .fused import fuse
@@ -87,7 +87,8 @@ def parse_arguments() -> argparse.Namespace:
     for name, least in (("batch_size", 1), ("runs", 2), ("warmup", 1)):
         if getattr(args, name) < least:
             raise ParNetError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least {least}")
-    check_folder(args.out)
+    if not args.compare:  # which writes nothing
+        check_folder(args.out)
     if args.poster and (args.isolate or args.batch_size > 1 or args.img_size or args.only):
         raise ParNetError(
             f"--poster times networks in turns, each by its fastest ways, at batch 1 and {SIZE} pixels: "
@@ -195,7 +196,7 @@ def poster(
 
 
 def main() -> int:
-    args, ranks = parse_arguments(), Ranks.alone("the benchmark")
+    args, ranks = parse_arguments(), Ranks.from_environment()
     console, progress = plain_console(160), plain_console(stderr=True)
     if args.compare:
         return compare(*args.compare, console)

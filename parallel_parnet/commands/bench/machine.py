@@ -21,7 +21,7 @@ SIDE, COPIED = 1024, 2**25  # of matrices on a CPU; floats
 SECONDS = 1.0  # of each measurement, the best run of which counts: shared machines are slow for tenths of a second
 PACKAGES = (
     "torch", "numpy", "openvino", "nncf", "onnxruntime", "onnxruntime-gpu", "onnx", "onnxscript", "ncnn", "pnnx", "MNN",
-    "torchao", "jax", "tensorrt",
+    "torchao", "tensorrt",
 )  # fmt: skip
 
 

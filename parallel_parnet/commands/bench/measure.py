@@ -17,7 +17,6 @@ from .machine import clock_mhz
 from .ours import ours
 from .overhead import host_overhead
 from .peer_int8 import int8_peers
-from .peer_jax import jax_peers
 from .peer_libraries import library_peers
 from .peer_mnn import mnn_peer
 from .peer_ncnn import ncnn_peer
@@ -45,7 +44,7 @@ class Settings:
 
 def contenders(only: Sequence[str] = (), dtype: torch.dtype = torch.float32) -> list[Contender]:
     """All of them for this type, or those that one of these texts names or, where it names none, is part of."""
-    in_floats = [*torch_peers(), *library_peers(), ncnn_peer(), mnn_peer(), *jax_peers()]
+    in_floats = [*torch_peers(), *library_peers(), ncnn_peer(), mnn_peer()]
     found = [*ours(dtype), *(int8_peers() if dtype == torch.int8 else in_floats)]
     names = [c.name for c in found]
     chosen = set() if only else set(names)

@@ -16,8 +16,9 @@ from pathlib import Path
 from parallel_parnet import ParNetError
 from parallel_parnet.files import write_atomically
 
-from ..common import RESULTS, Parser, Ranks, machine, slug
+from ..common import RESULTS, Parser, machine, slug
 from ..drawing import FORMATS, save
+from ..ranks import Ranks
 from ..sections import table
 from .bars import draw
 from .rows import SHARES, Result, Row, reached, read, relation, runs

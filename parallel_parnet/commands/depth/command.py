@@ -28,8 +28,9 @@ from parallel_parnet.files import as_json, check_writable, write_csv, write_json
 from parallel_parnet.planning.costs import Link
 
 from ..bench.machine import describe
-from ..common import DTYPES, RESULTS, Parser, Ranks, check_folder, machine, plain_console, slug, words
+from ..common import DTYPES, RESULTS, Parser, check_folder, machine, plain_console, slug, words
 from ..plan.measured import find_link
+from ..ranks import Ranks
 from .busiest import busiest
 from .curves import draw
 from .measure import interleaved, operation_seconds, prepare
@@ -133,7 +134,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    args, ranks = parse_arguments(), Ranks.alone("the experiment")
+    args, ranks = parse_arguments(), Ranks.from_environment()
     threads, device, dtype = ranks.take_threads(), ranks.device(args.device), DTYPES[args.dtype]
     on_cpu = ["eager", *(name for name in ("native", "openvino") if not lacking(name))]
     if args.quick and "openvino" in on_cpu:

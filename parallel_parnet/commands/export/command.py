@@ -25,7 +25,8 @@ from parallel_parnet.files import check_writable, write_atomically
 from parallel_parnet.parity import LIMIT
 from parallel_parnet.program.exported import least_side
 
-from ..common import RANDOM, Parser, Ranks, add_model_arguments, load_model
+from ..common import RANDOM, Parser, add_model_arguments, load_model
+from ..ranks import Ranks
 from .checks import BATCHES, Run, agree, onnx_readers, sizes, torch_reader
 
 

@@ -32,7 +32,8 @@ from parallel_parnet.kernels.gpu.samples import without_values
 from parallel_parnet.kernels.hopper import plan as warpgroups
 from parallel_parnet.kernels.hopper.source import Source, source
 
-from ..common import RESULTS, Parser, cores, plain_console
+from ..common import RESULTS, Parser, plain_console
+from ..ranks import cores
 from .level_tuning import Level, operands
 from .precompile import shapes_in_fp8, shapes_of
 

@@ -33,8 +33,8 @@ from parallel_parnet.kernels.gpu.level import level
 from parallel_parnet.kernels.gpu.samples import GATED, KINDS, convolution, geometry, without_values
 from parallel_parnet.program.pixels import fold_pixels
 
-from ..common import cores
 from ..processes import end_with_parent
+from ..ranks import cores
 from .scope import DTYPE, Scope, model
 
 BESIDE_FP8 = DTYPE  # of gates, of the picture's convolution and of the classifier

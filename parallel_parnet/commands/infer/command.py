@@ -42,18 +42,10 @@ from parallel_parnet.preprocess import Preprocess, find_images, passed_over
 from parallel_parnet.program.program import picture_side
 from parallel_parnet.transport import join_ranks
 
-from ..common import (
-    DEMO,
-    RANDOM,
-    Parser,
-    Ranks,
-    add_model_arguments,
-    load_model,
-    plain_console,
-    process_age,
-)
-from ..int8 import QUANTISED, quantised
+from ..calibration import QUANTISED, quantised
+from ..common import DEMO, RANDOM, Parser, add_model_arguments, load_model, plain_console, process_age
 from ..lanes import add_engine_arguments, check_engine_arguments, describe, lane_hosts, place, type_of, warm_up
+from ..ranks import Ranks
 from ..stopping import stop_on_signals
 from ..tracing import add_trace_arguments, check_trace_arguments, write_traces
 from .few import classify_and_time
@@ -85,13 +77,18 @@ def parse_arguments() -> argparse.Namespace:
     check_engine_arguments(args)
     if args.iterations < 1 or args.warmup < 0:
         raise ParNetError("--iterations must be at least 1, and --warmup must not be negative")
-    idle = [f"--{name}" for name in ("image", "verify", "jsonl", "trace", "report") if getattr(args, name)]
-    if args.measure_links and idle:
+
+    def among(*names: str) -> list[str]:
+        return [f"--{name}" for name in names if getattr(args, name) != parser.get_default(name)]
+
+    if args.measure_links and (idle := among("image", "verify", "jsonl", "trace", "report", "warmup")):
         raise ParNetError(f"--measure-links measures links alone: leave {', '.join(idle)} out")
     if args.jsonl and args.jsonl in (args.json, args.trace, args.report):  # which other hosts need no place for
         raise ParNetError(f"--jsonl {args.jsonl}: named twice: give each file a name of its own")
     if args.verify and args.jsonl:
         raise ParNetError("--verify keeps all logits in memory: leave it out with --jsonl")
+    if args.jsonl and (idle := among("iterations", "warmup")):
+        raise ParNetError(f"--jsonl times the requests themselves, once each: leave {', '.join(idle)} out")
     return args
 
 

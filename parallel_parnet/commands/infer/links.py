@@ -26,8 +26,9 @@ from parallel_parnet.program.placement import Transfer
 from parallel_parnet.program.program import INPUT
 from parallel_parnet.transport import TRANSPORTS, Transport, choose, join_ranks, open_as
 
-from ..common import Ranks, machine
+from ..common import machine
 from ..common import table as make_table
+from ..ranks import Ranks
 
 WARM_UP = 20
 MODELS = ("parnet_s", "parnet_xl")

@@ -33,9 +33,10 @@ from parallel_parnet.planning.planner import schedule
 
 from .. import sections
 from ..bench.machine import describe
-from ..common import RESULTS, Parser, Ranks, cores, machine, plain_console, settle, slug
+from ..common import RESULTS, Parser, machine, plain_console, settle, slug
 from ..common import table as make_table
 from ..processes import environment
+from ..ranks import Ranks, cores
 from .measured import find_link, measure, timed
 from .prediction import HEADS, NEXT, TITLE, cells, middle_error, section, sentences
 

@@ -28,9 +28,10 @@ from parallel_parnet.planning.planner import Schedule, schedule
 from parallel_parnet.planning.search import search
 
 from .. import sections
-from ..common import DTYPES, Parser, add_model_arguments, cores, load_model, pixels, plain_console, settle
+from ..common import DTYPES, Parser, add_model_arguments, load_model, pixels, plain_console, settle
 from ..common import table as make_table
 from ..drawing import check, draw
+from ..ranks import cores
 from .measured import find_link, measure, on_a_thread
 
 TABLE_MODELS = tuple(VARIANTS)

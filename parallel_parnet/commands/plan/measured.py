@@ -25,7 +25,7 @@ from parallel_parnet.program.placement import Segment
 from parallel_parnet.program.program import INPUT, picture_side
 from parallel_parnet.transport import announce
 
-from ..common import Ranks
+from ..ranks import Ranks
 
 LOOPBACK = Path(__file__).with_name("links-gloo-loopback.json")
 PASSES = 15

@@ -6,7 +6,7 @@
     python launch/profile.py explain trace.json
     python launch/profile.py report trace.json --report page.html
 
-nsys profiles every rank into a report of its own; import reads what `nsys stats` exports from them. explain says where
+nsys profiles every rank into a report of its own; import reads what `nsys export` makes of them. explain says where
 the time of a request went, and what to fix first.
 """
 
@@ -45,7 +45,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     for tool in (nsys, ncu):
         tool.add_argument("--output", type=Path, default=Path("profile"), help="folder (default: %(default)s)")
         tool.add_argument("--dry-run", action="store_true", help="print the command, and run nothing")
-    exports = actions.add_parser("import", help="read the exports of nsys stats or nsys export into a trace")
+    exports = actions.add_parser("import", help="read what nsys recorded into a trace")
     exports.add_argument("folder", type=Path, help="the --output of nsys")
     exports.add_argument("--trace", type=Path, required=True, help="the trace to write, .json or .json.gz")
     explain = actions.add_parser("explain", help="say where the time went")
@@ -88,9 +88,8 @@ def import_exports(args: argparse.Namespace) -> None:
     timeline = trace_format.read(args.folder / "trace.json.gz")
     for rank in range(timeline.known.lanes):
         recorded = args.folder / f"rank{rank}.nsys-rep"
-        exported = [*args.folder.glob(f"rank{rank}.sqlite"), *args.folder.glob(f"rank{rank}_{nsight.REPORTS[0]}.*")]
-        if recorded.exists() and not exported and shutil.which("nsys"):
-            line = nsight.stats_command(recorded)
+        if recorded.exists() and not recorded.with_suffix(".sqlite").exists() and shutil.which("nsys"):
+            line = nsight.export_command(recorded)
             if status := subprocess.run(line, check=False, stdout=subprocess.DEVNULL).returncode:
                 raise ParNetError(f"{recorded}: {shlex.join(line)} ended with exit status {status}")
     trace_format.write(nsight.merge(timeline, args.folder), args.trace)

@@ -34,9 +34,10 @@ from parallel_parnet.int8.quantize import SEED, calibrate
 from parallel_parnet.preprocess import Preprocess
 from parallel_parnet.program.program import picture_side
 
-from ..common import Parser, Ranks, add_model_arguments, load_model, machine, pixels, plain_console
+from ..calibration import FP8, INT8, MOST, QUANTISED, open_pictures
+from ..common import Parser, add_model_arguments, load_model, machine, pixels, plain_console
 from ..common import table as make_table
-from ..int8 import FP8, INT8, MOST, QUANTISED, open_pictures
+from ..ranks import Ranks
 
 COMPARED = 128  # pictures, by as many networks as there are operations
 

@@ -34,7 +34,6 @@ from ..common import (
     DTYPES,
     RESULTS,
     Parser,
-    Ranks,
     add_model_arguments,
     check_folder,
     machine,
@@ -48,6 +47,7 @@ from ..common import (
 from ..common import table as make_table
 from ..drawing import need_matplotlib
 from ..gpu.device import exact_fp32, require_gpu
+from ..ranks import Ranks
 from ..sections import check, link, put
 from .measure import LEAST, PEERS, measure
 from .words import HEADS, NEXT, TITLE, WHAT, cells, section, sentences
@@ -125,7 +125,7 @@ def write_page(page: Path, folder: Path, where: str) -> Path:
 
 
 def main() -> int:
-    args, ranks = parse_arguments(), Ranks.alone("the benchmark")
+    args, ranks = parse_arguments(), Ranks.from_environment()
     began, threads, device = time.perf_counter(), ranks.take_threads(), ranks.device(args.device)
     where = f"{SHORT[words(DTYPES[args.dtype])]}-{slug(machine(device))}"
     if args.page:

@@ -38,9 +38,10 @@ from parallel_parnet.network.variants import ACTIVATIONS
 from parallel_parnet.preprocess import Preprocess
 from parallel_parnet.transport import agree, join_ranks
 
-from ..common import DEMO_MODEL, Parser, Ranks, pixels, plain_console
+from ..common import DEMO_MODEL, Parser, pixels, plain_console
 from ..data.finding import open_split
 from ..data.split import TEST, TRAIN, read_names
+from ..ranks import Ranks
 from ..stopping import stop_on_signals
 from . import curve, state
 from .batches import Pictures

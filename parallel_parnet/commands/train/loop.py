@@ -17,8 +17,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from parallel_parnet import ParNet, ParNetError
 
-from ..common import Ranks
 from ..infer.many import progress_bar
+from ..ranks import Ranks
 from .augment import erased, mirrored_and_moved
 from .batches import Pictures
 from .ranks import everyones, everyones_words, parallel, same, totals, waiting

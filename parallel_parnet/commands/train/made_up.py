@@ -16,7 +16,8 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..common import Parser, run
+from ..common import Parser
+from ..ending import run
 
 SIDE = 48
 CORNERS = {"disc": 64, "square": 4, "triangle": 3}

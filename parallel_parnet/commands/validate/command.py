@@ -40,15 +40,16 @@ from parallel_parnet.preprocess import Preprocess
 from parallel_parnet.program.program import picture_side
 from parallel_parnet.transport import join_ranks
 
-from ..common import DTYPES, RANDOM, Parser, Ranks, add_model_arguments, load_model, machine, plain_console, words
+from ..calibration import QUANTISED, quantised
+from ..common import DTYPES, RANDOM, Parser, add_model_arguments, load_model, machine, plain_console, words
 from ..data.classes import match
 from ..data.finding import open_split
 from ..data.split import TEST, TRAIN
 from ..infer.lines import AnswerLines
 from ..infer.many import Pictures
 from ..infer.tables import read_labels
-from ..int8 import QUANTISED, quantised
 from ..lanes import add_engine_arguments, check_engine_arguments, place, precision, type_of, warm_up
+from ..ranks import Ranks
 from ..stopping import stop_on_signals
 from .answering import Work, answer
 from .report import check_result_files, show, write

@@ -27,9 +27,10 @@ from parallel_parnet.files import as_json, check_writable, write_json
 from ..bench.machine import describe
 from ..bench.measure import Settings
 from ..bench.poster import QUOTED, SIZE
-from ..common import RESULTS, Parser, Ranks, machine, plain_console, positive, slug
+from ..common import RESULTS, Parser, machine, plain_console, positive, slug
 from ..common import table as make_table
 from ..drawing import FORMATS, need_matplotlib
+from ..ranks import Ranks
 from ..sections import check, link, put
 from .measure import group, measure
 from .page import NEXT, TITLE, cells, heads, section
@@ -70,7 +71,7 @@ def show(rows: list[dict], cores: int, console: Console) -> None:
 
 
 def main() -> int:
-    args, ranks = parse_arguments(), Ranks.alone("the comparison")
+    args, ranks = parse_arguments(), Ranks.from_environment()
     if reason := lacking("native"):
         raise ParNetError(f"the comparison is by our CPU kernels: {reason}")
     began, cores, device = time.perf_counter(), ranks.take_threads(), torch.device("cpu")

@@ -74,7 +74,7 @@ def measure(networks: Sequence[Quoted], cores: int, settings: Settings) -> list[
 
 
 def row_of(quoted: Quoted, entries: Sequence[Entry]) -> Row:
-    """A network's row, from those that were timed."""
+    """A network's row, from those that were timed; its "peer" is None where no other library was."""
     found = {entry.name: _times(entry) for entry in entries}
     one, subject, program = found["1"]["ms"], entries[0].subject, entries[0].subject.program
     ours, peers = ([e.name for e in entries if e.contender.ours == mine] for mine in (True, False))
@@ -83,7 +83,7 @@ def row_of(quoted: Quoted, entries: Sequence[Entry]) -> Row:
         "depth": quoted.depth, "levels": program.depth, "parameters_m": round(program.parameters / 1e6, 2),
         "gflop": round(subject.flops / 1e9, 2),
         "threads": {name: found[name] for name in ours}, "peers": {name: found[name] for name in peers},
-        "peer": min(peers, key=lambda name: found[name]["ms"]),
+        "peer": min(peers, key=lambda name: found[name]["ms"], default=None),
         "lanes_ms": {"1": one, **lanes_ms(program, one)}, "gpus_us": gpus_us(program),
     }  # fmt: skip
 

@@ -21,11 +21,11 @@ def heads(cores: int) -> tuple[str, ...]:
 
 def cells(row: Row) -> list[str]:
     """A network's line of the table: as published, by our engine, by the best peer, and simulated."""
-    gpus = row["gpus_us"]
+    gpus, peer = row["gpus_us"], row["peer"]
     return [
         row["network"], f"{row['top1']:.2f}", f"{row['depth']}", f"{row['gflop']:.1f}",
         *(f"{times['ms']:.1f}" for times in row["threads"].values()),
-        f"{row['peers'][row['peer']]['ms']:.1f} ({row['peer'].split(',')[0]})",
+        f"{row['peers'][peer]['ms']:.1f} ({peer.split(',')[0]})" if peer else "none",
         f"{row['lanes_ms']['3']:.1f}", f"{gpus['1']:.0f} and {gpus['3']:.0f}",
     ]  # fmt: skip
 

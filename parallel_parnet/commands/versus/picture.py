@@ -26,7 +26,8 @@ def draw(rows: Sequence[dict], header: dict, path: Path) -> None:
         if cores != "1":
             points.insert(1, (f"{cores} threads, measured", "s", row["threads"][cores]["ms"], 0.0))
         ends = [x for _, _, x, _ in points]
-        points.append((f"best other library, {cores} thread(s)", "x", row["peers"][row["peer"]]["ms"], -0.25))
+        if row["peer"]:
+            points.append((f"best other library, {cores} thread(s)", "x", row["peers"][row["peer"]]["ms"], -0.25))
         axes.plot(
             [min(ends), max(ends)], [y, y], color=colour, linestyle="-" if row["ours"] else "--",
             linewidth=2.5 if row["ours"] else 1.5, zorder=1,
@@ -43,7 +44,7 @@ def draw(rows: Sequence[dict], header: dict, path: Path) -> None:
     axes.set_xlabel("milliseconds for a picture, 224 x 224, fp32 (fewer is better)", fontsize=10)
     figure.suptitle(f"Top-1 accuracy and latency on {header['machine']}", fontsize=11)
     handles, labels = axes.get_legend_handles_labels()
-    first = {label: handles[labels.index(label)] for label in labels}  # every row has them all
+    first = {label: handles[labels.index(label)] for label in labels}  # each stands in many rows
     looks = {"loc": "outside lower center", "ncols": 2, "fontsize": 10, "frameon": False}
     figure.legend(list(first.values()), list(first), **looks)
     save(figure, path)

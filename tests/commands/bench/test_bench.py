@@ -40,7 +40,8 @@ from parallel_parnet.commands.bench.rows import (
 )  # fmt: skip
 from parallel_parnet.commands.bench.running import Entry, interleave, set_up, spread
 from parallel_parnet.commands.bench.subject import Contender, Runner, Subject
-from parallel_parnet.commands.common import run, typed
+from parallel_parnet.commands.common import typed
+from parallel_parnet.commands.ending import run
 from parallel_parnet.commands.gpu import device
 from small import SMALL, lively, relative
 
@@ -243,7 +244,7 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 def test_the_whole(tmp_path: Path) -> None:
     """Every peer that is installed, but for torch.compile, whose compilation takes longer than all the others, and
     some in one form instead of two."""
-    peers = ["eager", "eager, channels_last", "eager, fused", "OpenVINO", "ONNX Runtime", "JAX, fused", "TensorRT"]
+    peers = ["eager", "eager, channels_last", "eager, fused", "OpenVINO", "ONNX Runtime", "TensorRT"]
     arguments = ("--runs", 4, "--warmup", 1, "--device", "cpu", "--out", tmp_path)
     done = launch("bench.py", *arguments, "--only", "ours: auto", "ours: eager", "ours: openvino", *peers)
     (file,) = tmp_path.glob("*.json")
@@ -254,7 +255,7 @@ def test_the_whole(tmp_path: Path) -> None:
     names = {row["contender"] for row in written["rows"]}
     slow = {name for name, why in written["missing"].items() if why.startswith("too slow")}  # on a busy machine
     assert {"ours: eager", "eager", "eager, channels_last", "eager, fused"} <= names | slow
-    for name, package in (("OpenVINO", "openvino"), ("ONNX Runtime", "onnxruntime"), ("JAX, fused", "jax")):
+    for name, package in (("OpenVINO", "openvino"), ("ONNX Runtime", "onnxruntime")):
         assert (name in names | slow) == (importlib.util.find_spec(package) is not None), written["missing"]
     assert written["missing"]["TensorRT"] == "needs an NVIDIA GPU"
     assert written["disagree"] == {}

@@ -15,7 +15,8 @@ from PIL import Image
 
 from conftest import ROOT, launch
 from parallel_parnet import ParNetError, fold, load_checkpoint
-from parallel_parnet.commands.common import plain_console, run
+from parallel_parnet.commands.common import plain_console
+from parallel_parnet.commands.ending import run
 from parallel_parnet.commands.infer.tables import read_labels, show_predictions
 from parallel_parnet.preprocess import read_image
 

@@ -11,10 +11,10 @@ import torch
 
 from conftest import answered, launch
 from parallel_parnet import ParNetError, Placement, create_model, fold
-from parallel_parnet.commands.common import Ranks
 from parallel_parnet.commands.infer import links
 from parallel_parnet.commands.lanes import place as lane_placement
 from parallel_parnet.commands.plan import command, measured
+from parallel_parnet.commands.ranks import Ranks
 from parallel_parnet.planning.costs import Costs, Measured
 from parallel_parnet.planning.explain import duration, gantt
 from parallel_parnet.planning.planner import schedule

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
 import json
 import os
@@ -24,7 +23,6 @@ from parallel_parnet.profiling import advice, nsight, report, trace_format
 from parallel_parnet.profiling.ranges import CAPTURED, DOMAIN
 from parallel_parnet.profiling.timeline import REAL, Bar
 
-FIXTURES = ROOT / "tests" / "profiling" / "fixtures"
 THREE = ["torchrun", "--nproc-per-node", "3", "launch/infer.py", "--batch-size", "2"]
 
 
@@ -87,23 +85,6 @@ def exported(bars: Iterable[Bar], ahead: float) -> list[tuple[str, int, int]]:
     return sorted(found, key=lambda r: r[1])
 
 
-def write_tables(folder: Path, rank: int, ranges: list[tuple[str, int, int]], kernels: list[tuple]) -> None:
-    """Both tables of nsys stats, in the layout of the recorded headers in tests/profiling_fixtures."""
-    for name, rows in ((nsight.REPORTS[0], ranges), (nsight.REPORTS[1], kernels)):
-        header = next(csv.reader((FIXTURES / f"{name}.csv").read_text().splitlines()[2:]))
-        with (folder / f"rank{rank}_{name}.csv").open("w", newline="") as file:
-            file.write("NOTICE: Existing SQLite export found: rank.sqlite\nProcessing [rank.sqlite]...\n")
-            writer = csv.DictWriter(file, header, restval="")
-            writer.writeheader()
-            for text, start, end, *stream in rows:
-                named = {
-                    "Name": text if stream else f"{DOMAIN}:{text}",
-                    "Start (ns)": start,
-                    "Duration (ns)": end - start,
-                }
-                writer.writerow(named | ({"Strm": stream[0]} if stream else {}))
-
-
 def write_database(file: Path, epoch: int, ranges: list[tuple[str, int, int]], kernels: list[tuple]) -> None:
     """What nsys export --type sqlite writes, as far as its schema's reference names what is read here."""
     with closing(sqlite3.connect(file)) as db:
@@ -124,40 +105,28 @@ def write_database(file: Path, epoch: int, ranges: list[tuple[str, int, int]], k
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("kind", ["tables", "databases"])
-def test_exports_give_the_timeline_back(traced_run: TracedRun, tmp_path: Path, kind: str) -> None:
+def test_exports_give_the_timeline_back(traced_run: TracedRun, tmp_path: Path) -> None:
     """The real run's ranges, put into Nsight's layout with made-up sessions and kernels, are read as they were."""
     timeline = trace_format.read(traced_run.trace)
-    starts = [request_start(timeline.bars, lane) for lane in range(3)]
     for lane in range(3):
         own, ahead = [bar for bar in timeline.bars if bar.lane == lane], random.uniform(1, 9)
         ranges = exported(own, ahead)
         kernels = [(f"kernel_{i}", start, (start + end) // 2, 7) for i, (_, start, end) in enumerate(ranges[-3:])]
         ranges.insert(0, (CAPTURED, ranges[0][1] - 5, max(end for _, _, end in ranges) + 5))
-        if kind == "tables":
-            write_tables(tmp_path, lane, ranges, kernels)
-        else:
-            write_database(tmp_path / f"rank{lane}.sqlite", 10**18 + round(-ahead * 1e9), ranges, kernels)
+        write_database(tmp_path / f"rank{lane}.sqlite", 10**18 + round(-ahead * 1e9), ranges, kernels)
     merged = nsight.merge(timeline, tmp_path)
     kernels_found = [bar for bar in merged.bars if bar.kind == "kernel"]
     assert {bar.row for bar in kernels_found} == {"CUDA stream 7"}
     assert len(kernels_found) == 9
-    # tables know no moment that they have in common: each rank's first request is taken as simultaneous
-    shifts = [starts[0] - start if kind == "tables" else 0.0 for start in starts]
-    assert placed(merged.bars, [0.0] * 3) == pytest.approx(placed(timeline.bars, shifts), abs=3e-6)
+    assert placed(merged.bars) == pytest.approx(placed(timeline.bars), abs=3e-6)
     assert len(merged.arrows) == len(timeline.arrows)
-    assert ("utcEpochNs" in merged.about["nsight_clocks"]) == (kind == "databases")
     assert advice.explain(merged)
 
 
-def request_start(bars: Iterable[Bar], lane: int) -> float:
-    return min(bar.start for bar in bars if (bar.lane, bar.row, bar.name) == (lane, REAL, "request"))
-
-
-def placed(bars: Iterable[Bar], shifts: list[float]) -> dict[tuple, float]:
-    """Both ends of every bar but kernels, its real path moved by its lane's shift."""
+def placed(bars: Iterable[Bar]) -> dict[tuple, float]:
+    """Both ends of every bar but kernels."""
     return {
-        (b.lane, b.row, b.number, b.name, end): getattr(b, end) + (shifts[b.lane] if b.row == REAL else 0.0)
+        (b.lane, b.row, b.number, b.name, end): getattr(b, end)
         for b in bars
         for end in ("start", "end")
         if b.kind != "kernel"
@@ -170,20 +139,12 @@ def test_exports_of_another_program(traced_run: TracedRun, tmp_path: Path) -> No
     for lane in range(3):
         ranges = exported([bar for bar in timeline.bars if bar.lane == lane], 1.0)
         spoiled = [(name.replace("stream 2", "stream 7"), start, end) for name, start, end in ranges]
-        write_tables(tmp_path, lane, spoiled, [])
+        write_database(tmp_path / f"rank{lane}.sqlite", 10**18, spoiled, [])
     with pytest.raises(ParNetError, match=r"lane 2 has a range 'stem, stream 7'.*differing programs"):
         nsight.merge(timeline, tmp_path)
-    (tmp_path / "rank1_cuda_gpu_trace.csv").unlink()
-    with pytest.raises(ParNetError, match="no such export; nsys stats"):
+    (tmp_path / "rank1.sqlite").unlink()
+    with pytest.raises(ParNetError, match="no such export; nsys export --type=sqlite"):
         nsight.merge(timeline, tmp_path)
-
-
-def test_a_recorded_table_is_read() -> None:
-    spans, epoch = nsight.read_rank(FIXTURES, 0)
-    assert epoch is None
-    assert [(s.name, s.row) for s in spans[:3]] == [("request", ""), ("stem, stream 0", ""), ("wait streams.1.4", "")]
-    assert spans[-1].row == "CUDA stream 7"
-    assert spans[-1].end - spans[-1].start == pytest.approx(10_000e-9)
 
 
 @pytest.mark.ranks
@@ -196,7 +157,7 @@ def test_bad_traces(traced_run: TracedRun, tmp_path: Path) -> None:
     cases["of_before.json"] = json.dumps({**content, "otherData": of_before}).encode()
     next(e for e in content["traceEvents"] if e["name"] == "streams.2.1")["name"] = "streams.9.9"
     cases["differs.json"] = json.dumps(content).encode()
-    del content["traceEvents"][-1]["ts"]
+    del next(e for e in content["traceEvents"] if e["ph"] == "X")["ts"]
     cases["damaged.json"] = json.dumps(content).replace("streams.9.9", "streams.2.1").encode()
     messages = {}
     for name, spoiled in cases.items():
@@ -295,3 +256,15 @@ def test_the_standard_librarys_profile_stays_what_it_is() -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert len(run.stdout.splitlines()) == 2
     assert str(ROOT) not in run.stdout
+
+
+def test_what_a_script_spawns_finds_what_the_script_imports() -> None:
+    """A spawned process runs its script anew, by the path to modules of the one that spawned it."""
+    code = (
+        f"import sys, runpy, multiprocessing; script = {str(ROOT / 'launch' / 'tune.py')!r};"
+        f"sys.path[0] = {str(ROOT / 'launch')!r}; runpy.run_path(script); sys.modules['__main__'].__file__ = script;"
+        "child = multiprocessing.get_context('spawn').Process(target=print, args=('started',)); child.start();"
+        "child.join(); sys.exit(child.exitcode)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (run.returncode, run.stdout) == (0, "started\n"), run.stderr

@@ -14,10 +14,10 @@ import torch
 from conftest import ROOT, answered, launch
 from labelled import mnist
 from parallel_parnet import Engine, ParNetError, Program, fold, load_checkpoint
+from parallel_parnet.commands.calibration import OF_DEMO, open_pictures, quantised
 from parallel_parnet.commands.common import DEMO, DEMO_MODEL
 from parallel_parnet.commands.data.finding import open_split
 from parallel_parnet.commands.data.split import TEST
-from parallel_parnet.commands.int8 import OF_DEMO, open_pictures, quantised
 from parallel_parnet.int8.calibration import Calibration
 from parallel_parnet.preprocess import Preprocess
 from small import relative

@@ -25,10 +25,10 @@ from safetensors.torch import load_file
 from conftest import ROOT, launch
 from labelled import cifar_binary, mnist
 from parallel_parnet import Config, ParNetError, create_model, fold, load_checkpoint
-from parallel_parnet.commands.common import Ranks
 from parallel_parnet.commands.data.classes import match
 from parallel_parnet.commands.data.finding import open_split
 from parallel_parnet.commands.data.split import TEST, TRAIN
+from parallel_parnet.commands.ranks import Ranks
 from parallel_parnet.commands.train import made_up, state
 from parallel_parnet.commands.train import recipe as recipes
 from parallel_parnet.commands.train.augment import decoded, erased, mirrored_and_moved

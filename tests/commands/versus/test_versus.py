@@ -8,14 +8,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import ROOT, is_installed
+from parallel_parnet import fold
 from parallel_parnet.commands.bench import poster
 from parallel_parnet.commands.bench.poster import QUOTED
+from parallel_parnet.commands.bench.running import Entry
+from parallel_parnet.commands.bench.subject import Subject
 from parallel_parnet.commands.versus import command, measure
-from parallel_parnet.commands.versus.page import TITLE, section
+from parallel_parnet.commands.versus.page import TITLE, cells, section
 from parallel_parnet.commands.versus.simulated import WHAT
 from parallel_parnet.commands.versus.verdict import (
     SAME,
@@ -25,7 +29,7 @@ from parallel_parnet.commands.versus.verdict import (
     sentences,
     summary,
 )
-from small import OPTIONAL
+from small import OPTIONAL, SMALL, lively
 
 MEASURED = sorted(ROOT.glob("results/versus-*.json"))
 TIMES = st.floats(1.0, 1000.0).map(lambda t: round(t, 1))
@@ -150,6 +154,18 @@ def test_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     text = page.read_text()
     assert text.index(TITLE) < text.index("## Log") and all(s in " ".join(text.split()) for s in written["sentences"])
     assert section(written["header"], written["rows"], written["sentences"], "versus.json", "versus.svg") in text
+
+
+def test_no_other_library_at_hand(tmp_path: Path) -> None:
+    network = lively(SMALL, 0)
+    subject = Subject("small", network, network, fold(network), 64, 1, measure.CPU, torch.float32, 2)
+    ours = [Entry(measure.by_native(threads), subject, latency=[0.1, 0.1, 0.1]) for threads in (1, 2)]
+    row = measure.row_of(QUOTED[0], ours)
+    assert (row["peer"], row["peers"]) == (None, {}) and "none" in cells(row)
+    if is_installed("matplotlib"):
+        from parallel_parnet.commands.versus.picture import draw
+
+        draw([row], {"threads": 2, "machine": "a machine"}, tmp_path / "a.svg")
 
 
 @pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.stem)

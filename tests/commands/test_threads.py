@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from parallel_parnet import ParNetError
-from parallel_parnet.commands.common import Ranks, quotas
+from parallel_parnet.commands.ranks import Ranks, quotas
 
 
 def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     ranks = Ranks(0, 1, 0, 1)
-    monkeypatch.setattr("parallel_parnet.commands.common.cores", lambda: 6)
+    monkeypatch.setattr("parallel_parnet.commands.ranks.cores", lambda: 6)
     for asked, wanted, threads in ((None, None, 6), ("3", None, 3), ("3", 2, 2), ("many", None, 6), ("0", None, 6),
                                    ("99999", None, 6), ("9" * 5000, None, 6)):  # fmt: skip
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

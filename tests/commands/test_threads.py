@@ -1,14 +1,21 @@
-"""How many threads a command takes, and the time that control groups grant it."""
+"""How many threads a command takes, the time that control groups grant it, and options that several commands have."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
-from parallel_parnet import ParNetError
+from labelled import mnist
+from parallel_parnet import ParNetError, load_checkpoint
+from parallel_parnet.commands.common import Parser, add_model_arguments, load_model
+from parallel_parnet.commands.infer import command as infer
 from parallel_parnet.commands.ranks import Ranks, quotas
+from parallel_parnet.commands.validate import command as validate
+from small import GOLDEN
 
 
 def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,6 +29,7 @@ def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         assert ranks.take_threads(wanted) == torch.get_num_threads() == threads
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert Ranks(1, 3, 1, 3).take_threads() == 2, "torchrun sets it to 1 where nobody did"
+    assert Ranks(5, 6, 2, 3).take_threads() == 2, "of the cores of this machine, by its ranks alone"
     for wanted in (0, 99999):
         with pytest.raises(ParNetError, match=f"--threads {wanted}"):
             ranks.take_threads(wanted)
@@ -45,3 +53,45 @@ def test_time_that_control_groups_grant(membership: str, files: dict, expected: 
         (tmp_path / "fs" / name).write_text(content + "\n")
     (tmp_path / "cgroup").write_text(membership)
     assert list(quotas(tmp_path / "fs", tmp_path / "cgroup")) == expected
+
+
+def loaded(*words: str) -> tuple[dict[str, torch.Tensor], str]:
+    """The weights and the activation of the network that these arguments ask for."""
+    parser = Parser()
+    add_model_arguments(parser)
+    model, _ = load_model(parser.parse_args(words))
+    return model.state_dict(), model.config.activation
+
+
+def test_a_network_is_the_one_that_was_asked_for() -> None:
+    """By each option that several commands have."""
+    path = GOLDEN / "official_narrow_silu.pth.tar"
+    for ema in (False, True):
+        weights, activation = loaded("--checkpoint", str(path), "--activation", "relu", *["--ema"] * ema)
+        expected = load_checkpoint(path, ema=ema).state_dict()
+        other = load_checkpoint(path, ema=not ema).state_dict()
+        assert activation == "relu" and all(torch.equal(weights[key], expected[key]) for key in expected)
+        assert not all(torch.equal(weights[key], other[key]) for key in other)
+    variant = ("--model", "parnet_cifar_1m", "--num-classes", "3", "--activation", "relu", "--seed")
+    (first, activation), (again, _), (another, _) = (loaded(*variant, seed) for seed in "112")
+    assert activation == "relu" and len(first["head.fc.bias"]) == 3
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not torch.equal(first["head.fc.weight"], another["head.fc.weight"])
+
+
+@pytest.mark.parametrize("command", [infer, validate], ids=["infer", "validate"])
+def test_the_engine_is_the_one_that_was_asked_for(
+    command: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: Callable
+) -> None:
+    asked: list[tuple] = []
+
+    def planted(program: object, placement: object, device: object, *others: object) -> None:
+        asked.append(others)
+        raise ParNetError("as planted")
+
+    monkeypatch.setattr(command, "Engine", planted)
+    name, *data = ("infer",) if command is infer else ("validate", mnist(tmp_path / "data", 1, 1))
+    words = ("--device", "cpu", "--executor", "eager", "--dtype", "bf16", "--transport", "gloo")
+    run = here(name, *data, *words)
+    assert run.returncode == 2 and "as planted" in run.stderr
+    assert asked == [(torch.bfloat16, "eager", "gloo")]

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from conftest import ROOT, TracedRun
 from parallel_parnet import Engine, Placement, Program, fold, quantize
 from parallel_parnet.commands import tracing
+from parallel_parnet.commands.plan.measured import find_link
 from parallel_parnet.planning.costs import Costs
 from parallel_parnet.planning.planner import Run, Schedule, schedule
 from parallel_parnet.profiling import clocks, trace_format
@@ -340,3 +342,15 @@ def test_the_cores_that_lanes_share_are_those_that_this_process_may_use(monkeypa
     engine, x = Engine(fold(lively(SMALL, 0)), device="cpu", executor="eager"), torch.randn(1, 3, 32, 32)
     found = tracing.predicted(engine, x, [engine.profile(x)], engine.clocks(), None)
     assert found is not None and found["sources"][-1] == "7 cores shared"
+
+
+def test_a_prediction_is_from_the_fastest_passes_and_the_link_that_was_named() -> None:
+    engine, x = Engine(fold(lively(SMALL, 0)), device="cpu", executor="eager"), torch.randn(1, 3, 32, 32)
+
+    def lasting(seconds: float) -> list[SimpleNamespace]:
+        return [SimpleNamespace(spans=[Span(name, 1.0, 1.0 + seconds) for name in engine.program.by_name])]
+
+    passes = [lasting(0.001)], [lasting(0.002)], [lasting(0.002), lasting(0.001), lasting(0.004)]
+    quick, slow, several = (tracing.predicted(engine, x, alone, engine.clocks(), "3us,7GB/s") for alone in passes)
+    assert quick and slow and several and quick["makespan"] == several["makespan"] < slow["makespan"]
+    assert find_link("3us,7GB/s").source in several["sources"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import itertools
 import json
 import sys
 import time
@@ -35,6 +36,7 @@ from parallel_parnet.commands.bench.rows import (
     read,
     relation,
     result_name,
+    row_of,
     runs,
     write,
 )  # fmt: skip
@@ -76,6 +78,56 @@ def test_no_share_of_a_product_slower_than_that_of_fp32() -> None:
     assert _achieved(subject(), "int8", 1e-3, possible)["of_matmul"] > 0
 
 
+def test_a_row_by_hand() -> None:
+    """Passes of two pictures, which took 1 to 5 ms."""
+    two, ms = replace(subject(), batch=2), [1.0, 2.0, 3.0, 4.0, 5.0]
+    seconds, unknown = [t / 1e3 for t in ms], [float("nan")] * 5
+    entry = Entry(
+        planted("x", 0), two, Runner(id, "", "float32"), error=0.0, rounds=list(range(5)), latency=seconds,
+        enqueue=unknown, device=unknown,
+    )  # fmt: skip
+    row, program, median_s = row_of(entry, HEADER["possible"], []), two.program, 3e-3
+    flops, bytes_moved = program.cost(64, 2).flops, program.cost(64, 2, 4).bytes
+    assert (row["infer_step_time"], row["n"], row["samples_ms"]) == (3.0, 5, ms)
+    assert row["infer_samples_per_sec"] == pytest.approx(2 / median_s, abs=1e-3)
+    assert row["infer_gmacs"] == pytest.approx(flops / 2 / 2 / 1e9, abs=5e-4)
+    assert row["gflop_per_s"] == pytest.approx(flops / median_s / 1e9, abs=5e-3)
+    assert row["of_matmul"] == pytest.approx(flops / median_s / 1e11, abs=5e-5)
+    assert row["gb_per_s"] == pytest.approx(bytes_moved / median_s / 1e9, abs=5e-3)
+    assert row["of_copy"] == pytest.approx(bytes_moved / median_s / 1e10, abs=5e-5)
+    low, high = row["median_interval_ms"]
+    assert 1 <= low < 3 < high <= 5
+    possible = {kind: {"flop_per_s": 1e11, "bytes_per_s": 1e10} for kind in ("float32", "bfloat16")}
+    half = _achieved(two, "bfloat16", median_s, possible)
+    assert half["gb_per_s"] == pytest.approx(program.cost(64, 2, 2).bytes / median_s / 1e9, abs=5e-3)
+
+
+def test_a_first_call_that_compiles_is_told_from_the_next() -> None:
+    pauses = iter([0.1])
+
+    def build(subject: Subject) -> Runner:
+        return Runner(lambda x: time.sleep(next(pauses, 0.0)) or x, "", "float32")
+
+    found = set_up(Contender("x", False, build), subject(), [x := torch.ones(1, 10)] * 2, [x] * 2)
+    assert found.first_call >= 0.1 and found.second_call > 0
+
+
+def test_options_of_runs_reach_the_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Settings] = []
+
+    def measured(subject: Subject, header: dict, chosen: list, settings: Settings, console: object) -> dict:
+        asked.append(settings)
+        raise ParNetError("as planted")
+
+    monkeypatch.setattr(bench, "measure", measured)
+    monkeypatch.setattr(bench, "possible", lambda *_: HEADER["possible"])
+    words = ("--runs", "5", "--warmup", "2", "--budget", "7.5", "--device", "cpu", "--out", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["bench.py", *words])
+    with pytest.raises(ParNetError, match="as planted"):
+        bench.main()
+    assert asked == [Settings(runs=5, least=5, warm_up=2, budget=7.5)]
+
+
 def test_turns_are_taken() -> None:
     order: list[str] = []
 
@@ -105,12 +157,17 @@ def test_a_peer_that_disagrees_is_not_compared() -> None:
     def fails(subject: Subject) -> Runner:
         raise RuntimeError("out of luck\nand of more")
 
+    def late(subject: Subject) -> Runner:
+        right, wrong, pictures = planted("", 0).build(subject), planted("", 0.1).build(subject), itertools.count()
+        return replace(right, call=lambda x: (wrong if next(pictures) else right).call(x))
+
     (eager,) = contenders(["ours: eager"])
     off = 1.02e-4  # of which a sum's rounding may take or add a hundredth
     peers = [planted("right", 0), planted("wrong", off), planted("nan", float("nan")), Contender("bad", False, fails)]
+    peers.append(Contender("late", False, late))
     found = measure(subject(), HEADER, [eager, *peers], Settings(runs=3, least=3, warm_up=1), QUIET)
     assert [row["contender"] for row in found["rows"]] == ["ours: eager", "right"]
-    assert found["disagree"].keys() == {"wrong", "nan"}
+    assert found["disagree"].keys() == {"wrong", "nan", "late"}
     assert "off by 1.0e-04" in found["disagree"]["wrong"]
     assert found["missing"] == {"bad": "failed: RuntimeError: out of luck"}
     low, high = found["rows"][1]["ratio"][1:]
@@ -228,7 +285,7 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert bench_report.main() == 0
     text = Path(capsys.readouterr().out.strip()).read_text()
     assert "| **ours: eager** | float32 |" in text
-    assert "ours faster" in text
+    assert "ours faster" in text and "| 0.30 |" in text, "set-up and first call"
     assert "not here: absent: not installed" in text
     figure = path.with_name("latency-by-peer-2-core-x86-64-avx2.svg").read_text()
     assert figure.count("<!-- a peer -->") == 2  # a panel for each result
@@ -331,9 +388,11 @@ def test_the_header_of_an_install(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_processes_become_one_result(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(3)
     times = {"ours: eager": rng.normal(8, 0.1, 50), "a peer": rng.normal(10, 0.1, 30)}
-    monkeypatch.setattr(isolation, "_one", lambda arguments, name: result({name: times[name]}) | {"failed": []})
+    monkeypatch.setattr(
+        isolation, "_one", lambda arguments, name: result({name: times[name]}) | {"failed": [f"{name} b"]}
+    )
     found = isolation.isolated([], list(times))
     mine, peer = found["rows"]
     assert "ratio" not in mine
     assert peer["ratio"][1] < 0.8 < peer["ratio"][2] < 0.85
-    assert found["missing"] == {"absent": "not installed"}
+    assert found["missing"] == {"absent": "not installed"} and found["failed"] == ["ours: eager b", "a peer b"]

@@ -234,6 +234,7 @@ def test_what_a_product_in_int8_reaches(monkeypatch: pytest.MonkeyPatch) -> None
     found = machine.possible(torch.device("cpu"), torch.int8)
     assert list(found) == ["float32", "int8"]
     assert found["int8"]["flop_per_s"] == 4 * machine.SIDE**3
+    assert found["int8"]["bytes_per_s"] == 2 * 2 * 4 * machine.COPIED, "read and written, in half a second"
     assert products[2].dtype == torch.int32, "added up in 32 bits"
 
 

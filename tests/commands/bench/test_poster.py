@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from parallel_parnet.commands.bench import poster
 from parallel_parnet.commands.bench.comparison import changes, differences
 from parallel_parnet.commands.bench.measure import Settings
 from parallel_parnet.commands.bench.rows import read, write
-from parallel_parnet.commands.bench.subject import Subject
+from parallel_parnet.commands.bench.subject import Contender, Runner, Subject
 
 
 @pytest.mark.usefixtures("_one_core")
@@ -39,11 +41,19 @@ def test_poster(monkeypatch: pytest.MonkeyPatch) -> None:
     text = poster.markdown(found)
     assert "| tiny | 2 | 0.1 |" in text
     assert "| 60.00 | 500 |" in text
+    for row, program in zip(found["rows"], (subject().program, make("parnet_fashion").program), strict=True):
+        assert f"| {row['param_count']:.1f} | {program.cost(64).flops / 1e9:.1f} |" in text
 
 
 @pytest.mark.usefixtures("_one_core")
 def test_the_poster_tells_every_network_on_which_a_way_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(poster, "contenders", lambda names: [planted("right", 0), planted("wrong", 1.0)])
+    def late(seconds: float, subject: Subject) -> Runner:
+        runner = planted("", 0).build(subject)
+        return replace(runner, call=lambda x: time.sleep(seconds) or runner.call(x))
+
+    fair, slow = (Contender(name, False, partial(late, s)) for name, s in (("right", 0.02), ("slow", 0.06)))
+    ways = [slow, fair, planted("wrong", 1.0)]
+    monkeypatch.setattr(poster, "contenders", lambda names: ways)
     rows = (poster.Quoted("a", 12, 50.0, 1000), poster.Quoted("b", 12, 60.0, 500))
     header = result({})["header"] | HEADER
     found = poster.measure_poster(
@@ -52,6 +62,18 @@ def test_the_poster_tells_every_network_on_which_a_way_is_wrong(monkeypatch: pyt
     assert [(row["model"], row["contender"]) for row in found["rows"]] == [("a", "right"), ("b", "right")]
     assert found["disagree"].keys() == {"a, wrong", "b, wrong"}
     assert all(f"Not compared: {name} (logits off by" in poster.markdown(found) for name in found["disagree"])
+
+
+def test_a_poster_on_which_one_of_ours_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    made = {"rows": [], "missing": {"a, ours: bad": "failed: as planted"}, "disagree": {}, "failed": ["a, ours: bad"]}
+    monkeypatch.setattr(bench, "measure_poster", lambda header, *_: {"header": header, **made})
+    monkeypatch.setattr(bench, "possible", lambda *_: HEADER["possible"])
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--poster", "--device", "cpu", "--out", str(tmp_path)])
+    assert bench.main() == 1
+    said = capsys.readouterr().out
+    assert "a, ours: bad" in said and json.loads(said.splitlines()[-1])["failed"] == ["a, ours: bad"]
 
 
 def test_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

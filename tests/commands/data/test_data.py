@@ -64,6 +64,8 @@ def test_folders(tmp_path: Path) -> None:
     split = open_split(tmp_path, TEST)
     assert split.classes == ("disc", "square", "triangle") and split.name(1) == os.path.join("square", "000.png")
     assert open_split(tmp_path / "val", TEST).truth.tolist() == split.truth.tolist() == [0, 1, 2]
+    draw(tmp_path, {"test": 2})
+    assert len(open_split(tmp_path, TEST)) == 3, "val/ comes before test/"
 
 
 def test_folders_in_folders_of_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,6 +102,7 @@ class Command:
     [
         (pickle.dumps(Command()), "names posix.system, which loading could run"),
         (pickle.dumps({"data": np.zeros(3)}), "not of bytes"),
+        (pickle.dumps({"data": np.zeros((2, 3072), np.uint8, "F"), "labels": [1, 2]}), "not of bytes, row by row"),
         (pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [1]}), "are not 3072 values for each of 1"),
         (pickle.dumps({"data": 1}), "holds no labels"),
         (batch(3, 2**70), "the label of picture 1 is none of 0 to 9"),
@@ -108,7 +111,7 @@ class Command:
         (b"\x80\x02r\xff\xff\xff\xff.", "truncated, or no pickle"),
         (b"", "truncated, or no pickle"),
     ],
-    ids=["command", "floats", "shape", "labels", "beyond 64 bits", "negative", "list", "huge", "empty"],
+    ids=["command", "floats", "by columns", "shape", "labels", "beyond 64 bits", "negative", "list", "huge", "empty"],
 )
 def test_a_pickle_is_read_and_never_run(content: bytes, says: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -200,6 +203,7 @@ def test_which_class_is_which() -> None:
 def test_names_for_a_layout_that_has_none() -> None:
     numbers = replace(named(), truth=np.asarray([0, 2]))
     assert numbers.named(("a", "b", "c")).classes == ("a", "b", "c")
+    assert numbers.digest != replace(numbers, truth=np.asarray([2, 0])).digest, "of other classes"
     with pytest.raises(ParNetError, match="2 names, but class 2 occurs"):
         numbers.named(("a", "b"))
     with pytest.raises(ParNetError, match="names its classes itself"):

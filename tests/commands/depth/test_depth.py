@@ -13,17 +13,20 @@ import torch
 from conftest import ROOT, launch
 from parallel_parnet import Engine, ParNetError, Placement, create_model, fold
 from parallel_parnet.commands.bench.poster_networks import PEERS
-from parallel_parnet.commands.depth import command
+from parallel_parnet.commands.depth import command, measure
 from parallel_parnet.commands.depth.busiest import brent, busiest
 from parallel_parnet.commands.depth.claims import claims
 from parallel_parnet.commands.depth.command import Log
 from parallel_parnet.commands.depth.curves import STYLES, draw
 from parallel_parnet.commands.depth.fit import fit
 from parallel_parnet.commands.depth.page import write_page
-from parallel_parnet.commands.depth.points import one_stream, points
+from parallel_parnet.commands.depth.points import Point, one_stream, points
+from parallel_parnet.commands.plan.measured import find_link
 from parallel_parnet.executors.available import METHODS
 from parallel_parnet.program.families import arranged
 from small import relative
+
+POINT = Point("depth", "4 blocks in 2", lambda: arranged(4, 2, 8, 32), depth=4, streams=2, size=32)
 
 
 def test_arrangements_differ_in_depth_alone() -> None:
@@ -138,6 +141,25 @@ def test_fits_that_cannot_be() -> None:
     for time in (0.0, float("nan"), float("inf")):
         with pytest.raises(ParNetError, match="positive time"):
             fit([1, 2, 3, 4, 5], [2, 3, 9, 8, 10], [1, 2, time, 4, 5])
+
+
+def test_a_network_runs_as_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict] = []
+    monkeypatch.setattr(measure, "Engine", lambda program, **options: asked.append(options) or str)
+    options = {"executor": "native", "device": torch.device("cpu"), "dtype": torch.bfloat16, "threads": 1}
+    measure.prepare(POINT, **options)
+    assert asked == [options]
+
+
+def test_lanes_of_the_kernels_share_what_one_thread_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the work of a lane that has most of it."""
+    program, cpu = POINT.build(), torch.device("cpu")
+    monkeypatch.setattr(command, "prepare", lambda point, *_, **__: measure.Subject(point, str, program))
+    monkeypatch.setattr(command, "interleaved", lambda *_: [[1.0, 2.0, 6.0], [3.0, 4.0, 8.0]])
+    (row,) = command.measure_group([POINT], "native", cpu, torch.float32, find_link("peer"), 1.0)
+    assert (row["median_ms"], row["one_lane_ms"], row["n"]) == (2.0, 4.0, 3)
+    share = busiest(program, 32, 1, lanes=2).gflops / (program.cost(32).flops / 1e9)
+    assert share < 0.7 and row["lanes_ms"] == pytest.approx(4.0 * share, abs=1e-4)
 
 
 def test_a_run_resumes(tmp_path: Path) -> None:

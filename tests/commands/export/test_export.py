@@ -102,6 +102,16 @@ def test_a_logit_near_zero_is_no_difference() -> None:
     assert checks.agree(program, sides, False, readers)["ONNX Runtime"] < 1e-5
 
 
+def test_every_output_is_compared() -> None:
+    names = ["streams.1", "fused"]
+    program = fold(lively(TINY, 1), outputs=names)
+    engine = Engine(program, device="cpu", executor="reference")
+    for wrong in names:
+        run = lambda x, wrong=wrong: [answer * (1 + 1e-3 * (name == wrong)) for name, answer in engine(x).items()]  # noqa: E731
+        with pytest.raises(ParNetError, match=r"planted is off by 1\.0e-03"):
+            checks.agree(program, checks.sizes(program), False, {"planted": run})
+
+
 @pytest.mark.parametrize("kind", ["wrong", "broken", "silent"])
 def test_an_answer_that_differs_leaves_the_old_file(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(x: Tensor) -> list[Tensor]:

@@ -21,7 +21,7 @@ from conftest import launch
 from parallel_parnet import Engine, ParNetError, Placement, fold
 from parallel_parnet.commands.gpu import level_tuning as tuning
 from parallel_parnet.commands.gpu import page as gpu_report
-from parallel_parnet.commands.gpu import parity, placements, tune
+from parallel_parnet.commands.gpu import parity, placements, timing, tune
 from parallel_parnet.commands.gpu import proofs as checks
 from parallel_parnet.commands.gpu.precompile import (
     KernelCase,
@@ -251,6 +251,7 @@ def test_the_floor_is_that_of_the_program():
     assert floor(levels[2].shapes, 1, HALF, H200) == pytest.approx(
         H200.floor(by_level[2].flops, by_level[2].bytes), rel=0.05
     )
+    assert timing.floors(program, H200) == [H200.floor(level.flops, level.bytes) for level in by_level]
 
 
 def test_levels_that_repeat_are_tuned_once():
@@ -304,6 +305,28 @@ def test_the_fastest_right_configuration_wins():
     ]  # fmt: skip
     late = tuning.tune(configs, compiled, measured, time.monotonic() - 1)
     assert late.config == configs[0] and late.timed == 1, "the default is timed however late it is"
+
+
+@pytest.mark.parametrize("written", [0, 1])
+def test_a_launch_that_leaves_an_operation_out_is_refused(written, monkeypatch):
+    """Though the right answer lies in its memory already."""
+    operands = tuning.operands
+
+    def answered(*given):
+        made = operands(*given)
+        for conv in made:
+            twins.fused_conv(conv)
+        return made
+
+    def launch_of(convolutions, config):
+        return lambda: [twins.fused_conv(conv) for conv in convolutions[:written]]
+
+    monkeypatch.setattr(tuning, "operands", answered)
+    monkeypatch.setattr(tuning, "launch_of", launch_of)
+    shapes = tuple(geometry(kind, 5, 3, 20) for kind in ("identity", "plain"))
+    config = LevelConfig((Tile(16, 16, 16),) * 2, 4, 4)
+    with pytest.raises(tuning.RefusedError, match="wrong by"):
+        tuning.measure(tuning.Level(shapes, 1, HALF), config, torch.device("cpu"))
 
 
 def test_a_network_that_fits_the_cache_is_tuned_in_it():

@@ -72,6 +72,11 @@ def test_a_step_is_recorded_however_it_ends(check, passed, fault):
     assert (2 if "killed" in (fault or "") else 0) <= result["seconds"] <= time.monotonic() - started + 0.1 < 20
 
 
+@pytest.mark.parametrize(("check", "passed"), [(partial(time.sleep, 60), True), (partial(leaves, 9), False)])
+def test_a_step_that_is_not_required_may_be_out_of_time_and_no_more(check, passed):
+    assert gpu_check.run_step(check, 1, required=False)["passed"] is passed
+
+
 def test_a_step_out_of_time_ends_with_its_children(tmp_path):
     file = tmp_path / "pid"
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from rich.console import Console
 
 from conftest import ROOT, answered, launch
 from parallel_parnet import create_model, fold
-from parallel_parnet.commands.infer.few import equal_batches
+from parallel_parnet.commands.infer.few import equal_batches, measure
 from parallel_parnet.commands.infer.many import Pictures
 from parallel_parnet.preprocess import Preprocess, find_images
 
@@ -28,7 +32,22 @@ def test_batches_of_one_size_are_timed(asked: int, timed: list[int]) -> None:
 def test_the_batch_that_was_timed_is_told(tmp_path: Path) -> None:
     result, said = answered(tmp_path / "a.json", *QUICK, "--executor", "eager", "-b", 16)
     assert result["batch_size"] == len(result["predictions"]) == 10
+    (stages,) = result["stages_ms"]
+    assert 0.02 < sum(stages.values()) / result["latency_ms"]["median"] < 50, "of one pass, both of them in ms"
     assert "10 pictures fill no batch of 16" in said and "batch 10, depth" in said
+
+
+def test_passes_before_the_timed_ones_are_made_and_not_counted() -> None:
+    passes: list[int] = []
+
+    class Counting(SimpleNamespace):
+        def __call__(self, x: int) -> None:
+            passes.append(x)
+
+    args = argparse.Namespace(warmup=2, iterations=5)
+    engine = Counting(device=torch.device("cpu"))
+    assert measure(engine, [1, 2, 3], args, Console(quiet=True))["n"] == 5  # type: ignore[arg-type]
+    assert passes == [1, 2, 1, 2, 3, 1, 2]
 
 
 def test_what_a_folder_holds_beside_pictures(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from conftest import ROOT, answered, launch
 from parallel_parnet import Engine, create_model, fold, load_checkpoint, save_checkpoint
 from parallel_parnet.commands.calibration import OF_DEMO, quantised
 from parallel_parnet.commands.common import settle
-from parallel_parnet.commands.infer.few import Answers, verify
+from parallel_parnet.commands.infer import few
+from parallel_parnet.commands.infer.few import Answers, Verified, verify
 from parallel_parnet.commands.infer.many import Pictures
 from parallel_parnet.files import write_json
 from parallel_parnet.kernels.cpu import objects
@@ -271,6 +272,14 @@ def test_a_comparison_with_nan_fails(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail) == {
         "error": "inf", "rows": [["nan", 1.5]],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+def test_a_difference_ends_with_its_status(dtype: str, monkeypatch: pytest.MonkeyPatch, here: Callable) -> None:
+    """Also where each quantised operation by itself is right."""
+    monkeypatch.setattr(few, "verify", lambda *_: Verified(1.0, 0.5, 1e-5, 1e-3))
+    run = here("infer", *QUICK, "--executor", "eager", "--dtype", dtype, "--verify")
+    assert run.returncode == 1 and "verify: DIFFERENT: largest difference" in run.stdout
 
 
 def test_random_weights_show_no_classes(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from rich.console import Console
 from conftest import ROOT
 from parallel_parnet import Engine, ParNetError, Placement, fold, load_checkpoint
 from parallel_parnet.commands.decoding import AHEAD
+from parallel_parnet.commands.infer import lines as lines_module
 from parallel_parnet.commands.infer import many
 from parallel_parnet.commands.infer.lines import AnswerLines
 from parallel_parnet.commands.infer.many import Batch, Latencies, Pictures, answer_into, spread
@@ -77,7 +78,10 @@ def test_a_file_that_was_cut_anywhere_is_completed_to_the_same_bytes(
         file = tmp_path / f"cut-{cut}.jsonl"
         file.write_bytes(content[:cut])
         result = answer(engine, pictures, file, batch)
-        assert result["already_there"] == sum(end <= cut for end in ends)
+        there = result["already_there"]
+        assert there == sum(end <= cut for end in ends)
+        assert result["latency_ms"]["n"] == -(-23 // batch) - there // batch, "no request that has all its lines"
+        assert result["pictures_per_s"] == pytest.approx((23 - there) / result["seconds"])
         assert file.read_bytes() == content, f"cut after {cut} bytes"
 
 
@@ -124,6 +128,32 @@ def test_a_file_that_is_not_ours_is_refused_and_left_alone(content: bytes, messa
     with pytest.raises(ParNetError, match=message):
         AnswerLines(file, "settings")
     assert file.read_bytes() == content
+
+
+def test_answers_made_with_other_settings_are_not_continued(tmp_path: Path, here: Callable) -> None:
+    """Each of them would be another answer."""
+    file, names = tmp_path / "a.jsonl", tmp_path / "labels.txt"
+    names.write_text("\n".join("abcdefghij"))
+    words = ("--device", "cpu", "--executor", "eager", "--image", ORIGINALS[0], "--jsonl", file)
+    assert here("infer", *words).returncode == 0
+    whole = file.read_bytes()
+    for other in (("--img-size", 64), ("--dtype", "bf16"), ("--labels", names), ("--activation", "relu")):
+        run = here("infer", *words, *other)
+        assert run.returncode == 2 and "line 1 was made with another network, picture size" in run.stderr, other
+        assert file.read_bytes() == whole
+    assert here("infer", *words).returncode == 0
+
+
+def test_lines_are_on_the_disk_a_second_later_and_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    with AnswerLines(tmp_path / "a", "settings") as lines:
+        lines.append("a.png", {})
+        assert not synced
+        monkeypatch.setattr(lines_module, "SYNC_S", -1.0)
+        lines.append("b.png", {})
+        assert len(synced) == 1
+    assert len(synced) == 2
 
 
 @pytest.mark.parametrize("path", ["/dev/full", ".", "absent/a.jsonl"])

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from conftest import answered, launch
 from parallel_parnet import ParNetError, Placement, create_model, fold
+from parallel_parnet.commands import lanes
 from parallel_parnet.commands.infer import links
 from parallel_parnet.commands.lanes import place as lane_placement
 from parallel_parnet.commands.plan import command, measured
+from parallel_parnet.commands.plan.measured import find_link
 from parallel_parnet.commands.ranks import Ranks
-from parallel_parnet.planning.costs import Costs, Measured
+from parallel_parnet.planning.costs import H200, LINKS, Costs, Measured
 from parallel_parnet.planning.explain import duration, gantt
 from parallel_parnet.planning.planner import schedule
 from parallel_parnet.program.program import INPUT
@@ -72,6 +77,46 @@ def test_plan_with_times_of_this_machine(tmp_path: Path) -> None:
     assert json.loads(out.read_text())["best"]["lanes"] == 2
 
 
+def test_options_reach_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    costs, asked = command.costs_of, []
+
+    def planted(program: object, costs: object, gpus: int, exactly: bool) -> None:
+        asked.append((gpus, exactly))
+        raise ParNetError("as planted")
+
+    monkeypatch.setattr(command, "costs_of", lambda *given: asked.append(given[1:]) or costs(*given))
+    monkeypatch.setattr(command, "search", planted)
+    words = "--gpus 2 --exactly --link 3us,100GB/s --efficiency 0.5 --img-size 64 -b 4 --dtype bf16"
+    monkeypatch.setattr(sys, "argv", ["plan.py", *words.split()])
+    with pytest.raises(ParNetError, match="as planted"):
+        command.main()
+    assert asked == [("3us,100GB/s", "h200", 0.5, 64, 4, "bf16", "auto"), (2, True)]
+
+
+def test_costs_are_of_what_was_asked_for() -> None:
+    found, lane = command.costs_of(PARNET, "peer", "h200", 0.5, 64, 4)
+    assert lane == H200.at(0.5) and found == Costs.of(PARNET, H200.at(0.5), LINKS["peer"], 64, 4, itemsize=2)
+
+
+def test_what_rank_0_measured_is_planned_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By all ranks, and by the executor that will run."""
+    seconds = {name: (1 + i) * 1e-4 for i, name in enumerate(PARNET.by_name)}
+    asked, cpu, link = [], torch.device("cpu"), find_link("peer")
+    monkeypatch.setattr(measured, "measure", lambda *given: asked.append(given) or Measured("m", seconds, ""))
+    monkeypatch.setattr(measured, "announce", lambda numbers, source: numbers)
+
+    def planted(program: object, costs: Costs, lanes: int, **options: bool) -> SimpleNamespace:
+        asked.append((costs.work, lanes, options))
+        return SimpleNamespace(best=SimpleNamespace(placement="found"))
+
+    monkeypatch.setattr(measured, "search", planted)
+    ranks = Ranks(0, 2, 0, 2)
+    assert measured.plan_for_ranks(PARNET, ranks, cpu, torch.bfloat16, 64, 3, link, "eager") == "found"
+    measured_with, (used, lanes_used, options) = asked
+    assert measured_with == (PARNET, cpu, torch.bfloat16, 64, 3, "eager")
+    assert used == pytest.approx(seconds) and (lanes_used, options["exactly"]) == (2, True)
+
+
 def test_a_lane_of_this_machine_is_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """And says so, since the search gives each lane a core of its own, whatever there is."""
     threads = []
@@ -126,6 +171,24 @@ def test_fewer_ranks_than_streams_take_as_many_as_they_must() -> None:
             lane_placement(PARNET, argparse.Namespace(**vars(args) | asked), Ranks(0, 2, 0, 2), torch.device("cpu"))
 
 
+def test_ranks_are_planned_for_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple] = []
+    monkeypatch.setattr(lanes, "plan_for_ranks", lambda *given: asked.append(given))
+    given = {"placement": "auto", "streams_per_gpu": None, "executor": "eager", "dtype": "bf16"}
+    args = argparse.Namespace(**given, img_size=96, batch_size=4, link="3us,100GB/s")
+    lane_placement(PARNET, args, ranks := Ranks(0, 2, 0, 2), cpu := torch.device("cpu"))
+    args.link = None
+    lane_placement(PARNET, args, ranks, cpu)
+    wanted, usual = (find_link(text) for text in ("3us,100GB/s", "loopback"))
+    assert asked == [(PARNET, ranks, cpu, torch.bfloat16, 96, 4, link, "eager") for link in (wanted, usual)]
+
+
+def test_fp8_is_beside_bf16_where_kernels_run_it() -> None:
+    for executors, dtype in ((("triton", "cuda_graph"), torch.bfloat16), (("eager", "auto"), torch.float32)):
+        assert all(lanes.type_of("fp8", executor) == dtype for executor in executors)
+    assert lanes.type_of("int8", "native") == torch.float32
+
+
 @pytest.mark.ranks
 @pytest.mark.parametrize("ranks", [0, 1, 2])
 def test_infer_places_by_itself(tmp_path: Path, ranks: int) -> None:
@@ -139,6 +202,23 @@ def test_infer_places_by_itself(tmp_path: Path, ranks: int) -> None:
 def test_what_few_messages_took_lies_within_what_was_measured() -> None:
     row, _ = links.describe("link", {1: [1e-5, 2e-5, 9e-3], 10**6: [1e-2, 1e-2, 1e-2]})["messages"]
     assert 1e-5 <= row["p10_s"] <= row["median_s"] <= row["p90_s"] <= 9e-3
+
+
+def test_a_transfer_is_half_of_a_round_trip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that goes on by a second whenever it is read, once before a round trip and once behind it."""
+
+    class Mirror:
+        lane = 0
+
+        def inbox(self, *_: object) -> object:
+            return SimpleNamespace(post=lambda: None, release=lambda: None)
+
+        send = wait = finish = lambda self, *_: None
+
+    seconds = itertools.count()
+    monkeypatch.setattr(links.time, "perf_counter", lambda: float(next(seconds)))
+    found = links.transfer_times({"mirror": Mirror()}, [4, 8], 3, torch.device("cpu"))  # type: ignore[dict-item]
+    assert found == {"mirror": {4: [0.5] * 3, 8: [0.5] * 3}}
 
 
 @pytest.mark.ranks

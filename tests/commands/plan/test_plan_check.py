@@ -138,6 +138,11 @@ def test_a_case_is_predicted_with_what_ran(monkeypatch: pytest.MonkeyPatch) -> N
         check.check("parnet_s", "2 lanes, planned", PROGRAM, operations, "1us,100GB/s", CPU, "eager", 7)
 
 
+def test_a_link_is_told_in_microseconds_and_gigabytes() -> None:
+    told = check.described(measured.find_link("5us,20GB/s"))
+    assert (told["latency_us"], told["gb_per_s"]) == (pytest.approx(5), pytest.approx(20))
+
+
 def test_a_model_that_is_named_twice_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["plan_check.py", "--models", "parnet_s", "parnet_xl", "parnet_s"])
     assert check.parse_arguments().models == ["parnet_s", "parnet_xl"]

@@ -5,19 +5,23 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from conftest import ROOT, answered, launch
 from labelled import mnist
 from parallel_parnet import Engine, ParNetError, Program, fold, load_checkpoint
-from parallel_parnet.commands.calibration import OF_DEMO, open_pictures, quantised
+from parallel_parnet.commands import calibration
+from parallel_parnet.commands.calibration import OF_DEMO, Pictures, open_pictures, quantised
 from parallel_parnet.commands.common import DEMO, DEMO_MODEL
 from parallel_parnet.commands.data.finding import open_split
 from parallel_parnet.commands.data.split import TEST
+from parallel_parnet.commands.quantize import command
 from parallel_parnet.int8.calibration import Calibration
 from parallel_parnet.preprocess import Preprocess
 from small import relative
@@ -95,6 +99,48 @@ def test_a_network_of_ones_own(tmp_path: Path, here: Callable) -> None:
     assert "fp32 stays inits.0.0, inits.0.1, combine.3, head.fc" in " ".join(again.stdout.split())
     other = here("infer", *QUICK, *network, "--seed", 1, "--calibrate", ranges)
     assert other.returncode == 2 and "c.json: a calibration of another network" in other.stderr
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], int]]:
+    """The numbers of the pictures that were asked for, each time, and their size."""
+    found, batches = [], Pictures.batches
+
+    def asked(self: Pictures, numbers: list[int], preprocess: Preprocess) -> Iterator[Tensor]:
+        found.append((list(numbers), preprocess.size))
+        return batches(self, numbers, preprocess)
+
+    monkeypatch.setattr(Pictures, "batches", asked)
+    return found
+
+
+def test_errors_are_of_other_pictures_and_of_the_network_as_it_is_written(
+    taken: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without what is kept in fp32."""
+    errors, whole = command.errors, []
+    monkeypatch.setattr(command, "errors", lambda made, *given: whole.append(made["all"]) or errors(made, *given))
+    monkeypatch.setattr(command, "errors_alone", lambda program, make, batches: {"inits.0.1": len(list(batches))})
+    monkeypatch.setattr(command, "MOST", 4)
+    monkeypatch.setattr(command, "COMPARED", 3)
+    words = (DEMO / "pictures", "--img-size", 64, "--keep", "inits.0.1", "--out", tmp_path / "c.json")
+    monkeypatch.setattr(sys, "argv", ["quantize", *map(str, words)])
+    assert command.main() == 0
+    (ranges, *others), sizes = ([numbers for numbers, _ in taken], {size for _, size in taken})
+    assert len(ranges) == 4 and [len(set(numbers) - set(ranges)) for numbers in others] == [3, 3] and sizes == {64}
+    (written,) = whole
+    assert "inits.0.1.weight_step" not in written.weights and "combine.3.weight_step" in written.weights
+    assert Calibration.load(tmp_path / "c.json").quantised == written.digest
+
+
+def test_ranges_are_found_in_pictures_of_the_size_that_was_asked_for(
+    taken: list, exact: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And far apart, where not all of them are taken."""
+    monkeypatch.setattr(calibration, "MOST", 2)
+    quantised(exact, arguments(calibrate=DEMO / "pictures", img_size=64))
+    quantised(exact, arguments(calibrate=DEMO / "pictures"))
+    assert taken == [([0, 9], 64), ([0, 9], 32)]
 
 
 def test_against_fp32(tmp_path: Path) -> None:

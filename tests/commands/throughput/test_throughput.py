@@ -117,7 +117,7 @@ def test_a_section_is_put_in_its_place_and_replaced() -> None:
         placed("# Page\n", TITLE, "text", NEXT)
 
 
-SECONDS = {"ours: eager": 1.0, "ours: x": 1.0, "right": 0.5, "near": 0.62, "slow": 0.63, "mixed": 0.5}
+SECONDS = {"ours: eager": 1.0, "ours: x": 1.0, "right": 0.5, "near": 0.62, "slow": 0.63, "mixed": 0.5, "either": 0.5}
 
 
 def mixed(name: str, is_ours: bool = False) -> Contender:
@@ -130,16 +130,20 @@ def mixed(name: str, is_ours: bool = False) -> Contender:
 
 
 def test_who_is_raced_and_who_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "_seconds", lambda entry, pictures: SECONDS[entry.name])
+    far_alone = {("either", 1): 0.7}  # at one batch
+    seconds = lambda entry, _: far_alone.get((entry.name, entry.subject.batch), SECONDS[entry.name])  # noqa: E731
+    monkeypatch.setattr(measuring, "_seconds", seconds)
     (eager,) = contenders(["ours: eager"])
-    chosen = [eager, *(planted(name, 0) for name in ("right", "near", "slow")), mixed("mixed")]
+    chosen = [eager, *(planted(name, 0) for name in ("right", "near", "slow", "either")), mixed("mixed")]
     found = measuring.measure(SUBJECT, [1, 2, 3], chosen, 1e3, POSSIBLE, QUIET)
     assert [one["batch"] for one in found] == [1, 2, 3]
     assert found[1]["missing"].pop("slow") == "not set up: over 1.25 times the fastest peer's time at batch 3 and 1"
     assert "over 1.25 times the fastest peer's" in found[0]["missing"]["slow"]
     assert "over 1.25 times the fastest peer's" in found[2]["missing"]["slow"]
     for one in found:
-        assert {"ours: eager", "right", "near"} == {r["contender"] for r in one["rows"]} - {"mixed"}
+        names = {r["contender"] for r in one["rows"]}
+        assert {"ours: eager", "right", "near"} == names - {"mixed", "either"}
+        assert ("either" in names) == (one["batch"] > 1), "who is near at one of the first two is set up for the others"
         for r in one["rows"]:
             assert r["n"] == measuring.MOST and r["infer_batch_size"] == one["batch"]
     assert found[0]["disagree"] == {} and "logits off by" in found[2]["disagree"]["mixed"]
@@ -180,6 +184,23 @@ def test_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     figure = next(tmp_path.glob("throughput-*.svg"))
     assert figure.with_suffix(".png").is_file() and "batch 1" in figure.read_text()
     assert section([written], [file.name], figure.name) in page.read_text()
+
+
+def test_the_status_tells_that_one_of_ours_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At one batch of several."""
+    found = [
+        {"batch": batch, "rows": [row("ours: eager", batch, 5.0)], "missing": {}, "disagree": {}, "failed": failed}
+        for batch, failed in ((1, []), (2, ["ours: native"]))
+    ]
+    monkeypatch.setattr(command, "subject_from", lambda args, *_: replace(SUBJECT, batch=args.batch_size))
+    monkeypatch.setattr(command, "possible", lambda device, dtype: POSSIBLE)
+    monkeypatch.setattr(command, "measure", lambda *_: found)
+    words = ("--batches", "1", "2", "--device", "cpu", "--out", str(tmp_path), "--only", "ours: eager")
+    monkeypatch.setattr(sys, "argv", ["throughput", *words])
+    assert command.main() == 1
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["failed"] == ["ours: native"]
 
 
 def test_no_results_to_write(tmp_path: Path) -> None:

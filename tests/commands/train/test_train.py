@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import os
 import resource
 import signal
@@ -18,6 +20,7 @@ from random import Random
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
@@ -29,7 +32,7 @@ from parallel_parnet.commands.data.classes import match
 from parallel_parnet.commands.data.finding import open_split
 from parallel_parnet.commands.data.split import TEST, TRAIN
 from parallel_parnet.commands.ranks import Ranks
-from parallel_parnet.commands.train import made_up, state
+from parallel_parnet.commands.train import command, made_up, state
 from parallel_parnet.commands.train import recipe as recipes
 from parallel_parnet.commands.train.augment import decoded, erased, mirrored_and_moved
 from parallel_parnet.commands.train.batches import Pictures
@@ -37,11 +40,12 @@ from parallel_parnet.commands.train.command import settings_of
 from parallel_parnet.commands.train.loop import Training, _schedule, parameter_groups
 from parallel_parnet.commands.train.made_up import draw, picture
 from parallel_parnet.commands.train.network import check_same_classes, fresh, tuned
+from parallel_parnet.commands.train.rand_augment import rand_augment
 from parallel_parnet.commands.train.recipe import RandAugment, Recipe
 from parallel_parnet.network.variants import VARIANTS
 from parallel_parnet.preprocess import Preprocess
 from processes import children_of, free_port
-from small import SMALL
+from small import GOLDEN, SMALL
 
 CHECKPOINT = ROOT / "launch" / "demo" / "parnet_fashion.safetensors"
 ALONE, CPU = Ranks(0, 1, 0, 1), torch.device("cpu")
@@ -245,6 +249,9 @@ def test_pictures_that_cannot_be_read_while_testing(tmp_path: Path) -> None:
     last.write_text("no picture")
     task = run(training(tmp_path, "parnet_fashion", recipe))
     assert len(task.log) == 1 and list(task.test.skipped) == ["triangle/000.png"]
+    again = training(tmp_path, "parnet_fashion", recipe)
+    again.restore(task.state())
+    assert again.skipped() == task.skipped(), "a run that goes on tells of them at its end"
     for path in others:
         path.write_text("no picture")
     with pytest.raises(ParNetError, match=r"none of 3 pictures to test on can be read; .*000\.png: not a picture"):
@@ -271,6 +278,92 @@ def test_a_run_goes_on_with_the_same_pictures(tmp_path: Path) -> None:
     disc.rename(square.with_name("from-disc.png"))
     square.rename(disc.with_name("from-square.png"))
     assert before != settings(training(tmp_path, "parnet_fashion", recipe))
+
+
+def test_a_run_goes_on_with_the_same_settings(tmp_path: Path) -> None:
+    task = training(mnist(tmp_path / "data", 4, 2), "parnet_fashion", EVERYTHING)
+    given = {"seed": 0, "checkpoint": None, "ema": False}
+    others = ({"seed": 1}, {"checkpoint": Path("a.pth.tar")}, {"ema": True})
+    kept = {settings_of(Namespace(**given | other), task) for other in ({}, *others)}
+    task.recipe = EVERYTHING.with_changes(lr=0.06)
+    kept.add(settings(task))
+    task.ranks = Ranks(0, 2, 0, 2)
+    assert len(kept | {settings(task)}) == 6
+
+
+def test_options_take_the_place_of_the_recipe_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("--epochs", 3, "-b", 5, "--lr", 0.7, "--weight-decay", 0.6, "--label-smoothing", 0.5)
+    out = ("--out", tmp_path / "o.safetensors", "--model", "parnet_s")
+    monkeypatch.setattr(sys, "argv", ["train", "data", *map(str, (*out, *words))])
+    args, recipe = command.parse_arguments(), recipes.load("imagenet")
+    changes = {"epochs": 3, "batch_size": 5, "lr": 0.7, "weight_decay": 0.6, "label_smoothing": 0.5}
+    assert command.choose_recipe(args, torch.device("cuda")) == recipe.with_changes(**changes)
+    assert recipe.amp == "float16"
+    assert command.choose_recipe(args, CPU) == recipe.with_changes(**changes, amp="bfloat16")
+
+
+@pytest.mark.parametrize("amp", [None, "bfloat16"])
+def test_a_step_is_as_the_recipe_says(amp: str | None, tmp_path: Path) -> None:
+    """Of Nesterov's momentum, by the loss of smoothed labels, in mixed precision or not."""
+    recipe = replace(EVERYTHING, mirror=False, erase=0.0, amp=amp, label_smoothing=0.3)
+    task, types = training(mnist(tmp_path / "data", 4, 2), "parnet_fashion", recipe), []
+    pixels, truth = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8), torch.arange(4)
+    same = copy.deepcopy(task.model)
+    task.model.head["fc"].register_forward_hook(lambda *given: types.append(given[2].dtype))
+    expected = F.cross_entropy(same(task._input(pixels)), truth, label_smoothing=0.3).item()
+    assert task._step(pixels, truth) == pytest.approx(expected, rel=0.05 if amp else 1e-4)
+    assert types == [torch.bfloat16 if amp else torch.float32]
+    assert all(group["nesterov"] for group in task.optimizer.param_groups)
+
+
+def test_a_row_tells_of_its_own_epoch(tmp_path: Path) -> None:
+    recipe = recipes.load("fashion").with_changes(epochs=2, batch_size=4)
+    task, losses = training(mnist(tmp_path / "data", 8, 4), "parnet_fashion", recipe), []
+    step = task._step
+    task._step = lambda *given: losses.append(step(*given)) or losses[-1]  # type: ignore[method-assign]
+    task._tested = lambda: [1, 5, 7]  # type: ignore[method-assign]
+    run(task)
+    assert [row["loss"] for row in task.log] == [round(sum(own) / 2, 4) for own in (losses[:2], losses[2:])]
+    assert all((row["test_accuracy"], row["test_top5"]) == (1 / 7, 5 / 7) for row in task.log)
+
+
+def test_the_average_of_the_weights_is_what_is_tested(tmp_path: Path) -> None:
+    task = training(mnist(tmp_path / "data", 10, 5), "parnet_fashion", EVERYTHING)
+    with torch.no_grad():
+        for model, always in ((task.model, 2), (task.average.module, 9)):
+            model.head["fc"].bias[always] = 1e6
+    assert task._tested()[0] == 0, "of classes 0 to 4"
+
+
+def test_a_checkpoint_is_begun_with_as_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = GOLDEN / "official_narrow_silu.pth.tar"
+    draw(tmp_path, {"train": 1, "val": 1})
+    words = (tmp_path, "--out", tmp_path / "o.safetensors", "--checkpoint", path, "--ema", "--activation", "relu")
+    monkeypatch.setattr(sys, "argv", ["train", *map(str, (*words, "--img-size", 64, "-b", 3))])
+    args = command.parse_arguments()
+    task = command.prepare(args, command.choose_recipe(args, CPU), ALONE, CPU, Console(quiet=True))
+    config, weights = task.model.config, task.model.state_dict()
+    assert (config.activation, config.image_size, task.train.preprocess.size) == ("relu", 64, 64)
+    averaged, plain = (load_checkpoint(path, ema=ema).state_dict() for ema in (True, False))
+    same = [key for key in averaged if not key.startswith("head.") and torch.equal(weights[key], averaged[key])]
+    assert len(same) == sum(not key.startswith("head.") for key in averaged)
+    assert not all(torch.equal(weights[key], plain[key]) for key in same)
+
+
+def test_ranks_share_training_and_testing(tmp_path: Path) -> None:
+    """The answer is always the same, with classes 0 to 4 in front."""
+    recipe = recipes.load("fashion").with_changes(epochs=1, batch_size=2, ema=0.0)
+    task, taken = training(mnist(tmp_path / "data", 10, 7), "parnet_fashion", recipe), []
+    task.model = torch.nn.Module()
+    task.model.forward = lambda x: -torch.arange(10.0).expand(len(x), 10)
+    task.train.for_training = lambda groups, *_: taken.append(torch.cat(groups).tolist()) or iter(())  # type: ignore[method-assign]
+    task.order = torch.arange(10)
+    assert task._tested() == [1, 5, 7]
+    for rank, counted in ((0, [1, 3, 4]), (1, [0, 2, 3])):
+        task.ranks, task.steps = Ranks(rank, 2, rank, 2), 2
+        assert task._tested() == counted
+        task._steps(lambda: None, 1000, Console(quiet=True))
+    assert taken == [[0, 2, 4, 6], [1, 3, 5, 7]]
 
 
 def test_a_disk_that_fills_while_a_checkpoint_is_written(tmp_path: Path) -> None:
@@ -354,6 +447,17 @@ def test_any_warm_up_of_one_cycle(warm_up: float, steps: int) -> None:
         recipe.with_changes(warm_up=1)
 
 
+def test_half_a_wave_behind_a_straight_rise() -> None:
+    recipe = recipes.load("imagenet").with_changes(warm_up=0.2, lr=2.0, least_lr=0.2)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 2.0)
+    schedule, rates = _schedule(optimizer, recipe, 10), []
+    for _ in range(10):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([1.0, 2.0, *(0.2 + 0.9 * (1 + math.cos(math.pi * i / 8)) for i in range(8))])
+
+
 def test_pictures_are_varied_by_their_key_alone() -> None:
     preprocess, recipe = Preprocess.of(SMALL, 32), EVERYTHING.with_changes(rand_augment=RandAugment(9, 0.5))
     image = picture(3, Random(0))
@@ -362,6 +466,8 @@ def test_pictures_are_varied_by_their_key_alone() -> None:
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
     assert len({pixels.tobytes() for pixels in first}) == len(keys)
     assert all(pixels.shape == (32, 32, 3) and pixels.dtype == np.uint8 for pixels in first)
+    changed = [rand_augment(image, RandAugment(9, 0.5), Random(key), (0, 0, 0)) is not image for key in keys]
+    assert 20 < sum(changed) < len(keys), "each of two changes is done to every other picture"
     tall = decoded(Image.new("RGB", (1, 900)), recipe, preprocess, Random(1))
     assert tall.shape == (32, 32, 3)
 
@@ -372,9 +478,12 @@ def test_moving_mirroring_and_erasing() -> None:
     moved = mirrored_and_moved(pixels, True, 1)
     assert len({tuple(row.flatten().tolist()) for row in moved}) > 10  # of 18
     assert torch.equal(mirrored_and_moved(pixels, False, 0), pixels)
+    mirrored = {tuple(row.flatten().tolist()) for row in mirrored_and_moved(pixels, True, 0)}
+    assert mirrored == {tuple(row.flatten().tolist()) for row in (pixels[0], pixels[0].flip(1))}, "left to right"
     x = torch.zeros(400, 3, 16, 16)
     touched = erased(x, 0.25).flatten(1).ne(0).float().mean(1)
     assert 70 < (touched > 0).sum() < 130 and touched.max() < 0.4
+    assert x.unique().numel() > 2000, "with noise, and no colour"
 
 
 def test_biases_and_norms_do_not_decay() -> None:

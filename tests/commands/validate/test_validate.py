@@ -23,8 +23,9 @@ from parallel_parnet import Engine, ParNetError, fold, load_checkpoint
 from parallel_parnet.commands.data.finding import open_split
 from parallel_parnet.commands.data.split import TEST
 from parallel_parnet.commands.train.made_up import draw
-from parallel_parnet.commands.validate.report import check_result_files, show
-from parallel_parnet.commands.validate.scores import compare, wilson
+from parallel_parnet.commands.validate import command
+from parallel_parnet.commands.validate.report import check_result_files, show, write
+from parallel_parnet.commands.validate.scores import compare, score, wilson
 from parallel_parnet.preprocess import Preprocess
 
 DEMO = ROOT / "launch" / "demo"
@@ -92,9 +93,49 @@ def test_a_run_that_was_cut_goes_on_to_the_same_bytes(tmp_path: Path, here: Call
     run = launch("validate.py", *words)
     assert "of 23 pictures are there already, continuing" in run.stdout
     assert kept.read_bytes() == whole
-    other = here("validate", *words, "--img-size", 64)
-    assert other.returncode == 2 and "made with another network, picture size" in other.stderr
+    assert " 0.0 pictures/s" in here("validate", *words).stdout, "of those that were answered now"
+    for others in (("--img-size", 64), ("--ten-crop",), ("--dtype", "bf16"), ("--executor", "reference")):
+        other = here("validate", *words, *others)
+        assert other.returncode == 2 and "made with another network, picture size" in other.stderr, others
     assert kept.read_bytes() == whole
+
+
+def test_the_part_that_was_asked_for_is_answered(tmp_path: Path, here: Callable) -> None:
+    data, found = mnist(tmp_path / "data", 5, 3), tmp_path / "r.json"
+    for part, count in (("train", 5), ("test", 3)):
+        run = here("validate", data, "--device", "cpu", "--executor", "eager", "--split", part, "--results-file", found)
+        assert run.returncode == 0 and json.loads(found.read_text())["top1"]["of"] == count
+
+
+def test_a_picture_that_only_the_second_precision_skips(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: Callable
+) -> None:
+    """As where logits leave the range of fp16: the status tells."""
+    monkeypatch.setattr(command, "score", lambda file: score(file) | {"skipped": int(".reference" in file.name)})
+    run = here("validate", mnist(tmp_path / "data", 1, 2), "--device", "cpu", "--against", "reference")
+    assert run.returncode == 1, run.stderr
+
+
+def test_scores_and_their_row_by_hand(tmp_path: Path) -> None:
+    for name, rows in (("a", [[0, 1, 2], [1, 0, 2], [5, 6, 7], []]), ("b", [[0, 1, 2], [0, 1, 2], [6, 5, 7], [0]])):
+        made = [{"image": f"{i}", "label": 0, "top5": row} if row else {"image": f"{i}", "reason": "?"}
+                for i, row in enumerate(rows)]  # fmt: skip
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in made))
+    found = score(tmp_path / "a") | compare(tmp_path / "a", tmp_path / "b")
+    assert [found[key]["right"] for key in ("top1", "top5", "agreement")] == [1, 2, 1]
+    assert {found[key]["of"] for key in ("top1", "top5", "agreement")} == {3}
+    assert found["skipped"] == 1 and found["changed"] == [
+        {"image": "1", "label": 0, "answer": 1, "against": 0}, {"image": "2", "label": 0, "answer": 5, "against": 6},
+    ]  # fmt: skip
+    settings = {"checkpoint": "a/b.pth.tar", "parameters": 1_234_567, "img_size": 32, "crop_pct": 0.9, "dtype": "x"}
+    against = {"name": "int8", "agreement": found["agreement"]}
+    write({**found, "settings": settings, "against": against}, [tmp_path / "r.csv"])
+    (row,) = csv.DictReader((tmp_path / "r.csv").open())
+    assert (row["model"], row["dtype"], row["param_count"]) == ("b.pth.tar", "x", "1.23")
+    shares = [float(row[key]) for key in ("top1", "top1_err", "top5", "top5_err", "agreement")]
+    assert shares == [33.3333, 66.6667, 66.6667, 33.3333, 33.3333]
+    assert (float(row["top1_low"]), float(row["top1_high"])) == pytest.approx([100 * s for s in wilson(1, 3)], abs=1e-4)
+    assert (row["pictures"], row["skipped"], row["against"]) == ("3", "1", "int8")
 
 
 def test_one_process_chooses_its_placement(folder: Path) -> None:

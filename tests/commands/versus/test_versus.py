@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import ROOT, is_installed
+from contenders import planted, subject
 from parallel_parnet import fold
 from parallel_parnet.commands.bench import poster
 from parallel_parnet.commands.bench.poster import QUOTED
 from parallel_parnet.commands.bench.running import Entry
-from parallel_parnet.commands.bench.subject import Subject
+from parallel_parnet.commands.bench.subject import Contender, Subject
 from parallel_parnet.commands.versus import command, measure
 from parallel_parnet.commands.versus.page import TITLE, cells, section
 from parallel_parnet.commands.versus.simulated import WHAT
@@ -118,6 +119,17 @@ def test_a_tie_is_no_victory() -> None:
     assert relation(104.9, 100.0).startswith("about as fast")
     assert crossover({"1": 9.0, "2": 5.0, "3": 9.0}, {"1": 10.0, "2": 10.0, "3": 9.0}) is None, "no longer on three"
     assert crossover({"2": 9.0, "10": 5.0}, {"2": 10.0, "10": 10.0}) == "2", "ten are more than two"
+
+
+def test_a_row_has_medians_and_the_fastest_peer() -> None:
+    def entry(contender: Contender, *ms: float) -> Entry:
+        return Entry(contender, subject(), latency=[t / 1e3 for t in ms])
+
+    ours = [entry(measure.by_native(1), 4.0, 6.0, 20.0), entry(measure.by_native(2), 2.0, 3.0, 10.0)]
+    peers = [entry(planted(name, 0), ms, ms, ms) for name, ms in (("slow", 9.0), ("quick", 5.0), ("fair", 7.0))]
+    found = measure.row_of(QUOTED[4], [*ours, *peers])
+    assert {threads: row["ms"] for threads, row in found["threads"].items()} == {"1": 6.0, "2": 3.0}
+    assert found["peer"] == "quick" and found["peers"]["fair"]["ms"] == 7.0 and found["lanes_ms"]["1"] == 6.0
 
 
 def test_groups_hold_every_network_once_with_its_rival() -> None:

@@ -14,9 +14,13 @@ from parallel_parnet.commands.gpu.precompile import shapes_of
 from parallel_parnet.executors.triton_backend import geometry
 from parallel_parnet.kernels.gpu import config
 from parallel_parnet.kernels.gpu.candidates import MOST_SPLITS, candidates, fitted, launched, resident, shared
+from parallel_parnet.kernels.gpu.compiled import SPILLED, Resources
 from parallel_parnet.kernels.gpu.config import LevelConfig, Table, key
 from parallel_parnet.kernels.gpu.convolution import E4M3
 from parallel_parnet.kernels.gpu.geometry import Geometry, Tile
+from parallel_parnet.kernels.gpu.level import level
+from parallel_parnet.kernels.gpu.samples import convolution
+from parallel_parnet.kernels.gpu.samples import geometry as sample
 
 HALF = torch.float16
 DTYPES = torch.bfloat16, torch.float32
@@ -78,9 +82,9 @@ def test_newer_gpus_take_the_newest_defaults_and_older_ones_are_refused():
 def test_no_gpu_is_given_more_shared_memory_than_it_has(capability):
     """By default; and of the longer pipelines that a tuner tries."""
     table, names = Table.load(capability), ("parnet_s", "parnet_m", "parnet_l", "parnet_xl")
-    for level in (level for name in names for dtype in DTYPES for level in levels_of(shapes_of(name), 1, dtype)):
-        tried = [table.level(level.shapes, 1, level.dtype), *worth_trying(level, table, table.rates)]
-        assert max(shared(config, level.dtype) for config in tried) <= 1024 * KB[capability]
+    for at in (at for name in names for dtype in DTYPES for at in levels_of(shapes_of(name), 1, dtype)):
+        tried = [table.level(at.shapes, 1, at.dtype), *worth_trying(at, table, table.rates)]
+        assert max(shared(config, at.dtype) for config in tried) <= 1024 * KB[capability]
 
 
 def test_a_sister_is_of_the_same_compute_capability():
@@ -109,3 +113,47 @@ def test_a_tuned_level_overrides_the_rules_and_a_missing_file_is_said(tmp_path, 
     (tmp_path / "tuned.NVIDIA_H200.json").unlink()
     with pytest.warns(UserWarning, match=r"no tuned kernels for NVIDIA H200, tuned.NVIDIA_H200.json: taking"):
         Table.load((9, 0), "NVIDIA H200", warpgroups=True)
+
+
+def test_levels_that_differ_have_names_that_differ():
+    """Else one would take what was timed for the other."""
+    shape = Geometry(14, 14, 64, 64)
+    changes = ({}, {"h": 28}, {"w": 28}, {"cin": 32}, {"cout": 32}, {"stride": 2}, {"groups": 2}, {"inputs": 2})
+    shapes = [replace(shape, **change) for change in changes]
+    shapes += [replace(shape, gate="none", kernel=kernel) for kernel in (1, 3)]
+    names = [key([each], n, dtype) for each in shapes for n in (1, 2) for dtype in (HALF, torch.float32)]
+    assert len(set(names)) == len(names) == 40
+
+
+def test_what_a_kernel_cannot_number_is_refused():
+    """Values by offsets of 32 bits, and the rows of a picture's taps by bits of a number."""
+    Geometry(2**13, 2**14 - 1, 8, 8)
+    with pytest.raises(ParNetError, match="too large for 32-bit offsets"):
+        Geometry(2**13, 2**14, 8, 8)
+    with pytest.raises(ParNetError, match="bk 512: the rows of a picture's taps"):
+        convolution(sample("picture", 7, 5, 20), Tile(16, 16, 512), 1, HALF, 0).check()
+
+
+def test_operations_on_other_pictures_are_no_level():
+    pair = [convolution(sample("plain", 3, 3, 8), Tile(16, 16, 16), n, HALF, 0) for n in (1, 2)]
+    with pytest.raises(ParNetError, match="as many pictures, on one device"):
+        level(pair)
+    with pytest.raises(ParNetError, match="at least one convolution"):
+        level([])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"spilled": SPILLED + 1}, "spills 97 bytes, 0 times in loops"), ({"in_loops": 2}, "2 times in loops"),
+        ({"serialised": True}, "one product after the other"), ({"stack": 97}, "97 bytes of stack"),
+        ({"local": 97}, "97 of local memory"), ({"shared": 2**18}, "262144 bytes of shared memory"),
+        ({"registers": 255, "threads": 512}, "255 registers x 512 threads"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_would_run_badly_is_told(change, says):
+    fine = Resources(168, 128, 1000, 96, 96, SPILLED, 0, False, 10, {"QGMMA": 0})
+    assert not fine.complaints((9, 0)) and not replace(fine, serialised=True, counts={"QGMMA": 1}).complaints((9, 0))
+    (complaint,) = replace(fine, **change).complaints((9, 0))
+    assert says in complaint

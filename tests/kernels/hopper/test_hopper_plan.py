@@ -104,6 +104,7 @@ def test_candidates_fit_and_the_most_promising_come_first():
             block = 1024 + max(plan.shared(s, t, room) for s, t in zip(wanted.shapes, tiles, strict=True))
             assert block <= 228 * 1024
             assert all(tile.bn % (8 * tile.split_k) == 0 and tile.stages >= 2 for tile in tiles)
+            assert all(t.steps(s) >= t.split_k for s, t in zip(wanted.shapes, tiles, strict=True)), "a step for each"
         grid = [plan.predict(wanted.shapes, tiles, 1) for tiles in plan._grid(wanted.shapes, 1) if tiles]
         assert found[0][0] <= min(grid) and 12 <= len(chosen(wanted, 24)) <= 24
 

@@ -7,6 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parallel_parnet import Config, Engine, ParNetError, Placement, Program, fold
+from parallel_parnet import engine as engines
 from parallel_parnet.choice import Choice, on_lanes, on_one_lane
 from parallel_parnet.executors.local import LocalExecutor
 from parallel_parnet.executors.making import make_backend
@@ -22,7 +24,7 @@ from ungated import noise, random_placement
 
 pytest.importorskip("openvino")
 
-from parallel_parnet.executors import openvino_model
+from parallel_parnet.executors import openvino_lanes, openvino_model
 from parallel_parnet.executors.openvino_lanes import OpenVinoExecutor
 
 PROGRAM = fold(lively(SMALL, 9))
@@ -81,6 +83,22 @@ def test_a_lane_of_ranks_has_threads_as_asked_and_no_core_of_its_own(
         LocalExecutor(single, [X.device], backend)(X)
 
 
+@pytest.mark.parametrize(("lanes", "each"), [(1, (2, True)), (2, (1, False)), (3, (1, False))])
+def test_lanes_share_the_cores_and_none_has_its_own(
+    lanes: int, each: tuple[int, bool], two_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All would bind their threads to the first ones."""
+    compiled, compile_model = [], openvino_lanes.compile_model
+
+    def kept(model: Any, dtype: torch.dtype, threads: int, alone: bool) -> object:
+        compiled.append((threads, alone))
+        return compile_model(model, dtype, threads, alone)
+
+    monkeypatch.setattr(openvino_lanes, "compile_model", kept)
+    OpenVinoExecutor(PROGRAM, Placement.from_streams_per_gpu(PROGRAM, -(-3 // lanes), lanes), torch.float32)(X)
+    assert {*compiled} == {each}
+
+
 @settings(max_examples=3, deadline=None)
 @given(st.data(), st.integers(2, 3))
 def test_any_placement(data: st.DataObject, lanes: int) -> None:
@@ -131,6 +149,20 @@ def test_warm_up_chooses_once_and_the_choice_is_kept(tmp_path: Path, two_threads
     program.save(tmp_path / "g.safetensors", {"engine": json.dumps(saved | {"placement": asdict(by_stream)})})
     elsewhere = Engine.load(tmp_path / "g.safetensors", "cpu")
     assert elsewhere.placement.lanes == 1 and elsewhere.warm_up(X), "what a GPU was measured with says nothing here"
+
+
+def test_candidates_run_on_the_threads_that_they_stand_for(two_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, make_executor = [], engines.make_executor
+
+    def kept(executor: str, program: Program, placement: Placement, *rest: Any) -> object:
+        made.append(f"{executor} {placement.lanes} lane(s) of {rest[2]} thread(s)")
+        return make_executor(executor, program, placement, *rest)
+
+    monkeypatch.setattr(engines, "make_executor", kept)
+    monkeypatch.setattr(engines, "HOPELESS", float("inf"))
+    tried = [name.split(", ") for name in Engine(PROGRAM, None, "cpu").warm_up(X)]
+    its_own = f"{Engine(PROGRAM, None, 'cpu').executor} 1 lane(s) of None thread(s)"  # whose operations are timed
+    assert {f"{executor} {lanes}" for executor, _, lanes in tried} == {*made} - {its_own}
 
 
 @pytest.mark.skipif("native" not in OPTIONAL, reason="the CPU kernels were not compiled")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, nullcontext
 from threading import Barrier
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,13 +16,13 @@ from torch import Tensor
 
 from parallel_parnet import Engine, ParNetError, fold
 from parallel_parnet.executors.binding import Reads
-from parallel_parnet.executors.graph import Capture, CapturedRunner, GraphExecutor
+from parallel_parnet.executors.graph import Capture, CapturedRunner, GraphExecutor, capture
 from parallel_parnet.executors.local import LocalExecutor
 from parallel_parnet.executors.shapes import MAX_SHAPES, Shapes
 from parallel_parnet.executors.torch_backend import TorchBackend
 from parallel_parnet.program.placement import Placement
 from small import SMALL, lively, relative
-from standins import graph
+from standins import Streams, graph
 
 PROGRAM = fold(lively(SMALL, 8))
 CPU = torch.device("cpu")
@@ -129,6 +131,10 @@ def test_threads_take_turns() -> None:
     with ThreadPoolExecutor(8) as threads:
         for got, right in zip(threads.map(engine, pictures), expected, strict=True):
             assert relative(got, right) < 1e-5
+        with engine._turn():
+            shared = threads.submit(engine.buffers, pictures[0])
+            assert not wait([shared], 0.05).done, "what makes a graph takes turns as well"
+        assert len(shared.result()) == 2
 
 
 def test_without_turns_threads_would_mix_their_pictures() -> None:
@@ -180,3 +186,23 @@ def test_a_graph_freezes_what_the_host_decides() -> None:
         (y,) = runner((x,))
         assert torch.equal(y, torch.full((2,), value + 3)), "of the third run, which was captured"
     assert runner.fits((x,)) and not runner.fits((x.clone(),)), "a graph reads where it was captured"
+
+
+def test_a_capture_is_ordered_and_bears_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs on a CUDA stream of their own, behind what came before and before the third, which is captured."""
+    streams = Streams(monkeypatch)
+
+    @contextmanager
+    def captured(graph: SimpleNamespace, capture_error_mode: str) -> Iterator[None]:
+        streams.said.append(f"captures, {capture_error_mode}")
+        yield
+
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: "replayed"))
+    monkeypatch.setattr(torch.cuda, "graph", captured)
+    result, replay = capture(lambda: streams.said.append(f"runs in {streams.inside}"), torch.device("cuda"))
+    assert result is None and replay() == "replayed"
+    assert streams.said == [
+        "A waits for current of None", "runs in ['A']", "runs in ['A']", "current of None waits for A",
+        "captures, thread_local", "runs in []",
+    ]  # fmt: skip

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
@@ -113,6 +115,41 @@ def enqueue(step: Callable[[], object]) -> None:
         recordings[-1].steps.append(step)
     else:
         step()
+
+
+class Streams:
+    """CUDA streams in torch.cuda's place: what they are told, in words. The current one of a GPU is its "current"."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.said: list[str] = []
+        self.inside: list[str] = []
+        says, made = self.said.append, iter("ABCDEF")
+
+        class Stream(str):
+            def wait_stream(self, other: str) -> None:
+                says(f"{self} waits for {other}")
+
+            def wait_event(self, event: SimpleNamespace) -> None:
+                says(f"{self} waits for {event.at}")
+
+        def event() -> SimpleNamespace:
+            found = SimpleNamespace(at=None)
+            found.record = lambda stream: setattr(found, "at", f"an event of {stream}")
+            return found
+
+        @contextmanager
+        def stream(which: str) -> Iterator[None]:
+            before = [*self.inside]
+            self.inside.append(which)
+            try:
+                yield
+            finally:
+                self.inside[:] = before
+
+        patch.setattr(torch.cuda, "Stream", lambda device=None: Stream(next(made)))
+        patch.setattr(torch.cuda, "Event", event)
+        patch.setattr(torch.cuda, "stream", stream)
+        patch.setattr(torch.cuda, "current_stream", lambda device=None: Stream(f"current of {device}"))
 
 
 def _tensors(value: Any) -> list[Tensor]:

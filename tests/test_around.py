@@ -72,11 +72,20 @@ def test_inputs_of_another_kind_after_one_that_was_right(executor: str) -> None:
             engine(x)
     with pytest.raises(ParNetError, match="on meta, which has no memory"):
         engine(X.to("meta"))
+    engine(X)
+    with pytest.raises(ParNetError, match=r"give its resolve_neg\(\)"):
+        engine(torch.complex(X, X).conj().imag)
 
 
 @pytest.mark.parametrize(
     "out",
-    [torch.empty(1, 10).numpy(), torch.zeros(1, 10).to_sparse(), torch.empty(1, 1).expand(1, 10), [0.0]],
+    [
+        torch.empty(1, 10).numpy(),
+        torch.zeros(1, 10).to_sparse(),
+        torch.empty(1, 1).expand(1, 10),
+        torch.empty(1, 10).expand(2, 10),
+        [0.0],
+    ],
     ids=type,
 )
 def test_what_cannot_be_filled(out: object) -> None:

@@ -7,6 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parallel_parnet import Config, Engine, ParNetError, Placement, Program, fold
+from parallel_parnet import engine as engines
 from parallel_parnet.choice import on_one_lane
 from parallel_parnet.executors.local import LocalExecutor
 from parallel_parnet.executors.making import make_backend
@@ -128,6 +130,18 @@ def test_warm_up_chooses_once_and_the_choice_is_kept(tmp_path: Path, two_threads
     program.save(tmp_path / "g.safetensors", {"engine": json.dumps(saved | {"placement": asdict(by_stream)})})
     elsewhere = Engine.load(tmp_path / "g.safetensors", "cpu")
     assert elsewhere.placement.lanes == 1 and elsewhere.warm_up(X), "what a GPU was measured with says nothing here"
+
+
+def test_candidates_run_on_the_threads_that_they_stand_for(two_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, make_executor = [], engines.make_executor
+
+    def kept(executor: str, program: Program, placement: Placement, *rest: Any) -> object:
+        made.append(f"{executor} {placement.lanes} lane(s) of {rest[2]} thread(s)")
+        return make_executor(executor, program, placement, *rest)
+
+    monkeypatch.setattr(engines, "make_executor", kept)
+    tried = [name.split(", ") for name in Engine(PROGRAM, None, "cpu").warm_up(X)]
+    assert {f"{executor} {lanes}" for executor, _, lanes in tried} == {*made}
 
 
 @pytest.mark.skipif("native" not in OPTIONAL, reason="the CPU kernels were not compiled")

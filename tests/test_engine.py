@@ -7,13 +7,16 @@ import gc
 import pickle
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from parallel_parnet import VARIANTS, Engine, ParNetError, ParNetWarning, Placement, fold
-from parallel_parnet.executors.available import warn
+from parallel_parnet.executors import available
+from parallel_parnet.executors.available import choose, find_device, for_cpu, warn
 from parallel_parnet.executors.backends import missing
 from parallel_parnet.executors.shapes import MAX_SHAPES, Shapes
 from parallel_parnet.kernels.cpu import objects
@@ -141,6 +144,42 @@ def test_what_is_no_device(device: str, tmp_path: Path) -> None:
             make()
 
 
+def test_what_gpus_run_and_which_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert find_device(1) == find_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(ParNetError, match="device cuda:2: there are 2 GPUs here; count from 0"):
+        find_device(2)
+    gpu = torch.device("cuda", 1)
+    for executor in ("cpu", "native", "openvino"):
+        with pytest.raises(ParNetError, match=f"executor {executor} runs on the CPU only: choose device cpu"):
+            choose(executor, gpu, torch.float32)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    for executor in ("triton", "cuda_graph", "cuda_streams"):
+        with pytest.raises(
+            ParNetError, match=f"executor {executor} with TRITON_INTERPRET=1: unset it, or choose device"
+        ):
+            choose(executor, gpu, torch.float32)
+
+
+@pytest.mark.parametrize("others_have_it", [True, False])
+def test_bf16_is_not_for_kernels_that_lack_it_where_others_have_it(
+    others_have_it: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(available, "lacking", lambda backend: None)
+    monkeypatch.setattr(available, "arithmetic", lambda backend, dtype: torch.float32)
+    monkeypatch.setattr(available, "has_bf16", lambda: others_have_it)
+    assert for_cpu(torch.bfloat16) == ["openvino"] if others_have_it else ["native", "openvino"]
+    assert for_cpu(torch.float32) == ["native", "openvino"]
+
+
+@pytest.mark.skipif("openvino" not in OPTIONAL, reason="OpenVINO is not installed")
+@pytest.mark.parametrize(("can", "runs_in"), [(["FP32", "BF16"], torch.bfloat16), (["FP32"], torch.float32)])
+def test_what_openvino_makes_of_bf16(can: list[str], runs_in: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openvino.Core", lambda: SimpleNamespace(get_property=lambda device, name: can))
+    assert Engine(PROGRAM, device="cpu", dtype=torch.bfloat16, executor="openvino").arithmetic == runs_in
+
+
 @pytest.mark.parametrize("executor", ["reference", "eager", "auto", *OPTIONAL])
 def test_answers_do_not_alias(executor: str) -> None:
     engine = Engine(PROGRAM, device="cpu", executor=executor)
@@ -185,16 +224,54 @@ def test_profile_covers_every_operation() -> None:
 
 
 def test_calls_are_ordered_on_the_coordinators_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which need not be the caller's current one."""
+    """Which need not be the caller's current one; and a call from another CUDA stream waits for the one before it."""
     placement = Placement(2, {op.name: (int(op.label != "stream 2"),) for op in PROGRAM.operations}, coordinator=1)
     engine, x, asked = Engine(PROGRAM, placement, "cpu", executor="eager"), torch.randn(1, 3, 32, 32), []
     engine(x)
+    waits: list[tuple[str, str]] = []
+
+    class Stream(str):
+        def wait_stream(self, other: str) -> None:
+            waits.append((self, other))
+
+    callers = iter(map(Stream, ("first", "first", "second", "second", "first")))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(torch.cuda, "current_stream", asked.append)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: (asked.append(device), next(callers))[1])
     engine.device = torch.device("cuda")
-    engine(x)
-    assert asked == [torch.device("cuda", 1)]
+    for _ in range(5):
+        engine(x)
+    assert asked == [torch.device("cuda", 1)] * 5
+    assert waits == [("second", "first"), ("first", "second")]
+
+
+def test_lanes_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One lane the caller's current one, as do CUDA streams of one GPU. All that have lanes are waited for."""
+    first, second = gpus = [torch.device("cuda", i) for i in range(2)]
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    placement = Placement.from_streams_per_gpu(PROGRAM, 1, 3)
+    assert Engine(PROGRAM, None, "cuda", executor="eager").device == second
+    streams = Engine(PROGRAM, placement, "cuda", executor="cuda_streams")
+    assert {streams.lane_device(lane) for lane in range(3)} == {second}
+    several = Engine(PROGRAM, placement, "cuda", executor="eager")
+    assert [several.lane_device(lane) for lane in range(3)] == [first, second, first]
+    several._synchronise()
+    assert sorted(waited, key=str) == gpus
+
+
+def test_what_the_other_ranks_end_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In order, or with the status of a refusal; after anything else they are not to be spoken to."""
+    engine, statuses = Engine(PROGRAM, device="cpu", executor="eager"), []
+    monkeypatch.setattr(engine, "close", lambda status=0: statuses.append(status))
+    for error in (None, ParNetError("refused"), KeyError("a bug"), KeyboardInterrupt()):
+        with suppress(ParNetError, KeyError, KeyboardInterrupt), engine:
+            if error is not None:
+                raise error
+    assert statuses == [0, 2]
 
 
 def test_copies_say_what_keeps_an_engine() -> None:

@@ -39,6 +39,14 @@ def test_what_the_error_of_answers_is(got: list[float], expected: list[float], e
     assert of_package(torch.tensor(got), torch.tensor(expected)) == pytest.approx(error)
 
 
+def test_what_rounding_explains() -> None:
+    """Three times the error of torch in the type, and no more than a limit, which is all where nothing is rounded."""
+    for of_torch in (0.0, 1.0):
+        assert tolerance(torch.float32, of_torch) == 1e-5
+    for dtype, most in ((torch.bfloat16, 3e-2), (torch.float16, 5e-3)):
+        assert [tolerance(dtype, of_torch) for of_torch in (0.0, 1e-3, 1.0)] == pytest.approx([1e-5, 3e-3, most])
+
+
 @pytest.mark.parametrize("golden", CASES, ids=str)
 def test_training_form(golden: Golden) -> None:
     model = load_checkpoint(golden.checkpoint, ema=golden.ema, activation=golden.activation)

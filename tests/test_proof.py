@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from threading import get_ident
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -15,10 +18,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from parallel_parnet import Engine, ParNetError, ParNetWarning, Placement, fold
+from parallel_parnet import Engine, ParNetError, ParNetWarning, Placement, fold, quantize
 from parallel_parnet import engine as engines
 from parallel_parnet.choice import FIRST_ROUNDS, LEAST_ROUNDS, Choice, measure, on_gpus
-from parallel_parnet.executors.torch_backend import without_tf32
+from parallel_parnet.executors.torch_backend import TorchBackend, without_tf32
 from parallel_parnet.gpu import gpu_and_versions
 from parallel_parnet.proof import prove, prove_on_all_ranks
 from small import SMALL, lively
@@ -66,8 +69,9 @@ def test_the_fastest_that_agrees_wins() -> None:
 
 
 def test_the_fastest_wins_and_the_hopeless_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock of its own: a busy machine's sleeps are hopeless now and then."""
     runs, now = [0, 0, 0], [0.0]
-    monkeypatch.setattr("parallel_parnet.choice.time", Mock(perf_counter=lambda: now[0]))
+    monkeypatch.setattr("parallel_parnet.choice.time", SimpleNamespace(perf_counter=lambda: now[0]))
 
     def run(i: int, seconds: float) -> None:
         runs[i] += 1
@@ -76,6 +80,15 @@ def test_the_fastest_wins_and_the_hopeless_are_left(monkeypatch: pytest.MonkeyPa
     found = measure([lambda: run(0, 0.02), lambda: run(1, 0.002), lambda: run(2, 0.0021)])
     assert found[0] > found[1] and found[0] > found[2]
     assert runs[0] == FIRST_ROUNDS and runs[1] == runs[2] > LEAST_ROUNDS
+
+
+def test_rounds_differ_in_their_order_and_end_where_they_are_enough() -> None:
+    order: list[int] = []
+    measure([partial(order.append, i) for i in range(8)])
+    assert len({tuple(order[8 * i : 8 * i + 8]) for i in range(FIRST_ROUNDS)}) > 1
+    order.clear()
+    measure([lambda: order.append(time.sleep(1e-3) or 0)], enough=0.0)
+    assert len(order) == LEAST_ROUNDS
 
 
 def test_nothing_is_left() -> None:
@@ -88,6 +101,18 @@ def test_in_half_precision_torch_sets_the_limit() -> None:
     assert proved("wrong", "fast", dtype=torch.bfloat16)[0] == ["fast"]
 
 
+def test_what_rounds_as_torch_does_is_timed_to_the_devices_end() -> None:
+    rounding, waited = Engine(PROGRAM, None, CPU, torch.bfloat16, "eager"), []
+
+    def make(choice: Choice, dtype: torch.dtype | None) -> Callable[[Tensor], Tensor]:
+        return EAGER if dtype == torch.float32 else rounding
+
+    choice = Choice("triton", Placement.single(PROGRAM), None, "rounds")
+    rows, lines = prove(PROGRAM, [choice], make, X, torch.bfloat16, lambda: waited.append(None), 0.0)
+    assert [row[1] for row in rows] == [choice] and not lines
+    assert len(waited) == LEAST_ROUNDS
+
+
 def test_candidates() -> None:
     by_stream = Placement.from_streams_per_gpu(PROGRAM, 1, 3)
     names = [str(choice) for choice in on_gpus(PROGRAM, None)]
@@ -98,14 +123,21 @@ def test_candidates() -> None:
     assert {choice.placement.lanes for choice in on_gpus(PROGRAM, by_stream)} == {3}
 
 
-@pytest.mark.parametrize("bad", [[0, 0, 0], [0, 1, 0]])
-def test_ranks_agree(bad: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("parallel_parnet.proof.gather", lambda numbers: [[n] for n in bad])
-    found = prove_on_all_ranks(PROGRAM, lambda choice, dtype: candidate("fast"), CPU, torch.float32, lambda: None)
-    expected = (
-        ("eager", ["executor eager runs, since rank 1 cannot have cuda_graph"]) if any(bad) else ("cuda_graph", [])
-    )
-    assert found == expected
+@pytest.mark.parametrize(
+    ("kind", "others", "executor", "line"),
+    [
+        ("fast", [0, 0], "cuda_graph", ""),
+        ("fast", [1, 0], "eager", "executor eager runs, since rank 1 cannot have cuda_graph"),
+        ("wrong", [0, 0], "eager", "no executor can be had: cuda_graph, .* is off by 1.0e-03, .* explains 1.0e-05"),
+    ],
+)
+def test_ranks_agree(kind: str, others: list[int], executor: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(choice: Choice, dtype: torch.dtype | None) -> Callable[[Tensor], Tensor]:
+        return candidate(kind if choice.executor == "cuda_graph" else "fast")
+
+    monkeypatch.setattr("parallel_parnet.proof.gather", lambda numbers: [numbers, *([n] for n in others)])
+    found, lines = prove_on_all_ranks(PROGRAM, make, CPU, torch.float32, lambda: None)
+    assert found == executor and re.fullmatch(line, "\n".join(lines)), lines
 
 
 def test_the_verdict_is_saved_for_its_gpu_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,6 +182,14 @@ def test_a_driver_that_nobody_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpu_and_versions(CPU).startswith("GPU A, driver unknown, torch ")
 
 
+def test_quantised_programs_have_nothing_to_prove(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch alone computes them there without being asked."""
+    monkeypatch.setattr(engines, "lives_on_gpu", lambda device: True)
+    monkeypatch.setattr(engines, "prove", lambda *_: pytest.fail("proved"))
+    engine = Engine(quantize(PROGRAM, X), Placement.single(PROGRAM), "cpu")
+    assert engine.warm_up(X) == {} and engine(X).shape == (2, 10)
+
+
 def test_a_placement_that_was_given_holds_on_another_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over two loads, each of which measures anew."""
     monkeypatch.setattr(engines, "lives_on_gpu", lambda device: True)
@@ -183,3 +223,15 @@ def test_tf32_is_left_out_and_comes_back() -> None:
     assert inside == ["ieee", "ieee"]
     assert (conv.fp32_precision, product.fp32_precision) == before
     assert torch.backends.cudnn.allow_tf32 in (True, False), "can be read"
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "left_out"),
+    [("cuda", torch.float32, True), ("cuda", torch.bfloat16, False), ("cpu", torch.float32, False)],
+)
+def test_torch_computes_fp32_on_a_gpu_without_tf32(device: str, dtype: torch.dtype, left_out: bool) -> None:
+    single = Placement.single(PROGRAM)
+    backend = TorchBackend("eager", PROGRAM, single.segments(PROGRAM), [CPU], dtype)
+    picture: Any = SimpleNamespace(device=torch.device(device))
+    runner = backend.bind(single.segments(PROGRAM)[0], (2, 32, 32), (picture,), {})
+    assert (runner.within is without_tf32) == left_out

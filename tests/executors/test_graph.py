@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from threading import Barrier
+from types import SimpleNamespace
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import Tensor
 
 from parallel_parnet import Engine, ParNetError, fold
-from parallel_parnet.executors import graph as graphs
 from parallel_parnet.executors.binding import Reads
-from parallel_parnet.executors.graph import Capture, CapturedRunner, GraphExecutor
+from parallel_parnet.executors.graph import Capture, CapturedRunner, GraphExecutor, capture
 from parallel_parnet.executors.local import LocalExecutor
 from parallel_parnet.executors.shapes import MAX_SHAPES, Shapes
 from parallel_parnet.executors.torch_backend import TorchBackend
 from parallel_parnet.program.placement import Placement
 from small import SMALL, lively, relative
-from standins import graph
+from standins import Streams, graph
 
 PROGRAM = fold(lively(SMALL, 8))
 CPU = torch.device("cpu")
@@ -130,6 +129,10 @@ def test_threads_take_turns() -> None:
     with ThreadPoolExecutor(8) as threads:
         for got, right in zip(threads.map(engine, pictures), expected, strict=True):
             assert relative(got, right) < 1e-5
+        with engine._turn():
+            shared = threads.submit(engine.buffers, pictures[0])
+            assert not wait([shared], 0.05).done, "what makes a graph takes turns as well"
+        assert len(shared.result()) == 2
 
 
 def test_without_turns_threads_would_mix_their_pictures() -> None:
@@ -142,55 +145,6 @@ def test_without_turns_threads_would_mix_their_pictures() -> None:
     with ThreadPoolExecutor(2) as threads:
         answers = list(threads.map(executor, pictures))
     assert any(relative(got, REFERENCE(x)) > 1e-3 for got, x in zip(answers, pictures, strict=True))
-
-
-class FakeCuda:
-    """As much of torch.cuda as a capture uses: `current` is the stack of current CUDA streams. fails: what a capture
-    raises when it ends, and then, as torch's, without leaving its CUDA stream."""
-
-    def __init__(self, fails: Exception | None = None) -> None:
-        self.current, self.fails, self.captured = [Mock(name="the caller's")], fails, []
-        self.CUDAGraph, self.Stream = Mock, lambda: Mock(name="side")
-
-    def current_stream(self) -> Any:
-        return self.current[-1]
-
-    @contextmanager
-    def device(self, device: torch.device) -> Iterator[None]:
-        yield
-
-    @contextmanager
-    def stream(self, stream: Any) -> Iterator[None]:
-        before = list(self.current)
-        self.current.append(stream)
-        try:
-            yield
-        finally:
-            self.current[:] = before
-
-    @contextmanager
-    def graph(self, graph: Any, stream: Any, capture_error_mode: str) -> Iterator[None]:
-        self.current.append(stream)
-        self.captured.append((stream, capture_error_mode))
-        yield
-        if self.fails:
-            raise self.fails
-        self.current.pop()
-
-
-@pytest.mark.parametrize("fails", [None, RuntimeError("cudaErrorStreamCaptureInvalidated")])
-def test_a_capture_has_a_cuda_stream_of_its_own_and_leaves_it(
-    fails: Exception | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """torch's own belongs to the GPU that captured first, and is still current when a capture has failed."""
-    cuda = FakeCuda(fails)
-    monkeypatch.setattr(graphs.torch, "cuda", cuda)
-    (before,), ran = cuda.current, []
-    with pytest.raises(RuntimeError, match="Invalidated") if fails else nullcontext():
-        graphs.capture(lambda: ran.append(cuda.current_stream()), torch.device("cuda", 1))
-    ((side, mode),) = cuda.captured
-    assert ran == [side] * 3 and mode == "thread_local"
-    assert cuda.current == [before]
 
 
 def test_the_oldest_of_too_many_shapes_goes() -> None:
@@ -230,3 +184,29 @@ def test_a_graph_freezes_what_the_host_decides() -> None:
         (y,) = runner((x,))
         assert torch.equal(y, torch.full((2,), value + 3)), "of the third run, which was captured"
     assert runner.fits((x,)) and not runner.fits((x.clone(),)), "a graph reads where it was captured"
+
+
+@pytest.mark.parametrize("fails", [None, RuntimeError("cudaErrorStreamCaptureInvalidated")])
+def test_a_capture_is_ordered_and_bears_other_threads(fails: Exception | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs on a CUDA stream of its own GPU, behind what came before, and the third, which is captured there. torch
+    leaves its own for captures to the GPU that came first, and does not leave one whose capture has failed."""
+    streams = Streams(monkeypatch)
+
+    @contextmanager
+    def captured(graph: SimpleNamespace, stream: str, capture_error_mode: str) -> Iterator[None]:
+        streams.said.append(f"captures in {stream}, {capture_error_mode}")
+        streams.inside.append(stream)
+        yield
+        if fails:
+            raise fails
+        streams.inside.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: "replayed"))
+    monkeypatch.setattr(torch.cuda, "graph", captured)
+    with pytest.raises(RuntimeError, match="Invalidated") if fails else nullcontext():
+        result, replay = capture(lambda: streams.said.append(f"runs in {streams.inside[-1]}"), torch.device("cuda", 1))
+        assert result is None and replay() == "replayed"
+    expected = ["A waits for current of None", "runs in A", "runs in A", "captures in A, thread_local", "runs in A"]
+    assert streams.said == expected + ["current of None waits for A"] * (fails is None)
+    assert streams.inside == []

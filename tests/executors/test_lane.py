@@ -13,8 +13,12 @@ import torch
 from torch import Tensor
 
 from parallel_parnet import Engine, LaneError, Placement, fold
+from parallel_parnet.executors import lane as lanes
+from parallel_parnet.executors import local
 from parallel_parnet.executors.binding import Backend
-from parallel_parnet.executors.lane import Lane
+from parallel_parnet.executors.graph import GraphExecutor
+from parallel_parnet.executors.lane import Lane, Request
+from parallel_parnet.executors.shapes import MAX_SHAPES
 from parallel_parnet.executors.torch_backend import TorchBackend
 from parallel_parnet.program.placement import Segment
 from parallel_parnet.transport import symmetric
@@ -56,9 +60,11 @@ class Handle:
         return self.peers.buffers[rank][start : start + bytes_].view(dtype).view(*shape)
 
     def put_signal(self, rank: int, channel: int, timeout_ms: int) -> None:
+        assert timeout_ms == 1000 * PATIENCE_S
         enqueue(lambda: self.peers.signal((rank, self.rank, channel), before=False))
 
     def wait_signal(self, rank: int, channel: int, timeout_ms: int) -> None:
+        assert timeout_ms == 1000 * PATIENCE_S
         enqueue(lambda: self.peers.signal((self.rank, rank, channel), before=True))
 
 
@@ -78,8 +84,14 @@ class Symmetric(symmetric.Symmetric):
 def threads(monkeypatch: pytest.MonkeyPatch) -> threading.local:
     """What each rank's thread has of its own: its transport, as the process of a rank has its own group."""
     own = threading.local()
-    monkeypatch.setattr(symmetric, "gather", lambda numbers: own.transport.peers.met.wait())
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+
+    def gather(numbers: list[int]) -> None:
+        assert own.waited, "for what the GPU was given before: it may write into the old buffer"
+        own.waited = False
+        own.transport.peers.met.wait()
+
+    monkeypatch.setattr(symmetric, "gather", gather)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: setattr(own, "waited", True))
     monkeypatch.setattr(symmetric.dist, "group", SimpleNamespace(WORLD="all"))
 
     def empty(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -171,20 +183,82 @@ def test_passes_are_replayed_with_their_transfers(lanes: int, usual: bool, threa
         assert relative(answer, reference(x)) < 1e-5
 
 
-def test_a_gpu_that_never_gets_there_is_told_of() -> None:
-    """As where it waits, in a graph, for what a lost rank will not send."""
+def test_an_answer_waits_for_the_gpu_and_for_what_was_sent() -> None:
+    """Of a GPU that never gets there, as where it waits, in a graph, for what a lost rank will not send, it tells."""
     lane = Lane(PROGRAM, Placement.single(PROGRAM), 0, CPU, eager(Placement.single(PROGRAM)), [])
 
     class Monitor(SimpleNamespace):
         def explain(self, reason: str, culprit: int | None) -> LaneError:
             return LaneError(f"{self.operation} ({reason})")
 
-    monitor = Monitor(rank=0, timeout_s=0.05, has_lost=False, operation="")
-    transport = SimpleNamespace(monitor=monitor, waiting=lambda action: Operation(monitor, action), in_graph=True)
+    done: list[object] = []
+    monitor = Monitor(rank=0, timeout_s=PATIENCE_S, has_lost=False, operation="")
+    transport = SimpleNamespace(
+        monitor=monitor, waiting=lambda action: Operation(monitor, action), in_graph=True,
+        reserve=lambda sizes, device: False, finish=lambda work, tag: done.append(tag),
+    )  # fmt: skip
     lane.open(transport, True, graph)  # type: ignore[arg-type]
-    never = SimpleNamespace(reached=SimpleNamespace(query=lambda: False))
+
+    def given(*reached: bool) -> Request:
+        request, there = lane.prepare((1, 32, 32, 0), None, apart=False), iter(reached)
+        lane.give(request, torch.randn(1, 3, 32, 32), lasting=True)
+        query = lambda: (done.append(reached), next(there, reached[-1]))[1]  # noqa: E731
+        request.reached, request.sends = SimpleNamespace(query=query), [(None, 7)]  # type: ignore[assignment]
+        return request
+
+    assert lane.finish(given(False, True)) is not None
+    assert done == [(False, True), (False, True), 7]
+    monitor.timeout_s = 0.05
     with pytest.raises(LaneError, match=r"waiting for the GPU \(0\.\d s\)"):
-        lane._await(never)  # type: ignore[arg-type]
+        lane.finish(given(False))
     monitor.timeout_s, monitor.has_lost = 100, True
     with pytest.raises(LaneError, match=r"waiting for the GPU \(0\.0 s\)"):
-        lane._await(never)  # type: ignore[arg-type]
+        lane.finish(given(False))
+
+
+@pytest.mark.parametrize(("outputs", "alone"), [(("fused",), True), (("streams.0", "fused"), False)])
+def test_an_answer_is_not_only_written_where_another_lane_reads_it(outputs: tuple[str, ...], alone: bool) -> None:
+    program = fold(lively(SMALL, 9), outputs=outputs)
+    placement = Placement(2, {op.name: (int(op.label not in ("stem", "stream 0")),) for op in program.operations})
+    transfers = placement.transfers(program)
+    lane = Lane(program, placement, 0, CPU, eager(placement), transfers)
+    (tag,) = (tag for tag, transfer in enumerate(transfers) if transfer.feature == "streams.0.3")
+    assert lane._is_read_there_alone(tag) == alone
+
+
+def test_what_a_gpu_reaches_lies_on_the_lanes_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which need not be the current one."""
+    lane = Lane(PROGRAM, Placement.single(PROGRAM), 0, CPU, eager(Placement.single(PROGRAM)), [])
+    lane.open(SimpleNamespace(in_graph=True, reserve=lambda *_: False), True, graph)  # type: ignore[arg-type]
+    request, recorded = lane.prepare((1, 32, 32, 0), None, apart=False), []
+    request.slot.replay, lane.device = lambda: None, torch.device("cuda", 1)
+    monkeypatch.setattr(
+        torch.cuda, "Event", lambda: SimpleNamespace(record=lambda stream=None: recorded.append(stream))
+    )
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: device)
+    lane.finish(request)
+    assert recorded == [lane.device]
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_nothing_is_dropped_that_a_device_may_use(captured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest of too many shapes: by a lane, and by the executors of one process."""
+    waited: list[torch.device] = []
+    for module in (local, lanes):
+        monkeypatch.setattr(module, "synchroniser", lambda device: lambda: waited.append(device))
+    placement = Placement.from_streams_per_gpu(PROGRAM, 2, 2)
+    devices = [torch.device("cpu", 0), torch.device("cpu", 1)]  # whose tensors are all torch's "cpu"
+    made = TorchBackend("eager", PROGRAM, placement.segments(PROGRAM), devices, torch.float32)
+    executor = local.LocalExecutor(placement, devices, made, peers=lambda writer, reader: False)
+    run = GraphExecutor("cuda_graph", executor).buffers if captured else executor.kept
+    single = Placement.single(PROGRAM)
+    lane = Lane(PROGRAM, single, 0, devices[1], eager(single), [])
+    lane.open(SimpleNamespace(in_graph=captured, reserve=lambda *_: False), captured, graph)  # type: ignore[arg-type]
+    for n in range(1, MAX_SHAPES + 1):
+        run(torch.Size((n, 3, 32, 32)))
+        lane.prepare((n, 32, 32, 0), None, apart=False)
+    assert not waited
+    run(torch.Size((1, 3, 32, 64)))
+    assert waited == devices
+    lane.prepare((1, 32, 64, 0), None, apart=False)
+    assert waited == [*devices, devices[1]]

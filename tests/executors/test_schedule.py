@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,15 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parallel_parnet import Engine, Placement, Program, fold
+from parallel_parnet.executors import local
 from parallel_parnet.executors.graph import GraphExecutor
 from parallel_parnet.executors.local import LocalExecutor
-from parallel_parnet.executors.queues import InOrder
+from parallel_parnet.executors.queues import CudaQueues, InOrder, are_peers
 from parallel_parnet.executors.schedule import START, Record, Run, Step, Wait, fork_and_join, sources
 from parallel_parnet.executors.torch_backend import TorchBackend
 from parallel_parnet.program.placement import Segment
 from parallel_parnet.program.program import INPUT
 from small import OPTIONAL, SMALL, lively, relative
-from standins import RandomQueues, graph
+from standins import RandomQueues, Streams, graph
 from ungated import random_placement
 
 PROGRAM = fold(lively(SMALL, 6))
@@ -100,8 +102,8 @@ def test_without_events_some_order_fails() -> None:
 
 
 @pytest.mark.parametrize("backend", ["eager", *(name for name in OPTIONAL if name == "native")])
-def test_several_devices(backend: str) -> None:
-    """What another device reads is copied there once, in the queues of both."""
+def test_several_devices(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another device reads is copied there once, in the queues of both; a profile waits for each lane's own."""
     placement = Placement.from_streams_per_gpu(PROGRAM, 1, 3)
     devices = [torch.device("cpu", lane) for lane in range(3)]  # whose tensors are all torch's "cpu"
     made = TorchBackend(backend, PROGRAM, placement.segments(PROGRAM), devices, torch.float32)
@@ -117,6 +119,25 @@ def test_several_devices(backend: str) -> None:
         assert relative(executor(X), EXPECTED) < 1e-5
     crossing = [(t.source, t.target) for t in placement.transfers(PROGRAM)]
     assert sorted(between) == sorted(2 * crossing), "torch's operations write where they like"
+    assert len(executor.kept(X.shape)._copies) == len(crossing), "a place for each device"
+    waited: list[torch.device] = []
+    monkeypatch.setattr(local, "synchroniser", lambda device: lambda: waited.append(device))
+    spans = [len(lane.spans) for lane in executor.profile(X)]
+    assert [waited.count(device) for device in devices] == spans and all(spans)
+
+
+def test_features_are_written_where_the_device_lets_them() -> None:
+    """And copied where it does not, as all that is read in several places."""
+    placement = Placement.from_streams_per_gpu(PROGRAM, 1, 3)
+    devices = [torch.device("cpu", lane) for lane in range(3)]
+    made = TorchBackend("eager", PROGRAM, placement.segments(PROGRAM), devices, torch.float32)
+    made.in_place = True  # as Triton's kernels are
+    for reached in ({1}, {1, 2}, set()):
+        executor = LocalExecutor(
+            placement, devices, made, peers=lambda writer, reader, reached=reached: writer.index in reached
+        )
+        homes = {executor.maker(writer).index for _, writer in executor.homes}
+        assert homes == reached and set(executor.homes.values()) <= {devices[0]}
 
 
 def test_in_a_graph() -> None:
@@ -127,3 +148,35 @@ def test_in_a_graph() -> None:
     for x in (X, X.flip(0), 2 * X):
         assert relative(executor(x), Engine(PROGRAM, device="cpu", executor="reference")(x)) < 1e-5
     assert [len(lane.spans) for lane in executor.profile(X)] == [11, 8, 9]
+
+
+def test_lanes_are_cuda_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The coordinator's the current one of its GPU, which a capture holds; a copy lies in those of both ends."""
+    first, second = torch.device("cuda", 0), torch.device("cuda", 1)
+    streams = Streams(monkeypatch)
+    queues = CudaQueues([first, second], 1, [START, 3])
+    queues.start()
+    seen: list[list[str]] = []
+    for lane in (0, 1):
+        queues.run(lane, lambda: seen.append([*streams.inside]))
+    with queues.between(1, 0):
+        seen.append([*streams.inside])
+    assert seen == [["A"], ["current of cuda:1"], ["current of cuda:1", "A"]] and not streams.inside
+    queues.record(1, START)
+    queues.record(0, 3)
+    for lane, event in ((0, START), (1, 3)):
+        queues.wait(lane, event)
+    assert streams.said == ["A waits for an event of current of cuda:1", "current of cuda:1 waits for an event of A"]
+
+
+@pytest.mark.parametrize("can", [True, False])
+def test_peers_are_asked_and_switched_on(can: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer, reader, asked, copied = torch.device("cuda", 0), torch.device("cuda", 1), [], []
+
+    def empty(size: int, device: torch.device, dtype: torch.dtype) -> SimpleNamespace:
+        return SimpleNamespace(device=device, copy_=lambda other: copied.append((other.device, device)))
+
+    monkeypatch.setattr(torch.cuda, "can_device_access_peer", lambda *devices: asked.append(devices) or can)
+    monkeypatch.setattr(torch, "empty", empty)
+    assert are_peers(writer, reader) == can
+    assert asked == [(writer, reader)] and copied == [(writer, reader)] * can

@@ -81,11 +81,16 @@ def test_samples_are_bounded_and_fair(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 2048 <= len(taken.values) <= 4096 and (taken.low, taken.high) == (-199, 199)
     counts = torch.histc(taken.values.abs(), 10, 0, 200)
     assert counts.min() > 0.6 * counts.mean() and counts.max() < 1.5 * counts.mean()
+    taken = samples.Sample(torch.Generator().manual_seed(0))
+    for pictures in (1, 4):
+        taken.add(torch.full((pictures, 2, 8, 8), float(pictures)))
+    assert taken.values.mean() == pytest.approx((1 + 4 * 4) / 5, rel=0.1), "those that come at once have theirs each"
 
 
 def test_one_tensor_or_many(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ends are the same however pictures come; and those that come at once are computed some at a time."""
     assert quantize(EXACT, PICTURES).digest == PROGRAM.digest
+    assert calibrate(EXACT, PICTURES, seed=1) != RANGES, "another choice of values"
     batches: Iterator[Tensor] = iter(PICTURES.split(5))
     one_by_one = samples.sample(EXACT, ["inits.0.0"], batches, 0)["inits.0.0"]
     monkeypatch.setattr(samples, "PIXELS", 3 * 64 * 64)
@@ -121,6 +126,8 @@ def test_outputs_stay() -> None:
     answer, expected = (Engine(p, device="cpu", executor="eager")(x) for p in (program, exact))
     assert isinstance(answer, dict) and isinstance(expected, dict) and list(answer) == list(expected)
     assert all(1e-4 < relative(answer[name], expected[name]) < 0.3 for name in answer)
+    got, right = (Engine(p, device="cpu", executor="reference")(x) for p in (program, exact))
+    assert errors({"": program}, exact, x)[""] == pytest.approx(max(relative(got[n], right[n]) for n in right))
     step = program.weights.get("streams.1.4.step")  # which fusion reads
     assert step is not None and relative(answer["streams.1"] / step, (answer["streams.1"] / step).round()) < 1e-6
     assert "combine.3.step" not in program.weights, "which the classifier alone reads"

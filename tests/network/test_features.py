@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,14 @@ def test_head_and_features_are_the_network() -> None:
         assert torch.equal(Backbone(model, (-2, -1))(X)[0], everything[2])
 
 
+def test_averages_drop_out_in_training_alone() -> None:
+    """Half of them, and the others are twice as large."""
+    model, features = create_model(replace(SMALL, dropout=0.5)), torch.ones(8, 64, 2, 2)
+    dropped = model.train().forward_head(features, pre_logits=True)
+    assert set(dropped.unique().tolist()) == {0, 2} and 0.3 < dropped.eq(0).float().mean() < 0.7
+    assert torch.equal(model.eval().forward_head(features, pre_logits=True), torch.ones(8, 64))
+
+
 @pytest.mark.parametrize("indices", [(1,), (0, 2), (1, 2, 3), (3,)])
 def test_every_weight_that_is_asked_for_is_trained(indices: tuple[int, ...]) -> None:
     backbone = create_model(SMALL, features_only=True, out_indices=indices)
@@ -66,7 +75,10 @@ def test_another_classifier_and_none(tmp_path: Path) -> None:
         features = model.forward_features(X)
         model.reset_classifier(7)
         assert model(X).shape == (2, 7) and (model.num_classes, model.config.labels) == (7, ())
-        model.reset_classifier(0)
+        model.bfloat16().reset_classifier(3)
+        assert model.get_classifier().weight.dtype == torch.bfloat16
+        model.float().reset_classifier(0)
+        features = model.forward_features(X)
         assert torch.equal(model(X), features.mean((2, 3))) and isinstance(model.get_classifier(), torch.nn.Identity)
         save_checkpoint(model, tmp_path / "body.safetensors")
         assert torch.equal(load_checkpoint(tmp_path / "body.safetensors")(X), model(X))

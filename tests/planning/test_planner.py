@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from parallel_parnet import ParNetError, Placement, Program, create_model, fold
 from parallel_parnet.planning.costs import H200, LINKS, NVLINK_POINTS, Costs, Device, Link, Measured, Roofline
+from parallel_parnet.planning.explain import explain
 from parallel_parnet.planning.planner import Bounds, Run, Schedule, schedule
+from parallel_parnet.planning.search import Answer
 from parallel_parnet.program.program import INPUT, Operation
 from small import SMALL, conv, weightless
 
@@ -75,6 +77,10 @@ def test_two_lanes_and_what_the_answer_waits_for() -> None:
     assert sent(result) == {"a>1": (2, 3), "c>0": (7, 8)}
     assert (result.makespan, result.idle(0), result.idle(1)) == (9, 3, 5)
     assert path(result) == ["a", "send a", "c", "send c", "d"]
+    assert explain(Answer(result, None), "air").splitlines() == [
+        "2 lanes over air: 9.0 s, 1.11x over one lane; transferring a and c is on the critical path (22% of it).",
+        "No placement on 2 lane(s) can beat 7.0 s, the longest path through the network.",
+    ]
 
 
 def test_recomputing_saves_a_transfer_of_the_feature_but_needs_the_picture() -> None:

@@ -12,10 +12,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +35,7 @@ from parallel_parnet.profiling.critical import COMPUTING, critical_path, lane_ti
 from parallel_parnet.profiling.device import ANCHOR, device_spans, drop_anchors, kernels_into
 from parallel_parnet.profiling.spans import REQUEST, Recorder, Span
 from parallel_parnet.profiling.timeline import APART, REAL, Operations, Timeline
-from parallel_parnet.profiling.traced import PASSES
+from parallel_parnet.profiling.traced import PASSES, traced
 from parallel_parnet.program.program import INPUT
 from small import SMALL, lively
 
@@ -300,6 +302,40 @@ def test_the_profilers_clock_is_tied_to_ours() -> None:
     (span,) = device_spans(events, anchors, DeviceType.CPU)
     assert span.name == "known"
     assert start - 1e-3 < span.start < span.end < end + 1e-3
+
+
+def test_traced_requests_are_waited_for_before_the_capture_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each at its end, and not in between: a GPU's work belongs to the request that launched it."""
+    said: list[str] = []
+    for name in ("start", "stop"):
+        monkeypatch.setattr(torch.cuda.profiler, name, lambda name=name: said.append(name))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: said.append(f"{device} is done"))
+    ranges: Any = SimpleNamespace(span=lambda name: nullcontext(), around=lambda recorder: recorder)
+
+    def request(spans: Any) -> None:
+        with spans.span("launch"):
+            said.append("request")
+
+    recorder = traced(request, torch.device("cuda"), lambda: said.append("waits"), ranges)
+    assert said == ["start", *["request", "waits"] * PASSES, "cuda is done", "stop"]
+    assert [span.name for span in recorder.spans] == ["launch", REQUEST] * PASSES
+
+
+def test_the_shortest_anchor_ties_the_clocks() -> None:
+    """The first costs milliseconds. What is no kernel or copy of the device is left out."""
+
+    def event(name: str, kind: DeviceType, start: int, end: int) -> Any:
+        time_range = SimpleNamespace(start=start, end=end, elapsed_us=lambda: end - start)
+        return SimpleNamespace(name=name, device_type=kind, time_range=time_range, device_resource_id=7, device_index=1)
+
+    events = [
+        event(ANCHOR, DeviceType.CPU, 0, 5000), event(ANCHOR, DeviceType.CPU, 6000, 6010),
+        event(ANCHOR, DeviceType.CUDA, 6000, 6010), event("launch", DeviceType.CPU, 6500, 6600),
+        event("kernel", DeviceType.CUDA, 7000, 7100),
+    ]  # fmt: skip
+    (span,) = device_spans(events, [1.0, 1.004005])
+    assert (span.name, span.row) == ("kernel", "CUDA stream 7 of GPU 1")
+    assert (span.start, span.end) == pytest.approx((1.005, 1.0051), abs=1e-9)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about a profiler that fails")

@@ -69,12 +69,13 @@ def test_cost_adds_up() -> None:
     assert list(cost.by("level")) == list(range(1, 13))
 
 
-def test_bytes_of_one_operation() -> None:
+def test_bytes_and_flops_of_one_operation() -> None:
     program = fold(create_model(SMALL))
     row = next(row for row in program.cost(64, batch=2, itemsize=2).operations if row.name == "streams.0.0")
     pixels, width = 16 * 16, 8
     weights = width * width * 9 + width * width + 4 * width  # kernel, gate; bias, gate bias, scale, shift
     assert row.bytes == 2 * (2 * 2 * pixels * width + weights)
+    assert row.flops == 2 * 2 * (pixels * width * width * 9 + width * width)
 
 
 def test_table_names_every_operation() -> None:

@@ -21,8 +21,11 @@ from parallel_parnet.commands.ranks import Ranks
 from parallel_parnet.executors.distributed import STOP
 from parallel_parnet.executors.lane import Request
 from parallel_parnet.transport import join_ranks, leave_ranks
+from parallel_parnet.transport.shared_memory import SharedMemory
 from ranks.started import CPU, started
 from small import SMALL, lively
+
+IDLE_S = 0.3  # between two requests
 
 
 def told(call: Callable[[], object]) -> str:
@@ -61,7 +64,10 @@ def coordinate(program: Program, transport: str, pictures: list[Tensor], expecte
     engine = Engine(program, device=CPU, executor="eager", transport=transport)
     row: dict = {"transport": transport, "serving": told(engine.serve)}
     row["forked"] = closed_in_a_fork(engine)
+    time.sleep(IDLE_S)
     row["reused"] = all(map(torch.equal, engine.map(in_one_buffer(pictures)), expected))
+    large = torch.zeros(1).expand(1 << 22, 3, 1024, 1024)
+    row["too large"] = [told(lambda: engine(large)), told(lambda: list(engine.map([pictures[0], large])))]
     row["ordinary"] = not any(answer.is_inference() for answer in engine.map(pictures[:2]))  # type: ignore[union-attr]
     first = engine.map(pictures)
     row["one map"] = torch.equal(next(first), expected[0])
@@ -113,6 +119,9 @@ def serve(program: Program, transport: str, x: Tensor) -> None:
     engine = Engine(program, device=CPU, executor="eager", transport=transport)
     for call in (lambda: engine(x), lambda: next(engine.map([x])), lambda: engine.profile(x), engine.clocks):
         assert told(call) == "rank 1 serves: call serve on it, and the engine on rank 0"
+    if transport == "shared":  # an operation of a request would be over time; for the next one there is no limit
+        assert engine._distributed is not None and isinstance(engine._distributed.transport, SharedMemory)
+        engine._distributed.transport._routes[engine._distributed._header[1]]._timeout_s = IDLE_S / 3
     engine.serve()
     assert "is closed" in told(engine.serve)
     for _ in range(2):
@@ -143,6 +152,8 @@ def work(seed: int, ranks: Ranks) -> dict | None:
     for _ in range(2):
         leave_ranks()
         join_ranks(CPU, 30)
+    links = [path.readlink().name for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    assert links.count("anon_inode:[pidfd]") <= ranks.world - 1, "ranks that left are held"
     rows: list[dict] = []
     for transport in ("gloo", "shared"):
         if ranks.rank:

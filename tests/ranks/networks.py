@@ -49,6 +49,11 @@ def listening() -> list[str]:
     return [row[1].split(":")[0] for row in rows if row[3] == "0A" and row[9] in own]
 
 
+def next_is_under_way(engine: Engine) -> bool:
+    """Whether a map has announced another request than those that it has answered."""
+    return bool(engine._distributed and engine._distributed._pending)
+
+
 def work(seed: int, ranks: Ranks) -> list[dict]:
     program = fold(lively(SMALL, seed))
     torch.manual_seed(seed)
@@ -70,7 +75,12 @@ def work(seed: int, ranks: Ranks) -> list[dict]:
                 mapped = list(engine.map(stream))
                 some = engine.map(iter(stream))
                 first = next(some)
+                ahead = next_is_under_way(engine)
                 some.close()  # the caller gives up with requests under way
+                mixed = engine.map([inputs[0], torch.randn(2, 3, 32, 32)])
+                next(mixed)
+                alone = not next_is_under_way(engine)
+                mixed.close()
                 again = [engine(x) for x in inputs]
                 spans = [span.name for lane in engine.profile(inputs[0]) for span in lane.spans]
                 results.append(
@@ -83,6 +93,8 @@ def work(seed: int, ranks: Ranks) -> list[dict]:
                         "mapped": digest(mapped[:20:5]),
                         "mapped_again": digest(mapped[-4:]),
                         "first": torch.equal(first, answers[0]),
+                        "ahead": ahead,
+                        "alone": alone,
                         "kept": all(torch.equal(a, b) for a, b in zip(kept, answers, strict=True)),
                         "spans": spans,
                         "listening": listening(),

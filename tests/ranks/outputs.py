@@ -26,7 +26,7 @@ def work(seed: int, ranks: Ranks) -> list[dict]:
         placement = Placement(ranks.world, placement.where, coordinator=0)
         for executor in ("eager", OPTIONAL[0] if OPTIONAL else "reference"):
             alone = Engine(program, Placement.single(program), CPU, executor=executor)
-            with Engine(program, placement, CPU, executor=executor) as engine:
+            with Engine(program, placement, CPU, executor=executor, threads=1) as engine:
                 if not engine.is_coordinator:
                     engine.serve()
                     continue
@@ -35,12 +35,15 @@ def work(seed: int, ranks: Ranks) -> list[dict]:
                 # native sums by what a lane has beside it, and torch a single picture by where it lies
                 exact = [executor == "eager" and len(a) == 2 for a, _ in pairs]
                 mapped = list(engine.map(inputs))
+                assert engine._distributed is not None
+                threads = engine._distributed.work.backend(False).threads  # type: ignore[attr-defined]
             info = [i for i in Backbone(model).feature_info if i["module"] in names]
             rows.append(
                 {
                     "equal": all(torch.equal(*pair) for pair, same in zip(pairs, exact, strict=True) if same),
                     "close": all(relative(*pair) < 1e-5 for pair in pairs),
                     "mapped": all(torch.equal(a[n], b[n]) for a, b in zip(mapped, got, strict=True) for n in names),
+                    "threads": threads,
                     "shapes": [list(got[0][i["module"]].shape) for i in info],
                     "said": [[2, i["num_chs"], 64 // i["reduction"], 96 // i["reduction"]] for i in info],
                 }

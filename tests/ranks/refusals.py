@@ -19,7 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from parallel_parnet import Engine, LaneError, ParNetError, Placement, Program, engine, fold
 from parallel_parnet.commands.ending import run
 from parallel_parnet.commands.ranks import Ranks
+from parallel_parnet.executors import distributed
 from parallel_parnet.executors.distributed import RUN, DistributedExecutor
+from parallel_parnet.executors.torch_backend import TorchBackend
 from parallel_parnet.transport import join_ranks
 from parallel_parnet.transport.health import SILENCE_S
 from small import SMALL, lively
@@ -38,13 +40,17 @@ def differ(program: Program, other: Program, rank: int) -> list[str]:
         for lane in (0, 1)
     )
     messages = []
-    for options in (
-        {"program": other}, {"placement": swapped}, {"executor": "inductor"}, {"dtype": torch.bfloat16},
-        {"executor": "triton"}, {"executor": "auto"}, {"transport": "gloo"},
+    proves = patch.object(engine, "lives_on_gpu", lambda device: True)  # where "auto" has to prove itself
+    tiles = patch.object(TorchBackend, "tiles", "others")
+    edited = patch.object(distributed, "sources_digest", lambda: "edited")
+    for options, change in (
+        ({"program": other}, proves), ({"placement": swapped}, proves), ({"executor": "inductor"}, proves),
+        ({"dtype": torch.bfloat16}, proves), ({"executor": "triton"}, proves), ({"executor": "auto"}, proves),
+        ({"transport": "gloo"}, proves), ({}, tiles), ({}, edited),
     ):  # fmt: skip
         settings = {"program": program, "placement": usual, "device": CPU, "executor": "eager", "transport": "shared"}
         try:
-            with patch.object(engine, "lives_on_gpu", lambda device: True):  # where "auto" has to prove itself
+            with change if rank else proves:
                 Engine(**(settings | options if rank else settings))  # type: ignore[arg-type]
         except ParNetError as error:
             messages.append(str(error))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import gc
 import multiprocessing
 import os
 import random
@@ -13,19 +15,42 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from parallel_parnet import LaneError, ParNetError
-from parallel_parnet.executors.distributed import HEADER
-from parallel_parnet.transport import health, join_ranks
+from parallel_parnet import LaneError, ParNetError, transport
+from parallel_parnet.executors import distributed
+from parallel_parnet.executors.distributed import HEADER, sources_digest
+from parallel_parnet.transport import group, health, join_ranks
 from parallel_parnet.transport.base import IN_FLIGHT
-from parallel_parnet.transport.group import addresses_of, agree, interface_of, local_address
-from parallel_parnet.transport.health import Monitor, Operation, host_identity, process_state
-from parallel_parnet.transport.semaphore import SEMAPHORE_BYTES, Semaphore
+from parallel_parnet.transport.group import (
+    _number,
+    addresses_of,
+    agree,
+    interface_of,
+    local_address,
+    share_a_host,
+)
+from parallel_parnet.transport.health import (
+    DIED,
+    LEAVING,
+    MAX_RANKS,
+    SILENCE_S,
+    SILENT,
+    STOPPED_S,
+    Monitor,
+    Operation,
+    Peer,
+    host_identity,
+    process_state,
+)
+from parallel_parnet.transport.semaphore import LIBC, SEMAPHORE_BYTES, Semaphore
 from parallel_parnet.transport.shared_memory import ROUTE_BYTES, SMALL_BYTES, Memory, Route, SharedInbox
+from parallel_parnet.transport.torch_distributed import FOREVER, ReceivingInbox
 
 FORK = multiprocessing.get_context("fork")
 
@@ -42,6 +67,23 @@ def route(control: Memory, sender: int, timeout_s: float = 20) -> Route:
 def test_a_header_lies_beside_its_semaphores() -> None:
     """So that its reader finds it when the sender, and the memory that it made for larger messages, is gone."""
     assert HEADER * torch.int64.itemsize <= SMALL_BYTES
+
+
+def test_any_edit_of_what_computes_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its language, and though kernels/ is linked into the package."""
+    root = tmp_path / "parallel_parnet"
+    (tmp_path / "kernels").mkdir()
+    root.mkdir()
+    (root / "kernels").symlink_to("../kernels")
+    monkeypatch.setattr(distributed, "__file__", str(root / "executors" / "distributed.py"))
+    digests = [sources_digest()]
+    for name in ("executors/lane.py", "kernels/cpu/native.c", "kernels/cpu/vector.h", "kernels/hopper/level.cu",
+                 "kernels/hopper/fp8.cuh", "network/blocks.py", "program/fold.py", "transport/base.py"):  # fmt: skip
+        for edit in ("a", "b"):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text(edit)
+            digests.append(sources_digest())
+    assert len(set(digests)) == len(digests)
 
 
 @pytest.fixture
@@ -105,6 +147,8 @@ def test_a_receiver_refuses_another_size(control: Memory) -> None:
 
 
 def test_memory_is_private_and_keeps_its_size() -> None:
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
     memory = Memory.create(5000)
     descriptor = memory.descriptor
     status = os.fstat(descriptor)
@@ -121,6 +165,17 @@ def test_memory_is_private_and_keeps_its_size() -> None:
     del memory
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(descriptor)
+    del other
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize(("idle", "limits"), [(True, (FOREVER,)), (False, ())])
+def test_gloo_waits_for_the_next_request_without_a_limit(idle: bool, limits: tuple) -> None:
+    """Where a wait is over time, it breaks all connections."""
+    arriving, waits = torch.zeros(3), []
+    inbox = ReceivingInbox(arriving, 0, 0, arriving)
+    inbox._work = SimpleNamespace(wait=lambda *limits: waits.append(limits))  # type: ignore[assignment]
+    assert inbox.wait(idle) is arriving and waits == [limits]
 
 
 def test_a_semaphore_wakes_a_sleeper(control: Memory) -> None:
@@ -140,6 +195,20 @@ def test_a_semaphore_wakes_a_sleeper(control: Memory) -> None:
     semaphore.wait(20, lambda: True)  # what was posted before the end counts
 
 
+def test_a_signal_ends_no_wait(control: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    semaphore, interrupted = Semaphore(control.mapped, 0), []
+
+    def interrupt(*arguments: object) -> int:
+        interrupted.append(arguments)
+        semaphore.post()
+        ctypes.set_errno(errno.EINTR)
+        return -1
+
+    monkeypatch.setattr(LIBC, "sem_timedwait", interrupt)
+    semaphore.wait(20, lambda: False)
+    assert len(interrupted) == 1
+
+
 def test_a_failure_names_the_operation_and_the_rank() -> None:
     monitor = lonely()
     message = r"no answer from rank 2 while rank 0 was waiting for x \(after 3 s\)"
@@ -148,6 +217,51 @@ def test_a_failure_names_the_operation_and_the_rank() -> None:
     monitor = lonely()
     with pytest.raises(ParNetError, match="mine"), Operation(monitor, "waiting for x"):
         raise ParNetError("mine")
+
+
+def heard(end: socket.socket, kind: int, rank: int) -> bool:
+    """Whether this message comes within five seconds, whatever comes before."""
+    end.settimeout(5)
+    return bytes([kind * MAX_RANKS + rank]) in iter(lambda: end.recv(1), b"")
+
+
+def test_what_one_rank_loses_all_hear_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank that died, and one that lives but did not answer."""
+    monkeypatch.setattr(Monitor, "_end", lambda monitor: None)
+    near, far = zip(*(socket.socketpair() for _ in range(3)), strict=True)
+    for end in near:
+        end.setblocking(False)
+    monitor = Monitor(0, [Peer(rank, end, 0) for rank, end in enumerate(near, start=1)], 20)
+    monitor.start()
+    try:
+        with pytest.raises(LaneError, match="no answer from rank 3"), Operation(monitor, "waiting for x", culprit=3):
+            raise TimeoutError
+        assert all(heard(end, SILENT, 3) for end in far)
+        far[1].send(bytes([LEAVING * MAX_RANKS + 2]))
+        deadline = time.monotonic() + 5
+        while not monitor.is_gone(2):
+            assert time.monotonic() < deadline
+        assert not monitor.is_gone(1) and not monitor._lost, "who left in order is no loss"
+        monitor._told.release()  # which lets a rank tell of one loss alone
+        far[0].close()
+        assert heard(far[1], DIED, 1)
+        with (
+            pytest.raises(LaneError, match="rank 1 died while rank 0 was waiting for y"),
+            Operation(monitor, "waiting for y"),
+        ):
+            raise ConnectionResetError
+    finally:
+        monitor.leave()
+        for end in far:
+            end.close()
+
+
+def test_silence_of_another_host() -> None:
+    """Which alone tells that a rank there is stopped or cut off."""
+    with socket.socket() as connection:
+        peer = Peer(1, connection, pid=0)
+        assert peer.is_lost(SILENCE_S + 0.1) and not peer.is_lost(STOPPED_S + 0.1)
+        assert not Peer(1, connection, os.getpid()).is_lost(SILENCE_S + 0.1), "busy, and not stopped"
 
 
 def test_a_rank_that_lacks_memory_blames_no_other(control: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,6 +319,53 @@ def test_the_address_for_other_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
         local_address()
 
 
+def test_the_transport_that_fits_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By whether they share a host, and whether each has a GPU of its own."""
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+
+    def chosen(name: str, device: torch.device, one_host: bool, own_gpu: bool = False) -> str:
+        monkeypatch.setattr(transport, "share_a_host", lambda device: (one_host, own_gpu))
+        return transport.choose(name, device)
+
+    assert [chosen("auto", cpu, one_host) for one_host in (True, False)] == ["shared", "gloo"]
+    assert [chosen("auto", gpu, True, own_gpu) for own_gpu in (True, False)] == ["nccl", "gloo"]
+    assert chosen("symmetric", gpu, True, True) == "symmetric" and chosen("nccl", gpu, False, True) == "nccl"
+    for name, device, one_host, own_gpu, message in (
+        ("shared", cpu, False, False, "of one Linux host; choose gloo"),
+        ("shared", gpu, True, True, "on the CPU of one Linux host; choose gloo"),
+        ("nccl", gpu, True, False, "transport nccl: each rank needs an NVIDIA GPU of its own"),
+        ("nccl", cpu, True, False, "transport nccl: each rank needs an NVIDIA GPU of its own"),
+        ("symmetric", gpu, True, False, "transport symmetric: each rank needs an NVIDIA GPU of its own"),
+        ("symmetric", gpu, False, True, "must be peers on one host; choose nccl"),
+    ):
+        with pytest.raises(ParNetError, match=message):
+            chosen(name, device, one_host, own_gpu)
+
+
+@pytest.mark.parametrize("other_gpu", ["A", "B"])
+def test_who_shares_a_host_and_a_gpu(other_gpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers that share a network, and see no process of each other's, are hosts of their own."""
+    monkeypatch.setattr(health, "host_identity", lambda space="pid": space)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="A"))
+    for host, one in (("net", False), ("pid", True)):
+        monkeypatch.setattr(group, "gather", lambda own, host=host: [own, [_number(host), _number(other_gpu)]])
+        assert share_a_host(torch.device("cuda")) == (one, other_gpu == "B")
+
+
+def test_interfaces_that_are_named_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL's own as well; gloo's is that of the address."""
+    for name, value in {
+        "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "GLOO_SOCKET_IFNAME": "", "NCCL_SOCKET_IFNAME": "ib0",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(dist.HashStore(), 0, 1)]))
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(health, "start", lambda *_: lonely())
+    monkeypatch.setattr(group, "gather", lambda numbers: [numbers])
+    join_ranks(torch.device("cuda"), 1)
+    assert (os.environ["GLOO_SOCKET_IFNAME"], os.environ["NCCL_SOCKET_IFNAME"]) == ("lo", "ib0")
+
+
 @pytest.mark.parametrize("address", ["127.0.1.1", "::1"])
 def test_no_loopback_between_hosts(address: str) -> None:
     store = dist.HashStore()
@@ -213,6 +374,8 @@ def test_no_loopback_between_hosts(address: str) -> None:
         health.start(1, 2, store, "127.0.0.1", 1)
     with pytest.raises(ParNetError, match=r"rank 1 cannot listen at 192\.0\.2\.1 .* in GLOO_SOCKET_IFNAME"):
         health.start(1, 2, store, "192.0.2.1", 1)
+    with pytest.raises(ParNetError, match="65 ranks: at most 64"):
+        health.start(0, MAX_RANKS + 1, store, "127.0.0.1", 1)
 
 
 def test_strangers_extend_no_start() -> None:
@@ -237,6 +400,35 @@ def test_strangers_extend_no_start() -> None:
         for stranger in strangers:
             stranger.join()
     assert time.monotonic() - started < 4
+
+
+def test_who_knows_the_token_is_taken_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And none of a number that this rank does not wait for."""
+    monkeypatch.setattr(Monitor, "_end", lambda monitor: None)
+    store, over = dist.HashStore(), threading.Event()
+
+    def knock() -> None:
+        address, port, _, _, token, _ = store.get("health/0").decode().split()
+        known = bytes.fromhex(token)
+        with socket.create_connection((address, int(port)), 20) as rank:
+            rank.sendall(known + b"\1")
+            for hello in (bytes(len(known)) + b"\2", known + b"\1", known + b"\0", known + b"\3"):
+                with suppress(OSError), socket.create_connection((address, int(port)), 1) as other:
+                    other.sendall(hello)
+                    other.recv(1)  # until it is refused
+            over.wait(20)
+
+    for rank in (1, 2):
+        store.set(f"health/{rank}", f"127.0.0.1 1 elsewhere 1 00 {host_identity('net')}")
+    knocking = threading.Thread(target=knock, daemon=True)
+    knocking.start()
+    try:
+        with pytest.raises(LaneError, match=r"rank 0 waited 1 s for the other ranks to start"):
+            health.start(0, 3, store, "127.0.0.1", 1).leave()
+    finally:
+        over.set()
+        knocking.join()
+    gc.collect()  # the connection that was taken goes with the error
 
 
 def test_ranks_must_have_joined(monkeypatch: pytest.MonkeyPatch) -> None:

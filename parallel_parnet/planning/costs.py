@@ -237,10 +237,11 @@ class Costs:
         return cls(work, transfer, device.launch_s, device.grouped, sources, link.by_lanes, taking)
 
     def launches(self, operations: Iterable[Operation]) -> list[tuple[Operation, ...]]:
-        """One lane's operations, in program order, cut into what one launch runs."""
+        """One lane's operations, level by level, cut into what one launch runs."""
+        by_level = sorted(operations, key=lambda op: op.level)
         if not self.grouped:
-            return [(op,) for op in operations]
-        return [tuple(group) for _, group in groupby(operations, key=lambda op: (op.level, op.kind))]
+            return [(op,) for op in by_level]
+        return [tuple(group) for _, group in groupby(by_level, key=lambda op: (op.level, op.kind))]
 
     def seconds(self, launch: Iterable[Operation], taken: Iterable[str] = ()) -> float:
         """Seconds of one launch: the work of its operations adds up, the launch is paid once. taken: features of other

@@ -1,6 +1,6 @@
 """Simulated lanes: when each operation and each transfer of a placement starts and ends, and what the answer waits for.
 
-The model: a lane runs its operations in program order, each when the lane is free and the inputs have arrived. What
+The model: a lane runs its operations level by level, each when the lane is free and the inputs have arrived. What
 others read of a level is sent when the lane has run all of that level. A transfer starts when its feature is there and
 the sending lane's port is free, and takes the link's latency and bytes / bandwidth; over a link where lanes copy
 themselves, the lane is its own port, and sends before it goes on. Where there are fewer processors than busy lanes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import chain, combinations, product
 
 import pytest
@@ -19,6 +20,10 @@ from small import SMALL, conv, weightless
 CONFIG = Config((8, 16, 32), blocks=(1, 1))
 TWO_STREAMS = fold(create_model(CONFIG))
 TWO_FEATURES = fold(create_model(CONFIG), outputs=("streams.0", "streams.1"))
+BACKWARDS = replace(  # whose last operation is not on its deepest level
+    TWO_FEATURES,
+    operations=tuple(sorted(TWO_FEATURES.operations, key=lambda op: (op.stage == "stream", -(op.stream or 0)))),
+)
 XL = shapes_of("parnet_xl")
 seconds = st.floats(0.1, 10)
 
@@ -107,7 +112,7 @@ def test_search_finds_what_trying_everything_finds(
 
 
 @settings(max_examples=3, deadline=None)
-@given(st.data(), st.sampled_from([TWO_STREAMS, TWO_FEATURES]))
+@given(st.data(), st.sampled_from([TWO_STREAMS, TWO_FEATURES, BACKWARDS]))
 def test_two_streams_on_two_lanes(data: st.DataObject, program: Program) -> None:
     costs = costs_of(program, data)
     tried = min(schedule(program, p, costs).makespan for p in everything(program, 2))

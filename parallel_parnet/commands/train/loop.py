@@ -57,6 +57,7 @@ class Training:
         self.seed, self.epoch, self.step, self.loss_sum = seed, 1, 0, 0.0
         self.order = torch.zeros(0, dtype=torch.int64)
         self.log: list[dict] = []
+        self.before: dict[str, str] = {}  # pictures that were skipped before the run was interrupted
         if ranks.rank:
             torch.manual_seed(seed + APART * ranks.rank)
 
@@ -67,7 +68,9 @@ class Training:
 
     def skipped(self) -> dict[str, str]:
         """A reason for each picture that any rank could not read. Every rank calls it."""
-        return everyones_words(self.train.skipped | self.test.skipped)
+        parts = {"train": self.train.skipped, "test": self.test.skipped}
+        own = {f"{part} {name}": reason for part, found in parts.items() for name, reason in found.items()}
+        return everyones_words(self.before | own)
 
     def state(self) -> dict[str, Any]:
         """All that the next step depends on. Every rank calls it; rank 0's is the run's."""
@@ -91,7 +94,7 @@ class Training:
             getattr(self, part).load_state_dict(state[part])
         self.epoch, self.step, self.loss_sum = state["epoch"], state["step"], state["loss_sum"]
         self.order, self.log = state["order"], state["log"]
-        self.train.skipped.update(state["skipped"])
+        self.before = state["skipped"]
         torch.set_rng_state(state["random"][0][self.ranks.rank])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state["random"][1][self.ranks.rank], self.device)

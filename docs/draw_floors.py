@@ -30,7 +30,7 @@ P = "parallel_parnet"
 FLOORS = (
     Floor("launch/", "what a person types from a clone", "#e4e4e4", ("launch",)),
     Floor("commands/", "what it starts: infer, bench, plan, depth, gpu, train, profile, export", "#f6c6c6", (
-        f"{P}.commands",
+        f"{P}.commands", f"{P}.__main__",
     )),
     Floor("the package", "the public names", "#e4e4e4", (P,)),
     Floor("int8/", "integers for a program's numbers, found from pictures", "#cbe8c2", (f"{P}.int8",)),

@@ -93,7 +93,7 @@ def test_a_wheel_in_a_fresh_environment(installed: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("command", [
     ("bin/python", "bin/parnet", "infer"),
-    ("bin/python", "-m", "torch.distributed.run", "-m", "parallel_parnet.commands", "infer", "--streams-per-gpu", 1),
+    ("bin/python", "-m", "torch.distributed.run", "-m", "parallel_parnet", "infer", "--streams-per-gpu", 1),
 ])  # fmt: skip
 def test_the_demo_in_an_empty_folder(command: tuple, installed: Path, tmp_path: Path) -> None:
     first, *rest = command

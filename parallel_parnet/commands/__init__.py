@@ -1,5 +1,5 @@
-"""What a person starts: `parnet NAME`, from a clone `python launch/NAME.py`, and `python -m parallel_parnet.commands
-NAME` wherever the package is found. Each has a room of its own; what several of them share lies beside this file."""
+"""What a person starts: `parnet NAME`, from a clone `python launch/NAME.py`, and `python -m parallel_parnet NAME`
+wherever the package is found. Each has a room of its own; what several of them share lies beside this file."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ COMMANDS = {
         "throughput.command", "pictures a second and latency as the batch grows, beside peers", "bench"
     ),
     "plan": Command("plan.command", "the fastest placement on so many GPUs, its schedule, and why", "figures"),
-    "plan-check": Command("plan.check", "the planner's predictions against this machine", in_ranks=True),
+    "plan-check": Command("plan.check", "the planner's predictions against this machine"),
     "latency-vs-depth": Command("depth.command", "does latency follow depth, or work? the experiment", "figures"),
     "profile": Command("profile.command", "Nsight, and what a trace says about where the time goes"),
     "train": Command("train.command", "train on labelled pictures, from scratch or from a checkpoint", in_ranks=True),

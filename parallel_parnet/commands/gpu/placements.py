@@ -27,7 +27,7 @@ from .work import Work, verdict
 
 RANKS = 3
 GPUS, INTERPRETED = ("cuda_graph", "triton", "cuda_streams"), ("cuda_graph",)
-COMMAND = ("parallel_parnet.commands", "infer")
+COMMAND = ("parallel_parnet", "infer")
 
 
 def check_placements(work: Work) -> Values:

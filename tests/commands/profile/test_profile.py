@@ -49,13 +49,13 @@ def test_the_python_of_a_torchrun_elsewhere() -> None:
 
 
 def test_the_commands_of_an_install() -> None:
-    ranks = ["torchrun", "--nproc-per-node", "2", "-m", "parallel_parnet.commands", "infer", "--trace=mine.json"]
+    ranks = ["torchrun", "--nproc-per-node", "2", "-m", "parallel_parnet", "infer", "--trace=mine.json"]
     line = nsight.nsys_command(ranks, Path("out"))
     assert line[:5] == [*ranks[:3], "--no-python", "nsys"]
     assert line[-5:] == ["python", *ranks[3:]]
-    module = ["python3", "-m", "torch.distributed.run", "-m", "parallel_parnet.commands", "infer"]
+    module = ["python3", "-m", "torch.distributed.run", "-m", "parallel_parnet", "infer"]
     assert nsight.split_launch(module) == (module[:3], ["python3", *module[3:]])
-    alone = ["python3", "-m", "parallel_parnet.commands", "infer", "--labels", "mine.py"]
+    alone = ["python3", "-m", "parallel_parnet", "infer", "--labels", "mine.py"]
     assert nsight.split_launch(alone) == ([], alone)
     assert nsight.split_launch(["parnet", "infer"]) == ([], ["parnet", "infer"])
 

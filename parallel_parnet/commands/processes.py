@@ -18,7 +18,7 @@ def module(name: str) -> list[str]:
 
 def command(name: str) -> list[str]:
     """The same for a command, by the name that a person types."""
-    return [sys.executable, "-m", str(__package__), name]
+    return [sys.executable, "-m", "parallel_parnet", name]
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -14,8 +14,9 @@ import torch
 from parallel_parnet.executors.backends import isa, lacking
 
 from ..common import words
-from ..gpu.device import commit, measure_rates
 from ..gpu.device import machine as gpu_machine
+from ..gpu.device import measure_rates
+from ..processes import commit
 
 SIDE, COPIED = 1024, 2**25  # of matrices on a CPU; floats
 SECONDS = 1.0  # of each measurement, the best run of which counts: shared machines are slow for tenths of a second

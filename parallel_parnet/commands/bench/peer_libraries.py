@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from parallel_parnet import ParNetError
+from parallel_parnet.executors.graph import capture
 
 from ..common import words
-from ..gpu.device import capture
 from .peer_torch import InType
 from .subject import Contender, Runner, Subject, on_device
 

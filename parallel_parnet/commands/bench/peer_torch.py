@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from parallel_parnet import ParNetError
 from parallel_parnet.executors.backends import has_bf16
+from parallel_parnet.executors.graph import capture
 
 from ..common import words
-from ..gpu.device import capture
 from .subject import Contender, Runner, Subject, on_device
 
 FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import datetime
-import os
 import platform
-import shutil
-import signal
-import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -20,16 +14,14 @@ import torch
 import triton
 
 from parallel_parnet import ParNetError
-from parallel_parnet.executors.graph import capture as capture
+from parallel_parnet.executors.graph import capture
 from parallel_parnet.kernels.gpu.rates import H200, Rates, block_memory
 
-from ..common import CLONE, ROOT
-from ..processes import end_with_parent
+from ..processes import asked, commit
 
 SIDE = 8192  # of the matrices whose product is timed
 COPIED = 2**31  # bytes, several times any cache
 REPEATS = 30
-GRACE_S = 2.0  # in which a command that is told to end may end its children
 NOBODY = {  # what a dry run describes: as much of an H200 as the choice of candidates asks for
     "gpu": "no GPU", "capability": [9, 0], "multiprocessors": H200.multiprocessors, "l2_bytes": 50 * 2**20,
     "memory_bytes": 0, "driver": None,
@@ -133,38 +125,3 @@ def quantiles(times: Sequence[float]) -> dict[str, float]:
     """p20, p50 and p80 in microseconds, and how many there were."""
     p20, p50, p80 = (round(float(value) * 1e6, 3) for value in np.percentile(times, [20, 50, 80]))
     return {"p20": p20, "p50": p50, "p80": p80, "n": len(times)}
-
-
-def run_within(
-    command: Sequence[str], seconds: float, environment: Mapping[str, str] | None = None
-) -> tuple[int | None, str, str]:
-    """Exit status, stdout and stderr of a command; out of time, it is ended with its children, and has no status. It
-    ends with this process, which may be killed. By SIGTERM first: torchrun's ranks have sessions of their own, and only
-    torchrun ends them."""
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        preexec_fn=partial(end_with_parent, os.getpid(), signal.SIGTERM),
-    )  # fmt: skip
-    try:
-        output, errors = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=GRACE_S)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        return None, *process.communicate()
-    return process.returncode, output, errors
-
-
-def commit() -> str | None:
-    """Of this clone; an install has none, and may lie in another repository."""
-    return asked("git", "-C", str(ROOT), "rev-parse", "HEAD") if CLONE else None
-
-
-def asked(*command: str) -> str | None:
-    """The first line that a tool prints; None where it is missing or fails."""
-    if shutil.which(command[0]) is None:
-        return None
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip().splitlines()[0] if done.returncode == 0 and done.stdout.strip() else None

@@ -8,12 +8,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from parallel_parnet.executors.graph import capture
 from parallel_parnet.executors.triton_backend import TritonSegment
 from parallel_parnet.kernels.gpu.config import Table
 from parallel_parnet.kernels.gpu.convolution import Convolution
 from parallel_parnet.parity import relative
 
-from .device import capture, event_times, exact_fp32, quantiles
+from .device import event_times, exact_fp32, quantiles
 from .journal import Values
 from .level_tuning import compile_config, levels_of
 from .machines import capability_and_gpu

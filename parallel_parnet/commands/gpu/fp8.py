@@ -9,11 +9,12 @@ from torch import Tensor
 
 from parallel_parnet import Engine, Placement, Program, quantize
 from parallel_parnet.executors.available import FP8
+from parallel_parnet.executors.graph import capture
 from parallel_parnet.executors.triton_backend import TritonSegment
 from parallel_parnet.kernels.gpu.convolution import E4M3
 from parallel_parnet.parity import relative, tolerance_quantised
 
-from .device import capture, exact_fp32
+from .device import exact_fp32
 from .first import deviations, once
 from .journal import Values
 from .machines import capability_and_gpu

@@ -17,8 +17,7 @@ from parallel_parnet import Engine, Placement, Program
 from parallel_parnet.parity import LIMIT, relative
 
 from ..common import DEMO_MODEL, words
-from ..processes import environment
-from .device import run_within
+from ..processes import environment, run_within
 from .journal import Values
 from .networks import network, picture
 from .scope import DTYPE

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from parallel_parnet import Engine, Placement
 from parallel_parnet.executors.available import ON_GPUS
+from parallel_parnet.executors.graph import capture
 from parallel_parnet.executors.triton_backend import TritonSegment
 from parallel_parnet.kernels.gpu import twins
 from parallel_parnet.kernels.gpu.classifier import Averaged, classifier
@@ -21,8 +22,8 @@ from parallel_parnet.parity import LIMIT, relative, tolerance
 from parallel_parnet.program.pixels import normalise
 
 from ..common import words
-from ..processes import environment, module
-from .device import capture, exact_fp32, run_within
+from ..processes import environment, module, run_within
+from .device import exact_fp32
 from .journal import Values
 from .machines import capability_and_gpu
 from .networks import network, picture, planned, run

@@ -8,12 +8,13 @@ from functools import partial
 import torch
 
 from parallel_parnet import Engine, Placement, Program
+from parallel_parnet.executors.graph import capture
 from parallel_parnet.executors.segment import SegmentModule
 from parallel_parnet.executors.triton_backend import TritonSegment
 from parallel_parnet.kernels.gpu.rates import Rates
 
 from ..common import DTYPES, words
-from .device import capture, event_times, in_a_graph, quantiles
+from .device import event_times, in_a_graph, quantiles
 from .journal import Values
 from .machines import RATED, rates_of
 from .networks import network, picture, planned, run

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 
+from parallel_parnet.executors.graph import capture
 from parallel_parnet.files import write_json
 from parallel_parnet.kernels.gpu.config import HOPPER, Table, bindings, read_levels, tuned_name
 from parallel_parnet.kernels.gpu.convolution import Convolution
@@ -22,7 +23,7 @@ from parallel_parnet.kernels.gpu.launch import Launch
 from parallel_parnet.kernels.hopper.plan import candidates, takes
 from parallel_parnet.parity import relative
 
-from .device import capture, event_times, exact_fp32, in_a_graph, l2_bytes, quantiles
+from .device import event_times, exact_fp32, in_a_graph, l2_bytes, quantiles
 from .journal import Values
 from .level_tuning import LAUNCHES, Level, RefusedError, levels_of, operands, sets_beyond
 from .machines import machine_of

@@ -44,7 +44,15 @@ from parallel_parnet.transport import join_ranks
 
 from ..calibration import QUANTISED, quantised
 from ..common import DEMO, RANDOM, Parser, add_model_arguments, load_model, plain_console, process_age
-from ..lanes import add_engine_arguments, check_engine_arguments, describe, lane_hosts, place, type_of, warm_up
+from ..engine_arguments import (
+    add_engine_arguments,
+    check_engine_arguments,
+    describe,
+    lane_hosts,
+    place,
+    type_of,
+    warm_up,
+)
 from ..ranks import Ranks
 from ..stopping import stop_on_signals
 from ..tracing import add_trace_arguments, check_trace_arguments, write_traces

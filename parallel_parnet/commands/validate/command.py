@@ -45,10 +45,10 @@ from ..common import DTYPES, RANDOM, Parser, add_model_arguments, load_model, ma
 from ..data.classes import match
 from ..data.finding import open_split
 from ..data.split import TEST, TRAIN
+from ..engine_arguments import add_engine_arguments, check_engine_arguments, place, precision, type_of, warm_up
 from ..infer.lines import AnswerLines
 from ..infer.many import Pictures
 from ..infer.tables import read_labels
-from ..lanes import add_engine_arguments, check_engine_arguments, place, precision, type_of, warm_up
 from ..ranks import Ranks
 from ..stopping import stop_on_signals
 from .answering import Work, answer

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from conftest import launch
 from contenders import HEADER, QUIET, planted, result, subject
 from parallel_parnet import Config, Engine, ParNetError, fold
+from parallel_parnet.commands import processes
 from parallel_parnet.commands.bench import command as bench
 from parallel_parnet.commands.bench import isolation, ours, overhead
 from parallel_parnet.commands.bench import measure as measuring
@@ -44,7 +45,6 @@ from parallel_parnet.commands.bench.running import Entry, interleave, set_up, sp
 from parallel_parnet.commands.bench.subject import Contender, Runner, Subject
 from parallel_parnet.commands.common import typed
 from parallel_parnet.commands.ending import run
-from parallel_parnet.commands.gpu import device
 from small import SMALL, lively, relative
 
 
@@ -381,7 +381,7 @@ def test_the_header_of_an_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["parnet bench", "--only", "ours: eager"])
     assert typed() == "parnet bench --only 'ours: eager'"
     assert describe(torch.device("cpu"))["commit"]
-    monkeypatch.setattr(device, "CLONE", False)
+    monkeypatch.setattr(processes, "CLONE", False)
     assert describe(torch.device("cpu"))["commit"] is None
 
 

@@ -20,9 +20,9 @@ from rich.console import Console
 
 from parallel_parnet import ParNetError
 from parallel_parnet.commands.gpu import check as gpu_check
-from parallel_parnet.commands.gpu.device import run_within
 from parallel_parnet.commands.gpu.journal import Journal
 from parallel_parnet.commands.gpu.precompile import worker_pool
+from parallel_parnet.commands.processes import run_within
 from parallel_parnet.kernels.gpu.config import CONFIGS
 
 

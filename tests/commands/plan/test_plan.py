@@ -14,9 +14,10 @@ import torch
 
 from conftest import answered, launch
 from parallel_parnet import ParNetError, Placement, create_model, fold
-from parallel_parnet.commands import lanes
+from parallel_parnet.commands import engine_arguments
+from parallel_parnet.commands.engine_arguments import place as lane_placement
+from parallel_parnet.commands.engine_arguments import type_of
 from parallel_parnet.commands.infer import links
-from parallel_parnet.commands.lanes import place as lane_placement
 from parallel_parnet.commands.plan import command, measured
 from parallel_parnet.commands.plan.measured import find_link
 from parallel_parnet.commands.ranks import Ranks
@@ -173,7 +174,7 @@ def test_fewer_ranks_than_streams_take_as_many_as_they_must() -> None:
 
 def test_ranks_are_planned_for_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple] = []
-    monkeypatch.setattr(lanes, "plan_for_ranks", lambda *given: asked.append(given))
+    monkeypatch.setattr(engine_arguments, "plan_for_ranks", lambda *given: asked.append(given))
     given = {"placement": "auto", "streams_per_gpu": None, "executor": "eager", "dtype": "bf16"}
     args = argparse.Namespace(**given, img_size=96, batch_size=4, link="3us,100GB/s")
     lane_placement(PARNET, args, ranks := Ranks(0, 2, 0, 2), cpu := torch.device("cpu"))
@@ -185,8 +186,8 @@ def test_ranks_are_planned_for_what_was_asked_for(monkeypatch: pytest.MonkeyPatc
 
 def test_fp8_is_beside_bf16_where_kernels_run_it() -> None:
     for executors, dtype in ((("triton", "cuda_graph"), torch.bfloat16), (("eager", "auto"), torch.float32)):
-        assert all(lanes.type_of("fp8", executor) == dtype for executor in executors)
-    assert lanes.type_of("int8", "native") == torch.float32
+        assert all(type_of("fp8", executor) == dtype for executor in executors)
+    assert type_of("int8", "native") == torch.float32
 
 
 @pytest.mark.ranks

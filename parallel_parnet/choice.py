@@ -1,4 +1,4 @@
-"""Threads inside an operation, or lanes across the cores? Ways to share a CPU, measured once; before, a default."""
+"""Which executor: on a CPU with how many threads, on a GPU on one lane or on CUDA streams; before, a default."""
 
 from __future__ import annotations
 

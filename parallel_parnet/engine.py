@@ -22,7 +22,7 @@ from .executors.graph import GraphExecutor
 from .executors.local import LocalExecutor, synchroniser
 from .executors.making import Executor, make_backend, make_executor
 from .forking import is_forked
-from .gpu import gpu_and_versions, lives_on_gpu
+from .gpu import UNKNOWN, gpu_and_versions, lives_on_gpu
 from .profiling.clocks import Clock
 from .profiling.ranges import Ranges
 from .profiling.spans import REQUEST, Recorder, Spans, span
@@ -127,6 +127,8 @@ class Engine:
                 made = prove_on_all_ranks(program, self._made, self.device, dtype, self._synchronise)
                 self.executor, self.notes = made
                 self._unproved = False
+                for note in self.notes:
+                    warn(note)
             devices = [self.device] * ranks
             backend = partial(make_backend, self.executor, program, devices=devices, dtype=dtype, threads=threads)
             self._distributed = DistributedExecutor(
@@ -154,7 +156,7 @@ class Engine:
             engine._given = saved.given
             if lacks or (saved.cores is None and saved.gpu is None):
                 return engine
-            on_gpu = engine._unproved and gpu_and_versions(engine.device) == saved.gpu
+            on_gpu = engine._unproved and gpu_and_versions(engine.device) == saved.gpu and UNKNOWN not in saved.gpu
             if not (on_gpu if saved.cores is None else engine.device.type == "cpu"):
                 return make()
             engine.executor = choose(saved.chosen, engine.device, saved.dtype, program.quantised)
@@ -256,6 +258,7 @@ class Engine:
         if "openvino" in executors and (reason := broken_openvino()):
             executors.remove("openvino")
             self.notes = [*self.notes, f"left out: {reason}"]
+            warn(self.notes[-1])
         cores = torch.get_num_threads()
         tried = timed(on_one_lane(self.program, cores, executors), self._made, x_nchw)
         with self._turn():

@@ -7,6 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 import pynvml
 import torch
 
+UNKNOWN = "unknown"
+
 
 def lives_on_gpu(device: torch.device) -> bool:
     """Whether executors have to be proved there, since no two GPUs are alike."""
@@ -14,7 +16,7 @@ def lives_on_gpu(device: torch.device) -> bool:
 
 
 def gpu_and_versions(device: torch.device) -> str:
-    """The GPU, its driver, and the versions of torch and Triton; "unknown" for what is not told here."""
+    """The GPU, its driver, `UNKNOWN` where nobody tells it, and the versions of torch and Triton."""
     try:
         pynvml.nvmlInit()
         try:
@@ -22,7 +24,7 @@ def gpu_and_versions(device: torch.device) -> str:
         finally:
             pynvml.nvmlShutdown()
     except pynvml.NVMLError:  # as in a container that was given CUDA alone
-        driver = "unknown"
+        driver = UNKNOWN
     try:
         triton = version("triton")
     except PackageNotFoundError:

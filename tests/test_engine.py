@@ -169,7 +169,7 @@ def test_bf16_is_not_for_kernels_that_lack_it_where_others_have_it(
     monkeypatch.setattr(available, "lacking", lambda backend: None)
     monkeypatch.setattr(available, "arithmetic", lambda backend, dtype: torch.float32)
     monkeypatch.setattr(available, "has_bf16", lambda: others_have_it)
-    assert for_cpu(torch.bfloat16) == ["openvino"] if others_have_it else ["native", "openvino"]
+    assert for_cpu(torch.bfloat16) == (["openvino"] if others_have_it else ["native", "openvino"])
     assert for_cpu(torch.float32) == ["native", "openvino"]
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from parallel_parnet import Engine, ParNetError, ParNetWarning, Placement, fold, quantize
 from parallel_parnet import engine as engines
 from parallel_parnet.choice import FIRST_ROUNDS, LEAST_ROUNDS, Choice, measure, on_gpus
+from parallel_parnet.executors.available import warn
 from parallel_parnet.executors.torch_backend import TorchBackend, without_tf32
 from parallel_parnet.gpu import gpu_and_versions
 from parallel_parnet.proof import prove, prove_on_all_ranks
@@ -162,6 +163,7 @@ def test_the_verdict_is_saved_for_its_gpu_alone(tmp_path: Path, monkeypatch: pyt
 def test_first_calls_of_several_threads_prove_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU two proofs at a time would break each other's captures."""
     monkeypatch.setattr(engines, "lives_on_gpu", lambda device: True)
+    warn.cache_clear()
     engine, proofs = Engine(PROGRAM, None, "cpu"), []
 
     def slowly(*arguments: Any) -> tuple[list, list[str]]:

@@ -11,6 +11,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,7 @@ def bindings() -> bool:
     return True
 
 
+@cache
 def refused(device: torch.device) -> str | None:
     """Why the kernel for warpgroups cannot run on this Hopper, where the least of its kind does not: the bindings or
     NVRTC are not there, NVRTC is too old, or newer than the driver."""

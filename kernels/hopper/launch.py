@@ -79,12 +79,12 @@ def compiled(text: str) -> tuple[bytes, str]:
     """A kernel's code for compute capability 9.0, and what the compiler said of it."""
     program = _done(nvrtc.nvrtcCreateProgram(text.encode(), b"level.cu", 0, [], []))
     status = nvrtc.nvrtcCompileProgram(program, len(OPTIONS), list(OPTIONS))[0]
-    log = b" " * _done(nvrtc.nvrtcGetProgramLogSize(program))
+    log = bytes(_done(nvrtc.nvrtcGetProgramLogSize(program)))  # written to: never one that Python shares, as b" "
     _done(nvrtc.nvrtcGetProgramLog(program, log))
     said = log.decode(errors="replace").strip("\0 \n")
     if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
         raise ParNetError(f"a level's kernel does not compile: {said}")
-    code = b" " * _done(nvrtc.nvrtcGetCUBINSize(program))
+    code = bytes(_done(nvrtc.nvrtcGetCUBINSize(program)))
     _done(nvrtc.nvrtcGetCUBIN(program, code))
     _done(nvrtc.nvrtcDestroyProgram(program))
     return code, said

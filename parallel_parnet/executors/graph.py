@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from threading import Lock
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -12,10 +11,9 @@ from torch import Tensor
 from ..profiling.spans import Recorder, Spans
 from .answers import Answer, each, logits_of
 from .binding import Reads, Runner, in_same_places
-from .local import LocalExecutor, Pass
+from .local import WHOLE_GPU, LocalExecutor, Pass
 from .shapes import Shapes
 
-_TURN = Lock()  # of captures: each begins by waiting for the whole GPU, which no other thread's survives
 Result = TypeVar("Result")
 Replay = Callable[[], object]
 
@@ -43,7 +41,7 @@ def capture(work: Callable[[], Result], device: torch.device) -> tuple[Result, R
     if device.type != "cuda":
         first = work()
         return first, lambda: _fill(first, work())
-    with _TURN, torch.cuda.device(device):
+    with WHOLE_GPU, torch.cuda.device(device):
         # of this device: the one that torch has for captures is of the GPU that captured first
         side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
         side.wait_stream(torch.cuda.current_stream())

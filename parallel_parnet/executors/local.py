@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
+from threading import RLock
 from typing import cast
 
 import torch
@@ -20,6 +21,7 @@ from .queues import CudaQueues, InOrder, are_peers
 from .schedule import START, Record, Run, Wait, fork_and_join, sources
 from .shapes import Shapes
 
+WHOLE_GPU = RLock()  # of captures and of waits for a whole GPU, which no capture of another thread survives
 Key = tuple[str, int]  # a feature, and the segment that writes it
 
 
@@ -198,5 +200,10 @@ def synchronise(devices: Sequence[torch.device]) -> None:
 
 
 def synchroniser(device: torch.device) -> Callable[[], None]:
-    """What waits until `device` has done its work."""
-    return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
+    """What waits until `device` has done its work, while no thread captures."""
+
+    def wait() -> None:
+        with WHOLE_GPU:
+            torch.cuda.synchronize(device)
+
+    return wait if device.type == "cuda" else lambda: None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 
 import torch
 
 from ..profiling.spans import NOTHING
+from ..program.placement import Segment
 
 
 class InOrder:
@@ -72,14 +73,9 @@ def are_peers(writer: torch.device, reader: torch.device) -> bool:
     return True  # torch has switched access on, to make that copy
 
 
-@contextmanager
-def done_at_once(device: torch.device) -> Iterator[None]:
-    """Work that is done when the block ends, as weights must be that lanes in several CUDA streams read. It waits for
-    nothing that the current CUDA stream holds."""
-    if device.type != "cuda":
-        yield
-        return
-    stream = torch.cuda.Stream(device)
-    with torch.cuda.stream(stream):
-        yield
-    stream.synchronize()
+def settle(segments: Sequence[Segment], devices: Iterable[torch.device]) -> None:
+    """Wait until weights are packed, where lanes of this process read them in CUDA streams of their own: only the
+    current ones know of the packing. devices: on which there may be some."""
+    if len({segment.lane for segment in segments}) > 1:
+        for device in {device for device in devices if device.type == "cuda"}:
+            torch.cuda.current_stream(device).synchronize()

@@ -16,7 +16,7 @@ from ..settings import Together
 from .backends import arithmetic, refuse_broken_openvino, storage_type
 from .binding import Layout, Reads, Runner, address
 from .native_plan import NativePlan
-from .queues import done_at_once
+from .queues import settle
 from .segment import SegmentModule
 
 Compiled = Callable[..., tuple[Tensor, ...]]
@@ -46,11 +46,10 @@ class TorchBackend:
         self.name, self.program, self.precision, self.threads = name, program, dtype, threads
         self.memory_format = torch.contiguous_format if name in PLAIN else torch.channels_last
         self.storage = storage_type(name, dtype)
-        self.modules = {}
-        for segment in segments:
-            with done_at_once(devices[segment.lane]):
-                module = SegmentModule(program, segment, self.storage, devices[segment.lane], self.memory_format)
-            self.modules[segment] = module
+        self.modules = {
+            s: SegmentModule(program, s, self.storage, devices[s.lane], self.memory_format) for s in segments
+        }
+        settle(segments, devices)
 
     def layout(self, feature: str, n: int, h: int, w: int) -> Layout:
         """Of the logits, which alone are two-dimensional, fp32."""

@@ -29,7 +29,7 @@ from ..profiling.spans import Spans, span
 from ..program.placement import Placement, Segment
 from ..program.program import INPUT, Operation, Program
 from .binding import Bindings, Layout, Reads, in_same_places
-from .queues import done_at_once
+from .queues import settle
 from .shapes import Shapes
 
 Weights = dict[str, dict[str, Tensor]]
@@ -155,13 +155,12 @@ class TritonBackend:
         on: dict[torch.device, dict[str, None]] = {}
         for segment in segments:
             on.setdefault(devices[segment.lane], {}).update(dict.fromkeys(segment.operations))
-        self.weights = {}
-        for device, names in on.items():
-            with done_at_once(device):
-                self.weights[device] = pack(program, dtype, device, names)
+        self.segments = segments
+        self.weights = {device: pack(program, dtype, device, names) for device, names in on.items()}
         # on every device, since an answer may be another lane's, and a capture may not copy from the host
         steps = {name: program.weights.get(f"{name}.step") for name in program.answers.values()}
         self._steps = {(n, d): t.to(d) for n, t in steps.items() if t is not None for d in set(devices)}
+        settle(segments, devices)
         self._blocks: dict[tuple[str, torch.device, tuple[int, ...]], Tensor] = {}
         self._shapes: Shapes[NHW, dict[str, Cut]] = Shapes()
 
@@ -200,9 +199,9 @@ class TritonBackend:
         dtype = multiplied(self.program, self.program.by_name[operation], self.dtype)
         key = operation, device, weight_blocks(cut.shape, cut.tile, dtype)
         if key not in self._blocks:
-            with done_at_once(device):
-                weight = self.program.of(self.program.by_name[operation])["weight"].to(device)
-                self._blocks[key] = pack_weight(weight, cut.shape, cut.tile, dtype)
+            weight = self.program.of(self.program.by_name[operation])["weight"].to(device)
+            self._blocks[key] = pack_weight(weight, cut.shape, cut.tile, dtype)
+            settle(self.segments, [device])
         return self._blocks[key]
 
     def opened(self, feature: str, message: Tensor, cuts: Mapping[str, Cut], nhw: NHW) -> Feature:

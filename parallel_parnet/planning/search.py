@@ -68,8 +68,9 @@ class _State:
 
     where: lanes of the operations decided so far. free, port: seconds from which each lane, and its way out, is idle.
     made: when the level's features were ready, by feature and lane. ready: when the inputs of operations that are
-    decided and not yet run have arrived, by operation and lane. answered: when the coordinator had the last of the
-    answers from below the level. used: lanes touched, which are the first ones.
+    decided and not yet run have arrived, by operation and lane. owed: seconds for which the lane takes them in, by the
+    same. answered: when the coordinator had the last of the answers from below the level. used: lanes touched, which
+    are the first ones.
     """
 
     where: dict[str, Lanes]
@@ -77,6 +78,7 @@ class _State:
     port: tuple[float, ...]
     made: dict[tuple[str, int], float]
     ready: dict[tuple[str, int], float]
+    owed: dict[tuple[str, int], float]
     answered: float
     used: int
     transfers: int
@@ -84,7 +86,8 @@ class _State:
     @property
     def times(self) -> tuple[float, ...]:
         """All that must not be larger in a state that replaces this one."""
-        return (*self.free, *self.port, *self.made.values(), *self.ready.values(), self.answered, self.transfers)
+        arrivals = *self.made.values(), *self.ready.values()
+        return (*self.free, *self.port, *arrivals, *self.owed.values(), self.answered, self.transfers)
 
 
 class _Space:
@@ -130,7 +133,7 @@ class _Space:
     def _below(self, limit: float, without: Collection[Kind]) -> list[_State]:
         """The best final states of each kind that end by the limit."""
         nothing = (0.0,) * self.lanes
-        states = [_State({}, nothing, nothing, {(INPUT, 0): 0.0}, {}, 0.0, 1, 0)]
+        states = [_State({}, nothing, nothing, {(INPUT, 0): 0.0}, {}, {}, 0.0, 1, 0)]
         for level in range(1, self.program.depth + 1):
             groups: dict[tuple, list[_State]] = {}
             for state in states:
@@ -173,7 +176,7 @@ class _Space:
 
     def _sent(self, state: _State, features: Iterable[str]) -> _State:
         """The state once the features of a level, whose readers are decided, are with all of them."""
-        free, port, ready = list(state.free), list(state.port), dict(state.ready)
+        free, port, ready, owed = list(state.free), list(state.port), dict(state.ready), dict(state.owed)
         ports = free if self.costs.by_lanes else port
         answered, transfers = state.answered, state.transfers
         for name in features:
@@ -184,30 +187,34 @@ class _Space:
                 if lane not in held:
                     held[lane] = ports[source] = max(ports[source], held[source]) + self.costs.transfer[name]
                     transfers += 1
-            ready |= {(op, lane): max(ready.get((op, lane), 0.0), held[lane]) for op, lane in reads}
+            for op, lane in reads:
+                ready[op, lane] = max(ready.get((op, lane), 0.0), held[lane])
+                owed.setdefault((op, lane), 0.0)
+            for lane in held.keys() - {*state.where.get(name, (0,))}:
+                first = min((op for op, at in reads if at == lane), key=self._level, default=None)
+                if first:
+                    owed[first, lane] += self.costs.taking.get(name, 0.0)
             answered = max(answered, held[0]) if answers else answered
-        return replace(state, free=tuple(free), port=tuple(port), ready=ready, answered=answered, transfers=transfers)
+        return replace(
+            state, free=tuple(free), port=tuple(port), ready=ready, owed=owed, answered=answered, transfers=transfers
+        )  # fmt: skip
+
+    def _level(self, operation: str) -> int:
+        return self.program.by_name[operation].level
 
     def _run(self, state: _State, level: int) -> _State:
         """The state after a level's launches on every lane."""
-        free, ready, operations = list(state.free), dict(state.ready), self.levels[level]
+        free, ready, owed, operations = list(state.free), dict(state.ready), dict(state.owed), self.levels[level]
         for lane in range(state.used):
             for launch in self.costs.launches(op for op in operations if lane in state.where[op.name]):
                 start = max(free[lane], *(ready.pop((op.name, lane)) for op in launch))
-                free[lane] = start + self.costs.seconds(launch, self._taken(launch, lane, state.where))
+                taken = sum(owed.pop((op.name, lane)) for op in launch)
+                free[lane] = start + taken + self.costs.seconds(launch)
         made = {(op.name, lane): free[lane] for op in operations for lane in state.where[op.name]}
-        ready = dict(sorted(ready.items()))
+        ready, owed = dict(sorted(ready.items())), dict(sorted(owed.items()))
         now = min([*made.values(), *ready.values()])  # nothing more starts before: idling until then changes nothing
         idle = [tuple(max(at, now) for at in times) for times in (free, state.port)]
-        return replace(state, free=idle[0], port=idle[1], made=made, ready=ready)
-
-    def _taken(self, launch: Iterable[Operation], lane: int, where: dict[str, Lanes]) -> list[str]:
-        """Features of other lanes that none of the lane's launches before has read."""
-        if not self.costs.taking:
-            return []
-        names = dict.fromkeys(name for op in launch for name in op.inputs)
-        first = {name: next(op for op in self.readers[name] if lane in where[op.name]) for name in names}
-        return [name for name in names if lane not in where.get(name, (0,)) and first[name] in launch]
+        return replace(state, free=idle[0], port=idle[1], made=made, ready=ready, owed=owed)
 
     def _bound(self, state: _State, level: int) -> float:
         """No placement that goes on from a state is faster."""

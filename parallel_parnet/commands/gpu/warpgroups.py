@@ -16,7 +16,7 @@ import torch
 
 from parallel_parnet.executors.graph import capture
 from parallel_parnet.files import write_json
-from parallel_parnet.kernels.gpu.config import HOPPER, Table, bindings, read_levels, tuned_name
+from parallel_parnet.kernels.gpu.config import HOPPER, Table, read_levels, refused, tuned_name
 from parallel_parnet.kernels.gpu.convolution import Convolution
 from parallel_parnet.kernels.gpu.geometry import WarpTile
 from parallel_parnet.kernels.gpu.launch import Launch
@@ -35,7 +35,7 @@ from .timing import interleaved
 from .work import Work, skipped, verdict
 
 REPEATS = 7
-NEEDED = "the kernel for warpgroups needs compute capability 9.0, and cuda-bindings"
+NEEDED = "the kernel for warpgroups needs compute capability 9.0, cuda-bindings, and an NVRTC that fits the driver"
 MOST_ALIKE = 2  # candidates that differ in nothing but chunks and stages
 REPLAYED = 200  # passes whose bits are compared
 
@@ -97,7 +97,7 @@ def chosen(level: Level, most: int) -> list[tuple[WarpTile, ...]]:
 
 def is_at_hand(work: Work) -> bool:
     """Whether this GPU runs the kernel."""
-    return work.device.type == "cuda" and tuple(machine_of(work)["capability"]) == HOPPER and bindings()
+    return work.device.type == "cuda" and tuple(machine_of(work)["capability"]) == HOPPER and not refused(work.device)
 
 
 def _levels(work: Work, variant: str, cache: int) -> list[Level]:

@@ -88,7 +88,10 @@ def import_exports(args: argparse.Namespace) -> None:
     timeline = trace_format.read(args.folder / "trace.json.gz")
     for rank in range(timeline.known.lanes):
         recorded = args.folder / f"rank{rank}.nsys-rep"
-        if recorded.exists() and not recorded.with_suffix(".sqlite").exists() and shutil.which("nsys"):
+        database = recorded.with_suffix(".sqlite")
+        if not recorded.exists() or (database.exists() and database.stat().st_mtime >= recorded.stat().st_mtime):
+            continue
+        if shutil.which("nsys"):
             line = nsight.export_command(recorded)
             if status := subprocess.run(line, check=False, stdout=subprocess.DEVNULL).returncode:
                 raise ParNetError(f"{recorded}: {shlex.join(line)} ended with exit status {status}")

@@ -37,7 +37,7 @@ def test_any_network(config: Config, seed: int, n: int, h: int, w: int) -> None:
         expected = model(x)
     difference = (Engine(program, executor="reference")(x) - expected).norm()
     # a single logit may come out near 0, where the bias cancels the rest: rounding is relative to either
-    assert difference < 1e-5 * (expected.norm() + model.head.fc.bias.norm())
+    assert difference < 1e-4 * (expected.norm() + model.head.fc.bias.norm())
 
 
 def test_the_model_is_left_as_it_is() -> None:

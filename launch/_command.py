@@ -7,6 +7,10 @@ LAUNCH = Path(__file__).resolve().parent
 # last, since profile.py is not the standard library's; there at all, since what a script spawns runs it anew
 sys.path = [str(LAUNCH.parent), *(path for path in sys.path if path != str(LAUNCH)), str(LAUNCH)]
 
-from parallel_parnet.commands import start  # noqa: E402
+try:
+    from parallel_parnet.commands import start
+except ModuleNotFoundError as error:
+    sys.stderr.write(f"error: {sys.executable} lacks {error.name}: `make infer` once, then source .venv/bin/activate\n")
+    sys.exit(2)
 
 __all__ = ["start"]

@@ -20,6 +20,8 @@ from packaging.requirements import Requirement
 
 from conftest import ROOT
 from parallel_parnet.commands import COMMANDS, start
+from parallel_parnet.commands.bench import command as bench
+from parallel_parnet.commands.bench.statistics import median_interval
 from parallel_parnet.kernels.cpu.instruction_sets import HERE, MACHINE, SETS, sources
 from parallel_parnet.kernels.cpu.objects import runnable
 from small import OPTIONAL
@@ -167,13 +169,31 @@ def test_the_other_commands_of_an_install(installed: Path, tmp_path: Path) -> No
     refused = subprocess.run(depth, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert "error: --only nothing: choose part of one of" in refused.stderr
     wrong = subprocess.run([*parnet, "infre"], capture_output=True, text=True, timeout=60)
-    assert wrong.returncode == 2 and wrong.stderr.startswith("error: parnet infre: no such command\n")
+    assert wrong.returncode == 2 and wrong.stderr.startswith(
+        "error: parnet infre: no such command; choose one of infer,"
+    )
+    assert wrong.stderr.count("\n") == 1
 
 
-def test_an_extra_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "parallel_parnet.commands.bench.command", None)
-    with pytest.raises(SystemExit, match=r"bench needs .*: pip install 'parallel_parnet\[bench\]'"):
+@pytest.mark.parametrize("absent", ["parallel_parnet.commands.bench.command", "scipy.stats"])
+def test_an_extra_that_is_not_installed(
+    absent: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where it is imported late."""
+    monkeypatch.setitem(sys.modules, absent, None)
+    monkeypatch.setattr(bench, "main", lambda: len(median_interval([1.0] * 9)))
+    with pytest.raises(SystemExit, match="2"):
         start("bench")
+    assert re.fullmatch(
+        rf"error: bench needs {absent}: pip install 'parallel_parnet\[bench\]'\n", capsys.readouterr().err
+    )
+
+
+def test_a_clone_whose_packages_are_missing_says_what_to_do(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-S", ROOT / "launch" / "plan.py", "--help"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2 and re.fullmatch(r"error: \S+ lacks torch: .*activate\n", done.stderr), done.stderr
 
 
 def test_no_install_is_needed(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ COMMANDS = {
     "train": Command("train.command", "train on labelled pictures, from scratch or from a checkpoint", in_ranks=True),
     "quantize": Command("quantize.command", "the ranges for int8 from pictures, and what each operation then costs"),
     "export": Command("export.command", "the folded network as an ONNX or torch.export file, checked", "export"),
-    "gpu-check": Command("gpu.check", "probe, tune, prove and time the kernels on the GPU at hand"),
+    "gpu-check": Command("gpu.check", "probe, tune, prove and time the kernels on the GPU at hand", "bench"),
     "tune": Command("gpu.tune", "time kernel configurations on the GPU at hand, and keep the best"),
     "compile-report": Command("gpu.compile_report", "what the compiler makes of every level, without a GPU"),
 }
@@ -50,18 +50,17 @@ COMMANDS = {
 def start(name: str) -> None:
     """Run a command with the arguments in sys.argv, and exit with its status."""
     command = COMMANDS[name]
-    try:
-        main = import_module(f".{command.module}", __name__).main
-    except ModuleNotFoundError as error:
-        extra = f"[{command.extra}]" if command.extra else ""
-        sys.exit(f"error: {name} needs {error.name}: pip install 'parallel_parnet{extra}'")
 
-    def alone() -> int:
-        if HELP.isdisjoint(sys.argv) and Ranks.from_environment().world > 1:
+    def main() -> int:
+        if not command.in_ranks and HELP.isdisjoint(sys.argv) and Ranks.from_environment().world > 1:
             raise ParNetError(f"{name} runs in one process: start it without torchrun's ranks")
-        return main()
+        try:
+            return import_module(f".{command.module}", __name__).main()
+        except ModuleNotFoundError as error:
+            extra = f"[{command.extra}]" if command.extra else ""
+            raise ParNetError(f"{name} needs {error.name}: pip install 'parallel_parnet{extra}'") from None
 
-    run(main if command.in_ranks else alone)
+    run(main)
 
 
 def main() -> None:
@@ -76,5 +75,5 @@ def main() -> None:
     if name in HELP:
         print(usage)
         sys.exit()
-    print(f"error: parnet {name}: no such command\n{usage}", file=sys.stderr)
+    sys.stderr.write(f"error: parnet {name}: no such command; choose one of {', '.join(COMMANDS)}\n")
     sys.exit(2)

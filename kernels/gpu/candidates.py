@@ -65,13 +65,13 @@ def share_out(shapes: Sequence[Geometry], n: int, tiles: Sequence[Tile], program
     )
 
 
-def fitted(shapes: Sequence[Geometry], bm: int, bn: int, bk: int) -> Tile:
+def fitted(shapes: Sequence[Geometry], bm: int, bn: int, bk: int, least: int = 16) -> Tile:
     """A tile for all operations of a level, since they run the same code: no wider than the widest of them, and with
-    steps of half as many channels where that spares a fifth of the products."""
+    steps of half as many channels where that spares a fifth of the products. least: channels of a step."""
     bn = min(bn, max(16, *(power_of_two(shape.cout // shape.groups) for shape in shapes)))
     if any(shape.planar for shape in shapes):
         return Tile(bm, bn, min(bk, 32))
-    bk = min(bk, max(16, *(power_of_two(shape.part) for shape in shapes)))
+    bk = max(least, min(bk, max(power_of_two(shape.part) for shape in shapes)))
     whole, half = (sum(_padded(shape, step) for shape in shapes) for step in (bk, bk // 2))
     return Tile(bm, bn, bk // 2 if bk > 32 and half <= 0.8 * whole else bk)
 
@@ -103,7 +103,8 @@ def _grid(
     ragged = dtype.itemsize == 1 and any(shape.groups > 1 and shape.part % COPY for shape in shapes)
     tiles = SINGLE_TILES if single else PICTURE_TILES if planar else TILES
     for (bm, bn, warps), step, depth, share in product(tiles, steps, stages, PROGRAMS):
-        base = [fitted(shapes, bm, bn, 2 * step // dtype.itemsize // (2 if ragged else 1))] * len(shapes)
+        least = 32 // dtype.itemsize if dtype.itemsize < 4 else 16  # channels of a tensor core's product
+        base = [fitted(shapes, bm, bn, 2 * step // dtype.itemsize // (2 if ragged else 1), least)] * len(shapes)
         depth = 2 if planar else 3 if single else depth
         config = LevelConfig(share_out(shapes, n, base, share * rates.multiprocessors), warps, depth)
         if shared(config, dtype) <= rates.shared:

@@ -228,11 +228,12 @@ def main() -> int:
     faults, networks = [], {}
     plain = {name: shapes_of(name) for name in args.model}
     for name, program in [*plain.items(), *((f"{name}, fp8", shapes_in_fp8(plain[name])) for name in plain)]:
+        if not console.is_terminal:  # which shows no bar
+            console.print(f"compiling {name}")
         rows = compile_network(name, program, console)
         data = networks[name] = figures(rows)
         parts.append(section(f"## {name}", rows, "limited by", sums_of_network(rows, data)))
-        if name in plain and at_hand:
-            of_warpgroups = compile_for_warpgroups(program)
+        if name in plain and at_hand and (of_warpgroups := compile_for_warpgroups(program)):
             data = networks[f"{name}, warpgroups"] = figures_of_warpgroups(of_warpgroups)
             title = f"### {name}, the kernel for warpgroups"
             parts.append(section(title, of_warpgroups, "timed, us", sums_of_warpgroups(data)))

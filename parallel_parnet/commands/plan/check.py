@@ -173,6 +173,8 @@ def main() -> int:
         for model in args.models:
             program = fold(settle(create_model(model)))
             for case in track(CASES, model, console=progress, transient=True):
+                if not progress.is_terminal:  # which shows no bar
+                    progress.print(f"{model}, {case}")
                 # anew for each case, since other work on a machine comes and goes
                 operations = measure(program, device, torch.float32, None, 1, executor)
                 rows.append(check(model, case, program, operations, way, device, executor, args.iterations))

@@ -84,6 +84,8 @@ def main() -> int:
     }  # fmt: skip
     rows = []
     for networks in track(group(QUOTED), "", console=progress, transient=True):
+        if not progress.is_terminal:  # which shows no bar
+            progress.print(f"timing {', '.join(quoted.name for quoted in networks)}")
         share = args.budget * len(networks) / len(QUOTED)
         rows += measure(networks, cores, Settings(runs=30, least=5, warm_up=1, budget=share))
     rows.sort(key=lambda row: (row["ours"], row["top1"]))

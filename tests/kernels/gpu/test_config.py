@@ -65,6 +65,15 @@ def test_steps_of_half_as_many_channels_where_they_spare_products():
     assert fitted([Geometry(56, 56, 200, 200)], 64, 64, 64).bk == 64
 
 
+@pytest.mark.parametrize(("dtype", "least"), [(E4M3, 32), (HALF, 16), (torch.float32, 16)])
+def test_steps_hold_a_tensor_cores_product(dtype, least):
+    """Also where an operation has fewer channels, as the demo's first stream."""
+    narrow = [Geometry(32, 32, channels, channels, inputs=inputs) for channels in (8, 16, 32) for inputs in (1, 2)]
+    for shape in narrow:
+        found = candidates([shape], 1, dtype, Table.load((9, 0)).rates)
+        assert found and all(tile.bk >= least for each in found for tile in each.config.tiles), shape
+
+
 def test_no_tile_is_wider_than_its_operation():
     (tile,) = Table.load((9, 0)).level([Geometry(8, 8, 3, 20, planar=True, stride=2)], 1, HALF).tiles
     assert (tile.bn, tile.bk, tile.split_k) == (32, 32, 1)

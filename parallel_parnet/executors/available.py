@@ -97,8 +97,8 @@ def for_cpu(dtype: torch.dtype, quantised: torch.dtype | None = None) -> list[st
 
 
 def notes(executor: str, chosen: str, device: torch.device, quantised: torch.dtype | None) -> list[str]:
-    """What the user should know of a choice that was left to us: that kernels or a GPU cannot be had, or that what was
-    quantised is computed in fp32."""
+    """What the user should know of a choice that was left to us: that the kernels for CPUs cannot be had, or that on a
+    GPU what was quantised is computed in fp32."""
     if executor not in ("auto", "cpu"):
         return []
     found = []

@@ -1,9 +1,10 @@
-"""What a recipe says: its file, the rates of its steps, how pictures are varied, and which weights decay."""
+"""What a recipe says: its file, the rates of its steps, how pictures are varied or made up, and which weights decay."""
 
 from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from random import Random
 
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 from parallel_parnet import ParNetError, create_model
+from parallel_parnet.commands.train import made_up
 from parallel_parnet.commands.train import recipe as recipes
 from parallel_parnet.commands.train.augment import decoded, erased, mirrored_and_moved
 from parallel_parnet.commands.train.loop import _schedule, parameter_groups
@@ -106,3 +108,16 @@ def test_biases_and_norms_do_not_decay() -> None:
     assert [group["weight_decay"] for group in groups] == [5e-4, 0.0]
     assert all(p.ndim == 1 for p in groups[1]["params"])
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+
+
+def test_made_up_pictures_by_their_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(made_up, "COUNTS", {"train": 2, "val": 1})
+    monkeypatch.setattr(sys, "argv", ["made_up", str(tmp_path / "shapes")])
+    assert made_up.main() == 0 and "6 in" in capsys.readouterr().out
+    assert len(list(tmp_path.glob("shapes/val/*/*.png"))) == 3
+    for wrong in ([], ["--help-me"]):
+        monkeypatch.setattr(sys, "argv", ["made_up", *wrong])
+        with pytest.raises(ParNetError):
+            made_up.main()

@@ -29,7 +29,7 @@ from parallel_parnet.commands.data.classes import match
 from parallel_parnet.commands.data.finding import open_split
 from parallel_parnet.commands.data.split import TEST, TRAIN
 from parallel_parnet.commands.ranks import Ranks
-from parallel_parnet.commands.train import command, made_up, state
+from parallel_parnet.commands.train import command, state
 from parallel_parnet.commands.train import recipe as recipes
 from parallel_parnet.commands.train.batches import Pictures
 from parallel_parnet.commands.train.command import settings_of
@@ -394,16 +394,3 @@ def test_what_is_refused_in_one_line(tmp_path: Path, here: Callable) -> None:
     (tmp_path / "shapes" / "val" / "disc").rename(tmp_path / "shapes" / "val" / "dice")
     with pytest.raises(ParNetError, match="class 'dice' is not among the pictures of both train/ and val/"):
         check_same_classes(*(open_split(tmp_path / "shapes", part) for part in (TRAIN, TEST)))
-
-
-def test_made_up_pictures_by_their_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    monkeypatch.setattr(made_up, "COUNTS", {"train": 2, "val": 1})
-    monkeypatch.setattr(sys, "argv", ["made_up", str(tmp_path / "shapes")])
-    assert made_up.main() == 0 and "6 in" in capsys.readouterr().out
-    assert len(list(tmp_path.glob("shapes/val/*/*.png"))) == 3
-    for wrong in ([], ["--help-me"]):
-        monkeypatch.setattr(sys, "argv", ["made_up", *wrong])
-        with pytest.raises(ParNetError):
-            made_up.main()

@@ -228,6 +228,11 @@ def test_what_is_at_fault_is_told_in_a_line(
     ):
         assert said in one_error(here("profile", *arguments))
     assert trace_format.read(trace).bars, "what was read is not overwritten"
+    database, recorded = tmp_path / "rank0.sqlite", (tmp_path / "rank0.nsys-rep").stat().st_mtime
+    database.touch()
+    for later, said in ((-9, "ended with exit status 3"), (9, "not a whole export of nsys")):
+        os.utime(database, (recorded + later, recorded + later))  # of the run before, and of this one
+        assert said in one_error(here("profile", "import", tmp_path, "--trace", tmp_path / "merged.json"))
 
 
 def test_a_database_in_a_folder_with_signs_in_its_name(tmp_path: Path) -> None:

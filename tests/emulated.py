@@ -60,6 +60,8 @@ def level(
         name.with_suffix(".cpp").write_text(text)
         # longjmp is fortified against leaving one stack for another, which is what a fiber does
         command = ["g++", "-std=c++20", "-Og", "-U_FORTIFY_SOURCE", "-fno-strict-aliasing", "-shared", "-fPIC", "-w"]
+        # newer ones give constants of templates one address in a process, whichever library they are of
+        command.append("-fno-gnu-unique")
         subprocess.run([*command, "-o", name.with_suffix(".so"), name.with_suffix(".cpp")], check=True)
     words = arguments(convolutions, ahead, whole.blocks)
     read = {id(t): t for conv in convolutions for p in READ if (t := getattr(conv.x, p)) is not None}.values()

@@ -17,6 +17,7 @@ from parallel_parnet import ParNetError
 from parallel_parnet.commands.gpu.compile_report import resources_for_warpgroups as resources
 from parallel_parnet.commands.gpu.level_tuning import Level, levels_of, operands
 from parallel_parnet.commands.gpu.precompile import shapes_of
+from parallel_parnet.kernels.gpu import config
 from parallel_parnet.kernels.gpu.config import HOPPER, Table, bindings
 from parallel_parnet.kernels.gpu.geometry import WarpTile
 from parallel_parnet.kernels.gpu.samples import convolution, geometry, without_values
@@ -109,6 +110,7 @@ def test_a_hopper_on_which_it_cannot_be_had_takes_tritons(reason, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: HOPPER)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
     monkeypatch.setattr(launch, "loaded", loaded)
+    monkeypatch.setattr(config, "refused", config.refused.__wrapped__)  # which remembers the other case's
     with pytest.warns(UserWarning, match=f"{reason}: Triton's kernels") if reason else nullcontext():
         table = Table.of_device(torch.device("cuda"))
     assert table.levels and bool(table.warpgroups) == (reason is None)

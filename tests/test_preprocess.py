@@ -288,7 +288,7 @@ def is_interned(name: str) -> bool:
 
 
 def test_names_are_in_no_table_of_pythons(tmp_path: Path) -> None:
-    """Which would grow as they are read, by megabytes at once; a new Path enters its name there."""
+    """Which would grow as they are read, by megabytes at once; a new Path enters its name there before Python 3.14."""
     names = [f"only here {i}.png" for i in range(3)]
     for name in names:
         picture(32, 32).save(f"{tmp_path}/{name}")
@@ -296,7 +296,7 @@ def test_names_are_in_no_table_of_pythons(tmp_path: Path) -> None:
     read_image(read)
     kept = Path(also)
     assert str(kept).endswith(names[1])
-    assert [is_interned(name) for name in names] == [False, True, False]
+    assert [is_interned(name) for name in names] == [False, sys.version_info < (3, 14), False]
 
 
 def test_what_would_be_waited_for(tmp_path: Path) -> None:

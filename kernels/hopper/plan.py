@@ -1,23 +1,24 @@
-"""How to cut a level for a Hopper: which operations its kernel takes, a grid of tiles, and how long each may take."""
+"""How to cut a level for a Hopper: which operations its kernel takes, in which tiles, and how long each may take."""
 
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
+from typing import NamedTuple
 
 from ..gpu.geometry import Geometry, WarpTile, aligned
 from ..gpu.rates import H200, MOST_REGISTERS, REGISTERS
 
 CLOCK = 1.9e9
-WIDTHS = (48, 64, 96, 104, 128, 144, 160, 192, 208, 256)  # channels of a tile, about
+PIXELS = (64, 128)  # of a tile
 CHUNKS = (48, 64, 80, 96, 112, 128)
-SHARES = (0.5, 0.75, 1.0, 1.5)  # of a multiprocessor's equal share of the work, what a block may have at most
 SPLITS = (1, 2, 4, 8)
 STAGES = (2, 8)  # at least, at most
-TAPS = (3, 9)  # of a step, besides 1
-STARTS = 4  # of the grid's most promising, which are improved tile by tile
+TAPS = (1, 3, 9)  # of a step
+WORTH = 1.25  # times the most promising's prediction, what a candidate's is at most
 # of so many blocks, that an H200 holds at a time: what its timed levels fit best
 CLUSTERS = {1: 132, 2: 66, 4: 30, 8: 15}
 BARRIERS = 256  # bytes of shared memory for them
@@ -49,21 +50,35 @@ def takes(shape: Geometry) -> bool:
     return shape.gate != "none" and not shape.planar and (shape.groups == 1 or all(n % 8 == 0 for n in eights))
 
 
+class Part(NamedTuple):
+    """Of a launch, an operation: its clusters, and the seconds that each of them takes."""
+
+    tile: WarpTile
+    seconds: float
+    clusters: int
+
+
 def predict(shapes: Sequence[Geometry], tiles: Sequence[WarpTile], n: int, costs: Costs = Costs()) -> float:
-    """Seconds of a launch: clusters go to whichever place is free first, the longest before the others."""
+    """Seconds of a launch."""
     cluster = max(tile.split_k for tile in tiles)
-    queue: list[float] = []
-    for shape, tile in zip(shapes, tiles, strict=True):
-        warpgroups = tile.bm // 64
-        products = tile.kk(shape) * warpgroups * tile.bn / 2 / CLOCK
-        copies = tile.rows(shape) * tile.kk(shape) * 2 / (128 * warpgroups)
-        of_step = tile.taps * (costs.products * products + costs.copy * copies / shape.taps) + costs.step
-        steps = tile.steps(shape) / tile.split_k
-        seconds = costs.block + costs.second * (warpgroups - 1) + steps * of_step + costs.meet[tile.split_k]
-        every = n * tile.spatial(shape) * tile.channels(shape)
-        queue += [seconds] * -(-every // (cluster // tile.split_k))
+    return _span([_part(*each, n, cluster, costs) for each in zip(shapes, tiles, strict=True)], cluster)
+
+
+def _part(shape: Geometry, tile: WarpTile, n: int, cluster: int, costs: Costs) -> Part:
+    warpgroups = tile.bm // 64
+    products = tile.kk(shape) * warpgroups * tile.bn / 2 / CLOCK
+    copies = tile.rows(shape) * tile.kk(shape) * 2 / (128 * warpgroups)
+    of_step = tile.taps * (costs.products * products + costs.copy * copies / shape.taps) + costs.step
+    steps = tile.steps(shape) / tile.split_k
+    seconds = costs.block + costs.second * (warpgroups - 1) + steps * of_step + costs.meet[tile.split_k]
+    every = n * tile.spatial(shape) * tile.channels(shape)
+    return Part(tile, seconds, -(-every // (cluster // tile.split_k)))
+
+
+def _span(parts: Sequence[Part], cluster: int) -> float:
+    """Clusters go to whichever place is free first, the longest before the others."""
     places = [0.0] * CLUSTERS[cluster]
-    for seconds in sorted(queue, reverse=True):
+    for seconds in sorted((part.seconds for part in parts for _ in range(part.clusters)), reverse=True):
         heapq.heapreplace(places, places[0] + seconds)
     return max(places)
 
@@ -73,11 +88,11 @@ def threads(bm: int) -> int:
     return 2 * bm + 128
 
 
-def room(shape: Geometry, tile: WarpTile) -> int:
+def room(shape: Geometry, bm: int) -> int:
     """Bytes of shared memory for averages and parts of the gates, and, later, for parts of the sums."""
     items = shape.inputs * aligned(shape.part) // 4
     parts = max(4 * items * max(1, GATERS // items), 8 * GATERS)
-    return 4 * max(4 * items + parts, 8 * threads(tile.bm))
+    return 4 * max(4 * items + parts, 8 * threads(bm))
 
 
 def shared(shape: Geometry, tile: WarpTile, room: int) -> int:
@@ -89,62 +104,72 @@ def shared(shape: Geometry, tile: WarpTile, room: int) -> int:
 
 
 def candidates(shapes: Sequence[Geometry], n: int) -> list[tuple[float, tuple[WarpTile, ...]]]:
-    """All of a grid that fit, and what may be better than its best, the most promising first, each with its
-    prediction; and the same with more taps to a step."""
-    grid = {tiles: predict(shapes, tiles, n) for tiles in dict.fromkeys(_grid(shapes, n)) if tiles}
-    best = sorted(grid, key=grid.__getitem__)[:STARTS]
-    better = {tiles: seconds for start in best for seconds, tiles in _improved(shapes, n, grid[start], start)}
-    alone = grid | better
-    longer = [_staged(shapes, tiles, taps) for tiles in alone for taps in TAPS]
-    found = alone | {tiles: predict(shapes, tiles, n) for tiles in longer if tiles}
+    """The most promising tiles first, each with its prediction: for each number of pixels and size of clusters the best
+    that fit, and what differs from them in one operation's tile; and the same with as many taps to every step."""
+    made: dict[tuple[WarpTile, ...], None] = {}
+    for bm, cluster in product(PIXELS, SPLITS):
+        of_each = [list(_parts(shape, bm, cluster, n, _room(shapes, bm))) for shape in shapes]
+        if best := _best(of_each, cluster):
+            for i, parts in enumerate(of_each):
+                made |= {(*best[:i], part.tile, *best[i + 1 :]): None for part in parts}
+    found = {tiles: predict(shapes, tiles, n) for tiles in made}
+    most = WORTH * min(found.values())
+    for tiles, taps in product([tiles for tiles, seconds in found.items() if seconds < most], TAPS):
+        if alike := _alike(shapes, tiles, taps):
+            found[alike] = predict(shapes, alike, n)
     return sorted(((seconds, tiles) for tiles, seconds in found.items()), key=lambda each: each[0])
 
 
-def _improved(
-    shapes: Sequence[Geometry], n: int, seconds: float, tiles: tuple[WarpTile, ...]
-) -> Iterator[tuple[float, tuple[WarpTile, ...]]]:
-    """Whatever is better than the tiles before, where one operation's is changed at a time."""
-    for i, shape in enumerate(shapes):
-        for width, chunk, split in product(WIDTHS, CHUNKS, SPLITS):
-            other = _tile(shape, tiles[i].bm, width, chunk, split)
-            changed = _staged(shapes, (*tiles[:i], other, *tiles[i + 1 :]))
-            if changed and (found := predict(shapes, changed, n)) < seconds:
-                seconds, tiles = found, changed
-                yield seconds, tiles
+def _best(of_each: Sequence[Sequence[Part]], cluster: int) -> tuple[WarpTile, ...]:
+    """Of all combinations of the operations' parts; none, where an operation has none."""
+    best: tuple[Part, ...] = ()
+    least = math.inf
+    for parts in product(*map(_undominated, of_each)):
+        even = sum(part.seconds * part.clusters for part in parts) / CLUSTERS[cluster]
+        if max(even, *(part.seconds for part in parts)) < least and (seconds := _span(parts, cluster)) < least:
+            best, least = parts, seconds
+    return tuple(part.tile for part in best)
 
 
-def _grid(shapes: Sequence[Geometry], n: int) -> Iterator[tuple[WarpTile, ...] | None]:
-    for groups, width, chunk, share in product((1, 2), WIDTHS, CHUNKS, SHARES):
-        whole = [_tile(shape, 64 * groups, width, chunk, 1) for shape in shapes]
-        work = [tile.work(shape) for tile, shape in zip(whole, shapes, strict=True)]
-        tiled = zip(shapes, whole, work, strict=True)
-        fair = share * sum(w * n * t.spatial(s) * t.channels(s) for s, t, w in tiled) / H200.multiprocessors
-        splits = [min(8, 2 ** max(0, round(w / fair).bit_length() - 1)) for w in work]
-        tiles = [_tile(shape, 64 * groups, width, chunk, split) for shape, split in zip(shapes, splits, strict=True)]
-        yield _staged(shapes, tiles)
+def _undominated(parts: Sequence[Part]) -> list[Part]:
+    """Those that no other beats both in clusters and in seconds of each."""
+    best: list[Part] = []
+    for part in sorted(parts, key=lambda part: (part.clusters, part.seconds)):
+        if not best or part.seconds < best[-1].seconds:
+            best.append(part)
+    return best
 
 
-def _tile(shape: Geometry, bm: int, width: int, chunk: int, split: int) -> WarpTile:
-    """As wide as `width` allows, and no wider than the group's channels ask for."""
-    group, eights = shape.cout // shape.groups, 8 * split
-    even = -(-group // -(-group // width))
-    bn = -(-even // eights) * eights
-    half = max(16, chunk // 32 * 16)  # with stride 2 a block of inputs has four times the rows
-    return WarpTile(bm, bn, half if shape.stride == 2 else chunk, split, 0)
+def _parts(shape: Geometry, bm: int, cluster: int, n: int, of_level: int) -> Iterator[Part]:
+    """What fits, in a launch of such clusters."""
+    # with stride 2 a block of inputs has four times the rows
+    fewer = [max(16, chunk // 32 * 16) if shape.stride == 2 else chunk for chunk in CHUNKS]
+    chunks = {WarpTile(bm, 8, chunk, 1, 0).kk(shape): chunk for chunk in fewer}.values()
+    for split, chunk, taps in product([split for split in SPLITS if split <= cluster], chunks, TAPS):
+        widest = min(256, aligned(shape.cout // shape.groups) + 8 * (split - 1))
+        for bn in range(8 * split, widest + 1, 8 * split):
+            if tile := _staged(shape, WarpTile(bm, bn, chunk, split, 0, taps), of_level):
+                yield _part(shape, tile, n, cluster, Costs())
 
 
-def _staged(shapes: Sequence[Geometry], tiles: Sequence[WarpTile], taps: int = 1) -> tuple[WarpTile, ...] | None:
+def _alike(shapes: Sequence[Geometry], tiles: Sequence[WarpTile], taps: int) -> tuple[WarpTile, ...] | None:
+    """With as many taps to every step, where that fits."""
+    of_level = _room(shapes, tiles[0].bm)
+    made = [_staged(shape, replace(t, taps=taps), of_level) for shape, t in zip(shapes, tiles, strict=True)]
+    fit = tuple(tile for tile in made if tile)
+    return fit if len(fit) == len(tiles) else None
+
+
+def _room(shapes: Sequence[Geometry], bm: int) -> int:
+    return max(room(shape, bm) for shape in shapes)
+
+
+def _staged(shape: Geometry, tile: WarpTile, of_level: int) -> WarpTile | None:
     """With as many stages as there is room for; nothing where there is none, or where threads lack registers, or blocks
     steps."""
-    widest = max(tile.bn for tile in tiles)
-    if widest > 256 or widest // 2 + OTHER_REGISTERS > min(MOST_REGISTERS, REGISTERS // threads(tiles[0].bm)):
+    if tile.bn // 2 + OTHER_REGISTERS > min(MOST_REGISTERS, REGISTERS // threads(tile.bm)):
         return None
-    of_level, made = max(map(room, shapes, tiles)), []
-    for shape, tile in zip(shapes, tiles, strict=True):
-        bare = replace(tile, stages=0, taps=taps)
-        left = H200.shared - shared(shape, bare, of_level)
-        stages = min(STAGES[1], left // (taps * tile.bn * tile.kk(shape) * 32))
-        if stages < STAGES[0] or bare.steps(shape) < tile.split_k:
-            return None
-        made.append(replace(bare, stages=stages))
-    return tuple(made)
+    bare = replace(tile, stages=0)
+    left = H200.shared - shared(shape, bare, of_level)
+    stages = min(STAGES[1], left // (tile.taps * tile.bn * tile.kk(shape) * 32))
+    return replace(bare, stages=stages) if stages >= STAGES[0] and bare.steps(shape) >= tile.split_k else None

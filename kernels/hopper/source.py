@@ -99,7 +99,7 @@ def source(convolutions: Sequence[Convolution]) -> Source:
     if len({tile.bm for tile in tiles}) > 1:
         raise ParNetError("a launch for warpgroups has tiles of one bm")
     dtype = convolutions[0].dtype
-    room = max(map(plan.room, shapes, tiles))
+    room = max(plan.room(shape, tiles[0].bm) for shape in shapes)
     shared = max(plan.shared(shape, tile, room) for shape, tile in zip(shapes, tiles, strict=True))
     text = "\n".join(
         [

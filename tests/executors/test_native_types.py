@@ -140,4 +140,4 @@ def test_bf16_on_networks_of_any_shape(data: st.DataObject) -> None:
     poison(plan)
     expected = reference(program, x)
     of_torch = relative(Engine(program, device="cpu", dtype=torch.bfloat16, executor="eager")(x), expected)
-    assert 1e-5 < relative(plan(x)[0], expected) < 2 * of_torch + 2**-7
+    assert 1e-5 < relative(plan(x)[0], expected) < 4 * of_torch + 2**-6

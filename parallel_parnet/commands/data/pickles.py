@@ -34,9 +34,18 @@ class _Type(_Kept):
     pass
 
 
+class _Buffer(_Kept):
+    """An array as protocol 5 has it, which is Python's own choice from 3.14 on."""
+
+    def __init__(self, values: Any, kind: Any, shape: Any, order: Any) -> None:
+        self.state = None, shape, kind, order != "C", bytes(values)
+
+
 ALLOWED = {
     ("numpy.core.multiarray", "_reconstruct"): _Kept,
     ("numpy._core.multiarray", "_reconstruct"): _Kept,
+    ("numpy.core.numeric", "_frombuffer"): _Buffer,
+    ("numpy._core.numeric", "_frombuffer"): _Buffer,
     ("numpy", "ndarray"): "ndarray",
     ("numpy", "dtype"): _Type,
 }

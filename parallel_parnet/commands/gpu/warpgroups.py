@@ -83,8 +83,9 @@ def check_passes(work: Work) -> Values:
     return verdict(rows, partial(is_right, work))
 
 
-def chosen(level: Level, most: int) -> list[tuple[WarpTile, ...]]:
-    """The most promising candidates of each number of pixels and of taps in turns, few of a kind."""
+def chosen(level: Level, most: int, table: Table) -> list[tuple[WarpTile, ...]]:
+    """What the table has, and the most promising candidates of each number of pixels and of taps in turns, few of a
+    kind."""
     kept: dict[tuple, dict[tuple, list]] = {}
     for _, tiles in candidates(level.shapes, level.n):
         of_these = kept.setdefault((tiles[0].bm, tiles[0].taps), {})
@@ -92,7 +93,9 @@ def chosen(level: Level, most: int) -> list[tuple[WarpTile, ...]]:
         if len(alike) < MOST_ALIKE:
             alike.append(tiles)
     turns = zip_longest(*([tiles for alike in of_these.values() for tiles in alike] for of_these in kept.values()))
-    return list(islice((tiles for turn in turns for tiles in turn if tiles), most))
+    of_table = table.of_warpgroups(level.shapes, level.n, level.dtype)
+    promising = dict.fromkeys([of_table, *(tiles for turn in turns for tiles in turn)])
+    return [tiles for tiles in promising if tiles][:most]
 
 
 def is_at_hand(work: Work) -> bool:
@@ -136,7 +139,8 @@ def _candidates(work: Work, compiler: Executor, level: Level) -> Candidates:
     """A level's, which are being compiled."""
     from parallel_parnet.kernels.hopper import launch as hopper  # here, since it needs CUDA's bindings
 
-    made = {tiles: operands(level, tiles, 0, work.device) for tiles in chosen(level, work.scope.candidates)}
+    table = Table.load(HOPPER, machine_of(work)["gpu"], warpgroups=True)
+    made = {tiles: operands(level, tiles, 0, work.device) for tiles in chosen(level, work.scope.candidates, table)}
     launches = {tiles: hopper.level(convolutions) for tiles, convolutions in made.items()}
     return Candidates(made, launches, compiler.submit(hopper.prepare, list(launches.values())))
 

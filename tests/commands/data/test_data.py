@@ -88,8 +88,8 @@ def test_folders_in_folders_of_classes(tmp_path: Path, monkeypatch: pytest.Monke
         open_split(tmp_path, TEST)
 
 
-def batch(*labels: int) -> bytes:
-    return pickle.dumps({"data": np.zeros((len(labels), 3072), np.uint8), "labels": list(labels)})
+def batch(*labels: int) -> dict[str, object]:
+    return {"data": np.zeros((len(labels), 3072), np.uint8), "labels": list(labels)}
 
 
 class Command:
@@ -97,28 +97,47 @@ class Command:
         return os.system, ("touch was-run",)
 
 
+@pytest.mark.parametrize("protocol", [4, 5])
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (pickle.dumps(Command()), "names posix.system, which loading could run"),
-        (pickle.dumps({"data": np.zeros(3)}), "not of bytes"),
-        (pickle.dumps({"data": np.zeros((2, 3072), np.uint8, "F"), "labels": [1, 2]}), "not of bytes, row by row"),
-        (pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [1]}), "are not 3072 values for each of 1"),
-        (pickle.dumps({"data": 1}), "holds no labels"),
+        (Command(), "names posix.system, which loading could run"),
+        ({"data": np.zeros(3)}, "not of bytes"),
+        ({"data": np.zeros((2, 3072), np.uint8, "F"), "labels": [1, 2]}, "not of bytes, row by row"),
+        ({"data": np.zeros((2, 3072), np.uint8), "labels": [1]}, "are not 3072 values for each of 1"),
+        ({"data": 1}, "holds no labels"),
         (batch(3, 2**70), "the label of picture 1 is none of 0 to 9"),
         (batch(-1, 12), "the label of picture 0 is none of 0 to 9"),
-        (pickle.dumps([1]), "holds no dictionary"),
-        (b"\x80\x02r\xff\xff\xff\xff.", "truncated, or no pickle"),
-        (b"", "truncated, or no pickle"),
+        ([1], "holds no dictionary"),
     ],
-    ids=["command", "floats", "by columns", "shape", "labels", "beyond 64 bits", "negative", "list", "huge", "empty"],
+    ids=["command", "floats", "by columns", "shape", "labels", "beyond 64 bits", "negative", "list"],
 )
-def test_a_pickle_is_read_and_never_run(content: bytes, says: str, tmp_path: Path, monkeypatch) -> None:
+def test_a_pickle_is_read_and_never_run(content: object, says: str, protocol: int, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "test_batch").write_bytes(content)
+    (tmp_path / "test_batch").write_bytes(pickle.dumps(content, protocol))
     with pytest.raises(ParNetError, match=says):
         open_split(tmp_path, TEST)
     assert not Path("was-run").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"\x80\x02r\xff\xff\xff\xff.", b"", pickle.dumps(batch(1), 5).replace(b"_frombuffer", b"_frombuffe")]
+)
+def test_what_is_no_pickle(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "test_batch").write_bytes(content)
+    with pytest.raises(ParNetError, match="truncated, or no pickle"):
+        open_split(tmp_path, TEST)
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+@pytest.mark.parametrize("writable", [True, False])
+def test_what_other_pythons_write(protocol: int, writable: bool, tmp_path: Path) -> None:
+    drawn = np.random.default_rng(protocol).integers(0, 256, (3, 3072), np.uint8)
+    drawn.flags.writeable = writable
+    (tmp_path / "test_batch").write_bytes(pickle.dumps({"data": drawn, "labels": [1, 0, 9]}, protocol))
+    split = open_split(tmp_path, TEST)
+    assert split.truth.tolist() == [1, 0, 9]
+    assert all(np.array_equal(pixels(split, i), drawn[i].reshape(3, 32, 32).transpose(1, 2, 0)) for i in range(3))
 
 
 def test_a_batch_that_was_cut_anywhere(tmp_path: Path) -> None:

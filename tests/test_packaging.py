@@ -12,7 +12,7 @@ import sysconfig
 import tarfile
 import zipfile
 from collections.abc import Mapping
-from importlib.metadata import requires
+from importlib.metadata import requires, version
 from pathlib import Path
 
 import pytest
@@ -201,7 +201,7 @@ def test_no_install_is_needed(tmp_path: Path) -> None:
     assert str(ROOT) in run(sys.executable, "-c", code, cwd=tmp_path)
 
 
-@pytest.mark.parametrize("version", ["3.10", "3.11", "3.12", "3.13"])
+@pytest.mark.parametrize("version", ["3.10", "3.11", "3.12", "3.13", "3.14"])
 def test_one_pin_for_each_python(version: str) -> None:
     environment = {"python_version": version, "python_full_version": f"{version}.0"}
     apply = [pin for pin in PINS if pin.marker is None or pin.marker.evaluate(environment)]
@@ -210,14 +210,15 @@ def test_one_pin_for_each_python(version: str) -> None:
 
 
 def test_pins_fit_each_other() -> None:
-    """What an installed package demands of another that is pinned; CUDA builds of torch demand one triton."""
+    """What a package that is installed as it is pinned demands of others; CUDA builds of torch demand one triton."""
     here = {pin.name: pin for pin in PINS if pin.marker is None or pin.marker.evaluate()}
-    demands = [(name, Requirement(line)) for name in here for line in requires(name) or []]
+    pinned = [name for name, pin in here.items() if pin.specifier.contains(version(name))]
+    demands = [(name, Requirement(line)) for name in pinned for line in requires(name) or []]
     held = [
-        (name, demand, version)
+        (name, demand, pin)
         for name, demand in demands
         if demand.name in here and (demand.marker is None or demand.marker.evaluate({"extra": ""}))
-        for version in [next(iter(here[demand.name].specifier)).version]
+        for pin in [next(iter(here[demand.name].specifier)).version]
     ]
     assert held, "onnx and others demand a numpy"
     assert not [row for row in held if not row[1].specifier.contains(row[2])]

@@ -13,6 +13,7 @@ from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 
 from .rates import REGISTERS, block_memory
 
@@ -104,7 +105,8 @@ def resources(compiled: Any) -> Resources:
         ptx = Path(folder, "kernel.ptx")
         ptx.write_text(compiled.asm["ptx"])
         target = _find(r"\.target (\w+)", compiled.asm["ptx"])
-        log = _tool("ptxas", "-v", f"--gpu-name={target}", ptx, "-o", Path(folder, "again.cubin"))
+        ptxas = get_ptxas(compiled.metadata.target.arch).path  # of two, by architecture
+        log = _run(ptxas, "-v", f"--gpu-name={target}", ptx, "-o", Path(folder, "again.cubin"))
     return read(compiled.asm["cubin"], log, compiled.metadata.num_warps * 32, compiled.metadata.shared)
 
 
@@ -113,8 +115,8 @@ def read(code: bytes, log: str, threads: int, shared: int) -> Resources:
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "kernel.cubin")
         cubin.write_bytes(code)
-        usage = _tool("cuobjdump", "--dump-resource-usage", cubin)
-        sass = _tool("nvdisasm", "-c", cubin)
+        usage = _run(triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", cubin)
+        sass = _run(triton.knobs.nvidia.nvdisasm.path, "-c", cubin)
     opcodes = [found[1] for line in sass.splitlines() if (found := INSTRUCTION.match(line))]
     return Resources(
         registers=int(_find(r"REG:(\d+)", usage)),
@@ -147,9 +149,8 @@ def spills_in_loops(sass: str) -> int:
     return sum(opcodes[i] in ("LDL", "STL") for i in loops)
 
 
-def _tool(name: str, *arguments: str | Path) -> str:
+def _run(*command: str | Path) -> str:
     """All that one of the CUDA tools in Triton's package prints."""
-    command = [getattr(triton.knobs.nvidia, name).path, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return done.stdout + done.stderr
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -69,7 +70,7 @@ class Nccl(Gloo):
 
     def __init__(self, routes: Sequence[Transfer]) -> None:
         super().__init__(routes)
-        self._groups = [dist.new_group([route.source, route.target], backend="nccl") for route in routes]
+        self._groups: list[Any] = [dist.new_group([route.source, route.target], backend="nccl") for route in routes]
 
     def inbox(self, tag: int, place: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inbox:
         if device.type != "cuda":

@@ -12,6 +12,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from parallel_parnet.kernels.gpu.compiled import stand_in
 from parallel_parnet.kernels.gpu.config import HOPPER, Table
+from parallel_parnet.kernels.gpu.launch import FUSED
 
 from .device import event_times, exact_fp32, in_a_graph, measure_rates, median, quantiles
 from .journal import Values
@@ -73,7 +74,7 @@ def check_probes(work: Work) -> Values:
 def gap(grid: int, dependent: bool, device: torch.device) -> Values:
     """Microseconds of an empty kernel among others in a CUDA graph."""
     x = torch.zeros(1, dtype=torch.int32, device=device)
-    options = {"launch_pdl": True} if dependent else {}
+    options = FUSED | ({"launch_pdl": True} if dependent else {})
     launches = [lambda: empty_kernel[(grid,)](x, dependent, num_warps=4, **options)] * EMPTY
     times = event_times(in_a_graph(launches, device), RUNS)
     return {"us": quantiles([seconds / EMPTY for seconds in times])}
@@ -83,7 +84,7 @@ def l2_bandwidth(device: torch.device, programs: int) -> Values:
     """Bytes a second that all multiprocessors together read of what lies in the L2 cache."""
     x = torch.zeros(BLOCKS, BLOCK, dtype=torch.int32, device=device)
     out = torch.empty(programs, BLOCK, dtype=torch.int32, device=device)
-    read = lambda: read_kernel[(programs,)](x, out, BLOCKS, ROUNDS, BLOCK, num_warps=8)  # noqa: E731
+    read = lambda: read_kernel[(programs,)](x, out, BLOCKS, ROUNDS, BLOCK, num_warps=8, **FUSED)  # noqa: E731
     seconds = median(event_times(in_a_graph([read], device), RUNS))
     return {"tb_per_s": round(programs * ROUNDS * BLOCK * 4 / seconds / 1e12, 3), "us": round(seconds * 1e6, 3)}
 
@@ -101,9 +102,9 @@ def compile_probes(capability: tuple[int, int], launchers: bool) -> None:
     """The probes' kernels, as `check_probes` launches them, into Triton's cache."""
     x = torch.empty(16, dtype=torch.int32, device="meta")
     with stand_in(capability):
-        made = [empty_kernel.warmup(x, False, grid=(1,), num_warps=4)]
+        made = [empty_kernel.warmup(x, False, grid=(1,), num_warps=4, **FUSED)]
         if capability >= HOPPER:  # below, ptxas refuses them
-            made.append(empty_kernel.warmup(x, True, grid=(1,), num_warps=4, launch_pdl=True))
-        made.append(read_kernel.warmup(x, x, BLOCKS, ROUNDS, BLOCK, grid=(1,), num_warps=8))
+            made.append(empty_kernel.warmup(x, True, grid=(1,), num_warps=4, launch_pdl=True, **FUSED))
+        made.append(read_kernel.warmup(x, x, BLOCKS, ROUNDS, BLOCK, grid=(1,), num_warps=8, **FUSED))
     for compiled in made if launchers else ():
         build_launcher(compiled)

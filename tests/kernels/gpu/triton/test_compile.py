@@ -200,7 +200,7 @@ def test_ticket_stands_between_barriers(capability, dtype):
 
 
 # an addition of nothing, which only acquires, becomes a load
-ORDERED = {"acq_rel": r"atom\.global\.gpu\.acq_rel\.add", "release": r"atom\.global\.gpu\.release\.add",
+ORDERED = {"acq_rel": r"atom\.global\.gpu\.acq_rel\.add", "release": r"(?:atom|red)\.global\.gpu\.release\.add",
            "acquire": r"(?:atom|ld)\.global\.gpu\.acquire"}  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from triton.backends.nvidia.compiler import get_ptxas
 
 from .rates import REGISTERS, block_memory
 
-INSTRUCTIONS = ("HGMMA", "QGMMA", "HMMA", "LDGSTS", "LDG", "LDL", "STL")
+INSTRUCTIONS = ("UTCHMMA", "HGMMA", "QGMMA", "HMMA", "LDGSTS", "LDG", "LDL", "STL")
 SPILLED = 96  # bytes of a thread's registers that may be in memory where no loop is: there they cost next to nothing
 INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)")
 
@@ -144,7 +144,7 @@ def spills_in_loops(sass: str) -> int:
         elif found := INSTRUCTION.match(line):
             opcodes.append(found[1])
             back = labels.get(target[1]) if (target := re.search(r"BRA.*`\((\.L_\w+)\)", line)) else None
-            if back is not None and {"HGMMA", "QGMMA", "HMMA", "FFMA"}.intersection(opcodes[back:]):
+            if back is not None and {"UTCHMMA", "HGMMA", "QGMMA", "HMMA", "FFMA"}.intersection(opcodes[back:]):
                 loops.update(range(back, len(opcodes)))
     return sum(opcodes[i] in ("LDL", "STL") for i in loops)
 

@@ -91,12 +91,12 @@ setup(
     install_requires=[
         "torch>=2.11",
         "triton>=3.6; sys_platform == 'linux'",
-        "numpy",
+        "numpy>=1.26",
         "nvidia-ml-py",
         "nvtx; sys_platform != 'darwin'",  # which has no wheel for it, and no NVIDIA GPU
-        "pillow>=11",
-        "rich",
-        "safetensors",
+        "pillow>=12.1",  # before, hidden pixels of one bit, or of a palette with levels, were seen
+        "rich>=14.3",  # before, a progress bar that is not shown left a line
+        "safetensors>=0.4.5",
     ],
     extras_require={
         "cpu": ["openvino>=2026.1"],

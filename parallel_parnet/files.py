@@ -45,8 +45,8 @@ def write_atomically(path: Path | str, content: bytes | str) -> None:
             with suppress(OSError):
                 temporary.unlink()
             raise
-    except OSError as error:
-        raise ParNetError(f"{path}: cannot be written ({error.strerror or error})") from None
+    except (OSError, ValueError) as error:  # which a name that no file can have is for Python
+        raise ParNetError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
 
 
 def check_writable(*paths: Path | str | None, reads: Iterable[Path | str | None] = ()) -> None:
@@ -72,8 +72,8 @@ def _obstacle(path: Path | str) -> str | None:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
         mode = stat.S_IFREG
-    except OSError as error:
-        return error.strerror
+    except (OSError, ValueError) as error:
+        return getattr(error, "strerror", None) or str(error)
     if stat.S_ISDIR(mode):
         return "a folder; name a file"
     folder = os.path.dirname(os.path.realpath(path))

@@ -56,8 +56,6 @@ class Saved:
         if type(saved.given) is not bool:
             raise ParNetError(f"a placement was given or not, and {saved.given!r} is neither")
         if saved.placement is not None:
-            if saved.placement.lanes > len(program.operations):
-                raise ParNetError(f"{saved.placement.lanes} lanes for {len(program.operations)} operations")
             saved.placement.check(program)
         return saved
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 from torch._dynamo.utils import counters
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from parallel_parnet import Engine, ParNetBlock, ParNetError, fold
-from small import OPTIONAL, SMALL, lively
+from small import OPTIONAL, SMALL, lively, relative
 
 PROGRAM = fold(lively(SMALL, 2))
 X, OTHER = torch.randn(2, 1, 3, 32, 32)
@@ -84,6 +87,8 @@ def test_inputs_of_another_kind_after_one_that_was_right(executor: str) -> None:
         torch.zeros(1, 10).to_sparse(),
         torch.empty(1, 1).expand(1, 10),
         torch.empty(1, 10).expand(2, 10),
+        torch.empty(40).as_strided((2, 10), (1, 1)),
+        torch.empty(40).as_strided((2, 10), (9, 1)),
         [0.0],
     ],
     ids=type,
@@ -91,6 +96,31 @@ def test_inputs_of_another_kind_after_one_that_was_right(executor: str) -> None:
 def test_what_cannot_be_filled(out: object) -> None:
     with pytest.raises(ParNetError, match="expected a dense tensor whose elements have a place each"):
         engine_of("eager")(X, out=out)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("out", [torch.empty(10, 2).T, torch.empty(2, 20)[:, ::2], torch.empty(2, 10)[1:]], ids=type)
+def test_what_has_gaps_or_another_order_is_filled(out: Tensor) -> None:
+    x = torch.randn(len(out), *X.shape[1:])
+    engine_of("eager")(x, out=out.fill_(torch.nan))
+    assert torch.equal(out, engine_of("eager")(x))
+
+
+@pytest.mark.parametrize("executor", ["reference", "eager", *OPTIONAL])
+@pytest.mark.parametrize("activation", ["silu", "relu"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_pixel_that_is_no_number_is_not_hidden(executor: str, activation: str, value: float) -> None:
+    program = fold(lively(replace(SMALL, activation=activation), 3))
+    x = torch.randn(1, 3, 64, 64)
+    x[0, 1, 40, 9] = value
+    assert not Engine(program, device="cpu", executor=executor)(x).isfinite().any()
+
+
+@pytest.mark.long
+def test_strides_of_one_picture_mean_nothing_to_inductor() -> None:
+    engine = Engine(PROGRAM, device="cpu", executor="inductor")
+    for n in range(1, 12):
+        x = torch.randn(2 * n, 3, 32, 32).to(memory_format=torch.channels_last)[::n][:1].requires_grad_(n % 2 == 0)
+        assert relative(engine(x), engine_of("eager")(x)) < 1e-5
 
 
 @pytest.mark.skipif("openvino" not in OPTIONAL, reason="needs OpenVINO")

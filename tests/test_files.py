@@ -47,7 +47,8 @@ def test_two_names_of_one_file(tmp_path: Path) -> None:
     ("name", "why"),
     [
         ("absent/a.json", "no such folder"), (".", "a folder; name a file"), ("file/a.json", "Not a directory"),
-        ("n" * 256, "File name too long"), ("file", None), ("new", None), ("link", None), ("null", None),
+        ("n" * 256, "File name too long"), ("/", "a folder; name a file"), ("a\0b", ".*null.*"),
+        ("file", None), ("new", None), ("link", None), ("null", None),
     ],
 )  # fmt: skip
 def test_what_cannot_be_written_is_told_beforehand(name: str, why: str | None, tmp_path: Path) -> None:

@@ -43,11 +43,7 @@ def check_out(program: Program, x_nchw: Tensor, out: Tensor) -> None:
     """ParNetError where a tensor cannot take the logits of such pictures."""
     if program.outputs:
         raise ParNetError(f"out is for logits, and this program gives {', '.join(program.outputs)}: leave it out")
-    if (
-        not isinstance(out, Tensor)
-        or out.layout != torch.strided
-        or any(stride == 0 and size > 1 for stride, size in zip(out.stride(), out.shape, strict=True))
-    ):
+    if not isinstance(out, Tensor) or out.layout != torch.strided or _shares_places(out):
         raise ParNetError(f"out, a {type(out).__name__}: expected a dense tensor whose elements have a place each")
     if out.requires_grad:
         raise ParNetError("out requires gradients, which an engine has none of: give its detach()")
@@ -57,6 +53,16 @@ def check_out(program: Program, x_nchw: Tensor, out: Tensor) -> None:
             f"out {list(out.shape)} of {out.dtype} on {out.device}: expected {list(expected)} of float32 on "
             f"{x_nchw.device}"
         )
+
+
+def _shares_places(out: Tensor) -> bool:
+    """Whether an element may lie where another does."""
+    reach = 0
+    for stride, size in sorted(zip(out.stride(), out.shape, strict=True)):
+        if size > 1 and stride <= reach:
+            return True
+        reach += stride * (size - 1)
+    return False
 
 
 def error(got: Answer, expected: Answer) -> float:

@@ -61,7 +61,8 @@ def _convolution(op: Operation, w: dict[str, Node], inputs: list[Node]) -> Node:
     if op.residual:
         y = ov.add(y, inputs[-1])
     if op.activation != "none":
-        y = ov.swish(y) if op.activation == "silu" else ov.relu(y)
+        zero = _constant(0.0)  # not its relu, which makes a number of NaN
+        y = ov.swish(y) if op.activation == "silu" else ov.select(ov.less(y, zero), zero, y)
     if op.shuffle > 1:
         n, c, h, width = _shape(y)
         y = ov.reshape(y, [n, op.groups, op.shuffle, -1, h, width], False)

@@ -28,6 +28,7 @@ from ..settings import with_own_settings
 # step, and as large a part of them is rounded the other way.
 MOVED = 1e-3
 EQUAL = 1e-2  # of a step: two products of a step and the same integer are closer
+NOISE = 0.05  # its standard deviation, of normalised pixels
 FURTHEST = 256  # steps: no two integers are so far apart
 
 
@@ -57,13 +58,17 @@ class Agreement(NamedTuple):
 def agreement(program: Program, executor: str, x_nchw: Tensor) -> Agreement:
     """Each operation of a quantised program as this executor computes it, against the executor reference.
 
-    The reference gets the inputs that the executor's own operation had. x_nchw: pictures, normalised.
+    The reference gets the inputs that the executor's own operation had. x_nchw: pictures, normalised; they get noise,
+    since equal pixels would round alike, and one tie between two integers would count as many.
     """
+    draw = torch.Generator("cpu").manual_seed(0)
+    noise = torch.randn(x_nchw.shape, generator=draw, dtype=torch.float32, device="cpu")
+    x_nchw = x_nchw.float() + NOISE * noise.to(x_nchw.device)
     names = {op.name: op.name for op in program.operations}
     whole = replace(program, outputs=names, original=program)
     features = Engine(whole, Placement.single(whole), x_nchw.device, executor=executor)(x_nchw)
     assert isinstance(features, dict)
-    features[INPUT] = x_nchw.float()
+    features[INPUT] = x_nchw
     steps = moved = values = 0
     error = 0.0
     for op in program.operations:

@@ -169,12 +169,15 @@ def _read_released(path: Path, ema: bool) -> dict[str, Tensor]:
 
 def _named_as_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Without what wrappers put in front of names or beside them (DataParallel, torch.compile, AveragedModel)."""
-    names = {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items() if name != "n_averaged"}
+    names = {name: name.replace("_orig_mod.", "") for name in state if name != "n_averaged"}
     if any("rbr_reparam" in name for name in names):
         raise ParNetError("weights in deploy form (rbr_reparam), folded already: give those in training form")
     head = "head.fc.weight"
-    prefix = next((name for name in names if name.endswith(head)), head).removesuffix(head)
-    return {name.removeprefix(prefix): tensor for name, tensor in names.items()}
+    heads = [name for name, bare in names.items() if bare.endswith(head)]
+    if len(heads) > 1:
+        raise ParNetError(f"weights of several networks, {' and '.join(heads)}: give one's")
+    prefix = names[heads[0]].removesuffix(head) if heads else ""
+    return {bare.removeprefix(prefix): state[name] for name, bare in names.items()}
 
 
 def infer_config(state: Mapping[str, Tensor]) -> Config:

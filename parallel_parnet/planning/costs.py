@@ -16,6 +16,7 @@ from pathlib import Path
 from ..errors import ParNetError
 from ..program.program import INPUT, Operation, Program
 
+MOST_BYTES = 1e15  # of a message
 LEAST_S, MOST_S = 1e-9, 1e3  # of a message, and of a link's latency: beyond, sums of seconds lose the operations' own
 BY_LANES = "shared"  # of the measured links
 UNITS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "kb/s": 1e3, "mb/s": 1e6, "gb/s": 1e9}
@@ -56,8 +57,10 @@ class Link:
         Relative, since an error of a microsecond matters to a small message and not to a large one.
         """
         points = list(points)
-        if not points or not all(0 <= size < math.inf and LEAST_S <= t <= MOST_S for size, t in points):
-            raise ParNetError(f"link {name}: give messages of some bytes, each of {LEAST_S:g} to {MOST_S:g} s")
+        if not points or not all(0 <= size <= MOST_BYTES and LEAST_S <= t <= MOST_S for size, t in points):
+            raise ParNetError(
+                f"link {name}: give messages of up to {MOST_BYTES:g} bytes, each of {LEAST_S:g} to {MOST_S:g} s"
+            )
         rows = [(size, seconds, seconds**-2) for size, seconds in points]
         total = sum(w for _, _, w in rows)
         middle, mean = (sum(row[i] * row[2] for row in rows) / total for i in (0, 1))

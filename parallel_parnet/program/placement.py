@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from ..errors import ParNetError
 from .program import INPUT, Program
 
+MOST_LANES = 1024
+
 
 @dataclass(frozen=True)
 class Transfer:
@@ -83,7 +85,9 @@ class Placement:
         return cls(1, {op.name: (0,) for op in program.operations})
 
     def check(self, program: Program) -> None:
-        """ParNetError where an operation is left out or put on a lane that does not exist."""
+        """ParNetError where an operation is left out or put on a lane that does not exist, and for very many lanes."""
+        if self.lanes > MOST_LANES:
+            raise ParNetError(f"{self.lanes} lanes: there may be {MOST_LANES}")
         if not 0 <= self.coordinator < self.lanes:
             raise ParNetError(f"coordinator lane {self.coordinator} of {self.lanes} lanes: count from 0")
         for op in program.operations:

@@ -60,6 +60,13 @@ def test_right_executors_agree(to: torch.dtype) -> None:
     assert found.right and found.values > 10_000
 
 
+@each_type
+def test_a_tie_in_every_pixel_is_no_difference(to: torch.dtype) -> None:
+    """Where all pixels are alike, so are many values, and they are rounded alike."""
+    for level in torch.linspace(-2, 2, 12):
+        assert agreement(PROGRAMS[to], "eager", level.expand(1, 3, 64, 64)).right, level
+
+
 def test_what_agreement_bears() -> None:
     assert Agreement(1, 10, 10_001, 1e-6).right and "10 of 10001" in str(Agreement(1, 10, 10_001, 1e-6))
     for wrong in (Agreement(2, 10, 100_000, 0), Agreement(1, 11, 10_000, 0), Agreement(0, 0, 10_000, 1e-4)):

@@ -338,6 +338,19 @@ def test_what_wrappers_make_of_names(wrap: str, name: str, tmp_path: Path) -> No
         assert torch.equal(load_checkpoint(tmp_path / name)(x), model(x))
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+@pytest.mark.parametrize("first", [True, False])
+def test_two_sets_of_weights(prefix: str, first: bool, tmp_path: Path) -> None:
+    """Of which neither may be taken for the other, nor half of each."""
+    state = dict(lively(SMALL, 1).state_dict())
+    wrapped, bare = {f"{prefix}{k}": v for k, v in state.items()}, {"head.fc.weight": state["head.fc.weight"] * 0}
+    torch.save({**bare, **wrapped} if first else {**wrapped, **bare}, tmp_path / "c.pth")
+    with pytest.raises(
+        ParNetError, match=rf"several networks.* {prefix}head\.fc\.weight|several networks, {prefix}head\.fc\.weight"
+    ):
+        load_checkpoint(tmp_path / "c.pth")
+
+
 def test_threads_that_load_at_the_same_time(tmp_path: Path) -> None:
     torch.save(trainers(dict(lively(SMALL, 1).state_dict())), tmp_path / "c.pth.tar")
     before = list(warnings.filters)

@@ -287,7 +287,11 @@ def test_a_measured_link_is_read_from_its_file(tmp_path: Path) -> None:
             Link.read(file)
     for seconds in (0, -1e-6, 1e-200, 1e300, math.nan):
         file.write_text(json.dumps({**content, "messages": [points[0], {"bytes": 2000, "median_s": seconds}]}))
-        with pytest.raises(ParNetError, match="link loopback: give messages of some bytes, each of 1e-09 to 1000 s"):
+        with pytest.raises(ParNetError, match=r"give messages of up to 1e\+15 bytes, each of 1e-09 to 1000 s"):
+            Link.read(file)
+    for size in (-1, 1e16, 1e200):
+        file.write_text(json.dumps({**content, "messages": [points[0], {"bytes": size, "median_s": 1.0}]}))
+        with pytest.raises(ParNetError, match="give messages of up to"):
             Link.read(file)
     file.write_text(json.dumps({**content, "messages": []}))
     with pytest.raises(ParNetError, match="give messages"):

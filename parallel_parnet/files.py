@@ -16,6 +16,8 @@ from typing import Any
 
 from .errors import ParNetError
 
+STREAMS = ("/dev/std", "/dev/fd/", "/proc/")
+
 
 def write_atomically(path: Path | str, content: bytes | str) -> None:
     """Write beside the target, then rename over it; ParNetError where the folder cannot be written.
@@ -76,6 +78,10 @@ def _obstacle(path: Path | str) -> str | None:
         return getattr(error, "strerror", None) or str(error)
     if stat.S_ISDIR(mode):
         return "a folder; name a file"
+    if str(path) == "-":
+        return "standard output is no file here; name one"
+    if stat.S_ISREG(mode) and os.path.abspath(path).startswith(STREAMS):
+        return "a stream that goes to a file, of which it would take the place; name that file, or another"
     folder = os.path.dirname(os.path.realpath(path))
     if stat.S_ISREG(mode) and not os.path.isdir(folder):
         return "no such folder"

@@ -20,6 +20,7 @@ from .spans import REQUEST, Span
 from .timeline import REAL, Bar, Operations, Timeline, arrows, bars_of
 
 TORCHRUN = "torch.distributed.run"
+TRACING = ("infer", "bench")  # commands that take --trace
 NVTX_PUSH_POP, NVTX_DOMAIN = 59, 75  # eventType in NVTX_EVENTS
 
 
@@ -34,6 +35,8 @@ def split_launch(command: Sequence[str]) -> tuple[list[str], list[str]]:
             return [], words
         raise ParNetError("give the launch command after --, as: -- torchrun --nproc-per-node 3 launch/infer.py")
     before, rank = words[:script], words[script:]
+    if "--no-python" in before:
+        raise ParNetError("leave --no-python and python out of the launch: nsys or ncu takes python's place")
     if TORCHRUN in before:
         return before, [before[0], *rank]
     if before and Path(before[0]).name == "torchrun":
@@ -44,8 +47,9 @@ def split_launch(command: Sequence[str]) -> tuple[list[str], list[str]]:
 def nsys_command(command: Sequence[str], folder: Path, capture: str = "nvtx") -> list[str]:
     """One report per rank in `folder`: torchrun starts `nsys profile` in place of python.
 
-    capture: "nvtx" or "cudaProfilerApi", the traced requests alone, or "none", everything. The script is told to
-    --trace, since it is then that it runs requests to be captured.
+    capture: "nvtx" or "cudaProfilerApi", the traced requests alone, or "none", everything. infer and bench are told to
+    --trace, since it is then that they run requests to be captured. ParNetError where another script is to be captured
+    so, or the trace is to go elsewhere.
     """
     torchrun, rank = split_launch(command)
     ranges = {
@@ -58,9 +62,12 @@ def nsys_command(command: Sequence[str], folder: Path, capture: str = "nvtx") ->
         "nsys", "profile", "--trace=cuda,nvtx", "--cuda-graph-trace=node", "--sample=none", "--cpuctxsw=none",
         *ranges, "--force-overwrite=true", f"--output={folder / name}",
     ]  # fmt: skip
-    trace = (
-        [] if any(word.partition("=")[0] == "--trace" for word in rank) else ["--trace", str(folder / "trace.json.gz")]
-    )
+    if any(word.partition("=")[0] == "--trace" for word in rank):
+        raise ParNetError(f"leave --trace out of the launch: it is {folder / 'trace.json.gz'}, with what nsys saw")
+    traces = any(Path(word).stem in TRACING for word in rank[:4])
+    if not traces and capture != "none":
+        raise ParNetError(f"{shlex.join(rank[:3])} has no --trace, which nsys would wait for: add --capture none")
+    trace = ["--trace", str(folder / "trace.json.gz")] if traces else []
     return [*torchrun, *(["--no-python"] if torchrun else []), *profile, *rank, *trace]
 
 

@@ -73,7 +73,6 @@ def main() -> None:
     lines = [f"  {name:<{width}}  {command.purpose}" for name, command in COMMANDS.items()]
     usage = "\n".join(["usage: parnet NAME ...; each takes --help", *lines])
     if name in HELP:
-        print(usage)
-        sys.exit()
+        run(lambda: print(usage) or 0)
     sys.stderr.write(f"error: parnet {name}: no such command; choose one of {', '.join(COMMANDS)}\n")
     sys.exit(2)

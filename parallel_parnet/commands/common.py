@@ -123,6 +123,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ParNetError(f"{message}; see --help")
 
+    def print_help(self, file: Any = None) -> None:
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # one rank speaks for all
+            super().print_help(file)
+
 
 def _whole_number(text: str) -> int:
     number = int(text)
@@ -160,8 +164,12 @@ def load_model(args: argparse.Namespace) -> tuple[ParNet, str]:
         return model, str(checkpoint.relative_to(ROOT) if demo else checkpoint)
     if args.ema:
         raise ParNetError("--ema: random weights have no average; give a --checkpoint")
+    if args.num_classes is not None and args.num_classes < (0 if getattr(args, "outputs", None) else 1):
+        raise ParNetError(f"--num-classes {args.num_classes}: must be at least 1")
     torch.manual_seed(args.seed)
-    model = create_model(args.model or DEMO_MODEL, num_classes=args.num_classes, activation=args.activation)
+    model = create_model(
+        DEMO_MODEL if args.model is None else args.model, num_classes=args.num_classes, activation=args.activation
+    )
     return settle(model), RANDOM
 
 

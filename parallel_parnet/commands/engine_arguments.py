@@ -46,6 +46,8 @@ def check_engine_arguments(args: argparse.Namespace) -> None:
     if args.placement == "auto" and (args.streams_per_gpu or args.strict):
         raise ParNetError("--placement auto chooses the lanes by itself: leave --streams-per-gpu and --strict out")
     if args.link:
+        if args.placement != "auto" and not (getattr(args, "trace", None) or getattr(args, "report", None)):
+            raise ParNetError("--link is for --placement auto, --trace and --report: add one, or leave --link out")
         find_link(args.link)  # a wrong one is told before anything runs
     if args.calibrate and not {args.dtype, getattr(args, "against", None)} & QUANTISED.keys():
         raise ParNetError("--calibrate is for int8 and fp8: add --dtype int8 or fp8, or leave it out")

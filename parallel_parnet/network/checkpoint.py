@@ -43,7 +43,8 @@ def load_checkpoint(path: Path | str, ema: bool = False, activation: str | None 
     """
     path = Path(path)
     if not os.path.isfile(path):  # a Path's own is_file raises for names that are too long, or not to be looked up
-        raise ParNetError(f"{path}: {'a folder, not' if os.path.isdir(path) else 'no such'} checkpoint file")
+        what = "a folder, not a" if os.path.isdir(path) else "not a regular" if os.path.exists(path) else "no such"
+        raise ParNetError(f"{path}: {what} checkpoint file")
     try:
         if _is_safetensors(path):
             if ema:

@@ -109,8 +109,9 @@ class Link:
             StopIteration,
             RecursionError,
         ) as error:
+            wanted = f" {name}" if name else ""
             raise ParNetError(
-                f"{path}: no measured link {name or ''} ({error}); launch/infer.py --measure-links --json writes some"
+                f"{path}: no measured link{wanted} ({error!r}); launch/infer.py --measure-links --json writes some"
             ) from None
         return replace(cls.fit(chosen["link"], points, source), by_lanes=chosen["link"] == BY_LANES)
 

@@ -13,6 +13,15 @@ from parallel_parnet.commands.calibration import OF_DEMO
 PICTURES = "launch/demo/pictures"
 ON_CPUS = [
     (("--model", "parnet_xxl"), "choose one of parnet_s"),
+    (("--model", ""), "choose one of parnet_s"),
+    (("--num-classes", "0"), "--num-classes 0: must be at least 1"),
+    (("--num-classes", "-4"), "--num-classes -4: must be at least 1"),
+    (("--checkpoint", "/dev/null"), "not a regular checkpoint file"),
+    (("--checkpoint", "launch"), "a folder, not a checkpoint file"),
+    (("--json", "-"), "standard output is no file here"),
+    (("--jsonl", "-"), "standard output is no file"),
+    (("--jsonl", "a.jsonl", "--json", "launch/../a.jsonl"), "named twice"),
+    (("--link", "nvlink"), "add one, or leave --link out"),
     (("--checkpoint", "absent.pth.tar"), "no such checkpoint"),
     (("--checkpoint", "README.md"), "not a whole PyTorch checkpoint"),
     (("--image", "absent.png"), "no such file"),

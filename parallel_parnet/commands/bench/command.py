@@ -188,6 +188,9 @@ def poster(
     header = header_of(args, "poster", SIZE, device, threads)
     introduce(header, console)
     result = measure_poster(header, lambda name: subject_of(name, device, dtype, threads), settings, progress)
+    if not result["rows"] and not result["failed"]:
+        show(result, console)
+        raise ParNetError("nothing was timed: none of these contenders runs here")
     path = write(result, args.out, result_name("bench", header))
     write_atomically(path.with_suffix(".md"), markdown(result))
     console.print(markdown(result), soft_wrap=True)
@@ -223,6 +226,9 @@ def main() -> int:
         whole, timed = time.perf_counter() - began, sum(sum(row["samples_ms"]) for row in result["rows"]) / 1e3
         console.print(f"timed runs took {timed:.0f} s of {whole:.0f} s, proofs, set-ups and warm-ups the rest")
         trace(subject, args, progress)
+    if not result["rows"] and not result["failed"]:
+        show(result, console)
+        raise ParNetError("nothing was timed: none of these contenders runs here")
     path = write(result, args.out, result_name("bench-infer", result["header"]))
     show(result, console)
     print(as_json(last_line(result, path)))

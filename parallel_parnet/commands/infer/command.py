@@ -91,7 +91,8 @@ def parse_arguments() -> argparse.Namespace:
 
     if args.measure_links and (idle := among("image", "verify", "jsonl", "trace", "report", "warmup")):
         raise ParNetError(f"--measure-links measures links alone: leave {', '.join(idle)} out")
-    if args.jsonl and args.jsonl in (args.json, args.trace, args.report):  # which other hosts need no place for
+    written = {os.path.realpath(path) for path in (args.json, args.trace, args.report) if path is not None}
+    if args.jsonl and os.path.realpath(args.jsonl) in written:  # which other hosts need no place for
         raise ParNetError(f"--jsonl {args.jsonl}: named twice: give each file a name of its own")
     if args.verify and args.jsonl:
         raise ParNetError("--verify keeps all logits in memory: leave it out with --jsonl")

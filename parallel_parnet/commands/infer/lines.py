@@ -33,6 +33,8 @@ class AnswerLines:
         self.path, self.settings = path, settings
         self.done: set[str] = set()
         self._synced = time.monotonic()
+        if str(path) == "-":
+            raise ParNetError("-: standard output is no file that can be continued; name one")
         try:
             self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:

@@ -74,8 +74,8 @@ def profile(args: argparse.Namespace, command: list[str]) -> int:
         return 0
     if shutil.which(args.action) is None:
         tool = {"nsys": "Nsight Systems", "ncu": "Nsight Compute"}[args.action]
-        without = shlex.join([*command, "--trace", "trace.json"])
-        raise ParNetError(f"{args.action} is not on the PATH: install {tool}, or trace without it, {without}")
+        without = "or trace infer and bench without it, by --trace trace.json"
+        raise ParNetError(f"{args.action} is not on the PATH: install {tool}, {without}")
     try:
         args.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -16,6 +16,8 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageDraw
 
+from parallel_parnet import ParNetError
+
 from ..common import Parser
 from ..ending import run
 
@@ -55,7 +57,10 @@ def main() -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="made where it is not there")
     folder = parser.parse_args().folder
-    draw(folder, COUNTS)
+    try:
+        draw(folder, COUNTS)
+    except OSError as error:
+        raise ParNetError(f"{folder}: cannot be written ({error.strerror})") from None
     said = ", ".join(f"{count * len(CORNERS)} in {folder / part}" for part, count in COUNTS.items())
     print(f"pictures of {', '.join(CORNERS)}: {said}")
     return 0

@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import sys
 import tempfile
 import time
@@ -77,9 +78,11 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     check_engine_arguments(args)
     check_result_files(args.results_file, (args.checkpoint, args.labels, args.calibrate))
-    kept = {args.resume, args.resume and args.against and beside(args.resume, args.against)}
-    for file in kept.intersection(args.results_file):
-        raise ParNetError(f"--results-file {file}: named twice: give each file a name of its own")
+    kept = [args.resume] if args.resume else []
+    kept += [beside(args.resume, args.against)] if args.resume and args.against else []
+    for file in args.results_file:
+        if os.path.realpath(file) in map(os.path.realpath, kept):
+            raise ParNetError(f"--results-file {file}: named twice: give each file a name of its own")
     return args
 
 

@@ -8,6 +8,7 @@ import itertools
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -190,6 +191,12 @@ def test_parity_failure_refuses(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert left.value.code == 2
     errors = capsys.readouterr().err.strip().splitlines()[-1]
     assert errors.startswith("error: parity fails, so nothing is timed: ours: eager is off by 1.0e-03")
+    assert not list(tmp_path.iterdir())
+
+
+def test_contenders_that_cannot_be_had_are_no_result(tmp_path: Path, here: Callable) -> None:
+    run = here("bench", "--only", "TensorRT", "--device", "cpu", "--runs", 2, "--out", tmp_path)
+    assert run.returncode == 2 and "nothing was timed" in run.stderr and "TensorRT: " in run.stdout
     assert not list(tmp_path.iterdir())
 
 

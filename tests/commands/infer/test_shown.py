@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 
@@ -79,6 +80,20 @@ def test_standard_output_that_takes_nothing_more(sink: str, status: set[int], tm
     assert json.loads((tmp_path / "j").read_text())["predictions"], (
         "who reads a page's first line wants all of the file"
     )
+
+
+def test_the_list_of_commands_where_nothing_more_is_taken() -> None:
+    command = f"{sys.executable} -m parallel_parnet > /dev/full"
+    run = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert (run.returncode, run.stderr) == (1, "error: standard output: No space left on device\n")
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_one_rank_tells_how_a_command_is_used(rank: str, here: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    run = here("infer", "--help")
+    assert run.returncode == 0 and ("--image" in run.stdout) == (rank == "0")
 
 
 def test_an_error_without_a_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:

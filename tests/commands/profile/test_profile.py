@@ -33,11 +33,11 @@ def test_nsys_with_one_process_and_with_ranks() -> None:
         "--capture-range=nvtx", "--nvtx-capture=traced@parallel_parnet", "--capture-range-end=stop",
         "--force-overwrite=true", "--output=out/rank0", "python", "launch/infer.py", "--trace", "out/trace.json.gz",
     ]  # fmt: skip
-    ranks = nsight.nsys_command([*THREE, "--trace", "mine.json"], Path("out"), "cudaProfilerApi")
+    ranks = nsight.nsys_command(THREE, Path("out"), "cudaProfilerApi")
     assert ranks[:5] == ["torchrun", "--nproc-per-node", "3", "--no-python", "nsys"]
     assert "--capture-range=cudaProfilerApi" in ranks
     assert ranks[-7:] == [
-        "--output=out/rank%q{RANK}", "python", "launch/infer.py", "--batch-size", "2", "--trace", "mine.json",
+        "--output=out/rank%q{RANK}", "python", "launch/infer.py", "--batch-size", "2", "--trace", "out/trace.json.gz",
     ]  # fmt: skip
     assert not any(word.startswith("--capture-range") for word in nsight.nsys_command(THREE, Path("out"), "none"))
 
@@ -49,15 +49,35 @@ def test_the_python_of_a_torchrun_elsewhere() -> None:
 
 
 def test_the_commands_of_an_install() -> None:
-    ranks = ["torchrun", "--nproc-per-node", "2", "-m", "parallel_parnet", "infer", "--trace=mine.json"]
+    ranks = ["torchrun", "--nproc-per-node", "2", "-m", "parallel_parnet", "infer"]
     line = nsight.nsys_command(ranks, Path("out"))
     assert line[:5] == [*ranks[:3], "--no-python", "nsys"]
-    assert line[-5:] == ["python", *ranks[3:]]
+    assert line[-6:] == ["python", *ranks[3:], "--trace", "out/trace.json.gz"]
     module = ["python3", "-m", "torch.distributed.run", "-m", "parallel_parnet", "infer"]
     assert nsight.split_launch(module) == (module[:3], ["python3", *module[3:]])
     alone = ["python3", "-m", "parallel_parnet", "infer", "--labels", "mine.py"]
     assert nsight.split_launch(alone) == ([], alone)
     assert nsight.split_launch(["parnet", "infer"]) == ([], ["parnet", "infer"])
+
+
+@pytest.mark.parametrize(
+    ("launch", "says"),
+    [
+        ([*THREE, "--trace", "mine.json"], "leave --trace out"),
+        ([*THREE, "--trace=mine.json"], "leave --trace out"),
+        (["python", "launch/validate.py", "DIR"], "python launch/validate.py DIR has no --trace.*--capture none"),
+        (["parnet", "plan", "--gpus", "2"], "parnet plan --gpus has no --trace"),
+        (["torchrun", "--no-python", "python", "launch/infer.py"], "leave --no-python and python out"),
+    ],
+)
+def test_what_nsys_cannot_take(launch: list[str], says: str) -> None:
+    with pytest.raises(ParNetError, match=says):
+        nsight.nsys_command(launch, Path("out"))
+
+
+def test_all_of_any_command() -> None:
+    line = nsight.nsys_command(["parnet", "plan"], Path("out"), "none")
+    assert line[-2:] == ["parnet", "plan"] and "--trace=cuda,nvtx" in line
 
 
 def test_ncu_on_one_kernel() -> None:
@@ -205,8 +225,7 @@ def one_error(run: subprocess.CompletedProcess) -> str:
 def test_without_nsys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: Callable) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     line = one_error(here("profile", "nsys", "--", *THREE))
-    assert "nsys is not on the PATH" in line
-    assert "torchrun --nproc-per-node 3 launch/infer.py --batch-size 2 --trace trace.json" in line
+    assert "nsys is not on the PATH" in line and "by --trace trace.json" in line
 
 
 def test_what_is_at_fault_is_told_in_a_line(

@@ -117,7 +117,7 @@ def test_made_up_pictures_by_their_command(
     monkeypatch.setattr(sys, "argv", ["made_up", str(tmp_path / "shapes")])
     assert made_up.main() == 0 and "6 in" in capsys.readouterr().out
     assert len(list(tmp_path.glob("shapes/val/*/*.png"))) == 3
-    for wrong in ([], ["--help-me"]):
+    for wrong in ([], ["--help-me"], [__file__], ["/proc/shapes"]):
         monkeypatch.setattr(sys, "argv", ["made_up", *wrong])
         with pytest.raises(ParNetError):
             made_up.main()

@@ -188,6 +188,7 @@ def test_what_is_refused_in_one_line(folder: Path, tmp_path: Path, here: Callabl
     for words, says in (
         ((folder, "--device", "cpu", "--resume", kept, "--against", "fp16"), "float16 on the CPU"),
         ((folder, "--resume", kept, "--results-file", kept), "a.json: named twice"),
+        ((folder, "--resume", kept, "--results-file", f"{tmp_path}/../{tmp_path.name}/a.json"), "named twice"),
         ((folder, "--resume", kept, "--against", "fp32", "--results-file", tmp_path / "a.fp32.json"), "named twice"),
         ((tmp_path / "shapes",), "'disc' in folders of classes is none of the network's 10 classes"),
         ((folder, "--checkpoint", headless(tmp_path / "h.safetensors")), "lacks head.fc.weight"),

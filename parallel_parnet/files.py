@@ -16,8 +16,6 @@ from typing import Any
 
 from .errors import ParNetError
 
-STREAMS = ("/dev/std", "/dev/fd/", "/proc/")
-
 
 def write_atomically(path: Path | str, content: bytes | str) -> None:
     """Write beside the target, then rename over it; ParNetError where the folder cannot be written.
@@ -47,7 +45,7 @@ def write_atomically(path: Path | str, content: bytes | str) -> None:
             with suppress(OSError):
                 temporary.unlink()
             raise
-    except (OSError, ValueError) as error:  # which a name that no file can have is for Python
+    except (OSError, ValueError) as error:  # the latter of a name with a zero byte
         raise ParNetError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
 
 
@@ -70,23 +68,31 @@ def check_writable(*paths: Path | str | None, reads: Iterable[Path | str | None]
 
 
 def _obstacle(path: Path | str) -> str | None:
-    try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        mode = stat.S_IFREG
-    except (OSError, ValueError) as error:
-        return getattr(error, "strerror", None) or str(error)
-    if stat.S_ISDIR(mode):
-        return "a folder; name a file"
     if str(path) == "-":
         return "standard output is no file here; name one"
-    if stat.S_ISREG(mode) and os.path.abspath(path).startswith(STREAMS):
-        return "a stream that goes to a file, of which it would take the place; name that file, or another"
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        found = None
+    except (OSError, ValueError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    regular = found is None or stat.S_ISREG(found.st_mode)
+    if found and stat.S_ISDIR(found.st_mode):
+        return "a folder; name a file"
+    if found and regular and _takes_our_words(found):
+        return "standard output or error goes to that file, which would be replaced; name another"
     folder = os.path.dirname(os.path.realpath(path))
-    if stat.S_ISREG(mode) and not os.path.isdir(folder):
+    if regular and not os.path.isdir(folder):
         return "no such folder"
-    written = folder if stat.S_ISREG(mode) else path
-    return None if os.access(written, os.W_OK) else "not yours to write"
+    return None if os.access(folder if regular else path, os.W_OK) else "not yours to write"
+
+
+def _takes_our_words(file: os.stat_result) -> bool:
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            if os.path.samestat(file, os.fstat(descriptor)):
+                return True
+    return False
 
 
 def write_json(path: Path | str, value: Any) -> None:

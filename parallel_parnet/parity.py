@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-# the largest relative error of logits; in half precision also MARGIN times that of torch in the same type
+# relative errors of logits that pass; in half precision see `tolerance`
 LIMIT = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
-FURTHEST = 0.1  # where logits cancel, and torch's own are off by more than LIMIT
+FURTHEST = 0.1  # where logits cancel: MARGIN / 2 times torch's own error may pass LIMIT, up to this
 MARGIN = 3.0  # few logits make a noisy sample; and OpenVINO rounds averages and gates, for all pixels alike
 
 

@@ -62,13 +62,26 @@ def nsys_command(command: Sequence[str], folder: Path, capture: str = "nvtx") ->
         "nsys", "profile", "--trace=cuda,nvtx", "--cuda-graph-trace=node", "--sample=none", "--cpuctxsw=none",
         *ranges, "--force-overwrite=true", f"--output={folder / name}",
     ]  # fmt: skip
-    if any(word.partition("=")[0] == "--trace" for word in rank):
-        raise ParNetError(f"leave --trace out of the launch: it is {folder / 'trace.json.gz'}, with what nsys saw")
-    traces = any(Path(word).stem in TRACING for word in rank[:4])
+    traces = _called(rank) in TRACING
+    if traces and any(word.partition("=")[0] == "--trace" for word in rank):
+        raise ParNetError(
+            f"leave --trace out of the launch: it goes to {folder / 'trace.json.gz'}, beside what nsys saw"
+        )
     if not traces and capture != "none":
-        raise ParNetError(f"{shlex.join(rank[:3])} has no --trace, which nsys would wait for: add --capture none")
+        name = _called(rank) or shlex.join(rank)
+        raise ParNetError(f"{name} has no --trace, which makes what nsys would wait for: add --capture none")
     trace = ["--trace", str(folder / "trace.json.gz")] if traces else []
     return [*torchrun, *(["--no-python"] if torchrun else []), *profile, *rank, *trace]
+
+
+def _called(rank: Sequence[str]) -> str:
+    """The command that each rank runs: a script's name, or what follows the package's."""
+    for word, after in pairwise([*rank, ""]):
+        if word.endswith(".py"):
+            return Path(word).stem
+        if Path(word).name in ("parnet", "parallel_parnet"):
+            return after
+    return ""
 
 
 def ncu_command(

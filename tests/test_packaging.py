@@ -220,7 +220,7 @@ def test_pins_fit_each_other() -> None:
         if demand.name in here and (demand.marker is None or demand.marker.evaluate({"extra": ""}))
         for pin in [next(iter(here[demand.name].specifier)).version]
     ]
-    assert held, "onnx and others demand a numpy"
+    assert held or not pinned, "onnx and others demand a numpy"
     assert not [row for row in held if not row[1].specifier.contains(row[2])]
 
 

@@ -18,7 +18,7 @@ CHUNKS = (48, 64, 80, 96, 112, 128)
 SPLITS = (1, 2, 4, 8)
 STAGES = (2, 8)  # at least, at most
 TAPS = (1, 3, 9)  # of a step
-WORTH = 1.25  # times the most promising's prediction, what a candidate's is at most
+WORTH = 1.25  # times the best prediction: up to it, tiles are tried with other taps as well
 # of so many blocks, that an H200 holds at a time: what its timed levels fit best
 CLUSTERS = {1: 132, 2: 66, 4: 30, 8: 15}
 BARRIERS = 256  # bytes of shared memory for them
@@ -105,7 +105,7 @@ def shared(shape: Geometry, tile: WarpTile, room: int) -> int:
 
 def candidates(shapes: Sequence[Geometry], n: int) -> list[tuple[float, tuple[WarpTile, ...]]]:
     """The most promising tiles first, each with its prediction: for each number of pixels and size of clusters the best
-    that fit, and what differs from them in one operation's tile; and the same with as many taps to every step."""
+    that fit, and what differs from them in one operation's; of the best the same with as many taps to each step."""
     made: dict[tuple[WarpTile, ...], None] = {}
     for bm, cluster in product(PIXELS, SPLITS):
         of_each = [list(_parts(shape, bm, cluster, n, _room(shapes, bm))) for shape in shapes]
@@ -113,7 +113,7 @@ def candidates(shapes: Sequence[Geometry], n: int) -> list[tuple[float, tuple[Wa
             for i, parts in enumerate(of_each):
                 made |= {(*best[:i], part.tile, *best[i + 1 :]): None for part in parts}
     found = {tiles: predict(shapes, tiles, n) for tiles in made}
-    most = WORTH * min(found.values())
+    most = WORTH * min(found.values(), default=0.0)
     for tiles, taps in product([tiles for tiles, seconds in found.items() if seconds < most], TAPS):
         if alike := _alike(shapes, tiles, taps):
             found[alike] = predict(shapes, alike, n)

@@ -164,8 +164,9 @@ def load_model(args: argparse.Namespace) -> tuple[ParNet, str]:
         return model, str(checkpoint.relative_to(ROOT) if demo else checkpoint)
     if args.ema:
         raise ParNetError("--ema: random weights have no average; give a --checkpoint")
-    if args.num_classes is not None and args.num_classes < (0 if getattr(args, "outputs", None) else 1):
-        raise ParNetError(f"--num-classes {args.num_classes}: must be at least 1")
+    least = 0 if getattr(args, "outputs", None) else 1  # features need no classifier
+    if args.num_classes is not None and args.num_classes < least:
+        raise ParNetError(f"--num-classes {args.num_classes}: must be at least {least}")
     torch.manual_seed(args.seed)
     model = create_model(
         DEMO_MODEL if args.model is None else args.model, num_classes=args.num_classes, activation=args.activation

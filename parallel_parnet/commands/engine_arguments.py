@@ -25,7 +25,9 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-b", "--batch-size", type=int, default=1, help="pictures per pass (default: %(default)s)")
     parser.add_argument("--streams-per-gpu", type=int, help="branches per device (default: 1, or as many as it takes)")
     parser.add_argument("--placement", choices=["streams", "auto"], default="streams", help="auto: measure and plan")
-    parser.add_argument("--link", help="for --placement auto, as launch/plan.py (default: loopback, on GPUs nvlink)")
+    parser.add_argument(
+        "--link", help="for --placement auto and predictions, as launch/plan.py (default: loopback, on GPUs nvlink)"
+    )
     parser.add_argument("--strict", action="store_true", help="refuse rather than fold streams onto fewer devices")
     parser.add_argument("--device", help="cpu, cuda or cuda:N; default: cuda where there is one")
     parser.add_argument("--dtype", choices=[*DTYPES, *QUANTISED], default="float32", help="default: %(default)s")
@@ -46,8 +48,10 @@ def check_engine_arguments(args: argparse.Namespace) -> None:
     if args.placement == "auto" and (args.streams_per_gpu or args.strict):
         raise ParNetError("--placement auto chooses the lanes by itself: leave --streams-per-gpu and --strict out")
     if args.link:
-        if args.placement != "auto" and not (getattr(args, "trace", None) or getattr(args, "report", None)):
-            raise ParNetError("--link is for --placement auto, --trace and --report: add one, or leave --link out")
+        pages = [name for name in ("trace", "report") if hasattr(args, name)]
+        if args.placement != "auto" and not any(getattr(args, name) for name in pages):
+            uses = ", ".join(["--placement auto", *(f"--{name}" for name in pages)])
+            raise ParNetError(f"--link is for {uses}: add one, or leave --link out")
         find_link(args.link)  # a wrong one is told before anything runs
     if args.calibrate and not {args.dtype, getattr(args, "against", None)} & QUANTISED.keys():
         raise ParNetError("--calibrate is for int8 and fp8: add --dtype int8 or fp8, or leave it out")

@@ -116,9 +116,12 @@ def compile_module(
         # layout changes of the weights into compile time, and must be set while the first run traces
         graph = torch.export.export(module, reads).module()
         compiled = torch.compile(graph, fullgraph=True, dynamic=False)
-        # where a size is 1 a stride means nothing, and compiled code would be made anew for another
+        # all come in one memory format, and where a size is 1 a stride means nothing: no reason to compile anew
         strides = [t.stride() for t in reads]
-        run = lambda *xs: compiled(*(x.detach().as_strided(x.shape, s) for x, s in zip(xs, strides, strict=True)))  # noqa: E731
+
+        def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+            return compiled(*(x.detach().as_strided(x.shape, s) for x, s in zip(inputs, strides, strict=True)))
+
         with torch._inductor.config.patch(freezing=True):
             run(*reads)
         return run

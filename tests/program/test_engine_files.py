@@ -37,7 +37,7 @@ def everywhere(on: object) -> dict:
         ({"executor": "tensorrt"}, "unknown executor"),
         ({"executor": "cuda_graph"}, "NVIDIA GPUs: choose eager"),
         ({"placement": {"lanes": 1, "where": {}, "coordinator": 0}}, "leaves out operation"),
-        ({"placement": {"lanes": 10**9, "where": {}, "coordinator": 0}}, "1000000000 lanes: there may be 1024"),
+        ({"placement": {"lanes": 10**9, "where": {}, "coordinator": 0}}, "1000000000 lanes: 1024 at most"),
         ({"placement": {"lanes": 1}}, "holds no engine"),
         ({"placement": [1]}, "holds no engine"),
         ({"threads": -1}, "-1 threads"),

@@ -38,7 +38,8 @@ class _Buffer(_Kept):
     """An array as protocol 5 has it, which is Python's own choice from 3.14 on."""
 
     def __init__(self, values: Any, kind: Any, shape: Any, order: Any) -> None:
-        self.state = None, shape, kind, order != "C", bytes(values)
+        held = bytes(memoryview(values))  # of a number bytes() would make as many zeros
+        self.state = None, shape, kind, order != "C", held
 
 
 ALLOWED = {

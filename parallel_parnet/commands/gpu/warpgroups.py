@@ -139,8 +139,8 @@ def _candidates(work: Work, compiler: Executor, level: Level) -> Candidates:
     """A level's, which are being compiled."""
     from parallel_parnet.kernels.hopper import launch as hopper  # here, since it needs CUDA's bindings
 
-    table = Table.load(HOPPER, machine_of(work)["gpu"], warpgroups=True)
-    made = {tiles: operands(level, tiles, 0, work.device) for tiles in chosen(level, work.scope.candidates, table)}
+    known = Table.load(HOPPER, machine_of(work)["gpu"], warpgroups=True)
+    made = {tiles: operands(level, tiles, 0, work.device) for tiles in chosen(level, work.scope.candidates, known)}
     launches = {tiles: hopper.level(convolutions) for tiles, convolutions in made.items()}
     return Candidates(made, launches, compiler.submit(hopper.prepare, list(launches.values())))
 

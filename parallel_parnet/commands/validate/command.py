@@ -78,10 +78,10 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     check_engine_arguments(args)
     check_result_files(args.results_file, (args.checkpoint, args.labels, args.calibrate))
-    kept = [args.resume] if args.resume else []
-    kept += [beside(args.resume, args.against)] if args.resume and args.against else []
+    kept = [args.resume, args.resume and args.against and beside(args.resume, args.against)]
+    taken = {os.path.realpath(path) for path in kept if path}
     for file in args.results_file:
-        if os.path.realpath(file) in map(os.path.realpath, kept):
+        if os.path.realpath(file) in taken:
             raise ParNetError(f"--results-file {file}: named twice: give each file a name of its own")
     return args
 

@@ -97,6 +97,13 @@ class Command:
         return os.system, ("touch was-run",)
 
 
+class Zeros:
+    """An array of a number of bytes, where these should be."""
+
+    def __reduce__(self) -> tuple:
+        return np.zeros(1, np.uint8).__reduce_ex__(5)[0], (10**12, np.dtype(np.uint8), (1, 3072), "C")
+
+
 @pytest.mark.parametrize("protocol", [4, 5])
 @pytest.mark.parametrize(
     ("content", "says"),
@@ -109,8 +116,9 @@ class Command:
         (batch(3, 2**70), "the label of picture 1 is none of 0 to 9"),
         (batch(-1, 12), "the label of picture 0 is none of 0 to 9"),
         ([1], "holds no dictionary"),
+        ({"data": Zeros(), "labels": [1]}, "truncated, or no pickle"),
     ],
-    ids=["command", "floats", "by columns", "shape", "labels", "beyond 64 bits", "negative", "list"],
+    ids=["command", "floats", "by columns", "shape", "labels", "beyond 64 bits", "negative", "list", "zeros"],
 )
 def test_a_pickle_is_read_and_never_run(content: object, says: str, protocol: int, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -65,8 +65,9 @@ def test_the_commands_of_an_install() -> None:
     [
         ([*THREE, "--trace", "mine.json"], "leave --trace out"),
         ([*THREE, "--trace=mine.json"], "leave --trace out"),
-        (["python", "launch/validate.py", "DIR"], "python launch/validate.py DIR has no --trace.*--capture none"),
-        (["parnet", "plan", "--gpus", "2"], "parnet plan --gpus has no --trace"),
+        (["python", "launch/validate.py", "data/bench"], "validate has no --trace.*--capture none"),
+        (["parnet", "validate", "bench"], "validate has no --trace"),
+        (["parnet"], "parnet has no --trace"),
         (["torchrun", "--no-python", "python", "launch/infer.py"], "leave --no-python and python out"),
     ],
 )
@@ -75,9 +76,17 @@ def test_what_nsys_cannot_take(launch: list[str], says: str) -> None:
         nsight.nsys_command(launch, Path("out"))
 
 
-def test_all_of_any_command() -> None:
-    line = nsight.nsys_command(["parnet", "plan"], Path("out"), "none")
-    assert line[-2:] == ["parnet", "plan"] and "--trace=cuda,nvtx" in line
+@pytest.mark.parametrize("words", ["parnet plan", "python mine.py --trace x", "python -m parallel_parnet train"])
+def test_all_of_any_command(words: str) -> None:
+    line = nsight.nsys_command(words.split(), Path("out"), "none")
+    assert line[-len(words.split()) :] == words.split() and "--trace=cuda,nvtx" in line
+
+
+@pytest.mark.parametrize("options", [[], ["-u"], ["-X", "a", "-X", "b"]])
+@pytest.mark.parametrize("called", [["launch/infer.py"], ["launch/bench.py", "x"], ["-m", "parallel_parnet", "infer"]])
+def test_options_of_python(options: list[str], called: list[str]) -> None:
+    line = nsight.nsys_command(["python", *options, *called], Path("out"))
+    assert line[-2:] == ["--trace", "out/trace.json.gz"]
 
 
 def test_ncu_on_one_kernel() -> None:

@@ -62,14 +62,14 @@ def nsys_command(command: Sequence[str], folder: Path, capture: str = "nvtx") ->
         "nsys", "profile", "--trace=cuda,nvtx", "--cuda-graph-trace=node", "--sample=none", "--cpuctxsw=none",
         *ranges, "--force-overwrite=true", f"--output={folder / name}",
     ]  # fmt: skip
-    traces = _called(rank) in TRACING
+    called = _called(rank)
+    traces = called in TRACING
     if traces and any(word.partition("=")[0] == "--trace" for word in rank):
         raise ParNetError(
             f"leave --trace out of the launch: it goes to {folder / 'trace.json.gz'}, beside what nsys saw"
         )
     if not traces and capture != "none":
-        name = _called(rank) or shlex.join(rank)
-        raise ParNetError(f"{name} has no --trace, which makes what nsys would wait for: add --capture none")
+        raise ParNetError(f"{called or shlex.join(rank)} has no --trace, which nsys would wait for: add --capture none")
     trace = ["--trace", str(folder / "trace.json.gz")] if traces else []
     return [*torchrun, *(["--no-python"] if torchrun else []), *profile, *rank, *trace]
 

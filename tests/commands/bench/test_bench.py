@@ -24,8 +24,8 @@ from contenders import HEADER, QUIET, planted, result, subject
 from parallel_parnet import Config, Engine, ParNetError, fold
 from parallel_parnet.commands import processes
 from parallel_parnet.commands.bench import command as bench
-from parallel_parnet.commands.bench import isolation, ours, overhead
 from parallel_parnet.commands.bench import measure as measuring
+from parallel_parnet.commands.bench import ours, overhead
 from parallel_parnet.commands.bench import page as bench_report
 from parallel_parnet.commands.bench.fused import fuse
 from parallel_parnet.commands.bench.machine import describe
@@ -346,29 +346,6 @@ def test_the_whole(tmp_path: Path) -> None:
         assert "lane(s) of" in chosen["settings"], "what warm_up chose"
 
 
-@pytest.mark.usefixtures("_one_core")
-def test_a_process_of_its_own(tmp_path: Path) -> None:
-    arguments = ["--runs", "3", "--warmup", "1", "--device", "cpu"]
-    found = isolation.isolated(arguments, ["eager, fused", "TensorRT"])
-    assert [row["contender"] for row in found["rows"]] == ["eager, fused"] and list(found["missing"]) == ["TensorRT"]
-    with pytest.raises(ParNetError, match="--isolate: eager, fused: argument --dtype"):
-        isolation.isolated(["--dtype"], ["eager, fused"])
-
-
-@pytest.mark.parametrize("word", ["--isolate", "--isol", "--is"])
-def test_a_process_of_its_own_starts_no_others(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However --isolate was shortened."""
-
-    def refused(arguments: list[str], names: list[str]) -> dict:
-        assert (arguments, names) == (["--only", "ours: eager", "--device", "cpu"], ["ours: eager"])
-        raise ParNetError("as planted")
-
-    monkeypatch.setattr(bench, "isolated", refused)
-    monkeypatch.setattr(sys, "argv", ["bench.py", "--only", "ours: eager", word, "--device", "cpu"])
-    with pytest.raises(ParNetError, match="as planted"):
-        bench.main()
-
-
 @pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="OpenVINO is not installed")
 def test_openvino_in_fp16_on_a_cpu() -> None:
     """Which takes bf16 for it where the CPU has no instructions for fp16."""
@@ -389,16 +366,3 @@ def test_the_header_of_an_install(monkeypatch: pytest.MonkeyPatch) -> None:
     assert describe(torch.device("cpu"))["commit"]
     monkeypatch.setattr(processes, "CLONE", False)
     assert describe(torch.device("cpu"))["commit"] is None
-
-
-def test_processes_become_one_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(3)
-    times = {"ours: eager": rng.normal(8, 0.1, 50), "a peer": rng.normal(10, 0.1, 30)}
-    monkeypatch.setattr(
-        isolation, "_one", lambda arguments, name: result({name: times[name]}) | {"failed": [f"{name} b"]}
-    )
-    found = isolation.isolated([], list(times))
-    mine, peer = found["rows"]
-    assert "ratio" not in mine
-    assert peer["ratio"][1] < 0.8 < peer["ratio"][2] < 0.85
-    assert found["missing"] == {"absent": "not installed"} and found["failed"] == ["ours: eager b", "a peer b"]

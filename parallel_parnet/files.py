@@ -16,6 +16,8 @@ from typing import Any
 
 from .errors import ParNetError
 
+ALIGNED = 8  # bytes: what stands before the tensors' own in a .safetensors file is a multiple
+
 
 def write_atomically(path: Path | str, content: bytes | str) -> None:
     """Write beside the target, then rename over it; ParNetError where the folder cannot be written.
@@ -33,13 +35,16 @@ def write_atomically(path: Path | str, content: bytes | str) -> None:
         # with nothing of the target's name, which may be as long as names can be
         temporary = target.with_name(f".parnet-{secrets.token_hex(8)}.part")
         try:
-            # no mkstemp, whose files are private: only by making one is the umask known, without setting it
-            with open(temporary, "xb") as file:
+            with os.fdopen(_opened(temporary), "wb") as file:
                 if target.is_file():
                     os.fchmod(file.fileno(), stat.S_IMODE(target.stat().st_mode))
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+                if (
+                    not temporary.exists()
+                ):  # Python follows the link of /proc where it is told of a folder, which none needs
+                    os.link(f"/proc/self/fd/{file.fileno()}", temporary, src_dir_fd=file.fileno())
             os.replace(temporary, target)
         except BaseException:  # also what a signal's handler raises
             with suppress(OSError):
@@ -47,6 +52,15 @@ def write_atomically(path: Path | str, content: bytes | str) -> None:
             raise
     except (OSError, ValueError) as error:  # the latter of a name with a zero byte
         raise ParNetError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
+
+
+def _opened(temporary: Path) -> int:
+    """Of a file without a name, which is gone with a process that is killed, where there can be one; else of this."""
+    if os.path.isdir("/proc/self/fd"):  # by which it gets a name later
+        with suppress(OSError):
+            return os.open(temporary.parent, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+    # no mkstemp, whose files are private: only by making one is the umask known, without setting it
+    return os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
 
 
 def check_writable(*paths: Path | str | None, reads: Iterable[Path | str | None] = ()) -> None:
@@ -93,6 +107,20 @@ def _takes_our_words(file: os.stat_result) -> bool:
             if os.path.samestat(file, os.fstat(descriptor)):
                 return True
     return False
+
+
+def write_safetensors(path: Path | str, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    """Write tensors, which are dense and share no memory, as a .safetensors file, atomically. Equal ones give equal
+    bytes: the library itself writes metadata in an order of chance."""
+    from safetensors.torch import save  # here, since it takes a while
+
+    content = save(dict(tensors), dict(metadata))
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % ALIGNED)
+    write_atomically(path, b"".join((len(text).to_bytes(8, "little"), text, memoryview(content)[end:])))
 
 
 def write_json(path: Path | str, value: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -10,10 +11,12 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+import torch
+from safetensors import safe_open
 
 from conftest import ROOT
 from parallel_parnet import ParNetError
-from parallel_parnet.files import check_writable, write_atomically
+from parallel_parnet.files import check_writable, write_atomically, write_safetensors
 
 
 def test_permissions_are_those_of_the_file_that_was_there_else_of_the_process(tmp_path: Path) -> None:
@@ -37,6 +40,39 @@ def test_an_interrupted_write_leaves_nothing(
     with pytest.raises((KeyboardInterrupt, ParNetError)):
         write_atomically(tmp_path / "a", "new")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_killed_write_leaves_nothing(tmp_path: Path) -> None:
+    """As a trainer that is preempted does, thousands of times; where the file system has files without names."""
+    try:
+        os.close(os.open(tmp_path, os.O_TMPFILE | os.O_WRONLY))
+    except OSError:
+        pytest.skip("no O_TMPFILE here")
+    code = "import os; os.fsync = lambda _: os.kill(os.getpid(), 9); from parallel_parnet import files as f"
+    command = [sys.executable, "-c", f"{code}; f.write_atomically({str(tmp_path / 'a')!r}, 'new')"]
+    assert subprocess.run(command, cwd=ROOT).returncode == -9
+    assert not [*tmp_path.iterdir()]
+
+
+def test_where_no_file_is_without_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "O_TMPFILE", 1 << 30)
+    write_atomically(tmp_path / "a", "told")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["told"]
+
+
+@pytest.mark.parametrize("metadata", [{}, {name: name * 9 for name in "zyxwvutsrqponmlkji"}, {'\x7f\n"é': "\x00"}])
+def test_equal_tensors_are_equal_bytes(metadata: dict[str, str], tmp_path: Path) -> None:
+    tensors = {"one": torch.arange(5.0), "other": torch.ones(2, 3, dtype=torch.bfloat16), "é": torch.zeros(())}
+    path = tmp_path / "a.safetensors"
+    contents = set()
+    for _ in range(9):
+        write_safetensors(path, tensors, dict(random.sample([*metadata.items()], len(metadata))))
+        contents.add(path.read_bytes())
+    assert len(contents) == 1
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == metadata
+        assert all(torch.equal(file.get_tensor(name), tensor) for name, tensor in tensors.items())
+        assert {*file.keys()} == {*tensors}
 
 
 def test_two_names_of_one_file(tmp_path: Path) -> None:

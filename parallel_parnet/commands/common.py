@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Column, Table
 
-from parallel_parnet import ParNet, ParNetError, create_model, load_checkpoint
+from parallel_parnet import ParNet, ParNetError, ParNetWarning, create_model, load_checkpoint
 from parallel_parnet.network.variants import MOST
 
 from .ranks import cores, within
@@ -160,7 +161,12 @@ def load_model(args: argparse.Namespace) -> tuple[ParNet, str]:
     if checkpoint is not None:
         if args.num_classes is not None:
             raise ParNetError("--num-classes: a checkpoint has its own; leave it out")
-        model = load_checkpoint(checkpoint, ema=args.ema, activation=args.activation)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", ParNetWarning)
+            model = load_checkpoint(checkpoint, ema=args.ema, activation=args.activation)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # one rank speaks for all
+            for warning in told:
+                print(warning.message, file=sys.stderr)
         return model, str(checkpoint.relative_to(ROOT) if demo else checkpoint)
     if args.ema:
         raise ParNetError("--ema: random weights have no average; give a --checkpoint")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import ParNetError
 from .folding import FoldedBlock, fold_block
+from .parts import check_parts
 
 ACTIVATION = {"silu": F.silu, "relu": F.relu}
 
@@ -37,7 +38,9 @@ class Gate(nn.Module):
     @property
     def weight(self) -> Tensor:
         """[C out, C in / groups, 1, 1]"""
-        return self.cvsig.get_parameter("conv.weight")
+        conv = self.cvsig["conv"]
+        assert isinstance(conv, nn.Conv2d)
+        return conv.weight  # which pruning, or a parametrisation, may compute
 
     def forward(self, x_nchw: Tensor) -> Tensor:
         return torch.sigmoid(self.cvsig["conv"](x_nchw.mean((2, 3), keepdim=True)))
@@ -91,7 +94,7 @@ class ParNetBlock(nn.Module):
             raise ParNetError(f"stride {stride!r}: choose 1 or 2")
         if activation not in ACTIVATION:
             raise ParNetError(f"activation {activation!r}: choose one of {', '.join(ACTIVATION)}")
-        self.groups = groups
+        self.cin, self.cout, self.stride, self.groups = cin, cout, stride, groups
         self.block = RepVGGSSE(cin, cout, stride, groups, activation)
 
     def forward(self, x_nchw: Tensor) -> Tensor:
@@ -100,7 +103,9 @@ class ParNetBlock(nn.Module):
 
     def fold(self) -> FoldedBlock:
         """What it computes in evaluation mode as one convolution with its gate, to run and not to train: equal up to
-        rounding. The block stays as it is; type and device are its own."""
+        rounding. The block stays as it is; type and device are its own. ParNetError where a part of it is another."""
+        with torch.device("meta"):
+            check_parts(self, ParNetBlock(self.cin, self.cout, self.stride, self.groups))
         return fold_block(self.block)
 
 

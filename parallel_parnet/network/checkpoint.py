@@ -1,9 +1,10 @@
 """Checkpoint files to models: the released .pth.tar layout, and the project's own .safetensors.
 
-A released file holds `state_dict` and perhaps `state_dict_ema`, names with or without a wrapper's in front. Everything
-but the activation follows from names and shapes: a 1x1 branch behind a pooling layer is called `rbr_1x1.1`, so even
-strides can be read. (The paper says SiLU; the released evaluation code runs ReLU by accident of its configuration, so
-the activation is the caller's choice.)
+A released file holds `state_dict` and perhaps `state_dict_ema`, names with or without a wrapper's in front. The layers
+follow from names and shapes: a 1x1 branch behind a pooling layer is called `rbr_1x1.1`, so even strides can be read.
+What pictures they take, and dropout, are those of the variant with such layers; of any other network ImageNet's, which
+is warned of. (The paper says SiLU; the released evaluation code runs ReLU by accident of its configuration, so the
+activation is the caller's choice.)
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import os
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,11 +25,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm  # SyncBatchNorm is one, and no BatchNorm2d
 
-from ..errors import ParNetError
-from ..files import write_atomically
+from ..errors import ParNetError, ParNetWarning
+from ..files import write_safetensors
 from ..settings import Together, quiet, with_own_settings
-from .model import ParNet, check_activation
-from .variants import Config
+from .model import ParNet, check_model
+from .variants import VARIANTS, Config
 
 FORMAT = "parallel_parnet.checkpoint.1"
 with_arguments = Together(lambda: torch.serialization.safe_globals([argparse.Namespace]))  # mere data
@@ -39,6 +41,7 @@ def load_checkpoint(path: Path | str, ema: bool = False, activation: str | None 
 
     ema: take the moving average of the weights, which a released file may carry beside the plain ones.
     activation: "silu" or "relu"; not given, what the file says (.safetensors) or SiLU (.pth.tar).
+    Warns (ParNetWarning) where the file does not say which pictures the network takes, and it is no variant.
     Raises ParNetError, naming the file, where it is missing, truncated, foreign, or does not fit together.
     """
     path = Path(path)
@@ -51,13 +54,21 @@ def load_checkpoint(path: Path | str, ema: bool = False, activation: str | None 
                 raise ParNetError("a .safetensors file holds one set of weights: leave ema out")
             config, epsilons, state = _read_safetensors(path)
         else:
-            state, epsilons = _read_released(path, ema), {}
-            config = infer_config(state)
+            config, epsilons, state = None, {}, _read_released(path, ema)
+        told = config is not None
+        config = config or _taking_pictures(infer_config(state))
         if activation is not None:
             config = replace(config, activation=activation)
-        return _assembled(config, epsilons, state)
+        model = _assembled(config, epsilons, state)
     except ParNetError as error:
         raise ParNetError(f"{path}: {error}") from None
+    if not told and _variant_of(config) is None:
+        words = (
+            f"{path}: widths {config.planes} are no variant's, and the file does not say which pictures they take: "
+            f"ImageNet's, of {config.image_size} pixels, unless model.config is set, and saved by save_checkpoint"
+        )
+        warnings.warn(words, ParNetWarning, stacklevel=3)
+    return model
 
 
 @with_own_settings
@@ -66,19 +77,19 @@ def save_checkpoint(model: ParNet, path: Path | str) -> None:
 
     Raises ParNetError where the file could not be loaded, would be another model's, or cannot be written.
     """
-    from safetensors.torch import save
-
+    if not isinstance(model, ParNet):
+        raise ParNetError(f"{path}: save_checkpoint takes a ParNet, and this is a {type(model).__name__}")
     own = ((k, v.detach().cpu()) for k, v in model.state_dict().items() if v.is_floating_point())
     # copied, since safetensors refuses tensors that share memory, as those of a block that stands twice do
     state = {k: v.clone(memory_format=torch.contiguous_format) for k, v in own}
     epsilons = {name: norm.eps for name, norm in _norms(model).items()}
     try:
-        check_activation(model)
+        check_model(model)
         _assembled(model.config, epsilons, state)
     except ParNetError as error:
         raise ParNetError(f"{path}: {error}") from None
     metadata = {"format": FORMAT, "config": json.dumps(asdict(model.config)), "eps": json.dumps(epsilons)}
-    write_atomically(path, save(state, metadata))
+    write_safetensors(path, state, metadata)
 
 
 def _assembled(config: Config, epsilons: Mapping[str, float], state: Mapping[str, Tensor]) -> ParNet:
@@ -118,8 +129,8 @@ def _is_safetensors(path: Path) -> bool:
     return path.suffix.lower() == ".safetensors" or head[8:9] == b"{"
 
 
-def _read_safetensors(path: Path) -> tuple[Config, dict[str, float], dict[str, Tensor]]:
-    """Own files, and bare ones, from whose names and shapes the network follows as from a released file's."""
+def _read_safetensors(path: Path) -> tuple[Config | None, dict[str, float], dict[str, Tensor]]:
+    """Of own files, and of bare ones, from whose names and shapes the network follows as from a released file's."""
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -128,8 +139,7 @@ def _read_safetensors(path: Path) -> tuple[Config, dict[str, float], dict[str, T
         raise ParNetError(f"not a whole .safetensors file ({error})") from None
     made_by = metadata.get("format", "")
     if not made_by.startswith("parallel_parnet."):
-        state = _named_as_released(state)
-        return infer_config(state), {}, state
+        return None, {}, _named_as_released(state)
     if made_by != FORMAT:
         raise ParNetError(f"a file of format {made_by}, not {FORMAT}; Program.load and Engine.load read programs")
     try:
@@ -204,6 +214,18 @@ def infer_config(state: Mapping[str, Tensor]) -> Config:
         num_classes=rows("head.fc.weight"),
         stem_strides=(first, second),
     )
+
+
+def _variant_of(config: Config) -> Config | None:
+    """The variant that has the same layers."""
+    layers = ("planes", "blocks", "stem_strides")
+    same = (v for v in VARIANTS.values() if all(getattr(v, name) == getattr(config, name) for name in layers))
+    return next(same, None)
+
+
+def _taking_pictures(config: Config) -> Config:
+    """With the variant's pictures and dropout, if there is one."""
+    return replace(_variant_of(config) or config, num_classes=config.num_classes, labels=())
 
 
 def _load(model: ParNet, state: Mapping[str, Tensor]) -> None:

@@ -72,13 +72,7 @@ def fold_block(block: RepVGGSSE) -> FoldedBlock:
 
 
 def one_kernel(block: RepVGGSSE) -> tuple[Tensor, Tensor]:
-    """One 3x3 kernel and bias for both branches. A pooled 1x1 kernel is spread over the four taps that it averages.
-
-    ParNetError where a convolution has a bias of its own, as those have into which a batch norm was fused.
-    """
-    for conv in (block.rbr_dense.conv, block.pointwise.conv, block.se.cvsig["conv"]):
-        if conv.bias is not None:
-            raise ParNetError(f"{conv}: only convolutions without bias can be folded, with the batch norms behind them")
+    """One 3x3 kernel and bias for both branches. A pooled 1x1 kernel is spread over the four taps that it averages."""
     weight, bias = _conv_bn(block.rbr_dense)
     pointwise, bias_1x1 = _conv_bn(block.pointwise)
     weight = weight.clone()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import ParNetError
 from .blocks import ACTIVATION, Fusion, Pair, ParNetBlock, RepVGGSSE
 from .features import Backbone, FeatureInfo
+from .parts import check_parts
 from .variants import Config, variant
 
 
@@ -110,8 +111,11 @@ def _classifier(config: Config) -> nn.Module:
     return nn.Linear(config.planes[-1], config.num_classes) if config.num_classes else nn.Identity()
 
 
-def check_activation(model: ParNet) -> None:
-    """ParNetError where a block has another activation than the configuration, by which models are folded and saved."""
+def check_model(model: ParNet) -> None:
+    """ParNetError where a block has another activation than the configuration, by which models are folded and saved,
+    or any part is another."""
+    with torch.device("meta"):
+        check_parts(model, ParNet(model.config))
     for name, block in model.named_modules():
         if isinstance(block, RepVGGSSE) and block.activation is not ACTIVATION[model.config.activation]:
             raise ParNetError(
@@ -142,7 +146,7 @@ def create_model(
     name: a variant such as "parnet_s", or a Config of one's own.
     num_classes, activation ("silu" or "relu"): the variant's own where not given. Labels go with the classes; 0 classes
     leave the classifier out, as features_only does.
-    out_indices: which features, see `Backbone`.
+    out_indices: which features, see `Backbone`. What none of them needs is frozen (requires_grad).
     Raises ParNetError for an unknown name or values that make no network.
     """
     config = variant(name) if isinstance(name, str) else name
@@ -155,4 +159,17 @@ def create_model(
     if activation is not None:
         config = replace(config, activation=activation)
     model = ParNet(config)
-    return Backbone(model, out_indices) if features_only else model
+    if not features_only:
+        return model
+    backbone = Backbone(model, out_indices)
+    _freeze_unreached(backbone)
+    return backbone
+
+
+def _freeze_unreached(backbone: Backbone) -> None:
+    """Of parameters that no feature needs DDP would wait for gradients."""
+    model, wanted = backbone.body, backbone.out_indices
+    if model.config.streams not in wanted:  # the fused features need all
+        model.requires_grad_(False)
+        for part in (*model.inits[: wanted[-1] + 1], *(model.streams[i] for i in wanted)):
+            part.requires_grad_(True)

@@ -16,7 +16,7 @@ from ..errors import ParNetError
 from ..network.blocks import Fusion, Pair, ParNetBlock
 from ..network.features import FUSED, Backbone
 from ..network.folding import affine, exact, one_kernel
-from ..network.model import ParNet, check_activation
+from ..network.model import ParNet, check_model
 from ..network.variants import Config
 from ..settings import with_own_settings
 from .program import INPUT, Operation, Program
@@ -55,12 +55,8 @@ class _Builder:
         shuffle: int = 1,
     ) -> _Feature:
         """Fold a block that reads one feature, or two through a pair."""
-        if not isinstance(block, ParNetBlock):
-            raise ParNetError(f"{name} is a {type(block).__name__}: only ParNetBlocks can be folded")
-        assert isinstance(pair, Pair | None)
-        branches = block.block
-        stride = 2 if isinstance(branches.rbr_1x1, nn.Sequential) else 1
-        groups, cout, cin = block.groups, *branches.rbr_dense.conv.weight.shape[:2]
+        assert isinstance(block, ParNetBlock) and isinstance(pair, Pair | None)
+        branches, groups, cout, cin = block.block, block.groups, block.cout, block.cin // block.groups
         weight, bias = one_kernel(branches)
         gate_weight = exact(branches.se.weight).flatten(1)
         gate_bias = torch.zeros(cout, dtype=torch.float64, device=CPU)
@@ -86,7 +82,7 @@ class _Builder:
         level = 1 + max(f.level for f in inputs)
         op = Operation(
             name, "conv", stage, stream, level, tuple(f.name for f in inputs), cin * groups, cout,
-            stride=stride, groups=groups, shuffle=shuffle,
+            stride=block.stride, groups=groups, shuffle=shuffle,
             gate="plain" if identity is None else "identity", activation=self.activation,
         )  # fmt: skip
         self.add(op, weights | {"weight": weight, "gate_weight": gate_weight, "gate_bias": gate_bias})
@@ -110,7 +106,7 @@ def fold(model: ParNet | Backbone, outputs: Sequence[str] | None = None) -> Prog
         model = model.body
     if not isinstance(model, ParNet):
         raise ParNetError(f"fold takes a ParNet or a Backbone, and this is a {type(model).__name__}")
-    check_activation(model)
+    check_model(model)
     has_logits = model.num_classes > 0
     known = [*model.feature_info.module_name(), *(["logits"] if has_logits else [])]
     if outputs is None and not has_logits:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import ParNetError
-from ..files import write_atomically
+from ..files import write_safetensors
 from ..network.variants import Config
 from ..settings import with_own_settings
 from .arithmetic import normalisation
@@ -328,12 +328,10 @@ class Program:
 
     def save(self, path: Path | str, beside: Mapping[str, str] | None = None) -> None:
         """Write as .safetensors, atomically, the operations as JSON in its metadata, and more metadata beside them."""
-        from safetensors.torch import save
-
         # copied, since safetensors refuses tensors that share memory
         tensors = {k: v.clone(memory_format=torch.contiguous_format) for k, v in self.weights.items()}
         metadata = {"format": FORMAT, "program": json.dumps(self._description()), **(beside or {})}
-        write_atomically(path, save(tensors, metadata | {DIGEST: self._seal(metadata)}))
+        write_safetensors(path, tensors, metadata | {DIGEST: self._seal(metadata)})
 
     @classmethod
     def load(cls, path: Path | str) -> Program:

@@ -52,6 +52,13 @@ def positive(text: str) -> float:
     return number
 
 
+def count(text: str) -> int:
+    """A whole number above zero, as an argument."""
+    if (number := _whole_number(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
+    return number
+
+
 def typed() -> str:
     """The command line of this process, as it can be given again."""
     program, *arguments = sys.argv
@@ -111,12 +118,13 @@ def process_age() -> float | None:
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises ParNetError for wrong arguments, so that one rank speaks for all. Its whole numbers have 32 bits: no
+    """Shows its description as it is written, and raises ParNetError for wrong arguments, so that one rank speaks for
+    all. Its whole numbers have 32 bits: no
     command counts further, and what torch says to larger ones is no line that helps. Others are no larger, and no NaN,
     which is neither too small nor too large for any limit."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+        super().__init__(*arguments, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
         self.register("type", int, _whole_number)
         self.register("type", float, _number_within_reason)
 

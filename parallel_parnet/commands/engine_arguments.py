@@ -14,7 +14,7 @@ from parallel_parnet.executors.backends import isa
 from parallel_parnet.transport import TRANSPORTS, gather
 
 from .calibration import FP8, QUANTISED, add_int8_arguments
-from .common import DTYPES, pixels, positive, words
+from .common import DTYPES, count, pixels, positive, words
 from .plan.measured import find_link, plan_for_ranks
 from .ranks import Ranks
 
@@ -22,8 +22,8 @@ from .ranks import Ranks
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Picture size and batch, placement, device, type, executor, threads and transport."""
     parser.add_argument("--img-size", type=pixels, help="pixels; default: the network's own")
-    parser.add_argument("-b", "--batch-size", type=int, default=1, help="pictures per pass (default: %(default)s)")
-    parser.add_argument("--streams-per-gpu", type=int, help="branches per device (default: 1, or as many as it takes)")
+    parser.add_argument("-b", "--batch-size", type=count, default=1, help="pictures per pass (default: %(default)s)")
+    parser.add_argument("--streams-per-gpu", type=count, help="branches a device (default: 1, or as many as it takes)")
     parser.add_argument("--placement", choices=["streams", "auto"], default="streams", help="auto: measure and plan")
     parser.add_argument(
         "--link", help="for --placement auto and predictions, as launch/plan.py (default: loopback, on GPUs nvlink)"
@@ -41,10 +41,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_engine_arguments(args: argparse.Namespace) -> None:
-    """ParNetError where a number is out of range, or one argument would make another mean nothing."""
-    for name in ("batch_size", "streams_per_gpu"):
-        if (number := getattr(args, name)) is not None and number < 1:
-            raise ParNetError(f"--{name.replace('_', '-')} {number}: must be at least 1")
+    """ParNetError where one argument would make another mean nothing."""
     if args.placement == "auto" and (args.streams_per_gpu or args.strict):
         raise ParNetError("--placement auto chooses the lanes by itself: leave --streams-per-gpu and --strict out")
     if args.link:

@@ -36,6 +36,7 @@ from ..common import (
     Parser,
     add_model_arguments,
     check_folder,
+    count,
     load_model,
     machine,
     pixels,
@@ -63,14 +64,14 @@ PRECISIONS = {**DTYPES, "int8": torch.int8}
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     add_model_arguments(parser)
-    parser.add_argument("-b", "--batch-size", type=int, default=1, help="pictures per pass (default: %(default)s)")
+    parser.add_argument("-b", "--batch-size", type=count, default=1, help="pictures per pass (default: %(default)s)")
     parser.add_argument("--img-size", type=pixels, help="pixels; default: the network's own")
     parser.add_argument("--device", help="cpu, cuda or cuda:N; default: cuda where there is one")
     parser.add_argument("--dtype", choices=PRECISIONS, default="float32", help="default: %(default)s")
     parser.add_argument("--runs", type=int, default=Settings.runs, help="timed runs of each (default: %(default)s)")
-    parser.add_argument("--warmup", type=int, default=Settings.warm_up, help="runs before them (default: %(default)s)")
+    parser.add_argument("--warmup", type=count, default=Settings.warm_up, help="runs before (default: %(default)s)")
     parser.add_argument(
         "--budget", type=positive, default=Settings.budget, metavar="SECONDS",
         help=f"of timed runs, set-ups aside: slower contenders get fewer, {Settings.least} at least, and are marked",
@@ -84,9 +85,8 @@ def parse_arguments() -> argparse.Namespace:
     add_trace_arguments(parser)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for results (default: results)")
     args = parser.parse_args()
-    for name, least in (("batch_size", 1), ("runs", 2), ("warmup", 1)):
-        if getattr(args, name) < least:
-            raise ParNetError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least {least}")
+    if args.runs < 2:
+        raise ParNetError(f"--runs {args.runs}: must be at least 2")
     if not args.compare:  # which writes nothing
         check_folder(args.out)
     if args.poster and (args.isolate or args.batch_size > 1 or args.img_size or args.only):

@@ -117,7 +117,7 @@ def measure_group(
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer networks and runs")
     parser.add_argument(
         "--executors",

@@ -99,7 +99,7 @@ STEPS = (
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--out", type=Path, default=RESULTS / "gpu", help="folder (default: results/gpu)")
     names = [step.name.replace(" ", "-") for step in STEPS]
     parser.add_argument("--step", nargs="+", choices=names, default=names, help="default: all of them")

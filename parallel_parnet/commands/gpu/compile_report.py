@@ -104,7 +104,7 @@ class Row:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--model", nargs="+", default=VARIANTS, help="variants (default: S, M, L and XL)")
     default = RESULTS / "kernels-compiled.md"
     parser.add_argument("--out", type=Path, default=default, help="default: results/kernels-compiled.md")

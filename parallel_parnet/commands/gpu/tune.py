@@ -23,13 +23,12 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from parallel_parnet import ParNetError
 from parallel_parnet.files import check_writable, write_json
 from parallel_parnet.kernels.gpu.candidates import candidates
 from parallel_parnet.kernels.gpu.config import CONFIGS, HOPPER, Table, read_levels, tuned_name
 from parallel_parnet.kernels.gpu.rates import H200, Rates
 
-from ..common import DTYPES, Parser, plain_console
+from ..common import DTYPES, Parser, count, plain_console, positive
 from ..common import table as lines
 from .device import exact_fp32, l2_bytes, machine, measure_rates, require_gpu
 from .level_tuning import (
@@ -51,17 +50,15 @@ VARIANTS = ("parnet_s", "parnet_m", "parnet_l", "parnet_xl")
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("-m", "--model", nargs="+", default=VARIANTS, help="variants (default: S, M, L and XL)")
-    parser.add_argument("-b", "--batch-size", nargs="+", type=int, default=[1], help="default: 1")
+    parser.add_argument("-b", "--batch-size", nargs="+", type=count, default=[1], help="default: 1")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["bfloat16"], help="default: bfloat16")
-    parser.add_argument("--minutes", type=float, default=60, help="to stay within (default: %(default)s)")
+    parser.add_argument("--minutes", type=positive, default=60, help="to stay within (default: %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="list candidates, run nothing")
-    parser.add_argument("--show", type=int, default=5, help="candidates listed a level (default: %(default)s)")
+    parser.add_argument("--show", type=count, default=5, help="candidates listed a level (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="default: kernels/gpu/configs/tuned.<GPU>.json")
     args = parser.parse_args()
-    if args.minutes <= 0 or min(args.batch_size) < 1 or args.show < 1:
-        raise ParNetError("--minutes, --batch-size and --show must be positive")
     check_writable(args.out)
     return args
 

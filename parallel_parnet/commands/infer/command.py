@@ -43,7 +43,7 @@ from parallel_parnet.program.program import picture_side
 from parallel_parnet.transport import join_ranks
 
 from ..calibration import QUANTISED, quantised
-from ..common import DEMO, RANDOM, Parser, add_model_arguments, load_model, plain_console, process_age
+from ..common import DEMO, RANDOM, Parser, add_model_arguments, count, load_model, plain_console, process_age
 from ..engine_arguments import (
     add_engine_arguments,
     check_engine_arguments,
@@ -64,7 +64,7 @@ from .tables import read_labels, show_latency, show_setting, top5
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     add_model_arguments(parser)
     parser.add_argument(
         "--image", action="append", type=Path, help="picture or folder; may be repeated; what is transparent is black"
@@ -72,7 +72,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--labels", type=Path, help="text file with a class name per line")
     add_engine_arguments(parser)
     parser.add_argument("--measure-links", action="store_true", help="of two ranks, for each transport, and end")
-    parser.add_argument("--iterations", type=int, default=50, help="timed passes (default: %(default)s)")
+    parser.add_argument("--iterations", type=count, default=50, help="timed passes (default: %(default)s)")
     parser.add_argument("--warmup", type=int, default=5, help="passes before them (default: %(default)s)")
     parser.add_argument("--verify", action="store_true", help="compare with the sequential fp32 reference")
     parser.add_argument("--json", type=Path, help="write all results to this file")
@@ -83,8 +83,8 @@ def parse_arguments() -> argparse.Namespace:
     given = (args.checkpoint, args.labels, args.calibrate, *(args.image or ()))
     check_writable(args.json, args.trace, args.report, reads=given)
     check_engine_arguments(args)
-    if args.iterations < 1 or args.warmup < 0:
-        raise ParNetError("--iterations must be at least 1, and --warmup must not be negative")
+    if args.warmup < 0:
+        raise ParNetError(f"--warmup {args.warmup}: must not be negative")
 
     def among(*names: str) -> list[str]:
         return [f"--{name}" for name in names if getattr(args, name) != parser.get_default(name)]

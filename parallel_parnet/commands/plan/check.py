@@ -33,7 +33,7 @@ from parallel_parnet.planning.planner import schedule
 
 from .. import sections
 from ..bench.machine import describe
-from ..common import RESULTS, Parser, machine, plain_console, settle, slug
+from ..common import RESULTS, Parser, count, machine, plain_console, settle, slug
 from ..common import table as make_table
 from ..processes import environment
 from ..ranks import Ranks, cores
@@ -54,9 +54,9 @@ HERE = Path()  # stands for a name of its own
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=["parnet_s", "parnet_xl"], help="default: %(default)s")
-    parser.add_argument("--iterations", type=int, default=20, help="timed passes of a case (default: %(default)s)")
+    parser.add_argument("--iterations", type=count, default=20, help="timed passes of a case (default: %(default)s)")
     parser.add_argument("--link", default=MEASURED, help="measured, or as launch/plan.py (default: %(default)s)")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
     parser.add_argument(
@@ -68,8 +68,6 @@ def parse_arguments() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--page", type=Path, metavar="FILE", help="put the result on this page as well; needs --json")
     args = parser.parse_args()
-    if args.iterations < 1:
-        raise ParNetError(f"--iterations {args.iterations}: must be at least 1")
     if args.page and not (args.json and os.path.isfile(args.page)):
         raise ParNetError(f"--page {args.page}: give --json too, which the page links to, and a page that there is")
     if args.page:

@@ -28,7 +28,7 @@ from parallel_parnet.planning.planner import Schedule, schedule
 from parallel_parnet.planning.search import search
 
 from .. import sections
-from ..common import DTYPES, Parser, add_model_arguments, load_model, pixels, plain_console, settle
+from ..common import DTYPES, Parser, add_model_arguments, count, load_model, pixels, plain_console, settle
 from ..common import table as make_table
 from ..drawing import check, draw
 from ..ranks import cores
@@ -42,9 +42,9 @@ TABLE_ROWS = (  # link, device, efficiency
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     add_model_arguments(parser)
-    parser.add_argument("--gpus", type=int, default=3, help="lanes that there are (default: %(default)s)")
+    parser.add_argument("--gpus", type=count, default=3, help="lanes that there are (default: %(default)s)")
     parser.add_argument("--exactly", action="store_true", help="use all of them, even where fewer are faster")
     parser.add_argument(
         "--link", default="nvlink",
@@ -70,8 +70,6 @@ def parse_arguments() -> argparse.Namespace:
         raise ParNetError("--executor is whose operations are measured: add --device measured, or leave it out")
     if args.efficiency != 1 and args.device == "measured":
         raise ParNetError("--efficiency is a share of the roofline: leave it out with --device measured")
-    if args.gpus < 1:
-        raise ParNetError(f"--gpus {args.gpus}: must be at least 1")
     check_writable(None if args.json == "-" else args.json or None, args.figure, reads=[args.checkpoint])
     if args.figure:
         check(args.figure)

@@ -61,7 +61,7 @@ SAID = 10  # reasons of skipped pictures on the terminal
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("data", type=Path, metavar="DIR", help="labelled pictures, in any of the layouts above")
     parser.add_argument("--split", choices=[TEST, TRAIN], default=TEST, help="default: %(default)s")
     add_model_arguments(parser)

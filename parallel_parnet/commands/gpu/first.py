@@ -14,7 +14,7 @@ from parallel_parnet.kernels.gpu.config import Table
 from parallel_parnet.kernels.gpu.convolution import Convolution
 from parallel_parnet.parity import relative
 
-from .device import event_times, exact_fp32, quantiles
+from .device import event_times, quantiles
 from .journal import Values
 from .level_tuning import compile_config, levels_of
 from .machines import capability_and_gpu
@@ -44,7 +44,6 @@ def check_first_kernels(work: Work) -> Values:
 def check_first(work: Work) -> Values:
     """Each launch against its twin, on the features that the launches before it made; all logits against the reference;
     and the replay of a CUDA graph."""
-    exact_fp32()
     rows = []
     for variant in work.scope.decisive:
         program, reference = network(variant, work.device)

@@ -14,7 +14,7 @@ from parallel_parnet.kernels.gpu.compiled import stand_in
 from parallel_parnet.kernels.gpu.config import HOPPER, Table
 from parallel_parnet.kernels.gpu.launch import FUSED
 
-from .device import event_times, exact_fp32, in_a_graph, measure_rates, median, quantiles
+from .device import event_times, in_a_graph, measure_rates, median, quantiles
 from .journal import Values
 from .level_tuning import Level, levels_of, measure
 from .machines import machine_of
@@ -51,7 +51,6 @@ def read_kernel(x, out, blocks, ROUNDS: tl.constexpr, BLOCK: tl.constexpr):  # n
 
 def check_probes(work: Work) -> Values:
     """A row for each probe."""
-    exact_fp32()
     device, dry = work.device, work.scope.note != ""
     capability = tuple(machine_of(work)["capability"])
     # the interpreter knows no dependent launch; the kernels with it are compiled all the same

@@ -23,7 +23,6 @@ from parallel_parnet.program.pixels import normalise
 
 from ..common import words
 from ..processes import environment, module, run_within
-from .device import exact_fp32
 from .journal import Values
 from .machines import capability_and_gpu
 from .networks import network, picture, planned, run
@@ -57,7 +56,6 @@ def check_compile(work: Work) -> Values:
 
 def check_kernels(work: Work) -> Values:
     """Every kind of convolution and the classifier, against their twins in fp32."""
-    exact_fp32()
     rows = [
         work.row(kernel_name(case), partial(kernel_row, case, seed, work.device))
         for seed, case in enumerate(kernel_cases(work.scope))
@@ -68,7 +66,6 @@ def check_kernels(work: Work) -> Values:
 
 def check_networks(work: Work) -> Values:
     """Every variant, type and batch against the reference executor in fp32, and no further from it than torch."""
-    exact_fp32()
     cases = sorted(network_cases(work.scope), key=lambda case: case.variant)  # of which one is kept in memory
     rows = [work.row(f"{case.variant} {words(case.dtype)} n{case.n}", partial(_logits, case, work)) for case in cases]
     return _within_tolerance(rows)
@@ -76,7 +73,6 @@ def check_networks(work: Work) -> Values:
 
 def check_executors(work: Work) -> Values:
     """Every executor of GPUs, on one lane and with a CUDA stream for each of three, as callers use it."""
-    exact_fp32()
     halves = [dtype for dtype in work.scope.dtypes if dtype != torch.float32]
     executors = ON_GPUS if work.device.type == "cuda" else ("triton",)
     rows = [

@@ -12,7 +12,6 @@ import torch
 from parallel_parnet.files import write_json
 from parallel_parnet.kernels.gpu.config import Table, read_levels, tuned_name
 
-from .device import exact_fp32
 from .journal import Values
 from .level_tuning import Level, Trial, levels_of
 from .machines import capability_and_gpu, machine_of, rates_of
@@ -32,7 +31,6 @@ def check_tuning(work: Work) -> Values:
     decide share the time; the others have what those leave. Nothing where another kernel than Triton's has them."""
     if is_at_hand(work):
         return skipped(ELSEWHERE)
-    exact_fp32()
     found, rates = machine_of(work), rates_of(work, DTYPE)
     capability = tuple(found["capability"])
     levels = {variant: _levels(work, variant, found["l2_bytes"]) for variant in work.scope.timed}
@@ -62,7 +60,6 @@ def check_tuned(work: Work) -> Values:
     is right."""
     if is_at_hand(work):
         return skipped(ELSEWHERE)
-    exact_fp32()
     found = machine_of(work)
     path, capability = _path(work, found), tuple(found["capability"])
     levels = len(read_levels(path))

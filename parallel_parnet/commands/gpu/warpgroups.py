@@ -23,7 +23,7 @@ from parallel_parnet.kernels.gpu.launch import Launch
 from parallel_parnet.kernels.hopper.plan import candidates, takes
 from parallel_parnet.parity import relative
 
-from .device import event_times, exact_fp32, in_a_graph, l2_bytes, quantiles
+from .device import event_times, in_a_graph, l2_bytes, quantiles
 from .journal import Values
 from .level_tuning import LAUNCHES, Level, RefusedError, levels_of, operands, sets_beyond
 from .machines import machine_of
@@ -53,7 +53,6 @@ def check_warpgroups(work: Work) -> Values:
     one's candidates are compiled."""
     if not is_at_hand(work):
         return skipped(NEEDED)
-    exact_fp32()
     found = machine_of(work)
     levels = {level.key: level for variant in work.scope.timed for level in _levels(work, variant, found["l2_bytes"])}
     kept, compiler, coming = work.kept, ThreadPoolExecutor(1), dict[str, Candidates]()
@@ -73,7 +72,6 @@ def check_passes(work: Work) -> Values:
     launches overlap, and the same in every replay."""
     if not is_at_hand(work):
         return skipped(NEEDED)
-    exact_fp32()
     found = machine_of(work)
     ours = Table.load(HOPPER, found["gpu"])
     tuned = replace(ours, warpgroups=read_levels(_path(work, found)))

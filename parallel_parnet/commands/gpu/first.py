@@ -59,9 +59,7 @@ def check_first(work: Work) -> Values:
 
 def once(plan: TritonSegment, x: torch.Tensor) -> torch.Tensor:
     """The logits of a pass over poisoned buffers."""
-    for convs in convolutions(plan).values():
-        for conv in convs:
-            poison(conv)
+    poison(*plan.convolutions.values())
     return run(plan, x).clone()
 
 

@@ -169,11 +169,7 @@ def measure(wanted: Level, config: LevelConfig, device: torch.device) -> list[fl
     prepared = launch_of(first, config)
     if device.type == "cuda":
         load(prepared)
-    for conv in first:
-        poison(conv)
-    prepared()
-    if (worst := max(map(deviation, first))) > 1:
-        raise RefusedError(f"wrong by {worst:.1f} times what rounding allows")
+    prove(prepared, first)
     launches = [prepared]
     if wanted.cold:
         sets = sets_beyond(first, l2_bytes(device)) if device.type == "cuda" else 2
@@ -186,6 +182,14 @@ def measure(wanted: Level, config: LevelConfig, device: torch.device) -> list[fl
     with_it = event_times(in_a_graph([each for launch in launches for each in (evict, launch)], device), REPEATS)
     alone = median(event_times(in_a_graph([evict] * len(launches), device), REPEATS))
     return [(seconds - alone) / len(launches) for seconds in with_it]
+
+
+def prove(launch: Callable[[], object], convolutions: Sequence[Convolution]) -> None:
+    """Run it once; `RefusedError` where an answer is not the twin's."""
+    poison(*convolutions)
+    launch()
+    if (worst := max(map(deviation, convolutions))) > 1:
+        raise RefusedError(f"wrong by {worst:.1f} times what rounding allows")
 
 
 def sets_beyond(convolutions: Sequence[Convolution], cache: int) -> int:

@@ -53,11 +53,11 @@ from .comparison import SAME, changes, differences
 from .fused import fuse
 from .isolation import isolated
 from .machine import describe, possible
-from .measure import PICTURES, Settings, contenders, measure
+from .measure import Settings, contenders, measure
 from .ours import engine_of
 from .poster import SIZE, markdown, measure_poster, subject_of
 from .rows import FEWEST, last_line, read, result_name, show, write
-from .subject import CALIBRATING, Subject
+from .subject import CALIBRATING, PICTURES, Subject
 
 ISOLATE = "--is"  # the shortest that argparse takes for --isolate, by which a process would start itself without end
 PRECISIONS = {**DTYPES, "int8": torch.int8}

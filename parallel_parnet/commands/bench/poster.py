@@ -15,7 +15,7 @@ from parallel_parnet.program.rivals import rival
 from ..common import settle
 from ..sections import table
 from .fused import fuse
-from .measure import COMPARED, PICTURES, Settings, contenders, time_all
+from .measure import COMPARED, Settings, contenders, time_all
 from .ours import usual
 from .poster_networks import PEERS
 from .proof import agrees, expected_logits, left_out, prove_golden, prove_ours
@@ -88,18 +88,14 @@ def measure_poster(
     """A row for each network: the fastest of its ways, all networks timed in turns in one process."""
     prove_golden()
     entries: list[Entry] = []
-    pictures = []
     for quoted in track(table, "setting up", console=console, transient=True):
         subject = make(quoted.name)
-        own = subject.pictures(PICTURES)
-        expected = expected_logits(subject, own[:COMPARED])
-        for contender in contenders(ways(subject)):
-            entries.append(set_up(contender, subject, own[:COMPARED], expected))
-            pictures.append(own)
+        compared = subject.pictures(COMPARED)
+        expected = expected_logits(subject, compared)
+        entries += [set_up(contender, subject, compared, expected) for contender in contenders(ways(subject))]
     prove_ours(entries)
-    fit = [i for i, entry in enumerate(entries) if entry.runner is not None and agrees(entry)]
-    running = [entries[i] for i in fit]
-    clocks = time_all(running, [pictures[i] for i in fit], settings, lambda: None)
+    running = [entry for entry in entries if entry.runner is not None and agrees(entry)]
+    clocks = time_all(running, settings, lambda: None)
     rows = [_by_events(row_of(entry, header["possible"], clocks), entry) for entry in running]
     fastest = []
     for quoted in table:

@@ -135,9 +135,8 @@ def test_turns_are_taken() -> None:
     def entry(name: str) -> Entry:
         return Entry(Contender(name, False, None), subject(), Runner(lambda x: order.append(name), "", ""))  # type: ignore[arg-type]
 
-    pictures = [torch.zeros(1), torch.ones(1)]
     entries, ticks = [entry("a"), entry("b")], []
-    interleave(entries, [pictures] * 2, [4, 2], lambda: ticks.append(1))
+    interleave(entries, [4, 2], lambda: ticks.append(1))
     assert sorted(order[:2]) + order[2:3] + sorted(order[3:5]) + order[5:] == list("abaaba"), "round by round"
     assert entries[0].rounds == [0, 1, 2, 3]
     assert entries[1].rounds == [0, 2]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -17,7 +16,7 @@ from parallel_parnet import Engine, Placement, Program
 from parallel_parnet.parity import LIMIT, relative
 
 from ..common import DEMO_MODEL, words
-from ..processes import environment, run_within
+from ..processes import command, environment, run_within
 from .journal import Values
 from .networks import network, picture
 from .scope import DTYPE
@@ -26,7 +25,6 @@ from .work import Work, verdict
 
 RANKS = 3
 GPUS, INTERPRETED = ("cuda_graph", "triton", "cuda_streams"), ("cuda_graph",)
-COMMAND = ("parallel_parnet", "infer")
 
 
 def check_placements(work: Work) -> Values:
@@ -119,11 +117,10 @@ def of_ranks(work: Work, name: str) -> Values:
 
 def infer(ranks: int, file: Path, deadline: float, network: str, device: str, executor: str) -> dict:
     """What launch/infer.py writes, or how it failed."""
-    ranked = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"] if ranks > 1 else []
-    command = [sys.executable, "-m", *ranked, *COMMAND, "--model", network, "--device", device]
-    command += ["--dtype", words(DTYPE), "--executor", executor, "--transport", "gloo", "--json", str(file)]
-    command += ["--streams-per-gpu", str(-(-3 // ranks)), "--threads", "1"]  # on which random weights' last bits depend
-    status, _, errors = run_within(command, max(1.0, deadline - time.monotonic()), environment())
+    line = [*command("infer", ranks), "--model", network, "--device", device, "--dtype", words(DTYPE)]
+    line += ["--executor", executor, "--transport", "gloo", "--json", str(file)]
+    line += ["--streams-per-gpu", str(-(-3 // ranks)), "--threads", "1"]  # on which random weights' last bits depend
+    status, _, errors = run_within(line, max(1.0, deadline - time.monotonic()), environment())
     if status != 0:
         said = next((line for line in errors.splitlines() if "error" in line), "it said nothing")
         return {"fault": f"{ranks} rank(s): exit status {status}: {said}"}

@@ -26,8 +26,6 @@ after SIGINT and SIGTERM.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import os
 import sys
 import time
@@ -57,7 +55,7 @@ from ..ranks import Ranks
 from ..stopping import stop_on_signals
 from ..tracing import add_trace_arguments, check_trace_arguments, write_traces
 from .few import classify_and_time
-from .lines import AnswerLines
+from .lines import AnswerLines, stamp
 from .links import measure_links
 from .many import Pictures, answer_into
 from .tables import read_labels, show_latency, show_setting, top5
@@ -122,8 +120,8 @@ def coordinate(
         console.print("note: no checkpoint was given; the weights are random, so only the times mean anything")
     if args.jsonl is None:
         return classify_and_time(engine, exact, pictures, labels, setting, args, console)
-    basis = [engine.program.digest, setting["size"], setting["dtype"], labels]
-    with AnswerLines(args.jsonl, hashlib.sha256(json.dumps(basis).encode()).hexdigest()[:16]) as lines:
+    settings = stamp(engine.program.digest, setting["size"], setting["dtype"], labels)
+    with AnswerLines(args.jsonl, settings) as lines:
         result = answer_into(lines, engine, pictures, lambda _, logits: {"top5": top5(logits, labels)}, console)
     show_setting(setting, console)
     if result["latency_ms"]:

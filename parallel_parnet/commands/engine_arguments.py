@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -13,7 +14,7 @@ from parallel_parnet.executors.available import EXECUTORS
 from parallel_parnet.executors.backends import isa
 from parallel_parnet.transport import TRANSPORTS, gather
 
-from .calibration import FP8, QUANTISED, add_int8_arguments
+from .calibration import FP8, MOST, QUANTISED
 from .common import DTYPES, count, pixels, positive, words
 from .plan.measured import find_link, plan_for_ranks
 from .ranks import Ranks
@@ -31,7 +32,10 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--strict", action="store_true", help="refuse rather than fold streams onto fewer devices")
     parser.add_argument("--device", help="cpu, cuda or cuda:N; default: cuda where there is one")
     parser.add_argument("--dtype", choices=[*DTYPES, *QUANTISED], default="float32", help="default: %(default)s")
-    add_int8_arguments(parser)
+    parser.add_argument(
+        "--calibrate", type=Path, metavar="PATH",
+        help=f"for int8 and fp8: a folder of pictures, of which {MOST} are taken; for int8 also what quantize.py wrote",
+    )  # fmt: skip
     parser.add_argument("--executor", choices=EXECUTORS, default="auto", help="default: %(default)s")
     parser.add_argument(
         "--threads", type=int, help="compute threads; default: OMP_NUM_THREADS, else its share of cores"

@@ -53,7 +53,19 @@ def _lanes(work: Work, name: str) -> Values:
 def _auto(work: Work, name: str) -> Values:
     program, _ = network(name, work.device)
     engine = Engine(program, None, work.device, DTYPE)
-    return {"network": name, **verdict_of(engine, picture(program, work.device))}
+    x = picture(program, work.device)
+    tried = engine.warm_up(x)
+    with TemporaryDirectory() as folder:
+        engine.save(Path(folder) / "engine.safetensors")
+        again = Engine.load(Path(folder) / "engine.safetensors", engine.device)
+    return {
+        "network": name,
+        "executor": engine.executor,
+        "lanes": engine.placement.lanes,
+        "tried_ms": {way: seconds * 1e3 for way, seconds in tried.items()},
+        "dropped": engine.notes,
+        "kept": again.executor == engine.executor and again.placement == engine.placement and not again.warm_up(x),
+    }
 
 
 def engines(program: Program, device: torch.device, executors: tuple[str, ...]) -> dict[str, Engine]:
@@ -80,21 +92,6 @@ def side_by_side(
         "same_bits": all(torch.equal(answer, alike[0]) for alike in by_lanes.values() for answer in alike),
         "difference": max(relative(answer, first) for answer in answers.values()),
         "us": time_them({name: partial(engine, x) for name, engine in engines.items()}),
-    }
-
-
-def verdict_of(engine: Engine, x: Tensor) -> dict:
-    """What was tried, in milliseconds, what was not, and whether a file keeps it."""
-    tried = engine.warm_up(x)
-    with TemporaryDirectory() as folder:
-        engine.save(Path(folder) / "engine.safetensors")
-        again = Engine.load(Path(folder) / "engine.safetensors", engine.device)
-    return {
-        "executor": engine.executor,
-        "lanes": engine.placement.lanes,
-        "tried_ms": {name: seconds * 1e3 for name, seconds in tried.items()},
-        "dropped": engine.notes,
-        "kept": again.executor == engine.executor and again.placement == engine.placement and not again.warm_up(x),
     }
 
 

@@ -34,7 +34,6 @@ from ..drawing import check, draw
 from ..ranks import cores
 from .measured import find_link, measure, on_a_thread
 
-TABLE_MODELS = tuple(VARIANTS)
 TABLE_ROWS = (  # link, device, efficiency
     ("nvlink", "h200", 1.0), ("nvlink", "h200", 0.5), ("pcie", "h200", 1.0), ("pcie", "h200", 0.5),
     ("loopback", "measured", 1.0),
@@ -126,7 +125,7 @@ def print_table() -> None:
     """The answers for docs/planner.md: the fastest placement on exactly 1, 2 and 3 lanes, and a stream per lane."""
     lanes = ("1 lane", "2 lanes", "3 lanes", "3, by streams", "best")
     print(sections.table(("", "link", "lanes are", *lanes, "the answer waits for transfers of"), []))
-    for model in TABLE_MODELS:
+    for model in VARIANTS:
         program = fold(settle(create_model(model)))
         for link, kind, efficiency in TABLE_ROWS:
             costs, device = costs_of(program, link, kind, efficiency)

@@ -25,6 +25,7 @@ CLONE = (ROOT / "launch").is_dir()
 RESULTS = ROOT / "results" if CLONE else Path()
 DEMO = (ROOT / "parallel_parnet" / "demo").resolve()  # launch/demo, and in a wheel the package's own
 DEMO_MODEL = "parnet_fashion"
+S_TO_XL = ("parnet_s", "parnet_m", "parnet_l", "parnet_xl")
 RANDOM = "random"  # where weights come from without a file
 MOST_COLUMNS = 10_000
 DTYPES = {

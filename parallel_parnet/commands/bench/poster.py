@@ -40,7 +40,8 @@ NOTE = (
 
 @dataclass(frozen=True)
 class Quoted:
-    """As the poster of "Non-deep Networks" has it: ImageNet top-1 in percent, pictures a second on its hardware."""
+    """As the poster of "Non-deep Networks" has it: ImageNet top-1 in percent, pictures a second on its hardware. depth:
+    convolutions and classifier on the longest path; of RepVGG convolutions."""
 
     name: str
     depth: int
@@ -64,7 +65,7 @@ def subject_of(name: str, device: torch.device, dtype: torch.dtype, threads: int
     """A network of the table at batch 1, with random weights."""
     torch.manual_seed(0)
     if name in PEERS:
-        network, program = PEERS[name][0]().eval().requires_grad_(False), rival(name)
+        network, program = PEERS[name]().eval().requires_grad_(False), rival(name)
         network.load_state_dict(dict(program.weights))
         return Subject(name, network, network, program, SIZE, 1, device, dtype, threads)
     model = settle(create_model(name)).requires_grad_(False)

@@ -6,7 +6,7 @@ import torch
 
 from parallel_parnet.kernels.gpu.rates import Rates
 
-from ..common import DTYPES
+from ..common import DTYPES, words
 from .device import machine, measure_rates
 from .journal import Values
 from .work import Work, verdict
@@ -36,7 +36,7 @@ def capability_and_gpu(work: Work) -> tuple[tuple[int, int], str, bool]:
 
 def rates_of(work: Work, dtype: torch.dtype) -> Rates:
     """As the first step measured them; measured again where that did not run."""
-    found = work.journal.rows("machine").get(f"rates, {str(dtype).removeprefix('torch.')}", {})
+    found = work.journal.rows("machine").get(f"rates, {words(dtype)}", {})
     return Rates(**found) if found and "fault" not in found else measure_rates(work.device, dtype)
 
 

@@ -28,7 +28,7 @@ from parallel_parnet.kernels.gpu.candidates import candidates
 from parallel_parnet.kernels.gpu.config import CONFIGS, HOPPER, Table, read_levels, tuned_name
 from parallel_parnet.kernels.gpu.rates import H200, Rates
 
-from ..common import DTYPES, Parser, count, plain_console, positive
+from ..common import DTYPES, S_TO_XL, Parser, count, plain_console, positive
 from ..common import table as lines
 from .device import exact_fp32, l2_bytes, machine, measure_rates, require_gpu
 from .level_tuning import (
@@ -46,12 +46,10 @@ from .level_tuning import (
 )
 from .precompile import compiling, shapes_of, worker_pool
 
-VARIANTS = ("parnet_s", "parnet_m", "parnet_l", "parnet_xl")
-
 
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument("-m", "--model", nargs="+", default=VARIANTS, help="variants (default: S, M, L and XL)")
+    parser.add_argument("-m", "--model", nargs="+", default=S_TO_XL, help="variants (default: S, M, L and XL)")
     parser.add_argument("-b", "--batch-size", nargs="+", type=count, default=[1], help="default: 1")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["bfloat16"], help="default: bfloat16")
     parser.add_argument("--minutes", type=positive, default=60, help="to stay within (default: %(default)s)")

@@ -31,7 +31,7 @@ from parallel_parnet.kernels.gpu.samples import convolution, without_values
 from .device import event_times, in_a_graph, l2_bytes, median, quantiles
 from .eviction import eviction
 from .parity import deviation, poison
-from .precompile import compile_launch
+from .precompile import Target, compile_launch
 
 MOST_SETS = 48  # of inputs, as many as it takes to exceed the L2 cache twice
 REPEATS = 20  # replays of a graph that runs every set once
@@ -143,14 +143,14 @@ def tune(
     return trial
 
 
-def compile_config(wanted: Level, config: LevelConfig, capability: tuple[int, int], launchers: bool) -> None:
+def compile_config(wanted: Level, config: LevelConfig, target: Target) -> None:
     """Compile a configuration in any process; the kernel and its launcher stay in Triton's cache."""
-    compile_launch(_offline(wanted, config), capability, launchers)
+    compile_launch(_offline(wanted, config), target)
 
 
-def complaints(wanted: Level, config: LevelConfig, capability: tuple[int, int]) -> list[str]:
+def complaints(wanted: Level, config: LevelConfig, target: Target) -> list[str]:
     """What is wrong with a configuration as compiled, as Triton's package's tools tell without a GPU."""
-    return resources(compile_launch(_offline(wanted, config), capability, launchers=False)).complaints(capability)
+    return resources(compile_launch(_offline(wanted, config), target)).complaints(target.capability)
 
 
 def load(prepared: Launch) -> None:

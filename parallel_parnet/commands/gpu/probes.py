@@ -18,7 +18,7 @@ from .device import event_times, in_a_graph, measure_rates, median, quantiles
 from .journal import Values
 from .level_tuning import Level, levels_of, measure
 from .machines import machine_of
-from .precompile import build_launcher, shapes_of
+from .precompile import Target, build_launcher, shapes_of
 from .scope import DTYPE
 from .work import Work, verdict
 
@@ -97,13 +97,13 @@ def warm_and_cold(level: Level, table: Table, device: torch.device) -> Values:
     }
 
 
-def compile_probes(capability: tuple[int, int], launchers: bool) -> None:
+def compile_probes(target: Target) -> None:
     """The probes' kernels, as `check_probes` launches them, into Triton's cache."""
     x = torch.empty(16, dtype=torch.int32, device="meta")
-    with stand_in(capability):
+    with stand_in(target.capability):
         made = [empty_kernel.warmup(x, False, grid=(1,), num_warps=4, **FUSED)]
-        if capability >= HOPPER:  # below, ptxas refuses them
+        if target.capability >= HOPPER:  # below, ptxas refuses them
             made.append(empty_kernel.warmup(x, True, grid=(1,), num_warps=4, launch_pdl=True, **FUSED))
         made.append(read_kernel.warmup(x, x, BLOCKS, ROUNDS, BLOCK, grid=(1,), num_warps=8, **FUSED))
-    for compiled in made if launchers else ():
+    for compiled in made if target.launchers else ():
         build_launcher(compiled)

@@ -24,14 +24,14 @@ from parallel_parnet.program.pixels import normalise
 from ..common import words
 from ..processes import environment, module, run_within
 from .journal import Values
-from .machines import capability_and_gpu
+from .machines import target_of
 from .networks import network, picture, planned, run
 from .parity import deviation, poison
 from .precompile import (
     KernelCase,
     NetworkCase,
     compile_all,
-    compile_case,
+    jobs_of,
     kernel_cases,
     network_cases,
     raw_cases,
@@ -47,11 +47,8 @@ Run = Callable[[Tensor], Tensor]
 
 def check_compile(work: Work) -> Values:
     """Every kernel that the steps of the parity launch."""
-    capability, gpu, launchers = capability_and_gpu(work)
     networks = [*single_launches(network_cases(work.scope)), *raw_cases(work.scope)]
-    cases = [*kernel_cases(work.scope), *networks]
-    jobs = [(str(case), compile_case, (case, capability, gpu, launchers)) for case in cases]
-    return compile_all(jobs, work.end)
+    return compile_all(jobs_of([*kernel_cases(work.scope), *networks]), target_of(work), work.end)
 
 
 def check_kernels(work: Work) -> Values:

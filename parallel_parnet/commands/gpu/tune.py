@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -44,7 +43,7 @@ from .level_tuning import (
     tune,
     worth_trying,
 )
-from .precompile import compiling, shapes_of, worker_pool
+from .precompile import Target, compiling, shapes_of, worker_pool
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -89,19 +88,13 @@ def dry_run(levels: list[Level], show: int, console: Console) -> None:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What levels are tuned with. capability: of the GPU. table: whose choices are the defaults. most: candidates of a
-    level at most."""
+    """What levels are tuned with. table: whose choices are the defaults. most: candidates of a level at most."""
 
     device: torch.device
-    capability: tuple[int, int]
+    target: Target
     table: Table
     rates: Mapping[torch.dtype, Rates]
     most: int = TRIALS
-
-    @property
-    def compile(self) -> Callable[..., object]:
-        """A worker's part: on a GPU the loaded module tells the rest, without one the compiler's tools do."""
-        return partial(compile_config, launchers=True) if self.device.type == "cuda" else complaints
 
 
 def tune_levels(
@@ -118,9 +111,11 @@ def tune_levels(
     """
     configs = {level: worth_trying(level, tuning.table, tuning.rates[level.dtype], tuning.most) for level in levels}
     pool = worker_pool()
+    # on a GPU the loaded module tells what is wrong, without one the compiler's tools do
+    compiles = compile_config if tuning.device.type == "cuda" else complaints
     with compiling():
         waiting = {
-            (level, config): pool.submit(tuning.compile, level, config, tuning.capability)
+            (level, config): pool.submit(compiles, level, config, tuning.target)
             for level, own in configs.items()
             for config in own
         }
@@ -168,7 +163,7 @@ def fill_table(wanted: list[Level], minutes: float, out: Path | None, console: C
         default, best = trial.default.get("p50", float("nan")), trial.best["p50"]
         console.print(f"{level.key}: {default:.2f} -> {best:.2f} us, {describe(trial.config)}, {trial.timed} timed")
 
-    tuning = Tuning(device, capability, Table.load(capability), rates)
+    tuning = Tuning(device, Target(capability), Table.load(capability), rates)
     if left_out := tune_levels(levels, tuning, started + 60 * minutes, done):
         console.print(f"{minutes:g} minutes are over: {len(left_out)} of {len(levels)} levels left out")
     return path

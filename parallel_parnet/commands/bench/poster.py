@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from rich.console import Console
-from rich.progress import track
 
 from parallel_parnet import create_model, fold
 from parallel_parnet.program.rivals import rival
@@ -15,12 +14,12 @@ from parallel_parnet.program.rivals import rival
 from ..common import settle
 from ..sections import table
 from .fused import fuse
-from .measure import COMPARED, Settings, contenders, time_all
+from .measure import COMPARED, Settings, bars, contenders, set_up_all, time_all
 from .ours import usual
 from .poster_networks import PEERS
-from .proof import agrees, expected_logits, left_out, prove_golden, prove_ours
+from .proof import agrees, expected_logits, left_out, prove_golden
 from .rows import Result, Row, row_of, timm_columns
-from .running import Entry, set_up
+from .running import Entry
 from .statistics import median_interval
 from .subject import Subject
 
@@ -89,12 +88,12 @@ def measure_poster(
     """A row for each network: the fastest of its ways, all networks timed in turns in one process."""
     prove_golden()
     entries: list[Entry] = []
-    for quoted in track(table, "setting up", console=console, transient=True):
-        subject = make(quoted.name)
-        compared = subject.pictures(COMPARED)
-        expected = expected_logits(subject, compared)
-        entries += [set_up(contender, subject, compared, expected) for contender in contenders(ways(subject))]
-    prove_ours(entries)
+    with bars(console) as progress:
+        for quoted in table:
+            subject = make(quoted.name)
+            compared = subject.pictures(COMPARED)
+            expected, chosen = expected_logits(subject, compared), contenders(ways(subject))
+            entries += set_up_all(chosen, subject, compared, expected, progress, f"{quoted.name}: ")
     running = [entry for entry in entries if entry.runner is not None and agrees(entry)]
     clocks = time_all(running, settings, lambda: None)
     rows = [_by_events(row_of(entry, header["possible"], clocks), entry) for entry in running]

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from parallel_parnet import ParNetError
 from parallel_parnet.executors.available import METHODS
@@ -28,6 +27,7 @@ from parallel_parnet.files import as_json, check_writable, write_csv, write_json
 from parallel_parnet.planning.costs import Link
 
 from ..bench.machine import describe
+from ..bench.measure import bars
 from ..common import DTYPES, RESULTS, Parser, check_folder, machine, plain_console, slug, words
 from ..plan.measured import find_link
 from ..ranks import Ranks
@@ -162,13 +162,7 @@ def main() -> int:
         console.print(f"{log.path}: all is there already, of {log.header['date']}: nothing is measured", soft_wrap=True)
     if log.foreign:
         console.print(f"note: {log.foreign}", soft_wrap=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with bars(console) as progress:
         task = progress.add_task("", total=sum(len(groups[group]) for group, _ in todo))
         for group, executor in todo:
             progress.update(task, description=f"{group}, {executor}")

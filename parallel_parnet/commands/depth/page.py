@@ -8,7 +8,7 @@ from parallel_parnet.files import write_atomically
 
 from ..sections import link, table
 from .claims import claims
-from .curves import executors, select
+from .curves import executors, groups, select
 from .fit import Fit, fit
 
 GOOD = 0.95  # R2, below which the text says what is missing
@@ -73,8 +73,7 @@ def _device_note(header: dict) -> list[str]:
 
 def _unmeasured(rows: list[dict]) -> list[str]:
     """What one executor measured and another has not yet."""
-    groups = dict.fromkeys(row["group"] for row in rows)
-    missing = {name: [g for g in groups if not select(rows, g, name)] for name in executors(rows)}
+    missing = {name: [g for g in groups(rows) if not select(rows, g, name)] for name in executors(rows)}
     return [f"Not measured yet with {name}: {'; '.join(left)}." for name, left in missing.items() if left]
 
 
@@ -120,7 +119,7 @@ def _verdict(name: str, f: Fit) -> str:
 def _numbers(rows: list[dict]) -> list[str]:
     """What family (b) shows."""
     parts = []
-    for group in dict.fromkeys(r["group"] for r in select(rows, "work")):
+    for group in groups(rows, "work"):
         said, names = [], executors(select(rows, group))
         for executor in names:
             own = sorted(select(rows, group, executor), key=lambda r: r["gflops"])

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from parallel_parnet import ParNet, ParNetError, create_model, load_checkpoint
-from parallel_parnet.network.variants import MOST
+from parallel_parnet.network.variants import ACTIVATIONS, MOST
 
 from .ranks import cores, within
 
@@ -157,7 +157,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("-m", "--model", help=f"variant, with random weights but for the demo (default: {DEMO_MODEL})")
     source.add_argument("--checkpoint", type=Path, help="released .pth.tar or own .safetensors")
     parser.add_argument("--ema", action="store_true", help="take the checkpoint's averaged weights")
-    parser.add_argument("--activation", choices=["silu", "relu"], help="default: the checkpoint's own, else silu")
+    parser.add_argument("--activation", choices=ACTIVATIONS, help="default: the checkpoint's own, else silu")
     parser.add_argument("--num-classes", type=int, help="of a variant with random weights")
     parser.add_argument("--seed", type=int, default=0, help="of random weights (default: %(default)s)")
 

@@ -79,7 +79,7 @@ def engines(program: Program, device: torch.device, executors: tuple[str, ...]) 
 
 
 def side_by_side(
-    engines: Mapping[str, Callable[[Tensor], Tensor]], x: Tensor, time_them: Callable[[Mapping], dict] = interleaved
+    engines: Mapping[str, Callable[[Tensor], Tensor]], x: Tensor, time_them: Callable[[Mapping], dict]
 ) -> dict:
     """Of those that run Triton's kernels: whether the launches of a placement give the same bits captured or not, and
     the largest relative difference from the first; and how long each of all takes."""

@@ -60,7 +60,7 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def wanted_levels(args: argparse.Namespace, cache: int = 0) -> list[Level]:
+def wanted_levels(args: argparse.Namespace, cache: int) -> list[Level]:
     """Every distinct level of what was asked for. cache: bytes of L2."""
     found: dict[str, Level] = {}
     for model in args.model:

@@ -46,7 +46,7 @@ from ..common import (
     words,
 )
 from ..common import table as make_table
-from ..drawing import need_matplotlib
+from ..drawing import FORMATS, need_matplotlib
 from ..gpu.device import exact_fp32, require_gpu
 from ..ranks import Ranks
 from ..sections import check, link, put
@@ -116,8 +116,8 @@ def write_page(page: Path, folder: Path, where: str) -> Path:
 
     figure = folder / f"throughput-{where}.svg"
     results = [result for result, _ in found]
-    for suffix in (".svg", ".png"):
-        draw(results, figure.with_suffix(suffix))
+    for ending in FORMATS:
+        draw(results, figure.with_suffix(ending))
     links = [link(path, page) for _, path in found]
     put(page, TITLE, section(results, links, link(figure, page)), NEXT)
     return figure

@@ -124,8 +124,4 @@ def _near(running: Sequence[Entry], seconds: Mapping[str, float], budget: float)
 def _result(batch: int, entries: Sequence[Entry], possible: Mapping[str, Mapping[str, float]]) -> dict:
     rows = [row_of(entry, possible, []) for entry in entries if entry.latency]
     add_ratios(rows, paired=True)
-    return {
-        "batch": batch,
-        "rows": rows,
-        **left_out(entries),
-    }
+    return {"batch": batch, "rows": rows, **left_out(entries)}

@@ -107,7 +107,7 @@ def set_up_all(
 
 def worth_timing(entries: Sequence[Entry]) -> list[Entry]:
     """Those that run, agree, and are not too slow; of a slow one, its entry says how slow."""
-    running = [entry for entry in entries if entry.runner is not None and agrees(entry)]
+    running = [entry for entry in entries if agrees(entry)]
     fastest = min((entry.second_call for entry in running), default=0.0)
     for entry in running:
         if entry.second_call > max(TOO_SLOW * fastest, SLOW_S):

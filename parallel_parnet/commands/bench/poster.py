@@ -94,7 +94,7 @@ def measure_poster(
             compared = subject.pictures(COMPARED)
             expected, chosen = expected_logits(subject, compared), contenders(ways(subject))
             entries += set_up_all(chosen, subject, compared, expected, progress, f"{quoted.name}: ")
-    running = [entry for entry in entries if entry.runner is not None and agrees(entry)]
+    running = [entry for entry in entries if agrees(entry)]
     clocks = time_all(running, settings, lambda: None)
     rows = [_by_events(row_of(entry, header["possible"], clocks), entry) for entry in running]
     fastest = []

@@ -59,7 +59,7 @@ def limit(entry: Entry) -> float:
 
 
 def agrees(entry: Entry) -> bool:
-    """Whether a contender gave the reference's logits, as nearly as its type allows."""
+    """Whether a contender runs, and gave the reference's logits as nearly as its type allows."""
     return entry.error <= limit(entry)
 
 

@@ -65,7 +65,7 @@ def measure(networks: Sequence[Quoted], cores: int, settings: Settings) -> list[
         peers: list[Entry] = []
         for names in (PEERS, (LAST,)):
             tried = [set_up(c, subject, compared, expected) for c in contenders(names)] if not peers else []
-            peers += [entry for entry in tried if entry.runner is not None and agrees(entry)]
+            peers += [entry for entry in tried if agrees(entry)]
         entries.append([*ours, *peers])
     together = [entry for own in entries for entry in own]
     time_all(together, settings, lambda: None)

@@ -176,13 +176,9 @@ def trace(subject: Subject, args: argparse.Namespace, console: Console) -> None:
 
 
 def poster(
-    args: argparse.Namespace,
-    device: torch.device,
-    threads: int,
-    settings: Settings,
-    console: Console,
+    args: argparse.Namespace, device: torch.device, threads: int, settings: Settings, console: Console,
     progress: Console,
-) -> int:
+) -> int:  # fmt: skip
     """The poster's table, as JSON, CSV and Markdown."""
     dtype = PRECISIONS[args.dtype]
     header = header_of(args, "poster", SIZE, device, threads)

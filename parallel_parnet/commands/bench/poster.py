@@ -78,13 +78,9 @@ def ways_of(subject: Subject) -> list[str]:
 
 
 def measure_poster(
-    header: dict,
-    make: Callable[[str], Subject],
-    settings: Settings,
-    console: Console,
-    ways: Callable[[Subject], list[str]] = ways_of,
-    table: Sequence[Quoted] = QUOTED,
-) -> Result:
+    header: dict, make: Callable[[str], Subject], settings: Settings, console: Console,
+    ways: Callable[[Subject], list[str]] = ways_of, table: Sequence[Quoted] = QUOTED,
+) -> Result:  # fmt: skip
     """A row for each network: the fastest of its ways, all networks timed in turns in one process."""
     prove_golden()
     entries: list[Entry] = []

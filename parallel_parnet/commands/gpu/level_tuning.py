@@ -114,11 +114,9 @@ def worth_trying(wanted: Level, table: Table, rates: Rates, most: int = TRIALS) 
 
 
 def tune(
-    configs: Sequence[LevelConfig],
-    compiled: Callable[[LevelConfig], list[str]],
-    measured: Callable[[LevelConfig], list[float]],
-    deadline: float,
-) -> Trial:
+    configs: Sequence[LevelConfig], compiled: Callable[[LevelConfig], list[str]],
+    measured: Callable[[LevelConfig], list[float]], deadline: float,
+) -> Trial:  # fmt: skip
     """Time the configurations until the deadline (`time.monotonic`); the first is the default and always timed.
 
     compiled: waits for a configuration's compiler and gives its complaints. measured: seconds of some launches; raises

@@ -98,12 +98,9 @@ class Tuning:
 
 
 def tune_levels(
-    levels: Sequence[Level],
-    tuning: Tuning,
-    end: float,
-    done: Callable[[Level, Trial], object],
+    levels: Sequence[Level], tuning: Tuning, end: float, done: Callable[[Level, Trial], object],
     first: int | None = None,
-) -> list[Level]:
+) -> list[Level]:  # fmt: skip
     """Tune level after level until `end` (`time.monotonic`), each with an equal share of what is left; those that there
     was no time for. All candidates go to the compilers at once, which are soon ahead of the timing.
 

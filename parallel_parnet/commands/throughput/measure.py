@@ -31,13 +31,9 @@ PEERS = {
 
 
 def measure(
-    subject: Subject,
-    batches: Sequence[int],
-    chosen: Sequence[Contender],
-    budget: float,
-    possible: Mapping[str, Mapping[str, float]],
-    console: Console,
-) -> list[dict]:
+    subject: Subject, batches: Sequence[int], chosen: Sequence[Contender], budget: float,
+    possible: Mapping[str, Mapping[str, float]], console: Console,
+) -> list[dict]:  # fmt: skip
     """For each batch, the smallest first, its size, the rows of those that were timed, and why others were not.
 
     budget: seconds of all timed runs together; a batch gets of what is left as much as it has of the pictures that are

@@ -88,11 +88,10 @@ def dry_run(levels: list[Level], show: int, console: Console) -> None:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What levels are tuned with. table: whose choices are the defaults. most: candidates of a level at most."""
+    """What levels are tuned with; the defaults are those of the target's table. most: candidates of a level at most."""
 
     device: torch.device
     target: Target
-    table: Table
     rates: Mapping[torch.dtype, Rates]
     most: int = TRIALS
 
@@ -106,7 +105,8 @@ def tune_levels(
 
     first: so many levels share the time, and those after them what is left then; all of them where not given.
     """
-    configs = {level: worth_trying(level, tuning.table, tuning.rates[level.dtype], tuning.most) for level in levels}
+    table = Table.load(tuning.target.capability)
+    configs = {level: worth_trying(level, table, tuning.rates[level.dtype], tuning.most) for level in levels}
     pool = worker_pool()
     # on a GPU the loaded module tells what is wrong, without one the compiler's tools do
     compiles = compile_config if tuning.device.type == "cuda" else complaints
@@ -148,7 +148,6 @@ def fill_table(wanted: list[Level], minutes: float, out: Path | None, console: C
         console.print(f"{elsewhere} of {len(wanted)} levels left alone: the kernel for warpgroups runs them here")
     path = out or CONFIGS / tuned_name(header["gpu"])
     entries = read_levels(path)
-    capability = tuple(header["capability"])
     rates = {dtype: measure_rates(device, dtype) for dtype in {level.dtype for level in levels}}
 
     def done(level: Level, trial: Trial) -> None:
@@ -160,7 +159,7 @@ def fill_table(wanted: list[Level], minutes: float, out: Path | None, console: C
         default, best = trial.default.get("p50", float("nan")), trial.best["p50"]
         console.print(f"{level.key}: {default:.2f} -> {best:.2f} us, {describe(trial.config)}, {trial.timed} timed")
 
-    tuning = Tuning(device, Target(capability), Table.load(capability), rates)
+    tuning = Tuning(device, Target(tuple(header["capability"])), rates)
     if left_out := tune_levels(levels, tuning, started + 60 * minutes, done):
         console.print(f"{minutes:g} minutes are over: {len(left_out)} of {len(levels)} levels left out")
     return path

@@ -31,7 +31,7 @@ def check_tuning(work: Work) -> Values:
     decide share the time; the others have what those leave. Nothing where another kernel than Triton's has them."""
     if is_at_hand(work):
         return skipped(ELSEWHERE)
-    found, rates, target = machine_of(work), rates_of(work, DTYPE), target_of(work)
+    found, rates = machine_of(work), rates_of(work, DTYPE)
     levels = {variant: _levels(work, variant, found["l2_bytes"]) for variant in work.scope.timed}
     wanted = list({level.key: level for own in levels.values() for level in own}.values())
     first = {level.key for variant in work.scope.decisive for level in levels[variant]}
@@ -46,7 +46,7 @@ def check_tuning(work: Work) -> Values:
         work.journal.add(work.step, level.key, row)
         _write(work, found)
 
-    tuning = Tuning(work.device, target, Table.load(target.capability), {DTYPE: rates}, work.scope.candidates)
+    tuning = Tuning(work.device, target_of(work), {DTYPE: rates}, work.scope.candidates)
     shared = sum(level.key in first for level in todo)
     left_out = tune_levels(todo, tuning, work.end - WIND_DOWN, done, shared) if todo else []
     _write(work, found)

@@ -74,31 +74,29 @@ def precision(engine: Engine) -> str:
 
 
 def place(
-    program: Program, args: argparse.Namespace, ranks: Ranks, device: torch.device
-) -> tuple[Placement | None, str]:
-    """The placement that was asked for, or the nearest that one process can have, with a line that says so.
-
-    None where one process is to choose by measuring.
-    """
+    program: Program, args: argparse.Namespace, ranks: Ranks, device: torch.device, console: Console
+) -> Placement | None:
+    """The placement that was asked for, or the nearest that one process can have, and a line that says so; None where
+    one process is to choose by measuring."""
     k, streams = args.streams_per_gpu or 1, program.streams
     if args.placement == "auto":
         if ranks.world == 1 and device.type == "cpu":
-            return None, ""
+            return None
         link = find_link(args.link or ("nvlink" if device.type == "cuda" else "loopback"))
         dtype = type_of(args.dtype, args.executor)
-        found = plan_for_ranks(program, ranks, device, dtype, args.img_size, args.batch_size, link, args.executor)
-        return found, ""
+        return plan_for_ranks(program, ranks, device, dtype, args.img_size, args.batch_size, link, args.executor)
     if ranks.world > 1:
         if not (args.streams_per_gpu or args.strict):
             k = -(-streams // ranks.world)
-        return Placement.from_streams_per_gpu(program, k, ranks.world), ""
+        return Placement.from_streams_per_gpu(program, k, ranks.world)
     whole_machine = device.type == "cuda" and device.index is None
     devices = torch.cuda.device_count() if whole_machine and args.executor != "cuda_streams" else 1
     if devices > 1 and args.executor == "auto" and not (args.streams_per_gpu or args.strict):
-        return None, f"note: one of {devices} GPUs runs it; --streams-per-gpu 1 gives each stream its own"
-    wanted = -(-streams // max(1, k))
+        console.print(f"note: one of {devices} GPUs runs it; --streams-per-gpu 1 gives each stream its own")
+        return None
+    wanted = -(-streams // k)
     if devices >= wanted:
-        return Placement.from_streams_per_gpu(program, k, wanted), ""
+        return Placement.from_streams_per_gpu(program, k, wanted)
     note = (
         f"this process sees {devices} device ({device.type}) where {k} stream(s) per GPU want {wanted}: "
         f"{streams} streams share {devices} lane(s); "
@@ -107,12 +105,14 @@ def place(
     if args.strict:
         raise ParNetError(note)
     if args.executor == "cuda_streams":  # whose lanes are CUDA streams of one GPU, so that there are always enough
-        return Placement.from_streams_per_gpu(program, k, wanted), ""
+        return Placement.from_streams_per_gpu(program, k, wanted)
     if device.type == "cuda" and devices == 1 and args.executor == "auto":  # which tries CUDA streams beside one lane
-        return None, f"note: on one GPU lanes are chosen by measuring, not by {k} streams per GPU" if k > 1 else ""
-    if device.type == "cpu":  # on which the streams of a level share its threads all the same
-        note = ""
-    return Placement.from_streams_per_gpu(program, -(-streams // devices), devices), note and f"note: {note}"
+        if k > 1:
+            console.print(f"note: on one GPU lanes are chosen by measuring, not by {k} streams per GPU")
+        return None
+    if device.type != "cpu":  # on which the streams of a level share its threads all the same
+        console.print(f"note: {note}")
+    return Placement.from_streams_per_gpu(program, -(-streams // devices), devices)
 
 
 def warm_up(engine: Engine, x: Tensor, console: Console) -> None:

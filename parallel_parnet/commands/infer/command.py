@@ -157,9 +157,7 @@ def main() -> int:
         start_up[args.dtype] = time.perf_counter() - start
     if ranks.world > 1:
         join_ranks(device, args.timeout)
-    placement, note = place(program, args, ranks, device)
-    if note:
-        console.print(note)
+    placement = place(program, args, ranks, device, console)
     warnings.simplefilter("ignore", ParNetWarning)  # which every rank gives: the coordinator's notes are enough
     dtype = type_of(args.dtype, args.executor)
     with Engine(program, placement, device, dtype, args.executor, args.transport) as engine:

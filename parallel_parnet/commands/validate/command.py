@@ -127,9 +127,7 @@ def run(
     """Every rank's part in answering all pictures into `file`. The coordinator gets what ran, and how fast; the others
     the exit "status" that it gave them."""
     device = ranks.device(args.device)
-    placement, note = place(program, args, ranks, device)
-    if note:
-        console.print(note)
+    placement = place(program, args, ranks, device, console)
     with Engine(program, placement, device, type_of(dtype, executor), executor, args.transport) as engine:
         if not engine.is_coordinator:
             return {"status": engine.serve()}

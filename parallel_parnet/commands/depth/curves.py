@@ -26,8 +26,8 @@ STYLES = {
 STYLES |= CHOSEN | {"lanes": {"color": "#1b7837", "marker": "^", "linestyle": ":"}}
 
 
-def draw(rows: list[dict], header: dict, folder: Path, name: str) -> dict[str, str]:
-    """Draw every figure that the rows allow; file names (SVG) by figure."""
+def draw(rows: list[dict], header: dict, folder: Path, name: str) -> dict[str, Path]:
+    """Draw every figure that the rows allow; the SVGs by figure."""
     made = {}
     for figure, make in (("depth", _depth), ("work", _work), ("lanes", _lanes), ("scaling", _scaling)):
         drawn = make(rows)
@@ -36,7 +36,7 @@ def draw(rows: list[dict], header: dict, folder: Path, name: str) -> dict[str, s
         drawn.suptitle(f"{header['machine']}, {header['dtype']}, {header['threads']} thread(s), batch 1", fontsize=9)
         for ending in FORMATS:
             save(drawn, folder / f"{name}-{figure}{ending}")
-        made[figure] = f"{name}-{figure}.svg"
+        made[figure] = folder / f"{name}-{figure}.svg"
     return made
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from statistics import median
 
 import torch
 from triton.errors import TritonError
@@ -28,7 +29,7 @@ from parallel_parnet.kernels.gpu.model import floor
 from parallel_parnet.kernels.gpu.rates import Rates
 from parallel_parnet.kernels.gpu.samples import convolution, without_values
 
-from .device import event_times, in_a_graph, l2_bytes, median, quantiles
+from .device import event_times, in_a_graph, l2_bytes, quantiles
 from .eviction import eviction
 from .parity import deviation, poison
 from .precompile import Target, compile_launch

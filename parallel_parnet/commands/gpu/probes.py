@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from statistics import median
 
 import torch
 import triton
@@ -14,7 +15,7 @@ from parallel_parnet.kernels.gpu.compiled import stand_in
 from parallel_parnet.kernels.gpu.config import HOPPER, Table
 from parallel_parnet.kernels.gpu.launch import FUSED
 
-from .device import event_times, in_a_graph, measure_rates, median, quantiles
+from .device import event_times, in_a_graph, measure_rates, quantiles
 from .journal import Values
 from .level_tuning import Level, levels_of, measure
 from .machines import machine_of

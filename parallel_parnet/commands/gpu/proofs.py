@@ -123,7 +123,7 @@ def _worst(rows: list[Values | None], of: Callable[[Values], float]) -> float:
 
 def kernel_row(case: KernelCase, seed: int, device: torch.device) -> Values:
     """How far a random convolution is from its twin, of what rounding allows."""
-    conv = case.make(_fresh(seed), device)
+    conv = case.make((torch.initial_seed() + seed) % 2**31, device)  # others in every run
     poison(conv)
     case.launch(conv)()
     return {"deviation": round(deviation(conv), 4)}
@@ -222,11 +222,6 @@ def _classifier(device: torch.device) -> dict:
     classifier([Averaged(sums, weight.shape[1], 49)], weight, bias, logits)()
     twins.classifier(sums, 49, weight, bias, expected)
     return {"deviation": round(relative(logits, expected) / 1e-5, 4)}
-
-
-def _fresh(seed: int) -> int:
-    """Different in every run of the script."""
-    return (torch.initial_seed() + seed) % 2**31
 
 
 def kernel_name(case: KernelCase) -> str:

@@ -87,7 +87,9 @@ class NetworkCase:
 
     def offline(self, target: Target) -> list[Launch]:
         narrow = self.dtype == E4M3
-        plain = _raw(self.variant, self.dtype) if self.raw else shapes_of(self.variant)
+        plain = shapes_of(self.variant)
+        if self.raw:  # folding the pictures' scale and shift into the weights needs values
+            plain = fold_pixels(fold(model(self.variant).eval()), self.dtype)
         program, dtype = (shapes_in_fp8(plain), BESIDE_FP8) if narrow else (plain, self.dtype)
         side = program.config.image_size
         table = Table.load(target.capability, target.gpu, warpgroups=bindings())
@@ -108,11 +110,6 @@ def shapes_in_fp8(program: Program) -> Program:
     """A program without values, quantised to fp8."""
     names = read(multiplied(program))
     return in_fp8(program, {name: torch.ones(program.by_name[name].cout, device="meta") for name in names})
-
-
-def _raw(variant: str, dtype: torch.dtype) -> Program:
-    """For pictures in uint8; folding their scale and shift into the weights needs values."""
-    return fold_pixels(fold(model(variant).eval()), dtype)
 
 
 def kernel_cases(scope: Scope) -> list[KernelCase]:

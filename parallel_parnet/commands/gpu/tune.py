@@ -134,16 +134,12 @@ def tune_levels(
     return left_out
 
 
-def of_triton(levels: Sequence[Level], table: Table) -> list[Level]:
-    """Those that Triton's kernels run by the table of a GPU."""
-    return [level for level in levels if table.of_warpgroups(level.shapes, level.n, level.dtype) is None]
-
-
 def fill_table(wanted: list[Level], minutes: float, out: Path | None, console: Console) -> Path:
-    """Tune level after level, writing after each."""
+    """Tune level after level of those that Triton's kernels run on this GPU, writing after each."""
     started, device = time.monotonic(), require_gpu()
     exact_fp32()
-    header, levels = machine(device), of_triton(wanted, Table.of_device(device))
+    header, table = machine(device), Table.of_device(device)
+    levels = [level for level in wanted if table.of_warpgroups(level.shapes, level.n, level.dtype) is None]
     if elsewhere := len(wanted) - len(levels):
         console.print(f"{elsewhere} of {len(wanted)} levels left alone: the kernel for warpgroups runs them here")
     path = out or CONFIGS / tuned_name(header["gpu"])

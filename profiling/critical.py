@@ -110,27 +110,29 @@ def lane_times(one: Pass) -> list[LaneTime]:
     found = []
     for lane in range(one.known.lanes):
         sums = {"wait": 0.0, "send": 0.0, "": 0.0}
-        before = one.start
-        for bar in one.leaves(lane):
-            # kernels of several CUDA streams may lie side by side: what was counted once is not counted again
-            begin, end = max(bar.start, before), min(bar.end, one.end)
-            if end > begin:
-                sums[bar.kind if bar.kind in sums else ""] += end - begin
-                before = end
+        for bar, begin, end in _counted(one, one.leaves(lane)):
+            sums[bar.kind if bar.kind in sums else ""] += end - begin
         found.append(LaneTime(lane, sums[""], sums["send"], sums["wait"], one.seconds - sum(sums.values())))
     return found
+
+
+def _counted(one: Pass, bars: Iterable[Bar]) -> Iterator[tuple[Bar, float, float]]:
+    """Of each bar what lies in the request, and in no bar before it: kernels of some CUDA streams lie side by side."""
+    before = one.start
+    for bar in bars:
+        begin, end = max(bar.start, before), min(bar.end, one.end)
+        if end > begin:
+            yield bar, begin, end
+            before = end
 
 
 def overlap(one: Pass) -> float:
     """Of the time in which any lane computes, the share in which at least two do."""
     edges: list[tuple[float, int]] = []
     for lane in range(one.known.lanes):
-        before = one.start
-        for bar in one.leaves(lane):
-            begin, end = max(bar.start, before), min(bar.end, one.end)
-            if bar.kind not in ("wait", "send") and end > begin:
-                edges += [(begin, 1), (end, -1)]
-                before = end
+        computing = [bar for bar in one.leaves(lane) if bar.kind not in ("wait", "send")]
+        for _, begin, end in _counted(one, computing):
+            edges += [(begin, 1), (end, -1)]
     busy = shared = 0.0
     running, before = 0, one.start
     for at, change in sorted(edges):

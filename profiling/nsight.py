@@ -134,17 +134,14 @@ def merge(timeline: Timeline, folder: Path) -> Timeline:
                 f"{folder}: rank {lane} has no range {REQUEST!r} of domain {DOMAIN}: was anything captured?"
             )
         bars += _checked(timeline.known, bars_of(timeline.known, lane, REAL, spans, (first - epoch) * 1e-9), folder)
-    bars = _moved(bars, _start(timeline.bars, timeline.known) - _start(bars, timeline.known))
+    by = _start(timeline.bars, timeline.known) - _start(bars, timeline.known)
+    bars = [replace(bar, start=bar.start + by, end=bar.end + by) for bar in bars]
     bars += [bar for bar in timeline.bars if bar.row != REAL and bar.kind != "kernel"]
     return replace(timeline, bars=tuple(bars), arrows=tuple(arrows(timeline.known, bars)))
 
 
 def _start(bars: Iterable[Bar], known: Operations) -> float:
     return min(bar.start for bar in bars if bar.lane == known.coordinator and (bar.row, bar.kind) == (REAL, REQUEST))
-
-
-def _moved(bars: Iterable[Bar], by: float) -> list[Bar]:
-    return [replace(bar, start=bar.start + by, end=bar.end + by) for bar in bars]
 
 
 def _checked(known: Operations, bars: list[Bar], folder: Path) -> list[Bar]:

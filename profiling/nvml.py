@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any
 
 import pynvml
@@ -47,14 +46,13 @@ class Reading:
 class Gpu:
     """One GPU as NVML knows it. A query that it does not support is left out from then on."""
 
-    library: ModuleType
     handle: object
     name: str
     unsupported: set[str] = field(default_factory=set)
 
     def read(self) -> Reading:
         """What it tells now."""
-        n, h = self.library, self.handle
+        n, h = pynvml, self.handle
         throttled = self._ask("throttling", lambda: n.nvmlDeviceGetCurrentClocksEventReasons(h)) or 0
         load = self._ask("load", lambda: n.nvmlDeviceGetUtilizationRates(h))
         memory = self._ask("memory", lambda: n.nvmlDeviceGetMemoryInfo(h))
@@ -76,16 +74,14 @@ class Gpu:
 
     def _pcie(self, counter: int) -> float | None:
         # KB/s over the last 20 ms
-        return self._scaled(
-            f"PCIe {counter}", lambda: self.library.nvmlDeviceGetPcieThroughput(self.handle, counter), 1e3
-        )
+        return self._scaled(f"PCIe {counter}", lambda: pynvml.nvmlDeviceGetPcieThroughput(self.handle, counter), 1e3)
 
     def _nvlink(self, field_id: int) -> float | None:
         """All links together; the field's scope is the link, and every bit of it set means all of them."""
 
         def ask() -> int | None:
-            (value,) = self.library.nvmlDeviceGetFieldValues(self.handle, [(field_id, 0xFFFFFFFF)])
-            return value.value.ullVal if value.nvmlReturn == self.library.NVML_SUCCESS else None
+            (value,) = pynvml.nvmlDeviceGetFieldValues(self.handle, [(field_id, 0xFFFFFFFF)])
+            return value.value.ullVal if value.nvmlReturn == pynvml.NVML_SUCCESS else None
 
         return self._scaled(f"NVLink {field_id}", ask, 1024)
 
@@ -98,17 +94,17 @@ class Gpu:
             return None
         try:
             return ask()
-        except self.library.NVMLError:  # not supported by this GPU, driver or permission
+        except pynvml.NVMLError:  # not supported by this GPU, driver or permission
             self.unsupported.add(what)
             return None
 
 
 @contextmanager
-def open_gpus(uuids: Sequence[str], library: ModuleType = pynvml) -> Iterator[list[Gpu]]:
+def open_gpus(uuids: Sequence[str]) -> Iterator[list[Gpu]]:
     """The GPUs of these UUIDs, as torch names them. Raises pynvml.NVMLError where there is no driver."""
-    library.nvmlInit()
+    pynvml.nvmlInit()
     try:
-        handles = [library.nvmlDeviceGetHandleByUUID(f"GPU-{uuid.removeprefix('GPU-')}") for uuid in uuids]
-        yield [Gpu(library, handle, library.nvmlDeviceGetName(handle)) for handle in handles]
+        handles = [pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid.removeprefix('GPU-')}") for uuid in uuids]
+        yield [Gpu(handle, pynvml.nvmlDeviceGetName(handle)) for handle in handles]
     finally:
-        library.nvmlShutdown()
+        pynvml.nvmlShutdown()

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
-from types import ModuleType, TracebackType
+from types import TracebackType
 
 import pynvml
 import torch
@@ -20,20 +20,16 @@ CLOCK_MOVED = 0.025  # between the highest and the lowest SM clock of a measurem
 
 @dataclass
 class Sampler:
-    """Samples this machine's GPUs `rate` times a second, between enter and exit.
+    """Samples this machine's GPUs RATE times a second, between enter and exit.
 
         with Sampler() as sampler:
             times = [once(x) for x in passes]
         result["sampled"] = sampler.summary(pictures=len(times) * batch_size)
         sampler.tell(console.print)
 
-    GPUs are those that torch sees. Nothing is raised where there is no driver: `absent` says why. library stands in for
-    the real one in tests.
+    GPUs are those that torch sees. Nothing is raised where there is no driver: `absent` says why.
     """
 
-    rate: float = RATE
-    library: ModuleType = pynvml
-    uuids: Sequence[str] | None = None
     absent: list[str] = field(default_factory=list)
     samples: list[list[Reading]] = field(default_factory=list)
     moments: list[float] = field(default_factory=list)
@@ -55,20 +51,16 @@ class Sampler:
         self._opened.close()
 
     def _open(self) -> list[Gpu]:
-        uuids = self.uuids
-        if uuids is None:
-            count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-            uuids = [str(torch.cuda.get_device_properties(i).uuid) for i in range(count)]
         try:
-            return self._opened.enter_context(open_gpus(uuids, self.library))
-        except self.library.NVMLError as error:
+            return self._opened.enter_context(open_gpus(uuids()))
+        except pynvml.NVMLError as error:
             self.absent.append(f"GPU sampling: {error}")
             return []
 
     def _run(self) -> None:
         if not self._gpus:
             return
-        while not self._stop.wait(1 / self.rate):
+        while not self._stop.wait(1 / RATE):
             self._sample()
 
     def _sample(self) -> None:
@@ -80,29 +72,30 @@ class Sampler:
 
         energy_j of a GPU is the difference of its own counter; where it has none, power times time.
         """
-        seconds = self.moments[-1] - self.moments[0]
-        gpus = [self._gpu(i, gpu.name) for i, gpu in enumerate(self._gpus)]
+        gpus = self._summaries()
         joules = [gpu["energy_j"] for gpu in gpus if gpu["energy_j"] is not None]
         return {
-            "seconds": seconds,
+            "seconds": self.moments[-1] - self.moments[0],
             "samples": len(self.samples),
-            "rate_hz": self.rate,
+            "rate_hz": RATE,
             "gpus": gpus,
             "energy_per_picture_j": sum(joules) / pictures if joules and pictures else None,
             "absent": self.absent,
         }
 
-    def _gpu(self, index: int, name: str) -> dict:
+    def _summaries(self) -> list[dict]:
+        return [self._summary(i, gpu.name) for i, gpu in enumerate(self._gpus)]
+
+    def _summary(self, index: int, name: str) -> dict:
         readings = [sample[index] for sample in self.samples]
         found: dict = {"name": name, "energy_j": self._energy(readings)}
         for column in fields(Reading):
             values = [value for r in readings if (value := getattr(r, column.name)) is not None]
             if column.name == "throttling":
                 found["throttling"] = sorted({reason for r in readings for reason in r.throttling})
-            elif column.name.startswith("nvlink") or column.name == "energy":
-                if values and column.name != "energy":  # counters: what was added
-                    found[column.name] = values[-1] - values[0]
-            elif values:
+            elif values and column.name.startswith("nvlink"):  # counters: what was added
+                found[column.name] = values[-1] - values[0]
+            elif values and column.name != "energy":
                 found[column.name] = {"mean": sum(values) / len(values), "min": min(values), "max": max(values)}
         return found
 
@@ -123,11 +116,16 @@ class Sampler:
     def warnings(self) -> list[str]:
         """What makes the measurement doubtful: throttling, and clocks that moved."""
         found = []
-        for i, gpu in enumerate(self._gpus):
-            readings = [sample[i] for sample in self.samples]
-            if reasons := sorted({reason for r in readings for reason in r.throttling}):
-                found.append(f"{gpu.name} throttled during the measurement: {', '.join(reasons)}")
-            clocks = [r.sm_clock for r in readings if r.sm_clock is not None]
-            if clocks and max(clocks) - min(clocks) > CLOCK_MOVED * max(clocks):
-                found.append(f"{gpu.name}'s SM clock moved between {min(clocks)} and {max(clocks)} MHz")
+        for gpu in self._summaries():
+            if gpu["throttling"]:
+                found.append(f"{gpu['name']} throttled during the measurement: {', '.join(gpu['throttling'])}")
+            clock = gpu.get("sm_clock")
+            if clock and clock["max"] - clock["min"] > CLOCK_MOVED * clock["max"]:
+                found.append(f"{gpu['name']}'s SM clock moved between {clock['min']} and {clock['max']} MHz")
         return found
+
+
+def uuids() -> list[str]:
+    """Of the GPUs that torch sees."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [str(torch.cuda.get_device_properties(i).uuid) for i in range(count)]

@@ -68,14 +68,6 @@ def open_pictures(path: Path) -> Pictures:
     return Pictures("pictures", len(paths), lambda i: read_image(paths[i]))
 
 
-def add_int8_arguments(parser: argparse.ArgumentParser) -> None:
-    """--calibrate."""
-    parser.add_argument(
-        "--calibrate", type=Path, metavar="PATH",
-        help=f"for int8 and fp8: a folder of pictures, of which {MOST} are taken; for int8 also what quantize.py wrote",
-    )  # fmt: skip
-
-
 def quantised(program: Program, args: argparse.Namespace, to: str = INT8) -> tuple[Program, str]:
     """The program in int8 or fp8, and how it came to be so, in words. ParNetError where nothing says what its ranges
     are. fp8's are wide, so the demo's few pictures are enough."""

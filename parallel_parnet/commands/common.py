@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from parallel_parnet import ParNet, ParNetError, ParNetWarning, create_model, load_checkpoint
-from parallel_parnet.network.variants import MOST
+from parallel_parnet.network.variants import ACTIVATIONS, MOST
 
 from .ranks import cores, within
 
@@ -26,6 +26,7 @@ CLONE = (ROOT / "launch").is_dir()
 RESULTS = ROOT / "results" if CLONE else Path()
 DEMO = (ROOT / "parallel_parnet" / "demo").resolve()  # launch/demo, and in a wheel the package's own
 DEMO_MODEL = "parnet_fashion"
+S_TO_XL = ("parnet_s", "parnet_m", "parnet_l", "parnet_xl")
 RANDOM = "random"  # where weights come from without a file
 MOST_COLUMNS = 10_000
 DTYPES = {
@@ -50,6 +51,13 @@ def positive(text: str) -> float:
     """A number above zero, as an argument."""
     if (number := _number_within_reason(text)) <= 0:
         raise argparse.ArgumentTypeError(f"{text}: must be positive")
+    return number
+
+
+def count(text: str) -> int:
+    """A whole number above zero, as an argument."""
+    if (number := _whole_number(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
     return number
 
 
@@ -112,12 +120,13 @@ def process_age() -> float | None:
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises ParNetError for wrong arguments, so that one rank speaks for all. Its whole numbers have 32 bits: no
+    """Shows its description as it is written, and raises ParNetError for wrong arguments, so that one rank speaks for
+    all. Its whole numbers have 32 bits: no
     command counts further, and what torch says to larger ones is no line that helps. Others are no larger, and no NaN,
     which is neither too small nor too large for any limit."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+        super().__init__(*arguments, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
         self.register("type", int, _whole_number)
         self.register("type", float, _number_within_reason)
 
@@ -149,7 +158,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("-m", "--model", help=f"variant, with random weights but for the demo (default: {DEMO_MODEL})")
     source.add_argument("--checkpoint", type=Path, help="released .pth.tar or own .safetensors")
     parser.add_argument("--ema", action="store_true", help="take the checkpoint's averaged weights")
-    parser.add_argument("--activation", choices=["silu", "relu"], help="default: the checkpoint's own, else silu")
+    parser.add_argument("--activation", choices=ACTIVATIONS, help="default: the checkpoint's own, else silu")
     parser.add_argument("--num-classes", type=int, help="of a variant with random weights")
     parser.add_argument("--seed", type=int, default=0, help="of random weights (default: %(default)s)")
 

@@ -76,10 +76,11 @@ def draw(schedule: Schedule, title: str, path: Path) -> None:
     save(figure, path)
 
 
-def plain_ticks(axis: Axis, marks: Sequence[float] = (1, 2, 5)) -> None:
-    """Plain numbers on a logarithmic axis, at these of each decade."""
+def logarithmic(axis: Axis, marks: Sequence[float] = (1, 2, 5)) -> None:
+    """Such an axis, with plain numbers at these of each decade."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     axis.set_major_locator(LogLocator(subs=marks))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())

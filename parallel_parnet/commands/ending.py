@@ -68,12 +68,10 @@ def _ended(main: Callable[[], int], rank: int, speaks: bool) -> tuple[int, str]:
         return 130, ""
     except BrokenPipeError:
         os._exit(128 + SIGPIPE)  # as a program ends whose reader, such as head, has enough; nothing more can be printed
-    except OSError as error:
-        if error.errno not in (ENOSPC, EBADF) or error.filename is not None:
-            _exit_at_once(1, f"{traceback.format_exc()}error on rank {rank}: {type(error).__name__}: {error}")
-        _say(f"error: standard output: {error.strerror}")  # it is closed, or its disk is full
-        os._exit(1)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (ENOSPC, EBADF) and error.filename is None:
+            _say(f"error: standard output: {error.strerror}")  # it is closed, or its disk is full
+            os._exit(1)
         if wanted := _lacking_memory(error):
             _exit_at_once(2, f"error on rank {rank}: out of memory: {wanted}; smaller pictures or batches need less")
         _exit_at_once(1, f"{traceback.format_exc()}error on rank {rank}: {type(error).__name__}: {error}")

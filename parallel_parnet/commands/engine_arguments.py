@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -13,8 +14,8 @@ from parallel_parnet.executors.available import EXECUTORS
 from parallel_parnet.executors.backends import isa
 from parallel_parnet.transport import TRANSPORTS, gather
 
-from .calibration import FP8, QUANTISED, add_int8_arguments
-from .common import DTYPES, pixels, positive, words
+from .calibration import FP8, MOST, QUANTISED
+from .common import DTYPES, count, pixels, positive, words
 from .plan.measured import find_link, plan_for_ranks
 from .ranks import Ranks
 
@@ -22,8 +23,8 @@ from .ranks import Ranks
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Picture size and batch, placement, device, type, executor, threads and transport."""
     parser.add_argument("--img-size", type=pixels, help="pixels; default: the network's own")
-    parser.add_argument("-b", "--batch-size", type=int, default=1, help="pictures per pass (default: %(default)s)")
-    parser.add_argument("--streams-per-gpu", type=int, help="branches per device (default: 1, or as many as it takes)")
+    parser.add_argument("-b", "--batch-size", type=count, default=1, help="pictures per pass (default: %(default)s)")
+    parser.add_argument("--streams-per-gpu", type=count, help="branches a device (default: 1, or as many as it takes)")
     parser.add_argument("--placement", choices=["streams", "auto"], default="streams", help="auto: measure and plan")
     parser.add_argument(
         "--link", help="for --placement auto and predictions, as launch/plan.py (default: loopback, on GPUs nvlink)"
@@ -31,7 +32,10 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--strict", action="store_true", help="refuse rather than fold streams onto fewer devices")
     parser.add_argument("--device", help="cpu, cuda or cuda:N; default: cuda where there is one")
     parser.add_argument("--dtype", choices=[*DTYPES, *QUANTISED], default="float32", help="default: %(default)s")
-    add_int8_arguments(parser)
+    parser.add_argument(
+        "--calibrate", type=Path, metavar="PATH",
+        help=f"for int8 and fp8: a folder of pictures, of which {MOST} are taken; for int8 also what quantize.py wrote",
+    )  # fmt: skip
     parser.add_argument("--executor", choices=EXECUTORS, default="auto", help="default: %(default)s")
     parser.add_argument(
         "--threads", type=int, help="compute threads; default: OMP_NUM_THREADS, else its share of cores"
@@ -41,10 +45,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_engine_arguments(args: argparse.Namespace) -> None:
-    """ParNetError where a number is out of range, or one argument would make another mean nothing."""
-    for name in ("batch_size", "streams_per_gpu"):
-        if (number := getattr(args, name)) is not None and number < 1:
-            raise ParNetError(f"--{name.replace('_', '-')} {number}: must be at least 1")
+    """ParNetError where one argument would make another mean nothing."""
     if args.placement == "auto" and (args.streams_per_gpu or args.strict):
         raise ParNetError("--placement auto chooses the lanes by itself: leave --streams-per-gpu and --strict out")
     if args.link:
@@ -73,31 +74,29 @@ def precision(engine: Engine) -> str:
 
 
 def place(
-    program: Program, args: argparse.Namespace, ranks: Ranks, device: torch.device
-) -> tuple[Placement | None, str]:
-    """The placement that was asked for, or the nearest that one process can have, with a line that says so.
-
-    None where one process is to choose by measuring.
-    """
+    program: Program, args: argparse.Namespace, ranks: Ranks, device: torch.device, console: Console
+) -> Placement | None:
+    """The placement that was asked for, or the nearest that one process can have, and a line that says so; None where
+    one process is to choose by measuring."""
     k, streams = args.streams_per_gpu or 1, program.streams
     if args.placement == "auto":
         if ranks.world == 1 and device.type == "cpu":
-            return None, ""
+            return None
         link = find_link(args.link or ("nvlink" if device.type == "cuda" else "loopback"))
         dtype = type_of(args.dtype, args.executor)
-        found = plan_for_ranks(program, ranks, device, dtype, args.img_size, args.batch_size, link, args.executor)
-        return found, ""
+        return plan_for_ranks(program, ranks, device, dtype, args.img_size, args.batch_size, link, args.executor)
     if ranks.world > 1:
         if not (args.streams_per_gpu or args.strict):
             k = -(-streams // ranks.world)
-        return Placement.from_streams_per_gpu(program, k, ranks.world), ""
+        return Placement.from_streams_per_gpu(program, k, ranks.world)
     whole_machine = device.type == "cuda" and device.index is None
     devices = torch.cuda.device_count() if whole_machine and args.executor != "cuda_streams" else 1
     if devices > 1 and args.executor == "auto" and not (args.streams_per_gpu or args.strict):
-        return None, f"note: one of {devices} GPUs runs it; --streams-per-gpu 1 gives each stream its own"
-    wanted = -(-streams // max(1, k))
+        console.print(f"note: one of {devices} GPUs runs it; --streams-per-gpu 1 gives each stream its own")
+        return None
+    wanted = -(-streams // k)
     if devices >= wanted:
-        return Placement.from_streams_per_gpu(program, k, wanted), ""
+        return Placement.from_streams_per_gpu(program, k, wanted)
     note = (
         f"this process sees {devices} device ({device.type}) where {k} stream(s) per GPU want {wanted}: "
         f"{streams} streams share {devices} lane(s); "
@@ -106,12 +105,14 @@ def place(
     if args.strict:
         raise ParNetError(note)
     if args.executor == "cuda_streams":  # whose lanes are CUDA streams of one GPU, so that there are always enough
-        return Placement.from_streams_per_gpu(program, k, wanted), ""
+        return Placement.from_streams_per_gpu(program, k, wanted)
     if device.type == "cuda" and devices == 1 and args.executor == "auto":  # which tries CUDA streams beside one lane
-        return None, f"note: on one GPU lanes are chosen by measuring, not by {k} streams per GPU" if k > 1 else ""
-    if device.type == "cpu":  # on which the streams of a level share its threads all the same
-        note = ""
-    return Placement.from_streams_per_gpu(program, -(-streams // devices), devices), note and f"note: {note}"
+        if k > 1:
+            console.print(f"note: on one GPU lanes are chosen by measuring, not by {k} streams per GPU")
+        return None
+    if device.type != "cpu":  # on which the streams of a level share its threads all the same
+        console.print(f"note: {note}")
+    return Placement.from_streams_per_gpu(program, -(-streams // devices), devices)
 
 
 def warm_up(engine: Engine, x: Tensor, console: Console) -> None:

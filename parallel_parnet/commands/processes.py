@@ -24,9 +24,10 @@ def module(name: str) -> list[str]:
     return [sys.executable, "-m", f"{__package__}.{name}"]
 
 
-def command(name: str) -> list[str]:
-    """The same for a command, by the name that a person types."""
-    return [sys.executable, "-m", "parallel_parnet", name]
+def command(name: str, ranks: int = 1) -> list[str]:
+    """The same for a command, by the name that a person types; in so many ranks by torchrun."""
+    torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"] if ranks > 1 else []
+    return [sys.executable, "-m", *torchrun, "parallel_parnet", name]
 
 
 def environment(**more: str) -> dict[str, str]:

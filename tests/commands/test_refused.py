@@ -80,7 +80,7 @@ REFUSED = [
     (("bench", "--dtype", "int8", "--poster"), "one network and one picture at a time"),
     (("bench", "--dtype", "int8", "--batch-size", "2"), "one network and one picture at a time"),
     (("throughput", "--budget", "0"), "must be positive"),
-    (("throughput", "--batches", "4", "0"), "--batches 0: each must be at least 1"),
+    (("throughput", "--batches", "4", "0"), "--batches: 0: must be at least 1"),
     (("throughput", "--out", "absent"), "no such folder"),
     (("versus", "--budget", "0"), "must be positive"),
     (("versus", "--figure", "a.jpg"), "ends in .svg or .png"),
@@ -89,7 +89,7 @@ REFUSED = [
     (("latency-vs-depth", "--quick", "--out", "absent"), "no such folder"),
     (("latency-vs-depth", "--quick", "--only", "nothing"), "choose part of one of"),
     (("latency-vs-depth", "--quick", "--device", "toaster"), "choose cpu or cuda"),
-    (("plan", "--gpus", "0"), "--gpus 0: must be at least 1"),
+    (("plan", "--gpus", "0"), "--gpus: 0: must be at least 1"),
     (("plan", "--link", "5us,-1GB/s"), "bandwidth -1e+09 bytes/s; it must be at least 1"),
     (("plan", "--link", "absent.json"), "no measured link"),
     (("plan", "--efficiency", "0.5", "--device", "measured"), "leave it out"),
@@ -103,8 +103,8 @@ REFUSED = [
     (("plan-check", "--page", "LICENSE", "--json", "a.json"), "the page has neither"),
     (("plan-check", "--models", "parnet_s", "parnet_z"), "parnet_z"),
     (("plan-check", "--device", "cpu", "--executor", "triton"), "runs on NVIDIA GPUs"),
-    (("tune", "--minutes", "0"), "--minutes, --batch-size and --show must be positive"),
-    (("tune", "--batch-size", "0"), "--minutes, --batch-size and --show must be positive"),
+    (("tune", "--minutes", "0"), "--minutes: 0: must be positive"),
+    (("tune", "--batch-size", "0"), "--batch-size: 0: must be at least 1"),
     (("tune", "--model", "parnet_xxl", "--dry-run"), "unknown model 'parnet_xxl': choose one of parnet_s"),
 ]  # fmt: skip
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pynvml
 import pytest
 import torch
 
+from parallel_parnet.profiling import nvml, sampler
 from parallel_parnet.profiling.sampler import Sampler
 
 
@@ -71,13 +73,22 @@ class MadeUpNvml:
         return [SimpleNamespace(nvmlReturn=pynvml.NVML_SUCCESS, value=value)]
 
 
-def sampled(library: MadeUpNvml, seconds: float = 0.1) -> Sampler:
-    with Sampler(rate=100, library=library, uuids=["GPU-1"]) as sampler:  # type: ignore[arg-type]
-        time.sleep(seconds)
-    return sampler
+@pytest.fixture
+def sampled(monkeypatch: pytest.MonkeyPatch) -> Callable[[MadeUpNvml], Sampler]:
+    """A tenth of a second of a GPU, a hundred samples a second."""
+    monkeypatch.setattr(sampler, "RATE", 100)
+    monkeypatch.setattr(sampler, "uuids", lambda: ["GPU-1"])
+
+    def sample(library: MadeUpNvml) -> Sampler:
+        monkeypatch.setattr(nvml, "pynvml", library)
+        with Sampler() as found:
+            time.sleep(0.1)
+        return found
+
+    return sample
 
 
-def test_a_gpu() -> None:
+def test_a_gpu(sampled: Callable) -> None:
     library = MadeUpNvml()
     result = sampled(library).summary(pictures=10)
     (gpu,) = result["gpus"]
@@ -96,16 +107,15 @@ def test_a_gpu() -> None:
     assert gpu["throttling"] == []
 
 
-def test_energy_without_a_counter_is_power_times_time() -> None:
+def test_energy_without_a_counter_is_power_times_time(sampled: Callable) -> None:
     result = sampled(MadeUpNvml(energy=False)).summary(pictures=1)
     assert result["energy_per_picture_j"] == pytest.approx(412 * result["seconds"])
 
 
-def test_throttling_and_moving_clocks_are_told() -> None:
+def test_throttling_and_moving_clocks_are_told(sampled: Callable) -> None:
     throttling = pynvml.nvmlClocksEventReasonSwPowerCap | pynvml.nvmlClocksEventReasonGpuIdle
-    sampler = sampled(MadeUpNvml(throttling, clocks=(1980, 1500)))
     said: list[str] = []
-    sampler.tell(said.append)
+    sampled(MadeUpNvml(throttling, clocks=(1980, 1500))).tell(said.append)
     assert said[:2] == [
         "warning: made-up GPU-1 throttled during the measurement: power cap",
         "warning: made-up GPU-1's SM clock moved between 1500 and 1980 MHz",
@@ -115,11 +125,11 @@ def test_throttling_and_moving_clocks_are_told() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about a machine without a driver")
 def test_without_a_driver_it_is_said_once() -> None:
-    with Sampler() as sampler:
+    with Sampler() as found:
         pass
     said: list[str] = []
-    sampler.tell(said.append)
+    found.tell(said.append)
     assert said == ["not sampled: GPU sampling: NVML Shared Library Not Found"]
-    summary = sampler.summary(pictures=1)
+    summary = found.summary(pictures=1)
     assert summary["gpus"] == []
     assert summary["energy_per_picture_j"] is None

@@ -59,7 +59,7 @@ def test_parameters_layer_by_layer() -> None:
 @pytest.mark.parametrize("name", PEERS)
 def test_flops_agree_with_torch(name: str) -> None:
     with FlopCounterMode(display=False) as counter, torch.device("meta"):
-        network = PEERS[name][0]().eval()
+        network = PEERS[name]().eval()
         assert network(torch.empty(1, 3, 224, 224)).shape == (1, 1000)
     flops, (parameters, gflops) = counter.get_total_flops(), POSTER[name]
     assert rival(name).cost(224).flops == flops and flops / 1e9 == pytest.approx(gflops, rel=0.01)
@@ -69,7 +69,7 @@ def test_flops_agree_with_torch(name: str) -> None:
 @cache
 def twins(name: str) -> tuple[Program, nn.Module]:
     """A program of random weights, and a plain module of the same."""
-    program, module = rival(name, seed=1), PEERS[name][0]().eval()
+    program, module = rival(name, seed=1), PEERS[name]().eval()
     module.load_state_dict(dict(program.weights))
     return program, module
 

@@ -36,6 +36,7 @@ from ..common import (
     Parser,
     add_model_arguments,
     check_folder,
+    count,
     load_model,
     machine,
     pixels,
@@ -52,25 +53,25 @@ from .comparison import SAME, changes, differences
 from .fused import fuse
 from .isolation import isolated
 from .machine import describe, possible
-from .measure import PICTURES, Settings, contenders, measure
+from .measure import Settings, contenders, measure
 from .ours import engine_of
 from .poster import SIZE, markdown, measure_poster, subject_of
 from .rows import FEWEST, last_line, read, result_name, show, write
-from .subject import CALIBRATING, Subject
+from .subject import CALIBRATING, PICTURES, Subject
 
 ISOLATE = "--is"  # the shortest that argparse takes for --isolate, by which a process would start itself without end
 PRECISIONS = {**DTYPES, "int8": torch.int8}
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     add_model_arguments(parser)
-    parser.add_argument("-b", "--batch-size", type=int, default=1, help="pictures per pass (default: %(default)s)")
+    parser.add_argument("-b", "--batch-size", type=count, default=1, help="pictures per pass (default: %(default)s)")
     parser.add_argument("--img-size", type=pixels, help="pixels; default: the network's own")
     parser.add_argument("--device", help="cpu, cuda or cuda:N; default: cuda where there is one")
     parser.add_argument("--dtype", choices=PRECISIONS, default="float32", help="default: %(default)s")
     parser.add_argument("--runs", type=int, default=Settings.runs, help="timed runs of each (default: %(default)s)")
-    parser.add_argument("--warmup", type=int, default=Settings.warm_up, help="runs before them (default: %(default)s)")
+    parser.add_argument("--warmup", type=count, default=Settings.warm_up, help="runs before (default: %(default)s)")
     parser.add_argument(
         "--budget", type=positive, default=Settings.budget, metavar="SECONDS",
         help=f"of timed runs, set-ups aside: slower contenders get fewer, {Settings.least} at least, and are marked",
@@ -84,9 +85,8 @@ def parse_arguments() -> argparse.Namespace:
     add_trace_arguments(parser)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for results (default: results)")
     args = parser.parse_args()
-    for name, least in (("batch_size", 1), ("runs", 2), ("warmup", 1)):
-        if getattr(args, name) < least:
-            raise ParNetError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least {least}")
+    if args.runs < 2:
+        raise ParNetError(f"--runs {args.runs}: must be at least 2")
     if not args.compare:  # which writes nothing
         check_folder(args.out)
     if args.poster and (args.isolate or args.batch_size > 1 or args.img_size or args.only):
@@ -176,13 +176,9 @@ def trace(subject: Subject, args: argparse.Namespace, console: Console) -> None:
 
 
 def poster(
-    args: argparse.Namespace,
-    device: torch.device,
-    threads: int,
-    settings: Settings,
-    console: Console,
+    args: argparse.Namespace, device: torch.device, threads: int, settings: Settings, console: Console,
     progress: Console,
-) -> int:
+) -> int:  # fmt: skip
     """The poster's table, as JSON, CSV and Markdown."""
     dtype = PRECISIONS[args.dtype]
     header = header_of(args, "poster", SIZE, device, threads)

@@ -32,7 +32,7 @@ class FusedBlock(nn.Module):
 def one_convolution(block: RepVGGSSE) -> nn.Conv2d:
     """Both branches as a 3x3 convolution with a bias; an average of 2x2 becomes four equal taps."""
     pooled = isinstance(block.rbr_1x1, nn.Sequential)
-    pointwise = block.rbr_1x1[1] if isinstance(block.rbr_1x1, nn.Sequential) else block.rbr_1x1
+    pointwise = block.rbr_1x1[1] if pooled else block.rbr_1x1
     dense, small = (fuse_conv_bn_eval(branch.conv, branch.bn) for branch in (block.rbr_dense, pointwise))
     if pooled:
         dense.weight[:, :, 1:, 1:] += small.weight / 4

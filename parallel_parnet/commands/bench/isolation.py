@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from parallel_parnet import ParNetError
 
-from ..processes import command, environment
+from ..processes import command, environment, run_within
 from .rows import Result, add_ratios, read
 
 LIMIT = 1800  # seconds for one contender
@@ -32,12 +31,11 @@ def isolated(arguments: Sequence[str], names: Sequence[str]) -> Result:
 def _one(arguments: Sequence[str], name: str) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         line = [*command("bench"), *arguments, "--only", name, "--out", folder]
-        try:
-            done = subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=LIMIT)
-        except subprocess.TimeoutExpired:
-            raise ParNetError(f"--isolate: {name} was not done after {LIMIT} s") from None
+        status, _, errors = run_within(line, LIMIT, environment())
+        if status is None:
+            raise ParNetError(f"--isolate: {name} was not done after {LIMIT} s")
         files = list(Path(folder).glob("*.json"))
         if not files:
-            last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            last = (errors.strip().splitlines() or ["it said nothing"])[-1]
             raise ParNetError(f"--isolate: {name}: {last.removeprefix('error: ')}")
         return read(files[0])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from parallel_parnet import ParNetError
@@ -23,10 +23,10 @@ from .peer_ncnn import ncnn_peer
 from .peer_torch import torch_peers
 from .proof import agrees, expected_logits, left_out, prove_golden, prove_ours
 from .rows import Result, add_ratios, row_of
-from .running import Entry, interleave, once, set_up, shares
+from .running import Entry, interleave, set_up, shares
 from .subject import Contender, Subject
 
-PICTURES, COMPARED = 8, 2  # fresh ones, in turn, so that no cache holds the answer; and how many logits are compared
+COMPARED = 2  # pictures whose logits are compared
 COMPARED_IN_INT8 = 32  # whose errors differ more: of one picture of the demo by a factor of four
 TOO_SLOW, SLOW_S = 10.0, 1.0  # times the fastest's pass, and seconds: above both, listed and not timed further
 
@@ -61,21 +61,20 @@ def measure(
 ) -> Result:
     """The result as it is written to a file. Raises ParNetError where parity fails."""
     prove_golden()
-    pictures = subject.pictures(PICTURES)
-    compared = subject.pictures(COMPARED_IN_INT8) if subject.dtype == torch.int8 else pictures[:COMPARED]
+    compared = subject.pictures(COMPARED_IN_INT8 if subject.dtype == torch.int8 else COMPARED)
     expected = expected_logits(subject, compared)
     with bars(console) as progress:
         entries = set_up_all(chosen, subject, compared, expected, progress)
         running = worth_timing(entries)
         task = progress.add_task("timing", total=settings.runs)
         with Sampler() as sampler:
-            clocks = time_all(running, [pictures] * len(running), settings, lambda: progress.advance(task))
+            clocks = time_all(running, settings, lambda: progress.advance(task))
     sampler.tell(console.print)
     passes = sum(len(entry.latency) + settings.warm_up for entry in running)
     rows = [row_of(entry, header["possible"], clocks) for entry in running]
     for entry, row in zip(running, rows, strict=True):
         if entry.contender.ours:
-            overhead = host_overhead(entry.runner.call, entry.runner.wait, pictures, settings.least)
+            overhead = host_overhead(entry.runner.call, entry.runner.wait, subject.in_turn, settings.least)
             row["overhead_us"] = None if overhead is None else round(overhead * 1e6, 2)
     add_ratios(rows, paired=True)
     return {
@@ -88,7 +87,7 @@ def measure(
 
 def bars(console: Console) -> Progress:
     """A line for each task, while it lasts."""
-    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
     return Progress(*columns, console=console, transient=True)
 
 
@@ -108,7 +107,7 @@ def set_up_all(
 
 def worth_timing(entries: Sequence[Entry]) -> list[Entry]:
     """Those that run, agree, and are not too slow; of a slow one, its entry says how slow."""
-    running = [entry for entry in entries if entry.runner is not None and agrees(entry)]
+    running = [entry for entry in entries if agrees(entry)]
     fastest = min((entry.second_call for entry in running), default=0.0)
     for entry in running:
         if entry.second_call > max(TOO_SLOW * fastest, SLOW_S):
@@ -116,17 +115,9 @@ def worth_timing(entries: Sequence[Entry]) -> list[Entry]:
     return [entry for entry in running if not entry.missing]
 
 
-def time_all(
-    entries: Sequence[Entry],
-    pictures: Sequence[Sequence[Tensor]],
-    settings: Settings,
-    tick: Callable[[], object],
-) -> list[float]:
+def time_all(entries: Sequence[Entry], settings: Settings, tick: Callable[[], object]) -> list[float]:
     """Warm up, share the budget, take turns; the clocks in MHz as read after every round, where they can be."""
-    warm = [
-        min(once(entry.runner, own[i % len(own)]).latency for i in range(settings.warm_up))
-        for entry, own in zip(entries, pictures, strict=True)
-    ]
+    warm = [min(entry.once(i).latency for i in range(settings.warm_up)) for entry in entries]
     counts = shares(warm, settings.runs, settings.least, settings.budget)
     device = entries[0].subject.device if entries else torch.device("cpu")
     clocks = []
@@ -136,5 +127,5 @@ def time_all(
         if (clock := clock_mhz(device)) is not None:
             clocks.append(clock)
 
-    interleave(entries, pictures, counts, after_round)
+    interleave(entries, counts, after_round)
     return clocks

@@ -32,7 +32,7 @@ HEADS = (
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("results", nargs="*", type=Path, help="JSON files, in the order of the figure's panels")
     args = parser.parse_args()
     here = slug(machine(Ranks.from_environment().device(None)))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import logging
+import subprocess
 import warnings
+from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +20,8 @@ from parallel_parnet.executors.graph import capture
 from ..common import words
 from .peer_torch import InType
 from .subject import Contender, Runner, Subject, on_device
+
+CONVERT_S = 120
 
 
 def library_peers() -> list[Contender]:
@@ -188,6 +193,16 @@ def _tensorrt(subject: Subject, network: nn.Module) -> Runner:
 def exported(subject: Subject) -> bytes:
     """What launch/export.py writes."""
     return subject.program.to_onnx().SerializeToString()
+
+
+def converted(subject: Subject, command: Sequence[str | Path], folder: str, *files: str) -> list[Path]:
+    """What a library's converter makes in a folder of m.onnx there; ParNetError where it does not."""
+    Path(folder, "m.onnx").write_bytes(exported(subject))
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=CONVERT_S, check=False)
+    made = [Path(folder, file) for file in files]
+    if done.returncode or not all(file.is_file() for file in made):
+        raise ParNetError(f"its converter made no network of it: exit status {done.returncode}")
+    return made
 
 
 def onnx(network: nn.Module, subject: Subject) -> bytes:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
@@ -12,10 +10,9 @@ from torch import Tensor
 
 from parallel_parnet import ParNetError
 
-from .peer_libraries import exported, need
+from .peer_libraries import converted, need
 from .subject import Contender, Runner, Subject
 
-CONVERT_S = 120
 # its command mnnconvert installs packages and reports to its maker; the function that it calls does neither
 CONVERT = """from _tools import mnnconvert
 mnnconvert(["mnnconvert", "-f", "ONNX", "--modelFile", "m.onnx", "--MNNModel", "m.mnn", "--bizCode", "parnet"])
@@ -35,12 +32,7 @@ def _mnn(subject: Subject) -> Runner:
 
     settings = {"backend": "CPU", "precision": "high", "numThread": subject.threads}
     with TemporaryDirectory() as folder:
-        Path(folder, "m.onnx").write_bytes(exported(subject))
-        command = [sys.executable, "-c", CONVERT]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=CONVERT_S, check=False)
-        file = Path(folder, "m.mnn")
-        if done.returncode or not file.is_file():
-            raise ParNetError(f"its converter made no network of it: exit status {done.returncode}")
+        (file,) = converted(subject, [sys.executable, "-c", CONVERT], folder, "m.mnn")
         runtime = nn.create_runtime_manager((settings,))
         names = {"runtime_manager": runtime, "shape_mutable": False}
         module = nn.load_module_from_file(str(file), ["input"], ["logits"], **names)

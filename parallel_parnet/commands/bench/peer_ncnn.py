@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,10 +11,9 @@ import torch
 
 from parallel_parnet import ParNetError
 
-from .peer_libraries import exported, need
+from .peer_libraries import converted, need
 from .subject import Contender, Runner, Subject
 
-CONVERT_S = 120
 HALVES = ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic")  # which it takes wherever a CPU has them
 
 
@@ -32,14 +30,10 @@ def _ncnn(subject: Subject) -> Runner:
     for half in HALVES:
         setattr(net.opt, half, False)
     with TemporaryDirectory() as folder:
-        Path(folder, "m.onnx").write_bytes(exported(subject))
         command = [converter, "m.onnx", f"inputshape=[1,3,{subject.size},{subject.size}]", "fp16=0"]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=CONVERT_S, check=False)
-        files = [Path(folder, f"m.ncnn.{kind}") for kind in ("param", "bin")]
-        if done.returncode or not all(file.is_file() for file in files):
-            raise ParNetError(f"pnnx made no network of it: exit status {done.returncode}")
-        net.load_param(str(files[0]))
-        net.load_model(str(files[1]))
+        parameters, weights = converted(subject, command, folder, "m.ncnn.param", "m.ncnn.bin")
+        net.load_param(str(parameters))
+        net.load_model(str(weights))
 
     def one(picture: Any) -> Any:
         extractor = net.create_extractor()

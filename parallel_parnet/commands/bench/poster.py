@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from rich.console import Console
-from rich.progress import track
 
 from parallel_parnet import create_model, fold
 from parallel_parnet.program.rivals import rival
@@ -15,12 +14,12 @@ from parallel_parnet.program.rivals import rival
 from ..common import settle
 from ..sections import table
 from .fused import fuse
-from .measure import COMPARED, PICTURES, Settings, contenders, time_all
+from .measure import COMPARED, Settings, bars, contenders, set_up_all, time_all
 from .ours import usual
 from .poster_networks import PEERS
-from .proof import agrees, expected_logits, left_out, prove_golden, prove_ours
+from .proof import agrees, expected_logits, left_out, prove_golden
 from .rows import Result, Row, row_of, timm_columns
-from .running import Entry, set_up
+from .running import Entry
 from .statistics import median_interval
 from .subject import Subject
 
@@ -40,7 +39,8 @@ NOTE = (
 
 @dataclass(frozen=True)
 class Quoted:
-    """As the poster of "Non-deep Networks" has it: ImageNet top-1 in percent, pictures a second on its hardware."""
+    """As the poster of "Non-deep Networks" has it: ImageNet top-1 in percent, pictures a second on its hardware. depth:
+    convolutions and classifier on the longest path; of RepVGG convolutions."""
 
     name: str
     depth: int
@@ -64,7 +64,7 @@ def subject_of(name: str, device: torch.device, dtype: torch.dtype, threads: int
     """A network of the table at batch 1, with random weights."""
     torch.manual_seed(0)
     if name in PEERS:
-        network, program = PEERS[name][0]().eval().requires_grad_(False), rival(name)
+        network, program = PEERS[name]().eval().requires_grad_(False), rival(name)
         network.load_state_dict(dict(program.weights))
         return Subject(name, network, network, program, SIZE, 1, device, dtype, threads)
     model = settle(create_model(name)).requires_grad_(False)
@@ -78,28 +78,20 @@ def ways_of(subject: Subject) -> list[str]:
 
 
 def measure_poster(
-    header: dict,
-    make: Callable[[str], Subject],
-    settings: Settings,
-    console: Console,
-    ways: Callable[[Subject], list[str]] = ways_of,
-    table: Sequence[Quoted] = QUOTED,
-) -> Result:
+    header: dict, make: Callable[[str], Subject], settings: Settings, console: Console,
+    ways: Callable[[Subject], list[str]] = ways_of, table: Sequence[Quoted] = QUOTED,
+) -> Result:  # fmt: skip
     """A row for each network: the fastest of its ways, all networks timed in turns in one process."""
     prove_golden()
     entries: list[Entry] = []
-    pictures = []
-    for quoted in track(table, "setting up", console=console, transient=True):
-        subject = make(quoted.name)
-        own = subject.pictures(PICTURES)
-        expected = expected_logits(subject, own[:COMPARED])
-        for contender in contenders(ways(subject)):
-            entries.append(set_up(contender, subject, own[:COMPARED], expected))
-            pictures.append(own)
-    prove_ours(entries)
-    fit = [i for i, entry in enumerate(entries) if entry.runner is not None and agrees(entry)]
-    running = [entries[i] for i in fit]
-    clocks = time_all(running, [pictures[i] for i in fit], settings, lambda: None)
+    with bars(console) as progress:
+        for quoted in table:
+            subject = make(quoted.name)
+            compared = subject.pictures(COMPARED)
+            expected, chosen = expected_logits(subject, compared), contenders(ways(subject))
+            entries += set_up_all(chosen, subject, compared, expected, progress, f"{quoted.name}: ")
+    running = [entry for entry in entries if agrees(entry)]
+    clocks = time_all(running, settings, lambda: None)
     rows = [_by_events(row_of(entry, header["possible"], clocks), entry) for entry in running]
     fastest = []
     for quoted in table:

@@ -66,10 +66,9 @@ def repvgg(counts: tuple[int, ...], widths: tuple[int, ...], groups: int) -> nn.
     return network({"stem": ConvRelu(3, first, 3, 2)}, blocks, cin)
 
 
-# name: constructor, depth (as published: convolutions and classifier on the longest path; of RepVGG convolutions)
-PEERS: dict[str, tuple[Callable[[], nn.Sequential], int]] = {
-    "resnet34": (lambda: resnet((3, 4, 6, 3), bottleneck=False), 34),
-    "resnet50": (lambda: resnet((3, 4, 6, 3), bottleneck=True), 50),
-    "repvgg_b1g4": (lambda: repvgg((4, 6, 16, 1), (128, 256, 512, 2048), 4), 28),
-    "repvgg_b2g4": (lambda: repvgg((4, 6, 16, 1), (160, 320, 640, 2560), 4), 28),
+PEERS: dict[str, Callable[[], nn.Sequential]] = {
+    "resnet34": lambda: resnet((3, 4, 6, 3), bottleneck=False),
+    "resnet50": lambda: resnet((3, 4, 6, 3), bottleneck=True),
+    "repvgg_b1g4": lambda: repvgg((4, 6, 16, 1), (128, 256, 512, 2048), 4),
+    "repvgg_b2g4": lambda: repvgg((4, 6, 16, 1), (160, 320, 640, 2560), 4),
 }

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from parallel_parnet import Engine, ParNetError, fold, load_checkpoint
+from parallel_parnet import Engine, ParNetError, Program, fold, load_checkpoint
 from parallel_parnet.parity import LIMIT, relative
 
 from ..common import ROOT
@@ -22,15 +21,15 @@ GOLDEN = ROOT / "tests" / "golden"
 LIMITS = {**LIMIT, torch.int8: 0.1}
 
 
-def prove_golden(folder: Path = GOLDEN) -> None:
+def prove_golden() -> None:
     """Logits that the released code gave for the golden checkpoints, by the reference executor."""
-    files = sorted(folder.glob("*.golden.pt"))
+    files = sorted(GOLDEN.glob("*.golden.pt"))
     if not files:
-        raise ParNetError(f"{folder}: no golden files, so parity cannot be shown; run in a whole checkout")
+        raise ParNetError(f"{GOLDEN}: no golden files, so parity cannot be shown; run in a whole checkout")
     for path in files:
         content = torch.load(path, weights_only=True)
         checkpoint = path.with_name(path.name.replace(".golden.pt", ".pth.tar"))
-        reference = _reference(load_checkpoint(checkpoint, activation=content["activation"]))
+        reference = _reference(fold(load_checkpoint(checkpoint, activation=content["activation"])))
         for case in content["cases"]:
             if "logits" in case:
                 _hold(f"the reference on {path.name}", relative(reference(case["input"]), case["logits"]))
@@ -41,8 +40,7 @@ def expected_logits(subject: Subject, pictures: Sequence[Tensor]) -> list[Tensor
     """fp32 logits on the CPU, by the reference executor, after a check that the network in training form agrees."""
     pictures = [picture.cpu() for picture in pictures]
     trained = [subject.network(picture) for picture in pictures]
-    reference = Engine(subject.program, device="cpu", executor="reference")
-    logits = [reference(picture) for picture in pictures]
+    logits = list(map(_reference(subject.program), pictures))
     for got, wanted in zip(logits, trained, strict=True):
         _hold("the folded network", relative(got, wanted))
     return logits
@@ -61,7 +59,7 @@ def limit(entry: Entry) -> float:
 
 
 def agrees(entry: Entry) -> bool:
-    """Whether a contender gave the reference's logits, as nearly as its type allows."""
+    """Whether a contender runs, and gave the reference's logits as nearly as its type allows."""
     return entry.error <= limit(entry)
 
 
@@ -86,5 +84,5 @@ def _hold(what: str, error: float, most: float = LIMIT[torch.float32]) -> None:
         )
 
 
-def _reference(model: torch.nn.Module) -> Callable[[Tensor], Tensor]:
-    return Engine(fold(model), device="cpu", executor="reference")
+def _reference(program: Program) -> Engine:
+    return Engine(program, device="cpu", executor="reference")

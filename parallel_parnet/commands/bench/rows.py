@@ -200,16 +200,9 @@ def show(result: Result, console: Console) -> None:
         table.add_row(row["contender"], *latency, runs(row), *more, ratios, style="bold" if row["ours"] else None)
     console.print(table)
     heads = (
-        "contender",
-        "arithmetic",
-        "error (limit)",
-        "set-up s",
-        "first call s",
-        "GFLOP/s",
-        "GB/s",
-        "overhead us",
+        "contender", "arithmetic", "error (limit)", "set-up s", "first call s", "GFLOP/s", "GB/s", "overhead us",
         "verdict",
-    )
+    )  # fmt: skip
     table = make_table(*heads, title="Set-up, what is reached of what is possible, verdict")
     for row in rows:
         overhead = row.get("overhead_us")

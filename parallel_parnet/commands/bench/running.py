@@ -14,7 +14,7 @@ from torch import Tensor
 from parallel_parnet import ParNetError
 from parallel_parnet.parity import relative
 
-from .subject import Contender, Runner, Subject
+from .subject import PICTURES, Contender, Runner, Subject
 
 PAUSE, LONGEST_PAUSE = 0.002, 0.1  # seconds
 
@@ -44,6 +44,10 @@ class Entry:
     @property
     def name(self) -> str:
         return self.contender.name
+
+    def once(self, number: int) -> Run:
+        """One run, with the subject's picture whose turn it is."""
+        return once(self.runner, self.subject.in_turn[number % PICTURES])
 
 
 @dataclass(frozen=True)
@@ -129,24 +133,20 @@ def spread(rounds: int) -> list[int]:
     return np.argsort(order).tolist()
 
 
-def interleave(
-    entries: Sequence[Entry],
-    pictures: Sequence[Sequence[Tensor]],
-    counts: Sequence[int],
-    tick: Callable[[], object],
-) -> None:
-    """Time each entry so many times, in turns, on its own pictures in turn. Every round has an order of its own, so
-    that nobody always comes after the same one. Those with fewer runs than others are spread over the rounds, and run
-    where all with more do, so that their times can be compared round by round. `tick` is called after every round."""
+def interleave(entries: Sequence[Entry], counts: Sequence[int], tick: Callable[[], object]) -> None:
+    """Time each entry so many times, in turns, on its subject's pictures in turn. Every round has an order of its own,
+    so that nobody always comes after the same one. Those with fewer runs than others are spread over the rounds, and
+    run where all with more do, so that their times can be compared round by round. `tick` is called after every
+    round."""
     rounds, draw = max(counts, default=0), np.random.default_rng()
     for r, turn in enumerate(spread(rounds)):
         for i in draw.permutation(len(entries)):
-            entry, own, count = entries[i], pictures[i], counts[i]
-            if turn >= count:
+            entry = entries[i]
+            if turn >= counts[i]:
                 continue
             if entry.subject.device.type == "cpu":
                 let_threads_sleep()
-            done = once(entry.runner, own[r % len(own)])
+            done = entry.once(r)
             entry.rounds.append(r)
             entry.latency.append(done.latency)
             entry.enqueue.append(done.enqueue)

@@ -22,12 +22,12 @@ def summary(times: Sequence[float]) -> dict[str, float]:
     return {name: round(float(value), 5) for name, value in found.items()}
 
 
-def median_interval(times: Sequence[float], seed: int = 0) -> Interval:
+def median_interval(times: Sequence[float]) -> Interval:
     """95% interval of the median, by resampling."""
-    return _interval((np.asarray(times),), lambda a, axis: np.median(a, axis=axis), False, seed)
+    return _interval((np.asarray(times),), lambda a, axis: np.median(a, axis=axis), False)
 
 
-def ratio(numerator: Sequence[float], denominator: Sequence[float], paired: bool, seed: int = 0) -> tuple[float, ...]:
+def ratio(numerator: Sequence[float], denominator: Sequence[float], paired: bool) -> tuple[float, ...]:
     """Ratio of the medians, and its 95% interval. paired: the i-th times were taken one after the other, so a slow
     spell of the machine lengthened both, and they are resampled together."""
     a, b = np.asarray(numerator), np.asarray(denominator)
@@ -35,7 +35,7 @@ def ratio(numerator: Sequence[float], denominator: Sequence[float], paired: bool
     def of_medians(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
         return np.median(a, axis=axis) / np.median(b, axis=axis)
 
-    return (float(np.median(a) / np.median(b)), *_interval((a, b), of_medians, paired, seed))
+    return (float(np.median(a) / np.median(b)), *_interval((a, b), of_medians, paired))
 
 
 def verdicts(
@@ -54,13 +54,13 @@ def verdicts(
     return found
 
 
-def _interval(data: tuple[np.ndarray, ...], statistic: object, paired: bool, seed: int) -> Interval:
+def _interval(data: tuple[np.ndarray, ...], statistic: object, paired: bool) -> Interval:
     if min(map(len, data)) < 2:
         return float("nan"), float("nan")
     from scipy.stats import bootstrap  # here, since that takes a second
 
     found = bootstrap(
         data, statistic, paired=paired, vectorized=True, method="percentile", n_resamples=RESAMPLES,
-        rng=np.random.default_rng(seed),
+        rng=np.random.default_rng(0),
     ).confidence_interval  # fmt: skip
     return float(found.low), float(found.high)

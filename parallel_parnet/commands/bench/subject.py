@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from parallel_parnet import Program
 
+PICTURES = 8  # fresh ones, in turn, so that no cache holds the answer
 CALIBRATING, SEED = 32, 0  # pictures by which contenders in int8 find their ranges, and what draws them
 
 
@@ -38,6 +39,11 @@ class Subject:
     def flops(self) -> int:
         """Of one pass, 2 per multiply-accumulate."""
         return self.program.cost(self.size, self.batch).flops
+
+    @cached_property
+    def in_turn(self) -> list[Tensor]:
+        """The pictures that all contenders are timed with."""
+        return self.pictures(PICTURES)
 
     @cached_property
     def calibration(self) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .curves import executors, select
+from .curves import executors, groups, select
 
 HOLDS = 0.75  # of what so many lanes can give at best, which latency must gain for the claim to hold
 NOTHING = 1.1  # times faster, below which depth is called worth nothing
@@ -10,8 +10,8 @@ NOTHING = 1.1  # times faster, below which depth is called worth nothing
 
 def claims(rows: list[dict]) -> list[str]:
     """A line for each width and executor: latency in one stream, in as many as there are lanes, and beyond."""
-    groups = dict.fromkeys(row["group"] for row in select(rows, "depth"))
-    return [_claim(select(rows, group, name)) for group in groups for name in executors(select(rows, group))]
+    depth = groups(rows, "depth")
+    return [_claim(select(rows, group, name)) for group in depth for name in executors(select(rows, group))]
 
 
 def gain(own: list[dict]) -> float:

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from parallel_parnet import ParNetError
 from parallel_parnet.executors.available import METHODS
@@ -28,6 +27,7 @@ from parallel_parnet.files import as_json, check_writable, write_csv, write_json
 from parallel_parnet.planning.costs import Link
 
 from ..bench.machine import describe
+from ..bench.measure import bars
 from ..common import DTYPES, RESULTS, Parser, check_folder, machine, plain_console, slug, words
 from ..plan.measured import find_link
 from ..ranks import Ranks
@@ -117,7 +117,7 @@ def measure_group(
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer networks and runs")
     parser.add_argument(
         "--executors",
@@ -136,9 +136,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     args, ranks = parse_arguments(), Ranks.from_environment()
     threads, device, dtype = ranks.take_threads(), ranks.device(args.device), DTYPES[args.dtype]
-    on_cpu = ["eager", *(name for name in ("native", "openvino") if not lacking(name))]
-    if args.quick and "openvino" in on_cpu:
-        on_cpu.remove("openvino")
+    compiled = ("native",) if args.quick else ("native", "openvino")
+    on_cpu = ["eager", *(name for name in compiled if not lacking(name))]
     link = find_link("loopback" if device.type == "cpu" else "nvlink")
     about = describe(device)
     header = {
@@ -153,8 +152,8 @@ def main() -> int:
     groups = {name: group for name, group in points(args.quick).items() if args.only in name}
     if not groups:
         raise ParNetError(f"--only {args.only}: choose part of one of {', '.join(points(args.quick))}")
-    wanted = {group: args.executors or (on_cpu if device.type == "cpu" else ["cuda_graph"]) for group in groups}
-    todo = [(group, executor) for group in groups for executor in wanted[group] if not log.has(group, executor)]
+    executors = args.executors or (on_cpu if device.type == "cpu" else ["cuda_graph"])
+    todo = [(group, executor) for group in groups for executor in executors if not log.has(group, executor)]
     console = plain_console(stderr=True)
     if log.foreign and todo:
         raise ParNetError(f"{log.path}: not continued: {log.foreign}")
@@ -162,21 +161,14 @@ def main() -> int:
         console.print(f"{log.path}: all is there already, of {log.header['date']}: nothing is measured", soft_wrap=True)
     if log.foreign:
         console.print(f"note: {log.foreign}", soft_wrap=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with bars(console) as progress:
         task = progress.add_task("", total=sum(len(groups[group]) for group, _ in todo))
         for group, executor in todo:
             progress.update(task, description=f"{group}, {executor}")
             seconds = SECONDS / 4 if args.quick else SECONDS
             log.add(measure_group(groups[group], executor, device, dtype, link, seconds))
             progress.advance(task, len(groups[group]))
-    figures = draw(log.rows, log.header, args.out, name)
     page = args.page or args.out / f"{name}.md"
-    write_page(page, log.rows, log.header, {name: args.out / file for name, file in figures.items()})
+    write_page(page, log.rows, log.header, draw(log.rows, log.header, args.out, name))
     print(as_json({"results": str(log.path), "page": str(page), "rows": len(log.rows)}))
     return 0

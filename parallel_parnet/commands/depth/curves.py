@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from parallel_parnet.executors.available import METHODS
 
-from ..drawing import FORMATS, plain_ticks, save
+from ..drawing import FORMATS, logarithmic, save
 from .busiest import brent
 
 CHOSEN = {
@@ -26,8 +26,8 @@ STYLES = {
 STYLES |= CHOSEN | {"lanes": {"color": "#1b7837", "marker": "^", "linestyle": ":"}}
 
 
-def draw(rows: list[dict], header: dict, folder: Path, name: str) -> dict[str, str]:
-    """Draw every figure that the rows allow; file names (SVG) by figure."""
+def draw(rows: list[dict], header: dict, folder: Path, name: str) -> dict[str, Path]:
+    """Draw every figure that the rows allow; the SVGs by figure."""
     made = {}
     for figure, make in (("depth", _depth), ("work", _work), ("lanes", _lanes), ("scaling", _scaling)):
         drawn = make(rows)
@@ -36,13 +36,18 @@ def draw(rows: list[dict], header: dict, folder: Path, name: str) -> dict[str, s
         drawn.suptitle(f"{header['machine']}, {header['dtype']}, {header['threads']} thread(s), batch 1", fontsize=9)
         for ending in FORMATS:
             save(drawn, folder / f"{name}-{figure}{ending}")
-        made[figure] = f"{name}-{figure}.svg"
+        made[figure] = folder / f"{name}-{figure}.svg"
     return made
 
 
 def select(rows: Iterable[dict], group: str, executor: str | None = None) -> list[dict]:
     """Rows of the groups whose names begin so, of one executor or all."""
     return [r for r in rows if r["group"].startswith(group) and executor in (None, r["executor"])]
+
+
+def groups(rows: Iterable[dict], beginning: str = "") -> list[str]:
+    """Groups whose names begin so, in order of appearance."""
+    return list(dict.fromkeys(r["group"] for r in select(rows, beginning)))
 
 
 def executors(rows: Iterable[dict]) -> list[str]:
@@ -95,11 +100,11 @@ def _curves(axes: Axes, rows: list[dict], group: str, x: str, simulated: str) ->
 
 def _depth(rows: list[dict]) -> Figure | None:
     """(a): the same blocks, arranged in 1 to 24 streams."""
-    groups = list(dict.fromkeys(r["group"] for r in select(rows, "depth")))
-    if not groups:
+    found = groups(rows, "depth")
+    if not found:
         return None
-    figure, panels = _panels([f"48 blocks, {g.split(', ')[1]}" for g in groups])
-    for axes, group in zip(panels, groups, strict=True):
+    figure, panels = _panels([f"48 blocks, {g.split(', ')[1]}" for g in found])
+    for axes, group in zip(panels, found, strict=True):
         _curves(axes, rows, group, "depth", shown(rows))
         axes.set_xlabel("depth, levels")
         axes.set_ylim(bottom=0)
@@ -109,18 +114,16 @@ def _depth(rows: list[dict]) -> Figure | None:
 
 def _work(rows: list[dict]) -> Figure | None:
     """(b): depth 10, work from 1x to 16x."""
-    groups = list(dict.fromkeys(r["group"] for r in select(rows, "work")))
-    if not groups:
+    found = groups(rows, "work")
+    if not found:
         return None
-    figure, panels = _panels([g.removeprefix("work ") for g in groups])
-    for axes, group in zip(panels, groups, strict=True):
+    figure, panels = _panels([g.removeprefix("work ") for g in found])
+    for axes, group in zip(panels, found, strict=True):
         _curves(axes, rows, group, "gflops", executors(rows)[0])
         axes.set_xlabel("work, GFLOP")
-        axes.set_xscale("log")
-        axes.set_yscale("log")
+        logarithmic(axes.xaxis)
+        logarithmic(axes.yaxis)
         axes.set_ylim(0.5 * min(r["median_ms"] for r in select(rows, group)), None)
-        plain_ticks(axes.xaxis)
-        plain_ticks(axes.yaxis)
     figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=2)
     return figure
 
@@ -134,10 +137,8 @@ def _lanes(rows: list[dict]) -> Figure | None:
     axes.scatter([r["median_ms"] for r in eager], [r["sum_ms"] for r in eager], s=14, color="#1f4e79")
     ends = [min(r["median_ms"] for r in eager) * 0.7, max(r["median_ms"] for r in eager) * 1.4]
     axes.plot(ends, ends, color="grey", linewidth=1, label="equal")
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    plain_ticks(axes.xaxis)
-    plain_ticks(axes.yaxis)
+    logarithmic(axes.xaxis)
+    logarithmic(axes.yaxis)
     axes.set_xlabel("measured, ms")
     axes.set_ylabel("simulated, ms")
     axes.legend(fontsize=8)
@@ -146,13 +147,13 @@ def _lanes(rows: list[dict]) -> Figure | None:
 
 def _scaling(rows: list[dict]) -> Figure | None:
     """ParNet-S to XL at three resolutions, with three streams and with one of the same depth and work."""
-    groups = list(dict.fromkeys(r["group"] for r in select(rows, "scaling")))
-    if not groups:
+    found = groups(rows, "scaling")
+    if not found:
         return None
     names = executors(select(rows, "scaling"))
     figure, panels = _panels(names)
     for axes, executor in zip(panels, names, strict=True):
-        for group, marker in zip(groups, "o^s", strict=False):
+        for group, marker in zip(found, "o^s", strict=False):
             for one, line in ((False, "-"), (True, ":")):
                 chosen = [r for r in select(rows, group, executor) if r["network"].endswith("one stream") == one]
                 label = f"{group.split(', ')[1]}, {'one stream' if one else 'three streams'}"

@@ -8,7 +8,7 @@ from parallel_parnet.files import write_atomically
 
 from ..sections import link, table
 from .claims import claims
-from .curves import executors, select
+from .curves import executors, groups, select
 from .fit import Fit, fit
 
 GOOD = 0.95  # R2, below which the text says what is missing
@@ -17,6 +17,7 @@ MISSING = (
     "a and one b for all cannot say."
 )
 
+NO_GPU = "On a GPU: not measured. The same command on a machine with one writes that page."
 FITTED = ("", "a, us a step", "b, us a GFLOP", "c, us", "steps explain", "work explains", "R2")
 CAPTIONS = {
     "depth": "(a) The same 48 blocks in 1, 2, ... streams: the work stays, the depth falls. Shaded: Brent's bounds "
@@ -42,7 +43,7 @@ def write_page(path: Path, rows: list[dict], header: dict, figures: dict[str, Pa
         f"Measured on {header['date']} on a {header['machine']}{cpu}, {header['dtype']}, {header['threads']} compute "
         f"thread(s), torch {header['torch']}{commit}: medians of interleaved runs after warm-up. To make it again:",
         f"```\npython launch/latency_vs_depth.py --executors {' '.join([*executors(rows), *quick])}\n```",
-        "\n".join([*_device_note(header), *_unmeasured(rows)]),
+        "\n".join([*([] if header["machine"].startswith("NVIDIA") else [NO_GPU]), *_unmeasured(rows)]),
         "## The claim",
         "The same 48 blocks, so the same work, in one stream or side by side in several. A lane computes one operation "
         "at a time: an executor that runs one operation after another has one, `native` one for each of its threads, "
@@ -65,16 +66,9 @@ def write_page(path: Path, rows: list[dict], header: dict, figures: dict[str, Pa
     write_atomically(path, "\n\n".join(filter(None, parts)) + "\n")
 
 
-def _device_note(header: dict) -> list[str]:
-    if header["machine"].startswith("NVIDIA"):
-        return []
-    return ["On a GPU: not measured. The same command on a machine with one writes that page."]
-
-
 def _unmeasured(rows: list[dict]) -> list[str]:
     """What one executor measured and another has not yet."""
-    groups = dict.fromkeys(row["group"] for row in rows)
-    missing = {name: [g for g in groups if not select(rows, g, name)] for name in executors(rows)}
+    missing = {name: [g for g in groups(rows) if not select(rows, g, name)] for name in executors(rows)}
     return [f"Not measured yet with {name}: {'; '.join(left)}." for name, left in missing.items() if left]
 
 
@@ -120,7 +114,7 @@ def _verdict(name: str, f: Fit) -> str:
 def _numbers(rows: list[dict]) -> list[str]:
     """What family (b) shows."""
     parts = []
-    for group in dict.fromkeys(r["group"] for r in select(rows, "work")):
+    for group in groups(rows, "work"):
         said, names = [], executors(select(rows, group))
         for executor in names:
             own = sorted(select(rows, group, executor), key=lambda r: r["gflops"])

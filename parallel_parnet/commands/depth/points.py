@@ -14,9 +14,9 @@ from parallel_parnet.network.variants import variant
 from parallel_parnet.program.families import arranged
 from parallel_parnet.program.rivals import rival
 
+from ..bench.poster import QUOTED
 from ..bench.poster_networks import PEERS
-
-PUBLISHED = ("parnet_s", "parnet_m", "parnet_l", "parnet_xl")
+from ..common import S_TO_XL
 
 
 @dataclass(frozen=True)
@@ -82,14 +82,14 @@ def points(quick: bool) -> dict[str, list[Point]]:
     if not quick:
         add("batch", *(_arranged("batch", 24, 3, 32, batch=n) for n in (1, 2, 4, 8, 16)))
         add("resolution", *(_arranged("resolution", 24, 3, 32, size=s) for s in (32, 64, 96, 128, 160)))
-    peers = ("resnet34", "resnet50") if quick else tuple(PEERS)
+    peers = [quoted for quoted in QUOTED if quoted.name in (("resnet34", "resnet50") if quick else PEERS)]
     add(
         "published",
-        *(_parnet("published", name, 224) for name in PUBLISHED[: 1 if quick else 4]),
-        *(Point("published", name, partial(rival, name), PEERS[name][1], 1, 224) for name in peers),
+        *(_parnet("published", name, 224) for name in S_TO_XL[: 1 if quick else 4]),
+        *(Point("published", peer.name, partial(rival, peer.name), peer.depth, 1, 224) for peer in peers),
     )
     if not quick:
         for size in (224, 256, 320):
             name = f"scaling, {size} pixels"
-            add(name, *(make(name, variant, size) for variant in PUBLISHED for make in (_parnet, _one_stream)))
+            add(name, *(make(name, variant, size) for variant in S_TO_XL for make in (_parnet, _one_stream)))
     return groups

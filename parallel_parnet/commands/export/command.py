@@ -31,7 +31,7 @@ from .checks import BATCHES, Run, agree, onnx_readers, sizes, torch_reader
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     add_model_arguments(parser)
     parser.add_argument("--onnx", type=Path, metavar="FILE", help="write an ONNX model")
     parser.add_argument("--pt2", type=Path, metavar="FILE", help="write what torch.export.load reads")

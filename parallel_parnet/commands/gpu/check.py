@@ -38,7 +38,7 @@ from ..common import table as make_table
 from ..processes import command, environment
 from . import peers, placements, proofs, timing
 from .apart import apart
-from .device import machine
+from .device import exact_fp32, machine
 from .first import check_first, check_first_kernels
 from .fp8 import check_fp8
 from .journal import Journal, Values
@@ -99,7 +99,7 @@ STEPS = (
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--out", type=Path, default=RESULTS / "gpu", help="folder (default: results/gpu)")
     names = [step.name.replace(" ", "-") for step in STEPS]
     parser.add_argument("--step", nargs="+", choices=names, default=names, help="default: all of them")
@@ -127,6 +127,7 @@ def run_inside(step: Step, work: Work) -> Values:
         from parallel_parnet.kernels.gpu import interpreter  # here, since it changes Triton's
 
         interpreter.install()
+    exact_fp32()
     seed = torch.seed()
     return {**step.check(work), "seed": seed}
 

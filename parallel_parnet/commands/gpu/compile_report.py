@@ -32,12 +32,11 @@ from parallel_parnet.kernels.gpu.samples import without_values
 from parallel_parnet.kernels.hopper import plan as warpgroups
 from parallel_parnet.kernels.hopper.source import Source, source
 
-from ..common import RESULTS, Parser, plain_console
+from ..common import RESULTS, S_TO_XL, Parser, plain_console
 from ..ranks import cores
 from .level_tuning import Level, operands
 from .precompile import shapes_in_fp8, shapes_of
 
-VARIANTS = ("parnet_s", "parnet_m", "parnet_l", "parnet_xl")
 SIZE, DTYPE = 224, torch.float16
 
 INTRODUCTION = """# The kernels as compiled for Hopper
@@ -104,8 +103,8 @@ class Row:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", nargs="+", default=VARIANTS, help="variants (default: S, M, L and XL)")
+    parser = Parser(description=__doc__)
+    parser.add_argument("--model", nargs="+", default=S_TO_XL, help="variants (default: S, M, L and XL)")
     default = RESULTS / "kernels-compiled.md"
     parser.add_argument("--out", type=Path, default=default, help="default: results/kernels-compiled.md")
     parser.add_argument("--json", type=Path, help="file for the same as data")

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from statistics import median
 
 import numpy as np
 import torch
@@ -115,10 +116,6 @@ def event_times(work: Callable[[], object], repeats: int) -> list[float]:
         mark.record()
     torch.cuda.synchronize()
     return [start.elapsed_time(end) * 1e-3 for start, end in pairwise(marks)]
-
-
-def median(times: Sequence[float]) -> float:
-    return float(np.median(times))
 
 
 def quantiles(times: Sequence[float]) -> dict[str, float]:

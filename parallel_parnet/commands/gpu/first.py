@@ -14,13 +14,13 @@ from parallel_parnet.kernels.gpu.config import Table
 from parallel_parnet.kernels.gpu.convolution import Convolution
 from parallel_parnet.parity import relative
 
-from .device import event_times, exact_fp32, quantiles
+from .device import event_times, quantiles
 from .journal import Values
 from .level_tuning import compile_config, levels_of
-from .machines import capability_and_gpu
-from .networks import convolutions, network, picture, planned, run
+from .machines import target_of
+from .networks import network, picture, planned, run
 from .parity import deviation, poison
-from .precompile import compile_all, compile_case, decisive_cases, shapes_of, single_launches
+from .precompile import NetworkCase, compile_all, jobs_of, shapes_of, single_launches
 from .probes import compile_probes
 from .scope import DTYPE
 from .work import Work, verdict
@@ -30,21 +30,19 @@ REPLAYS = 200
 
 def check_first_kernels(work: Work) -> Values:
     """Compile what the first steps launch, on all cores: the networks' launches, and each level by itself."""
-    capability, gpu, launchers = capability_and_gpu(work)
-    table, cases = Table.load(capability), single_launches(decisive_cases(work.scope))
-    jobs = [(str(case), compile_case, (case, capability, gpu, launchers)) for case in cases]
-    jobs.append(("probes", compile_probes, (capability, launchers)))
+    target = target_of(work)
+    table, cases = Table.load(target.capability), [NetworkCase(variant, DTYPE, 1) for variant in work.scope.decisive]
+    jobs = jobs_of(single_launches(cases)) | {"probes": compile_probes}
     for variant in work.scope.decisive:
         for level in levels_of(shapes_of(variant), 1, DTYPE)[: work.scope.levels]:
             config = table.level(level.shapes, level.n, level.dtype)
-            jobs.append((level.key, compile_config, (level, config, capability, launchers)))
-    return compile_all(jobs, work.end)
+            jobs[level.key] = partial(compile_config, level, config)
+    return compile_all(jobs, target, work.end)
 
 
 def check_first(work: Work) -> Values:
     """Each launch against its twin, on the features that the launches before it made; all logits against the reference;
     and the replay of a CUDA graph."""
-    exact_fp32()
     rows = []
     for variant in work.scope.decisive:
         program, reference = network(variant, work.device)
@@ -60,15 +58,16 @@ def check_first(work: Work) -> Values:
 
 def once(plan: TritonSegment, x: torch.Tensor) -> torch.Tensor:
     """The logits of a pass over poisoned buffers."""
-    for convs in convolutions(plan).values():
-        for conv in convs:
-            poison(conv)
+    poison(*plan.convolutions.values())
     return run(plan, x).clone()
 
 
 def deviations(work: Work, variant: str, plan: TritonSegment) -> list[Values | None]:
     """A row for each launch that a pass has made."""
-    return [work.row(f"{variant} {name}", partial(_deviation, convs)) for name, convs in convolutions(plan).items()]
+    levels: dict[int, list[Convolution]] = {}
+    for name, conv in plan.convolutions.items():
+        levels.setdefault(plan.backend.program.by_name[name].level, []).append(conv)
+    return [work.row(f"{variant} level {number}", partial(_deviation, own)) for number, own in levels.items()]
 
 
 def _deviation(convs: list[Convolution]) -> Values:

@@ -14,12 +14,11 @@ from parallel_parnet.executors.triton_backend import TritonSegment
 from parallel_parnet.kernels.gpu.convolution import E4M3
 from parallel_parnet.parity import relative, tolerance_quantised
 
-from .device import exact_fp32
 from .first import deviations, once
 from .journal import Values
-from .machines import capability_and_gpu
+from .machines import target_of
 from .networks import network, picture, planned, run
-from .precompile import BESIDE_FP8, KernelCase, compile_all, compile_case, fp8_cases
+from .precompile import BESIDE_FP8, KernelCase, compile_all, fp8_cases, jobs_of
 from .proofs import kernel_name, kernel_row
 from .timing import interleaved
 from .work import Work, skipped, verdict
@@ -30,13 +29,12 @@ PICTURES = 4  # for the steps of features, and others to compare answers on
 def check_fp8(work: Work) -> Values:
     """Kinds of convolutions and the networks that decide, compiled first on all cores; nothing where a GPU has no
     fp8."""
-    capability, gpu, launchers = capability_and_gpu(work)
-    if capability < FP8:
+    target = target_of(work)
+    if target.capability < FP8:
         return skipped("fp8 needs compute capability 8.9")
-    exact_fp32()
     cases = fp8_cases(work.scope)
     if not all(f"{variant} pass" in work.journal.rows(work.step) for variant in work.scope.decisive):
-        compile_all([(str(case), compile_case, (case, capability, gpu, launchers)) for case in cases], work.end)
+        compile_all(jobs_of(cases), target, work.end)
     kernels = [case for case in cases if isinstance(case, KernelCase)]
     rows = [
         work.row(kernel_name(case), partial(kernel_row, case, seed, work.device)) for seed, case in enumerate(kernels)

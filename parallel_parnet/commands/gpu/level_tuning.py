@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from statistics import median
 
 import torch
 from triton.errors import TritonError
@@ -28,10 +29,10 @@ from parallel_parnet.kernels.gpu.model import floor
 from parallel_parnet.kernels.gpu.rates import Rates
 from parallel_parnet.kernels.gpu.samples import convolution, without_values
 
-from .device import event_times, in_a_graph, l2_bytes, median, quantiles
+from .device import event_times, in_a_graph, l2_bytes, quantiles
 from .eviction import eviction
 from .parity import deviation, poison
-from .precompile import compile_launch
+from .precompile import Target, compile_launch
 
 MOST_SETS = 48  # of inputs, as many as it takes to exceed the L2 cache twice
 REPEATS = 20  # replays of a graph that runs every set once
@@ -114,11 +115,9 @@ def worth_trying(wanted: Level, table: Table, rates: Rates, most: int = TRIALS) 
 
 
 def tune(
-    configs: Sequence[LevelConfig],
-    compiled: Callable[[LevelConfig], list[str]],
-    measured: Callable[[LevelConfig], list[float]],
-    deadline: float,
-) -> Trial:
+    configs: Sequence[LevelConfig], compiled: Callable[[LevelConfig], list[str]],
+    measured: Callable[[LevelConfig], list[float]], deadline: float,
+) -> Trial:  # fmt: skip
     """Time the configurations until the deadline (`time.monotonic`); the first is the default and always timed.
 
     compiled: waits for a configuration's compiler and gives its complaints. measured: seconds of some launches; raises
@@ -143,14 +142,14 @@ def tune(
     return trial
 
 
-def compile_config(wanted: Level, config: LevelConfig, capability: tuple[int, int], launchers: bool) -> None:
+def compile_config(wanted: Level, config: LevelConfig, target: Target) -> None:
     """Compile a configuration in any process; the kernel and its launcher stay in Triton's cache."""
-    compile_launch(_offline(wanted, config), capability, launchers)
+    compile_launch(_offline(wanted, config), target)
 
 
-def complaints(wanted: Level, config: LevelConfig, capability: tuple[int, int]) -> list[str]:
+def complaints(wanted: Level, config: LevelConfig, target: Target) -> list[str]:
     """What is wrong with a configuration as compiled, as Triton's package's tools tell without a GPU."""
-    return resources(compile_launch(_offline(wanted, config), capability, launchers=False)).complaints(capability)
+    return resources(compile_launch(_offline(wanted, config), target)).complaints(target.capability)
 
 
 def load(prepared: Launch) -> None:
@@ -169,11 +168,7 @@ def measure(wanted: Level, config: LevelConfig, device: torch.device) -> list[fl
     prepared = launch_of(first, config)
     if device.type == "cuda":
         load(prepared)
-    for conv in first:
-        poison(conv)
-    prepared()
-    if (worst := max(map(deviation, first))) > 1:
-        raise RefusedError(f"wrong by {worst:.1f} times what rounding allows")
+    prove(prepared, first)
     launches = [prepared]
     if wanted.cold:
         sets = sets_beyond(first, l2_bytes(device)) if device.type == "cuda" else 2
@@ -186,6 +181,14 @@ def measure(wanted: Level, config: LevelConfig, device: torch.device) -> list[fl
     with_it = event_times(in_a_graph([each for launch in launches for each in (evict, launch)], device), REPEATS)
     alone = median(event_times(in_a_graph([evict] * len(launches), device), REPEATS))
     return [(seconds - alone) / len(launches) for seconds in with_it]
+
+
+def prove(launch: Callable[[], object], convolutions: Sequence[Convolution]) -> None:
+    """Run it once; `RefusedError` where an answer is not the twin's."""
+    poison(*convolutions)
+    launch()
+    if (worst := max(map(deviation, convolutions))) > 1:
+        raise RefusedError(f"wrong by {worst:.1f} times what rounding allows")
 
 
 def sets_beyond(convolutions: Sequence[Convolution], cache: int) -> int:

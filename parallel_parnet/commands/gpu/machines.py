@@ -6,9 +6,10 @@ import torch
 
 from parallel_parnet.kernels.gpu.rates import Rates
 
-from ..common import DTYPES
+from ..common import DTYPES, words
 from .device import machine, measure_rates
 from .journal import Values
+from .precompile import Target
 from .work import Work, verdict
 
 RATED = ("bfloat16", "float16")
@@ -26,17 +27,16 @@ def machine_of(work: Work) -> Values:
     return found if "gpu" in found else machine(work.device)
 
 
-def capability_and_gpu(work: Work) -> tuple[tuple[int, int], str, bool]:
-    """What to compile for, the GPU whose table is taken, and whether launchers can be built: not in a dry run, where
-    they find no libcuda to link."""
+def target_of(work: Work) -> Target:
+    """What to compile for; in a dry run by nobody's table, and without launchers, which find no libcuda to link."""
     found = machine_of(work)
     dry = work.scope.note != ""
-    return tuple(found["capability"]), "" if dry else found["gpu"], not dry
+    return Target(tuple(found["capability"]), "" if dry else found["gpu"], not dry)
 
 
 def rates_of(work: Work, dtype: torch.dtype) -> Rates:
     """As the first step measured them; measured again where that did not run."""
-    found = work.journal.rows("machine").get(f"rates, {str(dtype).removeprefix('torch.')}", {})
+    found = work.journal.rows("machine").get(f"rates, {words(dtype)}", {})
     return Rates(**found) if found and "fault" not in found else measure_rates(work.device, dtype)
 
 

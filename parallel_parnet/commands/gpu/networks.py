@@ -10,7 +10,6 @@ from torch import Tensor
 from parallel_parnet import Engine, Placement, Program, fold
 from parallel_parnet.executors.triton_backend import TritonSegment, whole
 from parallel_parnet.kernels.gpu.config import Table
-from parallel_parnet.kernels.gpu.convolution import Convolution
 
 from ..common import settle
 from .scope import model
@@ -41,11 +40,3 @@ def run(plan: TritonSegment, x: Tensor) -> Tensor:
     """Logits of a whole program, from a picture that must be copied to its place."""
     plan.reads[0].copy_(x)
     return plan(plan.reads)[0]
-
-
-def convolutions(plan: TritonSegment) -> dict[str, list[Convolution]]:
-    """Of each launch that has any, by its name."""
-    found: dict[str, list[Convolution]] = {}
-    for name, conv in plan.convolutions.items():
-        found.setdefault(f"level {plan.backend.program.by_name[name].level}", []).append(conv)
-    return found

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ..sections import table
+
 Row = Mapping
 Results = Mapping[str, Mapping]
 
@@ -212,8 +214,7 @@ def _cell(value: object) -> str:
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = [header, ["---"] * len(header), *(map(_cell, row) for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    return table(tuple(header), [list(map(_cell, row)) for row in rows]) + "\n"
 
 
 def _machine(rows: Sequence[Row]) -> str:

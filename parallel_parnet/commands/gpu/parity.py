@@ -15,11 +15,12 @@ ORDER = 1e-4  # of the largest output: tensor cores add in an order, and with a 
 ORDER_IN_FP8 = 2e-3  # which a Hopper truncates to some 14 bits
 
 
-def poison(conv: Convolution) -> None:
-    """Fill everything that the convolution must write with NaN; split-K's counters stay, as they must be zero."""
-    for tensor in (conv.x.y, conv.x.sums, conv.x.gate, conv.x.products, conv.x.workspace):
-        if tensor is not None:
-            tensor.fill_(float("nan"))
+def poison(*convolutions: Convolution) -> None:
+    """Fill everything that convolutions must write with NaN; split-K's counters stay, as they must be zero."""
+    for x in (conv.x for conv in convolutions):
+        for tensor in (x.y, x.sums, x.gate, x.products, x.workspace):
+            if tensor is not None:
+                tensor.fill_(float("nan"))
 
 
 def deviation(conv: Convolution) -> float:

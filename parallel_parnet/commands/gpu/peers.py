@@ -18,7 +18,6 @@ from ..bench.subject import Subject
 from ..common import settle, words
 from ..depth.command import measure_group
 from ..depth.points import Point, points
-from .device import exact_fp32
 from .journal import Values
 from .machines import rates_of
 from .scope import DTYPE, NARROW, model
@@ -30,7 +29,6 @@ COMPILED = "torch.compile"  # takes minutes for some of these networks: `launch/
 
 def check_poster(work: Work) -> Values:
     """The poster's table by CUDA graphs, in turns: a row for each network, by its fastest way."""
-    exact_fp32()
     dry = work.scope.note != ""
     quoted = (Quoted(NARROW, 9, 0.0, 0),) if dry else QUOTED
     done, names = work.journal.rows(work.step), [q.name for q in quoted]
@@ -55,7 +53,6 @@ def check_poster(work: Work) -> Values:
 
 def check_depth(work: Work) -> Values:
     """The quick selection of the families of `launch/latency_vs_depth.py`, a row for each."""
-    exact_fp32()
     dry = {"dry": [Point("dry", "one block", lambda: arranged(1, 1, 8, 32), 3, 1, 32)]}
     groups = dry if work.scope.note else points(quick=True)
     rows = [work.row(name, partial(_family, work, group), seconds=3) for name, group in groups.items()]

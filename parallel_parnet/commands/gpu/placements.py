@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -17,7 +16,7 @@ from parallel_parnet import Engine, Placement, Program
 from parallel_parnet.parity import LIMIT, relative
 
 from ..common import DEMO_MODEL, words
-from ..processes import environment, run_within
+from ..processes import command, environment, run_within
 from .journal import Values
 from .networks import network, picture
 from .scope import DTYPE
@@ -26,7 +25,6 @@ from .work import Work, verdict
 
 RANKS = 3
 GPUS, INTERPRETED = ("cuda_graph", "triton", "cuda_streams"), ("cuda_graph",)
-COMMAND = ("parallel_parnet", "infer")
 
 
 def check_placements(work: Work) -> Values:
@@ -55,7 +53,19 @@ def _lanes(work: Work, name: str) -> Values:
 def _auto(work: Work, name: str) -> Values:
     program, _ = network(name, work.device)
     engine = Engine(program, None, work.device, DTYPE)
-    return {"network": name, **verdict_of(engine, picture(program, work.device))}
+    x = picture(program, work.device)
+    tried = engine.warm_up(x)
+    with TemporaryDirectory() as folder:
+        engine.save(Path(folder) / "engine.safetensors")
+        again = Engine.load(Path(folder) / "engine.safetensors", engine.device)
+    return {
+        "network": name,
+        "executor": engine.executor,
+        "lanes": engine.placement.lanes,
+        "tried_ms": {way: seconds * 1e3 for way, seconds in tried.items()},
+        "dropped": engine.notes,
+        "kept": again.executor == engine.executor and again.placement == engine.placement and not again.warm_up(x),
+    }
 
 
 def engines(program: Program, device: torch.device, executors: tuple[str, ...]) -> dict[str, Engine]:
@@ -69,7 +79,7 @@ def engines(program: Program, device: torch.device, executors: tuple[str, ...]) 
 
 
 def side_by_side(
-    engines: Mapping[str, Callable[[Tensor], Tensor]], x: Tensor, time_them: Callable[[Mapping], dict] = interleaved
+    engines: Mapping[str, Callable[[Tensor], Tensor]], x: Tensor, time_them: Callable[[Mapping], dict]
 ) -> dict:
     """Of those that run Triton's kernels: whether the launches of a placement give the same bits captured or not, and
     the largest relative difference from the first; and how long each of all takes."""
@@ -82,21 +92,6 @@ def side_by_side(
         "same_bits": all(torch.equal(answer, alike[0]) for alike in by_lanes.values() for answer in alike),
         "difference": max(relative(answer, first) for answer in answers.values()),
         "us": time_them({name: partial(engine, x) for name, engine in engines.items()}),
-    }
-
-
-def verdict_of(engine: Engine, x: Tensor) -> dict:
-    """What was tried, in milliseconds, what was not, and whether a file keeps it."""
-    tried = engine.warm_up(x)
-    with TemporaryDirectory() as folder:
-        engine.save(Path(folder) / "engine.safetensors")
-        again = Engine.load(Path(folder) / "engine.safetensors", engine.device)
-    return {
-        "executor": engine.executor,
-        "lanes": engine.placement.lanes,
-        "tried_ms": {name: seconds * 1e3 for name, seconds in tried.items()},
-        "dropped": engine.notes,
-        "kept": again.executor == engine.executor and again.placement == engine.placement and not again.warm_up(x),
     }
 
 
@@ -119,11 +114,10 @@ def of_ranks(work: Work, name: str) -> Values:
 
 def infer(ranks: int, file: Path, deadline: float, network: str, device: str, executor: str) -> dict:
     """What launch/infer.py writes, or how it failed."""
-    ranked = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"] if ranks > 1 else []
-    command = [sys.executable, "-m", *ranked, *COMMAND, "--model", network, "--device", device]
-    command += ["--dtype", words(DTYPE), "--executor", executor, "--transport", "gloo", "--json", str(file)]
-    command += ["--streams-per-gpu", str(-(-3 // ranks)), "--threads", "1"]  # on which random weights' last bits depend
-    status, _, errors = run_within(command, max(1.0, deadline - time.monotonic()), environment())
+    line = [*command("infer", ranks), "--model", network, "--device", device, "--dtype", words(DTYPE)]
+    line += ["--executor", executor, "--transport", "gloo", "--json", str(file)]
+    line += ["--streams-per-gpu", str(-(-3 // ranks)), "--threads", "1"]  # on which random weights' last bits depend
+    status, _, errors = run_within(line, max(1.0, deadline - time.monotonic()), environment())
     if status != 0:
         said = next((line for line in errors.splitlines() if "error" in line), "it said nothing")
         return {"fault": f"{ranks} rank(s): exit status {status}: {said}"}

@@ -9,13 +9,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from triton.backends.nvidia import driver
@@ -40,6 +40,17 @@ from .scope import DTYPE, Scope, model
 BESIDE_FP8 = DTYPE  # of gates, of the picture's convolution and of the classifier
 TILES = (Tile(64, 64, 64), Tile(64, 32, 32, split_k=3))
 SIDE, CHANNELS, PICTURES = 19, 92, 3  # awkward on purpose: ragged tiles in every direction
+
+
+class Target(NamedTuple):
+    """What is compiled for. gpu: whose table is taken. launchers: whether to build them, which takes libcuda."""
+
+    capability: tuple[int, int]
+    gpu: str = ""
+    launchers: bool = True
+
+
+Job = Callable[[Target], object]
 
 
 @dataclass(frozen=True)
@@ -74,12 +85,14 @@ class NetworkCase:
     index: int | None = None
     raw: bool = False
 
-    def offline(self, capability: tuple[int, int], gpu: str) -> list[Launch]:
+    def offline(self, target: Target) -> list[Launch]:
         narrow = self.dtype == E4M3
-        plain = _raw(self.variant, self.dtype) if self.raw else shapes_of(self.variant)
+        plain = shapes_of(self.variant)
+        if self.raw:  # folding the pictures' scale and shift into the weights needs values
+            plain = fold_pixels(fold(model(self.variant).eval()), self.dtype)
         program, dtype = (shapes_in_fp8(plain), BESIDE_FP8) if narrow else (plain, self.dtype)
         side = program.config.image_size
-        table = Table.load(capability, gpu, warpgroups=bindings())
+        table = Table.load(target.capability, target.gpu, warpgroups=bindings())
         launches = whole(program, (self.n, side, side), dtype, torch.device("meta"), table, self.raw).launches
         chosen = launches if self.index is None else launches[self.index : self.index + 1]
         return [launch for launch in chosen if isinstance(launch, Launch)]
@@ -97,11 +110,6 @@ def shapes_in_fp8(program: Program) -> Program:
     """A program without values, quantised to fp8."""
     names = read(multiplied(program))
     return in_fp8(program, {name: torch.ones(program.by_name[name].cout, device="meta") for name in names})
-
-
-def _raw(variant: str, dtype: torch.dtype) -> Program:
-    """For pictures in uint8; folding their scale and shift into the weights needs values."""
-    return fold_pixels(fold(model(variant).eval()), dtype)
 
 
 def kernel_cases(scope: Scope) -> list[KernelCase]:
@@ -128,29 +136,27 @@ def raw_cases(scope: Scope) -> list[NetworkCase]:
     return [NetworkCase(variant, dtype, 1, 0, raw=True) for variant, dtype in product(scope.used, halves)]
 
 
-def decisive_cases(scope: Scope) -> list[NetworkCase]:
-    """The first minute's."""
-    return [NetworkCase(variant, DTYPE, 1) for variant in scope.decisive]
-
-
 def single_launches(cases: Sequence[NetworkCase]) -> list[NetworkCase]:
     """The same cases, launch by launch."""
     return [replace(case, index=i) for case in cases for i in range(shapes_of(case.variant).launches)]
 
 
-def compile_case(case: KernelCase | NetworkCase, capability: tuple[int, int], gpu: str, launchers: bool) -> int:
-    """Compile what a case launches, and say how many launches that was."""
-    launches = case.offline() if isinstance(case, KernelCase) else case.offline(capability, gpu)
-    for launch in launches:
-        compile_launch(launch, capability, launchers)
-    return len(launches)
+def jobs_of(cases: Iterable[KernelCase | NetworkCase]) -> dict[str, Job]:
+    """What compiles each case, by its name."""
+    return {str(case): partial(compile_case, case) for case in cases}
 
 
-def compile_launch(launch: Launch, capability: tuple[int, int], launchers: bool) -> Any:
-    """The compiled kernel of a launch, in Triton's cache; launchers: and its launcher, which needs libcuda."""
-    with stand_in(capability):
+def compile_case(case: KernelCase | NetworkCase, target: Target) -> None:
+    """All that a case launches."""
+    for launch in case.offline() if isinstance(case, KernelCase) else case.offline(target):
+        compile_launch(launch, target)
+
+
+def compile_launch(launch: Launch, target: Target) -> Any:
+    """The compiled kernel of a launch, in Triton's cache, and its launcher."""
+    with stand_in(target.capability):
         compiled = launch.compile()
-    if launchers:
+    if target.launchers:
         build_launcher(compiled)
     return compiled
 
@@ -164,13 +170,12 @@ def build_launcher(compiled: Any) -> bool:
     return True
 
 
-def compile_all(jobs: Sequence[tuple[str, Callable[..., object], tuple]], deadline: float) -> dict[str, object]:
-    """Run jobs, each with its name, on every core until the deadline (`time.monotonic`); what fails is named with its
-    reason."""
+def compile_all(jobs: Mapping[str, Job], target: Target, deadline: float) -> dict[str, object]:
+    """Run jobs on every core until the deadline (`time.monotonic`); what fails is named with its reason."""
     done, failed, started = 0, {}, time.monotonic()
     pool = worker_pool()
     with compiling():
-        futures: dict[Future, str] = {pool.submit(work, *arguments): name for name, work, arguments in jobs}
+        futures: dict[Future, str] = {pool.submit(job, target): name for name, job in jobs.items()}
     try:
         for future in as_completed(futures, timeout=max(0.0, deadline - time.monotonic())):
             if (error := future.exception()) is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from statistics import median
 
 import torch
 import triton
@@ -14,11 +15,11 @@ from parallel_parnet.kernels.gpu.compiled import stand_in
 from parallel_parnet.kernels.gpu.config import HOPPER, Table
 from parallel_parnet.kernels.gpu.launch import FUSED
 
-from .device import event_times, exact_fp32, in_a_graph, measure_rates, median, quantiles
+from .device import event_times, in_a_graph, measure_rates, quantiles
 from .journal import Values
 from .level_tuning import Level, levels_of, measure
 from .machines import machine_of
-from .precompile import build_launcher, shapes_of
+from .precompile import Target, build_launcher, shapes_of
 from .scope import DTYPE
 from .work import Work, verdict
 
@@ -51,7 +52,6 @@ def read_kernel(x, out, blocks, ROUNDS: tl.constexpr, BLOCK: tl.constexpr):  # n
 
 def check_probes(work: Work) -> Values:
     """A row for each probe."""
-    exact_fp32()
     device, dry = work.device, work.scope.note != ""
     capability = tuple(machine_of(work)["capability"])
     # the interpreter knows no dependent launch; the kernels with it are compiled all the same
@@ -98,13 +98,13 @@ def warm_and_cold(level: Level, table: Table, device: torch.device) -> Values:
     }
 
 
-def compile_probes(capability: tuple[int, int], launchers: bool) -> None:
+def compile_probes(target: Target) -> None:
     """The probes' kernels, as `check_probes` launches them, into Triton's cache."""
     x = torch.empty(16, dtype=torch.int32, device="meta")
-    with stand_in(capability):
+    with stand_in(target.capability):
         made = [empty_kernel.warmup(x, False, grid=(1,), num_warps=4, **FUSED)]
-        if capability >= HOPPER:  # below, ptxas refuses them
+        if target.capability >= HOPPER:  # below, ptxas refuses them
             made.append(empty_kernel.warmup(x, True, grid=(1,), num_warps=4, launch_pdl=True, **FUSED))
         made.append(read_kernel.warmup(x, x, BLOCKS, ROUNDS, BLOCK, grid=(1,), num_warps=8, **FUSED))
-    for compiled in made if launchers else ():
+    for compiled in made if target.launchers else ():
         build_launcher(compiled)

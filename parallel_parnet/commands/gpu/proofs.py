@@ -23,16 +23,15 @@ from parallel_parnet.program.pixels import normalise
 
 from ..common import words
 from ..processes import environment, module, run_within
-from .device import exact_fp32
 from .journal import Values
-from .machines import capability_and_gpu
+from .machines import target_of
 from .networks import network, picture, planned, run
 from .parity import deviation, poison
 from .precompile import (
     KernelCase,
     NetworkCase,
     compile_all,
-    compile_case,
+    jobs_of,
     kernel_cases,
     network_cases,
     raw_cases,
@@ -48,16 +47,12 @@ Run = Callable[[Tensor], Tensor]
 
 def check_compile(work: Work) -> Values:
     """Every kernel that the steps of the parity launch."""
-    capability, gpu, launchers = capability_and_gpu(work)
     networks = [*single_launches(network_cases(work.scope)), *raw_cases(work.scope)]
-    cases = [*kernel_cases(work.scope), *networks]
-    jobs = [(str(case), compile_case, (case, capability, gpu, launchers)) for case in cases]
-    return compile_all(jobs, work.end)
+    return compile_all(jobs_of([*kernel_cases(work.scope), *networks]), target_of(work), work.end)
 
 
 def check_kernels(work: Work) -> Values:
     """Every kind of convolution and the classifier, against their twins in fp32."""
-    exact_fp32()
     rows = [
         work.row(kernel_name(case), partial(kernel_row, case, seed, work.device))
         for seed, case in enumerate(kernel_cases(work.scope))
@@ -68,7 +63,6 @@ def check_kernels(work: Work) -> Values:
 
 def check_networks(work: Work) -> Values:
     """Every variant, type and batch against the reference executor in fp32, and no further from it than torch."""
-    exact_fp32()
     cases = sorted(network_cases(work.scope), key=lambda case: case.variant)  # of which one is kept in memory
     rows = [work.row(f"{case.variant} {words(case.dtype)} n{case.n}", partial(_logits, case, work)) for case in cases]
     return _within_tolerance(rows)
@@ -76,7 +70,6 @@ def check_networks(work: Work) -> Values:
 
 def check_executors(work: Work) -> Values:
     """Every executor of GPUs, on one lane and with a CUDA stream for each of three, as callers use it."""
-    exact_fp32()
     halves = [dtype for dtype in work.scope.dtypes if dtype != torch.float32]
     executors = ON_GPUS if work.device.type == "cuda" else ("triton",)
     rows = [
@@ -130,7 +123,7 @@ def _worst(rows: list[Values | None], of: Callable[[Values], float]) -> float:
 
 def kernel_row(case: KernelCase, seed: int, device: torch.device) -> Values:
     """How far a random convolution is from its twin, of what rounding allows."""
-    conv = case.make(_fresh(seed), device)
+    conv = case.make((torch.initial_seed() + seed) % 2**31, device)  # others in every run
     poison(conv)
     case.launch(conv)()
     return {"deviation": round(deviation(conv), 4)}
@@ -229,11 +222,6 @@ def _classifier(device: torch.device) -> dict:
     classifier([Averaged(sums, weight.shape[1], 49)], weight, bias, logits)()
     twins.classifier(sums, 49, weight, bias, expected)
     return {"deviation": round(relative(logits, expected) / 1e-5, 4)}
-
-
-def _fresh(seed: int) -> int:
-    """Different in every run of the script."""
-    return (torch.initial_seed() + seed) % 2**31
 
 
 def kernel_name(case: KernelCase) -> str:

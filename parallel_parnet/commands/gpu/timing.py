@@ -21,7 +21,7 @@ from .networks import network, picture, planned, run
 from .scope import DTYPE
 from .work import Work, verdict
 
-ROUNDS, RUNS = 10, 10  # contenders take turns, so that a clock that moves moves all of them
+RUNS = 10  # of a contender at a time: they take turns, so that a clock that moves moves all of them
 LAUNCHES = 20  # of one level in a CUDA graph
 MAX_AUTOTUNE = {"max_autotune": True, "triton.cudagraphs": True}
 
@@ -83,7 +83,7 @@ def contenders(
     }
 
 
-def interleaved(work: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, dict[str, float]]:
+def interleaved(work: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, float]]:
     """Each contender's p20, p50 and p80 in microseconds."""
     times: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(rounds):

@@ -17,19 +17,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from parallel_parnet import ParNetError
 from parallel_parnet.files import check_writable, write_json
 from parallel_parnet.kernels.gpu.candidates import candidates
 from parallel_parnet.kernels.gpu.config import CONFIGS, HOPPER, Table, read_levels, tuned_name
 from parallel_parnet.kernels.gpu.rates import H200, Rates
 
-from ..common import DTYPES, Parser, plain_console
+from ..common import DTYPES, S_TO_XL, Parser, count, plain_console, positive
 from ..common import table as lines
 from .device import exact_fp32, l2_bytes, machine, measure_rates, require_gpu
 from .level_tuning import (
@@ -45,28 +43,24 @@ from .level_tuning import (
     tune,
     worth_trying,
 )
-from .precompile import compiling, shapes_of, worker_pool
-
-VARIANTS = ("parnet_s", "parnet_m", "parnet_l", "parnet_xl")
+from .precompile import Target, compiling, shapes_of, worker_pool
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-m", "--model", nargs="+", default=VARIANTS, help="variants (default: S, M, L and XL)")
-    parser.add_argument("-b", "--batch-size", nargs="+", type=int, default=[1], help="default: 1")
+    parser = Parser(description=__doc__)
+    parser.add_argument("-m", "--model", nargs="+", default=S_TO_XL, help="variants (default: S, M, L and XL)")
+    parser.add_argument("-b", "--batch-size", nargs="+", type=count, default=[1], help="default: 1")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["bfloat16"], help="default: bfloat16")
-    parser.add_argument("--minutes", type=float, default=60, help="to stay within (default: %(default)s)")
+    parser.add_argument("--minutes", type=positive, default=60, help="to stay within (default: %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="list candidates, run nothing")
-    parser.add_argument("--show", type=int, default=5, help="candidates listed a level (default: %(default)s)")
+    parser.add_argument("--show", type=count, default=5, help="candidates listed a level (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="default: kernels/gpu/configs/tuned.<GPU>.json")
     args = parser.parse_args()
-    if args.minutes <= 0 or min(args.batch_size) < 1 or args.show < 1:
-        raise ParNetError("--minutes, --batch-size and --show must be positive")
     check_writable(args.out)
     return args
 
 
-def wanted_levels(args: argparse.Namespace, cache: int = 0) -> list[Level]:
+def wanted_levels(args: argparse.Namespace, cache: int) -> list[Level]:
     """Every distinct level of what was asked for. cache: bytes of L2."""
     found: dict[str, Level] = {}
     for model in args.model:
@@ -94,38 +88,31 @@ def dry_run(levels: list[Level], show: int, console: Console) -> None:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What levels are tuned with. capability: of the GPU. table: whose choices are the defaults. most: candidates of a
-    level at most."""
+    """What levels are tuned with; the defaults are those of the target's table. most: candidates of a level at most."""
 
     device: torch.device
-    capability: tuple[int, int]
-    table: Table
+    target: Target
     rates: Mapping[torch.dtype, Rates]
     most: int = TRIALS
 
-    @property
-    def compile(self) -> Callable[..., object]:
-        """A worker's part: on a GPU the loaded module tells the rest, without one the compiler's tools do."""
-        return partial(compile_config, launchers=True) if self.device.type == "cuda" else complaints
-
 
 def tune_levels(
-    levels: Sequence[Level],
-    tuning: Tuning,
-    end: float,
-    done: Callable[[Level, Trial], object],
+    levels: Sequence[Level], tuning: Tuning, end: float, done: Callable[[Level, Trial], object],
     first: int | None = None,
-) -> list[Level]:
+) -> list[Level]:  # fmt: skip
     """Tune level after level until `end` (`time.monotonic`), each with an equal share of what is left; those that there
     was no time for. All candidates go to the compilers at once, which are soon ahead of the timing.
 
     first: so many levels share the time, and those after them what is left then; all of them where not given.
     """
-    configs = {level: worth_trying(level, tuning.table, tuning.rates[level.dtype], tuning.most) for level in levels}
+    table = Table.load(tuning.target.capability)
+    configs = {level: worth_trying(level, table, tuning.rates[level.dtype], tuning.most) for level in levels}
     pool = worker_pool()
+    # on a GPU the loaded module tells what is wrong, without one the compiler's tools do
+    compiles = compile_config if tuning.device.type == "cuda" else complaints
     with compiling():
         waiting = {
-            (level, config): pool.submit(tuning.compile, level, config, tuning.capability)
+            (level, config): pool.submit(compiles, level, config, tuning.target)
             for level, own in configs.items()
             for config in own
         }
@@ -147,21 +134,16 @@ def tune_levels(
     return left_out
 
 
-def of_triton(levels: Sequence[Level], table: Table) -> list[Level]:
-    """Those that Triton's kernels run by the table of a GPU."""
-    return [level for level in levels if table.of_warpgroups(level.shapes, level.n, level.dtype) is None]
-
-
 def fill_table(wanted: list[Level], minutes: float, out: Path | None, console: Console) -> Path:
-    """Tune level after level, writing after each."""
+    """Tune level after level of those that Triton's kernels run on this GPU, writing after each."""
     started, device = time.monotonic(), require_gpu()
     exact_fp32()
-    header, levels = machine(device), of_triton(wanted, Table.of_device(device))
+    header, table = machine(device), Table.of_device(device)
+    levels = [level for level in wanted if table.of_warpgroups(level.shapes, level.n, level.dtype) is None]
     if elsewhere := len(wanted) - len(levels):
         console.print(f"{elsewhere} of {len(wanted)} levels left alone: the kernel for warpgroups runs them here")
     path = out or CONFIGS / tuned_name(header["gpu"])
     entries = read_levels(path)
-    capability = tuple(header["capability"])
     rates = {dtype: measure_rates(device, dtype) for dtype in {level.dtype for level in levels}}
 
     def done(level: Level, trial: Trial) -> None:
@@ -173,7 +155,7 @@ def fill_table(wanted: list[Level], minutes: float, out: Path | None, console: C
         default, best = trial.default.get("p50", float("nan")), trial.best["p50"]
         console.print(f"{level.key}: {default:.2f} -> {best:.2f} us, {describe(trial.config)}, {trial.timed} timed")
 
-    tuning = Tuning(device, capability, Table.load(capability), rates)
+    tuning = Tuning(device, Target(tuple(header["capability"])), rates)
     if left_out := tune_levels(levels, tuning, started + 60 * minutes, done):
         console.print(f"{minutes:g} minutes are over: {len(left_out)} of {len(levels)} levels left out")
     return path

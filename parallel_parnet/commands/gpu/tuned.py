@@ -12,12 +12,11 @@ import torch
 from parallel_parnet.files import write_json
 from parallel_parnet.kernels.gpu.config import Table, read_levels, tuned_name
 
-from .device import exact_fp32
 from .journal import Values
 from .level_tuning import Level, Trial, levels_of
-from .machines import capability_and_gpu, machine_of, rates_of
+from .machines import machine_of, rates_of, target_of
 from .networks import planned
-from .precompile import compile_all, compile_launch, shapes_of
+from .precompile import Target, compile_all, compile_launch, shapes_of
 from .scope import DTYPE
 from .tune import Tuning, tune_levels
 from .warpgroups import is_at_hand, is_right, pass_of
@@ -32,9 +31,7 @@ def check_tuning(work: Work) -> Values:
     decide share the time; the others have what those leave. Nothing where another kernel than Triton's has them."""
     if is_at_hand(work):
         return skipped(ELSEWHERE)
-    exact_fp32()
     found, rates = machine_of(work), rates_of(work, DTYPE)
-    capability = tuple(found["capability"])
     levels = {variant: _levels(work, variant, found["l2_bytes"]) for variant in work.scope.timed}
     wanted = list({level.key: level for own in levels.values() for level in own}.values())
     first = {level.key for variant in work.scope.decisive for level in levels[variant]}
@@ -49,7 +46,7 @@ def check_tuning(work: Work) -> Values:
         work.journal.add(work.step, level.key, row)
         _write(work, found)
 
-    tuning = Tuning(work.device, capability, Table.load(capability), {DTYPE: rates}, work.scope.candidates)
+    tuning = Tuning(work.device, target_of(work), {DTYPE: rates}, work.scope.candidates)
     shared = sum(level.key in first for level in todo)
     left_out = tune_levels(todo, tuning, work.end - WIND_DOWN, done, shared) if todo else []
     _write(work, found)
@@ -62,14 +59,18 @@ def check_tuned(work: Work) -> Values:
     is right."""
     if is_at_hand(work):
         return skipped(ELSEWHERE)
-    exact_fp32()
     found = machine_of(work)
     path, capability = _path(work, found), tuple(found["capability"])
     levels = len(read_levels(path))
     if not levels:
         return {"passed": False, "left_out": len(work.scope.decisive), "fault": "no level was tuned"}
     if not all(_row_name(variant, levels) in work.journal.rows(work.step) for variant in work.scope.decisive):
-        _compile(work, path)
+        jobs = {
+            f"{variant} {i}": partial(compile_tuned, variant, i, path)
+            for variant in work.scope.decisive
+            for i in range(shapes_of(variant).launches)
+        }
+        compile_all(jobs, target_of(work), work.end)
     rows = [
         work.row(_row_name(variant, levels), partial(pass_of, work, variant, _tables(path, capability)))
         for variant in work.scope.decisive
@@ -77,27 +78,17 @@ def check_tuned(work: Work) -> Values:
     return verdict(rows, partial(is_right, work))
 
 
-def compile_tuned(variant: str, index: int, path: Path, capability: tuple[int, int], launchers: bool) -> None:
+def compile_tuned(variant: str, index: int, path: Path, target: Target) -> None:
     """One launch of a network as each table cuts it."""
-    for table in _tables(path, capability).values():
+    for table in _tables(path, target.capability).values():
         plan = planned(shapes_of(variant), DTYPE, torch.device("meta"), table=table)
-        compile_launch(plan.launches[index], capability, launchers)
+        compile_launch(plan.launches[index], target)
 
 
 def _tables(path: Path, capability: tuple[int, int]) -> dict[str, Table]:
     default = Table.load(capability)
     tuned = replace(default, levels=read_levels(path))
     return {"default": default, "tuned": tuned}
-
-
-def _compile(work: Work, path: Path) -> None:
-    capability, _, launchers = capability_and_gpu(work)
-    jobs = [
-        (f"{variant} {i}", compile_tuned, (variant, i, path, capability, launchers))
-        for variant in work.scope.decisive
-        for i in range(shapes_of(variant).launches)
-    ]
-    compile_all(jobs, work.end)
 
 
 def _row_name(variant: str, levels: int) -> str:

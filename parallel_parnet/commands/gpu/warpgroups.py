@@ -23,9 +23,9 @@ from parallel_parnet.kernels.gpu.launch import Launch
 from parallel_parnet.kernels.hopper.plan import candidates, takes
 from parallel_parnet.parity import relative
 
-from .device import event_times, exact_fp32, in_a_graph, l2_bytes, quantiles
+from .device import event_times, in_a_graph, l2_bytes, quantiles
 from .journal import Values
-from .level_tuning import LAUNCHES, Level, RefusedError, levels_of, operands, sets_beyond
+from .level_tuning import LAUNCHES, Level, RefusedError, levels_of, operands, prove, sets_beyond
 from .machines import machine_of
 from .networks import network, picture, planned, run
 from .parity import deviation, poison
@@ -53,7 +53,6 @@ def check_warpgroups(work: Work) -> Values:
     one's candidates are compiled."""
     if not is_at_hand(work):
         return skipped(NEEDED)
-    exact_fp32()
     found = machine_of(work)
     levels = {level.key: level for variant in work.scope.timed for level in _levels(work, variant, found["l2_bytes"])}
     kept, compiler, coming = work.kept, ThreadPoolExecutor(1), dict[str, Candidates]()
@@ -73,7 +72,6 @@ def check_passes(work: Work) -> Values:
     launches overlap, and the same in every replay."""
     if not is_at_hand(work):
         return skipped(NEEDED)
-    exact_fp32()
     found = machine_of(work)
     ours = Table.load(HOPPER, found["gpu"])
     tuned = replace(ours, warpgroups=read_levels(_path(work, found)))
@@ -116,8 +114,7 @@ def pass_of(work: Work, variant: str, tables: Mapping[str, Table]) -> Values:
     expected, errors, worst, different = reference(x), [], 0.0, 0
     captured = {name: capture(partial(run, plan, x), work.device) for name, plan in plans.items()}
     for name, (logits, replay) in captured.items():  # as graphs, in which launches overlap
-        for conv in plans[name].convolutions.values():
-            poison(conv)
+        poison(*plans[name].convolutions.values())
         replay()
         first = logits.clone()
         errors.append(relative(first, expected))
@@ -171,14 +168,10 @@ def _tune(work: Work, compiler: Executor, coming: dict[str, Candidates], level: 
     }
 
 
-def _timed(work: Work, level: Level, tiles: Sequence[WarpTile], first: list, launch: Launch) -> Values:
+def _timed(work: Work, level: Level, tiles: Sequence[WarpTile], first: list[Convolution], launch: Launch) -> Values:
     from parallel_parnet.kernels.hopper import launch as hopper
 
-    for conv in first:
-        poison(conv)
-    launch()
-    if (worst := max(map(deviation, first))) > 1:
-        raise RefusedError(f"wrong by {worst:.1f} times what rounding allows")
+    prove(launch, first)
     on_a_gpu = work.device.type == "cuda"
     sets = sets_beyond(first, l2_bytes(work.device)) if level.cold and on_a_gpu else 1
     others = [hopper.level(operands(level, tiles, i, work.device)) for i in range(1, sets)]

@@ -26,8 +26,6 @@ after SIGINT and SIGTERM.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import os
 import sys
 import time
@@ -43,7 +41,7 @@ from parallel_parnet.program.program import picture_side
 from parallel_parnet.transport import join_ranks
 
 from ..calibration import QUANTISED, quantised
-from ..common import DEMO, RANDOM, Parser, add_model_arguments, load_model, plain_console, process_age
+from ..common import DEMO, RANDOM, Parser, add_model_arguments, count, load_model, plain_console, process_age
 from ..engine_arguments import (
     add_engine_arguments,
     check_engine_arguments,
@@ -57,14 +55,14 @@ from ..ranks import Ranks
 from ..stopping import stop_on_signals
 from ..tracing import add_trace_arguments, check_trace_arguments, write_traces
 from .few import classify_and_time
-from .lines import AnswerLines
+from .lines import AnswerLines, stamp
 from .links import measure_links
 from .many import Pictures, answer_into
 from .tables import read_labels, show_latency, show_setting, top5
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     add_model_arguments(parser)
     parser.add_argument(
         "--image", action="append", type=Path, help="picture or folder; may be repeated; what is transparent is black"
@@ -72,7 +70,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--labels", type=Path, help="text file with a class name per line")
     add_engine_arguments(parser)
     parser.add_argument("--measure-links", action="store_true", help="of two ranks, for each transport, and end")
-    parser.add_argument("--iterations", type=int, default=50, help="timed passes (default: %(default)s)")
+    parser.add_argument("--iterations", type=count, default=50, help="timed passes (default: %(default)s)")
     parser.add_argument("--warmup", type=int, default=5, help="passes before them (default: %(default)s)")
     parser.add_argument("--verify", action="store_true", help="compare with the sequential fp32 reference")
     parser.add_argument("--json", type=Path, help="write all results to this file")
@@ -83,8 +81,8 @@ def parse_arguments() -> argparse.Namespace:
     given = (args.checkpoint, args.labels, args.calibrate, *(args.image or ()))
     check_writable(args.json, args.trace, args.report, reads=given)
     check_engine_arguments(args)
-    if args.iterations < 1 or args.warmup < 0:
-        raise ParNetError("--iterations must be at least 1, and --warmup must not be negative")
+    if args.warmup < 0:
+        raise ParNetError(f"--warmup {args.warmup}: must not be negative")
 
     def among(*names: str) -> list[str]:
         return [f"--{name}" for name in names if getattr(args, name) != parser.get_default(name)]
@@ -122,8 +120,8 @@ def coordinate(
         console.print("note: no checkpoint was given; the weights are random, so only the times mean anything")
     if args.jsonl is None:
         return classify_and_time(engine, exact, pictures, labels, setting, args, console)
-    basis = [engine.program.digest, setting["size"], setting["dtype"], labels]
-    with AnswerLines(args.jsonl, hashlib.sha256(json.dumps(basis).encode()).hexdigest()[:16]) as lines:
+    settings = stamp(engine.program.digest, setting["size"], setting["dtype"], labels)
+    with AnswerLines(args.jsonl, settings) as lines:
         result = answer_into(lines, engine, pictures, lambda _, logits: {"top5": top5(logits, labels)}, console)
     show_setting(setting, console)
     if result["latency_ms"]:
@@ -159,9 +157,7 @@ def main() -> int:
         start_up[args.dtype] = time.perf_counter() - start
     if ranks.world > 1:
         join_ranks(device, args.timeout)
-    placement, note = place(program, args, ranks, device)
-    if note:
-        console.print(note)
+    placement = place(program, args, ranks, device, console)
     warnings.simplefilter("ignore", ParNetWarning)  # which every rank gives: the coordinator's notes are enough
     dtype = type_of(args.dtype, args.executor)
     with Engine(program, placement, device, dtype, args.executor, args.transport) as engine:

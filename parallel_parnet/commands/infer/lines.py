@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import stat
@@ -17,11 +18,16 @@ START = b'{"image": '
 SYNC_S = 1.0
 
 
+def stamp(*basis: object) -> str:
+    """Stands for all that answers depend on."""
+    return hashlib.sha256(json.dumps(basis).encode()).hexdigest()[:16]
+
+
 class AnswerLines:
     """Objects {"image": ..., ..., "settings": ...}, one a line, appended by one write each.
 
-    `settings` names what the answers depend on. It stands in every line, so that no second file can be lost or
-    disagree. `done` holds the pictures that the file had when it was opened. A last line without its end is what a
+    `settings`, a `stamp`, names what the answers depend on. It stands in every line, so that no second file can be lost
+    or disagree. `done` holds the pictures that the file had when it was opened. A last line without its end is what a
     writer left that died in the middle of it: it is cut off, and the picture counts as not done.
 
     What was appended survives the process at once, and the machine after at most SYNC_S seconds of further appending

@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -33,9 +31,9 @@ from parallel_parnet.planning.planner import schedule
 
 from .. import sections
 from ..bench.machine import describe
-from ..common import RESULTS, Parser, machine, plain_console, settle, slug
+from ..common import RESULTS, Parser, count, machine, plain_console, settle, slug
 from ..common import table as make_table
-from ..processes import environment
+from ..processes import command, environment, run_within
 from ..ranks import Ranks, cores
 from .measured import find_link, measure, timed
 from .prediction import HEADS, NEXT, TITLE, cells, middle_error, section, sentences
@@ -54,9 +52,9 @@ HERE = Path()  # stands for a name of its own
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=["parnet_s", "parnet_xl"], help="default: %(default)s")
-    parser.add_argument("--iterations", type=int, default=20, help="timed passes of a case (default: %(default)s)")
+    parser.add_argument("--iterations", type=count, default=20, help="timed passes of a case (default: %(default)s)")
     parser.add_argument("--link", default=MEASURED, help="measured, or as launch/plan.py (default: %(default)s)")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
     parser.add_argument(
@@ -68,8 +66,6 @@ def parse_arguments() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--page", type=Path, metavar="FILE", help="put the result on this page as well; needs --json")
     args = parser.parse_args()
-    if args.iterations < 1:
-        raise ParNetError(f"--iterations {args.iterations}: must be at least 1")
     if args.page and not (args.json and os.path.isfile(args.page)):
         raise ParNetError(f"--page {args.page}: give --json too, which the page links to, and a page that there is")
     if args.page:
@@ -96,17 +92,13 @@ def alone(program: Program, device: torch.device, executor: str, iterations: int
 def start_ranks(ranks: int, arguments: tuple[str, ...], device: torch.device, answer: Path) -> dict:
     """What launch/infer.py writes with these arguments, started by torchrun with a thread for each rank, as in the
     measurement of the operations. ParNetError where it fails, or is not done after LIMIT_S."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    command += ["-m", "parallel_parnet", "infer", *arguments, "--device", device.type, "--json", str(answer)]
+    line = [*command("infer", ranks), *arguments, "--device", device.type, "--json", str(answer)]
     what = f"{ranks} ranks ({' '.join(arguments)})"
-    try:
-        done = subprocess.run(
-            command, env=environment(OMP_NUM_THREADS="1"), capture_output=True, text=True, timeout=LIMIT_S
-        )
-    except subprocess.TimeoutExpired:
-        raise ParNetError(f"{what} were not done after {LIMIT_S:g} s") from None
-    if done.returncode:
-        raise ParNetError(f"{what} failed: {(done.stderr.strip().splitlines() or ['they said nothing'])[0]}")
+    status, _, errors = run_within(line, LIMIT_S, environment(OMP_NUM_THREADS="1"))
+    if status is None:
+        raise ParNetError(f"{what} were not done after {LIMIT_S:g} s")
+    if status:
+        raise ParNetError(f"{what} failed: {(errors.strip().splitlines() or ['they said nothing'])[0]}")
     return json.loads(answer.read_text())
 
 

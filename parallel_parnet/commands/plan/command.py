@@ -28,13 +28,12 @@ from parallel_parnet.planning.planner import Schedule, schedule
 from parallel_parnet.planning.search import search
 
 from .. import sections
-from ..common import DTYPES, Parser, add_model_arguments, load_model, pixels, plain_console, settle
+from ..common import DTYPES, Parser, add_model_arguments, count, load_model, pixels, plain_console, settle
 from ..common import table as make_table
 from ..drawing import check, draw
 from ..ranks import cores
 from .measured import find_link, measure, on_a_thread
 
-TABLE_MODELS = tuple(VARIANTS)
 TABLE_ROWS = (  # link, device, efficiency
     ("nvlink", "h200", 1.0), ("nvlink", "h200", 0.5), ("pcie", "h200", 1.0), ("pcie", "h200", 0.5),
     ("loopback", "measured", 1.0),
@@ -42,9 +41,9 @@ TABLE_ROWS = (  # link, device, efficiency
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     add_model_arguments(parser)
-    parser.add_argument("--gpus", type=int, default=3, help="lanes that there are (default: %(default)s)")
+    parser.add_argument("--gpus", type=count, default=3, help="lanes that there are (default: %(default)s)")
     parser.add_argument("--exactly", action="store_true", help="use all of them, even where fewer are faster")
     parser.add_argument(
         "--link", default="nvlink",
@@ -70,8 +69,6 @@ def parse_arguments() -> argparse.Namespace:
         raise ParNetError("--executor is whose operations are measured: add --device measured, or leave it out")
     if args.efficiency != 1 and args.device == "measured":
         raise ParNetError("--efficiency is a share of the roofline: leave it out with --device measured")
-    if args.gpus < 1:
-        raise ParNetError(f"--gpus {args.gpus}: must be at least 1")
     check_writable(None if args.json == "-" else args.json or None, args.figure, reads=[args.checkpoint])
     if args.figure:
         check(args.figure)
@@ -128,7 +125,7 @@ def print_table() -> None:
     """The answers for docs/planner.md: the fastest placement on exactly 1, 2 and 3 lanes, and a stream per lane."""
     lanes = ("1 lane", "2 lanes", "3 lanes", "3, by streams", "best")
     print(sections.table(("", "link", "lanes are", *lanes, "the answer waits for transfers of"), []))
-    for model in TABLE_MODELS:
+    for model in VARIANTS:
         program = fold(settle(create_model(model)))
         for link, kind, efficiency in TABLE_ROWS:
             costs, device = costs_of(program, link, kind, efficiency)

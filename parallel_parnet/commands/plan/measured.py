@@ -43,14 +43,9 @@ def find_link(text: str) -> Link:
 
 
 def measure(
-    program: Program,
-    device: torch.device,
-    dtype: torch.dtype,
-    size: int | None,
-    batch: int,
-    executor: str = "auto",
+    program: Program, device: torch.device, dtype: torch.dtype, size: int | None, batch: int, executor: str = "auto",
     passes: int = PASSES,
-) -> Measured:
+) -> Measured:  # fmt: skip
     """Seconds of each operation on this device by the backend of an executor: the median of each, by the factor by
     which a pass of one lane is shorter than their sum. For "auto" on a GPU, Triton's, where it can be had.
 
@@ -139,15 +134,9 @@ def timed(run: Callable[[], object], device: torch.device) -> float:
 
 
 def plan_for_ranks(
-    program: Program,
-    ranks: Ranks,
-    device: torch.device,
-    dtype: torch.dtype,
-    size: int | None,
-    batch: int,
-    link: Link,
+    program: Program, ranks: Ranks, device: torch.device, dtype: torch.dtype, size: int | None, batch: int, link: Link,
     executor: str,
-) -> Placement:
+) -> Placement:  # fmt: skip
     """The fastest placement on exactly as many lanes as ranks, the same on all: rank 0 measures for everyone."""
     if ranks.world == 1:
         return Placement.single(program)

@@ -30,7 +30,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     """The arguments, and the launch command behind "--"."""
     words = sys.argv[1:]
     cut = words.index("--") if "--" in words else len(words)
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True)
     nsys = actions.add_parser("nsys", help="profile a launch command with Nsight Systems")
     nsys.add_argument("--capture", choices=["nvtx", "cudaProfilerApi", "none"], default="nvtx", help="what is recorded")

@@ -43,7 +43,7 @@ COMPARED = 128  # pictures, by as many networks as there are operations
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("data", type=Path, metavar="DIR", help="pictures, in any of the layouts above")
     add_model_arguments(parser)
     parser.add_argument("--dtype", choices=list(QUANTISED), default=INT8, help="default: %(default)s")

@@ -36,6 +36,7 @@ from ..common import (
     Parser,
     add_model_arguments,
     check_folder,
+    count,
     machine,
     pixels,
     plain_console,
@@ -45,7 +46,7 @@ from ..common import (
     words,
 )
 from ..common import table as make_table
-from ..drawing import need_matplotlib
+from ..drawing import FORMATS, need_matplotlib
 from ..gpu.device import exact_fp32, require_gpu
 from ..ranks import Ranks
 from ..sections import check, link, put
@@ -58,9 +59,9 @@ KEYS = ("header", "batches", "sentences")
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     add_model_arguments(parser)
-    parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES), help="sizes (default: 1 2 4 8 16)")
+    parser.add_argument("--batches", nargs="+", type=count, default=BATCHES, help="sizes (default: 1 2 4 8 16)")
     parser.add_argument("--img-size", type=pixels, help="pixels; default: the network's own")
     parser.add_argument("--device", help="cpu, cuda or cuda:N; default: cuda where there is one")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
@@ -75,8 +76,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--page", type=Path, metavar="FILE", help="draw this machine's results, and write them here")
     args = parser.parse_args()
     args.batches = sorted(set(args.batches))
-    if args.batches[0] < 1:
-        raise ParNetError(f"--batches {args.batches[0]}: each must be at least 1")
     check_folder(args.out)
     if args.page:
         check(args.page, TITLE, NEXT)
@@ -117,8 +116,8 @@ def write_page(page: Path, folder: Path, where: str) -> Path:
 
     figure = folder / f"throughput-{where}.svg"
     results = [result for result, _ in found]
-    for suffix in (".svg", ".png"):
-        draw(results, figure.with_suffix(suffix))
+    for ending in FORMATS:
+        draw(results, figure.with_suffix(ending))
     links = [link(path, page) for _, path in found]
     put(page, TITLE, section(results, links, link(figure, page)), NEXT)
     return figure

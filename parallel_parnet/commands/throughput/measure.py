@@ -13,10 +13,10 @@ from torch import Tensor
 
 from parallel_parnet import ParNetError
 
-from ..bench.measure import PICTURES, Settings, bars, set_up_all, time_all, worth_timing
+from ..bench.measure import Settings, bars, set_up_all, time_all, worth_timing
 from ..bench.proof import expected_logits, left_out, prove_golden
 from ..bench.rows import TELLING, add_ratios, row_of
-from ..bench.running import Entry, once
+from ..bench.running import Entry
 from ..bench.subject import Contender, Subject
 
 LEAST, MOST = 5, 30  # timed runs of each contender at a batch
@@ -31,13 +31,9 @@ PEERS = {
 
 
 def measure(
-    subject: Subject,
-    batches: Sequence[int],
-    chosen: Sequence[Contender],
-    budget: float,
-    possible: Mapping[str, Mapping[str, float]],
-    console: Console,
-) -> list[dict]:
+    subject: Subject, batches: Sequence[int], chosen: Sequence[Contender], budget: float,
+    possible: Mapping[str, Mapping[str, float]], console: Console,
+) -> list[dict]:  # fmt: skip
     """For each batch, the smallest first, its size, the rows of those that were timed, and why others were not.
 
     budget: seconds of all timed runs together; a batch gets of what is left as much as it has of the pictures that are
@@ -82,24 +78,23 @@ def _race(
     n = subject.batch
     compared, wanted = ([tensor[:n], tensor.flip(0)[:n]] for tensor in (drawn, expected))
     entries = set_up_all(chosen, subject, compared, wanted, progress, f"batch {n}: ")
-    pictures = subject.pictures(PICTURES)
     running = worth_timing(entries)
-    seconds = {entry.name: _seconds(entry, pictures) for entry in running}
+    seconds = {entry.name: _seconds(entry) for entry in running}
     running = _near(running, seconds, budget)
     if not any(entry.contender.ours for entry in running):
         reasons = [entry.missing for entry in entries if entry.contender.ours]
         raise ParNetError(f"batch {n}: nothing of ours runs: {'; '.join(reasons) or 'none was chosen'}")
     runs = round(min(max(budget / sum(seconds[entry.name] for entry in running), LEAST), MOST))
     task = progress.add_task(f"batch {n}: timing", total=runs)
-    time_all(running, [pictures] * len(running), Settings(runs, runs, warm_up=1), lambda: progress.advance(task))
+    time_all(running, Settings(runs, runs, warm_up=1), lambda: progress.advance(task))
     return entries
 
 
-def _seconds(entry: Entry, pictures: Sequence[Tensor]) -> float:
+def _seconds(entry: Entry) -> float:
     """Of a pass, the shortest of as many as fit in FIRST_S: a single one of a millisecond would tell nothing."""
     times = [entry.second_call]
     while sum(times) < FIRST_S:
-        times.append(once(entry.runner, pictures[len(times) % len(pictures)]).latency)
+        times.append(entry.once(len(times)).latency)
     return min(times)
 
 
@@ -125,8 +120,4 @@ def _near(running: Sequence[Entry], seconds: Mapping[str, float], budget: float)
 def _result(batch: int, entries: Sequence[Entry], possible: Mapping[str, Mapping[str, float]]) -> dict:
     rows = [row_of(entry, possible, []) for entry in entries if entry.latency]
     add_ratios(rows, paired=True)
-    return {
-        "batch": batch,
-        "rows": rows,
-        **left_out(entries),
-    }
+    return {"batch": batch, "rows": rows, **left_out(entries)}

@@ -14,7 +14,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..drawing import plain_ticks, save
+from ..drawing import logarithmic, save
 from .words import SPEED, TIME, name_of
 
 LOOKS = (("s", "--"), ("^", ":"), ("D", "-."), ("v", (0, (5, 1, 1, 1, 1, 1))), ("P", (0, (1, 3))), ("X", (0, (8, 3))))
@@ -60,8 +60,8 @@ def _panel(axes: Axes, result: Mapping, looks: Mapping[str, tuple]) -> None:
             linestyle=line, color=colour, markersize=6, linewidth=2.2 if is_ours else 1.3,
             markerfacecolor=colour if is_ours else "white", zorder=3,
         )  # fmt: skip
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    logarithmic(axes.xaxis)
+    logarithmic(axes.yaxis, (1, 1.5, 2, 3, 4, 5, 7))
     low, high = min(row[SPEED] for row in rows) / ROOM, max(row[SPEED] for row in rows) * ROOM
     for found in result["batches"]:
         batch = found["batch"]
@@ -74,8 +74,6 @@ def _panel(axes: Axes, result: Mapping, looks: Mapping[str, tuple]) -> None:
     axes.set_ylim(low, high)
     _, right = axes.get_xlim()
     axes.set_xlim(min(row[TIME] for row in rows) / ROOM, right)
-    plain_ticks(axes.xaxis)
-    plain_ticks(axes.yaxis, (1, 1.5, 2, 3, 4, 5, 7))
     axes.tick_params(labelsize=9)
     axes.set_xlabel("milliseconds for a batch (fewer is better)", fontsize=9)
     axes.set_ylabel("pictures a second (more is better)", fontsize=9)

@@ -38,7 +38,7 @@ from parallel_parnet.network.variants import ACTIVATIONS
 from parallel_parnet.preprocess import Preprocess
 from parallel_parnet.transport import agree, join_ranks
 
-from ..common import DEMO_MODEL, Parser, pixels, plain_console
+from ..common import DEMO_MODEL, Parser, count, pixels, plain_console, positive
 from ..data.finding import open_split
 from ..data.split import TEST, TRAIN, read_names
 from ..ranks import Ranks
@@ -54,7 +54,7 @@ CHANGES = ("epochs", "batch_size", "lr", "weight_decay", "label_smoothing")
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("data", type=Path, metavar="DIR", help="labelled pictures, in any of the layouts above")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint to write, .safetensors")
     source = parser.add_mutually_exclusive_group()
@@ -76,13 +76,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="compute threads; default: OMP_NUM_THREADS, else a share of cores")
     parser.add_argument("--log", type=Path, metavar="FILE", help="settings and every epoch, as JSON")
     parser.add_argument("--curve", type=Path, metavar="STEM", help="every epoch as STEM.jsonl and STEM.png")
-    parser.add_argument("--save-steps", type=int, default=1000, help="of OUT.state in an epoch (default: %(default)s)")
-    parser.add_argument("--timeout", type=float, default=600, help="seconds that ranks wait (default: %(default)s)")
+    parser.add_argument("--save-steps", type=count, default=1000, help="until OUT.state is kept (default: %(default)s)")
+    parser.add_argument("--timeout", type=positive, default=600, help="seconds that ranks wait (default: %(default)s)")
     args = parser.parse_args()
     if args.ema and args.checkpoint is None:
         raise ParNetError("--ema: random weights have no average; give a --checkpoint")
-    if args.save_steps < 1 or args.timeout <= 0:
-        raise ParNetError("--save-steps and --timeout must be positive")
     if args.out.suffix != ".safetensors":
         raise ParNetError(f"--out {args.out}: give a name that ends in .safetensors")
     drawn = curve.files(args.curve) if args.curve else ()

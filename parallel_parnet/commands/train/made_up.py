@@ -8,7 +8,6 @@ and turn, noise over all of it. The same pictures every time; no picture of val/
 
 from __future__ import annotations
 
-import argparse
 import math
 from pathlib import Path
 from random import Random
@@ -54,7 +53,7 @@ def draw(folder: Path, counts: dict[str, int]) -> None:
 
 
 def main() -> int:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="made where it is not there")
     folder = parser.parse_args().folder
     try:

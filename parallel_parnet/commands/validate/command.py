@@ -22,17 +22,18 @@ SIGTERM.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import os
 import sys
 import tempfile
 import time
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from parallel_parnet import Engine, ParNetError, ParNetWarning, Program, fold
 from parallel_parnet.executors.available import choose
@@ -45,14 +46,13 @@ from ..calibration import QUANTISED, quantised
 from ..common import DTYPES, RANDOM, Parser, add_model_arguments, load_model, machine, plain_console, words
 from ..data.classes import match
 from ..data.finding import open_split
-from ..data.split import TEST, TRAIN
+from ..data.split import TEST, TRAIN, Split
 from ..engine_arguments import add_engine_arguments, check_engine_arguments, place, precision, type_of, warm_up
-from ..infer.lines import AnswerLines
-from ..infer.many import Pictures
+from ..infer.lines import AnswerLines, stamp
+from ..infer.many import Pictures, answer_into
 from ..infer.tables import read_labels
 from ..ranks import Ranks
 from ..stopping import stop_on_signals
-from .answering import Work, answer
 from .report import check_result_files, show, write
 from .scores import compare, lines, score
 
@@ -60,8 +60,28 @@ REFERENCE = "reference"
 SAID = 10  # reasons of skipped pictures on the terminal
 
 
+class Work(NamedTuple):
+    """What is to be answered. numbers: a folder's class as the network counts it, int64 [classes]. pictures: the
+    split's."""
+
+    split: Split
+    numbers: np.ndarray
+    pictures: Pictures
+
+
+def answer(kept: AnswerLines, engine: Engine, work: Work, console: Console) -> int:
+    """Append the answers that `kept` lacks: "label" and, best first, "top5", or a "reason"; returns how many."""
+    truth = dict(zip(work.pictures.names, work.numbers[work.split.truth].tolist(), strict=True))
+
+    def said(image: str, logits: Tensor) -> dict:
+        return {"label": truth[image], "top5": logits.topk(min(5, len(logits))).indices.tolist()}
+
+    found = answer_into(kept, engine, work.pictures, said, console, f"{engine.executor}, {engine.arithmetic}")
+    return found["pictures"] - found["already_there"]
+
+
 def parse_arguments() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("data", type=Path, metavar="DIR", help="labelled pictures, in any of the layouts above")
     parser.add_argument("--split", choices=[TEST, TRAIN], default=TEST, help="default: %(default)s")
     add_model_arguments(parser)
@@ -107,18 +127,16 @@ def run(
     """Every rank's part in answering all pictures into `file`. The coordinator gets what ran, and how fast; the others
     the exit "status" that it gave them."""
     device = ranks.device(args.device)
-    placement, note = place(program, args, ranks, device)
-    if note:
-        console.print(note)
+    placement = place(program, args, ranks, device, console)
     with Engine(program, placement, device, type_of(dtype, executor), executor, args.transport) as engine:
         if not engine.is_coordinator:
             return {"status": engine.serve()}
-        basis = [
+        settings = stamp(
             program.digest, work.pictures.preprocess.size, str(engine.dtype), executor == REFERENCE, args.ten_crop,
             work.numbers.tolist(), work.split.layout, args.split, str(args.data.resolve()),
             list(work.pictures.names), work.split.truth.tolist(),
-        ]  # fmt: skip
-        with AnswerLines(file, hashlib.sha256(json.dumps(basis).encode()).hexdigest()[:16]) as kept:
+        )  # fmt: skip
+        with AnswerLines(file, settings) as kept:
             if placement is None and not all(name in kept.done for name in work.pictures.names):
                 warm_up(engine, work.pictures.first(), console)
             start = time.perf_counter()

@@ -43,7 +43,7 @@ SOURCE = 'Accuracy and depth are those of the poster of "Non-deep Networks" (arX
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers and sentences")
     parser.add_argument("--figure", type=Path, metavar="FILE", help=f"accuracy against latency, {' or '.join(FORMATS)}")
     parser.add_argument(

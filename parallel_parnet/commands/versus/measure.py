@@ -8,8 +8,7 @@ import torch
 
 from parallel_parnet import Engine, ParNetError
 
-from ..bench import poster
-from ..bench.measure import PICTURES, Settings, contenders, time_all
+from ..bench.measure import COMPARED, Settings, contenders, time_all
 from ..bench.poster import Quoted, subject_of
 from ..bench.proof import agrees, expected_logits, prove_ours
 from ..bench.running import Entry, set_up
@@ -54,22 +53,22 @@ def measure(networks: Sequence[Quoted], cores: int, settings: Settings) -> list[
 
     Raises ParNetError where our answers are not the reference's. A peer that disagrees or cannot run is left out.
     """
-    pictures = [torch.randn(1, 3, poster.SIZE, poster.SIZE) for _ in range(PICTURES)]
     entries: list[list[Entry]] = []
     for quoted in networks:
         subject = subject_of(quoted.name, CPU, torch.float32, cores)
-        expected = expected_logits(subject, pictures[:2])
-        ours = [set_up(by_native(threads), subject, pictures[:2], expected) for threads in dict.fromkeys((1, cores))]
+        compared = subject.pictures(COMPARED)
+        expected = expected_logits(subject, compared)
+        ours = [set_up(by_native(threads), subject, compared, expected) for threads in dict.fromkeys((1, cores))]
         prove_ours(ours)
         if missing := [entry.missing for entry in ours if entry.missing]:
             raise ParNetError(f"{NAMES[quoted.name]} by our kernels: {missing[0]}")
         peers: list[Entry] = []
         for names in (PEERS, (LAST,)):
-            tried = [set_up(c, subject, pictures[:2], expected) for c in contenders(names)] if not peers else []
-            peers += [entry for entry in tried if entry.runner is not None and agrees(entry)]
+            tried = [set_up(c, subject, compared, expected) for c in contenders(names)] if not peers else []
+            peers += [entry for entry in tried if agrees(entry)]
         entries.append([*ours, *peers])
     together = [entry for own in entries for entry in own]
-    time_all(together, [pictures] * len(together), settings, lambda: None)
+    time_all(together, settings, lambda: None)
     return [row_of(quoted, own) for quoted, own in zip(networks, entries, strict=True)]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ..drawing import plain_ticks, save
+from ..drawing import logarithmic, save
 
 COLOURS = {True: "#1f4e79", False: "#8c510a"}  # ParNet, and the others, whose lines are dashed
 
@@ -37,8 +37,7 @@ def draw(rows: Sequence[dict], header: dict, path: Path) -> None:
             axes.scatter(x, y + above, s=50, marker=marker, color=colour, facecolor=face, zorder=2, label=label)
     axes.set_yticks(range(len(rows)), [f"{row['network']}\n{row['top1']:.2f}%, depth {row['depth']}" for row in rows])
     axes.set_ylim(-0.6, len(rows) - 0.4)
-    axes.set_xscale("log")
-    plain_ticks(axes.xaxis, (1, 2, 3, 5, 7))
+    logarithmic(axes.xaxis, (1, 2, 3, 5, 7))
     axes.grid(axis="x", alpha=0.4)
     axes.tick_params(labelsize=10)
     axes.set_xlabel("milliseconds for a picture, 224 x 224, fp32 (fewer is better)", fontsize=10)

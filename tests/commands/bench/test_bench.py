@@ -24,8 +24,7 @@ from contenders import HEADER, QUIET, planted, result, subject
 from parallel_parnet import Config, Engine, ParNetError, fold
 from parallel_parnet.commands import processes
 from parallel_parnet.commands.bench import command as bench
-from parallel_parnet.commands.bench import measure as measuring
-from parallel_parnet.commands.bench import ours, overhead
+from parallel_parnet.commands.bench import ours, overhead, proof
 from parallel_parnet.commands.bench import page as bench_report
 from parallel_parnet.commands.bench.fused import fuse
 from parallel_parnet.commands.bench.machine import describe
@@ -135,9 +134,8 @@ def test_turns_are_taken() -> None:
     def entry(name: str) -> Entry:
         return Entry(Contender(name, False, None), subject(), Runner(lambda x: order.append(name), "", ""))  # type: ignore[arg-type]
 
-    pictures = [torch.zeros(1), torch.ones(1)]
     entries, ticks = [entry("a"), entry("b")], []
-    interleave(entries, [pictures] * 2, [4, 2], lambda: ticks.append(1))
+    interleave(entries, [4, 2], lambda: ticks.append(1))
     assert sorted(order[:2]) + order[2:3] + sorted(order[3:5]) + order[5:] == list("abaaba"), "round by round"
     assert entries[0].rounds == [0, 1, 2, 3]
     assert entries[1].rounds == [0, 2]
@@ -204,7 +202,7 @@ def test_other_parity_failures_refuse(tmp_path: Path, monkeypatch: pytest.Monkey
     other = fold(lively(SMALL, 1))
     with pytest.raises(ParNetError, match="the folded network is off"):
         measure(replace(right, program=other), HEADER, [planted("x", 0)], Settings(), QUIET)
-    monkeypatch.setattr(measuring.prove_golden, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(proof, "GOLDEN", tmp_path)
     with pytest.raises(ParNetError, match="no golden files"):
         measure(right, HEADER, [planted("x", 0)], Settings(), QUIET)
 

@@ -237,5 +237,5 @@ def test_every_executor_can_be_drawn(tmp_path: Path) -> None:
     rows = [row | {"executor": "cuda_graph", "lanes": row["streams"]} for row in rows]
     figures = draw(rows, stored["header"], tmp_path, "gpu")
     assert figures.keys() == {"depth", "work"}
-    write_page(tmp_path / "page.md", rows, stored["header"], {f: tmp_path / file for f, file in figures.items()})
+    write_page(tmp_path / "page.md", rows, stored["header"], figures)
     assert "--executors cuda_graph" in (tmp_path / "page.md").read_text()

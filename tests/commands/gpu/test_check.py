@@ -152,7 +152,7 @@ def test_launchers_are_built_where_triton_has_one_for_each_signature(monkeypatch
 
 def test_raw_pictures_have_a_first_level_of_their_own():
     (case,) = precompile.raw_cases(IN_A_DRY_RUN)
-    (launch_of_raw,) = case.offline((9, 0), "")
+    (launch_of_raw,) = case.offline(precompile.Target((9, 0)))
     assert case.index == 0 and torch.uint8 in {t.dtype for t in launch_of_raw.arguments[0][0][0] if t is not None}
 
 

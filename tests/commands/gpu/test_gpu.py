@@ -26,8 +26,9 @@ from parallel_parnet.commands.gpu import proofs as checks
 from parallel_parnet.commands.gpu.precompile import (
     KernelCase,
     NetworkCase,
+    Target,
     compile_all,
-    compile_case,
+    jobs_of,
     shapes_of,
 )
 from parallel_parnet.commands.gpu.scope import CONFIGS
@@ -222,11 +223,11 @@ def test_kernels_are_compiled_on_all_cores():
     """In processes of their own; what fails is named, what there is no time for is counted."""
     cases = [KernelCase("down", HALF, Tile(64, 32, 32)), NetworkCase("parnet_fashion", HALF, 1, index=11)]
     wrong = NetworkCase("parnet_nowhere", HALF, 1, index=0)
-    jobs = [(str(case), compile_case, (case, (9, 0), "", False)) for case in (*cases, wrong)]
-    done = compile_all(jobs, time.monotonic() + 120)
+    target = Target((9, 0), launchers=False)
+    done = compile_all(jobs_of([*cases, wrong]), target, time.monotonic() + 120)
     assert done["compiled"] == 2 and done["left_out"] == 0 and list(done["failed"]) == [str(wrong)]
     assert not done["passed"]
-    late = compile_all(jobs[:2], time.monotonic())
+    late = compile_all(jobs_of(cases), target, time.monotonic())
     assert late["left_out"] == 2 and late["passed"]
 
 
@@ -350,7 +351,7 @@ def test_the_gpu_says_what_a_loaded_kernel_spills():
 @pytest.mark.parametrize(("tile", "complaint"), [(Tile(64, 64, 64), None), (Tile(128, 128, 128), "shared memory")])
 def test_a_configuration_is_compiled_before_it_is_timed(tile, complaint):
     level = tuning.Level((Geometry(14, 14, 256, 256, gate="identity"),), 1, HALF)
-    found = tuning.complaints(level, LevelConfig((tile,), 8, 4), (9, 0))
+    found = tuning.complaints(level, LevelConfig((tile,), 8, 4), Target((9, 0), launchers=False))
     assert found == [] if complaint is None else any(complaint in line for line in found)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import itertools
 import json
 import sys
@@ -11,12 +12,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from rich.console import Console
 
 from conftest import answered, launch
 from parallel_parnet import ParNetError, Placement, create_model, fold
 from parallel_parnet.commands import engine_arguments
-from parallel_parnet.commands.engine_arguments import place as lane_placement
-from parallel_parnet.commands.engine_arguments import type_of
+from parallel_parnet.commands.engine_arguments import place, type_of
 from parallel_parnet.commands.infer import links
 from parallel_parnet.commands.plan import command, measured
 from parallel_parnet.commands.plan.measured import find_link
@@ -143,10 +144,16 @@ def test_executors_of_cpus_are_measured_there_on_any_machine(executor: str, monk
     assert command.lane_here(PARNET, torch.float32, None, 1, executor).seconds == lane.seconds
 
 
+def lane_placement(args: argparse.Namespace, ranks: Ranks, device: torch.device) -> tuple[Placement | None, str]:
+    """The placement, and what was said."""
+    said = io.StringIO()
+    return place(PARNET, args, ranks, device, Console(file=said, width=200)), said.getvalue()
+
+
 @pytest.mark.parametrize(("k", "lanes"), [(None, 3), (1, 3), (2, 2), (3, 1)])
 def test_cuda_streams_are_as_many_as_streams_per_gpu_ask_for(k: int | None, lanes: int) -> None:
     args = argparse.Namespace(placement="streams", streams_per_gpu=k, executor="cuda_streams", strict=False)
-    placement, note = lane_placement(PARNET, args, Ranks(0, 1, 0, 1), torch.device("cuda"))
+    placement, note = lane_placement(args, Ranks(0, 1, 0, 1), torch.device("cuda"))
     assert placement == Placement.from_streams_per_gpu(PARNET, k or 1, lanes) and not note
 
 
@@ -159,17 +166,17 @@ def test_one_process_takes_several_gpus_where_it_is_asked_to(monkeypatch: pytest
         ({"executor": "cuda_graph"}, Placement.from_streams_per_gpu(PARNET, 1, 3)),
     ):
         chosen = argparse.Namespace(**vars(args) | asked)
-        placement, note = lane_placement(PARNET, chosen, Ranks(0, 1, 0, 1), torch.device("cuda"))
+        placement, note = lane_placement(chosen, Ranks(0, 1, 0, 1), torch.device("cuda"))
         assert placement == expected and ("one of 3 GPUs" in note) == (expected is None)
 
 
 def test_fewer_ranks_than_streams_take_as_many_as_they_must() -> None:
     args = argparse.Namespace(placement="streams", streams_per_gpu=None, executor="auto", strict=False)
-    placement, _ = lane_placement(PARNET, args, Ranks(0, 2, 0, 2), torch.device("cpu"))
+    placement, _ = lane_placement(args, Ranks(0, 2, 0, 2), torch.device("cpu"))
     assert placement == Placement.from_streams_per_gpu(PARNET, 2, 2)
     for asked in ({"streams_per_gpu": 1}, {"strict": True}):
         with pytest.raises(ParNetError, match="do not cover 3 streams"):
-            lane_placement(PARNET, argparse.Namespace(**vars(args) | asked), Ranks(0, 2, 0, 2), torch.device("cpu"))
+            lane_placement(argparse.Namespace(**vars(args) | asked), Ranks(0, 2, 0, 2), torch.device("cpu"))
 
 
 def test_ranks_are_planned_for_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,9 +184,9 @@ def test_ranks_are_planned_for_what_was_asked_for(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(engine_arguments, "plan_for_ranks", lambda *given: asked.append(given))
     given = {"placement": "auto", "streams_per_gpu": None, "executor": "eager", "dtype": "bf16"}
     args = argparse.Namespace(**given, img_size=96, batch_size=4, link="3us,100GB/s")
-    lane_placement(PARNET, args, ranks := Ranks(0, 2, 0, 2), cpu := torch.device("cpu"))
+    lane_placement(args, ranks := Ranks(0, 2, 0, 2), cpu := torch.device("cpu"))
     args.link = None
-    lane_placement(PARNET, args, ranks, cpu)
+    lane_placement(args, ranks, cpu)
     wanted, usual = (find_link(text) for text in ("3us,100GB/s", "loopback"))
     assert asked == [(PARNET, ranks, cpu, torch.bfloat16, 96, 4, link, "eager") for link in (wanted, usual)]
 

@@ -149,7 +149,7 @@ def test_a_model_that_is_named_twice_is_measured_once(monkeypatch: pytest.Monkey
 
 
 def test_ranks_that_fail_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check.sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(ParNetError, match=r"2 ranks \(--x\) failed: they said nothing"):
         check.start_ranks(2, ("--x",), CPU, tmp_path / "answer.json")
 

@@ -131,7 +131,7 @@ def mixed(name: str, is_ours: bool = False) -> Contender:
 
 def test_who_is_raced_and_who_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     far_alone = {("either", 1): 0.7}  # at one batch
-    seconds = lambda entry, _: far_alone.get((entry.name, entry.subject.batch), SECONDS[entry.name])  # noqa: E731
+    seconds = lambda entry: far_alone.get((entry.name, entry.subject.batch), SECONDS[entry.name])  # noqa: E731
     monkeypatch.setattr(measuring, "_seconds", seconds)
     (eager,) = contenders(["ours: eager"])
     chosen = [eager, *(planted(name, 0) for name in ("right", "near", "slow", "either")), mixed("mixed")]

@@ -19,7 +19,7 @@ from torch import Tensor
 from parallel_parnet.commands.data.split import Split
 from parallel_parnet.commands.infer.lines import AnswerLines
 from parallel_parnet.commands.infer.many import Pictures
-from parallel_parnet.commands.validate.answering import Work, answer
+from parallel_parnet.commands.validate.command import Work, answer
 from parallel_parnet.commands.validate.scores import score
 from parallel_parnet.network.variants import IMAGENET_MEAN, IMAGENET_STD
 from parallel_parnet.preprocess import Preprocess, read_image

@@ -17,7 +17,7 @@ import torch
 
 from conftest import ALL, drawn
 from parallel_parnet.commands.gpu.level_tuning import levels_of, operands
-from parallel_parnet.commands.gpu.precompile import shapes_in_fp8, shapes_of
+from parallel_parnet.commands.gpu.precompile import Target, shapes_in_fp8, shapes_of
 from parallel_parnet.commands.gpu.probes import compile_probes
 from parallel_parnet.executors.triton_backend import whole
 from parallel_parnet.kernels.gpu.candidates import shared
@@ -152,7 +152,7 @@ def test_the_largest_default_where_blocks_have_99_kb(capability, dtype):
 @pytest.mark.parametrize("capability", [AMPERE, ADA, HOPPER], ids=str)
 def test_the_probes_of_a_check(capability):
     """Those with dependent launches where there are such launches: elsewhere ptxas refuses them."""
-    compile_probes(capability, launchers=False)
+    compile_probes(Target(capability, launchers=False))
 
 
 @pytest.mark.parametrize("capability", [AMPERE, HOPPER], ids=str)

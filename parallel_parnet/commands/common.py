@@ -121,9 +121,8 @@ def process_age() -> float | None:
 
 class Parser(argparse.ArgumentParser):
     """Shows its description as it is written, and raises ParNetError for wrong arguments, so that one rank speaks for
-    all. Its whole numbers have 32 bits: no
-    command counts further, and what torch says to larger ones is no line that helps. Others are no larger, and no NaN,
-    which is neither too small nor too large for any limit."""
+    all. Its whole numbers have 32 bits: no command counts further, and what torch says to larger ones is no line that
+    helps. Others are no larger, and no NaN, which is neither too small nor too large for any limit."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, formatter_class=argparse.RawDescriptionHelpFormatter, **options)

@@ -30,7 +30,7 @@ NONE = "the CPU kernels were not compiled: with gcc 11 or later, install paralle
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_against_its_training_form(name: str) -> None:
     model = lively(name, 0)
-    x = torch.randn(1, 3, 64, 32)
+    x = torch.randn(6, 3, 64, 32)  # of one picture logits may cancel
     with torch.no_grad():
         expected = model(x)
     program = fold(model)

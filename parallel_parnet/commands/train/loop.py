@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ class Training:
                 "give a smaller --batch-size"
             )
         self.model = model.to(device, memory_format=torch.channels_last)
-        average = get_ema_multi_avg_fn(recipe.ema)
+        average = partial(_averaged, recipe.ema)
         self.average = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True) if recipe.ema else None
         self.optimizer = SGD(parameter_groups(self.model, recipe), recipe.lr, momentum=MOMENTUM, nesterov=True)
         self.schedule = _schedule(self.optimizer, recipe, recipe.epochs * self.steps)
@@ -184,6 +185,13 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
     if recipe.decay_vectors:
         return [{"params": list(model.parameters()), "weight_decay": recipe.weight_decay}]
     return [{"params": others, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def _averaged(most: float, averages: list[Tensor], current: list[Tensor], steps: Tensor) -> None:
+    """Move averages towards what they are of. steps: how many they have had, which AveragedModel keeps."""
+    n = int(steps)
+    decay = min(most, (1 + n) / (10 + n))  # else a short run would end with what its first step had left
+    get_ema_multi_avg_fn(decay)(averages, current, steps)
 
 
 def _schedule(optimizer: Optimizer, recipe: Recipe, steps: int) -> LRScheduler:

@@ -23,7 +23,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from conftest import ROOT, launch
-from labelled import cifar_binary, mnist
+from labelled import cifar_binary, colours, mnist
 from parallel_parnet import Config, ParNetError, create_model, fold, load_checkpoint
 from parallel_parnet.commands.data.classes import match
 from parallel_parnet.commands.data.finding import open_split
@@ -78,6 +78,21 @@ def test_64_pictures_are_learnt_by_heart(tmp_path: Path) -> None:
     mnist(tmp_path / "data", 64, 1)
     recipe = recipes.load("fashion").with_changes(epochs=16, batch_size=16, ema=0.9, mirror=False, shift=0)
     assert run(training(tmp_path / "data", "parnet_fashion", recipe, TRAIN)).log[-1]["test_accuracy"] == 1.0
+
+
+def test_the_average_of_a_short_run_has_learnt_what_its_network_has(tmp_path: Path) -> None:
+    """By 72 steps of a recipe that averages over 500. A run that goes on has as many steps behind it."""
+    recipe = recipes.load("fashion").with_changes(epochs=6, batch_size=8)
+    task = run(training(colours(tmp_path, {"train": 32, "val": 5}), "parnet_fashion", recipe))
+    assert task.log[-1]["test_accuracy"] == 1.0 and task.average.n_averaged == 72
+    again = training(tmp_path, "parnet_fashion", recipe)
+    again.restore(task.state())
+    before, after = (copy.deepcopy(model.head["fc"].weight) for model in (again.result, again.model))
+    with torch.no_grad():
+        again.model.head["fc"].weight += 1
+    again.average.update_parameters(again.model)
+    moved = before + (after + 1 - before) * 9 / 82
+    assert torch.allclose(again.result.head["fc"].weight, moved, atol=1e-6)
 
 
 EVERYTHING = recipes.load("imagenet").with_changes(epochs=2, batch_size=4, lr=0.05, ema=0.9, amp="bfloat16")

@@ -6,10 +6,10 @@
     python launch/train.py cifar-10-batches-bin --model parnet_cifar_1m --out cifar.safetensors --curve cifar
     torchrun --nproc-per-node 8 launch/train.py imagenet --model parnet_xl --out xl.safetensors
 
-DIR is train/ and val/ (validation/, test/), each with a folder per class; or the four files of MNIST's layout; or
-CIFAR's batches, binary or in Python. A checkpoint keeps its classifier where the classes are the same, by name, and
-gets a new one where they differ; names of classes are kept in the file. MNIST's layout has none: --labels gives them,
-and without them a checkpoint keeps its classifier where it has as many classes.
+DIR is train/ and val/ (valid/, validation/, or else test/), each with a folder per class; or the four files of MNIST's
+layout; or CIFAR's batches, binary or in Python. A checkpoint keeps its classifier where the classes are the same, by
+name, and gets a new one where they differ; names of classes are kept in the file. MNIST's layout has none: --labels
+gives them, and without them a checkpoint keeps its classifier where it has as many classes.
 
 A recipe is a file of JSON, one of the package's or your own; without --recipe it is that of the model, and fine-tune
 with --checkpoint. Its batch size is that of each rank.
@@ -40,7 +40,7 @@ from parallel_parnet.transport import agree, join_ranks
 
 from ..common import DEMO_MODEL, Parser, count, pixels, plain_console, positive
 from ..data.finding import open_split
-from ..data.split import TEST, TRAIN, read_names
+from ..data.split import TRAIN, VAL, read_names
 from ..ranks import Ranks
 from ..stopping import stop_on_signals
 from . import curve, state
@@ -99,10 +99,11 @@ def choose_recipe(args: argparse.Namespace, device: torch.device) -> Recipe:
 
 def prepare(args: argparse.Namespace, recipe: Recipe, ranks: Ranks, device: torch.device, console: Console) -> Training:
     """Network and pictures, before the first step."""
-    train, test = open_split(args.data, TRAIN), open_split(args.data, TEST)
+    train, test = open_split(args.data, TRAIN), open_split(args.data, VAL)
     if args.labels:
         train, test = (split.named(read_names(args.labels)) for split in (train, test))
     check_same_classes(train, test)
+    console.print(f"training on {train.told(args.data)}\ntesting on {test.told(args.data)}")
     torch.manual_seed(args.seed)
     if args.checkpoint:
         model, numbers, words = tuned(load_checkpoint(args.checkpoint, args.ema, args.activation), args.img_size, train)
@@ -173,6 +174,10 @@ def main() -> int:
     if ranks.rank == 0:
         save_checkpoint(training.result.to("cpu"), args.out)
         kept.unlink()
-        last = training.log[-1]["test_accuracy"]
-        console.print(f"{args.out}: {last:.2%} of {len(training.test)} test pictures right, {len(skipped)} skipped")
+        last = training.log[-1]
+        lost = sum(name.startswith("train ") for name in skipped)
+        console.print(
+            f"{args.out}: {last['test_accuracy']:.2%} of {last['test_pictures']} test pictures right; skipped "
+            f"{len(skipped) - lost} of {len(training.test)} test and {lost} of {len(training.train)} training pictures"
+        )
     return 0

@@ -111,7 +111,7 @@ class Training:
             top1, top5, of = self._tested()
             row = {
                 "epoch": self.epoch, "loss": round(self.loss_sum / self.steps, 4),
-                "test_accuracy": top1 / of, "test_top5": top5 / of,
+                "test_accuracy": top1 / of, "test_top5": top5 / of, "test_pictures": of,
                 "lr": float(f"{self.optimizer.param_groups[0]['lr']:.3g}"),
             }  # fmt: skip
             self.log.append(row)

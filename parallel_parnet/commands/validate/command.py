@@ -6,10 +6,11 @@
     torchrun --nproc-per-node 3 launch/validate.py DIR --checkpoint FILE --resume answers.jsonl
     python launch/validate.py DIR --checkpoint FILE --dtype int8 --calibrate FOLDER --against fp32
 
-DIR is a folder per class (itself, or in val/, validation/ or test/), the four files of MNIST's layout, or CIFAR's
-batches, binary or in Python. Names of classes are compared with the checkpoint's; where both have names, they decide
-which class is which. Pictures are resized and cut as for infer; --ten-crop averages the logits of middle, corners and
-their mirror images, as the released evaluation does.
+DIR is a folder per class, itself or in val/ (valid/, validation/), test/ and train/; the four files of MNIST's layout;
+or CIFAR's batches, binary or in Python. --split says which part; val and test stand for each other where only one is
+there, as in the last two. Names of classes are compared with the checkpoint's; where both have names, they decide which
+class is which. Pictures are resized and cut as for infer; --ten-crop averages the logits of middle, corners and their
+mirror images, as the released evaluation does.
 
 --resume FILE keeps an answer per picture, a line each, and goes on with a FILE that is there; one that was made with
 other settings is refused. --against runs everything a second time, in another precision or by the executor reference,
@@ -46,7 +47,7 @@ from ..calibration import QUANTISED, quantised
 from ..common import DTYPES, RANDOM, Parser, add_model_arguments, load_model, machine, plain_console, words
 from ..data.classes import match
 from ..data.finding import open_split
-from ..data.split import TEST, TRAIN, Split
+from ..data.split import TEST, TRAIN, VAL, Split
 from ..engine_arguments import add_engine_arguments, check_engine_arguments, place, precision, type_of, warm_up
 from ..infer.lines import AnswerLines, stamp
 from ..infer.many import Pictures, answer_into
@@ -83,7 +84,7 @@ def answer(kept: AnswerLines, engine: Engine, work: Work, console: Console) -> i
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__)
     parser.add_argument("data", type=Path, metavar="DIR", help="labelled pictures, in any of the layouts above")
-    parser.add_argument("--split", choices=[TEST, TRAIN], default=TEST, help="default: %(default)s")
+    parser.add_argument("--split", choices=[VAL, TEST, TRAIN], default=VAL, help="default: %(default)s")
     add_model_arguments(parser)
     parser.add_argument("--labels", type=Path, help="text file with a class name per line, as the network counts")
     add_engine_arguments(parser)
@@ -113,6 +114,7 @@ def prepare(args: argparse.Namespace, program: Program, console: Console) -> tup
     numbers, words = match(split, names if args.labels else config.labels, config.num_classes)
     if numbers is None:
         raise ParNetError(f"{args.data}: {words}")
+    console.print(split.told(args.data))
     if words:
         console.print(words)
     preprocess = Preprocess.of(config, args.img_size)
@@ -133,7 +135,7 @@ def run(
             return {"status": engine.serve()}
         settings = stamp(
             program.digest, work.pictures.preprocess.size, str(engine.dtype), executor == REFERENCE, args.ten_crop,
-            work.numbers.tolist(), work.split.layout, args.split, str(args.data.resolve()),
+            work.numbers.tolist(), work.split.layout, work.split.part, str(args.data.resolve()),
             list(work.pictures.names), work.split.truth.tolist(),
         )  # fmt: skip
         with AnswerLines(file, settings) as kept:
@@ -169,7 +171,7 @@ def report(
     """Count, show and write; returns the exit status."""
     scores, preprocess = score(file), work.pictures.preprocess
     settings = {
-        "data": str(args.data), "layout": work.split.layout, "split": args.split, "checkpoint": weights,
+        "data": str(args.data), "layout": work.split.layout, "split": work.split.part, "checkpoint": weights,
         "program": program.digest, "parameters": program.parameters, "img_size": preprocess.size,
         "crop_pct": preprocess.crop, "ten_crop": args.ten_crop, "batch_size": args.batch_size,
         "ranks": ranks.world, **ran, "machine": machine(torch.device(ran["device"])), "torch": torch.__version__,

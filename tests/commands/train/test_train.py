@@ -227,7 +227,8 @@ def test_a_folder_with_a_picture_that_cannot_be_read(tmp_path: Path) -> None:
         (tmp_path / "shapes" / part / "disc" / "000.png").write_text("no picture")
     out = tmp_path / "out.safetensors"
     run = launch("train.py", tmp_path / "shapes", "--checkpoint", CHECKPOINT, "--out", out, "--epochs", 1, "-b", 9)
-    assert run.stdout.count("000.png: not a picture") == 2 and "2 skipped" in run.stdout
+    assert run.stdout.count("000.png: not a picture") == 2 and "of 2 test pictures right; skipped" in run.stdout
+    assert "skipped 1 of 3 test and 1 of 9 training pictures" in run.stdout
     assert load_checkpoint(out).config.labels == ("disc", "square", "triangle")
 
 
@@ -238,7 +239,7 @@ def test_pictures_that_only_another_rank_cannot_read(tmp_path: Path) -> None:
     (tmp_path / "shapes" / "val" / "disc" / "001.png").write_text("no picture")  # the second, so rank 1's
     options = ("--checkpoint", CHECKPOINT, "--epochs", 1, "-b", 2, "--out", tmp_path / "out.safetensors")
     run = launch("train.py", tmp_path / "shapes", *options, ranks=2)
-    assert "disc/001.png: not a picture" in run.stdout and "of 6 test pictures right, 1 skipped" in run.stdout
+    assert "disc/001.png: not a picture" in run.stdout and "of 5 test pictures right; skipped 1 of 6 test" in run.stdout
 
 
 @pytest.mark.parametrize(("left", "said"), [(0, "none of 3"), (1, "1 of 3")])

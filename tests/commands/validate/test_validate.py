@@ -104,7 +104,9 @@ def test_the_part_that_was_asked_for_is_answered(tmp_path: Path, here: Callable)
     data, found = mnist(tmp_path / "data", 5, 3), tmp_path / "r.json"
     for part, count in (("train", 5), ("test", 3)):
         run = here("validate", data, "--device", "cpu", "--executor", "eager", "--split", part, "--results-file", found)
-        assert run.returncode == 0 and json.loads(found.read_text())["top1"]["of"] == count
+        result = json.loads(found.read_text())
+        assert run.returncode == 0 and (result["top1"]["of"], result["settings"]["split"]) == (count, part)
+        assert f"{count} pictures of {data}, split {part}" in run.stdout
 
 
 def test_a_picture_that_only_the_second_precision_skips(

@@ -108,6 +108,7 @@ class Training:
                 self.order = same(torch.randperm(len(self.train)))
                 self.loss_sum = 0.0
             self._steps(keep, every, console)
+            self._refuse_divergence()
             top1, top5, of = self._tested()
             row = {
                 "epoch": self.epoch, "loss": round(self.loss_sum / self.steps, 4),
@@ -118,6 +119,13 @@ class Training:
             self.epoch, self.step = self.epoch + 1, 0
             console.print(f"{row} {time.perf_counter() - start:.0f} s")
             keep()
+
+    def _refuse_divergence(self) -> None:
+        """ParNetError, on every rank, behind an epoch that left what is no number on any: float16's scaler leaves such
+        steps out and goes on for ever, and batch norms have seen them."""
+        finite = math.isfinite(self.loss_sum) and all(t.isfinite().all() for t in self.result.state_dict().values())
+        if totals([not finite]) != [0]:
+            raise ParNetError(f"epoch {self.epoch}: loss, weights or batch norms are not finite; give a smaller --lr")
 
     def _steps(self, keep: Callable[[], None], every: int, console: Console) -> None:
         batch, ranks = self.recipe.batch_size, self.ranks

@@ -328,6 +328,24 @@ def test_a_step_is_as_the_recipe_says(amp: str | None, tmp_path: Path) -> None:
     assert all(group["nesterov"] for group in task.optimizer.param_groups)
 
 
+@pytest.mark.parametrize("amp", [None, "bfloat16", "float16"])
+def test_a_run_that_diverges_ends_in_one_line(amp: str | None, tmp_path: Path) -> None:
+    """In float16 behind its epoch, since the scaler leaves out a step of which gradients are not finite."""
+    recipe = recipes.load("fashion").with_changes(epochs=9, batch_size=4, lr=1e6).with_changes(amp=amp)
+    task = training(mnist(tmp_path / "data", 40, 4), "parnet_fashion", recipe)
+    with pytest.raises(ParNetError, match=r"epoch [12].* (is nan|is inf|are not finite); give a smaller --lr") as error:
+        run(task)
+    assert ("step" in str(error.value)) == (amp != "float16") and len(task.log) < 2
+
+
+def test_batch_norms_that_are_no_numbers_end_a_run(tmp_path: Path) -> None:
+    recipe = recipes.load("fashion").with_changes(epochs=2, batch_size=4)
+    task = training(mnist(tmp_path / "data", 8, 4), "parnet_fashion", recipe)
+    next(task.model.buffers()).fill_(float("nan"))
+    with pytest.raises(ParNetError, match="epoch 1: loss, weights or batch norms are not finite"):
+        run(task)
+
+
 def test_a_row_tells_of_its_own_epoch(tmp_path: Path) -> None:
     recipe = recipes.load("fashion").with_changes(epochs=2, batch_size=4)
     task, losses = training(mnist(tmp_path / "data", 8, 4), "parnet_fashion", recipe), []

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -13,6 +11,8 @@ from pathlib import Path
 
 from parallel_parnet import ParNetError
 from parallel_parnet.files import as_json
+
+from ..locking import lock
 
 START = b'{"image": '
 SYNC_S = 1.0
@@ -48,7 +48,7 @@ class AnswerLines:
         try:
             if not stat.S_ISREG(os.fstat(self._file).st_mode):
                 raise ParNetError(f"{path}: not a regular file, which what goes on where it stopped needs")
-            self._lock()
+            lock(self._file, path)
             self._end = self._read_back()
             os.ftruncate(self._file, self._end)
         except OSError as error:
@@ -87,14 +87,6 @@ class AnswerLines:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when the process ends
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
-            raise ParNetError(f"{self.path}: another run is writing it; wait for it, or give another file") from None
 
     def _read_back(self) -> int:
         """Fill `done`; returns where the last whole line ends."""

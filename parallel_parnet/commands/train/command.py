@@ -15,7 +15,8 @@ A recipe is a file of JSON, one of the package's or your own; without --recipe i
 with --checkpoint. Its batch size is that of each rank.
 
 OUT.state, beside the file to be written, keeps the whole run after every epoch, and after every --save-steps. The same
-command goes on from it, bit for bit, whatever had stopped it; it is removed at the end.
+command goes on from it, bit for bit, whatever had stopped it; it is removed at the end. OUT.state.lock beside it keeps
+a second run away for as long.
 
 Exit status: 0, also where a picture was skipped, as the last line says: torchrun would begin all of it again; 1 where
 a rank was lost; 2 for wrong input; 130 and 143 after SIGINT and SIGTERM.
@@ -26,6 +27,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -41,6 +43,7 @@ from parallel_parnet.transport import agree, join_ranks
 from ..common import DEMO_MODEL, Parser, count, pixels, plain_console, positive
 from ..data.finding import open_split
 from ..data.split import TRAIN, VAL, read_names
+from ..locking import held
 from ..ranks import Ranks
 from ..stopping import stop_on_signals
 from . import curve, state
@@ -137,6 +140,12 @@ def record(args: argparse.Namespace, recipe: Recipe, training: Training, began: 
 def main() -> int:
     stop_on_signals()
     args, ranks = parse_arguments(), Ranks.from_environment()
+    with held(state.beside(args.out)) if ranks.rank == 0 else nullcontext():
+        return train(args, ranks)
+
+
+def train(args: argparse.Namespace, ranks: Ranks) -> int:
+    """A rank's part in the whole of it; returns the exit status."""
     ranks.take_threads(args.threads)
     console = plain_console(quiet=ranks.rank != 0, soft_wrap=True)
     device, began = ranks.device(args.device), time.strftime("%Y-%m-%d")
@@ -173,7 +182,7 @@ def main() -> int:
         console.print(f"skipped: {reason}")
     if ranks.rank == 0:
         save_checkpoint(training.result.to("cpu"), args.out)
-        kept.unlink()
+        kept.unlink(missing_ok=True)
         last = training.log[-1]
         lost = sum(name.startswith("train ") for name in skipped)
         console.print(

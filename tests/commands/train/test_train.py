@@ -28,6 +28,7 @@ from parallel_parnet import Config, ParNetError, create_model, fold, load_checkp
 from parallel_parnet.commands.data.classes import match
 from parallel_parnet.commands.data.finding import open_split
 from parallel_parnet.commands.data.split import TEST, TRAIN
+from parallel_parnet.commands.locking import held
 from parallel_parnet.commands.ranks import Ranks
 from parallel_parnet.commands.train import command, state
 from parallel_parnet.commands.train import recipe as recipes
@@ -151,6 +152,18 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     recipe = recipes.load("fashion").with_changes(epochs=2, batch_size=4)
     whole = run(training(data, "parnet_fashion", recipe)).result.state_dict()
     assert not state.exists() and all(torch.equal(whole[key], tensor) for key, tensor in load_file(out).items())
+
+
+def test_a_second_run_of_the_same_name_is_refused(tmp_path: Path, here: Callable) -> None:
+    """While there is another; what one left that was killed is none."""
+    data, out = mnist(tmp_path / "data", 8, 2), tmp_path / "o.safetensors"
+    words = ("train", data, "--out", out, "--epochs", 1, "-b", 4, "--device", "cpu")
+    with held(state.beside(out)):
+        run = here(*words)
+        assert run.returncode == 2 and run.stderr.count("\n") == 1 and not out.exists()
+        assert f"{state.beside(out)}: another run is writing it; wait for it, or give another file" in run.stderr
+    out.with_name("o.safetensors.state.lock").touch()
+    assert here(*words).returncode == 0 and {path.name for path in tmp_path.iterdir()} == {"data", out.name}
 
 
 def test_a_run_that_was_killed_before_it_told_of_its_last_epoch(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,15 +33,15 @@ def mnist(folder: Path, train: int, test: int, packed: bool = True) -> Path:
     return folder
 
 
-def colours(folder: Path, counts: dict[str, int], names: str = "red green blue") -> Path:
+def colours(folder: Path, counts: dict[str, int], names: Sequence[str] = ("red", "green", "blue")) -> Path:
     """Noisy pictures of one colour each, so many of each class for each part."""
     random = np.random.default_rng(0)
     for part, count in counts.items():
-        for channel, name in enumerate(names.split()):
+        for channel, name in enumerate(names):
             (folder / part / name).mkdir(parents=True)
             for i in range(count):
                 pixels = random.integers(0, 90, (32, 32, 3), np.uint8)
-                pixels[:, :, channel] += 150
+                pixels[:, :, channel % 3] += 150
                 Image.fromarray(pixels).save(folder / part / name / f"{i:03}.png")
     return folder
 

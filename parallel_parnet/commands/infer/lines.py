@@ -27,8 +27,9 @@ class AnswerLines:
     """Objects {"image": ..., ..., "settings": ...}, one a line, appended by one write each.
 
     `settings`, a `stamp`, names what the answers depend on. It stands in every line, so that no second file can be lost
-    or disagree. `done` holds the pictures that the file had when it was opened. A last line without its end is what a
-    writer left that died in the middle of it: it is cut off, and the picture counts as not done.
+    or disagree. `done` holds the pictures that had an answer when the file was opened, `failed` those with a "reason"
+    instead: they may be tried again, and get a second line where they then have an answer. A last line without its
+    end is what a writer left that died in the middle of it: it is cut off, and the picture counts as not done.
 
     What was appended survives the process at once, and the machine after at most SYNC_S seconds of further appending
     or `close`. Raises ParNetError where the file is another run's, another program's, or cannot be written; it then
@@ -38,6 +39,7 @@ class AnswerLines:
     def __init__(self, path: Path, settings: str) -> None:
         self.path, self.settings = path, settings
         self.done: set[str] = set()
+        self.failed: set[str] = set()
         self._synced = time.monotonic()
         if str(path) == "-":
             raise ParNetError("-: standard output is no file that can be continued; name one")
@@ -89,7 +91,7 @@ class AnswerLines:
         self.close()
 
     def _read_back(self) -> int:
-        """Fill `done`; returns where the last whole line ends."""
+        """Fill `done` and `failed`; returns where the last whole line ends."""
         end = 0
         with open(self._file, "rb", closefd=False) as file:
             for number, line in enumerate(file, 1):
@@ -112,9 +114,9 @@ class AnswerLines:
                 f"{self.path}: line {number} was made with another network, picture size, precision, crops, labels or "
                 f"data; give those, or another file"
             )
-        if image in self.done:
+        if image in self.done or (image in self.failed and "reason" in row):
             raise ParNetError(f"{self.path}: line {number} has {image} a second time; give another file")
-        self.done.add(image)
+        (self.failed if "reason" in row else self.done).add(image)
 
     def _unwritable(self, error: OSError) -> ParNetError:
         return ParNetError(f"{self.path}: cannot be written ({error.strerror})")

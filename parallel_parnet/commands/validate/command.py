@@ -12,9 +12,10 @@ there, as in the last two. Names of classes are compared with the checkpoint's; 
 class is which. Pictures are resized and cut as for infer; --ten-crop averages the logits of middle, corners and their
 mirror images, as the released evaluation does.
 
---resume FILE keeps an answer per picture, a line each, and goes on with a FILE that is there; one that was made with
-other settings is refused. --against runs everything a second time, in another precision or by the executor reference,
-and says which pictures got another answer; it keeps its answers in a file beside FILE.
+--resume FILE keeps an answer per picture, a line each, and goes on with a FILE that is there, trying again what could
+not be read; one that was made with other settings is refused. Another executor may go on with it: lines tell theirs.
+--against runs everything a second time, in another precision or by the executor reference, and says which pictures got
+another answer; it keeps its answers in a file beside FILE.
 
 Exit status: 0; 1 where a picture was skipped, or a rank was lost; 2 for wrong input; 130 and 143 after SIGINT and
 SIGTERM.
@@ -55,7 +56,7 @@ from ..infer.tables import read_labels
 from ..ranks import Ranks
 from ..stopping import stop_on_signals
 from .report import check_result_files, show, write
-from .scores import compare, lines, score
+from .scores import compare, lines, makers, score
 
 REFERENCE = "reference"
 SAID = 10  # reasons of skipped pictures on the terminal
@@ -71,14 +72,24 @@ class Work(NamedTuple):
 
 
 def answer(kept: AnswerLines, engine: Engine, work: Work, console: Console) -> int:
-    """Append the answers that `kept` lacks: "label" and, best first, "top5", or a "reason"; returns how many."""
+    """Append the answers that `kept` lacks: "label", best first "top5", and what it was made "by", or a "reason";
+    returns how many."""
     truth = dict(zip(work.pictures.names, work.numbers[work.split.truth].tolist(), strict=True))
+    by = made_by(engine)
 
     def said(image: str, logits: Tensor) -> dict:
-        return {"label": truth[image], "top5": logits.topk(min(5, len(logits))).indices.tolist()}
+        return {"label": truth[image], "top5": logits.topk(min(5, len(logits))).indices.tolist(), "by": by}
 
     found = answer_into(kept, engine, work.pictures, said, console, f"{engine.executor}, {engine.arithmetic}")
     return found["pictures"] - found["already_there"]
+
+
+def made_by(engine: Engine) -> dict:
+    """What computes an answer, and may be another one when a run goes on."""
+    return {
+        "executor": engine.executor, "device": str(engine.device), "machine": machine(engine.device),
+        "arithmetic": words(engine.arithmetic), "isa": isa(engine.executor),
+    }  # fmt: skip
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -147,9 +158,7 @@ def run(
         for line in engine.notes:
             print(f"note: {line}", file=sys.stderr)
         return {
-            "executor": engine.executor, "device": str(engine.device),
-            "dtype": precision(engine),
-            "arithmetic": words(engine.arithmetic), "isa": isa(engine.executor),
+            **made_by(engine), **makers(file), "dtype": precision(engine),
             "seconds": round(seconds, 2), "pictures_per_s": round(new / seconds, 1),
         }  # fmt: skip
 
@@ -174,8 +183,7 @@ def report(
         "data": str(args.data), "layout": work.split.layout, "split": work.split.part, "checkpoint": weights,
         "program": program.digest, "parameters": program.parameters, "img_size": preprocess.size,
         "crop_pct": preprocess.crop, "ten_crop": args.ten_crop, "batch_size": args.batch_size,
-        "ranks": ranks.world, **ran, "machine": machine(torch.device(ran["device"])), "torch": torch.__version__,
-        "date": time.strftime("%Y-%m-%d"),
+        "ranks": ranks.world, **ran, "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
     result = {**scores, "settings": settings}
     if args.against:

@@ -40,7 +40,7 @@ from parallel_parnet.network.variants import ACTIVATIONS
 from parallel_parnet.preprocess import Preprocess
 from parallel_parnet.transport import agree, join_ranks
 
-from ..common import DEMO_MODEL, Parser, count, pixels, plain_console, positive
+from ..common import DEMO_MODEL, Parser, count, named, pixels, plain_console, positive
 from ..data.finding import open_split
 from ..data.split import TRAIN, VAL, read_names
 from ..locking import held
@@ -78,7 +78,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", help="cpu, cuda or cuda:N; default: cuda where there is one")
     parser.add_argument("--threads", type=int, help="compute threads; default: OMP_NUM_THREADS, else a share of cores")
     parser.add_argument("--log", type=Path, metavar="FILE", help="settings and every epoch, as JSON")
-    parser.add_argument("--curve", type=Path, metavar="STEM", help="every epoch as STEM.jsonl and STEM.png")
+    parser.add_argument("--curve", type=named, metavar="STEM", help="every epoch as STEM.jsonl and STEM.png")
     parser.add_argument("--save-steps", type=count, default=1000, help="until OUT.state is kept (default: %(default)s)")
     parser.add_argument("--timeout", type=positive, default=600, help="seconds that ranks wait (default: %(default)s)")
     args = parser.parse_args()

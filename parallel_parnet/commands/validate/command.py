@@ -45,7 +45,7 @@ from parallel_parnet.program.program import picture_side
 from parallel_parnet.transport import join_ranks
 
 from ..calibration import QUANTISED, quantised
-from ..common import DTYPES, RANDOM, Parser, add_model_arguments, load_model, machine, plain_console, words
+from ..common import DTYPES, RANDOM, Parser, add_model_arguments, load_model, machine, named, plain_console, words
 from ..data.classes import match
 from ..data.finding import open_split
 from ..data.split import TEST, TRAIN, VAL, Split
@@ -103,7 +103,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--ten-crop", action="store_true", help="average ten crops of each picture")
     precisions = [*DTYPES, *QUANTISED, REFERENCE]
     parser.add_argument("--against", choices=precisions, help="answer everything in this precision too, and compare")
-    parser.add_argument("--resume", type=Path, metavar="FILE", help="an answer per line; continues a FILE")
+    parser.add_argument("--resume", type=named, metavar="FILE", help="an answer per line; continues a FILE")
     parser.add_argument(
         "--results-file", type=Path, action="append", default=[], metavar="FILE", help=".json or .csv; may be repeated"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -187,15 +187,18 @@ def find_images(paths: Iterable[Path | str]) -> list[Path]:
     return found
 
 
+def count_of(files: Sequence[Path]) -> str:
+    """How many files were passed over, and of which kinds, in words; empty for none."""
+    kinds = sorted({p.suffix.lower() or "no suffix" for p in files})
+    shown = ", ".join(kinds[:5]) + (", ..." if len(kinds) > 5 else "")
+    return f"{len(files)} file(s) passed over ({shown})" if files else ""
+
+
 def passed_over(folder: Path) -> str | None:
     """What `find_images` left out of a folder, in words, if anything: other files, and folders in it."""
     others = [p for p in _visible(folder) if os.path.isdir(p) or p.suffix.lower() not in SUFFIXES]
     files = [p for p in others if not os.path.isdir(p)]
-    kinds = sorted({p.suffix.lower() or "no suffix" for p in files})
-    said = []
-    if files:
-        shown = ", ".join(kinds[:5]) + (", ..." if len(kinds) > 5 else "")
-        said.append(f"{len(files)} file(s) passed over ({shown})")
+    said = [count_of(files)] if files else []
     if folders := len(others) - len(files):
         said.append(f"{folders} folder(s) in it not searched")
     return f"{folder}: {', '.join(said)}" if said else None

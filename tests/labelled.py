@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from parallel_parnet.commands.data.cifar import FIVE, PIXELS
 
@@ -28,6 +30,19 @@ def mnist(folder: Path, train: int, test: int, packed: bool = True) -> Path:
             content = idx(values)
             name = f"{prefix}-{kind}" + (".gz" if packed else "")
             (folder / name).write_bytes(gzip.compress(content) if packed else content)
+    return folder
+
+
+def colours(folder: Path, counts: dict[str, int], names: Sequence[str] = ("red", "green", "blue")) -> Path:
+    """Noisy pictures of one colour each, so many of each class for each part."""
+    random = np.random.default_rng(0)
+    for part, count in counts.items():
+        for channel, name in enumerate(names):
+            (folder / part / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = random.integers(0, 90, (32, 32, 3), np.uint8)
+                pixels[:, :, channel % 3] += 150
+                Image.fromarray(pixels).save(folder / part / name / f"{i:03}.png")
     return folder
 
 

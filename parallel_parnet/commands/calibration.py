@@ -21,7 +21,7 @@ from parallel_parnet.program.contract import E4M3
 
 from .common import DEMO, DEMO_MODEL, ROOT
 from .data.finding import open_split
-from .data.split import TEST, TRAIN
+from .data.split import TEST, TRAIN, VAL
 from .decoding import ahead
 
 INT8, FP8 = "int8", "fp8"
@@ -54,13 +54,14 @@ def open_pictures(path: Path) -> Pictures:
     """Pictures of any layout that training or validating reads, for training where it tells them apart; else a picture,
     or those that lie in a folder; why not those for training, the name says. ParNetError where there is none."""
     reasons: list[str] = []
-    for part in (TRAIN, TEST):
+    for part in (TRAIN, VAL):
         try:
             split = open_split(path, part)
         except ParNetError as error:  # of another layout, without this part, or damaged
             reasons.append(str(error))
             continue
-        return Pictures(", since ".join([f"{split.layout}, to {part}", *reasons]), len(split), split.open)
+        use = TRAIN if part == TRAIN else TEST
+        return Pictures(", since ".join([f"{split.layout}, to {use}", *reasons]), len(split), split.open)
     try:
         paths = find_images([path])
     except ParNetError as error:

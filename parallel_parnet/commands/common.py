@@ -68,6 +68,13 @@ def typed() -> str:
     return shlex.join([*(["python", f"launch/{Path(program).name}"] if by_script else program.split()), *arguments])
 
 
+def named(text: str) -> Path:
+    """A file from whose name others' are made, as an argument."""
+    if (path := Path(text)).name in ("", ".."):
+        raise argparse.ArgumentTypeError(f"{text!r} has no name of its own: give that of a file")
+    return path
+
+
 def check_folder(out: Path) -> None:
     """ParNetError, before any work is done for them, where no results can be put into the folder --out."""
     if not os.path.isdir(out):

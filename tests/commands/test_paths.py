@@ -94,6 +94,16 @@ def test_what_is_read_is_not_written(words: tuple[str, ...], tmp_path: Path, her
     assert {path.read_text() for path in tmp_path.iterdir()} == {"kept"}
 
 
+@pytest.mark.parametrize("path", [".", "/", "..", ""])
+@pytest.mark.parametrize(
+    "words", [("train", "absent", "--out", "o.safetensors", "--curve"), ("validate", "absent", "--resume")]
+)
+def test_names_from_which_none_can_be_made(words: tuple[str, ...], path: str, here: Callable) -> None:
+    run = here(*words, path)
+    assert run.returncode == 2 and f"argument {words[-1]}: {path!r} has no name of its own" in run.stderr
+    assert run.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("command", ["bench", "throughput", "latency-vs-depth"])
 def test_a_folder_that_is_not_ones_own(
     command: str, tmp_path: Path, here: Callable, monkeypatch: pytest.MonkeyPatch

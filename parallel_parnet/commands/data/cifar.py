@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from PIL import Image
 from parallel_parnet import ParNetError
 
 from . import pickles
-from .split import TRAIN, Split, read_names
+from .split import TEST, TRAIN, Split, read_names
 
 SIDE = 32
 PIXELS = 3 * SIDE * SIDE  # all red values, then green, then blue, each row by row
@@ -47,7 +48,8 @@ def find(folder: Path, part: str) -> Split | None:
                 raise ParNetError(f"{missing[0]}: missing, of {layout.name}")
             read = _binary if layout.record else _pickled
             batches = [read(path, layout) for path in files]
-            return _split(batches, files, _names(folder / layout.names, layout), layout)
+            found = _split(batches, files, _names(folder / layout.names, layout), layout)
+            return found if part == TRAIN else replace(found, part=TEST)
     return None
 
 
@@ -64,7 +66,7 @@ def _split(
         batch, at = where[i]
         return f"{files[batch].name}/{at:05}"
 
-    return Split(layout.name, np.concatenate([labels for _, labels in batches]), names, True, name, picture)
+    return Split(layout.name, TRAIN, np.concatenate([labels for _, labels in batches]), names, True, name, picture)
 
 
 def _binary(path: Path, layout: Layout) -> tuple[np.ndarray, np.ndarray]:

@@ -12,10 +12,10 @@ from .split import Split
 
 
 def open_split(folder: Path, part: str) -> Split:
-    """The pictures of a folder for `part`, TRAIN or TEST.
+    """The pictures of a folder for `part`: TRAIN, or VAL and TEST, each of which is the other where only that is there.
 
     Layouts: MNIST's four IDX files, CIFAR's batches, binary or in Python, and a folder per class, itself in train/ or
-    val/ (validation/, test/) where there are such. ParNetError, naming file or folder, for any other, what is
+    val/ (valid/, validation/) or test/ where there are such. ParNetError, naming file or folder, for any other, what is
     truncated or not to be read, and a class without pictures.
     """
     if not os.path.isdir(folder):

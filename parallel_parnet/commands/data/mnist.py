@@ -12,9 +12,9 @@ from PIL import Image
 
 from parallel_parnet import ParNetError
 
-from .split import TEST, TRAIN, Split
+from .split import TEST, TRAIN, VAL, Split
 
-PREFIX = {TRAIN: "train", TEST: "t10k"}
+PREFIX = {TRAIN: "train", VAL: "t10k", TEST: "t10k"}
 IMAGES, LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
 MOST_BYTES = 1 << 30  # of a file, unpacked: a small .gz may claim any size
 
@@ -28,6 +28,7 @@ def find(folder: Path, part: str) -> Split | None:
         raise ParNetError(f"{folder}: {PREFIX[part]} has pictures {images.shape} but labels {labels.shape}")
     return Split(
         "MNIST's layout",
+        TRAIN if part == TRAIN else TEST,
         labels.astype(np.int64),
         (),
         True,

@@ -12,24 +12,28 @@ from PIL import Image
 
 from parallel_parnet import ParNetError
 
-TRAIN, TEST = "train", "test"
+TRAIN, VAL, TEST = "train", "val", "test"
 
 
 @dataclass(frozen=True)
 class Split:
     """Pictures 0 to N - 1, none of which is in memory before it is opened.
 
-    layout: in words. truth: int64 [N], the class of each by number. classes: a name per number, or none.
+    layout: in words. part: of it, TRAIN, TEST, or by the name of its folder; empty where it is not divided.
+    truth: int64 [N], the class of each by number. classes: a name per number, or none.
     ordered: whether the layout itself says which name has which number; else they are in the order of the alphabet.
     name: of a picture, which no other has. open: the picture; ParNetError where it cannot be read.
+    left_out: files that are no pictures of it, in words, if any.
     """
 
     layout: str
+    part: str
     truth: np.ndarray
     classes: tuple[str, ...]
     ordered: bool
     name: Callable[[int], str]
     open: Callable[[int], Image.Image]
+    left_out: str = ""
 
     def __len__(self) -> int:
         return len(self.truth)
@@ -46,6 +50,12 @@ class Split:
         for i in range(len(self)):
             found.update(f"{self.name(i)}\n".encode(errors="backslashreplace"))  # a file's may be no text
         return found.hexdigest()
+
+    def told(self, folder: Path) -> str:
+        """How many pictures of which folder and part of it, and what was left out, in a line."""
+        part = f", split {self.part}" if self.part else ""
+        left_out = f"; {self.left_out}" if self.left_out else ""
+        return f"{len(self)} pictures of {folder}{part}{left_out}"
 
     def named(self, classes: tuple[str, ...]) -> Split:
         """The same with names for its numbers; ParNetError where it has its own, or a larger number."""

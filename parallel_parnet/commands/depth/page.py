@@ -10,6 +10,7 @@ from ..sections import link, table
 from .claims import claims
 from .curves import executors, groups, select
 from .fit import Fit, fit
+from .points import points
 
 GOOD = 0.95  # R2, below which the text says what is missing
 MISSING = (
@@ -17,7 +18,7 @@ MISSING = (
     "a and one b for all cannot say."
 )
 
-NO_GPU = "On a GPU: not measured. The same command on a machine with one writes that page."
+NO_GPU = "On a GPU: not measured. There `--device cuda`, without `--executors`, writes that page."
 FITTED = ("", "a, us a step", "b, us a GFLOP", "c, us", "steps explain", "work explains", "R2")
 CAPTIONS = {
     "depth": "(a) The same 48 blocks in 1, 2, ... streams: the work stays, the depth falls. Shaded: Brent's bounds "
@@ -35,15 +36,15 @@ def write_page(path: Path, rows: list[dict], header: dict, figures: dict[str, Pa
     """Write the page as Markdown; figures by name."""
     cpu = f", {header['cpu']}, kernels in {header['isa']}" if header.get("cpu") else ""  # which older files lack
     commit = f", commit {header['commit'][:10]}" if header.get("commit") else ""
-    quick = ["--quick"] * header["quick"]
     tried = {name: _fit(rows, executor, column) for name, executor, column in _series(rows)}
     fits = {name: found for name, found in tried.items() if found}
     parts = [
         "# Latency against depth",
         f"Measured on {header['date']} on a {header['machine']}{cpu}, {header['dtype']}, {header['threads']} compute "
-        f"thread(s), torch {header['torch']}{commit}: medians of interleaved runs after warm-up. To make it again:",
-        f"```\npython launch/latency_vs_depth.py --executors {' '.join([*executors(rows), *quick])}\n```",
-        "\n".join([*([] if header["machine"].startswith("NVIDIA") else [NO_GPU]), *_unmeasured(rows)]),
+        f"thread(s), torch {header['torch']}{commit}: medians of interleaved runs after warm-up. To make it "
+        "again, with its figures, in a folder of its own (where there are results nothing is measured):",
+        f"```\nmkdir again\n{_command(rows, header)}\n```",
+        "\n".join([*([] if header["machine"].startswith("NVIDIA") else [NO_GPU]), *_unmeasured(rows, header)]),
         "## The claim",
         "The same 48 blocks, so the same work, in one stream or side by side in several. A lane computes one operation "
         "at a time: an executor that runs one operation after another has one, `native` one for each of its threads, "
@@ -66,9 +67,18 @@ def write_page(path: Path, rows: list[dict], header: dict, figures: dict[str, Pa
     write_atomically(path, "\n\n".join(filter(None, parts)) + "\n")
 
 
-def _unmeasured(rows: list[dict]) -> list[str]:
-    """What one executor measured and another has not yet."""
-    missing = {name: [g for g in groups(rows) if not select(rows, g, name)] for name in executors(rows)}
+def _command(rows: list[dict], header: dict) -> str:
+    """What measures the same networks in the same setting, whatever is the default where it is typed."""
+    device = "cuda" if header["machine"].startswith("NVIDIA") else "cpu"
+    words = ["--device", device, "--dtype", header["dtype"], *["--quick"] * header["quick"], "--out", "again"]
+    line = f"python launch/latency_vs_depth.py {' '.join(words)} --executors {' '.join(executors(rows))}"
+    return f"OMP_NUM_THREADS={header['threads']} {line}"
+
+
+def _unmeasured(rows: list[dict], header: dict) -> list[str]:
+    """What an executor has not measured yet, as after --only."""
+    all_of_them = points(header["quick"])
+    missing = {name: [g for g in all_of_them if not select(rows, g, name)] for name in executors(rows)}
     return [f"Not measured yet with {name}: {'; '.join(left)}." for name, left in missing.items() if left]
 
 

@@ -14,9 +14,10 @@ will see, and the demo has its own.
 
 --jsonl FILE is for thousands of pictures: requests follow one another without a gap, and each picture is one line of
 FILE, an object with "image" and "top5", or "image" and "reason" where it has no answer. A FILE that is there is
-continued: a picture that has its line is not computed again. "settings" in each line stands for network, weights,
-picture size, precision and labels; a FILE made with others is refused. A line is whole or absent, whatever dies; it is
-on the disk itself a second later, or when the run ends.
+continued: a picture that has its answer is not computed again; one with a reason is tried again, and gets a second line
+where it then has an answer. "settings" in each line stands for network, weights, picture size, precision and labels; a
+FILE made with others is refused. A line is whole or absent, whatever dies; it is on the disk itself a second later, or
+when the run ends.
 
 Exit status: 0; 1 where --verify found a difference, a rank was lost, logits were no numbers, or, without --jsonl, a
 picture of a folder was skipped; 2 for wrong input, and where, without --jsonl, no picture has an answer; 130 and 143

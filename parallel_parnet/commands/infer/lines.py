@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -13,6 +11,8 @@ from pathlib import Path
 
 from parallel_parnet import ParNetError
 from parallel_parnet.files import as_json
+
+from ..locking import lock
 
 START = b'{"image": '
 SYNC_S = 1.0
@@ -27,8 +27,9 @@ class AnswerLines:
     """Objects {"image": ..., ..., "settings": ...}, one a line, appended by one write each.
 
     `settings`, a `stamp`, names what the answers depend on. It stands in every line, so that no second file can be lost
-    or disagree. `done` holds the pictures that the file had when it was opened. A last line without its end is what a
-    writer left that died in the middle of it: it is cut off, and the picture counts as not done.
+    or disagree. `done` holds the pictures that had an answer when the file was opened, `failed` those with a "reason"
+    instead: they may be tried again, and get a second line where they then have an answer. A last line without its
+    end is what a writer left that died in the middle of it: it is cut off, and the picture counts as not done.
 
     What was appended survives the process at once, and the machine after at most SYNC_S seconds of further appending
     or `close`. Raises ParNetError where the file is another run's, another program's, or cannot be written; it then
@@ -38,6 +39,7 @@ class AnswerLines:
     def __init__(self, path: Path, settings: str) -> None:
         self.path, self.settings = path, settings
         self.done: set[str] = set()
+        self.failed: set[str] = set()
         self._synced = time.monotonic()
         if str(path) == "-":
             raise ParNetError("-: standard output is no file that can be continued; name one")
@@ -48,7 +50,7 @@ class AnswerLines:
         try:
             if not stat.S_ISREG(os.fstat(self._file).st_mode):
                 raise ParNetError(f"{path}: not a regular file, which what goes on where it stopped needs")
-            self._lock()
+            lock(self._file, path)
             self._end = self._read_back()
             os.ftruncate(self._file, self._end)
         except OSError as error:
@@ -88,16 +90,8 @@ class AnswerLines:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when the process ends
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
-            raise ParNetError(f"{self.path}: another run is writing it; wait for it, or give another file") from None
-
     def _read_back(self) -> int:
-        """Fill `done`; returns where the last whole line ends."""
+        """Fill `done` and `failed`; returns where the last whole line ends."""
         end = 0
         with open(self._file, "rb", closefd=False) as file:
             for number, line in enumerate(file, 1):
@@ -120,9 +114,9 @@ class AnswerLines:
                 f"{self.path}: line {number} was made with another network, picture size, precision, crops, labels or "
                 f"data; give those, or another file"
             )
-        if image in self.done:
+        if image in self.done or (image in self.failed and "reason" in row):
             raise ParNetError(f"{self.path}: line {number} has {image} a second time; give another file")
-        self.done.add(image)
+        (self.failed if "reason" in row else self.done).add(image)
 
     def _unwritable(self, error: OSError) -> ParNetError:
         return ParNetError(f"{self.path}: cannot be written ({error.strerror})")

@@ -158,7 +158,7 @@ def answer_into(
     """Append the answer of every picture that `lines` lacks; returns counts, pictures per second and latency.
 
     said: what a line tells of a picture, by its name and logits [classes], which of ten crops are their mean, as the
-    released code has it. A picture without an answer has a "reason".
+    released code has it. A picture without an answer has a "reason", and is tried again whenever a run goes on.
     """
     total, latencies = pictures.count, Latencies()
     already = sum(name in lines.done for name in pictures.names)
@@ -174,7 +174,8 @@ def answer_into(
             for i, image in new:
                 fault = fault_of(image, logits[i])
                 reason = batch.reasons.get(image) or fault
-                lines.append(image, said(image, logits[i]) if reason is None else {"reason": reason})
+                if reason is None or image not in lines.failed:
+                    lines.append(image, said(image, logits[i]) if reason is None else {"reason": reason})
                 skipped += reason is not None
                 faults += fault is not None
             progress.advance(task, len(new))

@@ -6,16 +6,17 @@
     python launch/train.py cifar-10-batches-bin --model parnet_cifar_1m --out cifar.safetensors --curve cifar
     torchrun --nproc-per-node 8 launch/train.py imagenet --model parnet_xl --out xl.safetensors
 
-DIR is train/ and val/ (validation/, test/), each with a folder per class; or the four files of MNIST's layout; or
-CIFAR's batches, binary or in Python. A checkpoint keeps its classifier where the classes are the same, by name, and
-gets a new one where they differ; names of classes are kept in the file. MNIST's layout has none: --labels gives them,
-and without them a checkpoint keeps its classifier where it has as many classes.
+DIR is train/ and val/ (valid/, validation/, or else test/), each with a folder per class; or the four files of MNIST's
+layout; or CIFAR's batches, binary or in Python. A checkpoint keeps its classifier where the classes are the same, by
+name, and gets a new one where they differ; names of classes are kept in the file. MNIST's layout has none: --labels
+gives them, and without them a checkpoint keeps its classifier where it has as many classes.
 
 A recipe is a file of JSON, one of the package's or your own; without --recipe it is that of the model, and fine-tune
 with --checkpoint. Its batch size is that of each rank.
 
 OUT.state, beside the file to be written, keeps the whole run after every epoch, and after every --save-steps. The same
-command goes on from it, bit for bit, whatever had stopped it; it is removed at the end.
+command goes on from it, bit for bit, whatever had stopped it; it is removed at the end. OUT.state.lock beside it keeps
+a second run away for as long.
 
 Exit status: 0, also where a picture was skipped, as the last line says: torchrun would begin all of it again; 1 where
 a rank was lost; 2 for wrong input; 130 and 143 after SIGINT and SIGTERM.
@@ -26,6 +27,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -38,9 +40,10 @@ from parallel_parnet.network.variants import ACTIVATIONS
 from parallel_parnet.preprocess import Preprocess
 from parallel_parnet.transport import agree, join_ranks
 
-from ..common import DEMO_MODEL, Parser, count, pixels, plain_console, positive
+from ..common import DEMO_MODEL, Parser, count, named, pixels, plain_console, positive
 from ..data.finding import open_split
-from ..data.split import TEST, TRAIN, read_names
+from ..data.split import TRAIN, VAL, read_names
+from ..locking import held
 from ..ranks import Ranks
 from ..stopping import stop_on_signals
 from . import curve, state
@@ -75,7 +78,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", help="cpu, cuda or cuda:N; default: cuda where there is one")
     parser.add_argument("--threads", type=int, help="compute threads; default: OMP_NUM_THREADS, else a share of cores")
     parser.add_argument("--log", type=Path, metavar="FILE", help="settings and every epoch, as JSON")
-    parser.add_argument("--curve", type=Path, metavar="STEM", help="every epoch as STEM.jsonl and STEM.png")
+    parser.add_argument("--curve", type=named, metavar="STEM", help="every epoch as STEM.jsonl and STEM.png")
     parser.add_argument("--save-steps", type=count, default=1000, help="until OUT.state is kept (default: %(default)s)")
     parser.add_argument("--timeout", type=positive, default=600, help="seconds that ranks wait (default: %(default)s)")
     args = parser.parse_args()
@@ -99,10 +102,11 @@ def choose_recipe(args: argparse.Namespace, device: torch.device) -> Recipe:
 
 def prepare(args: argparse.Namespace, recipe: Recipe, ranks: Ranks, device: torch.device, console: Console) -> Training:
     """Network and pictures, before the first step."""
-    train, test = open_split(args.data, TRAIN), open_split(args.data, TEST)
+    train, test = open_split(args.data, TRAIN), open_split(args.data, VAL)
     if args.labels:
         train, test = (split.named(read_names(args.labels)) for split in (train, test))
     check_same_classes(train, test)
+    console.print(f"training on {train.told(args.data)}\ntesting on {test.told(args.data)}")
     torch.manual_seed(args.seed)
     if args.checkpoint:
         model, numbers, words = tuned(load_checkpoint(args.checkpoint, args.ema, args.activation), args.img_size, train)
@@ -136,6 +140,12 @@ def record(args: argparse.Namespace, recipe: Recipe, training: Training, began: 
 def main() -> int:
     stop_on_signals()
     args, ranks = parse_arguments(), Ranks.from_environment()
+    with held(state.beside(args.out)) if ranks.rank == 0 else nullcontext():
+        return train(args, ranks)
+
+
+def train(args: argparse.Namespace, ranks: Ranks) -> int:
+    """A rank's part in the whole of it; returns the exit status."""
     ranks.take_threads(args.threads)
     console = plain_console(quiet=ranks.rank != 0, soft_wrap=True)
     device, began = ranks.device(args.device), time.strftime("%Y-%m-%d")
@@ -172,7 +182,11 @@ def main() -> int:
         console.print(f"skipped: {reason}")
     if ranks.rank == 0:
         save_checkpoint(training.result.to("cpu"), args.out)
-        kept.unlink()
-        last = training.log[-1]["test_accuracy"]
-        console.print(f"{args.out}: {last:.2%} of {len(training.test)} test pictures right, {len(skipped)} skipped")
+        kept.unlink(missing_ok=True)
+        last = training.log[-1]
+        lost = sum(name.startswith("train ") for name in skipped)
+        console.print(
+            f"{args.out}: {last['test_accuracy']:.2%} of {last['test_pictures']} test pictures right; skipped "
+            f"{len(skipped) - lost} of {len(training.test)} test and {lost} of {len(training.train)} training pictures"
+        )
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ class Training:
                 "give a smaller --batch-size"
             )
         self.model = model.to(device, memory_format=torch.channels_last)
-        average = get_ema_multi_avg_fn(recipe.ema)
+        average = partial(_averaged, recipe.ema)
         self.average = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True) if recipe.ema else None
         self.optimizer = SGD(parameter_groups(self.model, recipe), recipe.lr, momentum=MOMENTUM, nesterov=True)
         self.schedule = _schedule(self.optimizer, recipe, recipe.epochs * self.steps)
@@ -107,16 +108,24 @@ class Training:
                 self.order = same(torch.randperm(len(self.train)))
                 self.loss_sum = 0.0
             self._steps(keep, every, console)
+            self._refuse_divergence()
             top1, top5, of = self._tested()
             row = {
                 "epoch": self.epoch, "loss": round(self.loss_sum / self.steps, 4),
-                "test_accuracy": top1 / of, "test_top5": top5 / of,
+                "test_accuracy": top1 / of, "test_top5": top5 / of, "test_pictures": of,
                 "lr": float(f"{self.optimizer.param_groups[0]['lr']:.3g}"),
             }  # fmt: skip
             self.log.append(row)
             self.epoch, self.step = self.epoch + 1, 0
             console.print(f"{row} {time.perf_counter() - start:.0f} s")
             keep()
+
+    def _refuse_divergence(self) -> None:
+        """ParNetError, on every rank, behind an epoch that left what is no number on any: float16's scaler leaves such
+        steps out and goes on for ever, and batch norms have seen them."""
+        finite = math.isfinite(self.loss_sum) and all(t.isfinite().all() for t in self.result.state_dict().values())
+        if totals([not finite]) != [0]:
+            raise ParNetError(f"epoch {self.epoch}: loss, weights or batch norms are not finite; give a smaller --lr")
 
     def _steps(self, keep: Callable[[], None], every: int, console: Console) -> None:
         batch, ranks = self.recipe.batch_size, self.ranks
@@ -184,6 +193,13 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
     if recipe.decay_vectors:
         return [{"params": list(model.parameters()), "weight_decay": recipe.weight_decay}]
     return [{"params": others, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def _averaged(most: float, averages: list[Tensor], current: list[Tensor], steps: Tensor) -> None:
+    """Move averages towards what they are of. steps: how many they have had, which AveragedModel keeps."""
+    n = int(steps)
+    decay = min(most, (1 + n) / (10 + n))  # else a short run would end with what its first step had left
+    get_ema_multi_avg_fn(decay)(averages, current, steps)
 
 
 def _schedule(optimizer: Optimizer, recipe: Recipe, steps: int) -> LRScheduler:

@@ -51,7 +51,7 @@ def check_same_classes(train: Split, test: Split) -> None:
     """ParNetError where the pictures to test on are of other classes than those to train on."""
     if train.classes != test.classes:
         different = sorted(set(train.classes) ^ set(test.classes))[0]
-        raise ParNetError(f"class {different!r} is not among the pictures of both train/ and val/")
+        raise ParNetError(f"class {different!r} is not among the pictures of both {train.part}/ and {test.part}/")
     if test.count > train.count:
         raise ParNetError(f"class {test.count - 1} is tested and never trained")
 

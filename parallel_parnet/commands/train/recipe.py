@@ -4,33 +4,37 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal
 
 from parallel_parnet import ParNetError
 
+from .typed import Typed, held
+
 RECIPES = Path(__file__).with_name("recipes")
-SCHEDULES = ("cosine", "one-cycle")
-AMP = (None, "bfloat16", "float16")
-
-
-class RandAugment(NamedTuple):
-    """magnitude: 0..10, as timm counts. std: of its scatter from picture to picture."""
-
-    magnitude: float
-    std: float
+Rate = Annotated[float, 0, 1e6]
+Share = Annotated[float, 0, 1]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class RandAugment(Typed):
+    """magnitude: as timm counts. std: of its scatter from picture to picture."""
+
+    magnitude: Annotated[float, 0, 10]
+    std: Annotated[float, 0, 10]
+
+
+@dataclass(frozen=True)
+class Recipe(Typed):
     """A training run but for its network and its pictures.
 
     source: where the numbers come from. models: the variants that take this recipe unless told otherwise.
     batch_size: pictures of a step, of each rank. lr: the largest learning rate. least_lr: the last, of "cosine".
     schedule: "cosine", behind a straight rise over the share `warm_up` of all steps; or "one-cycle", torch's, which
         turns the momentum the other way round. SGD with Nesterov's momentum of 0.9.
-    decay_vectors: whether biases and batch norms decay as well. ema: the moving average's decay a step, 0 for none.
+    decay_vectors: whether biases and batch norms decay as well. ema: the moving average's decay a step, 0 for none. It
+        warms up, as (1 + n) / (10 + n) after n steps for as long as that is less, so that a short run averages too.
     amp: the type of mixed precision, or None. crop_scale: the least and largest share of a picture's area that is cut
         out and resized, or None to resize as in testing. mirror: half of the pictures. shift: by how many pixels.
     erase: the probability that a rectangle of a picture is filled with noise.
@@ -38,37 +42,33 @@ class Recipe:
 
     source: str
     models: tuple[str, ...]
-    epochs: int
-    batch_size: int
-    lr: float
-    least_lr: float
-    schedule: str
-    warm_up: float
-    weight_decay: float
+    epochs: Annotated[int, 1, 1 << 20]
+    batch_size: Annotated[int, 2, 1 << 20]
+    lr: Rate
+    least_lr: Rate
+    schedule: Literal["cosine", "one-cycle"]
+    warm_up: Share
+    weight_decay: Rate
     decay_vectors: bool
-    label_smoothing: float
-    ema: float
-    amp: str | None
-    crop_scale: tuple[float, float] | None
+    label_smoothing: Share
+    ema: Share
+    amp: Literal["bfloat16", "float16"] | None
+    crop_scale: tuple[Share, Share] | None
     mirror: bool
-    shift: int
+    shift: Annotated[int, 0, 1 << 10]
     rand_augment: RandAugment | None
-    erase: float
+    erase: Share
 
     def __post_init__(self) -> None:
-        for name, least, most in RANGES:
-            value = getattr(self, name)
-            whole = name in ("epochs", "batch_size", "shift")
-            if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-                raise ParNetError(f"{name} {value!r}: give a {'whole ' if whole else ''}number")
-            if not least <= value <= most:
-                raise ParNetError(f"{name} {value}: must be {least} to {most}")
-        if self.schedule not in SCHEDULES or self.amp not in AMP:
-            raise ParNetError(f"schedule {self.schedule!r}, amp {self.amp!r}: choose of {SCHEDULES} and {AMP}")
+        super().__post_init__()
         if self.schedule == "one-cycle" and self.warm_up == 1:
             raise ParNetError("warm_up 1: one-cycle needs steps in which the rate falls; give less than 1")
-        if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise ParNetError(f"crop_scale {self.crop_scale}: give two shares of a picture, the smaller first")
+        if self.ema == 1:
+            raise ParNetError("ema 1: the average would stay what it begins with; give less than 1, or 0 for none")
+        if self.least_lr > self.lr:
+            raise ParNetError(f"least_lr {self.least_lr}: above lr {self.lr}; the rate falls from lr to least_lr")
+        if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1]:
+            raise ParNetError(f"crop_scale {list(self.crop_scale)}: give two shares above 0, the smaller first")
 
     def with_changes(self, **changes: Any) -> Recipe:
         """Another recipe, with those of the changes that are not None."""
@@ -77,12 +77,6 @@ class Recipe:
     def text(self) -> str:
         """As JSON, for comparing."""
         return json.dumps(asdict(self))
-
-
-RANGES = (
-    ("epochs", 1, 1 << 20), ("batch_size", 2, 1 << 20), ("lr", 0, 1e6), ("least_lr", 0, 1e6), ("warm_up", 0, 1),
-    ("weight_decay", 0, 1e6), ("label_smoothing", 0, 1), ("ema", 0, 1), ("shift", 0, 1 << 10), ("erase", 0, 1),
-)  # fmt: skip
 
 
 def names() -> list[str]:
@@ -96,18 +90,10 @@ def load(name: str) -> Recipe:
     if not os.path.isfile(path):
         raise ParNetError(f"--recipe {name}: give a file, or one of {', '.join(names())}")
     try:
-        content = json.loads(path.read_text("utf-8"))
-        known = {field.name for field in fields(Recipe)}
-        if wrong := sorted(set(content) ^ known):
-            raise ParNetError(f"{wrong[0]!r} is {'missing' if wrong[0] in known else 'no part of a recipe'}")
-        augment, scale = content["rand_augment"], content["crop_scale"]
-        content["models"] = tuple(content["models"])
-        content["rand_augment"] = augment and RandAugment(float(augment["magnitude"]), float(augment["std"]))
-        content["crop_scale"] = scale and (float(scale[0]), float(scale[1]))
-        return Recipe(**content)
+        return held("a recipe", json.loads(path.read_text("utf-8")), Recipe)
     except ParNetError as error:
         raise ParNetError(f"{path}: {error}") from None
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ParNetError(f"{path}: cannot be read as a recipe ({error})") from None
 
 

@@ -6,14 +6,16 @@
     torchrun --nproc-per-node 3 launch/validate.py DIR --checkpoint FILE --resume answers.jsonl
     python launch/validate.py DIR --checkpoint FILE --dtype int8 --calibrate FOLDER --against fp32
 
-DIR is a folder per class (itself, or in val/, validation/ or test/), the four files of MNIST's layout, or CIFAR's
-batches, binary or in Python. Names of classes are compared with the checkpoint's; where both have names, they decide
-which class is which. Pictures are resized and cut as for infer; --ten-crop averages the logits of middle, corners and
-their mirror images, as the released evaluation does.
+DIR is a folder per class, itself or in val/ (valid/, validation/), test/ and train/; the four files of MNIST's layout;
+or CIFAR's batches, binary or in Python. --split says which part; val and test stand for each other where only one is
+there, as in the last two. Names of classes are compared with the checkpoint's; where both have names, they decide which
+class is which. Pictures are resized and cut as for infer; --ten-crop averages the logits of middle, corners and their
+mirror images, as the released evaluation does.
 
---resume FILE keeps an answer per picture, a line each, and goes on with a FILE that is there; one that was made with
-other settings is refused. --against runs everything a second time, in another precision or by the executor reference,
-and says which pictures got another answer; it keeps its answers in a file beside FILE.
+--resume FILE keeps an answer per picture, a line each, and goes on with a FILE that is there, trying again what could
+not be read; one that was made with other settings is refused. Another executor may go on with it: lines tell theirs.
+--against runs everything a second time, in another precision or by the executor reference, and says which pictures got
+another answer; it keeps its answers in a file beside FILE.
 
 Exit status: 0; 1 where a picture was skipped, or a rank was lost; 2 for wrong input; 130 and 143 after SIGINT and
 SIGTERM.
@@ -43,10 +45,10 @@ from parallel_parnet.program.program import picture_side
 from parallel_parnet.transport import join_ranks
 
 from ..calibration import QUANTISED, quantised
-from ..common import DTYPES, RANDOM, Parser, add_model_arguments, load_model, machine, plain_console, words
+from ..common import DTYPES, RANDOM, Parser, add_model_arguments, load_model, machine, named, plain_console, words
 from ..data.classes import match
 from ..data.finding import open_split
-from ..data.split import TEST, TRAIN, Split
+from ..data.split import TEST, TRAIN, VAL, Split
 from ..engine_arguments import add_engine_arguments, check_engine_arguments, place, precision, type_of, warm_up
 from ..infer.lines import AnswerLines, stamp
 from ..infer.many import Pictures, answer_into
@@ -54,7 +56,7 @@ from ..infer.tables import read_labels
 from ..ranks import Ranks
 from ..stopping import stop_on_signals
 from .report import check_result_files, show, write
-from .scores import compare, lines, score
+from .scores import compare, lines, makers, score
 
 REFERENCE = "reference"
 SAID = 10  # reasons of skipped pictures on the terminal
@@ -70,20 +72,30 @@ class Work(NamedTuple):
 
 
 def answer(kept: AnswerLines, engine: Engine, work: Work, console: Console) -> int:
-    """Append the answers that `kept` lacks: "label" and, best first, "top5", or a "reason"; returns how many."""
+    """Append the answers that `kept` lacks: "label", best first "top5", and what it was made "by", or a "reason";
+    returns how many."""
     truth = dict(zip(work.pictures.names, work.numbers[work.split.truth].tolist(), strict=True))
+    by = made_by(engine)
 
     def said(image: str, logits: Tensor) -> dict:
-        return {"label": truth[image], "top5": logits.topk(min(5, len(logits))).indices.tolist()}
+        return {"label": truth[image], "top5": logits.topk(min(5, len(logits))).indices.tolist(), "by": by}
 
     found = answer_into(kept, engine, work.pictures, said, console, f"{engine.executor}, {engine.arithmetic}")
     return found["pictures"] - found["already_there"]
 
 
+def made_by(engine: Engine) -> dict:
+    """What computes an answer, and may be another one when a run goes on."""
+    return {
+        "executor": engine.executor, "device": str(engine.device), "machine": machine(engine.device),
+        "arithmetic": words(engine.arithmetic), "isa": isa(engine.executor),
+    }  # fmt: skip
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__)
     parser.add_argument("data", type=Path, metavar="DIR", help="labelled pictures, in any of the layouts above")
-    parser.add_argument("--split", choices=[TEST, TRAIN], default=TEST, help="default: %(default)s")
+    parser.add_argument("--split", choices=[VAL, TEST, TRAIN], default=VAL, help="default: %(default)s")
     add_model_arguments(parser)
     parser.add_argument("--labels", type=Path, help="text file with a class name per line, as the network counts")
     add_engine_arguments(parser)
@@ -91,7 +103,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--ten-crop", action="store_true", help="average ten crops of each picture")
     precisions = [*DTYPES, *QUANTISED, REFERENCE]
     parser.add_argument("--against", choices=precisions, help="answer everything in this precision too, and compare")
-    parser.add_argument("--resume", type=Path, metavar="FILE", help="an answer per line; continues a FILE")
+    parser.add_argument("--resume", type=named, metavar="FILE", help="an answer per line; continues a FILE")
     parser.add_argument(
         "--results-file", type=Path, action="append", default=[], metavar="FILE", help=".json or .csv; may be repeated"
     )
@@ -113,6 +125,7 @@ def prepare(args: argparse.Namespace, program: Program, console: Console) -> tup
     numbers, words = match(split, names if args.labels else config.labels, config.num_classes)
     if numbers is None:
         raise ParNetError(f"{args.data}: {words}")
+    console.print(split.told(args.data))
     if words:
         console.print(words)
     preprocess = Preprocess.of(config, args.img_size)
@@ -133,7 +146,7 @@ def run(
             return {"status": engine.serve()}
         settings = stamp(
             program.digest, work.pictures.preprocess.size, str(engine.dtype), executor == REFERENCE, args.ten_crop,
-            work.numbers.tolist(), work.split.layout, args.split, str(args.data.resolve()),
+            work.numbers.tolist(), work.split.layout, work.split.part, str(args.data.resolve()),
             list(work.pictures.names), work.split.truth.tolist(),
         )  # fmt: skip
         with AnswerLines(file, settings) as kept:
@@ -145,9 +158,7 @@ def run(
         for line in engine.notes:
             print(f"note: {line}", file=sys.stderr)
         return {
-            "executor": engine.executor, "device": str(engine.device),
-            "dtype": precision(engine),
-            "arithmetic": words(engine.arithmetic), "isa": isa(engine.executor),
+            **made_by(engine), **makers(file), "dtype": precision(engine),
             "seconds": round(seconds, 2), "pictures_per_s": round(new / seconds, 1),
         }  # fmt: skip
 
@@ -169,11 +180,10 @@ def report(
     """Count, show and write; returns the exit status."""
     scores, preprocess = score(file), work.pictures.preprocess
     settings = {
-        "data": str(args.data), "layout": work.split.layout, "split": args.split, "checkpoint": weights,
+        "data": str(args.data), "layout": work.split.layout, "split": work.split.part, "checkpoint": weights,
         "program": program.digest, "parameters": program.parameters, "img_size": preprocess.size,
         "crop_pct": preprocess.crop, "ten_crop": args.ten_crop, "batch_size": args.batch_size,
-        "ranks": ranks.world, **ran, "machine": machine(torch.device(ran["device"])), "torch": torch.__version__,
-        "date": time.strftime("%Y-%m-%d"),
+        "ranks": ranks.world, **ran, "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
     result = {**scores, "settings": settings}
     if args.against:

@@ -30,10 +30,13 @@ def share(right: int, of: int) -> dict:
 
 
 def lines(path: Path) -> Iterator[dict]:
-    """Each picture's answer, in the order of the file."""
+    """Each picture's line in the order of the file, or in its place the second, for one that was tried again."""
+    rows: dict[str, dict] = {}
     with path.open("rb") as file:
         for line in file:
-            yield json.loads(line)
+            row = json.loads(line)
+            rows[row["image"]] = row
+    yield from rows.values()
 
 
 def score(path: Path) -> dict:
@@ -47,6 +50,16 @@ def score(path: Path) -> dict:
         top1 += row["top5"][0] == row["label"]
         top5 += row["label"] in row["top5"]
     return {"top1": share(top1, of), "top5": share(top5, of), "skipped": skipped}
+
+
+def makers(path: Path) -> dict:
+    """What made the answers of a file, as they say: of several all, in words."""
+    found: dict[str, list] = {}
+    for row in lines(path):
+        for key, value in row.get("by", {}).items():
+            known = found.setdefault(key, [])
+            known += [value] * (value not in known)
+    return {key: known[0] if len(known) == 1 else ", ".join(map(str, known)) for key, known in found.items()}
 
 
 def compare(path: Path, other: Path) -> dict:

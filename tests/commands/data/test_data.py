@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from conftest import ROOT
-from labelled import cifar_binary, cifar_python, idx, mnist
+from labelled import cifar_binary, cifar_python, colours, idx, mnist
 from parallel_parnet import ParNetError
 from parallel_parnet.commands.data import mnist as mnist_layout
 from parallel_parnet.commands.data.classes import match
 from parallel_parnet.commands.data.finding import open_split
-from parallel_parnet.commands.data.split import TEST, TRAIN, Split
+from parallel_parnet.commands.data.split import TEST, TRAIN, VAL, Split
 from parallel_parnet.commands.train.made_up import draw
 
 PICTURE = next((ROOT / "launch" / "demo" / "pictures").glob("*.png"))
@@ -64,8 +64,40 @@ def test_folders(tmp_path: Path) -> None:
     split = open_split(tmp_path, TEST)
     assert split.classes == ("disc", "square", "triangle") and split.name(1) == os.path.join("square", "000.png")
     assert open_split(tmp_path / "val", TEST).truth.tolist() == split.truth.tolist() == [0, 1, 2]
-    draw(tmp_path, {"test": 2})
-    assert len(open_split(tmp_path, TEST)) == 3, "val/ comes before test/"
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_the_part_that_was_asked_for(name: str, tmp_path: Path) -> None:
+    """Or what stands for it where it is missing; it says which it is."""
+    colours(tmp_path, {"train": 1, name: 2})
+    assert [open_split(tmp_path, part).part for part in (TRAIN, VAL, TEST)] == ["train", name, name]
+    colours(tmp_path, {"test": 3})
+    counts = [(split.part, len(split)) for split in (open_split(tmp_path, part) for part in (TRAIN, VAL, TEST))]
+    assert counts == [("train", 3), (name, 6), ("test", 9)]
+    assert open_split(tmp_path, VAL).told(tmp_path) == f"6 pictures of {tmp_path}, split {name}"
+    assert open_split(tmp_path / "test", TEST).told(tmp_path) == f"9 pictures of {tmp_path}"
+    shutil.rmtree(tmp_path / name)
+    assert open_split(tmp_path, VAL).part == "test"
+    shutil.copytree(tmp_path / "train" / "red", tmp_path / name)
+    with pytest.raises(ParNetError, match=f"{name}: has no folder per class; put the pictures of each class into one"):
+        open_split(tmp_path, VAL)
+
+
+def test_what_is_passed_over_is_counted_and_links_are_followed(tmp_path: Path) -> None:
+    """Links that go round in circles too, once."""
+    place = colours(tmp_path, {"val": 2}) / "val" / "red"
+    more, picture = tmp_path / "more", place / "000.png"
+    shutil.copytree(place, more)
+    for link, to in ((place / "linked", more), (more / "back", place), (more / "up", tmp_path / "val")):
+        link.symlink_to(to)
+    assert not open_split(tmp_path, VAL).left_out
+    for path in (place / "a.ppm", more / "b.JP2", tmp_path / "val" / "c.jfif", place / "README", place / ".hidden"):
+        shutil.copy(picture, path)
+    split = open_split(tmp_path, VAL)
+    red = [split.name(i) for i in range(len(split)) if split.truth[i] == split.classes.index("red")]
+    assert red == ["red/000.png", "red/001.png", "red/linked/000.png", "red/linked/001.png"]
+    assert split.left_out == "4 file(s) passed over (.jfif, .jp2, .ppm, no suffix)"
+    assert split.told(tmp_path).endswith(f"split val; {split.left_out}")
 
 
 def test_folders_in_folders_of_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +228,7 @@ def test_folders_that_cannot_be_right(tmp_path: Path) -> None:
     with pytest.raises(ParNetError, match="put the folders of classes into train/"):
         open_split(tmp_path, TRAIN)
     draw(tmp_path / "only", {"train": 1})
-    with pytest.raises(ParNetError, match="no val/ beside train/"):
+    with pytest.raises(ParNetError, match="no test/ or val/ or valid/ or validation/ beside train/"):
         open_split(tmp_path / "only", TEST)
     draw(tmp_path / "only", {"val": 1})
     mnist(tmp_path / "half", 1, 1)
@@ -206,7 +238,7 @@ def test_folders_that_cannot_be_right(tmp_path: Path) -> None:
 
 
 def named(*classes: str, ordered: bool = False, layout: str = "folders") -> Split:
-    return Split(layout, np.arange(max(1, len(classes))), classes, ordered, str, lambda i: None)  # type: ignore[arg-type,return-value]
+    return Split(layout, "", np.arange(max(1, len(classes))), classes, ordered, str, lambda i: None)  # type: ignore[arg-type,return-value]
 
 
 def test_which_class_is_which() -> None:

@@ -184,6 +184,7 @@ def test_a_run_resumes(tmp_path: Path) -> None:
 
 
 STORED = ROOT / "results" / "latency-vs-depth-2-core-x86-64-avx512-float32.json"
+PAGE = ROOT / "docs" / "latency-vs-depth.md"
 HEADER = {"machine": "a", "date": "2026-01-01", "cpu": "fast", "isa": "avx2", "sources_digest": "1", "commit": "c"}
 ROW = {"group": "g", "executor": "eager"}
 
@@ -226,6 +227,25 @@ def test_a_file_of_before_makes_its_page_and_no_more(
     monkeypatch.setattr(sys, "argv", [*words, "inductor"])
     with pytest.raises(ParNetError, match=r"not continued: its .* here; move it away to measure anew"):
         command.main()
+
+
+def test_a_page_says_how_to_make_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere too, with other defaults, and where its results are there already; and what it lacks."""
+    stored = json.loads(STORED.read_text())
+    header = stored["header"] | {"dtype": "bfloat16", "quick": True, "threads": 3}
+    rows = [row for row in stored["rows"] if row["executor"] != "openvino" and row["group"] != "published"]
+    write_page(tmp_path / "page.md", rows, header, {})
+    page = (tmp_path / "page.md").read_text()
+    folder, line = page.split("```\n")[1].splitlines()
+    threads, _, script, *words = line.split()
+    assert (folder, threads, script) == ("mkdir again", "OMP_NUM_THREADS=3", "launch/latency_vs_depth.py")
+    monkeypatch.setattr(sys, "argv", [script, *words])
+    args = command.parse_arguments()
+    assert (args.device, args.dtype, args.quick, args.out) == ("cpu", "bfloat16", True, Path("again"))
+    assert args.executors == ["eager", "native"] and "Not measured yet with native: published." in page
+    write_page(tmp_path / "page.md", stored["rows"], stored["header"], {})
+    command_of = [text.split("```\n")[1] for text in ((tmp_path / "page.md").read_text(), PAGE.read_text())]
+    assert command_of[0] == command_of[1]
 
 
 def test_every_executor_can_be_drawn(tmp_path: Path) -> None:

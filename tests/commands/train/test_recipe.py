@@ -36,13 +36,34 @@ def test_recipes() -> None:
 
 
 def test_recipes_that_say_something_else(tmp_path: Path) -> None:
-    path, good = tmp_path / "r.json", json.loads((recipes.RECIPES / "cifar.json").read_text())
+    """One line for each that says what is wrong, and what would be right."""
+    path, good = tmp_path / "r.json", json.loads((recipes.RECIPES / "imagenet.json").read_text())
+    augment, nan = {"magnitude": 9, "std": 0.5}, float("nan")
     for change, says in (
-        ({"epochs": 1.5}, "give a whole number"), ({"lr": "fast"}, "give a number"), ({"x": 1}, "no part of a recipe"),
-        ({"schedule": "step"}, "schedule 'step'"), ({"crop_scale": [0.5]}, "cannot be read"), ({"ema": 2}, "0 to 1"),
+        ({"epochs": 1.5}, "epochs 1.5: give a whole number"), ({"epochs": True}, "epochs True: give a whole number"),
+        ({"lr": "fast"}, "lr 'fast': give a number"), ({"lr": 1e-6}, "least_lr 1e-05: above lr 1e-06"),
+        ({"x": 1}, "'x' is no part of a recipe"), ({"schedule": "step"}, "'step': give one of 'cosine', 'one-cycle'"),
+        ({"amp": "half"}, "amp 'half': give one of 'bfloat16', 'float16'"),
+        ({"ema": 2}, "ema 2: must be 0 to 1"), ({"ema": 1}, "ema 1: the average would stay"),
+        ({"mirror": "false"}, "mirror 'false': give true or false"), ({"mirror": None}, "mirror None: give true"),
+        ({"decay_vectors": "no"}, "decay_vectors 'no': give true or false"),
+        ({"source": 1}, "source 1: give a text"), ({"models": "parnet_s"}, "models 'parnet_s': give a list of a text"),
+        ({"models": [1]}, "models 1: give a text"), ({"crop_scale": [0.5]}, "give a list of 2, each a number"),
+        ({"crop_scale": [0.1, 0.5, 1]}, "give a list of 2, each a number"), ({"crop_scale": [0.5, 2]}, "must be 0 to"),
+        ({"crop_scale": [1, 0.5]}, "the smaller first"), ({"crop_scale": "ab"}, "crop_scale 'ab': give a list of 2"),
+        *(({"rand_augment": value}, "give an object of magnitude, std") for value in (False, [], [9, 0.5], "m9")),
+        ({"rand_augment": {}}, "'magnitude' is missing in rand_augment"),
+        ({"rand_augment": augment | {"layers": 2}}, "'layers' is no part of rand_augment"),
+        *(({"rand_augment": augment | {"magnitude": value}}, "must be 0 to 10") for value in (-5, 30, nan)),
+        ({"rand_augment": augment | {"std": True}}, "std True: give a number"),
     ):  # fmt: skip
         path.write_text(json.dumps(good | change))
-        with pytest.raises(ParNetError, match=says):
+        with pytest.raises(ParNetError, match=says) as error:
+            recipes.load(str(path))
+        assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+    for content in ("[]", "{", "[" * 100_000):
+        path.write_text(content)
+        with pytest.raises(ParNetError, match=r"give an object of source, models|cannot be read as a recipe"):
             recipes.load(str(path))
 
 

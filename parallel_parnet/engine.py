@@ -31,7 +31,7 @@ from .program.placement import Placement
 from .program.program import Program, check_input
 from .proof import prove, prove_on_all_ranks
 from .saved import Saved
-from .settings import with_own_settings
+from .settings import apart, is_wrapped, with_own_settings
 from .transport import TRANSPORTS, agree, health
 
 BRIEFLY = 0.05  # seconds of measuring where a first call waits for it
@@ -335,6 +335,7 @@ class Engine:
             executor = self._executors[raw] = self._make_executor(raw)
         return executor
 
+    @apart
     def _make_executor(self, raw: bool) -> Executor:
         devices = [self.lane_device(lane) for lane in range(self.placement.lanes)]
         return make_executor(self.executor, self.program, self.placement, devices, self.dtype, self.threads, raw)
@@ -392,4 +393,4 @@ class Engine:
 
 
 def _kind_of(x: Tensor) -> tuple[object, ...]:
-    return x.shape, x.dtype, x.layout, x.is_meta
+    return x.shape, x.dtype, x.layout, x.is_meta, is_wrapped(x)

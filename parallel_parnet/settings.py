@@ -11,6 +11,10 @@ from threading import Lock, get_ident
 from typing import ParamSpec, TypeVar
 
 import torch
+from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch._ops import _len_torch_dispatch_stack_pre_dispatch
+from torch.utils._python_dispatch import _disable_current_modes
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -64,9 +68,9 @@ def quiet() -> Iterator[None]:
 
 
 def with_own_settings(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """The function without its caller's autocast, default device and inference mode: none of them may round weights,
-    move buffers, or decide what can be done with an answer. torch.compile leaves it alone: it would trace all that
-    prepares a call, for a minute.
+    """The function without its caller's autocast, default device, inference mode and torch.func: none of them may round
+    weights, move or wrap buffers, or decide what can be done with an answer. torch.compile leaves it alone: it would
+    trace all that prepares a call, for a minute.
 
     The default type belongs to the whole process and not to a thread, so that it cannot be kept out: whatever
     allocates says its type and device. tests/test_settings.py looks after both.
@@ -79,7 +83,8 @@ def with_own_settings(function: Callable[Arguments, Result]) -> Callable[Argumen
         rounds = [kind for kind in AUTOCAST if torch.is_autocast_enabled(kind)]
         # a default device is such a mode; without one nothing is allocated to ask
         moves = torch._C._len_torch_function_stack() and torch.empty(0, dtype=torch.uint8).device.type != "cpu"
-        if not (rounds or moves or torch.is_inference_mode_enabled()):
+        wrapped = torch._C._functorch.peek_interpreter_stack() is not None
+        if not (rounds or moves or wrapped or torch.is_inference_mode_enabled()):
             return function(*args, **kwargs)
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
@@ -88,6 +93,32 @@ def with_own_settings(function: Callable[Arguments, Result]) -> Callable[Argumen
                 stack.enter_context(torch.autocast(kind, enabled=False))
             if moves:
                 stack.enter_context(torch.device("cpu"))
+            if wrapped:
+                stack.enter_context(temporarily_clear_interpreter_stack())
             return function(*args, **kwargs)
 
     return inner
+
+
+def apart(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """The function outside all that watches, records or fakes torch's operations: what it makes is kept beyond them, so
+    it must hold numbers."""
+
+    @wraps(function)
+    def inner(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        if not is_watched():
+            return function(*args, **kwargs)
+        with _disable_current_modes():
+            return function(*args, **kwargs)
+
+    return inner
+
+
+def is_watched() -> bool:
+    """Whether something watches, records or fakes torch's operations."""
+    return bool(torch._C._len_torch_dispatch_stack() or _len_torch_dispatch_stack_pre_dispatch())
+
+
+def is_wrapped(x: Tensor) -> bool:
+    """Whether a transform of torch.func, such as vmap or grad, is to see what is done with it."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(x)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Iterable
 from functools import partial
 from pathlib import Path
-from threading import Lock
 from typing import NoReturn
 
 import torch
@@ -33,6 +31,7 @@ from .proof import prove, prove_on_all_ranks
 from .saved import Saved
 from .settings import apart, is_wrapped, with_own_settings
 from .transport import TRANSPORTS, agree, health
+from .turns import Turns
 
 BRIEFLY = 0.05  # seconds of measuring where a first call waits for it
 MOST_THREADS = 1024  # that the CPU kernels have room for
@@ -55,8 +54,9 @@ class Engine:
         inductor and reference, one in fp8 by eager, reference, and triton and cuda_graph; "auto" takes native or eager.
     threads: of each lane, for native and OpenVINO; without it, lanes share torch's number of threads.
 
-    Calls from several threads take turns: there is one set of buffers. Work on a GPU goes to the caller's current CUDA
-    stream; a call from another CUDA stream waits there for the call before it.
+    Calls from several threads take turns: there is one set of buffers. A call within a call of the same thread, as by a
+    signal handler, is refused. Work on a GPU goes to the caller's current CUDA stream; a call from another CUDA stream
+    waits there for the call before it.
 
     transport: how features travel between ranks, one of `TRANSPORTS`.
 
@@ -107,7 +107,7 @@ class Engine:
         self.placement = placement or default_placement(program, self.executor, ranks)
         self.placement.check(program)
         self.lane = 0
-        self._lock, self._ranges, self._process = Lock(), Ranges.of(program), os.getpid()
+        self._turn, self._ranges = Turns(), Ranges.of(program)
         self._checked: tuple[object, ...] | None = None  # kind of input
         self._executors: dict[bool, Executor] = {}  # for normalised and for raw pictures, made when first needed
         self._distributed: DistributedExecutor | None = None
@@ -302,15 +302,6 @@ class Engine:
         with self._turn():
             return self._ready(x_nchw).profile(x_nchw)
 
-    def _turn(self) -> Lock:
-        """What a call holds while it runs. ParNetError in a fork, where it may be held for ever, and threads lack."""
-        if os.getpid() != self._process:
-            raise ParNetError(
-                "this engine was made before a fork, which takes no threads along: make it in the child process, or "
-                "start that by spawn"
-            )
-        return self._lock
-
     def _taken_in(self, x_nchw: Tensor) -> Tensor:
         """A picture once it is checked, and the current CUDA stream waits for the one of the last call."""
         if not isinstance(x_nchw, Tensor) or _kind_of(x_nchw) != self._checked or x_nchw.is_neg():
@@ -375,7 +366,7 @@ class Engine:
     @with_own_settings
     def close(self, status: int = 0) -> None:
         """End the other ranks' `serve` with this status. Does nothing on them, in one process, or in a fork."""
-        if self._distributed is not None and self.is_coordinator and os.getpid() == self._process:
+        if self._distributed is not None and self.is_coordinator and not self._turn.is_forked:
             self._distributed.close(status)
 
     def __reduce__(self) -> NoReturn:

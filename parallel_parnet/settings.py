@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import wraps
-from threading import Lock, get_ident
+from threading import RLock, get_ident
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -31,8 +31,9 @@ class Together:
     """
 
     def __init__(self, change: Callable[[], AbstractContextManager[object]]) -> None:
-        self._change, self._lock = change, Lock()
+        self._change, self._lock = change, RLock()  # a signal handler may come in while its thread does
         self._inside: list[int] = []  # threads
+        self._made: list[AbstractContextManager[object]] = []
         os.register_at_fork(
             before=self._lock.acquire, after_in_parent=self._lock.release, after_in_child=self._in_child
         )  # fmt: skip
@@ -40,21 +41,22 @@ class Together:
     def __enter__(self) -> None:
         with self._lock:
             if not self._inside:
-                self._made = self._change()
-                self._made.__enter__()
+                made = self._change()
+                made.__enter__()
+                self._made.append(made)
             self._inside.append(get_ident())
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
             self._inside.remove(get_ident())
             if not self._inside:
-                self._made.__exit__(None, None, None)
+                self._made.pop().__exit__(None, None, None)
 
     def _in_child(self) -> None:
         """Of the threads only the one that forked is there, which may be inside itself."""
         before, self._inside = self._inside, [thread for thread in self._inside if thread == get_ident()]
         if before and not self._inside:
-            self._made.__exit__(None, None, None)
+            self._made.pop().__exit__(None, None, None)
         self._lock.release()
 
 

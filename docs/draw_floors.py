@@ -50,7 +50,7 @@ FLOORS = (
         f"{P}.kernels",
     )),
     Floor("files, errors, settings, forking, parity", "what all may need", "#e4e4e4", (
-        f"{P}.files", f"{P}.errors", f"{P}.settings", f"{P}.forking", f"{P}.parity",
+        f"{P}.files", f"{P}.errors", f"{P}.settings", f"{P}.forking", f"{P}.parity", f"{P}.cores",
     )),
 )  # fmt: skip
 

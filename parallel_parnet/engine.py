@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .choice import ENOUGH, Choice, default_placement, on_gpus, on_one_lane, timed
+from .cores import usual_threads
 from .errors import ParNetError
 from .executors.answers import Answer, check_out, each, logits_of
 from .executors.available import METHODS, choose, find_device, for_cpu, notes, warn
@@ -52,7 +53,7 @@ class Engine:
         a CUDA graph, "cuda_streams" torch's operations on the lanes of one GPU, captured as well; on a CPU Triton's
         interpreter runs all three, slowly, where TRITON_INTERPRET is 1. A program in int8 is run by native, eager,
         inductor and reference, one in fp8 by eager, reference, and triton and cuda_graph; "auto" takes native or eager.
-    threads: of each lane, for native and OpenVINO; without it, lanes share torch's number of threads.
+    threads: of each lane, for native and OpenVINO; without it torch's number, or that of its cores, where it has fewer.
 
     Calls from several threads take turns: there is one set of buffers. A call within a call of the same thread, as by a
     signal handler, is refused. Work on a GPU goes to the caller's current CUDA stream; a call from another CUDA stream
@@ -151,7 +152,7 @@ class Engine:
                 cls, program, placement=saved.placement if saved.given else None, device=device, dtype=saved.dtype,
                 executor=saved.executor,
             )  # fmt: skip
-            lacks = saved.cores and (saved.cores != torch.get_num_threads() or lacking(METHODS[saved.chosen].backend))
+            lacks = saved.cores and (saved.cores != usual_threads() or lacking(METHODS[saved.chosen].backend))
             engine = make() if lacks else make(placement=saved.placement, threads=saved.threads)
             engine._given = saved.given
             if lacks or (saved.cores is None and saved.gpu is None):
@@ -259,7 +260,7 @@ class Engine:
             executors.remove("openvino")
             self.notes = [*self.notes, f"left out: {reason}"]
             warn(self.notes[-1])
-        cores = torch.get_num_threads()
+        cores = usual_threads()
         tried = timed(on_one_lane(self.program, cores, executors), self._made, x_nchw)
         with self._turn():
             self._take(*tried[0][1:])

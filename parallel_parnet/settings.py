@@ -20,6 +20,8 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 AUTOCAST = ("cpu", "cuda")
+# whether a transform of torch.func, such as vmap or grad, is to see what is done with a tensor
+is_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor
 
 
 class Together:
@@ -119,8 +121,3 @@ def apart(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
 def is_watched() -> bool:
     """Whether something watches, records or fakes torch's operations."""
     return bool(torch._C._len_torch_dispatch_stack() or _len_torch_dispatch_stack_pre_dispatch())
-
-
-def is_wrapped(x: Tensor) -> bool:
-    """Whether a transform of torch.func, such as vmap or grad, is to see what is done with it."""
-    return torch._C._functorch.is_functorch_wrapped_tensor(x)

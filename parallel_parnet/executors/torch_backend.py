@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..cores import usual_threads
 from ..profiling.spans import NOTHING, Spans
 from ..program.placement import Segment
 from ..program.program import Program
@@ -108,9 +109,9 @@ def compile_module(
 ) -> Compiled:
     """A function from the module's inputs to its outputs. `reads` shows shapes and memory formats to specialise for.
 
-    threads: of native and OpenVINO, torch's number where not given.
+    threads: of native and OpenVINO, `usual_threads` where not given.
     """
-    threads = threads or torch.get_num_threads()
+    threads = threads or usual_threads()
     if backend == "native":
         shapes = [t.shape for t in reads]
         return NativePlan(module, shapes, threads, arithmetic(backend, dtype))

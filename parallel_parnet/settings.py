@@ -13,15 +13,18 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
-from torch._ops import _len_torch_dispatch_stack_pre_dispatch
 from torch.utils._python_dispatch import _disable_current_modes
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 AUTOCAST = ("cpu", "cuda")
-# whether a transform of torch.func, such as vmap or grad, is to see what is done with a tensor
+# looked up once, since every call asks: whether a transform of torch.func, such as vmap or grad, is to see what is done
+# with a tensor; which one the caller is in; and what watches, records or fakes operations, in their dispatch or before
 is_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor
+innermost_transform: Callable[[], object] = torch._C._functorch.peek_interpreter_stack
+watchers: Callable[[], int] = torch._C._len_torch_dispatch_stack
+is_included, BEFORE = torch._C._dispatch_tls_is_dispatch_key_included, torch._C.DispatchKey.PreDispatch
 
 
 class Together:
@@ -87,7 +90,7 @@ def with_own_settings(function: Callable[Arguments, Result]) -> Callable[Argumen
         rounds = [kind for kind in AUTOCAST if torch.is_autocast_enabled(kind)]
         # a default device is such a mode; without one nothing is allocated to ask
         moves = torch._C._len_torch_function_stack() and torch.empty(0, dtype=torch.uint8).device.type != "cpu"
-        wrapped = torch._C._functorch.peek_interpreter_stack() is not None
+        wrapped = innermost_transform() is not None
         if not (rounds or moves or wrapped or torch.is_inference_mode_enabled()):
             return function(*args, **kwargs)
         with ExitStack() as stack:
@@ -120,4 +123,4 @@ def apart(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
 
 def is_watched() -> bool:
     """Whether something watches, records or fakes torch's operations."""
-    return bool(torch._C._len_torch_dispatch_stack() or _len_torch_dispatch_stack_pre_dispatch())
+    return watchers() > 0 or is_included(BEFORE)

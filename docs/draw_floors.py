@@ -35,7 +35,7 @@ FLOORS = (
     Floor("the package", "the public names", "#e4e4e4", (P,)),
     Floor("int8/", "integers for a program's numbers, found from pictures", "#cbe8c2", (f"{P}.int8",)),
     Floor("engine, choice, saved", "which executor, on what lanes, kept in a file", "#f9ddb1", (
-        f"{P}.engine", f"{P}.choice", f"{P}.proof", f"{P}.saved", f"{P}.gpu",
+        f"{P}.engine", f"{P}.choice", f"{P}.proof", f"{P}.saved", f"{P}.turns", f"{P}.gpu",
     )),
     Floor("executors/", "how a program runs, on one device or many", "#bcdcf5", (f"{P}.executors",)),
     Floor("profiling/, transport/", "where time goes; how features travel between ranks", "#cbe8c2", (
@@ -50,7 +50,7 @@ FLOORS = (
         f"{P}.kernels",
     )),
     Floor("files, errors, settings, forking, parity", "what all may need", "#e4e4e4", (
-        f"{P}.files", f"{P}.errors", f"{P}.settings", f"{P}.forking", f"{P}.parity",
+        f"{P}.files", f"{P}.errors", f"{P}.settings", f"{P}.forking", f"{P}.parity", f"{P}.cores",
     )),
 )  # fmt: skip
 

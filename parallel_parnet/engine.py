@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Iterable
 from functools import partial
 from pathlib import Path
-from threading import Lock
 from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from .choice import ENOUGH, Choice, default_placement, on_gpus, on_one_lane, timed
+from .cores import usual_threads
 from .errors import ParNetError
 from .executors.answers import Answer, check_out, each, logits_of
 from .executors.available import METHODS, choose, find_device, for_cpu, notes, warn
@@ -31,8 +30,9 @@ from .program.placement import Placement
 from .program.program import Program, check_input
 from .proof import prove, prove_on_all_ranks
 from .saved import Saved
-from .settings import with_own_settings
+from .settings import apart, is_wrapped, with_own_settings
 from .transport import TRANSPORTS, agree, health
+from .turns import Turns
 
 BRIEFLY = 0.05  # seconds of measuring where a first call waits for it
 MOST_THREADS = 1024  # that the CPU kernels have room for
@@ -53,10 +53,11 @@ class Engine:
         a CUDA graph, "cuda_streams" torch's operations on the lanes of one GPU, captured as well; on a CPU Triton's
         interpreter runs all three, slowly, where TRITON_INTERPRET is 1. A program in int8 is run by native, eager,
         inductor and reference, one in fp8 by eager, reference, and triton and cuda_graph; "auto" takes native or eager.
-    threads: of each lane, for native and OpenVINO; without it, lanes share torch's number of threads.
+    threads: of each lane, for native and OpenVINO; without it torch's number, or that of its cores, where it has fewer.
 
-    Calls from several threads take turns: there is one set of buffers. Work on a GPU goes to the caller's current CUDA
-    stream; a call from another CUDA stream waits there for the call before it.
+    Calls from several threads take turns: there is one set of buffers. A call within a call of the same thread, as by a
+    signal handler, is refused. Work on a GPU goes to the caller's current CUDA stream; a call from another CUDA stream
+    waits there for the call before it.
 
     transport: how features travel between ranks, one of `TRANSPORTS`.
 
@@ -107,7 +108,7 @@ class Engine:
         self.placement = placement or default_placement(program, self.executor, ranks)
         self.placement.check(program)
         self.lane = 0
-        self._lock, self._ranges, self._process = Lock(), Ranges.of(program), os.getpid()
+        self._turn, self._ranges = Turns(), Ranges.of(program)
         self._checked: tuple[object, ...] | None = None  # kind of input
         self._executors: dict[bool, Executor] = {}  # for normalised and for raw pictures, made when first needed
         self._distributed: DistributedExecutor | None = None
@@ -151,7 +152,7 @@ class Engine:
                 cls, program, placement=saved.placement if saved.given else None, device=device, dtype=saved.dtype,
                 executor=saved.executor,
             )  # fmt: skip
-            lacks = saved.cores and (saved.cores != torch.get_num_threads() or lacking(METHODS[saved.chosen].backend))
+            lacks = saved.cores and (saved.cores != usual_threads() or lacking(METHODS[saved.chosen].backend))
             engine = make() if lacks else make(placement=saved.placement, threads=saved.threads)
             engine._given = saved.given
             if lacks or (saved.cores is None and saved.gpu is None):
@@ -259,7 +260,7 @@ class Engine:
             executors.remove("openvino")
             self.notes = [*self.notes, f"left out: {reason}"]
             warn(self.notes[-1])
-        cores = torch.get_num_threads()
+        cores = usual_threads()
         tried = timed(on_one_lane(self.program, cores, executors), self._made, x_nchw)
         with self._turn():
             self._take(*tried[0][1:])
@@ -302,15 +303,6 @@ class Engine:
         with self._turn():
             return self._ready(x_nchw).profile(x_nchw)
 
-    def _turn(self) -> Lock:
-        """What a call holds while it runs. ParNetError in a fork, where it may be held for ever, and threads lack."""
-        if os.getpid() != self._process:
-            raise ParNetError(
-                "this engine was made before a fork, which takes no threads along: make it in the child process, or "
-                "start that by spawn"
-            )
-        return self._lock
-
     def _taken_in(self, x_nchw: Tensor) -> Tensor:
         """A picture once it is checked, and the current CUDA stream waits for the one of the last call."""
         if not isinstance(x_nchw, Tensor) or _kind_of(x_nchw) != self._checked or x_nchw.is_neg():
@@ -335,6 +327,7 @@ class Engine:
             executor = self._executors[raw] = self._make_executor(raw)
         return executor
 
+    @apart
     def _make_executor(self, raw: bool) -> Executor:
         devices = [self.lane_device(lane) for lane in range(self.placement.lanes)]
         return make_executor(self.executor, self.program, self.placement, devices, self.dtype, self.threads, raw)
@@ -374,7 +367,7 @@ class Engine:
     @with_own_settings
     def close(self, status: int = 0) -> None:
         """End the other ranks' `serve` with this status. Does nothing on them, in one process, or in a fork."""
-        if self._distributed is not None and self.is_coordinator and os.getpid() == self._process:
+        if self._distributed is not None and self.is_coordinator and not self._turn.is_forked:
             self._distributed.close(status)
 
     def __reduce__(self) -> NoReturn:
@@ -392,4 +385,4 @@ class Engine:
 
 
 def _kind_of(x: Tensor) -> tuple[object, ...]:
-    return x.shape, x.dtype, x.layout, x.is_meta
+    return x.shape, x.dtype, x.layout, x.is_meta, is_wrapped(x)

@@ -7,15 +7,24 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import wraps
-from threading import Lock, get_ident
+from threading import RLock, get_ident
 from typing import ParamSpec, TypeVar
 
 import torch
+from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.utils._python_dispatch import _disable_current_modes
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 AUTOCAST = ("cpu", "cuda")
+# looked up once, since every call asks: whether a transform of torch.func, such as vmap or grad, is to see what is done
+# with a tensor; which one the caller is in; and what watches, records or fakes operations, in their dispatch or before
+is_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor
+innermost_transform: Callable[[], object] = torch._C._functorch.peek_interpreter_stack
+watchers: Callable[[], int] = torch._C._len_torch_dispatch_stack
+is_included, BEFORE = torch._C._dispatch_tls_is_dispatch_key_included, torch._C.DispatchKey.PreDispatch
 
 
 class Together:
@@ -27,8 +36,9 @@ class Together:
     """
 
     def __init__(self, change: Callable[[], AbstractContextManager[object]]) -> None:
-        self._change, self._lock = change, Lock()
+        self._change, self._lock = change, RLock()  # a signal handler may come in while its thread does
         self._inside: list[int] = []  # threads
+        self._made: list[AbstractContextManager[object]] = []
         os.register_at_fork(
             before=self._lock.acquire, after_in_parent=self._lock.release, after_in_child=self._in_child
         )  # fmt: skip
@@ -36,21 +46,22 @@ class Together:
     def __enter__(self) -> None:
         with self._lock:
             if not self._inside:
-                self._made = self._change()
-                self._made.__enter__()
+                made = self._change()
+                made.__enter__()
+                self._made.append(made)
             self._inside.append(get_ident())
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
             self._inside.remove(get_ident())
             if not self._inside:
-                self._made.__exit__(None, None, None)
+                self._made.pop().__exit__(None, None, None)
 
     def _in_child(self) -> None:
         """Of the threads only the one that forked is there, which may be inside itself."""
         before, self._inside = self._inside, [thread for thread in self._inside if thread == get_ident()]
         if before and not self._inside:
-            self._made.__exit__(None, None, None)
+            self._made.pop().__exit__(None, None, None)
         self._lock.release()
 
 
@@ -64,9 +75,9 @@ def quiet() -> Iterator[None]:
 
 
 def with_own_settings(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """The function without its caller's autocast, default device and inference mode: none of them may round weights,
-    move buffers, or decide what can be done with an answer. torch.compile leaves it alone: it would trace all that
-    prepares a call, for a minute.
+    """The function without its caller's autocast, default device, inference mode and torch.func: none of them may round
+    weights, move or wrap buffers, or decide what can be done with an answer. torch.compile leaves it alone: it would
+    trace all that prepares a call, for a minute.
 
     The default type belongs to the whole process and not to a thread, so that it cannot be kept out: whatever
     allocates says its type and device. tests/test_settings.py looks after both.
@@ -79,7 +90,8 @@ def with_own_settings(function: Callable[Arguments, Result]) -> Callable[Argumen
         rounds = [kind for kind in AUTOCAST if torch.is_autocast_enabled(kind)]
         # a default device is such a mode; without one nothing is allocated to ask
         moves = torch._C._len_torch_function_stack() and torch.empty(0, dtype=torch.uint8).device.type != "cpu"
-        if not (rounds or moves or torch.is_inference_mode_enabled()):
+        wrapped = innermost_transform() is not None
+        if not (rounds or moves or wrapped or torch.is_inference_mode_enabled()):
             return function(*args, **kwargs)
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
@@ -88,6 +100,27 @@ def with_own_settings(function: Callable[Arguments, Result]) -> Callable[Argumen
                 stack.enter_context(torch.autocast(kind, enabled=False))
             if moves:
                 stack.enter_context(torch.device("cpu"))
+            if wrapped:
+                stack.enter_context(temporarily_clear_interpreter_stack())
             return function(*args, **kwargs)
 
     return inner
+
+
+def apart(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """The function outside all that watches, records or fakes torch's operations: what it makes is kept beyond them, so
+    it must hold numbers."""
+
+    @wraps(function)
+    def inner(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        if not is_watched():
+            return function(*args, **kwargs)
+        with _disable_current_modes():
+            return function(*args, **kwargs)
+
+    return inner
+
+
+def is_watched() -> bool:
+    """Whether something watches, records or fakes torch's operations."""
+    return watchers() > 0 or is_included(BEFORE)

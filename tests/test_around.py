@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
 
 from parallel_parnet import Engine, ParNetBlock, ParNetError, fold
 from small import OPTIONAL, SMALL, lively, relative
@@ -42,29 +44,93 @@ def test_torch_compile_leaves_an_engine_alone(executor: str) -> None:
 @pytest.mark.parametrize("executor", OPTIONAL)
 def test_recorders_are_refused_where_there_is_nothing_to_record(executor: str) -> None:
     engine = engine_of(executor)
-    for record in (make_fx(engine), lambda x: torch.jit.trace(lambda y: engine(y), x, check_trace=False)):
+    for record in (
+        make_fx(engine),
+        make_fx(engine, pre_dispatch=True),
+        lambda x: torch.jit.trace(lambda y: engine(y), x, check_trace=False),
+    ):
         with pytest.raises(ParNetError, match="no operations of torch to record: choose eager"):
             record(X)
 
 
-def test_eager_can_be_recorded() -> None:
-    engine = engine_of("eager")
-    torch.testing.assert_close(make_fx(engine)(X)(OTHER), engine(OTHER))
+class Around(torch.nn.Module):
+    """A module with an engine inside, which alone torch.export takes."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__()
+        self.engine = engine
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer = self.engine(x)
+        assert isinstance(answer, Tensor)
+        return answer
 
 
 @pytest.mark.parametrize("called_before", [False, True])
-@pytest.mark.parametrize("executor", OPTIONAL)
+def test_eager_can_be_recorded(called_before: bool) -> None:
+    """And answers as before, though all that it has was made while torch recorded."""
+    for record in (make_fx, lambda engine: torch.export.export(Around(engine), (X,)).module()):
+        engine = engine_of("eager") if called_before else Engine(PROGRAM, device="cpu", executor="eager")
+        recorded = record(engine)
+        if record is make_fx:
+            recorded = recorded(X)
+        torch.testing.assert_close(recorded(OTHER), engine_of("eager")(OTHER))
+        torch.testing.assert_close(engine(OTHER), engine_of("eager")(OTHER))
+
+
+@pytest.mark.parametrize(
+    "executor", ["reference", "eager", *OPTIONAL, pytest.param("inductor", marks=pytest.mark.long)]
+)
+def test_an_engine_is_not_made_of_what_watches_it(executor: str) -> None:
+    """Of fake or wrapped tensors, whose address is 0: later calls would crash, or give fake answers."""
+    scale, expected = torch.ones(1), engine_of("reference")(X)
+
+    def counted(engine: Engine) -> None:
+        with FlopCounterMode(display=False):
+            assert relative(engine(X), expected) < 1e-5
+
+    def faked(engine: Engine) -> None:
+        with FakeTensorMode(allow_non_fake_inputs=True), suppress(ParNetError):
+            engine(X)
+
+    for call in (
+        counted,
+        faked,
+        lambda engine: torch.func.functionalize(lambda s: engine(X) * s)(scale),
+        lambda engine: torch.func.grad(lambda s: (engine(X) * s).sum())(scale),
+        lambda engine: torch.vmap(lambda s: engine(X) * s)(scale),
+    ):
+        for engine in (Engine(PROGRAM, device="cpu", executor=executor), engine_of(executor)):
+            call(engine)
+            assert type(engine(X)) is Tensor and relative(engine(X), expected) < 1e-5
+
+
+@pytest.mark.parametrize("called_before", [False, True])
+@pytest.mark.parametrize("executor", [*OPTIONAL, pytest.param("inductor", marks=pytest.mark.long)])
 def test_tensors_without_memory_are_refused(executor: str, called_before: bool) -> None:
     """OpenVINO would answer with whatever its own memory holds."""
     engine = engine_of(executor) if called_before else Engine(PROGRAM, device="cpu", executor=executor)
+    with pytest.raises(ParNetError, match="without memory, as fake ones are: give pictures with numbers"):
+        engine(FakeTensorMode().from_tensor(X))
+    assert relative(engine(X), engine_of("eager")(X)) < 1e-5
+
+
+@pytest.mark.parametrize("called_before", [False, True])
+@pytest.mark.parametrize("executor", ["reference", "eager", *OPTIONAL])
+def test_what_torch_func_wraps_is_refused(executor: str, called_before: bool) -> None:
+    """Its derivatives would be zeros."""
+    engine = engine_of(executor) if called_before else Engine(PROGRAM, device="cpu", executor=executor)
     for call in (
-        lambda: engine(FakeTensorMode().from_tensor(X)),
         lambda: torch.func.functionalize(engine)(X),
         lambda: torch.func.grad(lambda x: engine(x).sum())(X),
+        lambda: torch.func.jvp(engine, (X,), (X,)),
         lambda: torch.vmap(engine)(X[None]),
     ):
-        with pytest.raises(ParNetError, match="without memory"):
+        with pytest.raises(ParNetError, match=r"torch.func has wrapped, .*: leave them out"):
             call()
+    with pytest.raises(ParNetError, match="expected a dense tensor whose elements have a place each"):
+        torch.func.functionalize(lambda out: engine(X, out=out))(torch.empty(1, 10))
+    assert relative(engine(X), engine_of("reference")(X)) < 1e-5
 
 
 @pytest.mark.parametrize("executor", ["reference", "eager", *OPTIONAL])

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from parallel_parnet import Config, Engine, ParNetError, Placement, Program, fold
 from parallel_parnet import engine as engines
 from parallel_parnet.choice import on_one_lane
-from parallel_parnet.commands.ranks import cores
+from parallel_parnet.cores import cores
 from parallel_parnet.executors.local import LocalExecutor
 from parallel_parnet.executors.making import make_backend
 from small import OPTIONAL, SMALL, lively, relative

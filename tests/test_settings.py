@@ -160,6 +160,30 @@ def test_a_setting_of_the_process_stays_until_the_last_thread_leaves(setting: st
     assert seen[0] == seen[1] != before and state() == before
 
 
+@pytest.mark.timeout(20)
+def test_a_setting_is_changed_while_its_thread_changes_it() -> None:
+    """As by a signal handler, at any moment of coming in or leaving."""
+    inside: list[int] = []
+
+    @contextmanager
+    def nested() -> Iterator[None]:
+        inside.append(len(inside))
+        if len(inside) == 1:
+            with change:
+                assert inside == [0, 1]
+        yield
+        if len(inside) == 1:
+            with change:
+                assert inside == [0, 1]
+        inside.pop()
+
+    change = Together(nested)
+    for _ in range(2):
+        with change:
+            assert inside == [0]
+        assert not inside
+
+
 def test_a_setting_can_be_changed_in_a_fork() -> None:
     """Though a thread of the parent was changing it, which the child has not."""
     began = Event()

@@ -31,6 +31,9 @@ typedef struct {
     atomic_int looks;  /* of who waits in a pass; a part of them between two */
     int count;         /* helpers */
     int cores, core;   /* how many the thread may run on, and where it ran when that was asked */
+#ifdef __linux__
+    cpu_set_t allowed; /* those cores */
+#endif
     pid_t process;     /* that has the helpers: a fork has none */
     pthread_t helpers[MOST_HELPERS];
 } Pool;
@@ -89,17 +92,18 @@ static void dismiss(void *argument) {
 
 static void make_key(void) { pthread_key_create(&key, dismiss); }
 
-/* Where the thread has come to another core, or has another helper: the cores that it may run on, all but its own for
- * its helpers. */
+/* Where the thread has come to another core, may run on others, or has another helper: the cores that it may run on for
+ * its helpers, all but its own where there is more than one. Asked at each pass, for 0.1 us: a thread that stays where
+ * it is may have been taken off the others, which are somebody else's then. */
 static void keep_off(Pool *pool) {
 #ifdef __linux__
     int core = sched_getcpu();
     cpu_set_t cores;
-    if (core == pool->core || sched_getaffinity(0, sizeof cores, &cores)) return;
-    pool->core = core, pool->cores = CPU_COUNT(&cores);
-    CPU_CLR(core, &cores);
-    for (int i = 0; CPU_COUNT(&cores) && i < pool->count; i++)
-        pthread_setaffinity_np(pool->helpers[i], sizeof cores, &cores);
+    if (sched_getaffinity(0, sizeof cores, &cores)) return;
+    if (core == pool->core && CPU_EQUAL(&cores, &pool->allowed)) return;
+    pool->core = core, pool->allowed = cores, pool->cores = CPU_COUNT(&cores);
+    if (pool->cores > 1) CPU_CLR(core, &cores);
+    for (int i = 0; i < pool->count; i++) pthread_setaffinity_np(pool->helpers[i], sizeof cores, &cores);
 #endif
 }
 

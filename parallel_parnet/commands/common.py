@@ -17,9 +17,10 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from parallel_parnet import ParNet, ParNetError, ParNetWarning, create_model, load_checkpoint
+from parallel_parnet.cores import cores
 from parallel_parnet.network.variants import ACTIVATIONS, MOST
 
-from .ranks import cores, within
+from .ranks import within
 
 ROOT = Path(__file__).resolve().parents[2]
 CLONE = (ROOT / "launch").is_dir()

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
-from .ranks import cores
+from parallel_parnet.cores import cores
 
 Task = TypeVar("Task")
 Done = TypeVar("Done")

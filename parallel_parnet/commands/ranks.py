@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from parallel_parnet import ParNetError
+from parallel_parnet.cores import cores
 from parallel_parnet.engine import MOST_THREADS
 from parallel_parnet.executors.available import find_device
 
@@ -55,30 +53,6 @@ class Ranks:
         if device.type == "cuda" and device.index is None and self.world > 1:
             return torch.device("cuda", self.local_rank % max(1, torch.cuda.device_count()))
         return device
-
-
-def cores() -> int:
-    """That this process may use: those it is bound to, or fewer where a control group grants less time."""
-    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min([bound, *(math.floor(quota) for quota in quotas())]))
-
-
-def quotas(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[float]:
-    """Cores' worth of time that control groups of version 2 or 1 grant, of this process's own and those above it."""
-    lines = own.read_text().splitlines() if own.exists() else []
-    for _, controllers, path in (line.split(":", 2) for line in lines):
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        top = root / controllers if controllers else root
-        for folder in {top, *(top / path.strip("/")).parents, top / path.strip("/")}:
-            if (file := folder / "cpu.max").is_file():
-                quota, period = file.read_text().split()
-            elif (file := folder / "cpu.cfs_quota_us").is_file():
-                quota, period = file.read_text().strip(), (folder / "cpu.cfs_period_us").read_text().strip()
-            else:
-                continue
-            if quota.isdecimal():  # neither "max" nor -1
-                yield int(quota) / int(period)
 
 
 def _variable(name: str, default: int, least: int, most: int = 1 << 20) -> int:

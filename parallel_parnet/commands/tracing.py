@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from parallel_parnet import Engine, ParNetError
+from parallel_parnet.cores import cores
 from parallel_parnet.executors.available import alone_by
 from parallel_parnet.files import check_writable
 from parallel_parnet.planning.costs import Costs, Measured
@@ -25,7 +26,6 @@ from parallel_parnet.profiling.timeline import Operations, Timeline
 
 from .common import machine, words
 from .plan.measured import find_link
-from .ranks import cores
 
 PASSES_APART = 5
 

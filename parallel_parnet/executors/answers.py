@@ -10,6 +10,7 @@ from torch import Tensor
 from ..errors import ParNetError
 from ..parity import relative
 from ..program.program import Program
+from ..settings import is_wrapped
 from .binding import Backend
 
 Answer = Tensor | dict[str, Tensor]
@@ -43,7 +44,7 @@ def check_out(program: Program, x_nchw: Tensor, out: Tensor) -> None:
     """ParNetError where a tensor cannot take the logits of such pictures."""
     if program.outputs:
         raise ParNetError(f"out is for logits, and this program gives {', '.join(program.outputs)}: leave it out")
-    if not isinstance(out, Tensor) or out.layout != torch.strided or _shares_places(out):
+    if not isinstance(out, Tensor) or out.layout != torch.strided or is_wrapped(out) or _shares_places(out):
         raise ParNetError(f"out, a {type(out).__name__}: expected a dense tensor whose elements have a place each")
     if out.requires_grad:
         raise ParNetError("out requires gradients, which an engine has none of: give its detach()")

@@ -11,6 +11,7 @@ import torch
 from ..errors import ParNetError
 from ..forking import is_forked
 from ..kernels.cpu import native, objects
+from ..settings import is_watched
 
 BACKENDS = ("eager", "inductor", "openvino", "native", "triton")
 ON_CPUS = ("native", "openvino")  # where they can be had; the likely fastest first
@@ -58,7 +59,7 @@ def refuse_recorders(executor: str) -> None:
     """ParNetError where torch's operations are recorded (make_fx, torch.jit.trace) and an executor has none to record:
     a buffer's address would be taken for the answer."""
     recorded = torch.jit.is_tracing()
-    if not recorded and torch._C._len_torch_dispatch_stack():
+    if not recorded and is_watched():
         from torch.fx.experimental.proxy_tensor import get_proxy_mode  # here, since it takes a while
 
         recorded = get_proxy_mode() is not None

@@ -13,6 +13,7 @@ from ..errors import ParNetError
 from ..profiling.spans import Spans
 from ..program.placement import Segment
 from ..program.program import INPUT, Program
+from ..settings import apart
 
 Reads = tuple[Tensor, ...]
 
@@ -84,6 +85,7 @@ class Bindings:
         self._runners: dict[Segment, Runner] = {}
 
     @cached_property
+    @apart
     def picture(self) -> Tensor:
         """The buffer for pictures, on `device`."""
         shape, backend = self.backend.program.shape(INPUT, *self.nhw), self.backend
@@ -99,19 +101,20 @@ class Bindings:
         """The segment's runner for these inputs, bound anew where they lie elsewhere than before."""
         runner = self._runners.get(segment)
         if runner is None or not runner.fits(reads):
-            runner = self.backend.bind(segment, self.nhw, reads, homes)
-            self._runners[segment] = runner = self._wrap(runner, reads) if self._wrap else runner
+            runner = self._runners[segment] = self._bind(segment, reads, homes)
         return runner
 
+    @apart
+    def _bind(self, segment: Segment, reads: Reads, homes: Mapping[str, Tensor]) -> Runner:
+        runner = self.backend.bind(segment, self.nhw, reads, homes)
+        return self._wrap(runner, reads) if self._wrap else runner
 
-def address(picture: Tensor) -> int:
+
+def address(tensor: Tensor) -> int:
     """Where its numbers lie. ParNetError where torch only pretends that there are some."""
-    try:
-        at = picture.data_ptr()
-    except RuntimeError:  # what torch.func wraps
-        at = 0
+    at = tensor.data_ptr()
     if not at:
-        raise ParNetError("a picture without memory, as fake tensors and torch.func's: give numbers, or choose eager")
+        raise ParNetError("a tensor without memory, as fake ones are: give pictures with numbers")
     return at
 
 

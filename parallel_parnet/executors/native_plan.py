@@ -375,4 +375,4 @@ def _parts(n: int, count: int, each: int) -> list[tuple[int, int, int, int]]:
 
 
 def _at(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+    return None if tensor is None else address(tensor)

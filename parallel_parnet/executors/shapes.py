@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
+from ..settings import apart
+
 Key = TypeVar("Key", bound=Hashable)
 Kept = TypeVar("Kept")
 
@@ -28,7 +30,7 @@ class Shapes(Generic[Key, Kept]):
             if len(self._kept) >= MAX_SHAPES:
                 self._dropping()
                 del self._kept[next(iter(self._kept))]
-            found = self._kept[key] = make(key)
+            found = self._kept[key] = apart(make)(key)
         return found
 
     def clear(self) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..cores import usual_threads
 from ..profiling.spans import NOTHING, Spans
 from ..program.placement import Segment
 from ..program.program import Program
-from ..settings import Together
+from ..settings import Together, apart
 from .backends import arithmetic, refuse_broken_openvino, storage_type
 from .binding import Layout, Reads, Runner, address
 from .native_plan import NativePlan
@@ -22,6 +23,7 @@ from .segment import SegmentModule
 Compiled = Callable[..., tuple[Tensor, ...]]
 
 PLAIN = ("reference", "native")  # that read features in the plain NCHW layout
+COMPILERS = ("inductor", "openvino")
 
 
 class TorchBackend:
@@ -81,6 +83,9 @@ class TorchRunner:
     def __call__(self, reads: Reads, spans: Spans | None = None) -> tuple[Tensor, ...]:
         if self.name == "eager" and spans is not None:
             return self.apart(reads, spans)
+        if self.name in COMPILERS:
+            for x in reads:
+                address(x)  # refuses what has no memory
         with self.within:
             return self._function(reads)(*reads)
 
@@ -98,14 +103,15 @@ class TorchRunner:
         return self._compiled
 
 
+@apart
 def compile_module(
     module: SegmentModule, backend: str, reads: tuple[Tensor, ...], dtype: torch.dtype, threads: int | None = None
 ) -> Compiled:
     """A function from the module's inputs to its outputs. `reads` shows shapes and memory formats to specialise for.
 
-    threads: of native and OpenVINO, torch's number where not given.
+    threads: of native and OpenVINO, `usual_threads` where not given.
     """
-    threads = threads or torch.get_num_threads()
+    threads = threads or usual_threads()
     if backend == "native":
         shapes = [t.shape for t in reads]
         return NativePlan(module, shapes, threads, arithmetic(backend, dtype))
@@ -114,11 +120,12 @@ def compile_module(
     if backend == "inductor":
         # exported first, since torch.compile limits how often it specialises one piece of source code; freezing folds
         # layout changes of the weights into compile time, and must be set while the first run traces
-        graph = torch.export.export(module, reads).module()
-        compiled = torch.compile(graph, fullgraph=True, dynamic=False)
+        graph = torch.export.export(module, reads).module(check_guards=False)
+        compiled = torch.compile(graph.forward, fullgraph=True, dynamic=False)
         # all come in one memory format, and where a size is 1 a stride means nothing: no reason to compile anew
         strides = [t.stride() for t in reads]
 
+        @apart  # which would break it for good
         def run(*inputs: Tensor) -> tuple[Tensor, ...]:
             return compiled(*(x.detach().as_strided(x.shape, s) for x, s in zip(inputs, strides, strict=True)))
 
@@ -135,9 +142,8 @@ def _openvino(module: SegmentModule, reads: tuple[Tensor, ...], dtype: torch.dty
     model = model_of(module, [t.shape for t in reads])
     request = compile_model(model, dtype, threads).create_infer_request()
 
+    @apart
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
-        for x in inputs:
-            address(x)  # refuses what has no memory
         arrays = [x.detach().contiguous().numpy() for x in inputs]
         results = request.infer(arrays, share_inputs=True, share_outputs=False)
         return tuple(torch.from_numpy(results[i]) for i in range(len(model.outputs)))

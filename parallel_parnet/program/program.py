@@ -23,7 +23,7 @@ from torch import Tensor
 from ..errors import ParNetError
 from ..files import write_safetensors
 from ..network.variants import Config
-from ..settings import with_own_settings
+from ..settings import is_wrapped, with_own_settings
 from .arithmetic import normalisation
 from .contract import E4M3, INPUT, check
 from .exported import export
@@ -392,4 +392,6 @@ def check_input(program: Program, x: Tensor) -> None:
         )
     if x.is_neg():  # kernels read memory as it is
         raise ParNetError("input that torch is to negate when it is read: give its resolve_neg()")
+    if is_wrapped(x):  # computed apart from its transforms, derivatives would be zeros
+        raise ParNetError("input that torch.func has wrapped, whose transforms no engine passes on: leave them out")
     check_size(program, *x.shape[2:])

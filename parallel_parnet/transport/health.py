@@ -90,9 +90,13 @@ class Monitor(threading.Thread):
         return self._known.is_set() or self._told.locked()
 
     def run(self) -> None:
-        beat = 0.0
+        beat, before = 0.0, time.monotonic()
         while not self._known.is_set():
             now = time.monotonic()  # before listening: what this thread was too late to hear is no silence
+            if now - before > 2 * BEAT_S:  # this rank was stopped itself, and others with it, which may go on later
+                for peer in self._peers.values():
+                    peer.heard = now
+            before = now
             for key, _ in self._selector.select(max(0.0, beat - now)):
                 if key.fileobj is self._woken:
                     return

@@ -14,6 +14,7 @@ NAP_S = 0.1
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 QUICK = ctypes.PyDLL(None)  # keeps the interpreter's lock, for calls that return at once
+BY_ANY_CLOCK = hasattr(LIBC, "sem_clockwait")  # of glibc 2.30; else naps are long where the wall clock is set back
 
 
 class Timespec(ctypes.Structure):
@@ -47,13 +48,19 @@ class Semaphore:
                 return
             if over:
                 raise BrokenPipeError("it is gone")
-            nanoseconds = time.time_ns() + int(NAP_S * 1e9)
-            until = Timespec(nanoseconds // 10**9, nanoseconds % 10**9)
-            if LIBC.sem_timedwait(self._address, ctypes.byref(until)) == 0:
+            if self._nap() == 0:
                 return
             if ctypes.get_errno() not in (errno.ETIMEDOUT, errno.EINTR):
                 _check(-1)
         raise TimeoutError(f"nothing for {timeout_s:g} s")
+
+    def _nap(self) -> int:
+        """Count down, once it is above zero: 0; -1 after NAP_S."""
+        now = time.monotonic_ns() if BY_ANY_CLOCK else time.time_ns()
+        until = ctypes.byref(Timespec(*divmod(now + int(NAP_S * 1e9), 10**9)))
+        if BY_ANY_CLOCK:
+            return LIBC.sem_clockwait(self._address, time.CLOCK_MONOTONIC, until)
+        return LIBC.sem_timedwait(self._address, until)
 
 
 def _check(status: int) -> None:

@@ -1,4 +1,4 @@
-"""How many threads a command takes, the time that control groups grant it, and options that several commands have."""
+"""How many threads a command takes, and options that several commands have."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from labelled import mnist
 from parallel_parnet import ParNetError, load_checkpoint
 from parallel_parnet.commands.common import Parser, add_model_arguments, load_model
 from parallel_parnet.commands.infer import command as infer
-from parallel_parnet.commands.ranks import Ranks, quotas
+from parallel_parnet.commands.ranks import Ranks
 from parallel_parnet.commands.validate import command as validate
 from small import GOLDEN
 
@@ -33,26 +33,6 @@ def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     for wanted in (0, 99999):
         with pytest.raises(ParNetError, match=f"--threads {wanted}"):
             ranks.take_threads(wanted)
-
-
-@pytest.mark.parametrize(
-    ("membership", "files", "expected"),
-    [
-        ("0::/user/task\n", {"user/cpu.max": "150000 100000", "user/task/cpu.max": "max 100000"}, [1.5]),
-        ("0::/\n", {"cpu.max": "50000 100000"}, [0.5]),
-        ("0::/\n", {}, []),
-        ("3:memory:/a\n2:cpu,cpuacct:/a\n", {
-            "cpu,cpuacct/a/cpu.cfs_quota_us": "300000", "cpu,cpuacct/a/cpu.cfs_period_us": "100000",
-            "cpu,cpuacct/cpu.cfs_quota_us": "-1", "cpu,cpuacct/cpu.cfs_period_us": "100000",
-        }, [3.0]),
-    ],
-)  # fmt: skip
-def test_time_that_control_groups_grant(membership: str, files: dict, expected: list, tmp_path: Path) -> None:
-    for name, content in files.items():
-        (tmp_path / "fs" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "fs" / name).write_text(content + "\n")
-    (tmp_path / "cgroup").write_text(membership)
-    assert list(quotas(tmp_path / "fs", tmp_path / "cgroup")) == expected
 
 
 def loaded(*words: str) -> tuple[dict[str, torch.Tensor], str]:

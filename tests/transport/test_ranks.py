@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from conftest import ROOT, launch
+from parallel_parnet.transport.health import STOPPED_S
 from processes import free_port
 
 pytestmark = [pytest.mark.ranks, pytest.mark.timeout(200)]
@@ -124,6 +125,7 @@ def test_what_callers_do(seed: int, tmp_path: Path) -> None:
 
 
 def test_a_rank_that_stops_is_named() -> None:
+    """And those that were stopped together, and go on one after the other, are not."""
     options = ["-m", "torch.distributed.run", "--nproc-per-node=3", f"--master-port={free_port()}"]
     command = [sys.executable, *options, str(SCRIPTS / "endless.py")]
     with subprocess.Popen(
@@ -132,6 +134,14 @@ def test_a_rank_that_stops_is_named() -> None:
         assert run.stdout is not None and run.stderr is not None
         pids = dict(sorted(line.split()[1:] for line in (run.stdout.readline() for _ in range(3))))
         time.sleep(0.5)
+        for pid in pids.values():
+            os.kill(int(pid), signal.SIGSTOP)
+        time.sleep(2 * STOPPED_S)
+        for pid in pids.values():
+            os.kill(int(pid), signal.SIGCONT)
+            time.sleep(STOPPED_S / 5)
+        time.sleep(2 * STOPPED_S)
+        assert all(Path(f"/proc/{pid}").exists() for pid in pids.values())
         start = time.monotonic()
         os.kill(int(pids["1"]), signal.SIGSTOP)
         line = next(line for line in run.stderr if line.startswith("error on rank"))

@@ -22,6 +22,7 @@ import torch
 from parallel_parnet import LaneError, ParNetError
 from parallel_parnet.executors import distributed
 from parallel_parnet.executors.distributed import HEADER, sources_digest
+from parallel_parnet.transport import semaphore as semaphores
 from parallel_parnet.transport.base import IN_FLIGHT
 from parallel_parnet.transport.group import (
     interface_of,
@@ -39,7 +40,7 @@ from parallel_parnet.transport.health import (
     host_identity,
     process_state,
 )
-from parallel_parnet.transport.semaphore import LIBC, SEMAPHORE_BYTES, Semaphore
+from parallel_parnet.transport.semaphore import BY_ANY_CLOCK, LIBC, SEMAPHORE_BYTES, Semaphore
 from parallel_parnet.transport.shared_memory import ROUTE_BYTES, SMALL_BYTES, Memory, Route, SharedInbox
 from parallel_parnet.transport.torch_distributed import FOREVER, ReceivingInbox
 
@@ -169,6 +170,19 @@ def test_gloo_waits_for_the_next_request_without_a_limit(idle: bool, limits: tup
     assert inbox.wait(idle) is arriving and waits == [limits]
 
 
+@pytest.mark.parametrize("with_any", sorted({BY_ANY_CLOCK, False}))
+def test_a_semaphore_is_not_waited_for_longer(with_any: bool, control: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the C library has a wait by any clock, a wall clock that is set back in the middle changes nothing."""
+    if with_any:
+        set_back = time.time_ns() + 20 * 10**9
+        monkeypatch.setattr(time, "time_ns", lambda: set_back)
+    monkeypatch.setattr(semaphores, "BY_ANY_CLOCK", with_any)
+    start = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"nothing for 0\.3 s"):
+        Semaphore(control.mapped, 0).wait(0.3, lambda: False)
+    assert 0.3 <= time.monotonic() - start < 5
+
+
 def test_a_semaphore_wakes_a_sleeper(control: Memory) -> None:
     semaphore, asked = Semaphore(control.mapped, 0), []
 
@@ -195,7 +209,7 @@ def test_a_signal_ends_no_wait(control: Memory, monkeypatch: pytest.MonkeyPatch)
         ctypes.set_errno(errno.EINTR)
         return -1
 
-    monkeypatch.setattr(LIBC, "sem_timedwait", interrupt)
+    monkeypatch.setattr(LIBC, "sem_clockwait" if BY_ANY_CLOCK else "sem_timedwait", interrupt)
     semaphore.wait(20, lambda: False)
     assert len(interrupted) == 1
 

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.progress import track
 
 from parallel_parnet import Program
+from parallel_parnet.cores import cores
 from parallel_parnet.executors.triton_backend import geometry, multiplied, whole
 from parallel_parnet.files import check_writable, write_atomically, write_json
 from parallel_parnet.kernels.gpu.compiled import Resources, read, resources, stand_in
@@ -33,7 +34,6 @@ from parallel_parnet.kernels.hopper import plan as warpgroups
 from parallel_parnet.kernels.hopper.source import Source, source
 
 from ..common import RESULTS, S_TO_XL, Parser, plain_console
-from ..ranks import cores
 from .level_tuning import Level, operands
 from .precompile import shapes_in_fp8, shapes_of
 

@@ -21,6 +21,7 @@ import torch
 from triton.backends.nvidia import driver
 
 from parallel_parnet import Program, fold
+from parallel_parnet.cores import cores
 from parallel_parnet.executors.triton_backend import whole
 from parallel_parnet.int8.e4m3 import in_fp8
 from parallel_parnet.int8.kernels import multiplied, read
@@ -34,7 +35,6 @@ from parallel_parnet.kernels.gpu.samples import GATED, KINDS, convolution, geome
 from parallel_parnet.program.pixels import fold_pixels
 
 from ..processes import end_with_parent
-from ..ranks import cores
 from .scope import DTYPE, Scope, model
 
 BESIDE_FP8 = DTYPE  # of gates, of the picture's convolution and of the classifier

@@ -23,6 +23,7 @@ import torch
 from rich.progress import track
 
 from parallel_parnet import Engine, ParNetError, Placement, Program, create_model, fold
+from parallel_parnet.cores import cores
 from parallel_parnet.executors.available import EXECUTORS, choose
 from parallel_parnet.files import as_json, check_writable, write_json
 from parallel_parnet.network.variants import variant
@@ -34,7 +35,7 @@ from ..bench.machine import describe
 from ..common import RESULTS, Parser, count, machine, plain_console, settle, slug
 from ..common import table as make_table
 from ..processes import command, environment, run_within
-from ..ranks import Ranks, cores
+from ..ranks import Ranks
 from .measured import find_link, measure, timed
 from .prediction import HEADS, NEXT, TITLE, cells, middle_error, section, sentences
 

@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 
 from parallel_parnet import VARIANTS, ParNetError, Placement, Program, create_model, fold
+from parallel_parnet.cores import cores
 from parallel_parnet.executors.available import EXECUTORS
 from parallel_parnet.executors.backends import ON_CPUS
 from parallel_parnet.files import as_json, check_writable, write_json
@@ -31,7 +32,6 @@ from .. import sections
 from ..common import DTYPES, Parser, add_model_arguments, count, load_model, pixels, plain_console, settle
 from ..common import table as make_table
 from ..drawing import check, draw
-from ..ranks import cores
 from .measured import find_link, measure, on_a_thread
 
 TABLE_ROWS = (  # link, device, efficiency

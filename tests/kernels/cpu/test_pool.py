@@ -89,6 +89,26 @@ def test_helpers_keep_off_the_core_of_their_thread() -> None:
     assert kept == {core: [cores - {core}] * 2 for core in kept} and len(kept) > 1
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core is for all")
+def test_helpers_go_where_their_thread_may() -> None:
+    """Also where it stays on its core while others are taken from it or given back."""
+    plan, cores, others = plan_of(PROGRAM, X.shape, 3), os.sched_getaffinity(0), helpers()
+    some = set(sorted(cores)[:2])
+    kept = []
+
+    def work() -> None:
+        for allowed in ({min(cores)}, some, {min(cores)}, {max(some)}, some):
+            os.sched_setaffinity(0, allowed)
+            plan(X)
+            settled(len(others) + 2)
+            plan(X)
+            found = [os.sched_getaffinity(helper) for helper in helpers() - others]
+            kept.append(all(each <= allowed and len(each) == 1 for each in found))
+
+    in_a_thread(work)
+    assert all(kept), kept
+
+
 def test_fewer_threads_after_more() -> None:
     whole, some = plan_of(PROGRAM, X.shape, 4), plan_of(PROGRAM, X.shape, 2)
     expected = Engine(PROGRAM, device="cpu", executor="reference")(X)

@@ -176,7 +176,8 @@ def test_bf16_is_not_for_kernels_that_lack_it_where_others_have_it(
 @pytest.mark.skipif("openvino" not in OPTIONAL, reason="OpenVINO is not installed")
 @pytest.mark.parametrize(("can", "runs_in"), [(["FP32", "BF16"], torch.bfloat16), (["FP32"], torch.float32)])
 def test_what_openvino_makes_of_bf16(can: list[str], runs_in: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("openvino.Core", lambda: SimpleNamespace(get_property=lambda device, name: can))
+    core = SimpleNamespace(get_property=lambda device, name: can)
+    monkeypatch.setattr("parallel_parnet.executors.openvino_model.CORE", core)
     assert Engine(PROGRAM, device="cpu", dtype=torch.bfloat16, executor="openvino").arithmetic == runs_in
 
 

@@ -97,8 +97,8 @@ def arithmetic(backend: str, dtype: torch.dtype, quantised: torch.dtype | None =
     if backend == "native" and dtype == torch.bfloat16 and not native.library().has_bf16():
         return torch.float32
     if backend == "openvino" and dtype == torch.bfloat16:
-        import openvino
+        from .openvino_model import CORE  # here, since it takes a while
 
-        if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        if "BF16" not in CORE.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             return torch.float32
     return dtype

@@ -17,6 +17,9 @@ from ..program.program import Operation
 from .segment import SegmentModule
 
 FEW = 16  # channels, that do not fill a vector of AVX-512
+# one for the process: each gives the thread that first compiles with it a stack for signals, which goes when it does, so
+# that the next one handled there, such as Ctrl-C's, would crash the process
+CORE = openvino.Core()
 
 
 def compile_model(model: Model, dtype: torch.dtype, threads: int) -> openvino.CompiledModel:
@@ -27,7 +30,7 @@ def compile_model(model: Model, dtype: torch.dtype, threads: int) -> openvino.Co
         "INFERENCE_NUM_THREADS": threads,
         "ENABLE_CPU_PINNING": False,  # which would take the first cores, in every process the same
     }
-    return openvino.Core().compile_model(model, "CPU", settings)
+    return CORE.compile_model(model, "CPU", settings)
 
 
 def model_of(module: SegmentModule, shapes: Sequence[Sequence[int]]) -> Model:

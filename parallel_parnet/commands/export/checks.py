@@ -92,10 +92,9 @@ def _onnxruntime(model: bytes, names: list[str]) -> Run:
 
 
 def _openvino(model: bytes, names: list[str]) -> Run:
-    import openvino
+    from parallel_parnet.executors.openvino_model import CORE
 
-    core = openvino.Core()
-    compiled = core.compile_model(core.read_model(model), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = CORE.compile_model(CORE.read_model(model), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
     def run(x: Tensor) -> list[Tensor]:
         answers = compiled([x.numpy()])

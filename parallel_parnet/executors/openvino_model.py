@@ -17,8 +17,8 @@ from ..program.program import Operation
 from .segment import SegmentModule
 
 FEW = 16  # channels, that do not fill a vector of AVX-512
-# one for the process: each gives the thread that first compiles with it a stack for signals, which goes when it does, so
-# that the next one handled there, such as Ctrl-C's, would crash the process
+# one for the process: each gives the thread that first compiles with it a stack for signals, and takes it away as it
+# goes, so that the next signal handled there, such as Ctrl-C's, would crash the process
 CORE = openvino.Core()
 
 

@@ -63,7 +63,7 @@ def openvino_model(subject: Subject, network: nn.Module | None) -> Any:
     """The network, or what launch/export.py writes, for pictures of the subject's shape."""
     openvino, shape = need("openvino", "openvino"), [subject.batch, 3, subject.size, subject.size]
     if network is None:
-        model = openvino.Core().read_model(exported(subject))
+        model = _core().read_model(exported(subject))
         model.reshape(shape)
         return model
     with warnings.catch_warnings():
@@ -71,12 +71,18 @@ def openvino_model(subject: Subject, network: nn.Module | None) -> Any:
         return openvino.convert_model(network, example_input=subject.pictures(1)[0], input=[shape])
 
 
+def _core() -> Any:
+    from parallel_parnet.executors.openvino_model import CORE  # here, since the package is optional
+
+    return CORE
+
+
 def openvino_runner(model: Any, subject: Subject, source: str, hints: dict[str, str]) -> Runner:
     """Compiled for latency. source: in words, how the model was made."""
     import openvino
 
     settings = {"PERFORMANCE_HINT": "LATENCY", **hints, "INFERENCE_NUM_THREADS": subject.threads}
-    compiled = openvino.Core().compile_model(model, "CPU", settings)
+    compiled = _core().compile_model(model, "CPU", settings)
     ran = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     request = compiled.create_infer_request()
 

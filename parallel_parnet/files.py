@@ -41,10 +41,10 @@ def write_atomically(path: Path | str, content: bytes | str) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-                if (
-                    not temporary.exists()
-                ):  # Python follows the link of /proc where it is told of a folder, which none needs
-                    os.link(f"/proc/self/fd/{file.fileno()}", temporary, src_dir_fd=file.fileno())
+                if not temporary.exists():
+                    # what is in /proc is a link, which Python follows only where it is told of a folder as well
+                    own = f"/proc/self/fd/{file.fileno()}"
+                    os.link(own, temporary, src_dir_fd=file.fileno(), follow_symlinks=True)
             os.replace(temporary, target)
         except BaseException:  # also what a signal's handler raises
             with suppress(OSError):

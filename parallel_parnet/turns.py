@@ -22,7 +22,7 @@ class Turns:
 
     def __call__(self) -> AbstractContextManager[object]:
         """ParNetError in a fork, which lacks threads as well, and within a call of the same thread."""
-        if os.getpid() != self._process:
+        if self.is_forked:
             raise ParNetError(
                 "this engine was made before a fork, which takes no threads along: make it in the child process, or "
                 "start that by spawn"

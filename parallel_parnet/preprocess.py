@@ -17,7 +17,7 @@ from .errors import ParNetError
 from .network.variants import Config
 from .settings import with_own_settings
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 BACKGROUND = (0, 0, 0)  # of what is transparent: what such pixels mostly hold, and networks were trained on
 LEVELS = {"L;2": 85, "L;4": 17}  # of grey in a PNG, by Pillow's names: 255 over the largest value
 BITS, PHOTOMETRIC, ZERO_IS_WHITE = 258, 262, 0  # two of TIFF's tags, and what the second may say

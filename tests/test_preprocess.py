@@ -158,9 +158,9 @@ def test_an_icon_that_is_larger_than_its_header_says(tmp_path: Path, monkeypatch
 
 
 def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("b.PNG", "a.jpg", "c.webp", "notes.txt"):
+    for name in ("b.PNG", "a.jpg", "c.webp", "d.jfif", "e.PGM", "f.ppm", "notes.txt"):
         (tmp_path / name).touch()
-    assert [p.name for p in find_images([tmp_path])] == ["a.jpg", "b.PNG", "c.webp"]
+    assert [p.name for p in find_images([tmp_path])] == ["a.jpg", "b.PNG", "c.webp", "d.jfif", "e.PGM", "f.ppm"]
     (tmp_path / "none").mkdir()
     with pytest.raises(ParNetError, match="no pictures in this folder"):
         find_images([tmp_path / "none"])

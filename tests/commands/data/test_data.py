@@ -91,12 +91,12 @@ def test_what_is_passed_over_is_counted_and_links_are_followed(tmp_path: Path) -
     for link, to in ((place / "linked", more), (more / "back", place), (more / "up", tmp_path / "val")):
         link.symlink_to(to)
     assert not open_split(tmp_path, VAL).left_out
-    for path in (place / "a.ppm", more / "b.JP2", tmp_path / "val" / "c.jfif", place / "README", place / ".hidden"):
+    for path in (place / "a.heic", more / "b.JP2", tmp_path / "val" / "c.svg", place / "README", place / ".hidden"):
         shutil.copy(picture, path)
     split = open_split(tmp_path, VAL)
     red = [split.name(i) for i in range(len(split)) if split.truth[i] == split.classes.index("red")]
     assert red == ["red/000.png", "red/001.png", "red/linked/000.png", "red/linked/001.png"]
-    assert split.left_out == "4 file(s) passed over (.jfif, .jp2, .ppm, no suffix)"
+    assert split.left_out == "4 file(s) passed over (.heic, .jp2, .svg, no suffix)"
     assert split.told(tmp_path).endswith(f"split val; {split.left_out}")
 
 

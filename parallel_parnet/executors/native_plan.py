@@ -325,7 +325,7 @@ class NativePlan:
         """The arguments of native.c's `run`."""
         sizes = 3 * len(ends), 2 * max(1, self._counts)  # in int32s: native.c's `Level` and `Count`
         states, counts = (torch.zeros(size, dtype=torch.int32, device="cpu") for size in sizes)
-        size = -(-4 * self._scratch // LINE) * LINE
+        size = -(-4 * max(1, self._scratch) // LINE) * LINE
         sizes = self.threads * size, self._shared_size
         scratch, shared = (native.zeros(size, dtype=torch.uint8) for size in sizes)
         self._kept += [states, counts, scratch, shared]

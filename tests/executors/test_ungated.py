@@ -16,7 +16,7 @@ from torch import Tensor
 
 from conftest import is_installed
 from isas import emulator, isa  # noqa: F401 (fixtures)
-from parallel_parnet import Config, Engine, ParNetError, Program, fold, quantize
+from parallel_parnet import Config, Engine, ParNetError, Placement, Program, fold, quantize
 from parallel_parnet.choice import on_gpus
 from parallel_parnet.executors.answers import Answer
 from parallel_parnet.program.contract import INPUT
@@ -71,6 +71,16 @@ def test_random_programs_on_any_lanes(executor: str, data: st.DataObject) -> Non
     x = pictures(program, data.draw)
     for batch in (x, (x * 60 + 120).clamp(0, 255).to(torch.uint8)):
         assert far(engine(batch), reference(program, batch)) < 3e-5
+
+
+@pytest.mark.parametrize("executor", ["eager", *OPTIONAL])
+def test_a_lane_of_what_needs_no_scratch_memory(executor: str) -> None:
+    kinds = [op.kind for op in TINY.operations]
+    where = {op.name: (int(op.kind == "maxpool"),) for op in TINY.operations}
+    assert "maxpool" in kinds
+    x = torch.randn(1, 3, 64, 64)
+    got = Engine(TINY, Placement(2, where), "cpu", executor=executor)(x)
+    assert far(got, reference(TINY, x)) < 3e-5
 
 
 @NATIVE

@@ -63,23 +63,39 @@ class Nccl(Gloo):
     """Between GPUs, enqueued on CUDA streams, or in a CUDA graph once they have run. Headers go by gloo.
 
     NCCL matches the messages of a communicator by order and not by tag, and a receive blocks what is behind it. So
-    every route has a communicator of its own, which torch makes when the route is first used.
+    every route has a communicator of its own. torch makes it when the route is first used, and that call holds the host
+    up until the other end makes its first: lanes that post their receives first would wait for each other in a circle.
+    So `reserve` uses every route once, in an order that is the same on all ranks.
     """
 
     in_graph = True
+    kind = "cuda"  # of devices between which it sends
 
     def __init__(self, routes: Sequence[Transfer]) -> None:
         super().__init__(routes)
         self._groups: list[Any] = [dist.new_group([route.source, route.target], backend="nccl") for route in routes]
+        self._connected = False
+
+    def reserve(self, sizes: Sequence[int], device: torch.device) -> bool:
+        if device.type == self.kind and not self._connected:
+            for tag, route in enumerate(self.routes[: len(sizes)]):
+                if route.source == self.lane:
+                    self.finish(self.send(torch.zeros(1, dtype=torch.float32, device=device), tag), tag)
+                elif route.target == self.lane:
+                    inbox = self.inbox(tag, 0, (1,), torch.float32, device)
+                    self.post(inbox, tag)
+                    self.wait(inbox, tag)
+            self._connected = True
+        return False
 
     def inbox(self, tag: int, place: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inbox:
-        if device.type != "cuda":
+        if device.type != self.kind:
             return super().inbox(tag, place, shape, dtype, device)
         feature = empty(shape, dtype, device)
         return ReceivingInbox(feature, self.routes[tag].source, 0, feature, self._groups[tag])
 
     def _send(self, feature: Tensor, tag: int, place: int) -> Pending | None:
-        if feature.device.type != "cuda":
+        if feature.device.type != self.kind:
             return super()._send(feature, tag, place)
         return _started(dist.isend(memory_order(feature), self.routes[tag].target, self._groups[tag]))
 

@@ -3,6 +3,7 @@ repeats what was captured, and symmetric memory is memory that the threads share
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from parallel_parnet.executors.lane import Lane, Request
 from parallel_parnet.executors.shapes import MAX_SHAPES
 from parallel_parnet.executors.torch_backend import TorchBackend
 from parallel_parnet.program.placement import Segment
-from parallel_parnet.transport import symmetric
+from parallel_parnet.transport import symmetric, torch_distributed
 from parallel_parnet.transport.base import IN_FLIGHT
 from parallel_parnet.transport.health import Operation
 from small import SMALL, lively, relative
@@ -181,6 +182,77 @@ def test_passes_are_replayed_with_their_transfers(lanes: int, usual: bool, threa
     assert len(answers) == len(pictures)
     for x, answer in zip(pictures, answers, strict=True):
         assert relative(answer, reference(x)) < 1e-5
+
+
+class Communicator:
+    """Of a route of NCCL, as torch makes it when it is first used: an end's first call waits for the other end's."""
+
+    def __init__(self) -> None:
+        self.messages: queue.Queue[Tensor] = queue.Queue()
+        self.met, self.used = threading.Barrier(2, timeout=PATIENCE_S / 4), set[int]()
+
+    def use(self, rank: int) -> None:
+        if rank not in self.used:
+            self.used.add(rank)
+            self.met.wait()  # RuntimeError where the other end never comes
+
+    def send(self, tensor: Tensor, rank: int) -> SimpleNamespace:
+        self.use(rank)
+        enqueue(lambda: self.messages.put(tensor.clone()))
+        return SimpleNamespace(wait=lambda: None)
+
+    def receive(self, tensor: Tensor, rank: int) -> SimpleNamespace:
+        self.use(rank)
+        return SimpleNamespace(wait=lambda: enqueue(lambda: tensor.copy_(self.messages.get(timeout=PATIENCE_S))))
+
+
+class Nccl(torch_distributed.Nccl):
+    """NCCL on the CPU, between threads."""
+
+    kind = "cpu"
+
+    def __init__(self, routes: Sequence, communicators: list[Communicator], rank: int, world: int) -> None:
+        def explain(reason: str, culprit: int | None) -> LaneError:
+            return LaneError(f"{monitor.operation} ({reason})")
+
+        monitor = SimpleNamespace(
+            rank=rank, timeout_s=PATIENCE_S, world=world, has_lost=False, operation="", explain=explain
+        )
+        self.monitor, self.routes, self._connected = monitor, tuple(routes), False  # type: ignore[assignment]
+        self._groups = [(communicator, rank) for communicator in communicators]
+        self._sending = self._waiting = [Operation(monitor, "", None) for _ in routes]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("captured", [True, False])
+@pytest.mark.parametrize("lanes", [2, 3])
+def test_ranks_of_nccl_meet_before_they_receive(lanes: int, captured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each posts its receives first: the calls that make their communicators would wait for each other in a circle."""
+    monkeypatch.setattr(torch_distributed, "dist", SimpleNamespace(
+        isend=lambda tensor, target, group: group[0].send(tensor, group[1]),
+        irecv=lambda tensor, source, group, tag: group[0].receive(tensor, group[1]),
+    ))  # fmt: skip
+    placement = Placement.from_streams_per_gpu(PROGRAM, -(-3 // lanes), lanes)
+    transfers = placement.transfers(PROGRAM)
+    made = [Communicator() for _ in range(len(transfers) + 1)]  # and of what goes by gloo
+    pictures = [torch.randn(1, 3, 32, 32, device=CPU) for _ in range(3)]
+
+    def rank(number: int) -> list[Tensor | None]:
+        lane = Lane(PROGRAM, placement, number, CPU, eager(placement), transfers)
+        lane.open(Nccl([*transfers, transfers[0]], made, number, lanes), captured, graph)
+        answers = []
+        for x in pictures:
+            request = lane.prepare((1, 32, 32, 0), None, apart=False)
+            if lane.coordinates:
+                lane.give(request, x, lasting=True)
+            answers.append(lane.finish(request))
+        return answers
+
+    with ThreadPoolExecutor(lanes) as pool:
+        found = list(pool.map(rank, range(lanes)))[placement.coordinator]
+    reference = Engine(PROGRAM, Placement.single(PROGRAM), CPU, executor="reference")
+    for x, answer in zip(pictures, found, strict=True):
+        assert answer is not None and relative(answer, reference(x)) < 1e-5
+    assert not made[-1].used, "what goes by gloo needs no communicator"
 
 
 def test_an_answer_waits_for_the_gpu_and_for_what_was_sent() -> None:

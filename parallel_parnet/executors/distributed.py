@@ -141,6 +141,7 @@ class DistributedExecutor:
             command, *numbers = self._next(header)
             if command == STOP:
                 self._ended = CLOSED
+                self.work.close()
                 return numbers[0]
             if command == CLOCK:
                 self._tell(torch.tensor(reading(), dtype=torch.float64, device=CPU))
@@ -218,6 +219,7 @@ class DistributedExecutor:
             self._ended = CLOSED
             for work, tag in self._announce(STOP, status, 0, 0, 0):
                 self.transport.finish(work, tag)
+            self.work.close()
 
     def _announce(self, command: int, *numbers: int) -> list[tuple[Pending | None, int]]:
         header = _numbers(command, *numbers)

@@ -83,6 +83,7 @@ class Lane:
                 self._routes.setdefault(transfer.feature, []).append(tag)
         self._slots: Shapes[Key, list[Slot]] = Shapes(synchroniser(device))
         self._begun = 0
+        self._reached: torch.cuda.Event | None = None  # by the GPU, when it is done with the last graph
 
     def open(self, transport: Transport, captured: bool, capture: Capture = capture) -> None:
         """Take the transport for all requests from now on.
@@ -139,10 +140,16 @@ class Lane:
         answer = request.slot.answer
         if answer is None:
             return None
-        self._await(request)
+        self._await(request.reached)
         for work, tag in request.sends:
             self.transport.finish(work, tag)
         return each(answer, Tensor.clone)
+
+    def close(self) -> None:
+        """Let go of what requests used, once the GPU is done with it: the ranks cannot leave NCCL before the graphs are
+        gone that hold its transfers."""
+        self._await(self._reached)
+        self._slots.clear()
 
     def _post(self, slot: Slot) -> None:
         for tag, inbox in slot.inboxes.items():
@@ -160,6 +167,7 @@ class Lane:
         if self.device.type == "cuda":
             request.reached = torch.cuda.Event()
             request.reached.record(torch.cuda.current_stream(self.device))  # which need not be that of the current GPU
+            self._reached = request.reached
 
     def _pass(self, request: Request) -> Answer | None:
         """A pass with all its transfers, none of which the host waits for."""
@@ -168,11 +176,11 @@ class Lane:
             self._send(request, INPUT)
         return self._compute(request)
 
-    def _await(self, request: Request) -> None:
+    def _await(self, reached: torch.cuda.Event | None) -> None:
         """Until the GPU has done a request; LaneError where it takes too long, as where it waits for a lost rank."""
         with self.transport.waiting("waiting for the GPU"):
             start = time.monotonic()
-            while request.reached is not None and not request.reached.query():
+            while reached is not None and not reached.query():
                 waited = time.monotonic() - start
                 if waited > self.transport.monitor.timeout_s or self.transport.monitor.has_lost:
                     raise RuntimeError(f"{waited:.1f} s")

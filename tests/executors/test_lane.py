@@ -286,6 +286,12 @@ def test_an_answer_waits_for_the_gpu_and_for_what_was_sent() -> None:
     monitor.timeout_s, monitor.has_lost = 100, True
     with pytest.raises(LaneError, match=r"waiting for the GPU \(0\.0 s\)"):
         lane.finish(given(False))
+    there = iter((False, True))
+    lane._reached = SimpleNamespace(query=lambda: next(there))  # type: ignore[assignment]
+    with pytest.raises(LaneError, match=r"waiting for the GPU \(0\.0 s\)"):
+        lane.close()
+    lane.close()
+    assert (1, 32, 32, 0) not in lane
 
 
 @pytest.mark.parametrize(("outputs", "alone"), [(("fused",), True), (("streams.0", "fused"), False)])

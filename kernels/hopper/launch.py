@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import torch
 from cuda.bindings import driver, nvrtc
 from torch import Tensor
 
-from ...errors import ParNetError
+from ...errors import ParNetError, ParNetWarning
 from ..gpu.convolution import Convolution
 from .source import POINTERS, Source, arguments, source
 
@@ -68,10 +69,19 @@ def level(
 
 
 def prepare(launches: Iterable[Any]) -> None:
-    """Compile those of them that are for warpgroups, side by side."""
+    """Compile those of them that are for warpgroups, side by side; it is said where the compiler lets no product start
+    before the last has ended."""
     texts = {launch.source.text for launch in launches if isinstance(launch, WarpLaunch)}
     with ThreadPoolExecutor() as pool:
-        list(pool.map(compiled, texts))
+        slow = sum("serialized" in said for _, said in pool.map(compiled, texts))
+    if slow:
+        version = ".".join(map(str, nvrtc.nvrtcVersion()[1:]))
+        warnings.warn(
+            f"NVRTC {version} makes {slow} of {len(texts)} kernels slow, one product after the other: take NVRTC 12.9 "
+            "or newer",
+            ParNetWarning,
+            stacklevel=2,
+        )
 
 
 @cache

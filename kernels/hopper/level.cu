@@ -332,7 +332,13 @@ template <int I> DEVICE void convolve(const Arguments& arguments, int block, cha
         for (int row = THREAD; row < s.rows; row += THREADS) pixels[row] = pixel_of<I>(row, i_m * BM);
         sync_block();
         if (THREAD < CONSUMERS) {
+#if defined(__CUDACC_VER_MAJOR__) && (__CUDACC_VER_MAJOR__ < 12 || __CUDACC_VER_MAJOR__ == 12 && __CUDACC_VER_MINOR__ < 9)
+            // The first product makes the sums anew, but compilers before 12.9 let no product start before the last has
+            // ended where they are not given values. Newer ones do without, and what GPUs have run stays as it was.
+            float sums[s.bn / 2] = {};
+#else
             float sums[s.bn / 2];
+#endif
             launch_before_done();
             multiply_steps<I>(sums, o, shared, full, empty, n, group, begin, end);
             launch_after_may_start();

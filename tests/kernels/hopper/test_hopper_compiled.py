@@ -6,6 +6,9 @@ from __future__ import annotations
 import ctypes
 import gc
 import random
+import shutil
+import subprocess
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -13,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from parallel_parnet import ParNetError
+from parallel_parnet import ParNetError, ParNetWarning
 from parallel_parnet.commands.gpu.compile_report import resources_for_warpgroups as resources
 from parallel_parnet.commands.gpu.level_tuning import Level, levels_of, operands
 from parallel_parnet.commands.gpu.precompile import shapes_of
@@ -22,7 +25,7 @@ from parallel_parnet.kernels.gpu.config import HOPPER, Table, bindings
 from parallel_parnet.kernels.gpu.geometry import WarpTile
 from parallel_parnet.kernels.gpu.samples import convolution, geometry, without_values
 from parallel_parnet.kernels.hopper.plan import TAPS, candidates
-from parallel_parnet.kernels.hopper.source import Source, source
+from parallel_parnet.kernels.hopper.source import FOLDER, Source, source
 
 pytestmark = pytest.mark.skipif(not bindings(), reason="needs cuda-bindings and NVRTC")
 DTYPES = (torch.float16, torch.bfloat16)
@@ -88,6 +91,40 @@ def test_steps_of_several_taps():
     tiles = next(tiles for _, tiles in candidates(wanted.shapes, 1) if tiles[0].taps == taps)
     used = resources(source_of(wanted, tiles))
     assert not used.complaints(HOPPER) and not used.spilled, (wanted.key, taps)
+
+
+def test_slow_products_are_told_of(monkeypatch):
+    """Once, with the levels' names."""
+    from parallel_parnet.kernels.hopper import launch
+
+    def of(channels: int, name: str) -> launch.WarpLaunch:
+        shape = geometry("plain", 9, 9, channels)
+        return launch.level([convolution(shape, WarpTile(64, 32, 32, 1, 2), 1, DTYPES[0], 0)], name)
+
+    made, slow = [of(32, "level 1"), of(64, "level 2"), of(32, "level 3"), of(96, "level 4")], {0, 1}
+    said = "ptxas info: (C7515) Potential Performance Loss: wgmma.mma_async instructions are serialized due to ..."
+    logs = {each.source.text: (b"", said if i in slow else "") for i, each in enumerate(made) if i != 2}
+    monkeypatch.setattr(launch, "compiled", logs.__getitem__)
+    with pytest.warns(ParNetWarning, match=r"^NVRTC \d+\.\d+ makes 2 of 3 kernels slow, one product after .*") as told:
+        launch.prepare([*made, "a launch of Triton's"])
+    assert len(told) == 1
+    slow.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        monkeypatch.setattr(launch, "compiled", lambda text: (b"", ""))
+        launch.prepare(made)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+@pytest.mark.parametrize("version", [(11, 8), (12, 0), (12, 6), (12, 8), (12, 9), (13, 0), ()])
+def test_sums_have_values_where_compilers_are_slow_without(version):
+    """Before 12.9, as was tried of 12.6, 12.8, 12.9 and 13.0; the emulator, which has no version, as the newest."""
+    names = ("__CUDACC_VER_MAJOR__", "__CUDACC_VER_MINOR__")
+    given = [f"-D{name}={number}" for name, number in zip(names, version)]
+    command = ["g++", "-E", "-P", *given, "-x", "c++", str(FOLDER / "level.cu")]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert ("float sums[s.bn / 2] = {};" in text) == ((0,) < version < (12, 9))
+    assert text.count("float sums[s.bn / 2]") == 1
 
 
 def test_products_one_after_the_other_are_seen():

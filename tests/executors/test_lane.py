@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from parallel_parnet import Engine, LaneError, Placement, fold
+from parallel_parnet.commands.infer import links
 from parallel_parnet.executors import lane as lanes
 from parallel_parnet.executors import local
 from parallel_parnet.executors.binding import Backend
@@ -182,6 +183,38 @@ def test_passes_are_replayed_with_their_transfers(lanes: int, usual: bool, threa
     assert len(answers) == len(pictures)
     for x, answer in zip(pictures, answers, strict=True):
         assert relative(answer, reference(x)) < 1e-5
+
+
+def test_links_of_memory_that_gpus_share_are_measured(
+    threads: threading.local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And GPUs that may not read each other's are told of, not the end of it."""
+    monkeypatch.setattr(links, "gather", lambda numbers: [numbers])
+    monkeypatch.setattr(links, "WARM_UP", 1)
+    peers, refusing = Peers(2), Peers(2)
+    share = symmetric.symm_mem.rendezvous
+
+    def rendezvous(buffer: Tensor, group: object) -> object:
+        handle = share(buffer, group)
+        if handle.peers is refusing:  # type: ignore[attr-defined]
+            raise RuntimeError("CUDA: no access\nfrom here")
+        return handle
+
+    monkeypatch.setattr(symmetric.symm_mem, "rendezvous", rendezvous)
+
+    def rank(number: int) -> tuple[dict[str, dict[int, list[float]]], list[str]]:
+        ready, lines = {}, []
+        for name, memory in (("symmetric", peers), ("refused", refusing)):
+            threads.transport = Symmetric(links.ROUTES, memory, number)
+            found = links.connected({name: threads.transport}, 4096, CPU)
+            ready |= found[0]
+            lines += found[1]
+        return links.transfer_times(ready, [64, 4096], 2, CPU), lines
+
+    with ThreadPoolExecutor(2) as pool:
+        for times, lines in pool.map(rank, range(2)):
+            assert {name: list(map(len, rows.values())) for name, rows in times.items()} == {"symmetric": [2, 2]}
+            assert lines == ["refused: left out, CUDA: no access"]
 
 
 class Communicator:

@@ -19,12 +19,12 @@ from statistics import median, quantiles
 import torch
 from rich.console import Console
 
-from parallel_parnet import ParNetError, create_model, fold
+from parallel_parnet import LaneError, ParNetError, create_model, fold
 from parallel_parnet.files import write_json
 from parallel_parnet.planning.costs import Link
 from parallel_parnet.program.placement import Transfer
 from parallel_parnet.program.program import INPUT
-from parallel_parnet.transport import TRANSPORTS, Transport, choose, join_ranks, open_as
+from parallel_parnet.transport import TRANSPORTS, Transport, choose, gather, join_ranks, open_as
 
 from ..common import machine
 from ..common import table as make_table
@@ -45,8 +45,13 @@ def measure_links(
             "and give at least --iterations 2"
         )
     join_ranks(device, timeout_s)
-    transports = {name: open_as(name, ROUTES) for name in possible(wanted, device)}
-    times = transfer_times(transports, feature_sizes(), repeats, device)
+    sizes, names = feature_sizes(), possible(wanted, device)
+    transports, lines = connected({name: open_as(name, ROUTES) for name in names}, max(sizes), device)
+    for line in lines if ranks.rank == 0 else ():
+        console.print(line, markup=False)
+    if not transports:
+        raise ParNetError(f"no transport to measure: {'; '.join(lines)}")
+    times = transfer_times(transports, sizes, repeats, device)
     if ranks.rank:
         return 0
     links = [describe(name, sizes) for name, sizes in times.items()]
@@ -78,6 +83,27 @@ def possible(wanted: str, device: torch.device) -> list[str]:
     return names
 
 
+def connected(
+    transports: dict[str, Transport], most: int, device: torch.device
+) -> tuple[dict[str, Transport], list[str]]:
+    """Those that are ready for messages of so many bytes, and a line for each that is not, as between GPUs without
+    access to each other's memory. On all ranks the same."""
+    kept, lines = {}, []
+    for name, transport in transports.items():
+        reason = ""
+        try:
+            transport.reserve([most] * len(transport.routes), device)
+        except LaneError:
+            raise
+        except RuntimeError as error:
+            reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        if any(failed for (failed,) in gather([int(bool(reason))])):
+            lines.append(f"{name}: left out, {reason or 'since the other rank cannot have it'}")
+        else:
+            kept[name] = transport
+    return kept, lines
+
+
 def feature_sizes() -> list[int]:
     """Bytes, in fp32, of the picture, the streams' features and the logits of the networks, small to large."""
     sizes = set()
@@ -94,7 +120,8 @@ def feature_sizes() -> list[int]:
 def transfer_times(
     transports: dict[str, Transport], sizes: list[int], repeats: int, device: torch.device
 ) -> dict[str, dict[int, list[float]]]:
-    """Seconds of one transfer by transport and size: half of each round trip, on rank 0; rank 1 answers.
+    """Seconds of one transfer by transport, all of them `connected`, and size: half of each round trip, on rank 0;
+    rank 1 answers.
 
     Transports and sizes take turns, so that a busy moment of the machine falls on all of them; each goes once untimed
     before it goes timed, so that no rank is still busy with the one before.

@@ -52,9 +52,9 @@ def make(choice: Choice, dtype: torch.dtype | None) -> Callable[[Tensor], Tensor
     return candidate(choice.name)
 
 
-def proved(*kinds: str, dtype: torch.dtype = torch.float32) -> tuple[list[str], list[str]]:
+def proved(*kinds: str, dtype: torch.dtype = torch.float32, x: Tensor = X) -> tuple[list[str], list[str]]:
     choices = [Choice("triton", Placement.single(PROGRAM), None, kind) for kind in kinds]
-    rows, lines = prove(PROGRAM, choices, make, X, dtype, lambda: None, 0.05)
+    rows, lines = prove(PROGRAM, choices, make, x, dtype, lambda: None, 0.05)
     return [choice.name for _, choice, _ in rows], lines
 
 
@@ -67,6 +67,25 @@ def test_the_fastest_that_agrees_wins() -> None:
         "triton, not a number, 1 lane(s): its answer is off by inf, of which rounding explains 1.0e-05",
         "triton, fails, 1 lane(s): ValueError: ",
     ]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pictures_that_are_no_numbers_prove_nothing(value: float, dtype: torch.dtype) -> None:
+    """Noise does, and the answer to them is that of what it chose."""
+    x = X.clone()
+    x[0, 0, 3, 3] = value
+    names, lines = proved("wrong", "fast", dtype=dtype, x=x)
+    assert names == ["fast"] and re.fullmatch("triton, wrong, .* is off by 1.0e-03, of which .*", "".join(lines))
+    assert not EAGER(x)[0].isfinite().all() and EAGER(x)[1].isfinite().all()
+
+
+def test_the_reference_may_lack_memory() -> None:
+    def make(choice: Choice, dtype: torch.dtype | None) -> Callable[[Tensor], Tensor]:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(ParNetError, match=r"out of memory: .*: name an executor, or call warm_up with fewer pictures"):
+        prove(PROGRAM, [], make, X, torch.float32, lambda: None, 0.0)
 
 
 def test_the_fastest_wins_and_the_hopeless_are_left(monkeypatch: pytest.MonkeyPatch) -> None:

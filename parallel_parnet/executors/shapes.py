@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from typing import Generic, TypeVar
+
+import torch
 
 from ..settings import apart
 
@@ -16,12 +20,14 @@ MAX_SHAPES = 8
 class Shapes(Generic[Key, Kept]):
     """Keeps what was made when it was asked for the first time; the oldest of too many goes.
 
-    dropping: called before one goes, which may still be in use by a device. Nothing here refers to whoever keeps it: an
-    engine's memory is to go with the last reference to it, and not wait for Python to look for cycles.
+    dropping: called before one goes, which may still be in use by a device, and before all do, with whoever keeps them.
+    Neither it nor anything here refers to that one: an engine's memory is to go with the last reference to it, and not
+    wait for Python to look for cycles.
     """
 
     def __init__(self, dropping: Callable[[], None] = lambda: None) -> None:
         self._dropping = dropping
+        weakref.finalize(self, _dropped, dropping).atexit = False
         self._kept: dict[Key, Kept] = {}
 
     def __call__(self, key: Key, make: Callable[[Key], Kept]) -> Kept:
@@ -44,3 +50,10 @@ class Shapes(Generic[Key, Kept]):
 
     def __len__(self) -> int:
         return len(self._kept)
+
+
+def _dropped(dropping: Callable[[], None]) -> None:
+    """Wait where a GPU may be at work, but for a thread whose capture that would break. Nobody hears of a failure."""
+    with suppress(Exception):
+        if torch.cuda.is_initialized() and not torch.cuda.is_current_stream_capturing():
+            dropping()

@@ -353,8 +353,11 @@ def test_what_a_gpu_reaches_lies_on_the_lanes_own(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("captured", [False, True])
 def test_nothing_is_dropped_that_a_device_may_use(captured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The oldest of too many shapes: by a lane, and by the executors of one process."""
+    """The oldest of too many shapes, and what goes with its owner: by a lane, and by the executors of one process."""
     waited: list[torch.device] = []
+    capturing: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: bool(capturing))
     for module in (local, lanes):
         monkeypatch.setattr(module, "synchroniser", lambda device: lambda: waited.append(device))
     placement = Placement.from_streams_per_gpu(PROGRAM, 2, 2)
@@ -373,3 +376,10 @@ def test_nothing_is_dropped_that_a_device_may_use(captured: bool, monkeypatch: p
     assert waited == devices
     lane.prepare((1, 32, 64, 0), None, apart=False)
     assert waited == [*devices, devices[1]]
+    waited.clear()
+    del executor, run, made
+    assert waited == devices * (2 if captured else 1), "by each that keeps something"
+    waited.clear()
+    capturing.append(True)
+    del lane
+    assert not waited, "which would break what this thread captures"

@@ -18,7 +18,7 @@ MAX_SHAPES = 8
 
 
 class Shapes(Generic[Key, Kept]):
-    """Keeps what was made when it was asked for the first time; the oldest of too many goes.
+    """Keeps what was made when it was asked for the first time; of too many goes what was not asked for the longest.
 
     dropping: called before one goes, which may still be in use by a device, and before all do, with whoever keeps them.
     Neither it nor anything here refers to that one: an engine's memory is to go with the last reference to it, and not
@@ -37,6 +37,8 @@ class Shapes(Generic[Key, Kept]):
                 self._dropping()
                 del self._kept[next(iter(self._kept))]
             found = self._kept[key] = apart(make)(key)
+        elif len(self._kept) > 1:
+            self._kept[key] = self._kept.pop(key)  # the last in the dictionary's order
         return found
 
     def clear(self) -> None:

@@ -20,7 +20,7 @@ from parallel_parnet.executors import local
 from parallel_parnet.executors.binding import Backend
 from parallel_parnet.executors.graph import GraphExecutor
 from parallel_parnet.executors.lane import Lane, Request
-from parallel_parnet.executors.shapes import MAX_SHAPES
+from parallel_parnet.executors.shapes import MAX_SHAPES, Shapes
 from parallel_parnet.executors.torch_backend import TorchBackend
 from parallel_parnet.program.placement import Segment
 from parallel_parnet.transport import symmetric, torch_distributed
@@ -349,6 +349,14 @@ def test_what_a_gpu_reaches_lies_on_the_lanes_own(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: device)
     lane.finish(request)
     assert recorded == [lane.device]
+
+
+def test_of_too_many_shapes_that_goes_which_was_used_least_recently() -> None:
+    """And not one that was made first and is asked for all the time."""
+    shapes = Shapes[int, int]()
+    for key in (*range(MAX_SHAPES), 0, 1, MAX_SHAPES, 0, MAX_SHAPES + 1):
+        assert shapes(key, lambda key: key) == key
+    assert [key for key in range(MAX_SHAPES + 2) if key in shapes] == [0, 1, *range(4, MAX_SHAPES + 2)]
 
 
 @pytest.mark.parametrize("captured", [False, True])

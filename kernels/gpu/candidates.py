@@ -10,7 +10,7 @@ import torch
 
 from .geometry import COPY, Geometry, Tile, power_of_two
 from .model import LevelConfig, predict
-from .rates import H200, MOST_REGISTERS, REGISTERS, Rates
+from .rates import MOST_REGISTERS, REGISTERS, Rates
 
 TILES = ((64, 32, 4), (64, 64, 4), (64, 128, 4))  # bm, bn and warps; others win nowhere on an H200
 PICTURE_TILES = ((64, 64, 4),)
@@ -44,7 +44,7 @@ def candidates(
     wave: a second one starts when the first ends. steps: channels of one, at most. stages: of the pipeline."""
     configs = dict.fromkeys(_grid(shapes, n, dtype, rates, steps, stages))
     found = [Candidate(config, predict(shapes, n, dtype, config, rates).seconds) for config in configs]
-    places = {c: resident(c.config, dtype) * rates.multiprocessors for c in found}
+    places = {c: resident(c.config, dtype, rates) * rates.multiprocessors for c in found}
     return sorted(found, key=lambda c: (n == 1 and launched(shapes, n, c.config) > places[c], c.predicted))
 
 
@@ -85,14 +85,13 @@ def shared(config: LevelConfig, dtype: torch.dtype) -> int:
     return max(config.num_stages * (t.bm + t.bn) * t.bk * dtype.itemsize for t in config.tiles)
 
 
-def resident(config: LevelConfig, dtype: torch.dtype) -> int:
-    """Blocks on a Hopper's multiprocessor at a time, at most: what candidates of all GPUs are ordered by, since no
-    other's order was ever held against times."""
+def resident(config: LevelConfig, dtype: torch.dtype, rates: Rates) -> int:
+    """Blocks on a multiprocessor at a time, at most."""
     threads = 32 * config.num_warps
     accumulators = max(tile.bm * tile.bn for tile in config.tiles) // threads
     used = 2 * accumulators + OTHER_IN_FP8 if dtype.itemsize == 1 else accumulators + OTHER_REGISTERS
     by_registers = REGISTERS // (threads * min(used, MOST_REGISTERS))
-    return min(by_registers, (H200.shared + 1024) // (shared(config, dtype) + 1024))
+    return min(by_registers, (rates.shared + 1024) // (shared(config, dtype) + 1024))
 
 
 def _grid(

@@ -44,10 +44,13 @@ class Table:
     ahead: bool = False
 
     @classmethod
-    def load(cls, capability: tuple[int, int], device_name: str = "", warpgroups: bool = False) -> Table:
+    def load(
+        cls, capability: tuple[int, int], device_name: str = "", warpgroups: bool = False, multiprocessors: int = 0
+    ) -> Table:
         """The table for a GPU; where its model has none, which is said, that of a sister or the defaults of its compute
-        capability. Without a name, the defaults. warpgroups: with the levels of the kernel for a Hopper's."""
-        rates, instead = family_rates(capability), INSTEAD.get(capability, "")
+        capability. Without a name, the defaults. warpgroups: with the levels of the kernel for a Hopper's.
+        multiprocessors: of the GPU, which its family's need not have; 0 for as many."""
+        rates, instead = family_rates(capability, multiprocessors), INSTEAD.get(capability, "")
         gpus = device_name, instead
         kernels = ("tuned", "warpgroups") if warpgroups and capability == HOPPER else ("tuned",)
         names = [tuned_name(device_name, kernel) for kernel in kernels if device_name]
@@ -63,7 +66,8 @@ class Table:
         capability, name = torch.cuda.get_device_capability(device), torch.cuda.get_device_name(device)
         if reason := refused(device) if capability == HOPPER else None:
             warnings.warn(f"{reason}: Triton's kernels run where others are faster", stacklevel=2)
-        return cls.load(capability, name, warpgroups=not reason)
+        count = torch.cuda.get_device_properties(device).multi_processor_count
+        return cls.load(capability, name, warpgroups=not reason, multiprocessors=count)
 
     def level(self, shapes: Sequence[Geometry], n: int, dtype: torch.dtype) -> LevelConfig:
         """What was tuned for these operations on n pictures, else what the rules say."""

@@ -46,9 +46,11 @@ def block_memory(capability: tuple[int, int]) -> int:
     return 1024 * _of_family(SHARED_KB, capability)
 
 
-def family_rates(capability: tuple[int, int]) -> Rates:
-    """Of a GPU that was not measured: its family's, with the shared memory that it has itself."""
-    return replace(_of_family(FAMILIES, capability), shared=block_memory(capability))
+def family_rates(capability: tuple[int, int], multiprocessors: int = 0) -> Rates:
+    """Of a GPU that was not measured: its family's, with its own shared memory and, where told, multiprocessors."""
+    family = _of_family(FAMILIES, capability)
+    count = multiprocessors or family.multiprocessors
+    return replace(family, shared=block_memory(capability), multiprocessors=count)
 
 
 def _of_family(values: Mapping[tuple[int, int], Value], capability: tuple[int, int]) -> Value:

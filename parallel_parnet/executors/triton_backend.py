@@ -166,7 +166,8 @@ class TritonBackend:
 
     @property
     def tiles(self) -> str:
-        return hashlib.sha256(repr(self.table).encode()).hexdigest()
+        count = self.table.rates.multiprocessors
+        return f"{hashlib.sha256(repr(self.table).encode()).hexdigest()[:16]} for {count} multiprocessors"
 
     def _cuts(self, nhw: NHW) -> dict[str, Cut]:
         return self._shapes(nhw, lambda nhw: cuts(self.program, nhw, self.table, self.dtype))

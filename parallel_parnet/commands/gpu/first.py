@@ -31,7 +31,8 @@ REPLAYS = 200
 def check_first_kernels(work: Work) -> Values:
     """Compile what the first steps launch, on all cores: the networks' launches, and each level by itself."""
     target = target_of(work)
-    table, cases = Table.load(target.capability), [NetworkCase(variant, DTYPE, 1) for variant in work.scope.decisive]
+    table = Table.load(target.capability, multiprocessors=target.multiprocessors)
+    cases = [NetworkCase(variant, DTYPE, 1) for variant in work.scope.decisive]
     jobs = jobs_of(single_launches(cases)) | {"probes": compile_probes}
     for variant in work.scope.decisive:
         for level in levels_of(shapes_of(variant), 1, DTYPE)[: work.scope.levels]:

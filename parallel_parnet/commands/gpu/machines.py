@@ -31,7 +31,7 @@ def target_of(work: Work) -> Target:
     """What to compile for; in a dry run by nobody's table, and without launchers, which find no libcuda to link."""
     found = machine_of(work)
     dry = work.scope.note != ""
-    return Target(tuple(found["capability"]), "" if dry else found["gpu"], not dry)
+    return Target(tuple(found["capability"]), "" if dry else found["gpu"], not dry, found["multiprocessors"])
 
 
 def rates_of(work: Work, dtype: torch.dtype) -> Rates:

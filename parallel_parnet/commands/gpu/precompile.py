@@ -43,11 +43,13 @@ SIDE, CHANNELS, PICTURES = 19, 92, 3  # awkward on purpose: ragged tiles in ever
 
 
 class Target(NamedTuple):
-    """What is compiled for. gpu: whose table is taken. launchers: whether to build them, which takes libcuda."""
+    """What is compiled for. gpu: whose table is taken. launchers: whether to build them, which takes libcuda.
+    multiprocessors: of the GPU; 0 for as many as its family's has."""
 
     capability: tuple[int, int]
     gpu: str = ""
     launchers: bool = True
+    multiprocessors: int = 0
 
 
 Job = Callable[[Target], object]
@@ -92,7 +94,7 @@ class NetworkCase:
             plain = fold_pixels(fold(model(self.variant).eval()), self.dtype)
         program, dtype = (shapes_in_fp8(plain), BESIDE_FP8) if narrow else (plain, self.dtype)
         side = program.config.image_size
-        table = Table.load(target.capability, target.gpu, warpgroups=bindings())
+        table = Table.load(target.capability, target.gpu, bindings(), target.multiprocessors)
         launches = whole(program, (self.n, side, side), dtype, torch.device("meta"), table, self.raw).launches
         chosen = launches if self.index is None else launches[self.index : self.index + 1]
         return [launch for launch in chosen if isinstance(launch, Launch)]

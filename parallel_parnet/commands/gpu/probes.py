@@ -53,7 +53,8 @@ def read_kernel(x, out, blocks, ROUNDS: tl.constexpr, BLOCK: tl.constexpr):  # n
 def check_probes(work: Work) -> Values:
     """A row for each probe."""
     device, dry = work.device, work.scope.note != ""
-    capability = tuple(machine_of(work)["capability"])
+    found = machine_of(work)
+    capability = tuple(found["capability"])
     # the interpreter knows no dependent launch; the kernels with it are compiled all the same
     dependents = (False,) if dry or capability < HOPPER else (False, True)
     ways = [(grid, dependent) for grid in GRIDS[: 1 if dry else None] for dependent in dependents]
@@ -64,7 +65,7 @@ def check_probes(work: Work) -> Values:
     rows.append(work.row("read of L2", lambda: l2_bandwidth(device, 2 if dry else PROGRAMS)))
     copied = lambda: {"tb_per_s": round(measure_rates(device, DTYPE).bytes / 1e12, 3)}  # noqa: E731
     rows.append(work.row("copy in memory", copied))
-    table = Table.load(capability)
+    table = Table.load(capability, multiprocessors=found["multiprocessors"])
     for variant in work.scope.decisive:
         for level in levels_of(shapes_of(variant), 1, DTYPE)[: work.scope.levels]:
             rows.append(work.row(f"{variant} {level.key}", partial(warm_and_cold, level, table, device)))

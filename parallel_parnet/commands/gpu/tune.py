@@ -105,7 +105,7 @@ def tune_levels(
 
     first: so many levels share the time, and those after them what is left then; all of them where not given.
     """
-    table = Table.load(tuning.target.capability)
+    table = Table.load(tuning.target.capability, multiprocessors=tuning.target.multiprocessors)
     configs = {level: worth_trying(level, table, tuning.rates[level.dtype], tuning.most) for level in levels}
     pool = worker_pool()
     # on a GPU the loaded module tells what is wrong, without one the compiler's tools do
@@ -155,7 +155,7 @@ def fill_table(wanted: list[Level], minutes: float, out: Path | None, console: C
         default, best = trial.default.get("p50", float("nan")), trial.best["p50"]
         console.print(f"{level.key}: {default:.2f} -> {best:.2f} us, {describe(trial.config)}, {trial.timed} timed")
 
-    tuning = Tuning(device, Target(tuple(header["capability"])), rates)
+    tuning = Tuning(device, Target(tuple(header["capability"]), multiprocessors=header["multiprocessors"]), rates)
     if left_out := tune_levels(levels, tuning, started + 60 * minutes, done):
         console.print(f"{minutes:g} minutes are over: {len(left_out)} of {len(levels)} levels left out")
     return path

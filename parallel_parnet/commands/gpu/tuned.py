@@ -59,8 +59,7 @@ def check_tuned(work: Work) -> Values:
     is right."""
     if is_at_hand(work):
         return skipped(ELSEWHERE)
-    found = machine_of(work)
-    path, capability = _path(work, found), tuple(found["capability"])
+    path, target = _path(work, machine_of(work)), target_of(work)
     levels = len(read_levels(path))
     if not levels:
         return {"passed": False, "left_out": len(work.scope.decisive), "fault": "no level was tuned"}
@@ -70,9 +69,9 @@ def check_tuned(work: Work) -> Values:
             for variant in work.scope.decisive
             for i in range(shapes_of(variant).launches)
         }
-        compile_all(jobs, target_of(work), work.end)
+        compile_all(jobs, target, work.end)
     rows = [
-        work.row(_row_name(variant, levels), partial(pass_of, work, variant, _tables(path, capability)))
+        work.row(_row_name(variant, levels), partial(pass_of, work, variant, _tables(path, target)))
         for variant in work.scope.decisive
     ]
     return verdict(rows, partial(is_right, work))
@@ -80,13 +79,13 @@ def check_tuned(work: Work) -> Values:
 
 def compile_tuned(variant: str, index: int, path: Path, target: Target) -> None:
     """One launch of a network as each table cuts it."""
-    for table in _tables(path, target.capability).values():
+    for table in _tables(path, target).values():
         plan = planned(shapes_of(variant), DTYPE, torch.device("meta"), table=table)
         compile_launch(plan.launches[index], target)
 
 
-def _tables(path: Path, capability: tuple[int, int]) -> dict[str, Table]:
-    default = Table.load(capability)
+def _tables(path: Path, target: Target) -> dict[str, Table]:
+    default = Table.load(target.capability, multiprocessors=target.multiprocessors)
     tuned = replace(default, levels=read_levels(path))
     return {"default": default, "tuned": tuned}
 

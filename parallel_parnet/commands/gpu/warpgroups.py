@@ -73,7 +73,7 @@ def check_passes(work: Work) -> Values:
     if not is_at_hand(work):
         return skipped(NEEDED)
     found = machine_of(work)
-    ours = Table.load(HOPPER, found["gpu"])
+    ours = Table.load(HOPPER, found["gpu"], multiprocessors=found["multiprocessors"])
     tuned = replace(ours, warpgroups=read_levels(_path(work, found)))
     tables = {"warpgroups": tuned, "ahead": replace(tuned, ahead=True)}
     ways = {name: {"triton": ours, **tables} if name in work.scope.decisive else tables for name in work.scope.timed}

@@ -238,7 +238,7 @@ def test_kernels_are_compiled_on_all_cores():
 def test_candidates_fit_and_are_ranked(dtype):
     ranked = candidates(XL_LEVEL_5, 1, dtype, H200)
     assert len(ranked) >= 4
-    places = [resident(candidate.config, dtype) * H200.multiprocessors for candidate in ranked]
+    places = [resident(candidate.config, dtype, H200) * H200.multiprocessors for candidate in ranked]
     waits = [launched(XL_LEVEL_5, 1, c.config) > room for c, room in zip(ranked, places, strict=True)]
     order = [(wait, candidate.predicted) for wait, candidate in zip(waits, ranked, strict=True)]
     assert order == sorted(order) and order[0][1] >= floor(XL_LEVEL_5, 1, dtype, H200) and min(places) > 0
@@ -265,8 +265,9 @@ def test_levels_that_repeat_are_tuned_once():
 def test_what_the_kernel_for_warpgroups_runs_is_not_tuned(tmp_path, monkeypatch):
     """On an H200 in half precision at batch 1 all levels but the picture's, and said in a line."""
     table, said, given = Table.load(config.HOPPER, "NVIDIA H200", warpgroups=True), io.StringIO(), []
+    header = {"gpu": "NVIDIA H200", "capability": [9, 0], "multiprocessors": 132, "date": ""}
     monkeypatch.setattr(tune, "require_gpu", lambda: torch.device("meta"))
-    monkeypatch.setattr(tune, "machine", lambda device: {"gpu": "NVIDIA H200", "capability": [9, 0], "date": ""})
+    monkeypatch.setattr(tune, "machine", lambda device: header)
     monkeypatch.setattr(tune, "measure_rates", lambda device, dtype: H200)
     monkeypatch.setattr(tune, "tune_levels", lambda levels, *_: given.append(levels))
     monkeypatch.setattr(config.Table, "of_device", lambda device: table)

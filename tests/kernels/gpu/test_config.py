@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch
 from parallel_parnet import ParNetError
 from parallel_parnet.commands.gpu.level_tuning import levels_of, worth_trying
 from parallel_parnet.commands.gpu.precompile import shapes_of
-from parallel_parnet.executors.triton_backend import geometry
+from parallel_parnet.executors.triton_backend import TritonBackend, geometry
 from parallel_parnet.kernels.gpu import config
 from parallel_parnet.kernels.gpu.candidates import MOST_SPLITS, candidates, fitted, launched, resident, shared
 from parallel_parnet.kernels.gpu.compiled import SPILLED, Resources
@@ -21,10 +22,13 @@ from parallel_parnet.kernels.gpu.geometry import Geometry, Tile
 from parallel_parnet.kernels.gpu.level import level
 from parallel_parnet.kernels.gpu.samples import convolution
 from parallel_parnet.kernels.gpu.samples import geometry as sample
+from parallel_parnet.transport.group import FIELD
 
 HALF = torch.float16
 DTYPES = torch.bfloat16, torch.float32
 KB = {(8, 0): 163, (8, 6): 99, (8, 9): 99, (9, 0): 227, (10, 0): 227, (12, 0): 99}  # of a block, by NVIDIA's guide
+# A10, L4, RTX 4090, RTX 5090, B200, H100 PCIe: compute capability and multiprocessors
+SMALLER_AND_LARGER = (((8, 6), 72), ((8, 9), 58), ((8, 9), 128), ((12, 0), 170), ((10, 0), 148), ((9, 0), 114))
 XL_LEVEL_5 = [Geometry(side, side, c, c, gate="identity") for c, side in ((200, 56), (400, 28), (800, 14))]
 
 
@@ -48,7 +52,40 @@ def test_no_level_takes_two_waves(variant, dtype):
         shapes = [geometry(program, op, 224, 224) for op in group]
         multiplied = HALF if shapes[0].planar else dtype
         config = table.level(shapes, 1, multiplied)
-        assert launched(shapes, 1, config) <= resident(config, multiplied) * table.rates.multiprocessors
+        assert launched(shapes, 1, config) <= resident(config, multiplied, table.rates) * table.rates.multiprocessors
+
+
+@pytest.mark.parametrize(("capability", "count"), SMALLER_AND_LARGER)
+def test_a_gpus_own_multiprocessors_decide_how_many_programs_there_are(capability, count, monkeypatch):
+    """And its own shared memory how many have a place: none waits for one where any cut has a place for all."""
+    found = SimpleNamespace(multi_processor_count=count)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA Unheard")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+    monkeypatch.setattr(config, "refused", lambda device: None)
+    with pytest.warns(UserWarning, match="no tuned kernels for NVIDIA Unheard"):
+        rates = Table.of_device(torch.device("cuda")).rates
+    assert rates == Table.load(capability, multiprocessors=count).rates and rates.multiprocessors == count
+    table = Table(rates, {})
+    for at in (at for name in ("parnet_s", "parnet_xl") for at in levels_of(shapes_of(name), 1, HALF)):
+
+        def waits(chosen: LevelConfig, at=at) -> bool:
+            there = (rates.shared + 1024) // (
+                shared(chosen, HALF) + 1024
+            )  # a multiprocessor has 1 KB more than a block
+            assert resident(chosen, HALF, rates) <= there
+            return launched(at.shapes, 1, chosen) > resident(chosen, HALF, rates) * count
+
+        tried = [each.config for each in candidates(at.shapes, 1, HALF, rates)]
+        assert not waits(table.level(at.shapes, 1, HALF)) or all(map(waits, tried)), at.key
+
+
+def test_ranks_whose_gpus_cut_otherwise_are_told_of_them_apart():
+    """In what `agree` compares, which is so many bytes."""
+    tables = [Table.load((9, 0), multiprocessors=count) for count in (114, 132)]
+    few, many = (TritonBackend.tiles.fget(SimpleNamespace(table=table)) for table in tables)
+    assert few.endswith(" for 114 multiprocessors") and many.endswith(" for 132 multiprocessors")
+    assert few[:16] != many[:16] and len(few) <= FIELD
 
 
 def test_steps_in_fp8():

@@ -146,6 +146,8 @@ def test_a_hopper_on_which_it_cannot_be_had_takes_tritons(reason, monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: HOPPER)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    found = SimpleNamespace(multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
     monkeypatch.setattr(launch, "loaded", loaded)
     monkeypatch.setattr(config, "refused", config.refused.__wrapped__)  # which remembers the other case's
     with pytest.warns(UserWarning, match=f"{reason}: Triton's kernels") if reason else nullcontext():

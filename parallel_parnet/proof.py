@@ -53,6 +53,8 @@ def prove(
         try:
             run = make(choice, None)
             wrong = error(run(x_nchw), expected)
+        except Warning:
+            raise  # Python was told, as by -W error, to make errors of them: no fault of the candidate's
         except Exception as reason:  # whatever compilers and drivers raise
             lines.append(f"{choice}: {type(reason).__name__}: {(str(reason).splitlines() or [''])[0]}")
             continue

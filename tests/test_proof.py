@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -78,6 +79,20 @@ def test_pictures_that_are_no_numbers_prove_nothing(value: float, dtype: torch.d
     names, lines = proved("wrong", "fast", dtype=dtype, x=x)
     assert names == ["fast"] and re.fullmatch("triton, wrong, .* is off by 1.0e-03, of which .*", "".join(lines))
     assert not EAGER(x)[0].isfinite().all() and EAGER(x)[1].isfinite().all()
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_warning_that_is_to_be_an_error_drops_no_candidate() -> None:
+    """Else a GPU without tuned tiles would run torch's operations, and the reason would be past after one call."""
+
+    def make(choice: Choice, dtype: torch.dtype | None) -> Callable[[Tensor], Tensor]:
+        if choice.executor == "triton":
+            warnings.warn("no tuned kernels for GPU A", stacklevel=2)
+        return EAGER
+
+    choices = [Choice(name, Placement.single(PROGRAM), None, "whole") for name in ("triton", "eager")]
+    with pytest.raises(UserWarning, match="no tuned kernels for GPU A"):
+        prove(PROGRAM, choices, make, X, torch.float32, lambda: None, 0.0)
 
 
 def test_the_reference_may_lack_memory() -> None:

@@ -332,7 +332,7 @@ template <int I> DEVICE void convolve(const Arguments& arguments, int block, cha
         for (int row = THREAD; row < s.rows; row += THREADS) pixels[row] = pixel_of<I>(row, i_m * BM);
         sync_block();
         if (THREAD < CONSUMERS) {
-#if defined(__CUDACC_VER_MAJOR__) && (__CUDACC_VER_MAJOR__ < 12 || __CUDACC_VER_MAJOR__ == 12 && __CUDACC_VER_MINOR__ < 9)
+#if defined(__CUDACC_VER_MAJOR__) && __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ < 1209
             // The first product makes the sums anew, but compilers before 12.9 let no product start before the last has
             // ended where they are not given values. Newer ones do without, and what GPUs have run stays as it was.
             float sums[s.bn / 2] = {};

@@ -177,13 +177,7 @@ def load_model(args: argparse.Namespace) -> tuple[ParNet, str]:
     if checkpoint is not None:
         if args.num_classes is not None:
             raise ParNetError("--num-classes: a checkpoint has its own; leave it out")
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always", ParNetWarning)
-            model = load_checkpoint(checkpoint, ema=args.ema, activation=args.activation)
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # one rank speaks for all
-            for warning in told:
-                print(warning.message, file=sys.stderr)
-        return model, str(checkpoint.relative_to(ROOT) if demo else checkpoint)
+        return read_checkpoint(checkpoint, args), str(checkpoint.relative_to(ROOT) if demo else checkpoint)
     if args.ema:
         raise ParNetError("--ema: random weights have no average; give a --checkpoint")
     least = 0 if getattr(args, "outputs", None) else 1  # features need no classifier
@@ -194,6 +188,17 @@ def load_model(args: argparse.Namespace) -> tuple[ParNet, str]:
         DEMO_MODEL if args.model is None else args.model, num_classes=args.num_classes, activation=args.activation
     )
     return settle(model), RANDOM
+
+
+def read_checkpoint(path: Path, args: argparse.Namespace) -> ParNet:
+    """What `load_checkpoint` makes of a file, and its warnings as lines on stderr."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", ParNetWarning)
+        model = load_checkpoint(path, ema=args.ema, activation=args.activation)
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # one rank speaks for all
+        for warning in told:
+            print(warning.message, file=sys.stderr)
+    return model
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from parallel_parnet import (
     load_checkpoint,
     save_checkpoint,
 )  # fmt: skip
+from parallel_parnet.commands.common import read_checkpoint
 from parallel_parnet.parity import relative
 from parallel_parnet.program.program import Program
 from small import SMALL, lively
@@ -137,3 +139,16 @@ def test_a_bare_file_of_no_variant_is_told_of(tmp_path: Path) -> None:
     assert told[0].filename == __file__
     save_checkpoint(model, tmp_path / "c.safetensors")
     assert load_checkpoint(tmp_path / "c.safetensors").config == model.config
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_commands_tell_it_in_a_line(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture,
+    recwarn: pytest.WarningsRecorder,
+) -> None:  # fmt: skip
+    torch.save(create_model(SMALL).state_dict(), tmp_path / "c.pth")
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    read_checkpoint(tmp_path / "c.pth", argparse.Namespace(ema=False, activation=None))
+    told = capsys.readouterr().err
+    assert (told.count("\n"), "no variant's" in told) == ((1, True) if rank == 0 else (0, False))
+    assert not recwarn

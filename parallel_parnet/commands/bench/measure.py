@@ -21,6 +21,7 @@ from .peer_libraries import library_peers
 from .peer_mnn import mnn_peer
 from .peer_ncnn import ncnn_peer
 from .peer_torch import torch_peers
+from .peer_xnnpack import xnnpack_int8_peer, xnnpack_peers
 from .proof import agrees, expected_logits, left_out, prove_golden, prove_ours
 from .rows import Result, add_ratios, row_of
 from .running import Entry, interleave, set_up, shares
@@ -44,8 +45,9 @@ class Settings:
 
 def contenders(only: Sequence[str] = (), dtype: torch.dtype = torch.float32) -> list[Contender]:
     """All of them for this type, or those that one of these texts names or, where it names none, is part of."""
-    in_floats = [*torch_peers(), *library_peers(), ncnn_peer(), mnn_peer()]
-    found = [*ours(dtype), *(int8_peers() if dtype == torch.int8 else in_floats)]
+    in_floats = [*torch_peers(), *library_peers(), ncnn_peer(), mnn_peer(), *xnnpack_peers()]
+    in_int8 = [*int8_peers(), xnnpack_int8_peer()]
+    found = [*ours(dtype), *(in_int8 if dtype == torch.int8 else in_floats)]
     names = [c.name for c in found]
     chosen = set() if only else set(names)
     for text in only:

@@ -35,12 +35,12 @@ from rich.console import Console
 
 from parallel_parnet import ParNetError
 from parallel_parnet.files import check_writable, write_json
-from parallel_parnet.network.checkpoint import load_checkpoint, save_checkpoint
+from parallel_parnet.network.checkpoint import save_checkpoint
 from parallel_parnet.network.variants import ACTIVATIONS
 from parallel_parnet.preprocess import Preprocess
 from parallel_parnet.transport import agree, join_ranks
 
-from ..common import DEMO_MODEL, Parser, count, named, pixels, plain_console, positive
+from ..common import DEMO_MODEL, Parser, count, named, pixels, plain_console, positive, read_checkpoint
 from ..data.finding import open_split
 from ..data.split import TRAIN, VAL, read_names
 from ..locking import held
@@ -109,7 +109,7 @@ def prepare(args: argparse.Namespace, recipe: Recipe, ranks: Ranks, device: torc
     console.print(f"training on {train.told(args.data)}\ntesting on {test.told(args.data)}")
     torch.manual_seed(args.seed)
     if args.checkpoint:
-        model, numbers, words = tuned(load_checkpoint(args.checkpoint, args.ema, args.activation), args.img_size, train)
+        model, numbers, words = tuned(read_checkpoint(args.checkpoint, args), args.img_size, train)
     else:
         model, numbers, words = fresh(args.model or DEMO_MODEL, args.activation, args.img_size, train)
     if words:

@@ -8,6 +8,7 @@ import itertools
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -195,6 +196,12 @@ def test_parity_failure_refuses(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 def test_contenders_that_cannot_be_had_are_no_result(tmp_path: Path, here: Callable) -> None:
     run = here("bench", "--only", "TensorRT", "--device", "cpu", "--runs", 2, "--out", tmp_path)
     assert run.returncode == 2 and "nothing was timed" in run.stderr and "TensorRT: " in run.stdout
+
+
+def test_golden_files_warn_of_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        proof.prove_golden()
 
 
 def test_other_parity_failures_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ from parallel_parnet.commands.bench.fused import fuse
 from parallel_parnet.commands.bench.measure import Settings, contenders, measure
 from parallel_parnet.commands.bench.peer_int8 import int8_peers
 from parallel_parnet.commands.bench.peer_torch import _compiled
+from parallel_parnet.commands.bench.peer_xnnpack import xnnpack_int8_peer
 from parallel_parnet.commands.bench.proof import LIMITS, agrees, expected_logits
 from parallel_parnet.commands.bench.rows import show
 from parallel_parnet.commands.bench.running import Entry, set_up
@@ -60,7 +61,7 @@ def peer(name: str) -> Contender:
 def test_who_takes_part() -> None:
     names = [contender.name for contender in contenders([], torch.int8)]
     assert names[:2] == ["ours: auto", "ours: native"]
-    assert set(names[2:]) == {contender.name for contender in int8_peers()}
+    assert set(names[2:]) == {contender.name for contender in (*int8_peers(), xnnpack_int8_peer())}
     assert "MNN, exported" in {contender.name for contender in contenders()}
     with pytest.raises(ParNetError, match="--only 'ncnn'"):
         contenders(["ncnn"], torch.int8)

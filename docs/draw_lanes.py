@@ -52,7 +52,7 @@ def arrow(source: tuple[float, float], target: tuple[float, float]) -> str:
 
 def main() -> None:
     program = fold(create_model("parnet_s"))
-    placement = Placement.from_streams_per_gpu(program, 1, 3)
+    placement = Placement.by_streams(program, 3)
     width, height = LEFT + program.depth * STEP + 8, TOP + placement.lanes * ROW + 34
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '

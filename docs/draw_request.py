@@ -63,7 +63,7 @@ def boxes(program: Program, segment: Segment) -> list[str]:
 
 def main() -> None:
     program = fold(create_model("parnet_s"))
-    placement = Placement.from_streams_per_gpu(program, 1, 3)
+    placement = Placement.by_streams(program, 3)
     side = program.config.image_size
     width, bottom = LEFT + 2 * COLUMN + 130, y_of(program.depth + 1)
     height = bottom + 96

@@ -44,7 +44,7 @@ def default_placement(program: Program, executor: str, ranks: int) -> Placement:
     lanes = program.streams if executor == "cuda_streams" else ranks
     if lanes == 1:
         return Placement.single(program)
-    return Placement.from_streams_per_gpu(program, -(-program.streams // lanes), lanes)
+    return Placement.by_streams(program, lanes)
 
 
 def on_one_lane(program: Program, cores: int, executors: Sequence[str]) -> list[Choice]:
@@ -57,7 +57,7 @@ def on_gpus(program: Program, placement: Placement | None) -> list[Choice]:
     """Every executor of GPUs, under a placement that was given, or on one lane and with a CUDA stream per stream."""
     if placement is not None:
         return [Choice(e, placement, None, "as placed") for e in (*ON_GPUS, "eager")]
-    single, streams = Placement.single(program), Placement.from_streams_per_gpu(program, 1, program.streams)
+    single, streams = Placement.single(program), Placement.by_streams(program, program.streams)
     whole = [Choice(e, single, None, "whole") for e in ("cuda_graph", "triton", "eager")]
     return [*whole, *(Choice(e, streams, None, "by stream") for e in ("cuda_graph", "cuda_streams"))]
 

@@ -49,22 +49,18 @@ class Placement:
     coordinator: int = 0
 
     @classmethod
-    def from_streams_per_gpu(cls, program: Program, k: int, lanes: int) -> Placement:
-        """At most `k` of the network's streams on each of `lanes` lanes, in order, fewer on the first.
+    def by_streams(cls, program: Program, lanes: int) -> Placement:
+        """The network's streams on so many lanes, in order, as evenly as can be.
 
         The first lane is the coordinator: it also runs fusion and classifier. Each lane recomputes the stem that its
-        streams need. Raises ParNetError where k x lanes does not cover the streams, or a lane would stay empty.
+        streams need. Raises ParNetError for no lane, and for more lanes than streams, of which one would stay empty.
         """
         streams = program.streams
-        if k < 1 or lanes < 1:
-            raise ParNetError(f"{k} streams per GPU on {lanes} lanes: both must be at least 1")
-        if k * lanes < streams:
-            raise ParNetError(
-                f"{lanes} lanes x {k} streams per GPU do not cover {streams} streams: "
-                f"give {-(-streams // k)} lanes or --streams-per-gpu {-(-streams // lanes)}"
-            )
+        if lanes < 1:
+            raise ParNetError(f"{lanes} lanes: there must be at least 1")
         if lanes > streams:
             raise ParNetError(f"{lanes} lanes for {streams} streams: start at most {streams} ranks")
+        # what an even division leaves over goes to the last lanes: the first one also runs fusion and classifier
         lane_of = [lanes - 1 - (streams - 1 - i) * lanes // streams for i in range(streams)]
         where: dict[str, set[int]] = {op.name: set() for op in program.operations}
         for op in reversed(program.operations):

@@ -157,7 +157,7 @@ def run_ranks(
 
 def wandering(lanes: int) -> Placement:
     """Fusion wanders over the lanes, the last has the answer, and the stem is sent."""
-    where = dict(Placement.from_streams_per_gpu(PROGRAM, -(-3 // lanes), lanes).where)
+    where = dict(Placement.by_streams(PROGRAM, lanes).where)
     for op in PROGRAM.operations:
         if op.stage == "stem":
             where[op.name] = (0,)
@@ -170,7 +170,7 @@ def wandering(lanes: int) -> Placement:
 @pytest.mark.parametrize("usual", [True, False])
 def test_passes_are_replayed_with_their_transfers(lanes: int, usual: bool, threads: threading.local) -> None:
     """A graph for each of two places: a count that a capture froze, or one place for both, would mix answers up."""
-    placement = Placement.from_streams_per_gpu(PROGRAM, -(-3 // lanes), lanes) if usual else wandering(lanes)
+    placement = Placement.by_streams(PROGRAM, lanes) if usual else wandering(lanes)
     torch.manual_seed(lanes)
     small, large = (
         [torch.randn(n, 3, side, side, device=CPU) for _ in range(count)] for n, side, count in ((1, 32, 7), (2, 64, 3))
@@ -246,7 +246,7 @@ def test_nothing_is_dropped_that_a_device_may_use(captured: bool, monkeypatch: p
     waited: list[torch.device] = []
     for module in (local, lanes):
         monkeypatch.setattr(module, "synchroniser", lambda device: lambda: waited.append(device))
-    placement = Placement.from_streams_per_gpu(PROGRAM, 2, 2)
+    placement = Placement.by_streams(PROGRAM, 2)
     devices = [torch.device("cpu", 0), torch.device("cpu", 1)]  # whose tensors are all torch's "cpu"
     made = TorchBackend("eager", PROGRAM, placement.segments(PROGRAM), devices, torch.float32)
     executor = local.LocalExecutor(placement, devices, made, peers=lambda writer, reader: False)

@@ -128,7 +128,7 @@ def test_pictures_of_any_strides() -> None:
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_a_profile_is_of_the_kernels(lanes: int) -> None:
     """Each operation in a span of its own; together they are the pass."""
-    placement = Placement.from_streams_per_gpu(PROGRAM, 3 // lanes, lanes)
+    placement = Placement.by_streams(PROGRAM, lanes)
     engine, x = Engine(PROGRAM, placement, "cpu", executor="native"), torch.randn(1, 3, 32, 64)
     expected = engine(x)
     plans = [r._compiled for r in engine._executors[False].kept(x.shape).bindings._runners.values()]

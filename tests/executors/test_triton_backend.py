@@ -45,7 +45,7 @@ def test_a_lane_launches_once_a_level(name, lanes):
     side = program.config.image_size
     alone = whole(program, (1, side, side), torch.float16, META, TABLE)
     tiles = {op: cut.tile for op, cut in alone.cuts.items()}
-    placement = Placement.from_streams_per_gpu(program, -(-3 // lanes), lanes)
+    placement = Placement.by_streams(program, lanes)
     segments = placement.segments(program)
     backend = TritonBackend(program, segments, [META] * lanes, torch.float16, table=TABLE)
     launched = []

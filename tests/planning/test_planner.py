@@ -161,7 +161,7 @@ def test_lanes_that_share_one_processor() -> None:
 def test_the_first_level_of_parnet_on_three_lanes() -> None:
     """Each lane recomputes its stem; all operations take 1, all transfers 10; pictures leave one after the other."""
     ones = Costs(dict.fromkeys(PARNET.by_name, 1.0), dict.fromkeys([INPUT, *PARNET.by_name], 10.0))
-    result = schedule(PARNET, Placement.from_streams_per_gpu(PARNET, 1, 3), ones)
+    result = schedule(PARNET, Placement.by_streams(PARNET, 3), ones)
     # lane 2 has the picture at 20, four of stem and five blocks end at 29, the feature arrives at 39, then three more
     assert result.makespan == 42
     assert path(result)[:2] == ["send input", "send input"]
@@ -237,7 +237,7 @@ def test_features_as_answers_are_waited_for_to_the_last() -> None:
     numbers = dict.fromkeys([INPUT, *features.by_name], 1.0)
     first = features.answers["streams.0"]
     late = Costs({**numbers, first: 90.0}, numbers)
-    result = schedule(features, Placement.from_streams_per_gpu(features, 1, 3), late)
+    result = schedule(features, Placement.by_streams(features, 3), late)
     assert result.makespan == max(run.end for run in (*result.runs, *result.transfers)) > 90
 
 

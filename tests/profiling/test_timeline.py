@@ -194,7 +194,7 @@ def test_a_skewed_clock_is_measured_and_taken_out() -> None:
     assert abs(clock.offset - ahead) <= clock.uncertainty < 5e-3
     assert not clock.shared
     program = fold(lively(SMALL, 1))
-    known = Operations.of(program, Placement.from_streams_per_gpu(program, 2, 2))
+    known = Operations.of(program, Placement.by_streams(program, 2))
     spans = [Recorder(spans=[Span(REQUEST, 1.0, 2.0)]), Recorder(spans=[Span(REQUEST, 1.2 + ahead, 1.7 + ahead)])]
     merged = Timeline.of(known, {}, [clocks.Clock(), clock], spans, [])
     assert merged.bars[1].start == pytest.approx(1.2, abs=clock.uncertainty + 1e-9)
@@ -216,7 +216,7 @@ def planned(seed: int) -> Schedule:
     """The planner's schedule of a random program under a random placement, with random costs."""
     draw = random.Random(seed)
     program: Program = fold(lively(SMALL, seed))
-    placement = Placement.from_streams_per_gpu(program, 1, 3)
+    placement = Placement.by_streams(program, 3)
     work = {op.name: draw.uniform(0.1, 1.0) for op in program.operations}
     transfer = {name: draw.uniform(0.1, 2.0) for name in (INPUT, *work)}
     return schedule(program, placement, Costs(work, transfer))

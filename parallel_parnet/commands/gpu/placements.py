@@ -70,7 +70,7 @@ def _auto(work: Work, name: str) -> Values:
 
 def engines(program: Program, device: torch.device, executors: tuple[str, ...]) -> dict[str, Engine]:
     """Of each executor, on one lane and on a lane for each stream."""
-    placements = {1: Placement.single(program), 3: Placement.from_streams_per_gpu(program, 1, program.streams)}
+    placements = {1: Placement.single(program), 3: Placement.by_streams(program, program.streams)}
     return {
         f"{executor}, {lanes} lane(s)": Engine(program, placement, device, DTYPE, executor)
         for lanes, placement in placements.items()

@@ -139,7 +139,7 @@ def _logits(case: NetworkCase, work: Work) -> Values:
 
 def _used(work: Work, name: str, dtype: torch.dtype, executor: str, lanes: int) -> Values:
     program, reference = network(name, work.device)
-    placement = Placement.from_streams_per_gpu(program, 3 // lanes, lanes)
+    placement = Placement.by_streams(program, lanes)
     return {"network": name, "lanes": lanes, **use(Engine(program, placement, work.device, dtype, executor), reference)}
 
 

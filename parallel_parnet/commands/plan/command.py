@@ -131,7 +131,7 @@ def print_table() -> None:
             costs, device = costs_of(program, link, kind, efficiency)
             found = [search(program, costs, n, exactly=True, runner_up=False).best for n in (1, 2, 3)]
             best = min(found, key=lambda result: result.makespan)
-            found.append(schedule(program, Placement.from_streams_per_gpu(program, 1, 3), costs))
+            found.append(schedule(program, Placement.by_streams(program, 3), costs))
             cells = [duration(found[0].makespan), *(f"{duration(s.makespan)}, {s.speed_up:.2f}x" for s in found[1:])]
             waits = ", ".join(s.transfer.feature for s in critical_transfers(best)) or "none"
             print(f"| {' | '.join((model, link, device.name, *cells, str(best.placement.lanes), waits))} |")

@@ -43,7 +43,7 @@ def test_arrangements_run_on_lanes() -> None:
     program = arranged(12, 4, 8, 32)
     x = torch.randn(2, 3, 32, 32)
     alone = Engine(program, executor="reference", device="cpu")(x)
-    lanes = Engine(program, Placement.from_streams_per_gpu(program, 1, 4), "cpu", executor="eager")(x)
+    lanes = Engine(program, Placement.by_streams(program, 4), "cpu", executor="eager")(x)
     assert relative(lanes, alone) < 1e-5
     assert alone.std() > 0.01
 

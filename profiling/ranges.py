@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..program.program import Operation, Program
 from .colours import COLOURS, NEUTRAL
-from .spans import Spans, kind_of, span
+from .spans import Spans, kind_of, level_name, span
 
 if TYPE_CHECKING:
     import nvtx
@@ -51,7 +51,7 @@ class Ranges:
     def span(self, name: str) -> Iterator[None]:
         """A range; for an operation, within one for its level."""
         op = self.operations.get(name)
-        ranges = [(f"level {op.level}", "level", op.label)] if op else []
+        ranges = [(level_name(op.level), "level", op.label)] if op else []
         ranges.append((name, *category(name, self.labels)))
         for found in ranges:
             self.domain.push_range(self._attributes(*found))

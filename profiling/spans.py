@@ -1,4 +1,8 @@
-"""Spans of time: what ran on which lane, from when to when."""
+"""Spans of time: what ran on which lane, from when to when.
+
+A span is known by its name alone, also where it was an NVTX range that comes back out of an export of Nsight Systems.
+So names are made here, and read here: nobody else takes them apart.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,12 @@ from typing import Protocol
 REQUEST = "request"  # a lane's whole part of a request
 SENDS = "wait for sends"  # at a request's end, until all that was sent has left
 GATHER = "gather"  # the coordinator's waits for what fusion reads
-CLASSIFIER = "classifier"  # the launch of the last level, where levels are launched as one
+CLASSIFIER = "classifier"  # the launch of the last level, where levels are launched as one: `kernels.gpu.classifier`
 
 
 def kind_of(name: str, labels: Mapping[str, str]) -> tuple[str, str]:
-    """Kind of a lane's span, by its name: operation, level, segment, request, gather, wait or send; and the stage or
-    stream that it is of, "" where it is of none, by those of the operations."""
+    """The kind of a lane's span, by its name: operation, level, segment, request, gather, wait or send; and the stage
+    or stream that it belongs to, "" for none. labels: the stage or stream of each operation, by name."""
     if name in labels:
         return "operation", labels[name]
     if name == CLASSIFIER:
@@ -40,6 +44,24 @@ def wait_name(feature: str) -> str:
 def send_name(feature: str) -> str:
     """Name of the span in which a lane hands a feature to the transport."""
     return f"send {feature}"
+
+
+def feature_of(name: str) -> str:
+    """The feature that a span waits for or hands over, by the span's name."""
+    return name.split(" ", 1)[1]
+
+
+def level_name(level: int) -> str:
+    """Name of the span of a level's launch."""
+    return f"level {level}"
+
+
+def level_of(name: str, levels: Mapping[str, int]) -> int | None:
+    """The level that an operation stands on, or that a launch runs, by the span's name; None for other spans. levels:
+    of each operation, by name."""
+    if name == CLASSIFIER:
+        return max(levels.values())
+    return int(name.removeprefix("level ")) if name.startswith("level ") else levels.get(name)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from ..errors import ParNetError
 from ..program.placement import Placement, Transfer
 from ..program.program import INPUT, Program
 from .clocks import Clock
-from .spans import CLASSIFIER, REQUEST, Recorder, Span, kind_of
+from .spans import REQUEST, Recorder, Span, feature_of, kind_of, level_of, send_name
 
 REAL, APART = "real path", "operation by operation"
 ANNOUNCED = REQUEST  # the feature, so to speak, by which a request is announced to the other lanes
@@ -39,7 +39,7 @@ class Bar:
     @property
     def feature(self) -> str:
         """What a wait waits for, or a send sends."""
-        return self.name.split(" ", 1)[1]
+        return feature_of(self.name)
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,8 @@ class Operations:
         return f"{self.labels[feature]}'s features" if feature in self.labels else feature
 
     def level(self, name: str) -> int | None:
-        """The level that an operation is on, or that a launch runs: "level 7", "classifier"."""
-        if name == CLASSIFIER:
-            return max(self.levels.values())
-        return int(name.removeprefix("level ")) if name.startswith("level ") else self.levels.get(name)
+        """The level that a span of this name belongs to, if any; see `spans.level_of`."""
+        return level_of(name, self.levels)
 
 
 @dataclass(frozen=True)
@@ -190,6 +188,6 @@ def arrows(known: Operations, bars: Iterable[Bar]) -> list[Arrow]:
         source = known.coordinator
         if feature != ANNOUNCED:
             (source,) = (t.source for t in known.transfers if (t.feature, t.target) == (feature, lane))
-        if sends := ends.get((row, number, f"send {feature}", source)):
+        if sends := ends.get((row, number, send_name(feature), source)):
             found.append(Arrow(feature, sends[0], waits[0]))
     return found

@@ -25,7 +25,7 @@ from ..kernels.gpu.launch import Launch
 from ..kernels.gpu.level import level
 from ..kernels.gpu.maxpool import TILE, maxpool
 from ..kernels.gpu.packing import pack_border, pack_gate_weight, pack_weight, weight_blocks
-from ..profiling.spans import Spans, span
+from ..profiling.spans import Spans, level_name, span
 from ..program.placement import Placement, Segment
 from ..program.program import INPUT, Operation, Program
 from .binding import Bindings, Layout, Reads, in_same_places
@@ -256,7 +256,7 @@ class TritonSegment:
                 self.convolutions[op.name] = self._convolution(op, made)
         by_launch = groupby(self._operations, lambda op: (op.level, op.name if op.kind == "maxpool" else op.kind))
         groups = [list(group) for _, group in by_launch]
-        self.launches = [self._launch(now, f"level {now[0].level}", after) for now, after in pairwise([*groups, []])]
+        self.launches = [self._launch(now, level_name(now[0].level), after) for now, after in pairwise([*groups, []])]
         self.outputs = tuple(self._features[name].message for name in segment.writes)
         if self.device.type == "cuda" and any(isinstance(cuts[name].tile, WarpTile) for name in self.convolutions):
             hopper().prepare(self.launches)

@@ -84,6 +84,12 @@ def normalisation(config: Config, device: torch.device) -> tuple[Tensor, Tensor]
     return 1 / (255 * std), -mean / std
 
 
+def pixel_affine(config: Config, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Scale and shift, fp32 [3, 1, 1], that normalise pixels [N, 3, H, W] of 0..255."""
+    scale, shift = (values.float().view(-1, 1, 1) for values in normalisation(config, device))
+    return scale, shift
+
+
 def held(program: Program, op: Operation) -> dict[str, Tensor]:
     """An operation's weights as the arithmetic above takes them: integers as fp32 numbers, which hold sums of products
     of 8 bits up to 2^24 exactly, and round larger ones as they round any sum. Of an int8 convolution also

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from ..errors import ParNetError
-from .arithmetic import shaped
+from .arithmetic import pixel_affine, shaped
 from .contract import INPUT
 
 if TYPE_CHECKING:
@@ -54,17 +55,19 @@ class _Graph:
         return self.node("Concat", name, *(cut[i] for i in order), axis=1)
 
 
-def model_of(program: Program, affine: tuple[Tensor, Tensor] | None = None) -> onnx.ModelProto:
+def model_of(program: Program, raw: bool = False) -> onnx.ModelProto:
     """Input "input", fp32 [batch, 3, height, width], normalised; outputs by the names of `program.answers`.
 
-    affine: scale and shift, fp32 [3, 1, 1]; with them the input is uint8, RGB, and normalised first. The model's
-    metadata hold the network's configuration as JSON.
-    Raises ParNetError for a network that fits no ONNX file, and for operators that ONNX lacks.
+    raw: the input is uint8, RGB, and normalised first. The model's metadata hold the network's configuration as JSON.
+    Raises ParNetError for a quantised program, for a network that fits no ONNX file, and for operators that ONNX lacks.
     """
+    if program.quantised:
+        raise ParNetError("a quantised program has no ONNX file here: export the fp32 program that it was made of")
     if 4 * program.parameters > LARGEST:
         raise ParNetError(f"{program.parameters} parameters: an ONNX file holds 2 GB; torch.export has no such limit")
     graph, x = _Graph(), INPUT
-    if affine is not None:
+    if raw:
+        affine = pixel_affine(program.config, torch.device("cpu"))
         scale, shift = (graph.constant(f"{INPUT}.{n}", v) for n, v in zip(("scale", "shift"), affine, strict=True))
         x = graph.node("Cast", f"{INPUT}/float", x, to=TensorProto.FLOAT)
         x = graph.node("Add", f"{INPUT}/normalised", graph.node("Mul", f"{INPUT}/scaled", x, scale), shift)
@@ -74,7 +77,7 @@ def model_of(program: Program, affine: tuple[Tensor, Tensor] | None = None) -> o
         features[op.name] = make(graph, op, program.of(op), [features[name] for name in op.inputs])
     for name, feature in program.answers.items():
         graph.node("Identity", name, features[feature])
-    kind = TensorProto.FLOAT if affine is None else TensorProto.UINT8
+    kind = TensorProto.UINT8 if raw else TensorProto.FLOAT
     inputs = [helper.make_tensor_value_info(INPUT, kind, ["batch", 3, "height", "width"])]
     outputs = [_output(program, name, feature) for name, feature in program.answers.items()]
     model = helper.make_model(

@@ -1,4 +1,4 @@
-"""The folded network as data: operations on levels, their weights, their cost.
+"""The folded network as data: operations on levels, and their weights.
 
 Nothing here computes a picture; executors do. Shape letters: N batch, C channels, H and W height and width.
 """
@@ -23,9 +23,9 @@ from torch import Tensor
 from ..errors import ParNetError
 from ..files import write_safetensors
 from ..network.variants import Config
-from ..settings import is_wrapped, with_own_settings
-from .arithmetic import normalisation
+from ..settings import with_own_settings
 from .contract import E4M3, INPUT, check
+from .cost import Cost, cost_of, table_of
 from .exported import export
 
 if TYPE_CHECKING:
@@ -111,39 +111,6 @@ class Operation:
     def label(self) -> str:
         """Its stage as people say it: "stem", "stream 1", "fusion", "head"."""
         return self.stage if self.stream is None else f"stream {self.stream}"
-
-
-@dataclass(frozen=True)
-class OperationCost:
-    """flops: 2 per multiply-accumulate. bytes: each input and weight read once, the output written once."""
-
-    name: str
-    label: str
-    level: int
-    flops: int
-    bytes: int
-
-
-@dataclass(frozen=True)
-class Cost:
-    """The cost of each operation at one picture size, batch and storage type, in program order."""
-
-    operations: tuple[OperationCost, ...]
-
-    @property
-    def flops(self) -> int:
-        return sum(row.flops for row in self.operations)
-
-    @property
-    def bytes(self) -> int:
-        return sum(row.bytes for row in self.operations)
-
-    def by(self, field: str) -> dict[int | str, Cost]:
-        """The same per "level" or per "label" (stage and stream), in order of first appearance."""
-        groups: dict[int | str, list[OperationCost]] = {}
-        for row in self.operations:
-            groups.setdefault(getattr(row, field), []).append(row)
-        return {key: Cost(tuple(rows)) for key, rows in groups.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,35 +228,13 @@ class Program:
         return (n, op.cout) if op.kind == "classifier" else (n, op.cout, h // scale, w // scale)
 
     def cost(self, size: int | None = None, batch: int = 1, itemsize: int = 4) -> Cost:
-        """Cost for `batch` square pictures of `size` pixels (the network's own if None), `itemsize` bytes a value; one
-        byte where it is quantised."""
-        side = picture_side(self, size)
-        rows = []
-        for op in self.operations:
-            weights = self.of(op)
-            moved = sum(t.numel() * min(itemsize, t.itemsize) for t in weights.values())
-            for name in (*op.inputs, op.name):
-                shape = self.shape(name, batch, side, side)
-                moved += math.prod(shape) * (1 if f"{name}.step" in self.weights else itemsize)
-            pixels = math.prod(shape[2:])
-            sizes = {name: tensor.numel() for name, tensor in weights.items()}
-            macs = batch * (pixels * sizes.get("weight", 0) + sizes.get("gate_weight", 0))
-            rows.append(OperationCost(op.name, op.label, op.level, 2 * macs, moved))
-        return Cost(tuple(rows))
+        """FLOPs and bytes of each operation for `batch` square pictures of `size` pixels, or of the network's own size,
+        with `itemsize` bytes a value, or one where it is quantised. ParNetError for a size that does not fit."""
+        return cost_of(self, size, batch, itemsize)
 
     def table(self, size: int | None = None) -> str:
-        """The program as text, one operation a line, with FLOPs at the given picture size."""
-        cost = {row.name: row for row in self.cost(size).operations}
-        lines = [f"{'level':>5}  {'operation':<17} {'stage':<9} {'reads':<36} {'shape':>14}  {'gate':<8} {'MFLOP':>9}"]
-        for op in sorted(self.operations, key=lambda op: op.level):
-            shape = f"{op.cin}>{op.cout}" + (f" /{op.stride}" if op.stride > 1 else "")
-            shape += f" g{op.groups}" if op.groups > 1 else ""
-            shape += f" {op.kernel}x{op.kernel}" if op.kernel != 3 else ""
-            reads, mflop = " + ".join(op.inputs), cost[op.name].flops / 1e6
-            lines.append(
-                f"{op.level:>5}  {op.name:<17} {op.label:<9} {reads:<36} {shape:>14}  {op.gate:<8} {mflop:>9.1f}"
-            )
-        return "\n".join(lines)
+        """The program as text, one operation a line, with FLOPs at the given picture size, or at the network's own."""
+        return table_of(self, size)
 
     @with_own_settings
     def to_onnx(self, raw: bool = False) -> onnx.ModelProto:
@@ -300,13 +245,11 @@ class Program:
         `size_multiple`.
         Raises ParNetError where the package onnx is missing, for networks of more than 2 GB, and for quantised ones.
         """
-        if self.quantised:
-            raise ParNetError("a quantised program has no ONNX file here: export the fp32 program that it was made of")
         if importlib.util.find_spec("onnx") is None:
             raise ParNetError("onnx is not installed here: pip install 'parallel_parnet[export]'")
         from .onnx_graph import model_of  # here, since the package is optional
 
-        return model_of(self, self._affine() if raw else None)
+        return model_of(self, raw)
 
     @with_own_settings
     def to_exported_program(self, raw: bool = False) -> ExportedProgram:
@@ -316,11 +259,7 @@ class Program:
         In fp32, by which a quantised program's numbers are held as well. Pictures and answers as of `to_onnx`; of
         several answers, a tuple.
         """
-        return export(self, self._affine() if raw else None)
-
-    def _affine(self) -> tuple[Tensor, Tensor]:
-        scale, shift = (v.float().view(-1, 1, 1) for v in normalisation(self.config, torch.device("cpu")))
-        return scale, shift
+        return export(self, raw)
 
     def _description(self) -> dict:
         outputs = {"outputs": dict(self.outputs)} if self.outputs else {}
@@ -365,33 +304,3 @@ class Program:
     def _seal(self, metadata: Mapping[str, str]) -> str:
         """SHA-256 of all that a file holds beside the seal itself."""
         return hashlib.sha256(json.dumps([self.digest, metadata], sort_keys=True).encode()).hexdigest()
-
-
-def picture_side(program: Program, size: int | None = None) -> int:
-    """`size` pixels, or the network's own where None; ParNetError where such pictures do not fit the program."""
-    side = size or program.config.image_size
-    check_size(program, side, side)
-    return side
-
-
-def check_size(program: Program, h: int, w: int) -> None:
-    """ParNetError where pictures of h x w pixels do not fit the program."""
-    m = program.size_multiple
-    if h < m or w < m or h % m or w % m:
-        raise ParNetError(f"picture size {h} x {w}: height and width must be positive multiples of {m}")
-
-
-def check_input(program: Program, x: Tensor) -> None:
-    """ParNetError where `x` is no batch of pictures, floating point or uint8 [N, 3, H, W], of a size that fits."""
-    if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != 3 or x.shape[0] < 1:
-        got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise ParNetError(f"input {got}: expected a tensor [N, 3, H, W] with N of 1 or more")
-    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.uint8) or x.layout != torch.strided:
-        raise ParNetError(
-            f"input of type {x.dtype}, {x.layout}: expected float32, bfloat16 or float16, normalised, or uint8; dense"
-        )
-    if x.is_neg():  # kernels read memory as it is
-        raise ParNetError("input that torch is to negate when it is read: give its resolve_neg()")
-    if is_wrapped(x):  # computed apart from its transforms, derivatives would be zeros
-        raise ParNetError("input that torch.func has wrapped, whose transforms no engine passes on: leave them out")
-    check_size(program, *x.shape[2:])

@@ -27,7 +27,7 @@ from rich.console import Console
 
 from parallel_parnet import ParNetError, fold
 from parallel_parnet.files import as_json, write_atomically
-from parallel_parnet.program.program import picture_side
+from parallel_parnet.program.inputs import picture_side
 
 from ..common import (
     DEMO_MODEL,

@@ -19,7 +19,7 @@ from parallel_parnet.executors.triton_backend import TritonSegment
 from parallel_parnet.kernels.gpu import twins
 from parallel_parnet.kernels.gpu.classifier import Averaged, classifier
 from parallel_parnet.parity import LIMIT, relative, tolerance
-from parallel_parnet.program.pixels import normalise
+from parallel_parnet.program.arithmetic import pixel_affine
 
 from ..common import words
 from ..processes import environment, module, run_within
@@ -184,7 +184,8 @@ def use(engine: Engine, reference: Run) -> dict:
     of_raw = [engine(x) for x in raw]
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    pairs = (answers, pictures), (of_raw, [normalise(x, config) for x in raw])
+    scale, shift = pixel_affine(config, device)
+    pairs = (answers, pictures), (of_raw, [x * scale + shift for x in raw])
     return {
         "executor": engine.executor,
         "dtype": words(engine.dtype),

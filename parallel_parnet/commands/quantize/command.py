@@ -32,7 +32,7 @@ from parallel_parnet.int8.errors import errors, errors_alone
 from parallel_parnet.int8.kernels import in_int8, multiplied
 from parallel_parnet.int8.quantize import SEED, calibrate
 from parallel_parnet.preprocess import Preprocess
-from parallel_parnet.program.program import picture_side
+from parallel_parnet.program.inputs import picture_side
 
 from ..calibration import FP8, INT8, MOST, QUANTISED, open_pictures
 from ..common import Parser, add_model_arguments, load_model, machine, pixels, plain_console

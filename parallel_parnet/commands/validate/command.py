@@ -41,7 +41,7 @@ from parallel_parnet import Engine, ParNetError, ParNetWarning, Program, fold
 from parallel_parnet.executors.available import choose
 from parallel_parnet.executors.backends import isa
 from parallel_parnet.preprocess import Preprocess
-from parallel_parnet.program.program import picture_side
+from parallel_parnet.program.inputs import picture_side
 from parallel_parnet.transport import join_ranks
 
 from ..calibration import QUANTISED, quantised

@@ -35,8 +35,8 @@ class Choice:
         return f"{self.executor}, {self.name}, {self.placement.lanes} lane(s){of_threads}"
 
 
-Run = Callable[[Tensor], Answer]
-Make = Callable[[Choice, torch.dtype | None], Run]  # with the type of the engine that chooses, or another
+Forward = Callable[[Tensor], Answer]  # a forward pass: pictures to their answer
+Make = Callable[[Choice, torch.dtype | None], Forward]  # with the type of the engine that chooses, or another
 
 
 def default_placement(program: Program, executor: str, ranks: int) -> Placement:
@@ -62,7 +62,7 @@ def on_gpus(program: Program, placement: Placement | None) -> list[Choice]:
     return [*whole, *(Choice(e, streams, None, "by stream") for e in ("cuda_graph", "cuda_streams"))]
 
 
-def timed(choices: Sequence[Choice], make: Make, x_nchw: Tensor) -> list[tuple[float, Choice, Run]]:
+def timed(choices: Sequence[Choice], make: Make, x_nchw: Tensor) -> list[tuple[float, Choice, Forward]]:
     """Median seconds of each choice, and what runs it, the fastest first."""
     runs = [make(choice, None) for choice in choices]
     for run in runs:

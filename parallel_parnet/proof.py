@@ -8,9 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .choice import Choice, Make, Run, measure
+from .choice import Choice, Forward, Make, measure
 from .errors import ParNetError
-from .executors.answers import error
+from .executors.answers import largest_error
 from .parity import tolerance
 from .program.placement import Placement
 from .program.program import Program
@@ -25,19 +25,19 @@ def prove(
     dtype: torch.dtype,
     wait: Callable[[], None],
     enough: float,
-) -> tuple[list[tuple[float, Choice, Run]], list[str]]:
+) -> tuple[list[tuple[float, Choice, Forward]], list[str]]:
     """The same for choices that can be had on this device and agree there with the reference; and a line for each of
     the others. wait: until the device has done its work. enough: seconds of measuring. ParNetError where none is left.
     """
     single = Placement.single(program)
     expected = make(Choice("reference", single, None, "whole"), torch.float32)(x_nchw)
     eager = Choice("eager", single, None, "whole")
-    of_torch = 0.0 if dtype == torch.float32 else error(make(eager, None)(x_nchw), expected)
+    of_torch = 0.0 if dtype == torch.float32 else largest_error(make(eager, None)(x_nchw), expected)
     limit, found, lines = tolerance(dtype, of_torch), [], []
     for choice in choices:
         try:
             run = make(choice, None)
-            wrong = error(run(x_nchw), expected)
+            wrong = largest_error(run(x_nchw), expected)
         except Exception as reason:  # whatever compilers and drivers raise
             lines.append(f"{choice}: {type(reason).__name__}: {(str(reason).splitlines() or [''])[0]}")
             continue
@@ -48,7 +48,7 @@ def prove(
     if not found:
         raise ParNetError(f"no executor can be had: {'; '.join(lines)}")
 
-    def waited(run: Run) -> None:
+    def waited(run: Forward) -> None:
         run(x_nchw)
         wait()
 

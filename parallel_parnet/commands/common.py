@@ -193,11 +193,11 @@ def load_model(args: argparse.Namespace) -> tuple[ParNet, str]:
     model = create_model(
         DEMO_MODEL if args.model is None else args.model, num_classes=args.num_classes, activation=args.activation
     )
-    return settle(model), RANDOM
+    return fit_norms(model), RANDOM
 
 
 @torch.no_grad()
-def settle(model: ParNet) -> ParNet:
+def fit_norms(model: ParNet) -> ParNet:
     """Fit the batch norms of random weights to what pictures are like, so that features neither vanish nor grow.
 
     Vanished features would time denormal numbers, and hide every difference between two executors. Norms fitted to

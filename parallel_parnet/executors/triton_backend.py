@@ -62,7 +62,7 @@ def cuts(program: Program, nhw: NHW, table: Table, dtype: torch.dtype) -> dict[s
     """How every operation but the classifier is cut, whichever lanes run it: placements change no order of its sums."""
     n, h, w = nhw
     found: dict[str, Cut] = {}
-    for group in program.groups:
+    for group in program.launch_groups:
         if group[0].kind != "classifier":
             shapes = [geometry(program, op, h, w) for op in group]
             made = _cuts(group, shapes, n, table, multiplied(program, group[0], dtype))
@@ -109,7 +109,7 @@ def pack(program: Program, dtype: torch.dtype, device: torch.device, names: Iter
     convolutions' products depend on how they are cut: `TritonBackend.blocks`."""
     packed: Weights = {}
     for op in (program.by_name[name] for name in names):
-        w = {name: t.to(device) for name, t in program.of(op).items() if (op.kind, name) != ("conv", "weight")}
+        w = {name: t.to(device) for name, t in program.weights_of(op).items() if (op.kind, name) != ("conv", "weight")}
         if op.kind == "classifier":
             w["weight"] = w["weight"].to(dtype)
         if "gate_weight" in w:
@@ -199,7 +199,7 @@ class TritonBackend:
         dtype = multiplied(self.program, self.program.by_name[operation], self.dtype)
         key = operation, device, weight_blocks(cut.shape, cut.tile, dtype)
         if key not in self._blocks:
-            weight = self.program.of(self.program.by_name[operation])["weight"].to(device)
+            weight = self.program.weights_of(self.program.by_name[operation])["weight"].to(device)
             self._blocks[key] = pack_weight(weight, cut.shape, cut.tile, dtype)
             settle(self.segments, [device])
         return self._blocks[key]

@@ -12,7 +12,7 @@ from ..errors import ParNetError
 from ..program.placement import Placement
 from ..program.program import Program
 from ..settings import with_own_settings
-from .kernels import multiplied
+from .kernels import quantisable_operations
 from .samples import some_at_a_time
 
 
@@ -22,7 +22,7 @@ def errors_alone(
 ) -> dict[str, float]:
     """The error of the answers where one operation alone is quantised, with the features that it reads: of each that
     can be, in program order. As `errors`; make: the quantised program, given the names of what is to stay in fp32."""
-    names = [op.name for op in multiplied(program)]
+    names = [op.name for op in quantisable_operations(program)]
     alone = {name: make([other for other in names if other != name]) for name in names}
     return errors(alone, program, pictures)
 

@@ -12,7 +12,7 @@ from ..program.contract import E4M3
 from ..program.program import Program
 from ..settings import with_own_settings
 from .e4m3 import in_fp8, reach
-from .kernels import in_int8, multiplied, read
+from .kernels import in_int8, input_features, quantisable_operations
 from .ranges import Range, best
 from .samples import sample
 
@@ -50,5 +50,5 @@ def calibrate(
     program: Program, pictures: Iterable[Tensor] | Tensor, keep: Collection[str] = (), seed: int = SEED
 ) -> dict[str, Range]:
     """The ranges of the features that int8 operations read, by name. Arguments and errors as of `quantize`."""
-    found = sample(program, read(multiplied(program, keep)), pictures, seed)
+    found = sample(program, input_features(quantisable_operations(program, keep)), pictures, seed)
     return {name: best(taken.values, taken.low, taken.high) for name, taken in found.items()}

@@ -13,7 +13,7 @@ from ..errors import ParNetError
 from .folding import FoldedBlock, fold_block
 from .parts import check_parts
 
-ACTIVATION = {"silu": F.silu, "relu": F.relu}
+ACTIVATION_FUNCTIONS = {"silu": F.silu, "relu": F.relu}
 
 
 class ConvBN(nn.Module):
@@ -55,7 +55,7 @@ class RepVGGSSE(nn.Module):
 
     def __init__(self, cin: int, cout: int, stride: int, groups: int, activation: str) -> None:
         super().__init__()
-        self.activation = ACTIVATION[activation]
+        self.activation = ACTIVATION_FUNCTIONS[activation]
         self.rbr_identity = nn.BatchNorm2d(cin) if cin == cout and stride == 1 else None
         self.rbr_dense = ConvBN(cin, cout, 3, stride, groups)
         self.rbr_1x1: nn.Module = ConvBN(cin, cout, 1, 1, groups)
@@ -92,8 +92,8 @@ class ParNetBlock(nn.Module):
             raise ParNetError(f"{cin} to {cout} channels in {groups} groups: positive, and divisible by the groups")
         if type(stride) is not int or stride not in (1, 2):
             raise ParNetError(f"stride {stride!r}: choose 1 or 2")
-        if activation not in ACTIVATION:
-            raise ParNetError(f"activation {activation!r}: choose one of {', '.join(ACTIVATION)}")
+        if activation not in ACTIVATION_FUNCTIONS:
+            raise ParNetError(f"activation {activation!r}: choose one of {', '.join(ACTIVATION_FUNCTIONS)}")
         self.cin, self.cout, self.stride, self.groups = cin, cout, stride, groups
         self.block = RepVGGSSE(cin, cout, stride, groups, activation)
 

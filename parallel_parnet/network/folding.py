@@ -56,7 +56,7 @@ def fold_block(block: RepVGGSSE) -> FoldedBlock:
     kept = block.rbr_dense.conv.weight
     weight, bias = one_kernel(block)
     groups, stride = block.rbr_dense.conv.groups, block.rbr_dense.conv.stride
-    gate_weight, gate_bias = exact(block.se.weight), torch.zeros(len(bias), dtype=bias.dtype, device=bias.device)
+    gate_weight, gate_bias = to_float64(block.se.weight), torch.zeros(len(bias), dtype=bias.dtype, device=bias.device)
     of_identity: tuple[Tensor, ...] = ()
     if block.rbr_identity is not None:  # the gate averages what left the norm
         scale, shift = affine(block.rbr_identity)
@@ -87,18 +87,18 @@ def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Scale and shift of a batch norm in evaluation mode. ParNetError for what has none."""
     if not isinstance(norm, _BatchNorm) or norm.running_mean is None or norm.running_var is None or norm.bias is None:
         raise ParNetError(f"{norm}: only batch norms with weights and running statistics can be folded")
-    scale = exact(norm.weight) / torch.sqrt(exact(norm.running_var) + norm.eps)
-    return scale, exact(norm.bias) - exact(norm.running_mean) * scale
+    scale = to_float64(norm.weight) / torch.sqrt(to_float64(norm.running_var) + norm.eps)
+    return scale, to_float64(norm.bias) - to_float64(norm.running_mean) * scale
 
 
-def exact(tensor: Tensor) -> Tensor:
+def to_float64(tensor: Tensor) -> Tensor:
     """In float64, on the CPU, unless the model is one of shapes alone, for compiling."""
     return tensor.detach().to("meta" if tensor.is_meta else CPU, torch.float64)
 
 
 def _conv_bn(branch: ConvBN) -> tuple[Tensor, Tensor]:
     scale, shift = affine(branch.bn)
-    return exact(branch.conv.weight) * scale[:, None, None, None], shift
+    return to_float64(branch.conv.weight) * scale[:, None, None, None], shift
 
 
 def _convolution(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ParNetError
-from .blocks import ACTIVATION, Fusion, Pair, ParNetBlock, RepVGGSSE
+from .blocks import ACTIVATION_FUNCTIONS, Fusion, Pair, ParNetBlock, RepVGGSSE
 from .features import Backbone, FeatureInfo
 from .parts import check_parts
 from .variants import Config, variant
@@ -117,7 +117,7 @@ def check_model(model: ParNet) -> None:
     with torch.device("meta"):
         check_parts(model, ParNet(model.config))
     for name, block in model.named_modules():
-        if isinstance(block, RepVGGSSE) and block.activation is not ACTIVATION[model.config.activation]:
+        if isinstance(block, RepVGGSSE) and block.activation is not ACTIVATION_FUNCTIONS[model.config.activation]:
             raise ParNetError(
                 f"{name} has another activation than the model's configuration ({model.config.activation}): "
                 "give it to create_model or load_checkpoint"

@@ -15,7 +15,7 @@ from ..errors import ParNetError
 
 ACTIVATIONS = ("silu", "relu")
 LEAST_STD = 1e-6
-LARGEST = 3e38  # of float32, in which pictures are computed
+LARGEST_NUMBER = 3e38  # of float32, in which pictures are computed
 MOST = 1 << 20  # of anything that is counted: more is a damaged file, which would only fill the memory
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -27,7 +27,7 @@ FASHION_LABELS = (
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST_NUMBER
 
 
 @dataclass(frozen=True)

@@ -116,14 +116,15 @@ class Link:
         return replace(cls.fit(chosen["link"], points, source), by_lanes=chosen["link"] == BY_LANES)
 
 
+NVLINK = Link.fit("nvlink", NVLINK_POINTS, "least-squares fit of NCCL in a CUDA graph on H100, torchcomms issue #2159")
 LINKS = {
     link.name: link
     for link in (
-        Link.fit("nvlink", NVLINK_POINTS, "least-squares fit of NCCL in a CUDA graph on H100, torchcomms issue #2159"),
+        NVLINK,
         Link("peer", 2e-6, 370e9, "raw writes to a peer GPU over NVLink, as reported for H100: about 2 us, 370 GB/s"),
         Link(
             "pcie",
-            Link.fit("nvlink", NVLINK_POINTS, "").latency_s,
+            NVLINK.latency_s,
             31.5e9,
             "PCIe 4.0 x16: theoretical bandwidth of one direction; latency assumed equal to NCCL's over NVLink",
         ),

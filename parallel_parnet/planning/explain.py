@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .planner import Run, Schedule, Sent
-from .search import Answer
+from .planner import Launched, Schedule, Sent
+from .search import Plans
 
 UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
 
@@ -31,9 +31,9 @@ def verdict(schedule: Schedule, link: str) -> str:
     return f"{lanes} lanes over {link}: {duration(schedule.makespan)}, {schedule.speed_up:.2f}x over one lane; {waits}"
 
 
-def explain(answer: Answer, link: str) -> str:
+def explain(plans: Plans, link: str) -> str:
     """Best and runner-up in words, a paragraph for each."""
-    best, second = answer.best, answer.runner_up
+    best, second = plans.best, plans.runner_up
     lines = [verdict(best, link) + "."]
     if second and best.placement.lanes == 1:
         lines.append(f"More lanes are not faster over {link}: the transfers cost more than they save.")
@@ -86,6 +86,6 @@ def gantt(schedule: Schedule, width: int = 100) -> str:
     return "\n".join(lines)
 
 
-def _letters(schedule: Schedule, run: Run) -> str:
+def _letters(schedule: Schedule, run: Launched) -> str:
     operations = (schedule.program.by_name[name] for name in run.operations)
     return "".join(op.stage[0] if op.stream is None else str(op.stream) for op in operations)

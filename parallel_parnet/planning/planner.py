@@ -21,14 +21,14 @@ LANE, PORT = "lane", "port"
 
 
 @dataclass(frozen=True)
-class Run:
+class Launched:
     """A launch on a lane: the operations that it runs, from when to when. after: what ended as it started."""
 
     lane: int
     operations: tuple[str, ...]
     start: float
     end: float
-    after: Run | Sent | None = field(repr=False, compare=False)
+    after: Launched | Sent | None = field(repr=False, compare=False)
 
     def __str__(self) -> str:
         return f"{' + '.join(self.operations)} on lane {self.lane}"
@@ -41,7 +41,7 @@ class Sent:
     transfer: Transfer
     start: float
     end: float
-    after: Run | Sent | None = field(repr=False, compare=False)
+    after: Launched | Sent | None = field(repr=False, compare=False)
 
     def __str__(self) -> str:
         t = self.transfer
@@ -95,9 +95,9 @@ class Schedule:
 
     program: Program
     placement: Placement
-    runs: tuple[Run, ...]
+    runs: tuple[Launched, ...]
     transfers: tuple[Sent, ...]
-    last: Run | Sent
+    last: Launched | Sent
     bounds: Bounds
 
     @property
@@ -105,7 +105,7 @@ class Schedule:
         """Seconds from the picture on the coordinator to all answers, mostly the logits, on the coordinator."""
         return self.last.end
 
-    def lane(self, lane: int) -> list[Run]:
+    def lane(self, lane: int) -> list[Launched]:
         """What a lane runs, in order."""
         return [run for run in self.runs if run.lane == lane]
 
@@ -119,7 +119,7 @@ class Schedule:
         return self.bounds.work / self.makespan
 
     @cached_property
-    def critical_path(self) -> tuple[Run | Sent, ...]:
+    def critical_path(self) -> tuple[Launched | Sent, ...]:
         """What the last of the answers waited for, from the start: each item starts when the one before ends."""
         path = [self.last]
         while before := path[-1].after:
@@ -151,7 +151,7 @@ class _Activity:
     item: tuple[Operation, ...] | Transfer
     start: float
     left: float
-    after: Run | Sent | None
+    after: Launched | Sent | None
 
 
 class _Clock:
@@ -166,12 +166,12 @@ class _Clock:
         self.levels = {INPUT: 0} | {op.name: op.level for op in program.operations}
         features = [*self.levels]
         self.transfers = sorted(placement.transfers(program), key=lambda t: features.index(t.feature))
-        self.held: dict[tuple[str, int], Run | Sent | None] = {}  # (feature, lane): what brought it there
+        self.held: dict[tuple[str, int], Launched | Sent | None] = {}  # (feature, lane): what brought it there
         self.taken: set[tuple[str, int]] = set()
-        self.queues: list[list[tuple[Transfer, Run | None]]] = [[] for _ in range(placement.lanes)]
+        self.queues: list[list[tuple[Transfer, Launched | None]]] = [[] for _ in range(placement.lanes)]
         self.under_way: dict[tuple[str, int], _Activity] = {}
-        self.before: dict[tuple[str, int], Run | Sent] = {}  # what ended last on a lane or a port
-        self.runs: list[Run] = []
+        self.before: dict[tuple[str, int], Launched | Sent] = {}  # what ended last on a lane or a port
+        self.runs: list[Launched] = []
         self.sent: list[Sent] = []
         self.held[INPUT, placement.coordinator] = None
         self._queue(placement.coordinator, 0, None)
@@ -210,7 +210,7 @@ class _Clock:
 
     def _begin(
         self, where: tuple[str, int], item: tuple[Operation, ...] | Transfer, seconds: float,
-        needed: list[Run | Sent | None],
+        needed: list[Launched | Sent | None],
     ) -> None:  # fmt: skip
         ended = [one for one in (*needed, self.before.get(where)) if one]
         after = max(ended, key=lambda one: one.end, default=None)
@@ -223,7 +223,7 @@ class _Clock:
             self.sent.append(sent)
             self.before[where] = self.held[item.feature, item.target] = sent
             return
-        run = Run(lane, tuple(op.name for op in item), activity.start, self.now, activity.after)
+        run = Launched(lane, tuple(op.name for op in item), activity.start, self.now, activity.after)
         self.runs.append(run)
         self.before[where] = run
         self.held |= {(name, lane): run for name in run.operations}
@@ -231,6 +231,6 @@ class _Clock:
         if not self.launches[lane] or self.launches[lane][0][0].level > level:
             self._queue(lane, level, run)
 
-    def _queue(self, lane: int, level: int, run: Run | None) -> None:
+    def _queue(self, lane: int, level: int, run: Launched | None) -> None:
         """Send what others read of a level, which the lane has run with this run."""
         self.queues[lane] += [(t, run) for t in self.transfers if (t.source, self.levels[t.feature]) == (lane, level)]

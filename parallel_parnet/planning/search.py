@@ -29,7 +29,7 @@ Kind = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Answer:
+class Plans:
     """best: the fastest schedule, of these the one with the fewest transfers.
 
     runner_up: the fastest of another kind: one in which other streams end together on a lane, or on the coordinator's.
@@ -40,7 +40,7 @@ class Answer:
     runner_up: Schedule | None
 
 
-def search(program: Program, costs: Costs, lanes: int, exactly: bool = False, runner_up: bool = True) -> Answer:
+def search(program: Program, costs: Costs, lanes: int, exactly: bool = False, runner_up: bool = True) -> Plans:
     """The fastest placement on at most, or exactly, so many lanes, lane 0 being the coordinator.
 
     The coordinator counts as used even where it only holds picture and answer. Lanes compute side by side.
@@ -59,7 +59,7 @@ def search(program: Program, costs: Costs, lanes: int, exactly: bool = False, ru
     def result(state: _State) -> Schedule:
         return schedule(program, Placement(state.used, state.where), costs)
 
-    return Answer(result(first), result(second) if second else None)
+    return Plans(result(first), result(second) if second else None)
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..network.blocks import ACTIVATION
+from ..network.blocks import ACTIVATION_FUNCTIONS
 from ..network.variants import Config
 from .contract import E4M3
 
 if TYPE_CHECKING:
     from .program import Operation, Program
 
-LARGEST = 448.0  # of e4m3
+E4M3_MAX = torch.finfo(E4M3).max  # 448
 
 
 def convolution(op: Operation, w: dict[str, Tensor], inputs: list[Tensor]) -> Tensor:
@@ -42,7 +42,7 @@ def convolution(op: Operation, w: dict[str, Tensor], inputs: list[Tensor]) -> Te
             y.mul_(2 * gate)
     if residual is not None:
         y = y.add_(residual)
-    y = (ACTIVATION[op.activation](y, inplace=True) if op.activation != "none" else y).to(x.dtype)
+    y = (ACTIVATION_FUNCTIONS[op.activation](y, inplace=True) if op.activation != "none" else y).to(x.dtype)
     if op.shuffle > 1:
         y = y.unflatten(1, (op.groups, op.shuffle, -1)).transpose(1, 2).flatten(1, 3)
     if "step" not in w:
@@ -61,7 +61,7 @@ def in_e4m3(values: Tensor, step: Tensor) -> Tensor:
     What e4m3 cannot hold becomes its largest number; what is no number stays none. torch's own conversion does either
     with numbers that are too large, depending on the version.
     """
-    return step * (values * (1 / step)).clamp(-LARGEST, LARGEST).to(E4M3).float()
+    return step * (values * (1 / step)).clamp(-E4M3_MAX, E4M3_MAX).to(E4M3).float()
 
 
 def maximum(op: Operation, w: dict[str, Tensor], inputs: list[Tensor]) -> Tensor:
@@ -95,7 +95,7 @@ def held(program: Program, op: Operation) -> dict[str, Tensor]:
     of 8 bits up to 2^24 exactly, and round larger ones as they round any sum. Of an int8 convolution also
     `input_steps` [inputs], by which it finds the integers that its inputs stand for. Of one in e4m3 the weights that
     multiply its inputs as readers see them, without a `weight_step`."""
-    weights = {name: shaped(name, tensor.float()) for name, tensor in program.of(op).items()}
+    weights = {name: shaped(name, tensor.float()) for name, tensor in program.weights_of(op).items()}
     if "weight_step" not in weights:
         return weights
     steps = [program.weights[f"{name}.step"] for name in op.inputs]

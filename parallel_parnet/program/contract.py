@@ -28,15 +28,15 @@ LEAST_STEP, MOST_STEP = 2.0**-126, 2.0**119  # of a feature: 1 / step, and 255 s
 MOST_SUMMED = (2**31 - 1) // (9 * 127 * 255)  # channels whose products of 8 bits fill no more than 32
 E4M3 = torch.float8_e4m3fn
 NO_INT8 = "a quantised program has gated convolutions and a classifier, and nothing else"
-MAX_SCALE = 1024  # picture pixels per pixel of a feature: more would only ask for pictures that no memory holds
+MAX_REDUCTION = 1024  # picture pixels per pixel of a feature: more would only ask for pictures that no memory holds
 
 
 class Made(NamedTuple):
-    """A feature: level and width (channels), and picture pixels per pixel along one side."""
+    """A feature: level and width (channels), and reduction: picture pixels per pixel along one side."""
 
     level: int
     width: int
-    scale: int
+    reduction: int
 
 
 def check(program: Program, finite: Mapping[str, Tensor]) -> None:
@@ -46,7 +46,7 @@ def check(program: Program, finite: Mapping[str, Tensor]) -> None:
     for op in program.operations:
         for fault in _faults(op, features):
             raise ParNetError(f"operation {op.name!r}: {fault}")
-        features[op.name] = Made(op.level, op.cout, op.stride * features[op.inputs[0]].scale)
+        features[op.name] = Made(op.level, op.cout, op.stride * features[op.inputs[0]].reduction)
     for fault in _faults_of_outputs(program):
         raise ParNetError(fault)
     if early := [op.name for op in program.operations[:-1] if op.kind == "classifier"]:
@@ -122,7 +122,7 @@ def _faults(op: Operation, features: Mapping[str, Made]) -> Iterator[str]:
         yield f"stands on level {op.level}, not one above its inputs"
     if op.cin != sum(x.width for x in inputs):
         yield f"cin {op.cin}: its inputs have {sum(x.width for x in inputs)} channels"
-    if len({(x.width, x.scale) for x in inputs}) > 1:
+    if len({(x.width, x.reduction) for x in inputs}) > 1:
         yield "its inputs must be of one width and one resolution"
     if op.kind != "conv":
         none, stride = ("stride, ", 1) if op.kind == "classifier" else ("", op.stride)
@@ -133,8 +133,8 @@ def _faults(op: Operation, features: Mapping[str, Made]) -> Iterator[str]:
             yield f"a {op.kind} reads features, not the picture"
         if op.kind == "maxpool" and (len(op.inputs), op.cout) != (1, op.cin):
             yield "a maxpool reads one feature, and has as many channels"
-        if op.kind == "maxpool" and op.stride * inputs[0].scale > MAX_SCALE:
-            yield f"a pixel for {op.stride * inputs[0].scale} of the picture: at most {MAX_SCALE}"
+        if op.kind == "maxpool" and op.stride * inputs[0].reduction > MAX_REDUCTION:
+            yield f"a pixel for {op.stride * inputs[0].reduction} of the picture: at most {MAX_REDUCTION}"
         return
     if op.kernel == 7 and INPUT not in op.inputs:
         yield "a 7x7 convolution reads the picture"
@@ -142,7 +142,7 @@ def _faults(op: Operation, features: Mapping[str, Made]) -> Iterator[str]:
         yield f"gate {op.gate}: a gated convolution is 3x3, with an activation and without a residual"
     if len(inputs) > 2:
         yield f"{len(inputs)} inputs: a convolution reads one or two"
-    if op.residual and (read[-1][1:] != (op.cout, op.stride * inputs[0].scale) or op.shuffle > 1):
+    if op.residual and (read[-1][1:] != (op.cout, op.stride * inputs[0].reduction) or op.shuffle > 1):
         yield "its residual must have the output's channels and resolution, and nothing may be shuffled"
     if INPUT in op.inputs and len(op.inputs) * op.groups > 1:
         yield "reads the picture: it must be its only input, and in one group"
@@ -150,8 +150,8 @@ def _faults(op: Operation, features: Mapping[str, Made]) -> Iterator[str]:
         yield f"{op.groups} groups must divide each input's channels, and times {op.shuffle} chunks also cout {op.cout}"
     if op.gate == "identity" and (op.cin, op.stride, op.groups, len(op.inputs), op.shuffle) != (op.cout, 1, 1, 1, 1):
         yield "gate identity needs one input, cin equal to cout, stride 1, and neither groups nor shuffle"
-    if op.stride * inputs[0].scale > MAX_SCALE:
-        yield f"a pixel for {op.stride * inputs[0].scale} of the picture: at most {MAX_SCALE}"
+    if op.stride * inputs[0].reduction > MAX_REDUCTION:
+        yield f"a pixel for {op.stride * inputs[0].reduction} of the picture: at most {MAX_REDUCTION}"
 
 
 def _check_weights(program: Program, finite: Mapping[str, Tensor]) -> None:

@@ -50,7 +50,7 @@ def cost_of(program: Program, size: int | None, batch: int, itemsize: int) -> Co
     side = picture_side(program, size)
     rows = []
     for op in program.operations:
-        weights = program.of(op)
+        weights = program.weights_of(op)
         moved = sum(t.numel() * min(itemsize, t.itemsize) for t in weights.values())
         for name in (*op.inputs, op.name):
             shape = program.shape(name, batch, side, side)

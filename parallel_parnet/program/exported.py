@@ -58,7 +58,7 @@ class _Step(nn.Module):
 def least_side(program: Program) -> int:
     """The smallest side of pictures that an exported program takes."""
     m = program.size_multiple
-    return 2 * m if m in program.scales.values() else m
+    return 2 * m if m in program.reductions.values() else m
 
 
 def export(program: Program, raw: bool = False) -> ExportedProgram:

@@ -16,7 +16,7 @@ from .program import INPUT, Operation, Program
 
 
 @with_own_settings
-def arranged(blocks: int, streams: int, width: int, size: int, seed: int = 0) -> Program:
+def parallel_chains(blocks: int, streams: int, width: int, size: int, seed: int = 0) -> Program:
     """`blocks` RepVGG-SSE blocks of `width` channels at size / 2 pixels, in `streams` chains of equal length.
 
     Each chain reads one stem block; the classifier reads the averages of all chains. Depth is blocks / streams + 2;

@@ -15,13 +15,11 @@ from torch import Tensor, nn
 from ..errors import ParNetError
 from ..network.blocks import Fusion, Pair, ParNetBlock
 from ..network.features import FUSED, Backbone
-from ..network.folding import affine, exact, one_kernel
+from ..network.folding import CPU, affine, one_kernel, to_float64
 from ..network.model import ParNet, check_model
 from ..network.variants import Config
 from ..settings import with_own_settings
 from .program import INPUT, Operation, Program
-
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class _Builder:
         assert isinstance(block, ParNetBlock) and isinstance(pair, Pair | None)
         branches, groups, cout, cin = block.block, block.groups, block.cout, block.cin // block.groups
         weight, bias = one_kernel(branches)
-        gate_weight = exact(branches.se.weight).flatten(1)
+        gate_weight = to_float64(branches.se.weight).flatten(1)
         gate_bias = torch.zeros(cout, dtype=torch.float64, device=CPU)
         columns = _columns(groups, cin, cout, *(f.order for f in inputs))
         weight, gate_weight = _select(weight, columns), _select(gate_weight, columns)
@@ -151,8 +149,8 @@ def _fold(model: ParNet, outputs: Sequence[str] | None) -> Program:
         op = Operation(
             "head.fc", "classifier", "head", None, y.level + 1, (y.name,), fc.in_features, fc.out_features
         )  # fmt: skip
-        bias = torch.zeros(fc.out_features, dtype=torch.float64, device=CPU) if fc.bias is None else exact(fc.bias)
-        b.add(op, {"weight": exact(fc.weight)[:, y.order], "bias": bias})
+        bias = torch.zeros(fc.out_features, dtype=torch.float64, device=CPU) if fc.bias is None else to_float64(fc.bias)
+        b.add(op, {"weight": to_float64(fc.weight)[:, y.order], "bias": bias})
     elif outputs is None or "logits" in outputs:
         raise ParNetError(f"head.fc, of type {type(fc).__name__}, is no Linear: give one, or reset_classifier(0)")
     operations = sorted(b.operations, key=lambda op: op.level)

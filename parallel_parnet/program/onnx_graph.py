@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .program import Operation, Program
 
 OPSET = 17  # which every reader of the last years knows; nothing here needs a later one
-LARGEST = 2**31 - 1  # bytes of a file: protobuf's limit
+MOST_BYTES = 2**31 - 1  # bytes of a file: protobuf's limit
 
 
 @dataclass
@@ -63,7 +63,7 @@ def model_of(program: Program, raw: bool = False) -> onnx.ModelProto:
     """
     if program.quantised:
         raise ParNetError("a quantised program has no ONNX file here: export the fp32 program that it was made of")
-    if 4 * program.parameters > LARGEST:
+    if 4 * program.parameters > MOST_BYTES:
         raise ParNetError(f"{program.parameters} parameters: an ONNX file holds 2 GB; torch.export has no such limit")
     graph, x = _Graph(), INPUT
     if raw:
@@ -74,7 +74,7 @@ def model_of(program: Program, raw: bool = False) -> onnx.ModelProto:
     features = {INPUT: x}
     for op in program.operations:
         make = {"conv": _convolution, "maxpool": _maximum, "classifier": _classifier}[op.kind]
-        features[op.name] = make(graph, op, program.of(op), [features[name] for name in op.inputs])
+        features[op.name] = make(graph, op, program.weights_of(op), [features[name] for name in op.inputs])
     for name, feature in program.answers.items():
         graph.node("Identity", name, features[feature])
     kind = TensorProto.UINT8 if raw else TensorProto.FLOAT
@@ -95,7 +95,7 @@ def model_of(program: Program, raw: bool = False) -> onnx.ModelProto:
 def _output(program: Program, name: str, feature: str) -> onnx.ValueInfoProto:
     op = program.by_name[feature]
     places = ["height", "width"] if op.kind != "classifier" else []
-    sizes = [f"{side} / {program.scales[feature]}" for side in places]
+    sizes = [f"{side} / {program.reductions[feature]}" for side in places]
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", op.cout, *sizes])
 
 

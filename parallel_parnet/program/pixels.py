@@ -25,7 +25,7 @@ def fold_pixels(program: Program, dtype: torch.dtype) -> Program:
     for op in program.operations:
         if INPUT not in op.inputs:
             continue
-        w = {name: tensor.double() for name, tensor in program.of(op).items() if name not in ("step", "zero")}
+        w = {name: tensor.double() for name, tensor in program.weights_of(op).items() if name not in ("step", "zero")}
         for name in w.keys() & {"weight", "gate_weight"}:
             w[name] = (w[name] * _along(scale, w[name])).to(dtype).double()
         offset = shift / scale

@@ -157,7 +157,7 @@ class Program:
         return max(op.level for op in self.operations)
 
     @cached_property
-    def groups(self) -> tuple[tuple[Operation, ...], ...]:
+    def launch_groups(self) -> tuple[tuple[Operation, ...], ...]:
         """Operations that one kernel launch runs side by side: those of one level and kind, level after level."""
         found: dict[tuple[int, str], list[Operation]] = {}
         for op in sorted(self.operations, key=lambda op: op.level):
@@ -167,7 +167,7 @@ class Program:
     @property
     def launches(self) -> int:
         """Kernel launches of a forward pass: 12 for ParNet."""
-        return len(self.groups)
+        return len(self.launch_groups)
 
     @property
     def parameters(self) -> int:
@@ -202,13 +202,13 @@ class Program:
             sha.update(tensor.contiguous().view(torch.uint8).numpy().data)
         return sha.hexdigest()
 
-    def of(self, op: Operation) -> dict[str, Tensor]:
+    def weights_of(self, op: Operation) -> dict[str, Tensor]:
         """The weights of one operation, by their short names."""
         split = ((name.rpartition("."), tensor) for name, tensor in self.weights.items())
         return {short: tensor for (owner, _, short), tensor in split if owner == op.name}
 
     @cached_property
-    def scales(self) -> dict[str, int]:
+    def reductions(self) -> dict[str, int]:
         """Picture pixels per pixel of each feature map, along one side."""
         found = {INPUT: 1}
         for op in self.operations:
@@ -218,14 +218,14 @@ class Program:
     @cached_property
     def size_multiple(self) -> int:
         """Picture heights and widths must be multiples of this: 32, or more where four streams need it."""
-        return math.lcm(32, max(self.scales.values()))
+        return math.lcm(32, max(self.reductions.values()))
 
     def shape(self, feature: str, n: int, h: int, w: int) -> tuple[int, ...]:
         """[N, C, H, W] of a feature, or [N, classes] of the logits, for N pictures of h x w pixels."""
         if feature == INPUT:
             return (n, 3, h, w)
-        op, scale = self.by_name[feature], self.scales[feature]
-        return (n, op.cout) if op.kind == "classifier" else (n, op.cout, h // scale, w // scale)
+        op, reduction = self.by_name[feature], self.reductions[feature]
+        return (n, op.cout) if op.kind == "classifier" else (n, op.cout, h // reduction, w // reduction)
 
     def cost(self, size: int | None = None, batch: int = 1, itemsize: int = 4) -> Cost:
         """FLOPs and bytes of each operation for `batch` square pictures of `size` pixels, or of the network's own size,

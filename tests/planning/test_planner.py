@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from parallel_parnet import ParNetError, Placement, Program, create_model, fold
 from parallel_parnet.planning.costs import H200, LINKS, NVLINK_POINTS, Costs, Device, Link, Measured, Roofline
 from parallel_parnet.planning.explain import explain
-from parallel_parnet.planning.planner import Bounds, Run, Schedule, schedule
-from parallel_parnet.planning.search import Answer
+from parallel_parnet.planning.planner import Bounds, Launched, Schedule, schedule
+from parallel_parnet.planning.search import Plans
 from parallel_parnet.program.program import INPUT, Operation
 from small import SMALL, conv, weightless
 
@@ -54,7 +54,8 @@ def sent(result: Schedule) -> dict[str, tuple[float, float]]:
 
 def path(result: Schedule) -> list[str]:
     return [
-        "+".join(x.operations) if isinstance(x, Run) else f"send {x.transfer.feature}" for x in result.critical_path
+        "+".join(x.operations) if isinstance(x, Launched) else f"send {x.transfer.feature}"
+        for x in result.critical_path
     ]
 
 
@@ -77,7 +78,7 @@ def test_two_lanes_and_what_the_answer_waits_for() -> None:
     assert sent(result) == {"a>1": (2, 3), "c>0": (7, 8)}
     assert (result.makespan, result.idle(0), result.idle(1)) == (9, 3, 5)
     assert path(result) == ["a", "send a", "c", "send c", "d"]
-    assert explain(Answer(result, None), "air").splitlines() == [
+    assert explain(Plans(result, None), "air").splitlines() == [
         "2 lanes over air: 9.0 s, 1.11x over one lane; transferring a and c is on the critical path (22% of it).",
         "No placement on 2 lane(s) can beat 7.0 s, the longest path through the network.",
     ]

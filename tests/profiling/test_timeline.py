@@ -29,7 +29,7 @@ from parallel_parnet import Engine, Placement, Program, fold, quantize
 from parallel_parnet.commands import tracing
 from parallel_parnet.commands.plan.measured import find_link
 from parallel_parnet.planning.costs import Costs
-from parallel_parnet.planning.planner import Run, Schedule, schedule
+from parallel_parnet.planning.planner import Launched, Schedule, schedule
 from parallel_parnet.profiling import clocks, trace_format
 from parallel_parnet.profiling.critical import COMPUTING, critical_path, lane_times, overlap
 from parallel_parnet.profiling.device import ANCHOR, device_spans, drop_anchors, kernels_into
@@ -252,7 +252,7 @@ def test_the_critical_path_is_the_planners(seed: int) -> None:
     assert one.seconds == pytest.approx(plan.makespan)
     assert sum(step.seconds for step in path) == pytest.approx(plan.makespan)
     assert all(a.end == pytest.approx(b.start) for a, b in pairwise(path))
-    expected = [run.operations[0] for run in plan.critical_path if isinstance(run, Run)]
+    expected = [run.operations[0] for run in plan.critical_path if isinstance(run, Launched)]
     assert [step.bar.name for step in path if step.kind == COMPUTING and step.bar] == expected
     for lane, times in enumerate(lane_times(one)):
         computing = sum(run.end - run.start for run in plan.lane(lane))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fuzz.generators import Forged
 from parallel_parnet import Config, Engine, ParNetError, Program, fold
-from parallel_parnet.program.families import arranged
+from parallel_parnet.program.families import parallel_chains
 from small import SMALL, lively
 
 PROGRAM = fold(lively(SMALL, 4))
@@ -110,7 +110,7 @@ def test_what_a_program_must_be(change: Callable[[Forged], None], message: str, 
 
 
 def test_programs_made_in_python_are_held_to_the_same() -> None:
-    program = arranged(4, 2, 8, 32)
+    program = parallel_chains(4, 2, 8, 32)
     for name, change in {"gate": "other", "shuffle": 2**63, "cout": 9, "stride": 2}.items():
         operations = [replace(op, **{name: change}) if op.name == "streams.0.1" else op for op in program.operations]
         with pytest.raises(ParNetError, match="operation "):
@@ -141,7 +141,7 @@ def test_weights_that_share_memory_are_saved(tmp_path: Path) -> None:
 
 
 def test_as_deep_as_one_likes() -> None:
-    assert arranged(1500, 1, 1, 32).size_multiple == 32, "no recursion over levels"
+    assert parallel_chains(1500, 1, 1, 32).size_multiple == 32, "no recursion over levels"
 
 
 @pytest.mark.parametrize(

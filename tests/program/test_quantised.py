@@ -178,7 +178,7 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 def expected_of(program: Program, op: Operation, inputs: list[np.ndarray]) -> np.ndarray:
     """What leaves the activation, and the shuffle, in float64: integers multiplied as int64, and fp8's numbers as they
     are stored. inputs: as readers see them."""
-    w = {name: tensor.double().numpy() for name, tensor in program.of(op).items()}
+    w = {name: tensor.double().numpy() for name, tensor in program.weights_of(op).items()}
     groups = op.groups
 
     def joined(parts: list[np.ndarray]) -> np.ndarray:
@@ -273,7 +273,7 @@ def test_every_operation_of_any_program(
         got = features[op.name].double().numpy()
         inputs = [features[name].double().numpy() for name in op.inputs]
         value = expected_of(program, op, inputs)
-        weights = {name: tensor.double().numpy() for name, tensor in program.of(op).items()}
+        weights = {name: tensor.double().numpy() for name, tensor in program.weights_of(op).items()}
         if "step" in weights:
             (assert_nearest_int8 if to == torch.int8 else assert_nearest_e4m3)(got, value, weights)
         else:  # sums that cancel, or are far below zero, keep what fp32 rounded off their parts

@@ -9,13 +9,13 @@ from rich.console import Console
 
 from parallel_parnet import fold
 from parallel_parnet.planning.costs import LINKS
-from parallel_parnet.program.families import arranged
+from parallel_parnet.program.families import parallel_chains
 
 from ..bench.fused import fuse
 from ..bench.measure import Settings
 from ..bench.poster import QUOTED, Quoted, measure_poster, subject_of, ways_of
 from ..bench.subject import Subject
-from ..common import settle, words
+from ..common import fit_norms, words
 from ..depth.command import measure_group
 from ..depth.points import Point, points
 from .journal import Values
@@ -53,7 +53,7 @@ def check_poster(work: Work) -> Values:
 
 def check_depth(work: Work) -> Values:
     """The quick selection of the families of `launch/latency_vs_depth.py`, a row for each."""
-    dry = {"dry": [Point("dry", "one block", lambda: arranged(1, 1, 8, 32), 3, 1, 32)]}
+    dry = {"dry": [Point("dry", "one block", lambda: parallel_chains(1, 1, 8, 32), 3, 1, 32)]}
     groups = dry if work.scope.note else points(quick=True)
     rows = [work.row(name, partial(_family, work, group), seconds=3) for name, group in groups.items()]
     return verdict(rows)
@@ -64,7 +64,7 @@ def _family(work: Work, group: list[Point]) -> Values:
 
 
 def _narrow(name: str, device: torch.device, dtype: torch.dtype, threads: int) -> Subject:
-    network = settle(model(name)).requires_grad_(False)
+    network = fit_norms(model(name)).requires_grad_(False)
     size = network.config.image_size
     return Subject(name, network, fuse(network), fold(network), size, 1, device, dtype, threads)
 

@@ -18,7 +18,7 @@ from PIL import Image
 from conftest import ROOT, answered, launch
 from parallel_parnet import Engine, create_model, fold, load_checkpoint, save_checkpoint
 from parallel_parnet.commands.calibration import OF_DEMO, quantised
-from parallel_parnet.commands.common import settle
+from parallel_parnet.commands.common import fit_norms
 from parallel_parnet.commands.infer import few
 from parallel_parnet.commands.infer.few import Answers, Verified, verify
 from parallel_parnet.commands.infer.many import Pictures
@@ -120,7 +120,7 @@ def test_one_line_says_why_native_cannot_be_had(ranks: int, tmp_path: Path) -> N
 
 def test_rounding_stays_small_with_random_weights() -> None:
     torch.manual_seed(0)
-    program = fold(settle(create_model("parnet_s")))
+    program = fold(fit_norms(create_model("parnet_s")))
     even = torch.stack([Preprocess.of(program.config)(path) for path in find_images([DEMO / "pictures"])[:2]])
     expected = Engine(program, device="cpu", executor="reference")(even)
     for executor in ("eager", *OPTIONAL):

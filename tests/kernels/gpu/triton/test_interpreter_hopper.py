@@ -46,7 +46,7 @@ class Started(NamedTuple):
 def table_for(program: Program, side: int) -> Table:
     """Every level that the kernel takes, on clusters of one and of two blocks in turns."""
     levels = {}
-    for i, group in enumerate(program.groups):
+    for i, group in enumerate(program.launch_groups):
         if group[0].kind == "conv":
             shapes = [geometry(program, op, side, side) for op in group]
             if all(map(takes, shapes)):

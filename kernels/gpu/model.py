@@ -1,8 +1,8 @@
 """How long a level may take, from what its programs move and multiply: a model, never a measurement.
 
 A level is a launch. Its time is the gap before it, the start of its programs, the longest of six things that go on
-side by side, and the end of the last program. The constants stand in `LevelCosts`; what was measured on an H200, and how
-far the model is from measured levels, is in docs/kernels.md.
+side by side, and the end of the last program. The constants stand in `LevelCosts`; what was measured on an H200, and
+how far the model is from measured levels, is in docs/kernels.md.
 """
 
 from __future__ import annotations

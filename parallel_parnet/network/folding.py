@@ -56,16 +56,15 @@ def fold_block(block: RepVGGSSE) -> FoldedBlock:
     kept = block.rbr_dense.conv.weight
     weight, bias = one_kernel(block)
     groups, stride = block.rbr_dense.conv.groups, block.rbr_dense.conv.stride
-    gate_weight, gate_bias = to_float64(block.se.weight), torch.zeros(len(bias), dtype=bias.dtype, device=bias.device)
+    gate_weight, gate_bias = to_float64(block.se.weight).flatten(1), torch.zeros_like(bias)
     of_identity: tuple[Tensor, ...] = ()
     if block.rbr_identity is not None:  # the gate averages what left the norm
         scale, shift = affine(block.rbr_identity)
-        rows = torch.arange(len(bias), device=bias.device) // (len(bias) // groups)  # the group of each output channel
-        gate_bias = (gate_weight.flatten(1) * shift.view(groups, -1)[rows]).sum(1)
-        gate_weight = gate_weight * scale.view(groups, -1)[rows, :, None, None]
+        gate_weight, gate_bias = behind_affine(gate_weight, scale.view(groups, -1), shift.view(groups, -1))
         of_identity = tuple(v.view(-1, 1, 1).to(kept) for v in (scale, shift))
     folded = FoldedBlock(
-        _convolution(weight, bias, kept, stride, groups), _convolution(gate_weight, gate_bias, kept, 1, groups),
+        _convolution(weight, bias, kept, stride, groups),
+        _convolution(gate_weight[:, :, None, None], gate_bias, kept, 1, groups),
         block.activation, *of_identity,
     )  # fmt: skip
     return folded.eval().requires_grad_(False)
@@ -89,6 +88,18 @@ def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
         raise ParNetError(f"{norm}: only batch norms with weights and running statistics can be folded")
     scale = to_float64(norm.weight) / torch.sqrt(to_float64(norm.running_var) + norm.eps)
     return scale, to_float64(norm.bias) - to_float64(norm.running_mean) * scale
+
+
+def behind_affine(weight: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights for x in place of weights for scale x + shift, and what the shift adds to each output channel.
+
+    weight: [cout, cin / groups, ...]; scale, shift: [groups, cin / groups]. The second result is [cout, ...], an addend
+    for each tap where the weight has taps.
+    """
+    rows = torch.arange(len(weight), device=weight.device) // (len(weight) // len(scale))  # each output channel's group
+    taps = [1] * (weight.ndim - 2)
+    scale, shift = (values[rows].view(*weight.shape[:2], *taps) for values in (scale, shift))
+    return weight * scale, (weight * shift).sum(1)
 
 
 def to_float64(tensor: Tensor) -> Tensor:

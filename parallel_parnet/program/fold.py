@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import ParNetError
 from ..network.blocks import Fusion, Pair, ParNetBlock
 from ..network.features import FUSED, Backbone
-from ..network.folding import CPU, affine, one_kernel, to_float64
+from ..network.folding import CPU, affine, behind_affine, one_kernel, to_float64
 from ..network.model import ParNet, check_model
 from ..network.variants import Config
 from ..settings import with_own_settings
@@ -69,12 +69,9 @@ class _Builder:
                 torch.cat([v[f.order].view(groups, -1) for v, f in zip(vectors, inputs, strict=True)], 1)
                 for vectors in zip(*affines, strict=True)
             )
-            rows = torch.arange(cout, device=CPU) // (cout // groups)  # the group of each output channel
-            gate_bias = (gate_weight * shift[rows]).sum(1)
-            gate_weight = gate_weight * scale[rows]
+            gate_weight, gate_bias = behind_affine(gate_weight, scale, shift)
             if pair:
-                weights["border"] = (weight * shift[rows, :, None, None]).sum(1)
-                weight = weight * scale[rows, :, None, None]
+                weight, weights["border"] = behind_affine(weight, scale, shift)
             else:
                 weights |= {"scale": scale[0], "shift": shift[0]}
         level = 1 + max(f.level for f in inputs)

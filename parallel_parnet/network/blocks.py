@@ -5,6 +5,8 @@ Shape letters: N batch, C channels, H and W height and width.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -107,6 +109,22 @@ class ParNetBlock(nn.Module):
         with torch.device("meta"):
             check_parts(self, ParNetBlock(self.cin, self.cout, self.stride, self.groups))
         return fold_block(self.block)
+
+
+def fold_blocks(network: nn.Module) -> nn.Module:
+    """A copy of any network in evaluation mode with every `ParNetBlock` in it folded: equal up to rounding, to run and
+    not to train. What timm's `reparameterize_model` does for its own blocks.
+
+    The network stays as it is, and what is no block is copied. Whole ParNets gain more from `fold`. ParNetError where a
+    part of a block is another.
+    """
+    network = copy.deepcopy(network).eval()
+    folded = {block: block.fold() for block in network.modules() if isinstance(block, ParNetBlock)}
+    for module in list(network.modules()):
+        for name, child in list(module._modules.items()):  # named_children leaves out a second name of the same block
+            if isinstance(child, ParNetBlock):
+                setattr(module, name, folded[child])
+    return folded[network] if isinstance(network, ParNetBlock) else network
 
 
 class Pair(nn.Module):

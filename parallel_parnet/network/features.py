@@ -41,7 +41,9 @@ class FeatureInfo(list[dict[str, Any]]):
 
 
 class Backbone(nn.Module):
-    """Pictures [N, 3, H, W], normalised, to a list of features [N, channels, H / reduction, W / reduction].
+    """Pictures [N, 3, H, W], normalised, to a list of features [N, channels, H / reduction, W / reduction], as timm's.
+
+    An `Engine` of `fold(backbone)` gives the same features in the same order, as a dict by `feature_info`'s modules.
 
     model: whose weights it shares. For training alone without a classifier (`model.reset_classifier(0)`), which nothing
     would reach. out_indices: which of `model.feature_info`, from the finest, counted from the end where negative; all

@@ -133,6 +133,11 @@ VARIANTS: dict[str, Config] = {
 }
 
 
+def list_models() -> list[str]:
+    """The names of the models that `create_model` knows."""
+    return list(VARIANTS)
+
+
 def variant(name: str) -> Config:
     """The configuration called `name`; ParNetError with the known names otherwise."""
     if name not in VARIANTS:

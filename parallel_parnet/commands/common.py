@@ -36,11 +36,6 @@ DTYPES = {
 }  # fmt: skip
 
 
-def words(dtype: torch.dtype) -> str:
-    """A type's name without its module."""
-    return str(dtype).removeprefix("torch.")
-
-
 def pixels(text: str) -> int:
     """The side of a picture, as an argument."""
     if (number := within(text, 1, MOST)) is None:

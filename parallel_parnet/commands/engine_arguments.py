@@ -12,10 +12,11 @@ from torch import Tensor
 from parallel_parnet import Engine, ParNetError, Placement, Program
 from parallel_parnet.executors.available import EXECUTORS
 from parallel_parnet.executors.backends import isa
+from parallel_parnet.program.contract import dtype_name
 from parallel_parnet.transport import TRANSPORTS, gather
 
 from .calibration import FP8, MOST, QUANTISED
-from .common import DTYPES, count, pixels, positive, words
+from .common import DTYPES, count, pixels, positive
 from .plan.measured import find_link, plan_for_ranks
 from .ranks import Ranks
 
@@ -70,7 +71,7 @@ def precision(engine: Engine) -> str:
     """What was asked for, as --dtype has it."""
     names = {dtype: name for name, dtype in QUANTISED.items()}
     stored = engine.program.quantised
-    return names[stored] if stored else words(engine.dtype)
+    return names[stored] if stored else dtype_name(engine.dtype)
 
 
 def place(
@@ -150,7 +151,7 @@ def describe(engine: Engine, args: argparse.Namespace, weights: str, hosts: list
         "executor": engine.executor,
         "device": str(engine.device),
         "dtype": precision(engine),
-        "arithmetic": words(engine.arithmetic),
+        "arithmetic": dtype_name(engine.arithmetic),
         "isa": isa(engine.executor),
         "world_size": world,
         "depth": program.depth,

@@ -39,6 +39,11 @@ class Made(NamedTuple):
     reduction: int
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """A type's name without its module: "float32"."""
+    return str(dtype).removeprefix("torch.")
+
+
 def check(program: Program, finite: Mapping[str, Tensor]) -> None:
     """ParNetError, naming operation or tensor, where operations, weights and configuration break `Operation`'s rules
     or do not fit each other. finite: tensors that were checked before, by name."""
@@ -181,8 +186,7 @@ def _check_weights(program: Program, finite: Mapping[str, Tensor]) -> None:
         dtype = tensor.dtype if stepped else torch.uint8 if short == "zero" else torch.float32
         if tensor.shape != expected[name] or tensor.dtype != dtype or tensor.layout != torch.strided:
             got = f"{list(tensor.shape)} of {tensor.dtype}, {tensor.layout}"
-            wanted = str(dtype).removeprefix("torch.")
-            raise ParNetError(f"{name} is {got}: expected {list(expected[name])} of {wanted}, dense")
+            raise ParNetError(f"{name} is {got}: expected {list(expected[name])} of {dtype_name(dtype)}, dense")
         binary = short == "step" and f"{owner}.zero" not in weights
         if not (tensor.is_meta or tensor is finite.get(name)) and (wrong := _wrong(short, tensor, binary)):
             raise ParNetError(f"{name} holds {wrong}")

@@ -36,6 +36,7 @@ from parallel_parnet.profiling.device import ANCHOR, device_spans, drop_anchors,
 from parallel_parnet.profiling.spans import REQUEST, Recorder, Span
 from parallel_parnet.profiling.timeline import APART, REAL, Operations, Timeline
 from parallel_parnet.profiling.traced import PASSES, traced
+from parallel_parnet.program.contract import dtype_name
 from parallel_parnet.program.program import INPUT
 from small import SMALL, lively
 
@@ -287,7 +288,7 @@ def test_the_floor_of_a_quantised_program_is_in_the_type_beside_it(monkeypatch: 
     for dtype in (torch.float32, torch.bfloat16):
         monkeypatch.setattr(engine, "dtype", dtype)
         floor = tracing.merged(engine, x, *passes).about["floor"]["of"]
-        assert floor.endswith(f"whose FLOP/s are those of {tracing.words(dtype)}")
+        assert floor.endswith(f"whose FLOP/s are those of {dtype_name(dtype)}")
 
 
 def test_the_profilers_clock_is_tied_to_ours() -> None:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from parallel_parnet import Engine, Placement, Program
 from parallel_parnet.parity import LIMIT, relative
+from parallel_parnet.program.contract import dtype_name
 
-from ..common import DEMO_MODEL, words
+from ..common import DEMO_MODEL
 from ..processes import command, environment, run_within
 from .journal import Values
 from .networks import network, picture
@@ -114,7 +115,7 @@ def of_ranks(work: Work, name: str) -> Values:
 
 def infer(ranks: int, file: Path, deadline: float, network: str, device: str, executor: str) -> dict:
     """What launch/infer.py writes, or how it failed."""
-    line = [*command("infer", ranks), "--model", network, "--device", device, "--dtype", words(DTYPE)]
+    line = [*command("infer", ranks), "--model", network, "--device", device, "--dtype", dtype_name(DTYPE)]
     line += ["--executor", executor, "--transport", "gloo", "--json", str(file)]
     line += ["--streams-per-gpu", str(-(-3 // ranks)), "--threads", "1"]  # on which random weights' last bits depend
     status, _, errors = run_within(line, max(1.0, deadline - time.monotonic()), environment())

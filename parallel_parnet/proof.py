@@ -26,8 +26,11 @@ def prove(
     wait: Callable[[], None],
     enough: float,
 ) -> tuple[list[tuple[float, Choice, Forward]], list[str]]:
-    """The same for choices that can be had on this device and agree there with the reference; and a line for each of
-    the others. wait: until the device has done its work. enough: seconds of measuring. ParNetError where none is left.
+    """Time the choices that run on this device and agree with the reference, fastest first; and a line of reason for
+    each that was dropped.
+
+    make: builds what runs a choice. x_nchw: pictures. dtype: of the engine, by which the tolerance is chosen. wait:
+    blocks until the device has done its work. enough: seconds of measuring. ParNetError where no choice is left.
     """
     single = Placement.single(program)
     expected = make(Choice("reference", single, None, "whole"), torch.float32)(x_nchw)
@@ -59,8 +62,8 @@ def prove(
 def prove_on_all_ranks(
     program: Program, make: Make, device: torch.device, dtype: torch.dtype, wait: Callable[[], None]
 ) -> tuple[str, list[str]]:
-    """The executor of ranks: captured Triton kernels where they agree with the reference on every rank's GPU, else
-    torch, and a line that says why."""
+    """Choose the executor of ranks: "cuda_graph", captured Triton kernels, where it agrees with the reference on every
+    rank's GPU; else "eager", and lines that say why. All ranks call it together."""
     side = program.config.image_size
     generator = torch.Generator("cpu").manual_seed(0)
     x_nchw = torch.randn(1, 3, side, side, generator=generator, dtype=torch.float32, device="cpu").to(device)

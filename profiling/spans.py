@@ -19,8 +19,8 @@ CLASSIFIER = "classifier"  # the launch of the last level, where levels are laun
 
 
 def kind_of(name: str, labels: Mapping[str, str]) -> tuple[str, str]:
-    """The kind of a lane's span, by its name: operation, level, segment, request, gather, wait or send; and the stage
-    or stream that it belongs to, "" for none. labels: the stage or stream of each operation, by name."""
+    """Return the kind of a lane's span, by its name: operation, level, segment, request, gather, wait or send; and the
+    stage or stream that it belongs to, "" for none. labels: the stage or stream of each operation, by name."""
     if name in labels:
         return "operation", labels[name]
     if name == CLASSIFIER:
@@ -37,27 +37,27 @@ def kind_of(name: str, labels: Mapping[str, str]) -> tuple[str, str]:
 
 
 def wait_name(feature: str) -> str:
-    """Name of the span in which a lane waits for a feature."""
+    """Return the name of the span in which a lane waits for a feature."""
     return f"wait {feature}"
 
 
 def send_name(feature: str) -> str:
-    """Name of the span in which a lane hands a feature to the transport."""
+    """Return the name of the span in which a lane hands a feature to the transport."""
     return f"send {feature}"
 
 
 def feature_of(name: str) -> str:
-    """The feature that a span waits for or hands over, by the span's name."""
+    """Return the feature that a span waits for or hands over, by the span's name."""
     return name.split(" ", 1)[1]
 
 
 def level_name(level: int) -> str:
-    """Name of the span of a level's launch."""
+    """Return the name of the span of a level's launch."""
     return f"level {level}"
 
 
 def level_of(name: str, levels: Mapping[str, int]) -> int | None:
-    """The level that an operation stands on, or that a launch runs, by the span's name; None for other spans. levels:
+    """Return the level that an operation stands on, or a launch runs, by the span's name; None for other spans. levels:
     of each operation, by name."""
     if name == CLASSIFIER:
         return max(levels.values())
@@ -84,7 +84,7 @@ NOTHING: AbstractContextManager[object] = nullcontext()  # one for all: making i
 
 
 def span(spans: Spans | None, name: str) -> AbstractContextManager[object]:
-    """A span where there is something to mark; nothing but this branch where there is not."""
+    """Mark a span where there is something to mark; nothing but this branch where there is not."""
     return NOTHING if spans is None else spans.span(name)
 
 
@@ -101,6 +101,7 @@ class Recorder:
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
+        """Record what happens inside as a span of this name."""
         start = time.perf_counter()
         yield
         if self.each or name == REQUEST:
@@ -108,7 +109,7 @@ class Recorder:
         self.spans.append(Span(name, start, time.perf_counter()))
 
     def totals(self, label: Callable[[str], str]) -> dict[str, float]:
-        """Seconds by label of the span's name, in order of first appearance."""
+        """Add up seconds by the label of each span's name, in order of first appearance."""
         sums: dict[str, float] = {}
         for span in self.spans:
             sums[label(span.name)] = sums.get(label(span.name), 0.0) + span.end - span.start

@@ -24,16 +24,16 @@ HEADROOM = 8.0
 def reach(
     program: Program, pictures: Iterable[Tensor] | Tensor, keep: Collection[str] = (), seed: int = 0
 ) -> dict[str, Tensor]:
-    """How large the features that fp8 operations read become, fp32 [C] of each channel, by name. Arguments and errors
-    as of `quantize`; seed: of the values that are sampled beside."""
+    """Find how large the features that fp8 operations read become: fp32 [C], for each channel, by name. Arguments and
+    errors as of `quantize`; seed: for the sampling."""
     found = sample(program, input_features(quantisable_operations(program, keep)), pictures, seed)
     return {name: taken.largest for name, taken in found.items()}
 
 
 @with_own_settings
 def in_fp8(program: Program, largest: Mapping[str, Tensor], keep: Collection[str] = ()) -> Program:
-    """The program with kernels in e4m3, each in steps of its output channel, over features that reach as far as
-    `largest` tells, fp32 [C].
+    """Make the program with kernels in e4m3, in steps of each output channel, over features that reach as far as
+    `largest` says, fp32 [C].
 
     A weight's step is its output channel's largest, times the step of the channel that it multiplies, over 448.
     keep: operations that stay in fp32, as do features that only these read.
@@ -53,6 +53,6 @@ def in_fp8(program: Program, largest: Mapping[str, Tensor], keep: Collection[str
 
 
 def step_of(largest: Tensor) -> Tensor:
-    """The power of two by which values up to HEADROOM times these are in e4m3, and no smaller one than need be."""
+    """Return the smallest powers of two, as steps, by which values up to HEADROOM times these fit into e4m3."""
     _, exponent = torch.frexp(largest * (HEADROOM / E4M3_MAX))
     return torch.ldexp(torch.ones_like(largest), exponent).clamp(LEAST_STEP, MOST_STEP)

@@ -39,7 +39,7 @@ class Gate(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """[C out, C in / groups, 1, 1]"""
+        """The kernel of the 1x1 convolution, [cout, cin / groups, 1, 1]."""
         conv = self.cvsig["conv"]
         assert isinstance(conv, nn.Conv2d)
         return conv.weight  # which pruning, or a parametrisation, may compute
@@ -104,19 +104,22 @@ class ParNetBlock(nn.Module):
         return y if self.groups == 1 else F.channel_shuffle(y, self.groups)
 
     def fold(self) -> FoldedBlock:
-        """What it computes in evaluation mode as one convolution with its gate, to run and not to train: equal up to
-        rounding. The block stays as it is; type and device are its own. ParNetError where a part of it is another."""
+        """Fold the block, as it is in evaluation mode, into one convolution with its gate, to run and not to train.
+
+        The result is equal up to rounding, a copy of the block's type and on its device. ParNetError where a part of
+        the block was replaced by another.
+        """
         with torch.device("meta"):
             check_parts(self, ParNetBlock(self.cin, self.cout, self.stride, self.groups))
         return fold_block(self.block)
 
 
 def fold_blocks(network: nn.Module) -> nn.Module:
-    """A copy of any network in evaluation mode with every `ParNetBlock` in it folded: equal up to rounding, to run and
-    not to train. What timm's `reparameterize_model` does for its own blocks.
+    """Copy any network, in evaluation mode, with every `ParNetBlock` in it folded: equal up to rounding, to run and not
+    to train. It is what timm's `reparameterize_model` does for timm's blocks.
 
     The network stays as it is, and what is no block is copied. Whole ParNets gain more from `fold`. ParNetError where a
-    part of a block is another.
+    part of a block was replaced by another.
     """
     network = copy.deepcopy(network).eval()
     folded = {block: block.fold() for block in network.modules() if isinstance(block, ParNetBlock)}

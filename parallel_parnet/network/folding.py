@@ -52,7 +52,7 @@ class FoldedBlock(nn.Module):
 @with_own_settings
 @torch.no_grad()
 def fold_block(block: RepVGGSSE) -> FoldedBlock:
-    """The block with the statistics that it has now, on its device and in its type; it is left as it is."""
+    """Fold a block with the statistics that it has now, on its device and in its type. The block stays as it is."""
     kept = block.rbr_dense.conv.weight
     weight, bias = one_kernel(block)
     groups, stride = block.rbr_dense.conv.groups, block.rbr_dense.conv.stride
@@ -71,7 +71,8 @@ def fold_block(block: RepVGGSSE) -> FoldedBlock:
 
 
 def one_kernel(block: RepVGGSSE) -> tuple[Tensor, Tensor]:
-    """One 3x3 kernel and bias for both branches. A pooled 1x1 kernel is spread over the four taps that it averages."""
+    """Make one 3x3 kernel [cout, cin / groups, 3, 3] and bias [cout], float64, of both branches. A pooled 1x1 kernel is
+    spread over the four taps that it averages."""
     weight, bias = _conv_bn(block.rbr_dense)
     pointwise, bias_1x1 = _conv_bn(block.pointwise)
     weight = weight.clone()
@@ -83,7 +84,7 @@ def one_kernel(block: RepVGGSSE) -> tuple[Tensor, Tensor]:
 
 
 def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Scale and shift of a batch norm in evaluation mode. ParNetError for what has none."""
+    """Return scale and shift, float64 [C], of a batch norm in evaluation mode. ParNetError for what has none."""
     if not isinstance(norm, _BatchNorm) or norm.running_mean is None or norm.running_var is None or norm.bias is None:
         raise ParNetError(f"{norm}: only batch norms with weights and running statistics can be folded")
     scale = to_float64(norm.weight) / torch.sqrt(to_float64(norm.running_var) + norm.eps)
@@ -91,7 +92,7 @@ def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 def behind_affine(weight: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights for x in place of weights for scale x + shift, and what the shift adds to each output channel.
+    """Return weights for x in place of weights for scale x + shift, and what the shift adds to each output channel.
 
     weight: [cout, cin / groups, ...]; scale, shift: [groups, cin / groups]. The second result is [cout, ...], an addend
     for each tap where the weight has taps.
@@ -103,7 +104,7 @@ def behind_affine(weight: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor,
 
 
 def to_float64(tensor: Tensor) -> Tensor:
-    """In float64, on the CPU, unless the model is one of shapes alone, for compiling."""
+    """Copy to the CPU in float64; a tensor on the device meta, of a model of shapes alone, stays there."""
     return tensor.detach().to("meta" if tensor.is_meta else CPU, torch.float64)
 
 

@@ -93,13 +93,13 @@ class Config:
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> Config:
-        """From JSON, where tuples are lists."""
+        """Make a Config of fields as JSON has them, lists for tuples. ParNetError for values that make no network."""
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
         return cls(**values)
 
     @property
     def streams(self) -> int:
-        """Number of parallel streams."""
+        """The number of parallel streams."""
         return len(self.planes) - 1
 
     @property
@@ -134,12 +134,12 @@ VARIANTS: dict[str, Config] = {
 
 
 def list_models() -> list[str]:
-    """The names of the models that `create_model` knows."""
+    """List the names of the models that `create_model` knows, as timm's does."""
     return list(VARIANTS)
 
 
 def variant(name: str) -> Config:
-    """The configuration called `name`; ParNetError with the known names otherwise."""
+    """Return the configuration called `name`. ParNetError, with the known names, for another one."""
     if name not in VARIANTS:
         raise ParNetError(f"unknown model {name!r}: choose one of {', '.join(VARIANTS)}")
     return VARIANTS[name]

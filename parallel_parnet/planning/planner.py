@@ -66,6 +66,7 @@ class Bounds:
 
     @classmethod
     def of(cls, program: Program, costs: Costs, lanes: int) -> Bounds:
+        """Compute the bounds of a program on so many lanes. ParNetError for fewer than one."""
         if lanes < 1:
             raise ParNetError(f"{lanes} lanes: there must be at least 1")
         work = sum(map(costs.seconds, costs.launches(program.operations)))
@@ -79,12 +80,12 @@ class Bounds:
 
     @property
     def lower(self) -> float:
-        """No placement on so many lanes is faster."""
+        """Seconds that no placement on so many lanes can beat."""
         return max(self.work / self.lanes, self.span)
 
     @property
     def upper(self) -> float:
-        """Some assignment is at least as fast, were transfers free."""
+        """Seconds that the best assignment needs at most, were transfers free."""
         return self.work / self.lanes + self.steps
 
 
@@ -106,11 +107,11 @@ class Schedule:
         return self.last.end
 
     def lane(self, lane: int) -> list[Launched]:
-        """What a lane runs, in order."""
+        """List what a lane runs, in order."""
         return [run for run in self.runs if run.lane == lane]
 
     def idle(self, lane: int) -> float:
-        """Seconds in which a lane computes nothing."""
+        """Return the seconds in which a lane computes nothing."""
         return self.makespan - sum(run.end - run.start for run in self.lane(lane))
 
     @property
@@ -128,7 +129,7 @@ class Schedule:
 
 
 def schedule(program: Program, placement: Placement, costs: Costs, processors: int | None = None) -> Schedule:
-    """What a placement is predicted to do.
+    """Predict what a placement does: when each launch and each transfer starts and ends, in seconds.
 
     processors: where lanes share fewer of them, running operations slow down evenly. Raises ParNetError for a
     placement that does not fit the program, and for numbers that mean nothing.
@@ -177,7 +178,7 @@ class _Clock:
         self._queue(placement.coordinator, 0, None)
 
     def play(self) -> None:
-        """From event to event, until nothing is left to do."""
+        """Advance from event to event until all work is done."""
         while self._start():
             busy = sum(kind == LANE for kind, _ in self.under_way)
             share = min(1.0, self.processors / busy) if self.processors and busy else 1.0
@@ -194,7 +195,7 @@ class _Clock:
         assert not any(self.launches) and not any(self.queues), "a checked placement runs to its end"
 
     def _start(self) -> bool:
-        """Start all that can; whether anything is under way."""
+        """Start whatever can start now, and say whether anything is under way."""
         for lane, (waiting, queue) in enumerate(zip(self.launches, self.queues, strict=True)):
             port = (LANE if self.costs.by_lanes else PORT, lane)
             if queue and port not in self.under_way:
@@ -232,5 +233,5 @@ class _Clock:
             self._queue(lane, level, run)
 
     def _queue(self, lane: int, level: int, run: Launched | None) -> None:
-        """Send what others read of a level, which the lane has run with this run."""
+        """Queue the features of a level that other lanes read, once the lane has run it. run: its last launch."""
         self.queues[lane] += [(t, run) for t in self.transfers if (t.source, self.levels[t.feature]) == (lane, level)]

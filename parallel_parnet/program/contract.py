@@ -66,7 +66,7 @@ def check(program: Program, finite: Mapping[str, Tensor]) -> None:
 
 
 def shapes(op: Operation) -> dict[str, tuple[int, ...]]:
-    """The shape of each weight of an operation that is not quantised; `border` alone may lack."""
+    """Return the shape of each weight of an operation that is not quantised; `border` alone may be missing."""
     if op.kind == "classifier":
         return {"weight": (op.cout, op.cin), "bias": (op.cout,)}
     if op.kind == "maxpool":
@@ -80,7 +80,7 @@ def shapes(op: Operation) -> dict[str, tuple[int, ...]]:
 
 
 def quantised_shapes(op: Operation, weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """The shape of each weight that it may have beside them."""
+    """Return the shape of each weight that a quantised operation may have beside those of `shapes`."""
     if op.kind != "conv":
         return {}
     integer = f"{op.name}.zero" in weights
@@ -218,7 +218,7 @@ def _wrong(short: str, tensor: Tensor, binary: bool) -> str | None:
         return None
     least, most = tensor.aminmax()  # in one pass without temporaries; both are NaN where any value is
     if not bool(torch.isfinite(torch.stack((least, most))).all()):
-        return "values that are no finite numbers"
+        return "non-finite values (NaN or inf)"
     if short == "step" and not LEAST_STEP <= float(least) <= float(most) <= MOST_STEP:
         return f"{float(least)} to {float(most)}: a feature's steps are {LEAST_STEP:.1e} to {MOST_STEP:.1e}"
     if binary and bool(torch.frexp(tensor)[0].ne(0.5).any()):

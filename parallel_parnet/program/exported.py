@@ -56,7 +56,7 @@ class _Step(nn.Module):
 
 
 def least_side(program: Program) -> int:
-    """The smallest side of pictures that an exported program takes."""
+    """Return the smallest side of pictures, in pixels, that an exported program takes."""
     m = program.size_multiple
     return 2 * m if m in program.reductions.values() else m
 

@@ -86,13 +86,13 @@ class _Builder:
 
 @with_own_settings
 def fold(model: ParNet | Backbone, outputs: Sequence[str] | None = None) -> Program:
-    """The program of a model's evaluation mode: fused convolutions and a classifier, on as few levels as can be.
+    """Fold a model, as it is in evaluation mode, into a program: fused convolutions and a classifier, on few levels.
 
     outputs: what to give by name instead of the logits alone: features, by the names in `model.feature_info`
     ("streams.0", ..., "fused"), and "logits"; of a `Backbone` its own where not given. What none needs is left out.
     The model is left as it is. For three streams with 4, 5 and 5 blocks: 22 convolutions on 11 levels, and one more.
     Raises ParNetError for another model, where a block's activation is not the configuration's, a part is none that a
-    ParNet has, or weights become no finite numbers; for outputs that are not there or twice there, and without outputs
+    ParNet has, or weights become non-finite; for outputs that are not there or twice there, and without outputs
     for a model without a classifier.
     """
     model = getattr(model, "_orig_mod", model)  # where torch.compile keeps it
@@ -171,7 +171,7 @@ def _pruned(
 
 
 def _columns(groups: int, cin: int, cout: int, *orders: Tensor) -> Tensor:
-    """[cout, cin / groups]: which input column of the trained kernel each stored input channel multiplies.
+    """Which input column of the trained kernel each stored input channel multiplies, [cout, cin / groups].
 
     Two inputs were interleaved a0, b0, a1, b1, ... before being cut into groups; each group now reads its part of a,
     then its part of b, both in the order in which they are stored.

@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 
 
 def picture_side(program: Program, size: int | None = None) -> int:
-    """`size` pixels, or the network's own where None; ParNetError where such pictures do not fit the program."""
+    """Return `size` pixels, or the network's own where None. ParNetError where such pictures do not fit the program."""
     side = size or program.config.image_size
     check_size(program, side, side)
     return side
 
 
 def check_size(program: Program, h: int, w: int) -> None:
-    """ParNetError where pictures of h x w pixels do not fit the program."""
+    """Raise ParNetError where pictures of h x w pixels do not fit the program."""
     m = program.size_multiple
     if h < m or w < m or h % m or w % m:
         raise ParNetError(f"picture size {h} x {w}: height and width must be positive multiples of {m}")
 
 
 def check_input(program: Program, x: Tensor) -> None:
-    """ParNetError where `x` is no batch of pictures, floating point or uint8 [N, 3, H, W], of a size that fits."""
+    """Raise ParNetError where `x` is no batch of pictures that fit, floating point or uint8 [N, 3, H, W]."""
     if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != 3 or x.shape[0] < 1:
         got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise ParNetError(f"input {got}: expected a tensor [N, 3, H, W] with N of 1 or more")

@@ -56,7 +56,10 @@ class _Graph:
 
 
 def model_of(program: Program, raw: bool = False) -> onnx.ModelProto:
-    """Input "input", fp32 [batch, 3, height, width], normalised; outputs by the names of `program.answers`.
+    """Make an ONNX model of a program.
+
+    Its input is called "input", fp32 [batch, 3, height, width], normalised; outputs have the names of
+    `program.answers`.
 
     raw: the input is uint8, RGB, and normalised first. The model's metadata hold the network's configuration as JSON.
     Raises ParNetError for a quantised program, for a network that fits no ONNX file, and for operators that ONNX lacks.

@@ -50,7 +50,7 @@ class Placement:
 
     @classmethod
     def by_streams(cls, program: Program, lanes: int) -> Placement:
-        """The network's streams on so many lanes, in order, as evenly as can be.
+        """Put the network's streams on so many lanes, in order, as evenly as can be.
 
         The first lane is the coordinator: it also runs fusion and classifier. Each lane recomputes the stem that its
         streams need. Raises ParNetError for no lane, and for more lanes than streams, of which one would stay empty.
@@ -77,7 +77,7 @@ class Placement:
 
     @classmethod
     def single(cls, program: Program) -> Placement:
-        """Everything on one lane."""
+        """Put everything on one lane."""
         return cls(1, {op.name: (0,) for op in program.operations})
 
     def check(self, program: Program) -> None:
@@ -99,7 +99,7 @@ class Placement:
         return (self.coordinator,) if feature == INPUT else self.where[feature]
 
     def transfers(self, program: Program) -> list[Transfer]:
-        """Every feature that crosses lanes, once for each lane that reads it, in program order."""
+        """List every feature that crosses lanes, once for each lane that reads it, in program order."""
         found: dict[Transfer, None] = {}
         for op in program.operations:
             for lane in self.where[op.name]:
@@ -112,9 +112,10 @@ class Placement:
         return list(found)
 
     def segments(self, program: Program) -> list[Segment]:
-        """The lanes' work, cut where a lane must receive first, or has run a level of which it must send.
+        """Cut the lanes' work where a lane must receive first, or has run a level of which it must send.
 
-        In an order in which one process can run them all: what a segment reads was written by an earlier one.
+        The segments come in an order in which one process can run them all: what a segment reads was written by an
+        earlier one.
         """
         transfers = self.transfers(program)
         sent = {(t.feature, t.source) for t in transfers}
@@ -148,7 +149,7 @@ class Placement:
         return Segment(lane, tuple(run), tuple(reads), tuple(writes))
 
     def describe(self, program: Program) -> list[str]:
-        """Each lane's stages, such as "stem, stream 0, fusion, head"."""
+        """Name each lane's stages, such as "stem, stream 0, fusion, head"."""
         labels: list[dict[str, None]] = [{} for _ in range(self.lanes)]
         for op in program.operations:
             for lane in self.where[op.name]:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 FORMAT, DIGEST = "parallel_parnet.program.1", "digest"
-LATER = {"kernel": 3, "residual": False}  # fields of an operation that the first files lack, and what they mean there
+LATER = {"kernel": 3, "residual": False}  # fields added after the first files, with the values implied there
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Operation:
 
     Quantised to fp8, it has no `zero`. With `step` [cout], fp32 powers of two, in the order in which channels are
     stored, its feature is in e4m3 (torch.float8_e4m3fn: 4 bits of exponent, 3 of fraction): of a value v every reader
-    sees step q, where q is v / step, rounded half to even, within -448..448; what is no number stays none. With
+    sees step q, where q is v / step, rounded half to even, within -448..448; NaN stays NaN. With
     `weight_step` [cout], fp32, its `weight` is in e4m3 as well, all its inputs are such features, and conv is
     weight_step times the sum of weight q.
     """
@@ -97,19 +97,19 @@ class Operation:
 
     @property
     def is_ungated(self) -> bool:
-        """Whether it is none that a ParNet has."""
+        """Whether no ParNet has such an operation: one without a gate that is not the classifier."""
         return self.kind != "classifier" and self.gate == "none"
 
     @property
     def described(self) -> dict:
-        """As files and digests have it: what came after the first files is left out where it says nothing, so that
-        programs of before keep their digests."""
+        """The fields that files and digests hold: those of `LATER` only where they differ from the implied value, so
+        that older programs keep their digests."""
         fields = asdict(self)
         return {name: value for name, value in fields.items() if name not in LATER or value != LATER[name]}
 
     @property
     def label(self) -> str:
-        """Its stage as people say it: "stem", "stream 1", "fusion", "head"."""
+        """The stage, with the stream's number: "stem", "stream 1", "fusion", "head"."""
         return self.stage if self.stream is None else f"stream {self.stream}"
 
 
@@ -118,7 +118,7 @@ class Program:
     """Operations in an order in which they can run, and their weights, on the CPU, as "<operation>.<weight>".
 
     outputs: what it gives, by the names that callers know: operations, or nothing for the logits alone; then the last
-    operation is the classifier, which otherwise may lack.
+    operation is the classifier, which otherwise may be missing.
     Raises ParNetError for what breaks a rule of `Operation` (`contract`).
     """
 
@@ -148,12 +148,12 @@ class Program:
 
     @property
     def streams(self) -> int:
-        """Number of parallel streams."""
+        """The number of parallel streams."""
         return len({op.stream for op in self.operations} - {None})
 
     @property
     def depth(self) -> int:
-        """Number of levels: the steps that no parallel machine can avoid."""
+        """The number of levels: the steps that no parallel machine can avoid."""
         return max(op.level for op in self.operations)
 
     @cached_property
@@ -166,17 +166,17 @@ class Program:
 
     @property
     def launches(self) -> int:
-        """Kernel launches of a forward pass: 12 for ParNet."""
+        """The number of kernel launches of a forward pass: 12 for ParNet."""
         return len(self.launch_groups)
 
     @property
     def parameters(self) -> int:
-        """Number of values in the weights."""
+        """The number of values in the weights."""
         return sum(t.numel() for t in self.weights.values())
 
     @cached_property
     def steps(self) -> dict[str, tuple[float, int]]:
-        """Step and zero of each feature in uint8, by name."""
+        """Step and zero of each feature that is stored in uint8, by name."""
         names = [op.name for op in self.operations if f"{op.name}.zero" in self.weights]
         return {name: (self.weights[f"{name}.step"].item(), int(self.weights[f"{name}.zero"].item())) for name in names}
 
@@ -189,7 +189,7 @@ class Program:
 
     @property
     def ungated(self) -> bool:
-        """Whether it has operations that no ParNet has, which are not quantised."""
+        """Whether the program has operations that no ParNet has; such programs are not quantised."""
         return any(op.is_ungated for op in self.operations)
 
     @cached_property
@@ -203,13 +203,13 @@ class Program:
         return sha.hexdigest()
 
     def weights_of(self, op: Operation) -> dict[str, Tensor]:
-        """The weights of one operation, by their short names."""
+        """Return the weights of one operation by their short names, "weight", "bias", ...; see `Operation`."""
         split = ((name.rpartition("."), tensor) for name, tensor in self.weights.items())
         return {short: tensor for (owner, _, short), tensor in split if owner == op.name}
 
     @cached_property
     def reductions(self) -> dict[str, int]:
-        """Picture pixels per pixel of each feature map, along one side."""
+        """Picture pixels per pixel of each feature, along one side: timm's reduction; 1 for the picture, `INPUT`."""
         found = {INPUT: 1}
         for op in self.operations:
             found[op.name] = op.stride * found[op.inputs[0]]
@@ -221,24 +221,24 @@ class Program:
         return math.lcm(32, max(self.reductions.values()))
 
     def shape(self, feature: str, n: int, h: int, w: int) -> tuple[int, ...]:
-        """[N, C, H, W] of a feature, or [N, classes] of the logits, for N pictures of h x w pixels."""
+        """Return the shape of a feature [N, C, H, W], or of the logits [N, classes], for N pictures of h x w pixels."""
         if feature == INPUT:
             return (n, 3, h, w)
         op, reduction = self.by_name[feature], self.reductions[feature]
         return (n, op.cout) if op.kind == "classifier" else (n, op.cout, h // reduction, w // reduction)
 
     def cost(self, size: int | None = None, batch: int = 1, itemsize: int = 4) -> Cost:
-        """FLOPs and bytes of each operation for `batch` square pictures of `size` pixels, or of the network's own size,
-        with `itemsize` bytes a value, or one where it is quantised. ParNetError for a size that does not fit."""
+        """Count FLOPs and bytes of each operation for `batch` square pictures of `size` pixels, or the network's own
+        size, with `itemsize` bytes a value, or one where it is quantised. ParNetError for a size that does not fit."""
         return cost_of(self, size, batch, itemsize)
 
     def table(self, size: int | None = None) -> str:
-        """The program as text, one operation a line, with FLOPs at the given picture size, or at the network's own."""
+        """Describe the program, one operation a line, with FLOPs at the given picture size, or the network's own."""
         return table_of(self, size)
 
     @with_own_settings
     def to_onnx(self, raw: bool = False) -> onnx.ModelProto:
-        """The folded network as an ONNX model, fp32, of standard operators (opset 17); see `onnx_graph.model_of`.
+        """Make the folded network an ONNX model, fp32, of standard operators (opset 17); see `onnx_graph.model_of`.
 
         Input "input" [batch, 3, height, width], normalised, or raw: uint8, RGB; output "logits" [batch, classes], or
         `outputs` by their names. Batch is open, and so are height and width, which have to be multiples of
@@ -253,11 +253,11 @@ class Program:
 
     @with_own_settings
     def to_exported_program(self, raw: bool = False) -> ExportedProgram:
-        """The folded network as torch.export has it, for any batch, and any size that leaves no feature a single pixel;
+        """Export the folded network by torch.export, for any batch, and any size that leaves no feature a single pixel;
         `torch.export.save` writes it.
 
-        In fp32, by which a quantised program's numbers are held as well. Pictures and answers as of `to_onnx`; of
-        several answers, a tuple.
+        It computes in fp32, which holds a quantised program's numbers as well. Pictures and answers are those of
+        `to_onnx`; several answers are a tuple.
         """
         return export(self, raw)
 
@@ -266,7 +266,10 @@ class Program:
         return {"config": asdict(self.config), "operations": [op.described for op in self.operations], **outputs}
 
     def save(self, path: Path | str, beside: Mapping[str, str] | None = None) -> None:
-        """Write as .safetensors, atomically, the operations as JSON in its metadata, and more metadata beside them."""
+        """Write a .safetensors file, atomically, with the operations as JSON in its metadata. beside: more metadata.
+
+        ParNetError where it cannot be written.
+        """
         # copied, since safetensors refuses tensors that share memory
         tensors = {k: v.clone(memory_format=torch.contiguous_format) for k, v in self.weights.items()}
         metadata = {"format": FORMAT, "program": json.dumps(self._description()), **(beside or {})}
@@ -279,7 +282,8 @@ class Program:
 
     @classmethod
     def read(cls, path: Path | str) -> tuple[Program, dict[str, str]]:
-        """The same, with all the metadata."""
+        """Read what `save` wrote, with all metadata: its own, and what it was given as `beside`. Errors as of
+        `load`."""
         if not os.path.isfile(path):
             raise ParNetError(f"{path}: no such program file")
         try:

@@ -58,8 +58,8 @@ def drop_head(program: Forged) -> None:
         (set_weights(gate_weight=torch.zeros(8, 1)), r"gate_weight is \[8, 1\]"),
         (set_weights(scale=None), "'streams.0.1.scale' among them"),
         (set_weights(weight=torch.zeros(8, 8, 3, 3).double()), "of torch.float64"),
-        (set_weights(weight=torch.full((8, 8, 3, 3), torch.nan)), "no finite numbers"),
-        (set_weights(shift=torch.tensor([*[0.0] * 7, torch.inf])), "shift holds values that are no finite"),
+        (set_weights(weight=torch.full((8, 8, 3, 3), torch.nan)), "non-finite"),
+        (set_weights(shift=torch.tensor([*[0.0] * 7, torch.inf])), "shift holds non-finite"),
         (add_tensor, "1 tensors belong to no operation, 'streams.0.weight' among them"),
         (drop_head, "the last operation must be a classifier"),
         (set_fields("streams.0.1", activation="selu"), "activation 'selu': choose one of silu, relu"),
@@ -117,7 +117,7 @@ def test_programs_made_in_python_are_held_to_the_same() -> None:
             Program(program.config, tuple(operations), program.weights)
     model = lively(SMALL, 0)
     model.inits[0][0].block.rbr_dense.bn.running_var.fill_(-1.0)  # type: ignore[index, union-attr]
-    with pytest.raises(ParNetError, match=r"inits\.0\.0\..* holds values that are no finite"):
+    with pytest.raises(ParNetError, match=r"inits\.0\.0\..* holds non-finite"):
         fold(model)
 
 

@@ -60,7 +60,7 @@ BROKEN: list[tuple[dict[str, Tensor | None], str]] = [
     ({"streams.0.0.step": -torch.ones(1)}, "step holds -1.0 to -1.0: a feature's steps are"),
     ({"streams.0.0.step": torch.full((1,), 1e-39)}, "step holds 1.0.*e-39 to 1.0.*: a feature's steps are"),
     ({"streams.0.0.step": torch.full((1,), 1e37)}, "step holds 9.9.*e.36 to 9.9.*: a feature's steps are"),
-    ({"streams.0.0.step": torch.full((1,), torch.nan)}, "step holds values that are no finite numbers"),
+    ({"streams.0.0.step": torch.full((1,), torch.nan)}, "step holds non-finite"),
     ({"streams.0.0.zero": torch.zeros(1)}, r"zero is \[1\] of torch.float32, .* expected \[1\] of uint8"),
     ({"streams.0.0.zero": torch.zeros(1, dtype=torch.int8)}, "zero is .* expected .* of uint8"),
     ({"streams.0.0.zero": torch.zeros(8, dtype=torch.uint8)}, r"zero is \[8\]"),
@@ -69,7 +69,7 @@ BROKEN: list[tuple[dict[str, Tensor | None], str]] = [
     ({f"{OP}.weight": WEIGHT[:4]}, r"weight is \[4, 8, 3, 3\] of torch.int8"),
     ({f"{OP}.weight_step": torch.ones(1)}, r"weight_step is \[1\]"),
     ({f"{OP}.weight_step": torch.zeros(8)}, "weight_step holds 0.0: steps are positive"),
-    ({f"{OP}.weight_step": torch.full((8,), torch.inf)}, "weight_step holds values that are no finite"),
+    ({f"{OP}.weight_step": torch.full((8,), torch.inf)}, "weight_step holds non-finite"),
     ({f"{OP}.bias": torch.zeros(8, dtype=torch.int8)}, "bias is .* expected .* of float32"),
 ]  # fmt: skip
 

@@ -250,11 +250,11 @@ def test_logits_that_are_no_numbers(checkpoint_gone_mad: Path, tmp_path: Path, h
     options = ("--device", "cpu", "--checkpoint", checkpoint_gone_mad)
     run = here("infer", *options, "--verify")
     assert run.returncode == 2
-    assert "none of 10 pictures has an answer" in one_line(run.stderr) and "no finite numbers" in run.stderr
+    assert "none of 10 pictures has an answer" in one_line(run.stderr) and "non-finite" in run.stderr
     assert "nan" not in run.stdout and "equal" not in run.stdout
     assert here("infer", *options, "--jsonl", tmp_path / "answers.jsonl").returncode == 1
     rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
-    assert len(rows) == 10 and all("no finite numbers" in row["reason"] for row in rows)
+    assert len(rows) == 10 and all("non-finite" in row["reason"] for row in rows)
 
 
 def test_a_comparison_with_nan_fails(tmp_path: Path) -> None:

@@ -13,13 +13,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from parallel_parnet import Placement, create_model, fold
 from parallel_parnet.files import write_atomically
+from parallel_parnet.profiling.colours import PALE
 from parallel_parnet.program.program import INPUT, Operation
 
 STEP, ROW, BOX_W, BOX_H, LEFT, TOP = 78, 92, 66, 44, 104, 66
-COLOURS = {
-    "stem": "#e4e4e4", "stream 0": "#bcdcf5", "stream 1": "#f9ddb1", "stream 2": "#cbe8c2", "fusion": "#e3cdea",
-    "head": "#f6c6c6",
-}  # fmt: skip
 SHORT = {"stem": "stem", "fusion": "fuse", "head": "classify"}
 
 
@@ -33,7 +30,7 @@ def box(op: Operation, lane: int) -> str:
     block = f"block {op.name.split('.')[-1]}" if op.stage == "stream" else op.name
     return (
         f'<rect x="{x - BOX_W / 2}" y="{y - BOX_H / 2}" width="{BOX_W}" height="{BOX_H}" rx="5" '
-        f'fill="{COLOURS[op.label]}" stroke="#555"/>'
+        f'fill="{PALE[op.label]}" stroke="#555"/>'
         f'<text x="{x}" y="{y - 3}" class="b">{title}</text><text x="{x}" y="{y + 12}">{shorten(block)}</text>'
     )
 
@@ -52,7 +49,7 @@ def arrow(source: tuple[float, float], target: tuple[float, float]) -> str:
 
 def main() -> None:
     program = fold(create_model("parnet_s"))
-    placement = Placement.from_streams_per_gpu(program, 1, 3)
+    placement = Placement.by_streams(program, 3)
     width, height = LEFT + program.depth * STEP + 8, TOP + placement.lanes * ROW + 34
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '

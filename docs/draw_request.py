@@ -12,10 +12,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from draw_lanes import COLOURS
-
 from parallel_parnet import Placement, create_model, fold
 from parallel_parnet.files import write_atomically
+from parallel_parnet.profiling.colours import PALE
 from parallel_parnet.program.placement import Segment
 from parallel_parnet.program.program import INPUT, Program
 
@@ -55,7 +54,7 @@ def boxes(program: Program, segment: Segment) -> list[str]:
         levels = [program.by_name[n].level for n, own in zip(segment.operations, labels, strict=True) if own == label]
         y, height = y_of(min(levels)) + 2, (max(levels) - min(levels) + 1) * LEVEL - 4
         parts.append(
-            f'<rect x="{x}" y="{y}" width="{BOX}" height="{height}" rx="5" fill="{COLOURS[label]}" stroke="#555"/>'
+            f'<rect x="{x}" y="{y}" width="{BOX}" height="{height}" rx="5" fill="{PALE[label]}" stroke="#555"/>'
             + text(x_of(segment.lane), y + height / 2 + 4, label, 'class="b"')
         )
     return parts
@@ -63,7 +62,7 @@ def boxes(program: Program, segment: Segment) -> list[str]:
 
 def main() -> None:
     program = fold(create_model("parnet_s"))
-    placement = Placement.from_streams_per_gpu(program, 1, 3)
+    placement = Placement.by_streams(program, 3)
     side = program.config.image_size
     width, bottom = LEFT + 2 * COLUMN + 130, y_of(program.depth + 1)
     height = bottom + 96

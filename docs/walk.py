@@ -47,7 +47,7 @@ for level in range(1, program.depth + 1):
 
 # 4. A placement says which lane runs what; a lane is a GPU, a rank or a CUDA stream. Streams go to lanes of their own;
 #    what crosses between lanes is a transfer.
-placement = Placement.from_streams_per_gpu(program, 1, lanes=3)
+placement = Placement.by_streams(program, lanes=3)
 for lane, runs in enumerate(placement.describe(program)):
     print(f"{'4.' if lane == 0 else '  '} lane {lane} runs {runs}")
 for transfer in placement.transfers(program):

@@ -35,35 +35,36 @@ class Choice:
         return f"{self.executor}, {self.name}, {self.placement.lanes} lane(s){of_threads}"
 
 
-Run = Callable[[Tensor], Answer]
-Make = Callable[[Choice, torch.dtype | None], Run]  # with the type of the engine that chooses, or another
+Forward = Callable[[Tensor], Answer]  # a forward pass: pictures to their answer
+Make = Callable[[Choice, torch.dtype | None], Forward]  # with the type of the engine that chooses, or another
 
 
 def default_placement(program: Program, executor: str, ranks: int) -> Placement:
-    """A lane per rank, or per CUDA stream; else one."""
+    """Return the placement of an engine that was given none: a lane per rank, or per CUDA stream; else one lane."""
     lanes = program.streams if executor == "cuda_streams" else ranks
     if lanes == 1:
         return Placement.single(program)
-    return Placement.from_streams_per_gpu(program, -(-program.streams // lanes), lanes)
+    return Placement.by_streams(program, lanes)
 
 
 def on_one_lane(program: Program, cores: int, executors: Sequence[str]) -> list[Choice]:
-    """With all cores, or with one, by each executor."""
+    """List each executor on one lane, with a thread per core, and with one thread."""
     single = Placement.single(program)
     return [Choice(e, single, threads, "whole") for e in executors for threads in dict.fromkeys((cores, 1))]
 
 
 def on_gpus(program: Program, placement: Placement | None) -> list[Choice]:
-    """Every executor of GPUs, under a placement that was given, or on one lane and with a CUDA stream per stream."""
+    """List the executors of GPUs, under a placement that was given, or else on one lane and with a CUDA stream per
+    stream."""
     if placement is not None:
         return [Choice(e, placement, None, "as placed") for e in (*ON_GPUS, "eager")]
-    single, streams = Placement.single(program), Placement.from_streams_per_gpu(program, 1, program.streams)
+    single, streams = Placement.single(program), Placement.by_streams(program, program.streams)
     whole = [Choice(e, single, None, "whole") for e in ("cuda_graph", "triton", "eager")]
     return [*whole, *(Choice(e, streams, None, "by stream") for e in ("cuda_graph", "cuda_streams"))]
 
 
-def timed(choices: Sequence[Choice], make: Make, x_nchw: Tensor) -> list[tuple[float, Choice, Run]]:
-    """Median seconds of each choice, and what runs it, the fastest first."""
+def timed(choices: Sequence[Choice], make: Make, x_nchw: Tensor) -> list[tuple[float, Choice, Forward]]:
+    """Time the choices: median seconds of each, the choice, and what runs it, the fastest first."""
     runs = [make(choice, None) for choice in choices]
     for run in runs:
         run(x_nchw)
@@ -72,8 +73,11 @@ def timed(choices: Sequence[Choice], make: Make, x_nchw: Tensor) -> list[tuple[f
 
 
 def measure(runs: Sequence[Callable[[], object]], enough: float = ENOUGH) -> list[float]:
-    """Median seconds of each, taking turns, so that what else the machine does meets all of them. Every round has an
-    order of its own: threads that spin after a run slow down whoever comes next."""
+    """Measure the median seconds of each; they take turns, so that what else the machine does meets all of them.
+
+    Every round has an order of its own: threads that spin after a run slow down whoever comes next. enough: seconds of
+    measuring. What is far slower than the fastest after some rounds is not run again.
+    """
     if not runs:
         return []
     times: list[list[float]] = [[] for _ in runs]

@@ -11,19 +11,22 @@ import torch
 
 
 def cores() -> int:
-    """That this process may use: those it is bound to, or fewer where a control group grants less time."""
+    """Count the cores that this process may use: those it is bound to, or fewer where a control group grants less
+    time."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([bound, *(math.floor(quota) for quota in quotas())]))
 
 
 def usual_threads() -> int:
-    """As many as torch's, which knows of no control group: with more than the cores, all stand still for most of each
-    period in which their time is used up. It reads files, so no call asks."""
+    """Return torch's number of threads, at most `cores`: torch knows of no control group, and with more threads than
+    cores all stand still for the rest of each period once their time is used up. It reads /sys, so it is not called per
+    request."""
     return min(torch.get_num_threads(), cores())
 
 
 def quotas(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[float]:
-    """Cores' worth of time that control groups of version 2 or 1 grant, of this process's own and those above it."""
+    """Yield how many cores' worth of time each control group, version 2 or 1, grants: this process's own and those
+    above."""
     lines = own.read_text().splitlines() if own.exists() else []
     for _, controllers, path in (line.split(":", 2) for line in lines):
         if controllers and "cpu" not in controllers.split(","):

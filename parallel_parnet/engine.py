@@ -26,8 +26,9 @@ from .profiling.clocks import Clock
 from .profiling.ranges import Ranges
 from .profiling.spans import REQUEST, Recorder, Spans, span
 from .profiling.traced import traced
+from .program.inputs import check_input
 from .program.placement import Placement
-from .program.program import Program, check_input
+from .program.program import Program
 from .proof import prove, prove_on_all_ranks
 from .saved import Saved
 from .settings import apart, is_wrapped, with_own_settings

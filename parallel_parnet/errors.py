@@ -2,7 +2,8 @@
 
 
 class ParNetError(ValueError):
-    """Says what is wrong with the user's input and what would be right, in one line, whatever names that quotes."""
+    """An error that says what is wrong with the user's input and what would be right, in one line, whatever names that
+    quotes."""
 
     def __str__(self) -> str:
         said = super().__str__()
@@ -10,8 +11,8 @@ class ParNetError(ValueError):
 
 
 class ParNetWarning(UserWarning):
-    """Says what is not as it could be; the answers are right."""
+    """A warning that says what is not as it could be; the answers are right."""
 
 
 class LaneError(RuntimeError):
-    """Another lane died, hangs or cannot be reached; says what was under way."""
+    """Raised where another lane died, hangs or cannot be reached; says what was under way."""

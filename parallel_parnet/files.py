@@ -55,7 +55,8 @@ def write_atomically(path: Path | str, content: bytes | str) -> None:
 
 
 def _opened(temporary: Path) -> int:
-    """Of a file without a name, which is gone with a process that is killed, where there can be one; else of this."""
+    """Open a file without a name, which is gone with a process that is killed, where there can be one; else
+    `temporary`."""
     if os.path.isdir("/proc/self/fd"):  # by which it gets a name later
         with suppress(OSError):
             return os.open(temporary.parent, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o666)
@@ -64,8 +65,8 @@ def _opened(temporary: Path) -> int:
 
 
 def check_writable(*paths: Path | str | None, reads: Iterable[Path | str | None] = ()) -> None:
-    """ParNetError, before any work is done for it, for the first of these files that `write_atomically` could not
-    write, or that would take the place of one before it, or of one that the command reads; None is no file."""
+    """Raise ParNetError, before any work is done, for the first of these files that `write_atomically` could not write,
+    or that would take the place of one before it, or of one that the command reads; None is no file."""
     seen, read = set(), {os.path.realpath(path) for path in reads if path is not None}
     for path in paths:
         if path is None:
@@ -138,12 +139,13 @@ def write_csv(path: Path | str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def as_json(value: Any, **layout: Any) -> str:
-    """As any parser takes it: "nan" and "inf" are words, since JSON has no such numbers. layout: as of json.dumps."""
+    """Write JSON that any parser takes: "nan" and "inf" are strings, since JSON has no such numbers. layout: options of
+    json.dumps."""
     return json.dumps(_in_words(value), allow_nan=False, **layout)
 
 
 def from_json(text: str | bytes) -> Any:
-    """What `as_json` wrote, with its "nan" and "inf" as numbers again. ValueError where it is no JSON."""
+    """Read what `as_json` wrote, with its "nan" and "inf" as numbers again. ValueError where it is no JSON."""
     return _in_numbers(json.loads(text))
 
 

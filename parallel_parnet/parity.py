@@ -14,26 +14,26 @@ MARGIN = 3.0  # few logits make a noisy sample; and OpenVINO rounds averages and
 
 
 def relative(got: Tensor, expected: Tensor) -> float:
-    """|got - expected| / |expected| in fp64, 0 for what is equal; infinite where either holds a NaN, and for what
-    differs from nothing but zeros."""
+    """Return the relative error |got - expected| / |expected|, computed in fp64: 0 where both are equal, infinite where
+    either holds a NaN, or `expected` is all zeros and `got` is not."""
     difference, size = (v.norm().item() for v in (got.double() - expected.double(), expected.double()))
     error = 0.0 if difference == 0 else difference / size if size else math.inf
     return error if error == error else math.inf
 
 
 def tolerance_quantised(error_of_type: float) -> float:
-    """The relative error up to which logits in int8 or fp8 pass against the reference in it; given its own from fp32.
+    """Return the relative error up to which logits in int8 or fp8 pass against the reference in the same type.
 
-    A value close to the middle of two numbers may be rounded the other way, which moves it by a step, and what is
-    computed from it by a little, so that more is rounded the other way. At the worst all features are: then both have
-    rounded independently, and differ by sqrt(2) times what rounding does to either. `int8.agreement` is stricter, where
-    each operation can be looked at.
+    error_of_type: how far the reference in this type is from fp32. A value close to the middle of two numbers may be
+    rounded the other way, which moves it by a step, and what is computed from it by a little, so that more is rounded
+    the other way. At the worst all features are: then both have rounded independently, and differ by sqrt(2) times what
+    rounding does to either. `int8.agreement` is stricter, where each operation can be looked at.
     """
     return min(1.0, max(LIMIT[torch.float32], math.sqrt(2) * error_of_type))
 
 
 def tolerance(dtype: torch.dtype, error_of_torch: float) -> float:
-    """The relative error up to which logits pass, given that of torch's own run in this type."""
+    """Return the relative error up to which logits pass. error_of_torch: of torch's own run in this type."""
     if dtype == torch.float32:
         return LIMIT[dtype]
     most = max(LIMIT[dtype], min(FURTHEST, MARGIN / 2 * error_of_torch))

@@ -36,18 +36,19 @@ class Preprocess:
 
     @classmethod
     def of(cls, config: Config, size: int | None = None) -> Preprocess:
-        """What `config`'s network was trained with; `size` pixels instead of its own where given."""
+        """Make what `config`'s network was trained with, with `size` pixels instead of its own where given. ParNetError
+        for a size below 1."""
         if size is not None and size < 1:
             raise ParNetError(f"pictures of {size} pixels a side: give a positive number")
         return cls(size or config.image_size, config.crop, config.mean, config.std)
 
     def pixels(self, image: Image.Image) -> np.ndarray:
-        """Any picture to uint8 [size, size, 3], as `to_rgb` makes it."""
+        """Resize and cut any picture to uint8 [size, size, 3], its colours as `to_rgb` makes them."""
         cut, right, bottom = self._resized(to_rgb(image))
         return cut(right // 2, bottom // 2)
 
     def ten_crop(self, image: Image.Image) -> np.ndarray:
-        """Any picture to uint8 [10, size, size, 3]: middle and corners of the resized one, then the same mirrored.
+        """Cut any picture to uint8 [10, size, size, 3]: middle and corners of the resized one, then the same mirrored.
 
         Released evaluation code: imagenet/timm/data/transforms_factory.py, ImgNetTenCrop.
         """
@@ -57,7 +58,7 @@ class Preprocess:
         return np.concatenate([five, five[:, :, ::-1]])
 
     def _resized(self, image: Image.Image) -> tuple[Callable[[int, int], np.ndarray], int, int]:
-        """What cuts size x size out of the resized picture at (left, top), and the largest left and top."""
+        """Return what cuts size x size out of the resized picture at (left, top), and the largest left and top."""
         scale = round(self.size / self.crop) / min(image.size)
         target = [max(self.size, round(side * scale)) for side in image.size]
         right, bottom = (side - self.size for side in target)
@@ -78,21 +79,23 @@ class Preprocess:
 
     @with_own_settings
     def normalise(self, pixels: Tensor) -> Tensor:
-        """uint8 [..., H, W, 3] to fp32 [..., 3, H, W]."""
+        """Normalise pixels, uint8 [..., H, W, 3], to fp32 [..., 3, H, W]."""
         mean, std = (torch.tensor(v, dtype=torch.float32, device=pixels.device) for v in (self.mean, self.std))
         return ((pixels.float() / 255 - mean) / std).movedim(-1, -3).contiguous()
 
     def raw(self, path: Path | str) -> Tensor:
-        """A picture file to uint8 [3, size, size], which the engine normalises; ParNetError where it cannot be read."""
+        """Read a picture file to uint8 [3, size, size], which the engine normalises. ParNetError where it cannot be
+        read."""
         return torch.from_numpy(self.pixels(read_image(path)).copy()).movedim(-1, -3).contiguous()
 
     def __call__(self, path: Path | str) -> Tensor:
-        """A picture file to fp32 [3, size, size], normalised; ParNetError where it cannot be read."""
+        """Read a picture file to fp32 [3, size, size], normalised. ParNetError where it cannot be read."""
         return self.normalise(torch.from_numpy(self.pixels(read_image(path)).copy()))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any picture with 8 bits a channel, upright as its EXIF orientation says, and on BACKGROUND where transparent.
+    """Convert any picture to RGB with 8 bits a channel, upright as its EXIF orientation says, and on BACKGROUND where
+    transparent.
 
     16-bit grey goes from 0..65535 to 0..255. ParNetError for grey of 32 bits or in floating point: no file says which
     value is white.
@@ -113,7 +116,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def read_image(path: Path | str) -> Image.Image:
-    """A picture as `to_rgb` makes it; ParNetError for what is missing, no picture, damaged, or suspiciously large.
+    """Read a picture file, as `to_rgb` makes it. ParNetError for what is missing, no picture, damaged, or suspiciously
+    large.
 
     Where damage was mended Pillow warns, by the caller's filters: they are the whole process's, and not for one of its
     threads to change for a while.
@@ -139,7 +143,7 @@ def read_image(path: Path | str) -> Image.Image:
 
 
 def _check_area(image: Image.Image) -> None:
-    """Pillow raises the same for twice as many pixels, and warns of these."""
+    """Raise what Pillow itself raises for twice as many pixels, and only warns of for these."""
     if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
         raise Image.DecompressionBombError
 
@@ -171,8 +175,8 @@ def _as_the_file_says(image: ImageFile.ImageFile) -> Image.Image:
 
 
 def find_images(paths: Iterable[Path | str]) -> list[Path]:
-    """Files as given, folders as the pictures directly in them, by name; ParNetError where there is none, or a folder
-    cannot be read."""
+    """List files as given, and of folders the pictures directly in them, by name. ParNetError where there is none, or a
+    folder cannot be read."""
     found: list[Path] = []
     for path in map(Path, paths):
         if not os.path.exists(path):
@@ -188,14 +192,14 @@ def find_images(paths: Iterable[Path | str]) -> list[Path]:
 
 
 def count_of(files: Sequence[Path]) -> str:
-    """How many files were passed over, and of which kinds, in words; empty for none."""
+    """Say how many files were passed over, and of which kinds; empty for none."""
     kinds = sorted({p.suffix.lower() or "no suffix" for p in files})
     shown = ", ".join(kinds[:5]) + (", ..." if len(kinds) > 5 else "")
     return f"{len(files)} file(s) passed over ({shown})" if files else ""
 
 
 def passed_over(folder: Path) -> str | None:
-    """What `find_images` left out of a folder, in words, if anything: other files, and folders in it."""
+    """Say what `find_images` left out of a folder, if anything: other files, and folders in it."""
     others = [p for p in _visible(folder) if os.path.isdir(p) or p.suffix.lower() not in SUFFIXES]
     files = [p for p in others if not os.path.isdir(p)]
     said = [count_of(files)] if files else []

@@ -8,9 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .choice import Choice, Make, Run, measure
+from .choice import Choice, Forward, Make, measure
 from .errors import ParNetError
-from .executors.answers import error
+from .executors.answers import largest_error
 from .parity import tolerance
 from .program.placement import Placement
 from .program.program import Program
@@ -25,24 +25,25 @@ def prove(
     dtype: torch.dtype,
     wait: Callable[[], None],
     enough: float,
-) -> tuple[list[tuple[float, Choice, Run]], list[str]]:
-    """The same for choices that can be had on this device and agree there with the reference; and a line for each of
-    the others. wait: until the device has done its work. enough: seconds of measuring. ParNetError where none is left,
-    or the reference lacks memory.
+) -> tuple[list[tuple[float, Choice, Forward]], list[str]]:
+    """Time the choices that run on this device and agree with the reference, fastest first; and a line of reason for
+    each that was dropped.
 
-    Where the pictures hold what is no number, so do right answers, which tell nothing of an executor: then noise of
-    their shape is what is run.
+    make: builds what runs a choice. x_nchw: pictures; where the reference's answer to them is not finite, which tells
+    nothing of an executor, noise of their shape is run instead. dtype: of the engine, by which the tolerance is
+    chosen. wait: blocks until the device has done its work. enough: seconds of measuring. ParNetError where no choice
+    is left, or the reference lacks memory.
     """
     single = Placement.single(program)
     eager = Choice("eager", single, None, "whole")
     try:
         reference = make(Choice("reference", single, None, "whole"), torch.float32)
         expected = reference(x_nchw)
-        if error(expected, expected) > 0:
+        if largest_error(expected, expected) > 0:
             x_nchw = noise(x_nchw.shape, x_nchw.device).to(x_nchw.dtype)
             expected = reference(x_nchw)
         del reference  # and its memory
-        of_torch = 0.0 if dtype == torch.float32 else error(make(eager, None)(x_nchw), expected)
+        of_torch = 0.0 if dtype == torch.float32 else largest_error(make(eager, None)(x_nchw), expected)
     except torch.OutOfMemoryError as reason:
         raise ParNetError(
             "out of memory: executor auto holds others against the reference, in fp32: name an executor, or call "
@@ -52,7 +53,7 @@ def prove(
     for choice in choices:
         try:
             run = make(choice, None)
-            wrong = error(run(x_nchw), expected)
+            wrong = largest_error(run(x_nchw), expected)
         except Warning:
             raise  # Python was told, as by -W error, to make errors of them: no fault of the candidate's
         except Exception as reason:  # whatever compilers and drivers raise
@@ -65,7 +66,7 @@ def prove(
     if not found:
         raise ParNetError(f"no executor can be had: {'; '.join(lines)}")
 
-    def waited(run: Run) -> None:
+    def waited(run: Forward) -> None:
         run(x_nchw)
         wait()
 
@@ -76,8 +77,8 @@ def prove(
 def prove_on_all_ranks(
     program: Program, make: Make, device: torch.device, dtype: torch.dtype, wait: Callable[[], None]
 ) -> tuple[str, list[str]]:
-    """The executor of ranks: captured Triton kernels where they agree with the reference on every rank's GPU, else
-    torch, and a line that says why."""
+    """Choose the executor of ranks: "cuda_graph", captured Triton kernels, where it agrees with the reference on every
+    rank's GPU; else "eager", and lines that say why. All ranks call it together."""
     side = program.config.image_size
     x_nchw = noise((1, 3, side, side), device)
     choice, lines = Choice("cuda_graph", Placement.single(program), None, "on one rank"), []

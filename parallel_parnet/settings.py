@@ -58,7 +58,7 @@ class Together:
                 self._made.pop().__exit__(None, None, None)
 
     def _in_child(self) -> None:
-        """Of the threads only the one that forked is there, which may be inside itself."""
+        """Forget the other threads: only the one that forked is here, and it may be inside itself."""
         before, self._inside = self._inside, [thread for thread in self._inside if thread == get_ident()]
         if before and not self._inside:
             self._made.pop().__exit__(None, None, None)
@@ -68,16 +68,16 @@ class Together:
 @Together
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings, of anybody."""
+    """Show no warnings, whoever raises them, while inside."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def with_own_settings(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """The function without its caller's autocast, default device, inference mode and torch.func: none of them may round
-    weights, move or wrap buffers, or decide what can be done with an answer. torch.compile leaves it alone: it would
-    trace all that prepares a call, for a minute.
+    """Decorate a function to run without its caller's autocast, default device, inference mode and torch.func: none of
+    them may round weights, move or wrap buffers, or decide what can be done with an answer. torch.compile leaves it
+    alone: it would trace all that prepares a call, for a minute.
 
     The default type belongs to the whole process and not to a thread, so that it cannot be kept out: whatever
     allocates says its type and device. tests/test_settings.py looks after both.
@@ -108,8 +108,8 @@ def with_own_settings(function: Callable[Arguments, Result]) -> Callable[Argumen
 
 
 def apart(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """The function outside all that watches, records or fakes torch's operations: what it makes is kept beyond them, so
-    it must hold numbers."""
+    """Decorate a function to run outside all that watches, records or fakes torch's operations: what it makes is kept
+    beyond them, so it must hold numbers."""
 
     @wraps(function)
     def inner(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:

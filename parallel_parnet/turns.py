@@ -10,7 +10,7 @@ from .errors import ParNetError
 
 
 class Turns:
-    """Gives what a call holds while it runs."""
+    """A lock for the calls of an engine: call it to get what a call holds, as a context, while it runs."""
 
     def __init__(self) -> None:
         self._lock, self._process = RLock(), os.getpid()
@@ -21,7 +21,8 @@ class Turns:
         return os.getpid() != self._process
 
     def __call__(self) -> AbstractContextManager[object]:
-        """ParNetError in a fork, which lacks threads as well, and within a call of the same thread."""
+        """Return the lock, to be held in a with statement. ParNetError in a fork, which lacks threads as well, and
+        within a call of the same thread."""
         if self.is_forked:
             raise ParNetError(
                 "this engine was made before a fork, which takes no threads along: make it in the child process, or "

@@ -19,12 +19,13 @@ class Story:
 
     @classmethod
     def of(cls, timeline: Timeline) -> Story:
-        """Of the real path's median request."""
+        """Tell the story of the real path's median request."""
         one = timeline.typical(REAL)
         path = critical_path(one)
         return cls(one, tuple(path), tuple(shares(one, path)))
 
     def part(self, seconds: float) -> str:
+        """Write seconds as a share of the request, such as "62%"."""
         return f"{seconds / self.one.seconds:.0%}"
 
     @property
@@ -37,12 +38,12 @@ class Story:
         return f"{duration(self.one.seconds)}: " + ", ".join(part for part in parts if not part.startswith("0%"))
 
     def fixes(self, timeline: Timeline) -> list[str]:
-        """The three largest things to fix, the largest first, each with what it costs on the critical path."""
+        """List the three largest things to fix, the largest first, each with what it costs on the critical path."""
         return [f"{self.part(s.seconds)}, {duration(s.seconds)}: {_fix(s, self, timeline)}" for s in self.shares[:3]]
 
 
 def words(share: Share) -> str:
-    """What took the time."""
+    """Say what took the time."""
     kinds = {
         COMPUTING: f"computing {share.what}",
         TRAVELLING: f"waiting for {share.what}",
@@ -76,7 +77,7 @@ def _fix(share: Share, story: Story, timeline: Timeline) -> str:
 
 
 def _slowest(label: str, timeline: Timeline) -> str:
-    """The operation of a stage or stream that takes longest when each runs alone."""
+    """Name the operation of a stage or stream that takes longest when each runs alone."""
     if not timeline.passes(APART):
         return "a faster executor (--executor), or its operations divided among more lanes"
     bars = [bar for bar in timeline.typical(APART).bars if bar.kind in ("operation", "level")]
@@ -93,7 +94,7 @@ def crowded(timeline: Timeline) -> bool:
 
 
 def explain(timeline: Timeline) -> str:
-    """All of it as lines of text."""
+    """Explain where the time went, as lines of text: shares, lanes, prediction, and the largest things to fix."""
     story = Story.of(timeline)
     passes = len(timeline.passes(REAL))
     lines = [

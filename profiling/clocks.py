@@ -30,12 +30,13 @@ class Clock:
 
 
 def boot() -> int:
-    """A number that two processes have in common where they read the same monotonic clock; 0 where it is unknown."""
+    """Return a number that two processes have in common where they read the same monotonic clock; 0 where it is
+    unknown."""
     return int.from_bytes(hashlib.sha256(BOOT.read_bytes()).digest()[:6], "big") if BOOT.exists() else 0
 
 
 def reading() -> list[float]:
-    """This lane's answer to a `ping`: the time on its clock, and which clock that is."""
+    """Answer a `ping` of another lane: the time on its clock, and which clock that is."""
     return [time.perf_counter(), boot()]
 
 

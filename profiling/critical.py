@@ -32,7 +32,7 @@ class Step:
 
 
 def critical_path(one: Pass) -> list[Step]:
-    """What the answer waited for, from the request's start to its end without a gap.
+    """Find what the answer waited for, from the request's start to its end without a gap.
 
     Walks back from the answer. Where a lane was held up by a feature that had not arrived, the path goes on with the
     lane that sent it, at the moment at which it did.
@@ -85,7 +85,7 @@ class Share:
 
 
 def shares(one: Pass, path: Iterable[Step]) -> list[Share]:
-    """The critical path added up: computing by stage and stream, waiting by whose feature, and the rest."""
+    """Add up the critical path: computing by stage and stream, waiting by whose feature, and the rest."""
     sums: dict[tuple[str, str], float] = {}
     for step in path:
         what = one.known.source(step.what) if step.kind == TRAVELLING else step.what
@@ -106,7 +106,8 @@ class LaneTime:
 
 
 def lane_times(one: Pass) -> list[LaneTime]:
-    """What each lane did of the request's time; idle is what lies between its spans, before them and after them."""
+    """Return what each lane did of the request's time; idle is what lies between its spans, before them and after
+    them."""
     found = []
     for lane in range(one.known.lanes):
         sums = {"wait": 0.0, "send": 0.0, "": 0.0}
@@ -117,7 +118,8 @@ def lane_times(one: Pass) -> list[LaneTime]:
 
 
 def _counted(one: Pass, bars: Iterable[Bar]) -> Iterator[tuple[Bar, float, float]]:
-    """Of each bar what lies in the request, and in no bar before it: kernels of some CUDA streams lie side by side."""
+    """Cut each bar to what lies in the request and in no bar before it: kernels of CUDA streams may lie side by
+    side."""
     before = one.start
     for bar in bars:
         begin, end = max(bar.start, before), min(bar.end, one.end)
@@ -127,7 +129,7 @@ def _counted(one: Pass, bars: Iterable[Bar]) -> Iterator[tuple[Bar, float, float
 
 
 def overlap(one: Pass) -> float:
-    """Of the time in which any lane computes, the share in which at least two do."""
+    """Return the share of the time in which at least two lanes compute, of that in which any does."""
     edges: list[tuple[float, int]] = []
     for lane in range(one.known.lanes):
         computing = [bar for bar in one.leaves(lane) if bar.kind not in ("wait", "send")]

@@ -53,7 +53,7 @@ def _ended(profiler: profile, anchors: Sequence[float], device: torch.device) ->
 
 
 def drop_anchors() -> list[float]:
-    """Events that the profiler will know, and the times on this lane's clock at which they lay."""
+    """Make events that the profiler will know, and return the times on this lane's clock at which they lay."""
     times = []
     for _ in range(ANCHORS):
         with record_function(ANCHOR):
@@ -64,7 +64,7 @@ def drop_anchors() -> list[float]:
 def device_spans(
     events: Sequence[FunctionEvent], anchors: Sequence[float], where: DeviceType = DeviceType.CUDA
 ) -> list[Span]:
-    """The events of a device as spans on the lane's clock, which the anchors tie to the profiler's."""
+    """Make spans of a device's events, on the lane's clock, which the anchors tie to the profiler's."""
     known = [e for e in events if e.name == ANCHOR and e.device_type == DeviceType.CPU]
     _, zero = min(
         (e.time_range.elapsed_us(), at - (e.time_range.start + e.time_range.end) / 2 * 1e-6)

@@ -13,13 +13,13 @@ from .spans import Recorder, Span
 
 
 def to_bytes(recorder: Recorder) -> Tensor:
-    """A lane's spans as bytes, uint8 [length]."""
+    """Encode a lane's spans as bytes, uint8 [length]."""
     text = json.dumps([astuple(span) for span in recorder.spans]).encode()
     return torch.frombuffer(bytearray(text), dtype=torch.uint8)
 
 
 def from_bytes(text: Tensor, lane: int) -> Recorder:
-    """What `to_bytes` of that lane gave; LaneError for anything else."""
+    """Decode what `to_bytes` of that lane gave. LaneError for anything else."""
     try:
         return Recorder(spans=[Span(*fields) for fields in json.loads(bytes(text.tolist()))])
     except (ValueError, TypeError) as error:

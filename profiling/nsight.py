@@ -25,8 +25,8 @@ NVTX_PUSH_POP, NVTX_DOMAIN = 59, 75  # eventType in NVTX_EVENTS
 
 
 def split_launch(command: Sequence[str]) -> tuple[list[str], list[str]]:
-    """torchrun with its own options, or nothing, and what each rank runs: the python, the script or -m and a module,
-    its arguments; or `parnet` and its arguments."""
+    """Split a launch into torchrun with its own options, or nothing, and what each rank runs: the python, the script or
+    -m and a module, its arguments; or `parnet` and its arguments."""
     words = list(command)
     modules = [i for i, (a, b) in enumerate(pairwise(words)) if a == "-m" and b != TORCHRUN]
     script = min([*modules, *(i for i, word in enumerate(words) if word.endswith(".py"))], default=None)
@@ -45,7 +45,7 @@ def split_launch(command: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def nsys_command(command: Sequence[str], folder: Path, capture: str = "nvtx") -> list[str]:
-    """One report per rank in `folder`: torchrun starts `nsys profile` in place of python.
+    """Make the command line for one report per rank in `folder`: torchrun starts `nsys profile` in place of python.
 
     capture: "nvtx" or "cudaProfilerApi", the traced requests alone, or "none", everything. infer and bench are told to
     --trace, since it is then that they run requests to be captured. ParNetError where another script is to be captured
@@ -87,7 +87,8 @@ def _called(rank: Sequence[str]) -> str:
 def ncu_command(
     command: Sequence[str], folder: Path, kernel: str, skip: int = 0, count: int = 1, lock_clocks: bool = True
 ) -> list[str]:
-    """Nsight Compute on `count` launches of the kernels whose name matches a regular expression, after `skip`."""
+    """Make the command line of Nsight Compute on `count` launches of the kernels whose name matches a regular
+    expression, after `skip`."""
     torchrun, rank = split_launch(command)
     name = "rank%q{RANK}" if torchrun else "rank0"
     profile = [
@@ -100,14 +101,14 @@ def ncu_command(
 
 
 def export_command(report: Path) -> list[str]:
-    """What makes a report the database beside it that `read_rank` reads."""
+    """Make the command line that exports a report to the database beside it that `read_rank` reads."""
     database = report.with_suffix(".sqlite")
     return ["nsys", "export", "--type=sqlite", "--force-overwrite=true", f"--output={database}", str(report)]
 
 
 def read_rank(folder: Path, rank: int) -> tuple[list[Span], int]:
-    """One rank's ranges and kernels in seconds, and the moment from which they count, in ns since the epoch, from
-    rank0.sqlite; ParNetError where that is missing or cut off."""
+    """Read one rank's ranges and kernels, in seconds, and the moment from which they count, in ns since the epoch, from
+    rank0.sqlite, rank1.sqlite, ...; ParNetError where that is missing or cut off."""
     database = folder / f"rank{rank}.sqlite"
     if not database.exists():
         command = export_command(database.with_suffix(".nsys-rep"))
@@ -120,7 +121,7 @@ def read_rank(folder: Path, rank: int) -> tuple[list[Span], int]:
 
 
 def merge(timeline: Timeline, folder: Path) -> Timeline:
-    """The same run with the real path as Nsight Systems saw it: its ranges, and every kernel on its CUDA stream.
+    """Put the real path as Nsight Systems saw it into a timeline: its ranges, and every kernel on its CUDA stream.
 
     `timeline` is what --trace wrote in that run. Ranks are put on one clock by their sessions' starts. ParNetError
     where a rank has no request, or its ranges name operations that the program does not have.

@@ -51,7 +51,7 @@ class Gpu:
     unsupported: set[str] = field(default_factory=set)
 
     def read(self) -> Reading:
-        """What it tells now."""
+        """Read what the GPU tells now."""
         n, h = pynvml, self.handle
         throttled = self._ask("throttling", lambda: n.nvmlDeviceGetCurrentClocksEventReasons(h)) or 0
         load = self._ask("load", lambda: n.nvmlDeviceGetUtilizationRates(h))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..program.program import Operation, Program
 from .colours import COLOURS, NEUTRAL
-from .spans import Spans, kind_of, span
+from .spans import Spans, kind_of, level_name, span
 
 if TYPE_CHECKING:
     import nvtx
@@ -33,7 +33,7 @@ class Ranges:
 
     @classmethod
     def of(cls, program: Program) -> Ranges | None:
-        """None where no tool listens: then nothing is marked, at the price of a branch."""
+        """Make ranges for a program; None where no tool listens, so that marking nothing costs a branch."""
         try:
             import nvtx
         except ImportError:  # macOS, for which there is no wheel
@@ -44,14 +44,14 @@ class Ranges:
         return cls(domain, program.by_name, labels) if listening else None
 
     def around(self, inner: Spans) -> Ranges:
-        """The same ranges, marking for `inner` too."""
+        """Return ranges that mark each span for `inner` as well."""
         return replace(self, inner=inner)
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
-        """A range; for an operation, within one for its level."""
+        """Mark a range; for an operation, within one for its level."""
         op = self.operations.get(name)
-        ranges = [(f"level {op.level}", "level", op.label)] if op else []
+        ranges = [(level_name(op.level), "level", op.label)] if op else []
         ranges.append((name, *category(name, self.labels)))
         for found in ranges:
             self.domain.push_range(self._attributes(*found))
@@ -71,8 +71,8 @@ class Ranges:
 
 
 def category(name: str, labels: Mapping[str, str]) -> tuple[str, str]:
-    """The kind of work that a span holds, by its name, and the stage or stream that gives it its colour. A wait or a
-    send has none, as in the report, where it would look like that stream's work."""
+    """Return the kind of work that a span holds, by its name, and the stage or stream that gives it its colour. A wait
+    or a send has none, as in the report, where it would look like that stream's work."""
     if name == CAPTURED:
         return "capture", ""
     kind, label = kind_of(name, labels)

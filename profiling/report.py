@@ -24,14 +24,14 @@ def write(timeline: Timeline, path: Path) -> None:
 
 
 def page(timeline: Timeline) -> str:
-    """The page as text."""
+    """Make the page, as text."""
     data = as_json(content(timeline)).replace("<", "\\u003c")  # no text in it begins a tag or a comment
     text = (HERE / "report.html").read_text(encoding="utf-8")
     return text.replace("/*SCRIPT*/", (HERE / "report.js").read_text(encoding="utf-8")).replace("/*DATA*/", data)
 
 
 def content(timeline: Timeline) -> dict:
-    """What the page shows, times in seconds from the start of the request."""
+    """Collect what the page shows, times in seconds from the start of the request."""
     story, about = Story.of(timeline), timeline.about
     real = panel("Real path", story.one, list(story.path))
     real["note"] = (
@@ -71,7 +71,7 @@ def content(timeline: Timeline) -> dict:
 
 
 def panel(title: str, one: Pass, path: list[Step]) -> dict:
-    """One request: each lane's bars and the arrows between them; what is on the critical path is marked."""
+    """Describe one request: each lane's bars and the arrows between them; what is on the critical path is marked."""
     critical = {id(step.bar) for step in path}
     followed = {id(step.bar) for step in path if step.kind == TRAVELLING}
     lanes = []
@@ -91,7 +91,7 @@ def panel(title: str, one: Pass, path: list[Step]) -> dict:
 
 
 def levels(timeline: Timeline) -> list[dict]:
-    """Each level's operations added up: FLOPs, bytes, the floor's seconds, and the median seconds of each alone."""
+    """Add up each level's operations: FLOPs, bytes, the floor's seconds, and the median seconds of each alone."""
     floor, known = timeline.about["floor"], timeline.known
     rates = Rates(floor["of"], floor["bytes_per_s"], floor["flops_per_s"], 0)
     times: dict[str, list[float]] = {}

@@ -68,7 +68,8 @@ class Sampler:
         self.samples.append([gpu.read() for gpu in self._gpus])
 
     def summary(self, pictures: int) -> dict:
-        """For result files: for each GPU the mean, lowest and highest of every value, and energy for each picture.
+        """Sum up for result files: for each GPU the mean, lowest and highest of every value, and energy for each
+        picture.
 
         energy_j of a GPU is the difference of its own counter; where it has none, power times time.
         """
@@ -107,14 +108,14 @@ class Sampler:
         return sum(powers) / len(powers) * (self.moments[-1] - self.moments[0]) if powers else None
 
     def tell(self, say: Callable[[str], object]) -> None:
-        """The warnings, and what could not be sampled, in a line each."""
+        """Say the warnings, and what could not be sampled, in a line each."""
         for line in self.warnings():
             say(f"warning: {line}")
         if self.absent:
             say(f"not sampled: {'; '.join(self.absent)}")
 
     def warnings(self) -> list[str]:
-        """What makes the measurement doubtful: throttling, and clocks that moved."""
+        """List what makes the measurement doubtful: throttling, and clocks that moved."""
         found = []
         for gpu in self._summaries():
             if gpu["throttling"]:
@@ -126,6 +127,6 @@ class Sampler:
 
 
 def uuids() -> list[str]:
-    """Of the GPUs that torch sees."""
+    """Return the UUIDs of the GPUs that torch sees."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return [str(torch.cuda.get_device_properties(i).uuid) for i in range(count)]

@@ -9,7 +9,7 @@ from ..errors import ParNetError
 from ..program.placement import Placement, Transfer
 from ..program.program import INPUT, Program
 from .clocks import Clock
-from .spans import CLASSIFIER, REQUEST, Recorder, Span, kind_of
+from .spans import REQUEST, Recorder, Span, feature_of, kind_of, level_of, send_name
 
 REAL, APART = "real path", "operation by operation"
 ANNOUNCED = REQUEST  # the feature, so to speak, by which a request is announced to the other lanes
@@ -39,7 +39,7 @@ class Bar:
     @property
     def feature(self) -> str:
         """What a wait waits for, or a send sends."""
-        return self.name.split(" ", 1)[1]
+        return feature_of(self.name)
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class Operations:
 
     @classmethod
     def of(cls, program: Program, placement: Placement) -> Operations:
+        """Collect them from a program and its placement."""
         operations = program.operations
         return cls(
             {op.name: op.label for op in operations},
@@ -73,16 +74,14 @@ class Operations:
         )
 
     def source(self, feature: str) -> str:
-        """Whose feature it is, in words: "stream 2's features"."""
+        """Say whose feature it is: "stream 2's features"."""
         if feature in (INPUT, ANNOUNCED):
             return "the picture" if feature == INPUT else "the request"
         return f"{self.labels[feature]}'s features" if feature in self.labels else feature
 
     def level(self, name: str) -> int | None:
-        """The level that an operation is on, or that a launch runs: "level 7", "classifier"."""
-        if name == CLASSIFIER:
-            return max(self.levels.values())
-        return int(name.removeprefix("level ")) if name.startswith("level ") else self.levels.get(name)
+        """Return the level that a span of this name belongs to, if any; see `spans.level_of`."""
+        return level_of(name, self.levels)
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,8 @@ class Timeline:
         cls, known: Operations, about: dict, clocks: Sequence[Clock], real: Sequence[Recorder],
         apart: Sequence[Sequence[Recorder]],
     ) -> Timeline:  # fmt: skip
-        """From a trace of the real path and from passes operation by operation, each a recorder for every lane."""
+        """Make a timeline of a trace of the real path and of passes operation by operation, each a recorder for every
+        lane."""
         bars: list[Bar] = []
         for lane, clock in enumerate(clocks):
             bars += bars_of(known, lane, REAL, real[lane].spans, clock.applied)
@@ -108,11 +108,11 @@ class Timeline:
         return cls(tuple(bars), tuple(arrows(known, bars)), known, about)
 
     def passes(self, row: str) -> list[int]:
-        """The numbers of a row's requests."""
+        """List the numbers of a row's requests."""
         return sorted({bar.number for bar in self.bars if bar.row == row})
 
     def of_pass(self, row: str, number: int) -> Pass:
-        """One request of a row; ParNetError where the trace has none of it."""
+        """Return one request of a row. ParNetError where the trace has none of it."""
         bars = [bar for bar in self.bars if bar.row == row and bar.number == number]
         own = [bar for bar in bars if bar.lane == self.known.coordinator]
         if not own:
@@ -126,7 +126,7 @@ class Timeline:
         return Pass(start, end, tuple(inside + kernels), tuple(arrows), self.known)
 
     def typical(self, row: str) -> Pass:
-        """The request whose duration is the median of its row's."""
+        """Return the request whose duration is the median of its row's. ParNetError where the row has none."""
         found = sorted((self.of_pass(row, number) for number in self.passes(row)), key=lambda one: one.end - one.start)
         if not found:
             raise ParNetError(f"the trace holds nothing of the {row}")
@@ -148,7 +148,7 @@ class Pass:
         return self.end - self.start
 
     def leaves(self, lane: int) -> list[Bar]:
-        """What a lane did one after another, in order, as finely as it is known.
+        """List what a lane did one after another, in order, as finely as it is known.
 
         Kernels, where a GPU's are, stand for what the host merely launched; else operations, or launches of a level;
         else segments, which a compiled executor runs as one.
@@ -164,7 +164,7 @@ class Pass:
 def bars_of(
     known: Operations, lane: int, row: str, spans: Iterable[Span], offset: float, number: int | None = None
 ) -> list[Bar]:
-    """A lane's spans as bars; without a number, a span belongs to the request that holds it."""
+    """Make bars of a lane's spans; without a number, a span belongs to the request that holds it."""
     spans = list(spans)
     requests = sorted((s for s in spans if s.name == REQUEST), key=lambda s: s.start)
     bars = []
@@ -177,7 +177,7 @@ def bars_of(
 
 
 def arrows(known: Operations, bars: Iterable[Bar]) -> list[Arrow]:
-    """Each send tied to the waits for what it sent."""
+    """Tie each send to the waits for what it sent."""
     ends: dict[tuple[str, int, str, int], list[Bar]] = {}
     for bar in sorted(bars, key=lambda bar: bar.start):
         if bar.kind in ("wait", "send"):
@@ -190,6 +190,6 @@ def arrows(known: Operations, bars: Iterable[Bar]) -> list[Arrow]:
         source = known.coordinator
         if feature != ANNOUNCED:
             (source,) = (t.source for t in known.transfers if (t.feature, t.target) == (feature, lane))
-        if sends := ends.get((row, number, f"send {feature}", source)):
+        if sends := ends.get((row, number, send_name(feature), source)):
             found.append(Arrow(feature, sends[0], waits[0]))
     return found

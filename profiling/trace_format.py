@@ -26,7 +26,7 @@ TOLD = (  # of the run, by `about`: what words and pages are made of
 
 
 def events(timeline: Timeline) -> dict:
-    """The timeline as one JSON object; times in microseconds from the first bar on."""
+    """Make one JSON object of a timeline, as Python has it; times in microseconds from the first bar on."""
     zero = min((bar.start for bar in timeline.bars), default=0.0)
     rows = sorted({(bar.lane, bar.row) for bar in timeline.bars}, key=lambda at: (at[0], _order(at[1]), at[1]))
     threads = {at: i for i, at in enumerate(rows, start=1)}
@@ -58,7 +58,7 @@ def events(timeline: Timeline) -> dict:
 
 
 def write(timeline: Timeline, path: Path) -> None:
-    """Write .json, or .json.gz; ParNetError where the place cannot be written."""
+    """Write a timeline as .json or .json.gz. ParNetError where the place cannot be written."""
     text = as_json(events(timeline), separators=(",", ":"))
     write_atomically(path, gzip.compress(text.encode(), mtime=0) if path.suffix == ".gz" else text)
 

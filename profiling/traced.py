@@ -17,7 +17,7 @@ PASSES = 5
 def traced(
     request: Callable[[Spans], object], device: torch.device, synchronise: Callable[[], None], ranges: Ranges | None
 ) -> Recorder:
-    """One lane's spans of `PASSES` requests; the device is waited for at the end of each, and not in between.
+    """Record one lane's spans of `PASSES` requests; the device is waited for at the end of each, and not in between.
 
     A profiler that listens from outside is told which requests to capture, and torch's, which would need the same
     hardware counters, stays off.

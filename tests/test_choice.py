@@ -94,13 +94,13 @@ def test_another_network_of_four_streams() -> None:
     program = fold(lively(FOUR, 0))
     side = program.size_multiple
     for lanes in (1, 2):
-        engine = by_openvino(program, Placement.from_streams_per_gpu(program, 4 // lanes, lanes))
+        engine = by_openvino(program, Placement.by_streams(program, lanes))
         x = torch.randn(2, 3, side, side)
         assert relative(engine(x), Engine(program, device="cpu", executor="reference")(x)) < 1e-5
 
 
 def test_threads_take_turns(two_threads: None) -> None:
-    engine = Engine(PROGRAM, Placement.from_streams_per_gpu(PROGRAM, 2, 2), "cpu", executor="openvino")
+    engine = Engine(PROGRAM, Placement.by_streams(PROGRAM, 2), "cpu", executor="openvino")
     pictures = [torch.randn(1, 3, 32, 32) for _ in range(30)]
     reference = Engine(PROGRAM, device="cpu", executor="reference")
     with ThreadPoolExecutor(4) as threads:
@@ -126,7 +126,7 @@ def test_warm_up_chooses_once_and_the_choice_is_kept(tmp_path: Path, two_threads
     assert elsewhere.placement.lanes == 1 and elsewhere.threads is None
     assert elsewhere.warm_up(X), "measured anew on a machine with other cores"
     torch.set_num_threads(2)
-    by_stream = Placement.from_streams_per_gpu(PROGRAM, 1, 3)
+    by_stream = Placement.by_streams(PROGRAM, 3)
     program, metadata = Program.read(tmp_path / "e.safetensors")
     saved = json.loads(metadata["engine"]) | {"executor": "auto", "gpu": "GPU A, driver 1", "cores": None}
     program.save(tmp_path / "g.safetensors", {"engine": json.dumps(saved | {"placement": asdict(by_stream)})})

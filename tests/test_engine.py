@@ -254,7 +254,7 @@ def test_lanes_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
-    placement = Placement.from_streams_per_gpu(PROGRAM, 1, 3)
+    placement = Placement.by_streams(PROGRAM, 3)
     assert Engine(PROGRAM, None, "cuda", executor="eager").device == second
     streams = Engine(PROGRAM, placement, "cuda", executor="cuda_streams")
     assert {streams.lane_device(lane) for lane in range(3)} == {second}

@@ -69,7 +69,7 @@ def test_one_lane(golden: Golden, executor: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("lanes", [2, 3])
 def test_several_lanes(lanes: int, executor: str, dtype: torch.dtype) -> None:
     golden = CASES[1]
-    placement = Placement.from_streams_per_gpu(golden.program, 4 - lanes, lanes)
+    placement = Placement.by_streams(golden.program, lanes)
     engine = Engine(golden.program, placement, "cpu", dtype, executor)
     assert relative(engine(golden.input), golden.logits) < limit(golden, executor, dtype)
 
@@ -78,7 +78,7 @@ def test_several_lanes(lanes: int, executor: str, dtype: torch.dtype) -> None:
 def test_inductor_on_two_lanes_in_bf16() -> None:
     """Two short streams, since compiling takes a second or two for each operation."""
     program = fold(lively(Config((8, 16, 32), blocks=(1, 1), num_classes=100), 0))
-    placement, x = Placement.from_streams_per_gpu(program, 1, 2), torch.randn(2, 3, 32, 32)
+    placement, x = Placement.by_streams(program, 2), torch.randn(2, 3, 32, 32)
     expected = Engine(program, device="cpu", executor="reference")(x)
     of_torch = relative(Engine(program, device="cpu", dtype=torch.bfloat16, executor="eager")(x), expected)
     found = Engine(program, placement, "cpu", torch.bfloat16, "inductor")(x)

@@ -149,7 +149,7 @@ def test_what_rounds_as_torch_does_is_timed_to_the_devices_end() -> None:
 
 
 def test_candidates() -> None:
-    by_stream = Placement.from_streams_per_gpu(PROGRAM, 1, 3)
+    by_stream = Placement.by_streams(PROGRAM, 3)
     names = [str(choice) for choice in on_gpus(PROGRAM, None)]
     assert names == [
         "cuda_graph, whole, 1 lane(s)", "triton, whole, 1 lane(s)", "eager, whole, 1 lane(s)",
@@ -230,7 +230,7 @@ def test_a_placement_that_was_given_holds_on_another_gpu(tmp_path: Path, monkeyp
     """Over two loads, each of which measures anew."""
     monkeypatch.setattr(engines, "lives_on_gpu", lambda device: True)
     monkeypatch.setattr(engines, "on_gpus", lambda program, placement: [Choice("eager", placement, None, "as placed")])
-    given, path = Placement.from_streams_per_gpu(PROGRAM, 1, 3), tmp_path / "e.safetensors"
+    given, path = Placement.by_streams(PROGRAM, 3), tmp_path / "e.safetensors"
     engine = Engine(PROGRAM, given, "cpu")
     for gpu in ("GPU A", "GPU B", "GPU C"):
         monkeypatch.setattr(engines, "gpu_and_versions", lambda device, gpu=gpu: gpu)

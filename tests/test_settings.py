@@ -17,7 +17,7 @@ from forked import in_a_fork
 from parallel_parnet import Config, Engine, ParNetError, fold
 from parallel_parnet.executors.torch_backend import without_tf32
 from parallel_parnet.network.checkpoint import with_arguments
-from parallel_parnet.program.families import arranged
+from parallel_parnet.program.families import parallel_chains
 from parallel_parnet.settings import Together, quiet
 from small import OPTIONAL, SMALL, lively, relative
 
@@ -73,13 +73,13 @@ def test_settings_of_the_caller(setting: str, executor: str) -> None:
         program = fold(MODEL)
         fresh = Engine(program, device="cpu", executor=executor)
         got = [[engine(x) for x in pictures] for engine in (warm, fresh)]
-        family = arranged(4, 2, 4, 32)
+        family = parallel_chains(4, 2, 4, 32)
         before = torch.get_default_dtype(), torch.is_autocast_enabled("cpu"), torch.is_inference_mode_enabled()
         fresh.warm_up(pictures[0])
         assert before == (
             torch.get_default_dtype(), torch.is_autocast_enabled("cpu"), torch.is_inference_mode_enabled()
         )  # fmt: skip
-    assert program.digest == PROGRAM.digest and family.digest == arranged(4, 2, 4, 32).digest
+    assert program.digest == PROGRAM.digest and family.digest == parallel_chains(4, 2, 4, 32).digest
     for answers in [*got, [fresh(x) for x in pictures]]:
         assert all(relative(*pair) < 1e-5 for pair in zip(answers, expected, strict=True))
 

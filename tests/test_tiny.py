@@ -30,7 +30,7 @@ def test_ten_pictures_from_checkpoint_to_name(tmp_path: Path) -> None:
     engine = Engine(program, device="cpu")
     logits = engine(pictures)
     assert (logits - trained).norm() / trained.norm() < 1e-5
-    three = Engine(program, Placement.from_streams_per_gpu(program, 1, lanes=3), device="cpu", executor="eager")
+    three = Engine(program, Placement.by_streams(program, lanes=3), device="cpu", executor="eager")
     assert (three(pictures) - trained).norm() / trained.norm() < 1e-5
 
     # raw pixels need no normalising: the first convolution does it

@@ -1,8 +1,8 @@
 """How long a level may take, from what its programs move and multiply: a model, never a measurement.
 
 A level is a launch. Its time is the gap before it, the start of its programs, the longest of six things that go on
-side by side, and the end of the last program. The constants stand in `Costs`; what was measured on an H200, and how far
-the model is from measured levels, is in docs/kernels.md.
+side by side, and the end of the last program. The constants stand in `LevelCosts`; what was measured on an H200, and
+how far the model is from measured levels, is in docs/kernels.md.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class LevelConfig:
 
 
 @dataclass(frozen=True)
-class Costs:
+class LevelCosts:
     """Seconds, or bytes a second. l2: from the L2 cache to all multiprocessors. port: to one of them. gap: between two
     launches of a CUDA graph. start: until a program's first operands are there. step: the least that a step takes.
     unit: of gate work. end: bias, gate, activation and stores. ticket: to meet the other splits of a tile.
@@ -59,7 +59,7 @@ def predict(
     dtype: torch.dtype,
     config: LevelConfig,
     rates: Rates,
-    costs: Costs = Costs(),
+    costs: LevelCosts = LevelCosts(),
 ) -> Prediction:
     """A level of n pictures. The six things: "memory", everything once; "tensor cores", whole tiles; "L2", what all
     programs read; "multiprocessor", what the busiest one reads; "steps", those of the longest program; "gates", the

@@ -27,7 +27,7 @@ OTHER_REGISTERS = 64  # that a thread needs besides its sums
 
 
 @dataclass(frozen=True)
-class Costs:
+class WarpCosts:
     """Seconds, but for `products`. block: from the launch before until a block's first operands are there, and from
     its products to its end. products: what they take, over what they take at their peak rate. step: of a step, beside
     them. copy: of a block of inputs, for each copy of a thread. second: of a second warpgroup. meet: where so many
@@ -58,13 +58,13 @@ class Part(NamedTuple):
     clusters: int
 
 
-def predict(shapes: Sequence[Geometry], tiles: Sequence[WarpTile], n: int, costs: Costs = Costs()) -> float:
+def predict(shapes: Sequence[Geometry], tiles: Sequence[WarpTile], n: int, costs: WarpCosts = WarpCosts()) -> float:
     """Seconds of a launch."""
     cluster = max(tile.split_k for tile in tiles)
     return _span([_part(*each, n, cluster, costs) for each in zip(shapes, tiles, strict=True)], cluster)
 
 
-def _part(shape: Geometry, tile: WarpTile, n: int, cluster: int, costs: Costs) -> Part:
+def _part(shape: Geometry, tile: WarpTile, n: int, cluster: int, costs: WarpCosts) -> Part:
     warpgroups = tile.bm // 64
     products = tile.kk(shape) * warpgroups * tile.bn / 2 / CLOCK
     copies = tile.rows(shape) * tile.kk(shape) * 2 / (128 * warpgroups)
@@ -149,7 +149,7 @@ def _parts(shape: Geometry, bm: int, cluster: int, n: int, of_level: int) -> Ite
         widest = min(256, aligned(shape.cout // shape.groups) + 8 * (split - 1))
         for bn in range(8 * split, widest + 1, 8 * split):
             if tile := _staged(shape, WarpTile(bm, bn, chunk, split, 0, taps), of_level):
-                yield _part(shape, tile, n, cluster, Costs())
+                yield _part(shape, tile, n, cluster, WarpCosts())
 
 
 def _alike(shapes: Sequence[Geometry], tiles: Sequence[WarpTile], taps: int) -> tuple[WarpTile, ...] | None:

@@ -36,11 +36,6 @@ DTYPES = {
 }  # fmt: skip
 
 
-def words(dtype: torch.dtype) -> str:
-    """A type's name without its module."""
-    return str(dtype).removeprefix("torch.")
-
-
 def pixels(text: str) -> int:
     """The side of a picture, as an argument."""
     if (number := within(text, 1, MOST)) is None:
@@ -187,7 +182,7 @@ def load_model(args: argparse.Namespace) -> tuple[ParNet, str]:
     model = create_model(
         DEMO_MODEL if args.model is None else args.model, num_classes=args.num_classes, activation=args.activation
     )
-    return settle(model), RANDOM
+    return fit_norms(model), RANDOM
 
 
 def read_checkpoint(path: Path, args: argparse.Namespace) -> ParNet:
@@ -202,7 +197,7 @@ def read_checkpoint(path: Path, args: argparse.Namespace) -> ParNet:
 
 
 @torch.no_grad()
-def settle(model: ParNet) -> ParNet:
+def fit_norms(model: ParNet) -> ParNet:
     """Fit the batch norms of random weights to what pictures are like, so that features neither vanish nor grow.
 
     Vanished features would time denormal numbers, and hide every difference between two executors. Norms fitted to

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 from parallel_parnet import ParNetError
 from parallel_parnet.files import check_writable, write_atomically
 from parallel_parnet.planning.planner import Schedule
+from parallel_parnet.profiling.colours import PALE
 
 if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-LOOKS = {
-    "stem": ("#e4e4e4", ""), "stream 0": ("#bcdcf5", "///"), "stream 1": ("#f9ddb1", "..."),
-    "stream 2": ("#cbe8c2", "xxx"), "stream 3": ("#f3f3a8", "|||"), "fusion": ("#e3cdea", "---"),
-    "head": ("#f6c6c6", "+++"),
+HATCHES = {
+    "stem": "", "stream 0": "///", "stream 1": "...", "stream 2": "xxx", "stream 3": "|||", "fusion": "---",
+    "head": "+++",
 }  # fmt: skip
 HEIGHT = 0.6
 FORMATS = (".svg", ".png")
@@ -56,7 +56,7 @@ def draw(schedule: Schedule, title: str, path: Path) -> None:
             label = schedule.program.by_name[name].label
             labels[label] = None
             share = (run.end - run.start) / len(run.operations)
-            colour, hatch = LOOKS[label]
+            colour, hatch = PALE[label], HATCHES[label]
             axes.barh(
                 run.lane, share * unit, HEIGHT, at * unit, color=colour, hatch=hatch, edgecolor="#666", linewidth=0.5
             )
@@ -71,7 +71,7 @@ def draw(schedule: Schedule, title: str, path: Path) -> None:
     axes.set_xlim(0, schedule.makespan * unit * 1.01)
     axes.set_xlabel("microseconds; thick arrows: transfers that the answer waits for")
     axes.set_title(f"{title}: {schedule.makespan * unit:.1f} us, {schedule.speed_up:.2f}x over one lane (predicted)")
-    patches = [Patch(facecolor=LOOKS[x][0], hatch=LOOKS[x][1], edgecolor="#666", label=x) for x in labels]
+    patches = [Patch(facecolor=PALE[x], hatch=HATCHES[x], edgecolor="#666", label=x) for x in labels]
     figure.legend(handles=patches, loc="outside right upper")
     save(figure, path)
 

@@ -12,10 +12,11 @@ from torch import Tensor
 from parallel_parnet import Engine, ParNetError, Placement, Program
 from parallel_parnet.executors.available import EXECUTORS
 from parallel_parnet.executors.backends import isa
+from parallel_parnet.program.contract import dtype_name
 from parallel_parnet.transport import TRANSPORTS, gather
 
 from .calibration import FP8, MOST, QUANTISED
-from .common import DTYPES, count, pixels, positive, words
+from .common import DTYPES, count, pixels, positive
 from .plan.measured import find_link, plan_for_ranks
 from .ranks import Ranks
 
@@ -70,7 +71,7 @@ def precision(engine: Engine) -> str:
     """What was asked for, as --dtype has it."""
     names = {dtype: name for name, dtype in QUANTISED.items()}
     stored = engine.program.quantised
-    return names[stored] if stored else words(engine.dtype)
+    return names[stored] if stored else dtype_name(engine.dtype)
 
 
 def place(
@@ -85,18 +86,21 @@ def place(
         link = find_link(args.link or ("nvlink" if device.type == "cuda" else "loopback"))
         dtype = type_of(args.dtype, args.executor)
         return plan_for_ranks(program, ranks, device, dtype, args.img_size, args.batch_size, link, args.executor)
+    wanted = -(-streams // k)
     if ranks.world > 1:
-        if not (args.streams_per_gpu or args.strict):
-            k = -(-streams // ranks.world)
-        return Placement.from_streams_per_gpu(program, k, ranks.world)
+        if ranks.world < wanted and (args.streams_per_gpu or args.strict):
+            raise ParNetError(
+                f"{ranks.world} lanes x {k} streams per GPU do not cover {streams} streams: "
+                f"give {wanted} lanes or --streams-per-gpu {-(-streams // ranks.world)}"
+            )
+        return Placement.by_streams(program, ranks.world)
     whole_machine = device.type == "cuda" and device.index is None
     devices = torch.cuda.device_count() if whole_machine and args.executor != "cuda_streams" else 1
     if devices > 1 and args.executor == "auto" and not (args.streams_per_gpu or args.strict):
         console.print(f"note: one of {devices} GPUs runs it; --streams-per-gpu 1 gives each stream its own")
         return None
-    wanted = -(-streams // k)
     if devices >= wanted:
-        return Placement.from_streams_per_gpu(program, k, wanted)
+        return Placement.by_streams(program, wanted)
     note = (
         f"this process sees {devices} device ({device.type}) where {k} stream(s) per GPU want {wanted}: "
         f"{streams} streams share {devices} lane(s); "
@@ -105,14 +109,14 @@ def place(
     if args.strict:
         raise ParNetError(note)
     if args.executor == "cuda_streams":  # whose lanes are CUDA streams of one GPU, so that there are always enough
-        return Placement.from_streams_per_gpu(program, k, wanted)
+        return Placement.by_streams(program, wanted)
     if device.type == "cuda" and devices == 1 and args.executor == "auto":  # which tries CUDA streams beside one lane
         if k > 1:
             console.print(f"note: on one GPU lanes are chosen by measuring, not by {k} streams per GPU")
         return None
     if device.type != "cpu":  # on which the streams of a level share its threads all the same
         console.print(f"note: {note}")
-    return Placement.from_streams_per_gpu(program, -(-streams // devices), devices)
+    return Placement.by_streams(program, devices)
 
 
 def warm_up(engine: Engine, x: Tensor, console: Console) -> None:
@@ -147,7 +151,7 @@ def describe(engine: Engine, args: argparse.Namespace, weights: str, hosts: list
         "executor": engine.executor,
         "device": str(engine.device),
         "dtype": precision(engine),
-        "arithmetic": words(engine.arithmetic),
+        "arithmetic": dtype_name(engine.arithmetic),
         "isa": isa(engine.executor),
         "world_size": world,
         "depth": program.depth,

@@ -23,8 +23,9 @@ from parallel_parnet.profiling import advice, report, trace_format
 from parallel_parnet.profiling.clocks import Clock
 from parallel_parnet.profiling.spans import Recorder
 from parallel_parnet.profiling.timeline import Operations, Timeline
+from parallel_parnet.program.contract import dtype_name
 
-from .common import machine, words
+from .common import machine
 from .plan.measured import find_link
 
 PASSES_APART = 5
@@ -80,7 +81,7 @@ def merged(
     about = {
         "executor": engine.executor,
         "device": str(engine.device),
-        "dtype": words(engine.arithmetic),
+        "dtype": dtype_name(engine.arithmetic),
         "size": size,
         "batch": batch,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -104,7 +105,7 @@ def merged(
         "floor": {
             "flops_per_s": floor["flop_per_s"], "bytes_per_s": floor["bytes_per_s"],
             "of": f"{machine(engine.device)}, {torch.get_num_threads()} thread(s)"
-            + (f", whose FLOP/s are those of {words(engine.dtype)}" if program.quantised else ""),
+            + (f", whose FLOP/s are those of {dtype_name(engine.dtype)}" if program.quantised else ""),
         },
     }  # fmt: skip
     about["predicted"] = predicted(engine, pictures, alone, clocks, link)

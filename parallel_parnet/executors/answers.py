@@ -66,7 +66,7 @@ def _shares_places(out: Tensor) -> bool:
     return False
 
 
-def error(got: Answer, expected: Answer) -> float:
+def largest_error(got: Answer, expected: Answer) -> float:
     """The largest relative error of any tensor of an answer."""
     if isinstance(got, Tensor) and isinstance(expected, Tensor):
         return relative(got, expected)

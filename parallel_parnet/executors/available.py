@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from ..errors import ParNetError, ParNetWarning
-from ..program.contract import E4M3
+from ..program.contract import E4M3, dtype_name
 from .backends import BACKENDS, ON_CPUS, arithmetic, has_bf16, interprets, lacking
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -76,8 +76,9 @@ def choose(executor: str, device: torch.device, dtype: torch.dtype, quantised: t
     if executor in ("auto", "cpu"):
         return [*(for_cpu(dtype, quantised) if device.type == "cpu" else []), "eager"][0]
     if quantised and METHODS[executor].backend not in (able := QUANTISED[quantised]):
-        name = str(quantised).removeprefix("torch.")
-        raise ParNetError(f"executor {executor} runs no program quantised to {name}: choose {', '.join(able[::-1])}")
+        raise ParNetError(
+            f"executor {executor} runs no program quantised to {dtype_name(quantised)}: choose {', '.join(able[::-1])}"
+        )
     if quantised == E4M3 and device.type == "cuda" and METHODS[executor].backend == "triton":
         capability = torch.cuda.get_device_capability(device)
         if capability < FP8:

@@ -19,8 +19,9 @@ from ..profiling.lanes import from_bytes, to_bytes
 from ..profiling.ranges import Ranges
 from ..profiling.spans import REQUEST, Recorder, Spans, send_name, span, wait_name
 from ..profiling.traced import traced
+from ..program.inputs import check_input
 from ..program.placement import Placement, Transfer
-from ..program.program import Program, check_input
+from ..program.program import Program
 from ..settings import with_own_settings
 from ..transport import agree, choose, open_as
 from ..transport.base import IN_FLIGHT, Inbox, Pending

@@ -25,7 +25,7 @@ from ..kernels.gpu.launch import Launch
 from ..kernels.gpu.level import level
 from ..kernels.gpu.maxpool import TILE, maxpool
 from ..kernels.gpu.packing import pack_border, pack_gate_weight, pack_weight, weight_blocks
-from ..profiling.spans import Spans, span
+from ..profiling.spans import Spans, level_name, span
 from ..program.placement import Placement, Segment
 from ..program.program import INPUT, Operation, Program
 from .binding import Bindings, Layout, Reads, in_same_places
@@ -62,7 +62,7 @@ def cuts(program: Program, nhw: NHW, table: Table, dtype: torch.dtype) -> dict[s
     """How every operation but the classifier is cut, whichever lanes run it: placements change no order of its sums."""
     n, h, w = nhw
     found: dict[str, Cut] = {}
-    for group in program.groups:
+    for group in program.launch_groups:
         if group[0].kind != "classifier":
             shapes = [geometry(program, op, h, w) for op in group]
             made = _cuts(group, shapes, n, table, multiplied(program, group[0], dtype))
@@ -109,7 +109,7 @@ def pack(program: Program, dtype: torch.dtype, device: torch.device, names: Iter
     convolutions' products depend on how they are cut: `TritonBackend.blocks`."""
     packed: Weights = {}
     for op in (program.by_name[name] for name in names):
-        w = {name: t.to(device) for name, t in program.of(op).items() if (op.kind, name) != ("conv", "weight")}
+        w = {name: t.to(device) for name, t in program.weights_of(op).items() if (op.kind, name) != ("conv", "weight")}
         if op.kind == "classifier":
             w["weight"] = w["weight"].to(dtype)
         if "gate_weight" in w:
@@ -200,7 +200,7 @@ class TritonBackend:
         dtype = multiplied(self.program, self.program.by_name[operation], self.dtype)
         key = operation, device, weight_blocks(cut.shape, cut.tile, dtype)
         if key not in self._blocks:
-            weight = self.program.of(self.program.by_name[operation])["weight"].to(device)
+            weight = self.program.weights_of(self.program.by_name[operation])["weight"].to(device)
             self._blocks[key] = pack_weight(weight, cut.shape, cut.tile, dtype)
             settle(self.segments, [device])
         return self._blocks[key]
@@ -257,7 +257,7 @@ class TritonSegment:
                 self.convolutions[op.name] = self._convolution(op, made)
         by_launch = groupby(self._operations, lambda op: (op.level, op.name if op.kind == "maxpool" else op.kind))
         groups = [list(group) for _, group in by_launch]
-        self.launches = [self._launch(now, f"level {now[0].level}", after) for now, after in pairwise([*groups, []])]
+        self.launches = [self._launch(now, level_name(now[0].level), after) for now, after in pairwise([*groups, []])]
         self.outputs = tuple(self._features[name].message for name in segment.writes)
         if self.device.type == "cuda" and any(isinstance(cuts[name].tile, WarpTile) for name in self.convolutions):
             hopper().prepare(self.launches)

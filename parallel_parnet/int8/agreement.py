@@ -43,7 +43,7 @@ class Agreement(NamedTuple):
 
     @property
     def right(self) -> bool:
-        """Whether rounding explains all of it."""
+        """Whether rounding explains all differences."""
         return self.steps <= 1 and self.moved <= MOVED * self.values and self.error <= LIMIT[torch.float32]
 
     def __str__(self) -> str:
@@ -56,7 +56,7 @@ class Agreement(NamedTuple):
 @with_own_settings
 @torch.inference_mode()
 def agreement(program: Program, executor: str, x_nchw: Tensor) -> Agreement:
-    """Each operation of a quantised program as this executor computes it, against the executor reference.
+    """Compare each operation of a quantised program, as this executor computes it, with the executor reference.
 
     The reference gets the inputs that the executor's own operation had. x_nchw: pictures, normalised; they get noise,
     since equal pixels would round alike, and one tie between two integers would count as many.
@@ -91,7 +91,7 @@ def agreement(program: Program, executor: str, x_nchw: Tensor) -> Agreement:
 
 
 def _numbered(values: Tensor) -> Tensor:
-    """Numbers of e4m3, fp32, as integers that count them, 0 for 0; NaN for what is none of them."""
+    """Number the values of e4m3, given as fp32, from 0 for 0; NaN for a value that e4m3 does not have."""
     stored = values.to(E4M3)
     bits = stored.view(torch.uint8).int()
     counted = torch.where(bits < 128, bits, 128 - bits).float()

@@ -23,7 +23,7 @@ FORMAT = "parallel_parnet.calibration.1"
 
 @dataclass(frozen=True)
 class Calibration:
-    """Which numbers stand for a program's features, and which operations stay in fp32.
+    """The numbers that stand for a program's features, and the operations that stay in fp32.
 
     program, quantised: digests of the fp32 program that it is for, and of what it makes of it. made: from what, for
     people.
@@ -39,12 +39,12 @@ class Calibration:
     def of(
         cls, program: Program, features: Mapping[str, Range], keep: tuple[str, ...], made: Mapping[str, Any]
     ) -> Calibration:
-        """For this program."""
+        """Make a calibration for `program`. features: the range of each by name; keep: operations that stay in fp32."""
         return cls(program.digest, in_int8(program, features, keep).digest, keep, features, made)
 
     def applied(self, program: Program) -> Program:
-        """The int8 program that it was made with, to the bit; ParNetError where this is another program, or gives
-        another."""
+        """Return the int8 program that the calibration was made with, to the bit. ParNetError where `program` is not
+        the one it is for, or this version would make another int8 program of it."""
         if program.digest != self.program:
             raise ParNetError("a calibration of another network, or of other weights: give pictures to calibrate with")
         made = in_int8(program, self.features, self.keep)
@@ -78,7 +78,7 @@ class Calibration:
 
 
 def _is_range(chosen: Range) -> bool:
-    """Whether it is of the right types, in their limits, and its step an fp32 number."""
+    """Whether step and zero have the right types, are within their limits, and the step is an fp32 number."""
     step, zero = chosen
     if type(step) is not float or type(zero) is not int or not 0 <= zero <= LEVELS or not math.isfinite(step):
         return False

@@ -12,7 +12,7 @@ from ..errors import ParNetError
 from ..program.placement import Placement
 from ..program.program import Program
 from ..settings import with_own_settings
-from .kernels import multiplied
+from .kernels import quantisable_operations
 from .samples import some_at_a_time
 
 
@@ -20,17 +20,18 @@ from .samples import some_at_a_time
 def errors_alone(
     program: Program, make: Callable[[Collection[str]], Program], pictures: Iterable[Tensor] | Tensor
 ) -> dict[str, float]:
-    """The error of the answers where one operation alone is quantised, with the features that it reads: of each that
-    can be, in program order. As `errors`; make: the quantised program, given the names of what is to stay in fp32."""
-    names = [op.name for op in multiplied(program)]
+    """Return the error of the answers where one operation alone is quantised, with the features that it reads, for each
+    that can be, in program order; see `errors`. make: the quantised program, given the names of what is to stay in
+    fp32."""
+    names = [op.name for op in quantisable_operations(program)]
     alone = {name: make([other for other in names if other != name]) for name in names}
     return errors(alone, program, pictures)
 
 
 @with_own_settings
 def errors(others: Mapping[str, Program], exact: Program, pictures: Iterable[Tensor] | Tensor) -> dict[str, float]:
-    """How far each of the other programs is from `exact`, by its name: |difference| / |exact| of the logits of all
-    pictures together, or of the worst of the outputs, by the executor reference. Pictures as of `quantize`."""
+    """Return how far each of the other programs is from `exact`, by its name: |difference| / |exact| of the logits of
+    all pictures together, or of the worst of the outputs, by the executor reference. Pictures as of `quantize`."""
     engines: dict[str | None, Engine] = {}
     off = {name: torch.zeros(len(exact.answers), dtype=torch.float64, device="cpu") for name in others}
     size = torch.zeros(len(exact.answers), dtype=torch.float64, device="cpu")
@@ -53,5 +54,5 @@ def errors(others: Mapping[str, Program], exact: Program, pictures: Iterable[Ten
 
 
 def _squares(tensors: list[Tensor]) -> Tensor:
-    """The sum of the squares of each, float64."""
+    """Sum the squares of each tensor, float64 [tensors]."""
     return torch.stack([tensor.double().square().sum().cpu() for tensor in tensors])

@@ -15,11 +15,11 @@ from ..program.program import Operation, Program
 from ..settings import with_own_settings
 from .ranges import Range
 
-LARGEST = 127  # of an int8 weight: with -128 left out, a weight and its opposite are as far from zero
+INT8_MAX = 127  # of a weight: with -128 left out, a weight and its opposite are as far from zero
 
 
-def multiplied(program: Program, keep: Collection[str] = ()) -> list[Operation]:
-    """The operations that int8 and fp8 can have: convolutions, but for those that read the picture or are to be kept.
+def quantisable_operations(program: Program, keep: Collection[str] = ()) -> list[Operation]:
+    """List the operations that can be quantised: convolutions that do not read the picture, without those to be kept.
 
     ParNetError for names in `keep` that are no operation's, where none is left, and where the program is quantised
     already.
@@ -40,23 +40,23 @@ def multiplied(program: Program, keep: Collection[str] = ()) -> list[Operation]:
     return found
 
 
-def read(operations: Sequence[Operation]) -> list[str]:
-    """The features that operations read, each once."""
+def input_features(operations: Sequence[Operation]) -> list[str]:
+    """List the features that operations read, each once."""
     return list(dict.fromkeys(name for op in operations for name in op.inputs))
 
 
 @with_own_settings
 def in_int8(program: Program, ranges: Mapping[str, Range], keep: Collection[str] = ()) -> Program:
-    """The program with int8 kernels, each in steps of its output channel, over features that `ranges` tells.
+    """Make the program with int8 kernels, in steps of each output channel, over features stored as `ranges` say.
 
     A channel's step is its largest weight, times the step of the input that it multiplies, over 127. Steps of least
     squared error, up to half of that, made the demo's logits no better, so the simpler ones stayed, which have the same
     bits on every machine. keep: operations that stay in fp32, as do features that only these read.
-    Raises ParNetError for a feature without a range, and as `multiplied`.
+    Raises ParNetError for a feature without a range, and as `quantisable_operations`.
     """
     weights = dict(program.weights)
-    operations = multiplied(program, keep)
-    features = read(operations)
+    operations = quantisable_operations(program, keep)
+    features = input_features(operations)
     if missing := [name for name in features if name not in ranges]:
         raise ParNetError(f"feature {missing[0]!r} has no range: calibrate the program on pictures")
     for name in features:
@@ -69,16 +69,16 @@ def in_int8(program: Program, ranges: Mapping[str, Range], keep: Collection[str]
 
 
 def _kernel(weight: Tensor, steps: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """int8 [cout, k, 3, 3] and its steps, fp32 [cout]. steps: of the inputs, each of which has an equal part of the k
-    columns, one after the other."""
+    """Make an int8 weight [cout, k, 3, 3] and its steps, fp32 [cout]. steps: of the inputs, each of which has an equal
+    part of the k columns, one after the other."""
     of_column = torch.tensor(steps, dtype=torch.float64, device="cpu").repeat_interleave(weight.shape[1] // len(steps))
-    whole, step = stepped(weight.double() * of_column.view(1, -1, 1, 1), LARGEST)
+    whole, step = stepped(weight.double() * of_column.view(1, -1, 1, 1), INT8_MAX)
     return whole.round().to(torch.int8), step
 
 
 def stepped(exact: Tensor, largest: float) -> tuple[Tensor, Tensor]:
-    """Weights fp64 [cout, k, 3, 3] over their output channel's step, within -largest..largest, and the steps, fp32
-    [cout]."""
+    """Divide weights, fp64 [cout, k, 3, 3], by their output channel's step, and return them, within -largest..largest,
+    and the steps, fp32 [cout]."""
     step = exact.abs().flatten(1).amax(1) / largest
     step = step.clamp(min=torch.finfo(torch.float32).tiny).float()  # also where all weights are zeros
     return (exact / step.double().view(-1, 1, 1, 1)).clamp(-largest, largest), step

@@ -12,7 +12,7 @@ from ..program.contract import E4M3
 from ..program.program import Program
 from ..settings import with_own_settings
 from .e4m3 import in_fp8, reach
-from .kernels import in_int8, multiplied, read
+from .kernels import in_int8, input_features, quantisable_operations
 from .ranges import Range, best
 from .samples import sample
 
@@ -26,8 +26,8 @@ def quantize(
     keep: Collection[str] = (),
     to: torch.dtype = torch.int8,
 ) -> Program:
-    """The program with int8 kernels and uint8 features, or, to torch.float8_e4m3fn, with kernels and features in fp8:
-    `Operation` says what they mean, and what stays in fp32.
+    """Make a program in int8 (int8 kernels, uint8 features) or, to torch.float8_e4m3fn, in fp8 (kernels and features).
+    `Operation` says what the numbers mean, and what stays in fp32.
 
     pictures: some hundred like those that it will see, as `Engine` takes them: normalised [N, 3, H, W], one tensor or
     several, which are read once. keep: names of operations that stay in fp32, beside the one that reads the picture and
@@ -35,8 +35,9 @@ def quantize(
     sample of its values (`ranges.best`), in fp8 several times what each channel reaches (`e4m3.in_fp8`); a weight's
     is its output channel's largest (`kernels.in_int8`).
 
-    Raises ParNetError for another type, where there is no picture, for pictures or features that are no finite numbers,
-    for names that are no operation's, and for a program that is quantised already, or has nothing left to quantise.
+    Raises ParNetError for another type, where there is no picture, for pictures or features with non-finite values (NaN
+    or inf), for names that are no operation's, and for a program that is quantised already, or has nothing left to
+    quantise.
     """
     if to == E4M3:
         return in_fp8(program, reach(program, pictures, keep), keep)
@@ -49,6 +50,6 @@ def quantize(
 def calibrate(
     program: Program, pictures: Iterable[Tensor] | Tensor, keep: Collection[str] = (), seed: int = SEED
 ) -> dict[str, Range]:
-    """The ranges of the features that int8 operations read, by name. Arguments and errors as of `quantize`."""
-    found = sample(program, read(multiplied(program, keep)), pictures, seed)
+    """Find the ranges of the features that int8 operations read, by name. Arguments and errors as of `quantize`."""
+    found = sample(program, input_features(quantisable_operations(program, keep)), pictures, seed)
     return {name: best(taken.values, taken.low, taken.high) for name, taken in found.items()}

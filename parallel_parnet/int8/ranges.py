@@ -17,14 +17,14 @@ LEAST_SHARE = 0.25  # of what a feature reaches on a side: the nearest end that 
 
 
 class Range(NamedTuple):
-    """Of a feature: it is stored as integers 0 to 255, which stand for step (q - zero). step: an fp32 number."""
+    """How a feature is stored: as integers q of 0 to 255, which stand for step (q - zero). step: an fp32 number."""
 
     step: float
     zero: int
 
 
 def between(low: float, high: float) -> Range:
-    """The numbers that reach from low to high, about; 0 is always one of them, since padding is."""
+    """Return the range whose numbers reach about from low to high. 0 is always one of them, since padding is."""
     low, high = min(low, 0.0), max(high, 0.0)
     step = min(max((high - low) / LEVELS, LEAST_STEP), MOST_STEP)
     step = torch.tensor(step, dtype=torch.float32, device="cpu").item()
@@ -32,7 +32,7 @@ def between(low: float, high: float) -> Range:
 
 
 def best(sample: Tensor, low: float, high: float) -> Range:
-    """The range of least squared error on a sample of a feature's values, which reach from low to high.
+    """Find the range of least squared error on a sample of a feature's values, which reach from low to high.
 
     Values beyond an end are clipped to it, and in return the others lie on a finer grid. Ends are tried from a quarter
     of what the feature reaches to all of it: first the upper one, then the lower one, then the upper one again, since
@@ -51,6 +51,6 @@ def best(sample: Tensor, low: float, high: float) -> Range:
 
 
 def squared_error(sample: Tensor, chosen: Range) -> float:
-    """Summed over the sample."""
+    """Return the squared error of storing a sample, fp32 [values], in this range: the sum over the sample."""
     step, zero = (torch.tensor(v, dtype=torch.float32, device=sample.device) for v in chosen)
     return (quantised(sample, step, zero) - sample).double().square().sum().item()

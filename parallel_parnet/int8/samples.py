@@ -29,11 +29,11 @@ class Sample:
 
     @property
     def values(self) -> Tensor:
-        """fp32 [values], once there are any."""
+        """The values kept, fp32 [values], once there are any."""
         return torch.cat(self._kept)
 
     def add(self, feature: Tensor) -> None:
-        """[N, C, H, W]: a chance choice of its values, its ends, and what each channel reaches."""
+        """Take a random choice of the values of a feature [N, C, H, W], its ends, and what each channel reaches."""
         self.largest = torch.maximum(self.largest, feature.abs().amax((0, 2, 3)).cpu())
         flat = feature.flatten()
         least, most = flat.aminmax()
@@ -49,10 +49,10 @@ class Sample:
 def sample(
     program: Program, features: Sequence[str], pictures: Iterable[Tensor] | Tensor, seed: int
 ) -> dict[str, Sample]:
-    """Of each of the features, as the executor reference gives them, on pictures as `Engine` takes them.
+    """Sample each of the features, as the executor reference computes them, on pictures as `Engine` takes them.
 
     Memory is bounded, however many pictures there are; they are computed on their device, some at a time. ParNetError
-    where there are none, and for pictures or features that are no finite numbers.
+    where there are none, and for pictures or features with non-finite values (NaN or inf).
     """
     generator = torch.Generator("cpu").manual_seed(seed)
     found = {name: Sample(generator) for name in features}
@@ -64,7 +64,7 @@ def sample(
         assert isinstance(answer, dict)
         for name, feature in answer.items():
             if not bool(feature.isfinite().all()):
-                raise ParNetError(f"feature {name!r} holds values that are no finite numbers on these pictures")
+                raise ParNetError(f"feature {name!r} holds non-finite values (NaN or inf) on these pictures")
             found[name].add(feature)
     if engine is None:
         raise ParNetError("no pictures for calibration: give some like those that the network will see")
@@ -72,10 +72,11 @@ def sample(
 
 
 def some_at_a_time(pictures: Iterable[Tensor] | Tensor) -> Iterator[Tensor]:
-    """Batches small enough for all features of a program to be in memory. ParNetError for what holds no pictures."""
+    """Cut pictures into batches small enough for all features of a program to be in memory. ParNetError for what is no
+    pictures, and for non-finite ones (NaN or inf)."""
     for batch in [pictures] if isinstance(pictures, Tensor) else pictures:
         if not isinstance(batch, Tensor) or batch.ndim != 4:
             raise ParNetError("pictures for calibration: give a tensor [N, 3, H, W], or several of them one by one")
         if batch.is_floating_point() and not bool(batch.isfinite().all()):
-            raise ParNetError("the pictures for calibration hold values that are no finite numbers")
+            raise ParNetError("the pictures for calibration hold non-finite values (NaN or inf)")
         yield from batch.split(max(1, PIXELS // max(1, batch.shape[2] * batch.shape[3])))

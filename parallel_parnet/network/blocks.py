@@ -5,6 +5,8 @@ Shape letters: N batch, C channels, H and W height and width.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from ..errors import ParNetError
 from .folding import FoldedBlock, fold_block
 from .parts import check_parts
 
-ACTIVATION = {"silu": F.silu, "relu": F.relu}
+ACTIVATION_FUNCTIONS = {"silu": F.silu, "relu": F.relu}
 
 
 class ConvBN(nn.Module):
@@ -37,7 +39,7 @@ class Gate(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """[C out, C in / groups, 1, 1]"""
+        """The kernel of the 1x1 convolution, [cout, cin / groups, 1, 1]."""
         conv = self.cvsig["conv"]
         assert isinstance(conv, nn.Conv2d)
         return conv.weight  # which pruning, or a parametrisation, may compute
@@ -55,7 +57,7 @@ class RepVGGSSE(nn.Module):
 
     def __init__(self, cin: int, cout: int, stride: int, groups: int, activation: str) -> None:
         super().__init__()
-        self.activation = ACTIVATION[activation]
+        self.activation = ACTIVATION_FUNCTIONS[activation]
         self.rbr_identity = nn.BatchNorm2d(cin) if cin == cout and stride == 1 else None
         self.rbr_dense = ConvBN(cin, cout, 3, stride, groups)
         self.rbr_1x1: nn.Module = ConvBN(cin, cout, 1, 1, groups)
@@ -92,8 +94,8 @@ class ParNetBlock(nn.Module):
             raise ParNetError(f"{cin} to {cout} channels in {groups} groups: positive, and divisible by the groups")
         if type(stride) is not int or stride not in (1, 2):
             raise ParNetError(f"stride {stride!r}: choose 1 or 2")
-        if activation not in ACTIVATION:
-            raise ParNetError(f"activation {activation!r}: choose one of {', '.join(ACTIVATION)}")
+        if activation not in ACTIVATION_FUNCTIONS:
+            raise ParNetError(f"activation {activation!r}: choose one of {', '.join(ACTIVATION_FUNCTIONS)}")
         self.cin, self.cout, self.stride, self.groups = cin, cout, stride, groups
         self.block = RepVGGSSE(cin, cout, stride, groups, activation)
 
@@ -102,11 +104,30 @@ class ParNetBlock(nn.Module):
         return y if self.groups == 1 else F.channel_shuffle(y, self.groups)
 
     def fold(self) -> FoldedBlock:
-        """What it computes in evaluation mode as one convolution with its gate, to run and not to train: equal up to
-        rounding. The block stays as it is; type and device are its own. ParNetError where a part of it is another."""
+        """Fold the block, as it is in evaluation mode, into one convolution with its gate, to run and not to train.
+
+        The result is equal up to rounding, a copy of the block's type and on its device. ParNetError where a part of
+        the block was replaced by another.
+        """
         with torch.device("meta"):
             check_parts(self, ParNetBlock(self.cin, self.cout, self.stride, self.groups))
         return fold_block(self.block)
+
+
+def fold_blocks(network: nn.Module) -> nn.Module:
+    """Copy any network, in evaluation mode, with every `ParNetBlock` in it folded: equal up to rounding, to run and not
+    to train. It is what timm's `reparameterize_model` does for timm's blocks.
+
+    The network stays as it is, and what is no block is copied. Whole ParNets gain more from `fold`. ParNetError where a
+    part of a block was replaced by another.
+    """
+    network = copy.deepcopy(network).eval()
+    folded = {block: block.fold() for block in network.modules() if isinstance(block, ParNetBlock)}
+    for module in list(network.modules()):
+        for name, child in list(module._modules.items()):  # named_children leaves out a second name of the same block
+            if isinstance(child, ParNetBlock):
+                setattr(module, name, folded[child])
+    return folded[network] if isinstance(network, ParNetBlock) else network
 
 
 class Pair(nn.Module):

@@ -37,7 +37,7 @@ with_arguments = Together(lambda: torch.serialization.safe_globals([argparse.Nam
 
 @with_own_settings
 def load_checkpoint(path: Path | str, ema: bool = False, activation: str | None = None) -> ParNet:
-    """A model in evaluation mode with the weights, widths, block counts and classes of the file.
+    """Load a model, in evaluation mode, with the weights, widths, block counts and classes of the file.
 
     ema: take the moving average of the weights, which a released file may carry beside the plain ones.
     activation: "silu" or "relu"; not given, what the file says (.safetensors) or SiLU (.pth.tar).
@@ -107,7 +107,7 @@ def _norms(model: ParNet) -> dict[str, _BatchNorm]:
 
 
 def _set_epsilons(model: ParNet, epsilons: Mapping[str, float]) -> None:
-    """What batch norms add to a variance; those that the file does not name keep torch's default."""
+    """Set what batch norms add to a variance; those that the file does not name keep torch's default."""
     norms = _norms(model)
     for name, eps in epsilons.items():
         if name not in norms or not isinstance(eps, float) or not 0 < eps < 1:
@@ -116,7 +116,7 @@ def _set_epsilons(model: ParNet, epsilons: Mapping[str, float]) -> None:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """By its suffix, or else its content. ParNetError for what people download in place of a checkpoint."""
+    """Tell by the suffix, or else by the content. ParNetError for what people download in place of a checkpoint."""
     try:
         with path.open("rb") as file:
             head = file.read(64)
@@ -130,7 +130,8 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _read_safetensors(path: Path) -> tuple[Config | None, dict[str, float], dict[str, Tensor]]:
-    """Of own files, and of bare ones, from whose names and shapes the network follows as from a released file's."""
+    """Read configuration, eps by norm, and tensors. Files of others lack the configuration: the network follows from
+    names and shapes, as a released file's does."""
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -179,7 +180,7 @@ def _read_released(path: Path, ema: bool) -> dict[str, Tensor]:
 
 
 def _named_as_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without what wrappers put in front of names or beside them (DataParallel, torch.compile, AveragedModel)."""
+    """Remove what wrappers put in front of names or beside them (DataParallel, torch.compile, AveragedModel)."""
     names = {name: name.replace("_orig_mod.", "") for name in state if name != "n_averaged"}
     if any("rbr_reparam" in name for name in names):
         raise ParNetError("weights in deploy form (rbr_reparam), folded already: give those in training form")
@@ -192,7 +193,8 @@ def _named_as_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def infer_config(state: Mapping[str, Tensor]) -> Config:
-    """Widths, block counts, strides and classes from the names and shapes of a released state_dict."""
+    """Infer widths, block counts, strides and classes from the names and shapes of a released state_dict. ParNetError
+    where it is no ParNet's."""
 
     def rows(name: str) -> int:
         if name not in state or state[name].ndim == 0:
@@ -217,14 +219,14 @@ def infer_config(state: Mapping[str, Tensor]) -> Config:
 
 
 def _variant_of(config: Config) -> Config | None:
-    """The variant that has the same layers."""
+    """Find the variant that has the same layers."""
     layers = ("planes", "blocks", "stem_strides")
     same = (v for v in VARIANTS.values() if all(getattr(v, name) == getattr(config, name) for name in layers))
     return next(same, None)
 
 
 def _taking_pictures(config: Config) -> Config:
-    """With the variant's pictures and dropout, if there is one."""
+    """Take pictures and dropout from the variant with these layers, if there is one."""
     return replace(_variant_of(config) or config, num_classes=config.num_classes, labels=())
 
 
@@ -243,7 +245,7 @@ def _load(model: ParNet, state: Mapping[str, Tensor]) -> None:
             raise ParNetError(f"{name} was saved on the device meta, without its values")
         weights[name] = state[name].to("cpu", torch.float32, copy=True)
         if not torch.isfinite(weights[name]).all():
-            raise ParNetError(f"{name} holds values that are no finite numbers in float32")
+            raise ParNetError(f"{name} holds non-finite values in float32 (NaN or inf)")
         if name.endswith("running_var") and (weights[name] < 0).any():
             raise ParNetError(f"{name} holds negative variances")
     counts = {k: torch.zeros((), dtype=torch.int64, device="cpu") for k in model.state_dict().keys() - own.keys()}

@@ -17,11 +17,12 @@ FUSED = "fused"
 
 
 class FeatureInfo(list[dict[str, Any]]):
-    """For each feature, from the finest: num_chs (channels), reduction (picture pixels per pixel along one side) and
-    module (its name as `fold` takes it: "streams.0", ..., and "fused" for what the classifier would read)."""
+    """What is known of each feature, from the finest: num_chs (channels), reduction (picture pixels per pixel along one
+    side) and module (its name as `fold` takes it: "streams.0", ..., and "fused" for what the classifier would read)."""
 
     @classmethod
     def of(cls, config: Config) -> FeatureInfo:
+        """Describe the features of a network."""
         first, second = config.stem_strides
         reductions = [first * second * 2**i for i in range(config.streams + 1)]
         names = [*(f"streams.{i}" for i in range(config.streams)), FUSED]
@@ -31,17 +32,22 @@ class FeatureInfo(list[dict[str, Any]]):
         )
 
     def channels(self) -> list[int]:
+        """The channels of each feature."""
         return [info["num_chs"] for info in self]
 
     def reduction(self) -> list[int]:
+        """Picture pixels per pixel of each feature, along one side."""
         return [info["reduction"] for info in self]
 
     def module_name(self) -> list[str]:
+        """The names of the features, as `fold` takes them."""
         return [info["module"] for info in self]
 
 
 class Backbone(nn.Module):
-    """Pictures [N, 3, H, W], normalised, to a list of features [N, channels, H / reduction, W / reduction].
+    """Pictures [N, 3, H, W], normalised, to a list of features [N, channels, H / reduction, W / reduction], as timm's.
+
+    An `Engine` of `fold(backbone)` gives the same features in the same order, as a dict by `feature_info`'s modules.
 
     model: whose weights it shares. For training alone without a classifier (`model.reset_classifier(0)`), which nothing
     would reach. out_indices: which of `model.feature_info`, from the finest, counted from the end where negative; all
@@ -61,6 +67,7 @@ class Backbone(nn.Module):
 
     @property
     def feature_info(self) -> FeatureInfo:
+        """Channels, reduction and name of each feature that `forward` returns."""
         return FeatureInfo(self.body.feature_info[i] for i in self.out_indices)
 
     def forward(self, x_nchw: Tensor) -> list[Tensor]:

@@ -52,27 +52,27 @@ class FoldedBlock(nn.Module):
 @with_own_settings
 @torch.no_grad()
 def fold_block(block: RepVGGSSE) -> FoldedBlock:
-    """The block with the statistics that it has now, on its device and in its type; it is left as it is."""
+    """Fold a block with the statistics that it has now, on its device and in its type. The block stays as it is."""
     kept = block.rbr_dense.conv.weight
     weight, bias = one_kernel(block)
     groups, stride = block.rbr_dense.conv.groups, block.rbr_dense.conv.stride
-    gate_weight, gate_bias = exact(block.se.weight), torch.zeros(len(bias), dtype=bias.dtype, device=bias.device)
+    gate_weight, gate_bias = to_float64(block.se.weight).flatten(1), torch.zeros_like(bias)
     of_identity: tuple[Tensor, ...] = ()
     if block.rbr_identity is not None:  # the gate averages what left the norm
         scale, shift = affine(block.rbr_identity)
-        rows = torch.arange(len(bias), device=bias.device) // (len(bias) // groups)  # the group of each output channel
-        gate_bias = (gate_weight.flatten(1) * shift.view(groups, -1)[rows]).sum(1)
-        gate_weight = gate_weight * scale.view(groups, -1)[rows, :, None, None]
+        gate_weight, gate_bias = behind_affine(gate_weight, scale.view(groups, -1), shift.view(groups, -1))
         of_identity = tuple(v.view(-1, 1, 1).to(kept) for v in (scale, shift))
     folded = FoldedBlock(
-        _convolution(weight, bias, kept, stride, groups), _convolution(gate_weight, gate_bias, kept, 1, groups),
+        _convolution(weight, bias, kept, stride, groups),
+        _convolution(gate_weight[:, :, None, None], gate_bias, kept, 1, groups),
         block.activation, *of_identity,
     )  # fmt: skip
     return folded.eval().requires_grad_(False)
 
 
 def one_kernel(block: RepVGGSSE) -> tuple[Tensor, Tensor]:
-    """One 3x3 kernel and bias for both branches. A pooled 1x1 kernel is spread over the four taps that it averages."""
+    """Make one 3x3 kernel [cout, cin / groups, 3, 3] and bias [cout], float64, of both branches. A pooled 1x1 kernel is
+    spread over the four taps that it averages."""
     weight, bias = _conv_bn(block.rbr_dense)
     pointwise, bias_1x1 = _conv_bn(block.pointwise)
     weight = weight.clone()
@@ -84,21 +84,33 @@ def one_kernel(block: RepVGGSSE) -> tuple[Tensor, Tensor]:
 
 
 def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Scale and shift of a batch norm in evaluation mode. ParNetError for what has none."""
+    """Return scale and shift, float64 [C], of a batch norm in evaluation mode. ParNetError for what has none."""
     if not isinstance(norm, _BatchNorm) or norm.running_mean is None or norm.running_var is None or norm.bias is None:
         raise ParNetError(f"{norm}: only batch norms with weights and running statistics can be folded")
-    scale = exact(norm.weight) / torch.sqrt(exact(norm.running_var) + norm.eps)
-    return scale, exact(norm.bias) - exact(norm.running_mean) * scale
+    scale = to_float64(norm.weight) / torch.sqrt(to_float64(norm.running_var) + norm.eps)
+    return scale, to_float64(norm.bias) - to_float64(norm.running_mean) * scale
 
 
-def exact(tensor: Tensor) -> Tensor:
-    """In float64, on the CPU, unless the model is one of shapes alone, for compiling."""
+def behind_affine(weight: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Return weights for x in place of weights for scale x + shift, and what the shift adds to each output channel.
+
+    weight: [cout, cin / groups, ...]; scale, shift: [groups, cin / groups]. The second result is [cout, ...], an addend
+    for each tap where the weight has taps.
+    """
+    rows = torch.arange(len(weight), device=weight.device) // (len(weight) // len(scale))  # each output channel's group
+    taps = [1] * (weight.ndim - 2)
+    scale, shift = (values[rows].view(*weight.shape[:2], *taps) for values in (scale, shift))
+    return weight * scale, (weight * shift).sum(1)
+
+
+def to_float64(tensor: Tensor) -> Tensor:
+    """Copy to the CPU in float64; a tensor on the device meta, of a model of shapes alone, stays there."""
     return tensor.detach().to("meta" if tensor.is_meta else CPU, torch.float64)
 
 
 def _conv_bn(branch: ConvBN) -> tuple[Tensor, Tensor]:
     scale, shift = affine(branch.bn)
-    return exact(branch.conv.weight) * scale[:, None, None, None], shift
+    return to_float64(branch.conv.weight) * scale[:, None, None, None], shift
 
 
 def _convolution(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ParNetError
-from .blocks import ACTIVATION, Fusion, Pair, ParNetBlock, RepVGGSSE
+from .blocks import ACTIVATION_FUNCTIONS, Fusion, Pair, ParNetBlock, RepVGGSSE
 from .features import Backbone, FeatureInfo
 from .parts import check_parts
 from .variants import Config, variant
@@ -58,16 +58,16 @@ class ParNet(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """0 where there is no classifier."""
+        """The number of classes; 0 where there is no classifier."""
         return self.config.num_classes
 
     @property
     def num_features(self) -> int:
-        """Channels of the fused features, which the classifier reads."""
+        """The channels of the fused features, which the classifier reads."""
         return self.config.planes[-1]
 
     def get_classifier(self) -> nn.Module:
-        """The linear layer, or an identity."""
+        """Return the classifier: a linear layer, or an identity where there is none."""
         return self.head["fc"]
 
     def reset_classifier(self, num_classes: int) -> None:
@@ -77,7 +77,7 @@ class ParNet(nn.Module):
         self.head["fc"] = _classifier(self.config).to(like.device, like.dtype)
 
     def forward_streams(self, x_nchw: Tensor, wanted: Collection[int] | None = None) -> dict[int, Tensor]:
-        """Features of the streams, all or those wanted, by number: [N, planes[i], H, W], see `feature_info`."""
+        """Compute the streams' features, all or those wanted, by number: [N, planes[i], H, W], see `feature_info`."""
         found = {}
         for i, (init, stream) in enumerate(zip(self.inits, self.streams, strict=True)):
             x_nchw = init(x_nchw)
@@ -86,7 +86,7 @@ class ParNet(nn.Module):
         return found
 
     def forward_fusion(self, features: Sequence[Tensor]) -> Tensor:
-        """All streams' features to the fused ones [N, num_features, H, W]."""
+        """Fuse all streams' features, from the finest, to [N, num_features, H, W]."""
         if len(features) == 1:
             return self.combine(features[0])
         y = self.downsamples_2[0](features[0])
@@ -95,11 +95,12 @@ class ParNet(nn.Module):
         return self.combine(features[-1], y)
 
     def forward_features(self, x_nchw: Tensor) -> Tensor:
-        """Pictures to the fused features [N, num_features, H, W]."""
+        """Compute the fused features [N, num_features, H, W] of pictures [N, 3, H, W], normalised."""
         return self.forward_fusion(list(self.forward_streams(x_nchw).values()))
 
     def forward_head(self, features_nchw: Tensor, pre_logits: bool = False) -> Tensor:
-        """Fused features to logits [N, classes]; to averages [N, num_features] before a classifier, or without."""
+        """Compute logits [N, classes] of fused features [N, num_features, H, W]; their averages [N, num_features] where
+        there is no classifier, or with `pre_logits`."""
         averages = self.head["dropout"](torch.mean(features_nchw, (2, 3)))
         return averages if pre_logits else self.head["fc"](averages)
 
@@ -112,12 +113,12 @@ def _classifier(config: Config) -> nn.Module:
 
 
 def check_model(model: ParNet) -> None:
-    """ParNetError where a block has another activation than the configuration, by which models are folded and saved,
-    or any part is another."""
+    """Raise ParNetError where a block has another activation than the configuration, by which models are folded and
+    saved, or where any part was replaced by another."""
     with torch.device("meta"):
         check_parts(model, ParNet(model.config))
     for name, block in model.named_modules():
-        if isinstance(block, RepVGGSSE) and block.activation is not ACTIVATION[model.config.activation]:
+        if isinstance(block, RepVGGSSE) and block.activation is not ACTIVATION_FUNCTIONS[model.config.activation]:
             raise ParNetError(
                 f"{name} has another activation than the model's configuration ({model.config.activation}): "
                 "give it to create_model or load_checkpoint"
@@ -141,7 +142,7 @@ def create_model(
     features_only: bool = False,
     out_indices: Sequence[int] | None = None,
 ) -> ParNet | Backbone:
-    """A ParNet with fresh random weights, in training mode; or, with features_only, a `Backbone`.
+    """Make a ParNet with fresh random weights, in training mode; or, with features_only, a `Backbone`.
 
     name: a variant such as "parnet_s", or a Config of one's own.
     num_classes, activation ("silu" or "relu"): the variant's own where not given. Labels go with the classes; 0 classes
@@ -167,7 +168,7 @@ def create_model(
 
 
 def _freeze_unreached(backbone: Backbone) -> None:
-    """Of parameters that no feature needs DDP would wait for gradients."""
+    """Freeze the parameters that no feature needs, whose gradients DDP would wait for."""
     model, wanted = backbone.body, backbone.out_indices
     if model.config.streams not in wanted:  # the fused features need all
         model.requires_grad_(False)

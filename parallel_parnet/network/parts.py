@@ -7,13 +7,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import ParNetError
 
-# what may be another: batch norms and the classifier, of which whoever reads them asks more
+# types that may be replaced here: whoever folds or saves batch norms and the classifier checks them in more detail
 FREE = (_BatchNorm, nn.Linear)
 
 
 def check_parts(edited: nn.Module, made: nn.Module) -> None:
-    """ParNetError for the first part that computes otherwise than the one of that name in `made`, a fresh module of
-    the same configuration."""
+    """Raise ParNetError for the first part that computes otherwise than the one of that name in `made`, a fresh module
+    of the same configuration."""
     parts = dict(edited.named_modules(remove_duplicate=False))
     for name, own in made.named_modules():
         part = parts.get(name)

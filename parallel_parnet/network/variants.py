@@ -15,7 +15,8 @@ from ..errors import ParNetError
 
 ACTIVATIONS = ("silu", "relu")
 LEAST_STD = 1e-6
-LARGEST = 3e38  # of float32, in which pictures are computed
+LARGEST_NUMBER = 3e38  # of float32, in which pictures are computed
+MAX_STREAMS = 4
 MOST = 1 << 20  # of anything that is counted: more is a damaged file, which would only fill the memory
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -27,14 +28,14 @@ FASHION_LABELS = (
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST_NUMBER
 
 
 @dataclass(frozen=True)
 class Config:
     """Everything that fixes a network and the pictures it takes.
 
-    planes: the width of each stream, then that of the last convolution; so 2 to 5 numbers for 1 to 4 streams.
+    planes: the width of each stream, then that of the last convolution; for 1 to MAX_STREAMS streams.
     blocks: blocks at stride 1 in each stream.
     stem_strides: strides of the two stem blocks; (2, 2) for photographs, (1, 1) for 32 x 32 pictures.
     image_size, crop, mean, std: the picture's shorter side is resized to image_size / crop, the middle square is cut
@@ -59,8 +60,11 @@ class Config:
             if not isinstance(getattr(self, name), tuple):
                 raise ParNetError(f"{name} {getattr(self, name)!r}: give a tuple")
         streams = len(self.planes) - 1
-        if not 1 <= streams <= 4:
-            raise ParNetError(f"planes {self.planes}: give 2 to 5 widths (1 to 4 streams, then the last convolution)")
+        if not 1 <= streams <= MAX_STREAMS:
+            raise ParNetError(
+                f"planes {self.planes}: give 2 to {MAX_STREAMS + 1} widths (1 to {MAX_STREAMS} streams, then the last "
+                "convolution)"
+            )
         if len(self.blocks) != streams:
             raise ParNetError(f"blocks {self.blocks}: give one count for each of the {streams} streams")
         none = type(self.num_classes) is int and self.num_classes == 0
@@ -89,13 +93,13 @@ class Config:
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> Config:
-        """From JSON, where tuples are lists."""
+        """Make a Config of fields as JSON has them, lists for tuples. ParNetError for values that make no network."""
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
         return cls(**values)
 
     @property
     def streams(self) -> int:
-        """Number of parallel streams."""
+        """The number of parallel streams."""
         return len(self.planes) - 1
 
     @property
@@ -129,8 +133,13 @@ VARIANTS: dict[str, Config] = {
 }
 
 
+def list_models() -> list[str]:
+    """List the names of the models that `create_model` knows, as timm's does."""
+    return list(VARIANTS)
+
+
 def variant(name: str) -> Config:
-    """The configuration called `name`; ParNetError with the known names otherwise."""
+    """Return the configuration called `name`. ParNetError, with the known names, for another one."""
     if name not in VARIANTS:
         raise ParNetError(f"unknown model {name!r}: choose one of {', '.join(VARIANTS)}")
     return VARIANTS[name]

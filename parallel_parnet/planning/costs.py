@@ -47,12 +47,12 @@ class Link:
             raise ParNetError(f"link {self.name}: bandwidth {self.bytes_per_s:g} bytes/s; it must be at least 1")
 
     def seconds(self, bytes_: int) -> float:
-        """Seconds from the start of a transfer of so many bytes to its arrival."""
+        """Return the seconds from the start of a transfer of so many bytes to its arrival."""
         return self.latency_s + bytes_ / self.bytes_per_s
 
     @classmethod
     def fit(cls, name: str, points: Iterable[tuple[float, float]], source: str) -> Link:
-        """The line through (bytes, seconds) with the least squares of relative errors; its latency is never negative.
+        """Fit a line through (bytes, seconds) by least squares of relative errors; its latency is never negative.
 
         Relative, since an error of a microsecond matters to a small message and not to a large one.
         """
@@ -72,7 +72,8 @@ class Link:
 
     @classmethod
     def parse(cls, text: str) -> Link:
-        """Own numbers, as "5us,20GB/s": latency in ns, us, ms or s, bandwidth in kB/s, MB/s or GB/s."""
+        """Read a link's numbers out of text such as "5us,20GB/s": latency in ns, us, ms or s, bandwidth in kB/s, MB/s
+        or GB/s. ParNetError for other text."""
         number = r"(-?[\d.]+(?:e[+-]?\d+)?)"
         found = re.fullmatch(rf"{number}(ns|us|ms|s),{number}([kmg]b/s)", text.replace(" ", "").lower())
         try:
@@ -88,7 +89,7 @@ class Link:
 
     @classmethod
     def read(cls, path: Path, name: str | None = None) -> Link:
-        """The fit of what `launch/infer.py --measure-links` measured: the link of this name, or the first.
+        """Fit what `launch/infer.py --measure-links` measured: the link of this name, or the first.
 
         ParNetError where the file is missing or foreign, or has no such link.
         """
@@ -116,14 +117,15 @@ class Link:
         return replace(cls.fit(chosen["link"], points, source), by_lanes=chosen["link"] == BY_LANES)
 
 
+NVLINK = Link.fit("nvlink", NVLINK_POINTS, "least-squares fit of NCCL in a CUDA graph on H100, torchcomms issue #2159")
 LINKS = {
     link.name: link
     for link in (
-        Link.fit("nvlink", NVLINK_POINTS, "least-squares fit of NCCL in a CUDA graph on H100, torchcomms issue #2159"),
+        NVLINK,
         Link("peer", 2e-6, 370e9, "raw writes to a peer GPU over NVLink, as reported for H100: about 2 us, 370 GB/s"),
         Link(
             "pcie",
-            Link.fit("nvlink", NVLINK_POINTS, "").latency_s,
+            NVLINK.latency_s,
             31.5e9,
             "PCIe 4.0 x16: theoretical bandwidth of one direction; latency assumed equal to NCCL's over NVLink",
         ),
@@ -151,7 +153,8 @@ class Roofline:
             raise ParNetError(f"device {self.name}: FLOP/s and bytes/s must be positive, the launch not negative")
 
     def at(self, efficiency: float) -> Roofline:
-        """The same device with kernels that reach this share of its FLOP/s and bytes/s: an assumption, and labelled."""
+        """Return the device with kernels that reach this share of its FLOP/s and bytes/s: an assumption, and labelled
+        as one."""
         if not 0 < efficiency <= 1:
             raise ParNetError(f"efficiency {efficiency:g}: it must be above 0 and at most 1")
         if efficiency == 1:
@@ -165,7 +168,8 @@ class Roofline:
         )
 
     def work(self, program: Program, size: int | None, batch: int, itemsize: int) -> dict[str, float]:
-        """Seconds that each operation takes once it has been launched."""
+        """Return the seconds that each operation takes once it has been launched, by name. ParNetError where the
+        device's numbers are for values of another size."""
         if itemsize != self.itemsize:
             raise ParNetError(
                 f"device {self.name}: its FLOP/s are those of {self.itemsize}-byte values, not {itemsize}: "
@@ -228,7 +232,8 @@ class Costs:
     def of(
         cls, program: Program, device: Device, link: Link, size: int | None = None, batch: int = 1, itemsize: int = 4
     ) -> Costs:
-        """For `batch` square pictures of `size` pixels (the network's own if None), `itemsize` bytes a value."""
+        """Make the costs of a program for `batch` square pictures of `size` pixels (the network's own if None),
+        `itemsize` bytes a value. ParNetError for numbers that mean nothing."""
         if batch < 1 or itemsize < 1:
             raise ParNetError(f"batch {batch} of {itemsize}-byte values: both must be at least 1")
         side = size or program.config.image_size
@@ -241,13 +246,13 @@ class Costs:
         return cls(work, transfer, device.launch_s, device.grouped, sources, link.by_lanes, taking)
 
     def launches(self, operations: Iterable[Operation]) -> list[tuple[Operation, ...]]:
-        """One lane's operations, level by level, cut into what one launch runs."""
+        """Cut one lane's operations, level by level, into what one launch runs."""
         by_level = sorted(operations, key=lambda op: op.level)
         if not self.grouped:
             return [(op,) for op in by_level]
         return [tuple(group) for _, group in groupby(by_level, key=lambda op: (op.level, op.kind))]
 
     def seconds(self, launch: Iterable[Operation], taken: Iterable[str] = ()) -> float:
-        """Seconds of one launch: the work of its operations adds up, the launch is paid once. taken: features of other
-        lanes that none of the lane's launches before has read."""
+        """Return the seconds of one launch: the work of its operations adds up, the launch is paid once. taken:
+        features of other lanes that none of the lane's launches before has read."""
         return self.launch_s + sum(self.work[op.name] for op in launch) + sum(self.taking.get(x, 0.0) for x in taken)

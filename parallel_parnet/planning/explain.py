@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from .planner import Run, Schedule, Sent
-from .search import Answer
+from .planner import Launched, Schedule, Sent
+from .search import Plans
 
 UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
 
 
 def duration(seconds: float) -> str:
-    """Seconds in a unit that suits them: "71.5 us"."""
+    """Write seconds in a unit that suits them: "71.5 us"."""
     scale, unit = next((pair for pair in UNITS if seconds >= pair[0]), UNITS[-1])
     return f"{seconds / scale:.1f} {unit}"
 
 
 def critical_transfers(schedule: Schedule) -> list[Sent]:
-    """The transfers that the answer waits for."""
+    """List the transfers that the answer waits for."""
     return [item for item in schedule.critical_path if isinstance(item, Sent)]
 
 
 def verdict(schedule: Schedule, link: str) -> str:
-    """One line: lanes, speed-up over one lane, and the transfers that the answer waits for."""
+    """Say in one line: lanes, speed-up over one lane, and the transfers that the answer waits for."""
     lanes = schedule.placement.lanes
     if lanes == 1:
         return f"1 lane: {duration(schedule.makespan)}, without transfers"
@@ -31,9 +31,9 @@ def verdict(schedule: Schedule, link: str) -> str:
     return f"{lanes} lanes over {link}: {duration(schedule.makespan)}, {schedule.speed_up:.2f}x over one lane; {waits}"
 
 
-def explain(answer: Answer, link: str) -> str:
-    """Best and runner-up in words, a paragraph for each."""
-    best, second = answer.best, answer.runner_up
+def explain(plans: Plans, link: str) -> str:
+    """Explain the best plan and the runner-up in words, a paragraph for each."""
+    best, second = plans.best, plans.runner_up
     lines = [verdict(best, link) + "."]
     if second and best.placement.lanes == 1:
         lines.append(f"More lanes are not faster over {link}: the transfers cost more than they save.")
@@ -49,13 +49,13 @@ def explain(answer: Answer, link: str) -> str:
 
 
 def lanes_in_words(schedule: Schedule) -> list[str]:
-    """A line for each lane: what it runs, and how long it is idle."""
+    """Write a line for each lane: what it runs, and how long it is idle."""
     runs = schedule.placement.describe(schedule.program)
     return [f"  lane {i}: {what or 'nothing'}; idle {duration(schedule.idle(i))}" for i, what in enumerate(runs)]
 
 
 def gantt(schedule: Schedule, width: int = 100) -> str:
-    """Lanes as rows of `width` characters, time from left to right; a row of transfers below each lane that sends.
+    """Draw lanes as rows of `width` characters, time from left to right; a row of transfers below each lane that sends.
 
     "|" starts a launch. Then s: stem, a digit: that stream, f: fusion, h: head; in turn where a launch runs several.
     ">" is a transfer, which ends with the number of the lane it goes to. "." is idle.
@@ -86,6 +86,6 @@ def gantt(schedule: Schedule, width: int = 100) -> str:
     return "\n".join(lines)
 
 
-def _letters(schedule: Schedule, run: Run) -> str:
+def _letters(schedule: Schedule, run: Launched) -> str:
     operations = (schedule.program.by_name[name] for name in run.operations)
     return "".join(op.stage[0] if op.stream is None else str(op.stream) for op in operations)

@@ -21,14 +21,14 @@ LANE, PORT = "lane", "port"
 
 
 @dataclass(frozen=True)
-class Run:
+class Launched:
     """A launch on a lane: the operations that it runs, from when to when. after: what ended as it started."""
 
     lane: int
     operations: tuple[str, ...]
     start: float
     end: float
-    after: Run | Sent | None = field(repr=False, compare=False)
+    after: Launched | Sent | None = field(repr=False, compare=False)
 
     def __str__(self) -> str:
         return f"{' + '.join(self.operations)} on lane {self.lane}"
@@ -41,7 +41,7 @@ class Sent:
     transfer: Transfer
     start: float
     end: float
-    after: Run | Sent | None = field(repr=False, compare=False)
+    after: Launched | Sent | None = field(repr=False, compare=False)
 
     def __str__(self) -> str:
         t = self.transfer
@@ -66,6 +66,7 @@ class Bounds:
 
     @classmethod
     def of(cls, program: Program, costs: Costs, lanes: int) -> Bounds:
+        """Compute the bounds of a program on so many lanes. ParNetError for fewer than one."""
         if lanes < 1:
             raise ParNetError(f"{lanes} lanes: there must be at least 1")
         work = sum(map(costs.seconds, costs.launches(program.operations)))
@@ -79,12 +80,12 @@ class Bounds:
 
     @property
     def lower(self) -> float:
-        """No placement on so many lanes is faster."""
+        """Seconds that no placement on so many lanes can beat."""
         return max(self.work / self.lanes, self.span)
 
     @property
     def upper(self) -> float:
-        """Some assignment is at least as fast, were transfers free."""
+        """Seconds that the best assignment needs at most, were transfers free."""
         return self.work / self.lanes + self.steps
 
 
@@ -95,9 +96,9 @@ class Schedule:
 
     program: Program
     placement: Placement
-    runs: tuple[Run, ...]
+    runs: tuple[Launched, ...]
     transfers: tuple[Sent, ...]
-    last: Run | Sent
+    last: Launched | Sent
     bounds: Bounds
 
     @property
@@ -105,12 +106,12 @@ class Schedule:
         """Seconds from the picture on the coordinator to all answers, mostly the logits, on the coordinator."""
         return self.last.end
 
-    def lane(self, lane: int) -> list[Run]:
-        """What a lane runs, in order."""
+    def lane(self, lane: int) -> list[Launched]:
+        """List what a lane runs, in order."""
         return [run for run in self.runs if run.lane == lane]
 
     def idle(self, lane: int) -> float:
-        """Seconds in which a lane computes nothing."""
+        """Return the seconds in which a lane computes nothing."""
         return self.makespan - sum(run.end - run.start for run in self.lane(lane))
 
     @property
@@ -119,7 +120,7 @@ class Schedule:
         return self.bounds.work / self.makespan
 
     @cached_property
-    def critical_path(self) -> tuple[Run | Sent, ...]:
+    def critical_path(self) -> tuple[Launched | Sent, ...]:
         """What the last of the answers waited for, from the start: each item starts when the one before ends."""
         path = [self.last]
         while before := path[-1].after:
@@ -128,7 +129,7 @@ class Schedule:
 
 
 def schedule(program: Program, placement: Placement, costs: Costs, processors: int | None = None) -> Schedule:
-    """What a placement is predicted to do.
+    """Predict what a placement does: when each launch and each transfer starts and ends, in seconds.
 
     processors: where lanes share fewer of them, running operations slow down evenly. Raises ParNetError for a
     placement that does not fit the program, and for numbers that mean nothing.
@@ -151,7 +152,7 @@ class _Activity:
     item: tuple[Operation, ...] | Transfer
     start: float
     left: float
-    after: Run | Sent | None
+    after: Launched | Sent | None
 
 
 class _Clock:
@@ -166,18 +167,18 @@ class _Clock:
         self.levels = {INPUT: 0} | {op.name: op.level for op in program.operations}
         features = [*self.levels]
         self.transfers = sorted(placement.transfers(program), key=lambda t: features.index(t.feature))
-        self.held: dict[tuple[str, int], Run | Sent | None] = {}  # (feature, lane): what brought it there
+        self.held: dict[tuple[str, int], Launched | Sent | None] = {}  # (feature, lane): what brought it there
         self.taken: set[tuple[str, int]] = set()
-        self.queues: list[list[tuple[Transfer, Run | None]]] = [[] for _ in range(placement.lanes)]
+        self.queues: list[list[tuple[Transfer, Launched | None]]] = [[] for _ in range(placement.lanes)]
         self.under_way: dict[tuple[str, int], _Activity] = {}
-        self.before: dict[tuple[str, int], Run | Sent] = {}  # what ended last on a lane or a port
-        self.runs: list[Run] = []
+        self.before: dict[tuple[str, int], Launched | Sent] = {}  # what ended last on a lane or a port
+        self.runs: list[Launched] = []
         self.sent: list[Sent] = []
         self.held[INPUT, placement.coordinator] = None
         self._queue(placement.coordinator, 0, None)
 
     def play(self) -> None:
-        """From event to event, until nothing is left to do."""
+        """Advance from event to event until all work is done."""
         while self._start():
             busy = sum(kind == LANE for kind, _ in self.under_way)
             share = min(1.0, self.processors / busy) if self.processors and busy else 1.0
@@ -194,7 +195,7 @@ class _Clock:
         assert not any(self.launches) and not any(self.queues), "a checked placement runs to its end"
 
     def _start(self) -> bool:
-        """Start all that can; whether anything is under way."""
+        """Start whatever can start now, and say whether anything is under way."""
         for lane, (waiting, queue) in enumerate(zip(self.launches, self.queues, strict=True)):
             port = (LANE if self.costs.by_lanes else PORT, lane)
             if queue and port not in self.under_way:
@@ -210,7 +211,7 @@ class _Clock:
 
     def _begin(
         self, where: tuple[str, int], item: tuple[Operation, ...] | Transfer, seconds: float,
-        needed: list[Run | Sent | None],
+        needed: list[Launched | Sent | None],
     ) -> None:  # fmt: skip
         ended = [one for one in (*needed, self.before.get(where)) if one]
         after = max(ended, key=lambda one: one.end, default=None)
@@ -223,7 +224,7 @@ class _Clock:
             self.sent.append(sent)
             self.before[where] = self.held[item.feature, item.target] = sent
             return
-        run = Run(lane, tuple(op.name for op in item), activity.start, self.now, activity.after)
+        run = Launched(lane, tuple(op.name for op in item), activity.start, self.now, activity.after)
         self.runs.append(run)
         self.before[where] = run
         self.held |= {(name, lane): run for name in run.operations}
@@ -231,6 +232,6 @@ class _Clock:
         if not self.launches[lane] or self.launches[lane][0][0].level > level:
             self._queue(lane, level, run)
 
-    def _queue(self, lane: int, level: int, run: Run | None) -> None:
-        """Send what others read of a level, which the lane has run with this run."""
+    def _queue(self, lane: int, level: int, run: Launched | None) -> None:
+        """Queue the features of a level that other lanes read, once the lane has run it. run: its last launch."""
         self.queues[lane] += [(t, run) for t in self.transfers if (t.source, self.levels[t.feature]) == (lane, level)]

@@ -29,7 +29,7 @@ Kind = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Answer:
+class Plans:
     """best: the fastest schedule, of these the one with the fewest transfers.
 
     runner_up: the fastest of another kind: one in which other streams end together on a lane, or on the coordinator's.
@@ -40,8 +40,8 @@ class Answer:
     runner_up: Schedule | None
 
 
-def search(program: Program, costs: Costs, lanes: int, exactly: bool = False, runner_up: bool = True) -> Answer:
-    """The fastest placement on at most, or exactly, so many lanes, lane 0 being the coordinator.
+def search(program: Program, costs: Costs, lanes: int, exactly: bool = False, runner_up: bool = True) -> Plans:
+    """Find the fastest placement on at most, or exactly, so many lanes, lane 0 being the coordinator.
 
     The coordinator counts as used even where it only holds picture and answer. Lanes compute side by side.
     Raises ParNetError for a number of lanes that cannot be used or searched.
@@ -59,7 +59,7 @@ def search(program: Program, costs: Costs, lanes: int, exactly: bool = False, ru
     def result(state: _State) -> Schedule:
         return schedule(program, Placement(state.used, state.where), costs)
 
-    return Answer(result(first), result(second) if second else None)
+    return Plans(result(first), result(second) if second else None)
 
 
 @dataclass(frozen=True)
@@ -112,12 +112,12 @@ class _Space:
         return all(reader.stream != op.stream for reader in self.readers[op.name])
 
     def kind(self, state: _State) -> Kind:
-        """Which streams end together and which on the coordinator: lanes renumbered as they first appear."""
+        """Tell which streams end together and which on the coordinator: lanes renumbered as they first appear."""
         number = {0: 0}
         return tuple(number.setdefault(state.where[name][0], len(number)) for name in self.ends)
 
     def fastest(self, exactly: bool, without: Collection[Kind]) -> _State | None:
-        """The best final state that is of none of these kinds."""
+        """Find the best final state that is of none of these kinds."""
         limit = Bounds.of(self.program, self.costs, self.lanes).lower
         worst = sum(map(self.costs.seconds, [[op] for op in self.program.operations])) * self.lanes
         worst += sum((*self.costs.transfer.values(), *self.costs.taking.values())) * self.lanes
@@ -131,7 +131,7 @@ class _Space:
         return None
 
     def _below(self, limit: float, without: Collection[Kind]) -> list[_State]:
-        """The best final states of each kind that end by the limit."""
+        """Find the best final states of each kind that end by the limit."""
         nothing = (0.0,) * self.lanes
         states = [_State({}, nothing, nothing, {(INPUT, 0): 0.0}, {}, {}, 0.0, 1, 0)]
         for level in range(1, self.program.depth + 1):
@@ -232,7 +232,7 @@ class _Space:
 
 
 def _best(states: list[_State]) -> list[_State]:
-    """Without those that another state replaces."""
+    """Drop the states that another one replaces."""
     kept: list[tuple[tuple[float, ...], _State]] = []
     for times, state in sorted(((state.times, state) for state in states), key=lambda pair: pair[0]):
         if not any(all(a <= b for a, b in zip(other, times, strict=True)) for other, _ in kept):

@@ -9,18 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..network.blocks import ACTIVATION
+from ..network.blocks import ACTIVATION_FUNCTIONS
 from ..network.variants import Config
 from .contract import E4M3
 
 if TYPE_CHECKING:
     from .program import Operation, Program
 
-LARGEST = 448.0  # of e4m3
+E4M3_MAX = torch.finfo(E4M3).max  # 448
 
 
 def convolution(op: Operation, w: dict[str, Tensor], inputs: list[Tensor]) -> Tensor:
-    """A convolution as `Operation` defines it: features [N, C, H, W] in and out."""
+    """Compute a convolution as `Operation` defines it: features [N, C, H, W] in and out. w: its weights, see `held`."""
     residual = inputs[-1] if op.residual else None
     inputs, padding = inputs[: len(op.convolved)], op.kernel // 2
     x = _joined(inputs, op.groups)
@@ -42,7 +42,7 @@ def convolution(op: Operation, w: dict[str, Tensor], inputs: list[Tensor]) -> Te
             y.mul_(2 * gate)
     if residual is not None:
         y = y.add_(residual)
-    y = (ACTIVATION[op.activation](y, inplace=True) if op.activation != "none" else y).to(x.dtype)
+    y = (ACTIVATION_FUNCTIONS[op.activation](y, inplace=True) if op.activation != "none" else y).to(x.dtype)
     if op.shuffle > 1:
         y = y.unflatten(1, (op.groups, op.shuffle, -1)).transpose(1, 2).flatten(1, 3)
     if "step" not in w:
@@ -51,26 +51,26 @@ def convolution(op: Operation, w: dict[str, Tensor], inputs: list[Tensor]) -> Te
 
 
 def quantised(values: Tensor, step: Tensor, zero: Tensor) -> Tensor:
-    """fp32 values as readers see them once they were stored in uint8: step and zero [1], both fp32 here."""
+    """Round fp32 values to what readers see of them once they were stored in uint8. step, zero: [1], both fp32 here."""
     return step * (torch.round(values * (1 / step)).add(zero).clamp(0, 255) - zero)
 
 
 def in_e4m3(values: Tensor, step: Tensor) -> Tensor:
-    """fp32 values as readers see them once they were stored in e4m3: step fp32, powers of two.
+    """Round fp32 values to what readers see of them once they were stored in e4m3. step: fp32, powers of two.
 
-    What e4m3 cannot hold becomes its largest number; what is no number stays none. torch's own conversion does either
-    with numbers that are too large, depending on the version.
+    Values beyond +-448 saturate; NaN stays NaN. torch's own conversion makes either 448 or NaN of values that are too
+    large, depending on its version.
     """
-    return step * (values * (1 / step)).clamp(-LARGEST, LARGEST).to(E4M3).float()
+    return step * (values * (1 / step)).clamp(-E4M3_MAX, E4M3_MAX).to(E4M3).float()
 
 
 def maximum(op: Operation, w: dict[str, Tensor], inputs: list[Tensor]) -> Tensor:
-    """The largest of 3 x 3 values, without what lies outside: features [N, C, H, W] in and out."""
+    """Take the largest of 3 x 3 values, of those inside the picture: features [N, C, H, W] in and out."""
     return F.max_pool2d(inputs[0], op.kernel, op.stride, padding=1)
 
 
 def classifier(op: Operation, w: dict[str, Tensor], inputs: list[Tensor]) -> Tensor:
-    """Global averages and linear layer: features [N, C, H, W] to logits fp32 [N, classes]."""
+    """Compute global averages and a linear layer: features [N, C, H, W] to logits, fp32 [N, classes]."""
     averages = [x.mean((2, 3), dtype=torch.float32) for x in inputs]
     return F.linear(torch.cat(averages, 1), w["weight"], w["bias"])
 
@@ -79,17 +79,25 @@ OPERATIONS = {"conv": convolution, "maxpool": maximum, "classifier": classifier}
 
 
 def normalisation(config: Config, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Scale and shift, float64 [3], that make a value 0..255 what the network was trained on."""
+    """Return scale and shift, float64 [3], that make a value 0..255 what the network was trained on."""
     mean, std = (torch.tensor(v, dtype=torch.float64, device=device) for v in (config.mean, config.std))
     return 1 / (255 * std), -mean / std
 
 
+def pixel_affine(config: Config, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return scale and shift, fp32 [3, 1, 1], that normalise pixels [N, 3, H, W] of 0..255."""
+    scale, shift = (values.float().view(-1, 1, 1) for values in normalisation(config, device))
+    return scale, shift
+
+
 def held(program: Program, op: Operation) -> dict[str, Tensor]:
-    """An operation's weights as the arithmetic above takes them: integers as fp32 numbers, which hold sums of products
-    of 8 bits up to 2^24 exactly, and round larger ones as they round any sum. Of an int8 convolution also
-    `input_steps` [inputs], by which it finds the integers that its inputs stand for. Of one in e4m3 the weights that
-    multiply its inputs as readers see them, without a `weight_step`."""
-    weights = {name: shaped(name, tensor.float()) for name, tensor in program.of(op).items()}
+    """Return an operation's weights as the functions above take them, by their short names, all fp32.
+
+    fp32 holds integers, and sums of products of 8 bits, exactly up to 2^24, and rounds larger ones as it rounds any
+    sum. An int8 convolution also gets `input_steps` [inputs], by which it finds the integers that its inputs stand for;
+    one in e4m3 gets the weights that multiply its inputs as readers see them, and no `weight_step`.
+    """
+    weights = {name: shaped(name, tensor.float()) for name, tensor in program.weights_of(op).items()}
     if "weight_step" not in weights:
         return weights
     steps = [program.weights[f"{name}.step"] for name in op.inputs]
@@ -101,13 +109,13 @@ def held(program: Program, op: Operation) -> dict[str, Tensor]:
 
 
 def of_columns(op: Operation, steps: Sequence[Tensor]) -> Tensor:
-    """The step of the channel that each weight multiplies, [cout, cin / groups, 1, 1]. steps [C]: of each input."""
+    """Return the step of the channel that each weight multiplies, [cout, cin / groups, 1, 1]. steps: [C], by input."""
     of_groups = torch.cat([step.view(op.groups, -1) for step in steps], 1)
     return of_groups.repeat_interleave(op.cout // op.groups, 0)[:, :, None, None]
 
 
 def shaped(name: str, tensor: Tensor) -> Tensor:
-    """A weight in the shape in which the arithmetic above takes it."""
+    """Return a weight, given its short name, in the shape in which the functions above take it."""
     if name in ("scale", "shift", "step", "weight_step"):
         return tensor.view(1, -1, 1, 1)
     if name == "gate_weight":
@@ -116,7 +124,7 @@ def shaped(name: str, tensor: Tensor) -> Tensor:
 
 
 def _joined(inputs: list[Tensor], groups: int) -> Tensor:
-    """[N, C, H, W], once or twice, to one: group by group, the first input's part, then the second's."""
+    """Join one or two inputs [N, C, H, W] to one: group by group, the first input's part, then the second's."""
     if len(inputs) == 1:
         return inputs[0]
     return torch.cat([x.unflatten(1, (groups, -1)) for x in inputs], 2).flatten(1, 2)

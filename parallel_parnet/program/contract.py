@@ -28,15 +28,20 @@ LEAST_STEP, MOST_STEP = 2.0**-126, 2.0**119  # of a feature: 1 / step, and 255 s
 MOST_SUMMED = (2**31 - 1) // (9 * 127 * 255)  # channels whose products of 8 bits fill no more than 32
 E4M3 = torch.float8_e4m3fn
 NO_INT8 = "a quantised program has gated convolutions and a classifier, and nothing else"
-MAX_SCALE = 1024  # picture pixels per pixel of a feature: more would only ask for pictures that no memory holds
+MAX_REDUCTION = 1024  # picture pixels per pixel of a feature: more would only ask for pictures that no memory holds
 
 
 class Made(NamedTuple):
-    """A feature: level and width (channels), and picture pixels per pixel along one side."""
+    """A feature: level and width (channels), and reduction: picture pixels per pixel along one side."""
 
     level: int
     width: int
-    scale: int
+    reduction: int
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """A type's name without its module: "float32"."""
+    return str(dtype).removeprefix("torch.")
 
 
 def check(program: Program, finite: Mapping[str, Tensor]) -> None:
@@ -46,7 +51,7 @@ def check(program: Program, finite: Mapping[str, Tensor]) -> None:
     for op in program.operations:
         for fault in _faults(op, features):
             raise ParNetError(f"operation {op.name!r}: {fault}")
-        features[op.name] = Made(op.level, op.cout, op.stride * features[op.inputs[0]].scale)
+        features[op.name] = Made(op.level, op.cout, op.stride * features[op.inputs[0]].reduction)
     for fault in _faults_of_outputs(program):
         raise ParNetError(fault)
     if early := [op.name for op in program.operations[:-1] if op.kind == "classifier"]:
@@ -61,7 +66,7 @@ def check(program: Program, finite: Mapping[str, Tensor]) -> None:
 
 
 def shapes(op: Operation) -> dict[str, tuple[int, ...]]:
-    """The shape of each weight of an operation that is not quantised; `border` alone may lack."""
+    """Return the shape of each weight of an operation that is not quantised; `border` alone may be missing."""
     if op.kind == "classifier":
         return {"weight": (op.cout, op.cin), "bias": (op.cout,)}
     if op.kind == "maxpool":
@@ -75,7 +80,7 @@ def shapes(op: Operation) -> dict[str, tuple[int, ...]]:
 
 
 def quantised_shapes(op: Operation, weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """The shape of each weight that it may have beside them."""
+    """Return the shape of each weight that a quantised operation may have beside those of `shapes`."""
     if op.kind != "conv":
         return {}
     integer = f"{op.name}.zero" in weights
@@ -122,7 +127,7 @@ def _faults(op: Operation, features: Mapping[str, Made]) -> Iterator[str]:
         yield f"stands on level {op.level}, not one above its inputs"
     if op.cin != sum(x.width for x in inputs):
         yield f"cin {op.cin}: its inputs have {sum(x.width for x in inputs)} channels"
-    if len({(x.width, x.scale) for x in inputs}) > 1:
+    if len({(x.width, x.reduction) for x in inputs}) > 1:
         yield "its inputs must be of one width and one resolution"
     if op.kind != "conv":
         none, stride = ("stride, ", 1) if op.kind == "classifier" else ("", op.stride)
@@ -133,8 +138,8 @@ def _faults(op: Operation, features: Mapping[str, Made]) -> Iterator[str]:
             yield f"a {op.kind} reads features, not the picture"
         if op.kind == "maxpool" and (len(op.inputs), op.cout) != (1, op.cin):
             yield "a maxpool reads one feature, and has as many channels"
-        if op.kind == "maxpool" and op.stride * inputs[0].scale > MAX_SCALE:
-            yield f"a pixel for {op.stride * inputs[0].scale} of the picture: at most {MAX_SCALE}"
+        if op.kind == "maxpool" and op.stride * inputs[0].reduction > MAX_REDUCTION:
+            yield f"a pixel for {op.stride * inputs[0].reduction} of the picture: at most {MAX_REDUCTION}"
         return
     if op.kernel == 7 and INPUT not in op.inputs:
         yield "a 7x7 convolution reads the picture"
@@ -142,7 +147,7 @@ def _faults(op: Operation, features: Mapping[str, Made]) -> Iterator[str]:
         yield f"gate {op.gate}: a gated convolution is 3x3, with an activation and without a residual"
     if len(inputs) > 2:
         yield f"{len(inputs)} inputs: a convolution reads one or two"
-    if op.residual and (read[-1][1:] != (op.cout, op.stride * inputs[0].scale) or op.shuffle > 1):
+    if op.residual and (read[-1][1:] != (op.cout, op.stride * inputs[0].reduction) or op.shuffle > 1):
         yield "its residual must have the output's channels and resolution, and nothing may be shuffled"
     if INPUT in op.inputs and len(op.inputs) * op.groups > 1:
         yield "reads the picture: it must be its only input, and in one group"
@@ -150,8 +155,8 @@ def _faults(op: Operation, features: Mapping[str, Made]) -> Iterator[str]:
         yield f"{op.groups} groups must divide each input's channels, and times {op.shuffle} chunks also cout {op.cout}"
     if op.gate == "identity" and (op.cin, op.stride, op.groups, len(op.inputs), op.shuffle) != (op.cout, 1, 1, 1, 1):
         yield "gate identity needs one input, cin equal to cout, stride 1, and neither groups nor shuffle"
-    if op.stride * inputs[0].scale > MAX_SCALE:
-        yield f"a pixel for {op.stride * inputs[0].scale} of the picture: at most {MAX_SCALE}"
+    if op.stride * inputs[0].reduction > MAX_REDUCTION:
+        yield f"a pixel for {op.stride * inputs[0].reduction} of the picture: at most {MAX_REDUCTION}"
 
 
 def _check_weights(program: Program, finite: Mapping[str, Tensor]) -> None:
@@ -181,8 +186,7 @@ def _check_weights(program: Program, finite: Mapping[str, Tensor]) -> None:
         dtype = tensor.dtype if stepped else torch.uint8 if short == "zero" else torch.float32
         if tensor.shape != expected[name] or tensor.dtype != dtype or tensor.layout != torch.strided:
             got = f"{list(tensor.shape)} of {tensor.dtype}, {tensor.layout}"
-            wanted = str(dtype).removeprefix("torch.")
-            raise ParNetError(f"{name} is {got}: expected {list(expected[name])} of {wanted}, dense")
+            raise ParNetError(f"{name} is {got}: expected {list(expected[name])} of {dtype_name(dtype)}, dense")
         binary = short == "step" and f"{owner}.zero" not in weights
         if not (tensor.is_meta or tensor is finite.get(name)) and (wrong := _wrong(short, tensor, binary)):
             raise ParNetError(f"{name} holds {wrong}")
@@ -214,7 +218,7 @@ def _wrong(short: str, tensor: Tensor, binary: bool) -> str | None:
         return None
     least, most = tensor.aminmax()  # in one pass without temporaries; both are NaN where any value is
     if not bool(torch.isfinite(torch.stack((least, most))).all()):
-        return "values that are no finite numbers"
+        return "non-finite values (NaN or inf)"
     if short == "step" and not LEAST_STEP <= float(least) <= float(most) <= MOST_STEP:
         return f"{float(least)} to {float(most)}: a feature's steps are {LEAST_STEP:.1e} to {MOST_STEP:.1e}"
     if binary and bool(torch.frexp(tensor)[0].ne(0.5).any()):

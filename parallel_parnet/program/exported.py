@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from .arithmetic import OPERATIONS, held
+from .arithmetic import OPERATIONS, held, pixel_affine
 from .contract import INPUT
 
 if TYPE_CHECKING:
@@ -20,20 +20,21 @@ EXAMPLE = (2, 2, 3)  # pictures, and multiples of the smallest height and width:
 class ProgramModule(nn.Module):
     """Pictures [N, 3, H, W], normalised, fp32, to the answers, fp32, in the order of `program.answers`.
 
-    scale, shift: [3, 1, 1]; with them pictures are uint8, and normalised first.
+    raw: pictures are uint8, and normalised first.
     """
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, program: Program, affine: tuple[Tensor, Tensor] | None = None) -> None:
+    def __init__(self, program: Program, raw: bool = False) -> None:
         super().__init__()
         self.operations = program.operations
         self.steps = nn.ModuleList(_Step(op, held(program, op)) for op in program.operations)
         self.answers = tuple(program.answers.values())
-        self.raw = affine is not None
-        for name, tensor in zip(("scale", "shift"), affine or ()):
-            self.register_buffer(name, tensor)
+        self.raw = raw
+        if raw:
+            for name, tensor in zip(("scale", "shift"), pixel_affine(program.config, torch.device("cpu")), strict=True):
+                self.register_buffer(name, tensor)
 
     def forward(self, x_nchw: Tensor) -> Tensor | tuple[Tensor, ...]:
         features = {INPUT: x_nchw * self.scale + self.shift if self.raw else x_nchw}
@@ -55,17 +56,17 @@ class _Step(nn.Module):
 
 
 def least_side(program: Program) -> int:
-    """The smallest side of pictures that an exported program takes."""
+    """Return the smallest side of pictures, in pixels, that an exported program takes."""
     m = program.size_multiple
-    return 2 * m if m in program.scales.values() else m
+    return 2 * m if m in program.reductions.values() else m
 
 
-def export(program: Program, affine: tuple[Tensor, Tensor] | None = None) -> ExportedProgram:
-    """For any batch and any size that fits the program, and leaves no feature a single pixel: torch.export takes a size
-    of 1 for a constant. Arguments as of `ProgramModule`."""
+def export(program: Program, raw: bool = False) -> ExportedProgram:
+    """Export `ProgramModule`, for any batch and any size that fits the program and leaves no feature a single pixel:
+    torch.export takes a size of 1 for a constant."""
     m, (n, h, w) = program.size_multiple, EXAMPLE
     least = least_side(program) // m
-    dtype = torch.float32 if affine is None else torch.uint8
+    dtype = torch.uint8 if raw else torch.float32
     picture = torch.zeros(n, 3, h * m, w * m, dtype=dtype, device="cpu")
     sizes = {0: Dim("batch"), 2: m * Dim("rows", min=least), 3: m * Dim("columns", min=least)}
-    return torch.export.export(ProgramModule(program, affine).eval(), (picture,), dynamic_shapes=(sizes,))
+    return torch.export.export(ProgramModule(program, raw).eval(), (picture,), dynamic_shapes=(sizes,))

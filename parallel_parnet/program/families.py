@@ -16,8 +16,8 @@ from .program import INPUT, Operation, Program
 
 
 @with_own_settings
-def arranged(blocks: int, streams: int, width: int, size: int, seed: int = 0) -> Program:
-    """`blocks` RepVGG-SSE blocks of `width` channels at size / 2 pixels, in `streams` chains of equal length.
+def parallel_chains(blocks: int, streams: int, width: int, size: int, seed: int = 0) -> Program:
+    """Make a program of `blocks` RepVGG-SSE blocks, `width` channels at size / 2 pixels, in `streams` equal chains.
 
     Each chain reads one stem block; the classifier reads the averages of all chains. Depth is blocks / streams + 2;
     FLOPs and parameters hardly depend on the arrangement (the classifier has 10 classes). Random weights, scaled so

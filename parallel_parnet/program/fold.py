@@ -15,13 +15,11 @@ from torch import Tensor, nn
 from ..errors import ParNetError
 from ..network.blocks import Fusion, Pair, ParNetBlock
 from ..network.features import FUSED, Backbone
-from ..network.folding import affine, exact, one_kernel
+from ..network.folding import CPU, affine, behind_affine, one_kernel, to_float64
 from ..network.model import ParNet, check_model
 from ..network.variants import Config
 from ..settings import with_own_settings
 from .program import INPUT, Operation, Program
-
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class _Builder:
         assert isinstance(block, ParNetBlock) and isinstance(pair, Pair | None)
         branches, groups, cout, cin = block.block, block.groups, block.cout, block.cin // block.groups
         weight, bias = one_kernel(branches)
-        gate_weight = exact(branches.se.weight).flatten(1)
+        gate_weight = to_float64(branches.se.weight).flatten(1)
         gate_bias = torch.zeros(cout, dtype=torch.float64, device=CPU)
         columns = _columns(groups, cin, cout, *(f.order for f in inputs))
         weight, gate_weight = _select(weight, columns), _select(gate_weight, columns)
@@ -71,12 +69,9 @@ class _Builder:
                 torch.cat([v[f.order].view(groups, -1) for v, f in zip(vectors, inputs, strict=True)], 1)
                 for vectors in zip(*affines, strict=True)
             )
-            rows = torch.arange(cout, device=CPU) // (cout // groups)  # the group of each output channel
-            gate_bias = (gate_weight * shift[rows]).sum(1)
-            gate_weight = gate_weight * scale[rows]
+            gate_weight, gate_bias = behind_affine(gate_weight, scale, shift)
             if pair:
-                weights["border"] = (weight * shift[rows, :, None, None]).sum(1)
-                weight = weight * scale[rows, :, None, None]
+                weight, weights["border"] = behind_affine(weight, scale, shift)
             else:
                 weights |= {"scale": scale[0], "shift": shift[0]}
         level = 1 + max(f.level for f in inputs)
@@ -91,13 +86,13 @@ class _Builder:
 
 @with_own_settings
 def fold(model: ParNet | Backbone, outputs: Sequence[str] | None = None) -> Program:
-    """The program of a model's evaluation mode: fused convolutions and a classifier, on as few levels as can be.
+    """Fold a model, as it is in evaluation mode, into a program: fused convolutions and a classifier, on few levels.
 
     outputs: what to give by name instead of the logits alone: features, by the names in `model.feature_info`
     ("streams.0", ..., "fused"), and "logits"; of a `Backbone` its own where not given. What none needs is left out.
     The model is left as it is. For three streams with 4, 5 and 5 blocks: 22 convolutions on 11 levels, and one more.
     Raises ParNetError for another model, where a block's activation is not the configuration's, a part is none that a
-    ParNet has, or weights become no finite numbers; for outputs that are not there or twice there, and without outputs
+    ParNet has, or weights become non-finite; for outputs that are not there or twice there, and without outputs
     for a model without a classifier.
     """
     model = getattr(model, "_orig_mod", model)  # where torch.compile keeps it
@@ -151,8 +146,8 @@ def _fold(model: ParNet, outputs: Sequence[str] | None) -> Program:
         op = Operation(
             "head.fc", "classifier", "head", None, y.level + 1, (y.name,), fc.in_features, fc.out_features
         )  # fmt: skip
-        bias = torch.zeros(fc.out_features, dtype=torch.float64, device=CPU) if fc.bias is None else exact(fc.bias)
-        b.add(op, {"weight": exact(fc.weight)[:, y.order], "bias": bias})
+        bias = torch.zeros(fc.out_features, dtype=torch.float64, device=CPU) if fc.bias is None else to_float64(fc.bias)
+        b.add(op, {"weight": to_float64(fc.weight)[:, y.order], "bias": bias})
     elif outputs is None or "logits" in outputs:
         raise ParNetError(f"head.fc, of type {type(fc).__name__}, is no Linear: give one, or reset_classifier(0)")
     operations = sorted(b.operations, key=lambda op: op.level)
@@ -176,7 +171,7 @@ def _pruned(
 
 
 def _columns(groups: int, cin: int, cout: int, *orders: Tensor) -> Tensor:
-    """[cout, cin / groups]: which input column of the trained kernel each stored input channel multiplies.
+    """Which input column of the trained kernel each stored input channel multiplies, [cout, cin / groups].
 
     Two inputs were interleaved a0, b0, a1, b1, ... before being cut into groups; each group now reads its part of a,
     then its part of b, both in the order in which they are stored.

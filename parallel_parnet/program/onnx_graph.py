@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from ..errors import ParNetError
-from .arithmetic import shaped
+from .arithmetic import pixel_affine, shaped
 from .contract import INPUT
 
 if TYPE_CHECKING:
     from .program import Operation, Program
 
 OPSET = 17  # which every reader of the last years knows; nothing here needs a later one
-LARGEST = 2**31 - 1  # bytes of a file: protobuf's limit
+MOST_BYTES = 2**31 - 1  # bytes of a file: protobuf's limit
 
 
 @dataclass
@@ -54,27 +55,32 @@ class _Graph:
         return self.node("Concat", name, *(cut[i] for i in order), axis=1)
 
 
-def model_of(program: Program, affine: tuple[Tensor, Tensor] | None = None) -> onnx.ModelProto:
-    """Input "input", fp32 [batch, 3, height, width], normalised; outputs by the names of `program.answers`.
+def model_of(program: Program, raw: bool = False) -> onnx.ModelProto:
+    """Make an ONNX model of a program.
 
-    affine: scale and shift, fp32 [3, 1, 1]; with them the input is uint8, RGB, and normalised first. The model's
-    metadata hold the network's configuration as JSON.
-    Raises ParNetError for a network that fits no ONNX file, and for operators that ONNX lacks.
+    Its input is called "input", fp32 [batch, 3, height, width], normalised; outputs have the names of
+    `program.answers`.
+
+    raw: the input is uint8, RGB, and normalised first. The model's metadata hold the network's configuration as JSON.
+    Raises ParNetError for a quantised program, for a network that fits no ONNX file, and for operators that ONNX lacks.
     """
-    if 4 * program.parameters > LARGEST:
+    if program.quantised:
+        raise ParNetError("a quantised program has no ONNX file here: export the fp32 program that it was made of")
+    if 4 * program.parameters > MOST_BYTES:
         raise ParNetError(f"{program.parameters} parameters: an ONNX file holds 2 GB; torch.export has no such limit")
     graph, x = _Graph(), INPUT
-    if affine is not None:
+    if raw:
+        affine = pixel_affine(program.config, torch.device("cpu"))
         scale, shift = (graph.constant(f"{INPUT}.{n}", v) for n, v in zip(("scale", "shift"), affine, strict=True))
         x = graph.node("Cast", f"{INPUT}/float", x, to=TensorProto.FLOAT)
         x = graph.node("Add", f"{INPUT}/normalised", graph.node("Mul", f"{INPUT}/scaled", x, scale), shift)
     features = {INPUT: x}
     for op in program.operations:
         make = {"conv": _convolution, "maxpool": _maximum, "classifier": _classifier}[op.kind]
-        features[op.name] = make(graph, op, program.of(op), [features[name] for name in op.inputs])
+        features[op.name] = make(graph, op, program.weights_of(op), [features[name] for name in op.inputs])
     for name, feature in program.answers.items():
         graph.node("Identity", name, features[feature])
-    kind = TensorProto.FLOAT if affine is None else TensorProto.UINT8
+    kind = TensorProto.UINT8 if raw else TensorProto.FLOAT
     inputs = [helper.make_tensor_value_info(INPUT, kind, ["batch", 3, "height", "width"])]
     outputs = [_output(program, name, feature) for name, feature in program.answers.items()]
     model = helper.make_model(
@@ -92,7 +98,7 @@ def model_of(program: Program, affine: tuple[Tensor, Tensor] | None = None) -> o
 def _output(program: Program, name: str, feature: str) -> onnx.ValueInfoProto:
     op = program.by_name[feature]
     places = ["height", "width"] if op.kind != "classifier" else []
-    sizes = [f"{side} / {program.scales[feature]}" for side in places]
+    sizes = [f"{side} / {program.reductions[feature]}" for side in places]
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", op.cout, *sizes])
 
 

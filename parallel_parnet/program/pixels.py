@@ -1,4 +1,4 @@
-"""Raw pictures, uint8 0..255: normalised in front of the network, or by its first convolution's own weights."""
+"""Raw pictures, uint8 0..255: normalised by the first convolution's own weights."""
 
 from __future__ import annotations
 
@@ -7,22 +7,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..network.variants import Config
 from ..settings import with_own_settings
 from .arithmetic import normalisation
 from .program import INPUT, Program
 
 
 @with_own_settings
-def normalise(pixels_nchw: Tensor, config: Config) -> Tensor:
-    """uint8 [N, 3, H, W] to fp32, normalised."""
-    scale, shift = (v.float().view(-1, 1, 1) for v in normalisation(config, pixels_nchw.device))
-    return torch.addcmul(shift, pixels_nchw, scale)
-
-
-@with_own_settings
 def fold_pixels(program: Program, dtype: torch.dtype) -> Program:
-    """The program that gives for uint8 pictures what `program` gives for them normalised.
+    """Make the program that gives for uint8 pictures what `program` gives for them normalised.
 
     Padding is black for the kernel, and average for the network: so the shift counts only the taps inside the picture,
     as `border` does. The shift is that of the weights as rounded to `dtype`: rounding them then does no more harm than
@@ -33,7 +25,7 @@ def fold_pixels(program: Program, dtype: torch.dtype) -> Program:
     for op in program.operations:
         if INPUT not in op.inputs:
             continue
-        w = {name: tensor.double() for name, tensor in program.of(op).items() if name not in ("step", "zero")}
+        w = {name: tensor.double() for name, tensor in program.weights_of(op).items() if name not in ("step", "zero")}
         for name in w.keys() & {"weight", "gate_weight"}:
             w[name] = (w[name] * _along(scale, w[name])).to(dtype).double()
         offset = shift / scale

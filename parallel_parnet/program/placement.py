@@ -49,22 +49,18 @@ class Placement:
     coordinator: int = 0
 
     @classmethod
-    def from_streams_per_gpu(cls, program: Program, k: int, lanes: int) -> Placement:
-        """At most `k` of the network's streams on each of `lanes` lanes, in order, fewer on the first.
+    def by_streams(cls, program: Program, lanes: int) -> Placement:
+        """Put the network's streams on so many lanes, in order, as evenly as can be.
 
         The first lane is the coordinator: it also runs fusion and classifier. Each lane recomputes the stem that its
-        streams need. Raises ParNetError where k x lanes does not cover the streams, or a lane would stay empty.
+        streams need. Raises ParNetError for no lane, and for more lanes than streams, of which one would stay empty.
         """
         streams = program.streams
-        if k < 1 or lanes < 1:
-            raise ParNetError(f"{k} streams per GPU on {lanes} lanes: both must be at least 1")
-        if k * lanes < streams:
-            raise ParNetError(
-                f"{lanes} lanes x {k} streams per GPU do not cover {streams} streams: "
-                f"give {-(-streams // k)} lanes or --streams-per-gpu {-(-streams // lanes)}"
-            )
+        if lanes < 1:
+            raise ParNetError(f"{lanes} lanes: there must be at least 1")
         if lanes > streams:
             raise ParNetError(f"{lanes} lanes for {streams} streams: start at most {streams} ranks")
+        # what an even division leaves over goes to the last lanes: the first one also runs fusion and classifier
         lane_of = [lanes - 1 - (streams - 1 - i) * lanes // streams for i in range(streams)]
         where: dict[str, set[int]] = {op.name: set() for op in program.operations}
         for op in reversed(program.operations):
@@ -81,7 +77,7 @@ class Placement:
 
     @classmethod
     def single(cls, program: Program) -> Placement:
-        """Everything on one lane."""
+        """Put everything on one lane."""
         return cls(1, {op.name: (0,) for op in program.operations})
 
     def check(self, program: Program) -> None:
@@ -103,7 +99,7 @@ class Placement:
         return (self.coordinator,) if feature == INPUT else self.where[feature]
 
     def transfers(self, program: Program) -> list[Transfer]:
-        """Every feature that crosses lanes, once for each lane that reads it, in program order."""
+        """List every feature that crosses lanes, once for each lane that reads it, in program order."""
         found: dict[Transfer, None] = {}
         for op in program.operations:
             for lane in self.where[op.name]:
@@ -116,9 +112,10 @@ class Placement:
         return list(found)
 
     def segments(self, program: Program) -> list[Segment]:
-        """The lanes' work, cut where a lane must receive first, or has run a level of which it must send.
+        """Cut the lanes' work where a lane must receive first, or has run a level of which it must send.
 
-        In an order in which one process can run them all: what a segment reads was written by an earlier one.
+        The segments come in an order in which one process can run them all: what a segment reads was written by an
+        earlier one.
         """
         transfers = self.transfers(program)
         sent = {(t.feature, t.source) for t in transfers}
@@ -152,7 +149,7 @@ class Placement:
         return Segment(lane, tuple(run), tuple(reads), tuple(writes))
 
     def describe(self, program: Program) -> list[str]:
-        """Each lane's stages, such as "stem, stream 0, fusion, head"."""
+        """Name each lane's stages, such as "stem, stream 0, fusion, head"."""
         labels: list[dict[str, None]] = [{} for _ in range(self.lanes)]
         for op in program.operations:
             for lane in self.where[op.name]:

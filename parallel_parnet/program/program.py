@@ -1,4 +1,4 @@
-"""The folded network as data: operations on levels, their weights, their cost.
+"""The folded network as data: operations on levels, and their weights.
 
 Nothing here computes a picture; executors do. Shape letters: N batch, C channels, H and W height and width.
 """
@@ -23,9 +23,9 @@ from torch import Tensor
 from ..errors import ParNetError
 from ..files import write_safetensors
 from ..network.variants import Config
-from ..settings import is_wrapped, with_own_settings
-from .arithmetic import normalisation
+from ..settings import with_own_settings
 from .contract import E4M3, INPUT, check
+from .cost import Cost, cost_of, table_of
 from .exported import export
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 FORMAT, DIGEST = "parallel_parnet.program.1", "digest"
-LATER = {"kernel": 3, "residual": False}  # fields of an operation that the first files lack, and what they mean there
+LATER = {"kernel": 3, "residual": False}  # fields added after the first files, with the values implied there
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Operation:
 
     Quantised to fp8, it has no `zero`. With `step` [cout], fp32 powers of two, in the order in which channels are
     stored, its feature is in e4m3 (torch.float8_e4m3fn: 4 bits of exponent, 3 of fraction): of a value v every reader
-    sees step q, where q is v / step, rounded half to even, within -448..448; what is no number stays none. With
+    sees step q, where q is v / step, rounded half to even, within -448..448; NaN stays NaN. With
     `weight_step` [cout], fp32, its `weight` is in e4m3 as well, all its inputs are such features, and conv is
     weight_step times the sum of weight q.
     """
@@ -97,53 +97,20 @@ class Operation:
 
     @property
     def is_ungated(self) -> bool:
-        """Whether it is none that a ParNet has."""
+        """Whether no ParNet has such an operation: one without a gate that is not the classifier."""
         return self.kind != "classifier" and self.gate == "none"
 
     @property
     def described(self) -> dict:
-        """As files and digests have it: what came after the first files is left out where it says nothing, so that
-        programs of before keep their digests."""
+        """The fields that files and digests hold: those of `LATER` only where they differ from the implied value, so
+        that older programs keep their digests."""
         fields = asdict(self)
         return {name: value for name, value in fields.items() if name not in LATER or value != LATER[name]}
 
     @property
     def label(self) -> str:
-        """Its stage as people say it: "stem", "stream 1", "fusion", "head"."""
+        """The stage, with the stream's number: "stem", "stream 1", "fusion", "head"."""
         return self.stage if self.stream is None else f"stream {self.stream}"
-
-
-@dataclass(frozen=True)
-class OperationCost:
-    """flops: 2 per multiply-accumulate. bytes: each input and weight read once, the output written once."""
-
-    name: str
-    label: str
-    level: int
-    flops: int
-    bytes: int
-
-
-@dataclass(frozen=True)
-class Cost:
-    """The cost of each operation at one picture size, batch and storage type, in program order."""
-
-    operations: tuple[OperationCost, ...]
-
-    @property
-    def flops(self) -> int:
-        return sum(row.flops for row in self.operations)
-
-    @property
-    def bytes(self) -> int:
-        return sum(row.bytes for row in self.operations)
-
-    def by(self, field: str) -> dict[int | str, Cost]:
-        """The same per "level" or per "label" (stage and stream), in order of first appearance."""
-        groups: dict[int | str, list[OperationCost]] = {}
-        for row in self.operations:
-            groups.setdefault(getattr(row, field), []).append(row)
-        return {key: Cost(tuple(rows)) for key, rows in groups.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +118,7 @@ class Program:
     """Operations in an order in which they can run, and their weights, on the CPU, as "<operation>.<weight>".
 
     outputs: what it gives, by the names that callers know: operations, or nothing for the logits alone; then the last
-    operation is the classifier, which otherwise may lack.
+    operation is the classifier, which otherwise may be missing.
     Raises ParNetError for what breaks a rule of `Operation` (`contract`).
     """
 
@@ -181,16 +148,16 @@ class Program:
 
     @property
     def streams(self) -> int:
-        """Number of parallel streams."""
+        """The number of parallel streams."""
         return len({op.stream for op in self.operations} - {None})
 
     @property
     def depth(self) -> int:
-        """Number of levels: the steps that no parallel machine can avoid."""
+        """The number of levels: the steps that no parallel machine can avoid."""
         return max(op.level for op in self.operations)
 
     @cached_property
-    def groups(self) -> tuple[tuple[Operation, ...], ...]:
+    def launch_groups(self) -> tuple[tuple[Operation, ...], ...]:
         """Operations that one kernel launch runs side by side: those of one level and kind, level after level."""
         found: dict[tuple[int, str], list[Operation]] = {}
         for op in sorted(self.operations, key=lambda op: op.level):
@@ -199,17 +166,17 @@ class Program:
 
     @property
     def launches(self) -> int:
-        """Kernel launches of a forward pass: 12 for ParNet."""
-        return len(self.groups)
+        """The number of kernel launches of a forward pass: 12 for ParNet."""
+        return len(self.launch_groups)
 
     @property
     def parameters(self) -> int:
-        """Number of values in the weights."""
+        """The number of values in the weights."""
         return sum(t.numel() for t in self.weights.values())
 
     @cached_property
     def steps(self) -> dict[str, tuple[float, int]]:
-        """Step and zero of each feature in uint8, by name."""
+        """Step and zero of each feature that is stored in uint8, by name."""
         names = [op.name for op in self.operations if f"{op.name}.zero" in self.weights]
         return {name: (self.weights[f"{name}.step"].item(), int(self.weights[f"{name}.zero"].item())) for name in names}
 
@@ -222,7 +189,7 @@ class Program:
 
     @property
     def ungated(self) -> bool:
-        """Whether it has operations that no ParNet has, which are not quantised."""
+        """Whether the program has operations that no ParNet has; such programs are not quantised."""
         return any(op.is_ungated for op in self.operations)
 
     @cached_property
@@ -235,14 +202,14 @@ class Program:
             sha.update(tensor.contiguous().view(torch.uint8).numpy().data)
         return sha.hexdigest()
 
-    def of(self, op: Operation) -> dict[str, Tensor]:
-        """The weights of one operation, by their short names."""
+    def weights_of(self, op: Operation) -> dict[str, Tensor]:
+        """Return the weights of one operation by their short names, "weight", "bias", ...; see `Operation`."""
         split = ((name.rpartition("."), tensor) for name, tensor in self.weights.items())
         return {short: tensor for (owner, _, short), tensor in split if owner == op.name}
 
     @cached_property
-    def scales(self) -> dict[str, int]:
-        """Picture pixels per pixel of each feature map, along one side."""
+    def reductions(self) -> dict[str, int]:
+        """Picture pixels per pixel of each feature, along one side: timm's reduction; 1 for the picture, `INPUT`."""
         found = {INPUT: 1}
         for op in self.operations:
             found[op.name] = op.stride * found[op.inputs[0]]
@@ -251,83 +218,58 @@ class Program:
     @cached_property
     def size_multiple(self) -> int:
         """Picture heights and widths must be multiples of this: 32, or more where four streams need it."""
-        return math.lcm(32, max(self.scales.values()))
+        return math.lcm(32, max(self.reductions.values()))
 
     def shape(self, feature: str, n: int, h: int, w: int) -> tuple[int, ...]:
-        """[N, C, H, W] of a feature, or [N, classes] of the logits, for N pictures of h x w pixels."""
+        """Return the shape of a feature [N, C, H, W], or of the logits [N, classes], for N pictures of h x w pixels."""
         if feature == INPUT:
             return (n, 3, h, w)
-        op, scale = self.by_name[feature], self.scales[feature]
-        return (n, op.cout) if op.kind == "classifier" else (n, op.cout, h // scale, w // scale)
+        op, reduction = self.by_name[feature], self.reductions[feature]
+        return (n, op.cout) if op.kind == "classifier" else (n, op.cout, h // reduction, w // reduction)
 
     def cost(self, size: int | None = None, batch: int = 1, itemsize: int = 4) -> Cost:
-        """Cost for `batch` square pictures of `size` pixels (the network's own if None), `itemsize` bytes a value; one
-        byte where it is quantised."""
-        side = picture_side(self, size)
-        rows = []
-        for op in self.operations:
-            weights = self.of(op)
-            moved = sum(t.numel() * min(itemsize, t.itemsize) for t in weights.values())
-            for name in (*op.inputs, op.name):
-                shape = self.shape(name, batch, side, side)
-                moved += math.prod(shape) * (1 if f"{name}.step" in self.weights else itemsize)
-            pixels = math.prod(shape[2:])
-            sizes = {name: tensor.numel() for name, tensor in weights.items()}
-            macs = batch * (pixels * sizes.get("weight", 0) + sizes.get("gate_weight", 0))
-            rows.append(OperationCost(op.name, op.label, op.level, 2 * macs, moved))
-        return Cost(tuple(rows))
+        """Count FLOPs and bytes of each operation for `batch` square pictures of `size` pixels, or the network's own
+        size, with `itemsize` bytes a value, or one where it is quantised. ParNetError for a size that does not fit."""
+        return cost_of(self, size, batch, itemsize)
 
     def table(self, size: int | None = None) -> str:
-        """The program as text, one operation a line, with FLOPs at the given picture size."""
-        cost = {row.name: row for row in self.cost(size).operations}
-        lines = [f"{'level':>5}  {'operation':<17} {'stage':<9} {'reads':<36} {'shape':>14}  {'gate':<8} {'MFLOP':>9}"]
-        for op in sorted(self.operations, key=lambda op: op.level):
-            shape = f"{op.cin}>{op.cout}" + (f" /{op.stride}" if op.stride > 1 else "")
-            shape += f" g{op.groups}" if op.groups > 1 else ""
-            shape += f" {op.kernel}x{op.kernel}" if op.kernel != 3 else ""
-            reads, mflop = " + ".join(op.inputs), cost[op.name].flops / 1e6
-            lines.append(
-                f"{op.level:>5}  {op.name:<17} {op.label:<9} {reads:<36} {shape:>14}  {op.gate:<8} {mflop:>9.1f}"
-            )
-        return "\n".join(lines)
+        """Describe the program, one operation a line, with FLOPs at the given picture size, or the network's own."""
+        return table_of(self, size)
 
     @with_own_settings
     def to_onnx(self, raw: bool = False) -> onnx.ModelProto:
-        """The folded network as an ONNX model, fp32, of standard operators (opset 17); see `onnx_graph.model_of`.
+        """Make the folded network an ONNX model, fp32, of standard operators (opset 17); see `onnx_graph.model_of`.
 
         Input "input" [batch, 3, height, width], normalised, or raw: uint8, RGB; output "logits" [batch, classes], or
         `outputs` by their names. Batch is open, and so are height and width, which have to be multiples of
         `size_multiple`.
         Raises ParNetError where the package onnx is missing, for networks of more than 2 GB, and for quantised ones.
         """
-        if self.quantised:
-            raise ParNetError("a quantised program has no ONNX file here: export the fp32 program that it was made of")
         if importlib.util.find_spec("onnx") is None:
             raise ParNetError("onnx is not installed here: pip install 'parallel_parnet[export]'")
         from .onnx_graph import model_of  # here, since the package is optional
 
-        return model_of(self, self._affine() if raw else None)
+        return model_of(self, raw)
 
     @with_own_settings
     def to_exported_program(self, raw: bool = False) -> ExportedProgram:
-        """The folded network as torch.export has it, for any batch, and any size that leaves no feature a single pixel;
+        """Export the folded network by torch.export, for any batch, and any size that leaves no feature a single pixel;
         `torch.export.save` writes it.
 
-        In fp32, by which a quantised program's numbers are held as well. Pictures and answers as of `to_onnx`; of
-        several answers, a tuple.
+        It computes in fp32, which holds a quantised program's numbers as well. Pictures and answers are those of
+        `to_onnx`; several answers are a tuple.
         """
-        return export(self, self._affine() if raw else None)
-
-    def _affine(self) -> tuple[Tensor, Tensor]:
-        scale, shift = (v.float().view(-1, 1, 1) for v in normalisation(self.config, torch.device("cpu")))
-        return scale, shift
+        return export(self, raw)
 
     def _description(self) -> dict:
         outputs = {"outputs": dict(self.outputs)} if self.outputs else {}
         return {"config": asdict(self.config), "operations": [op.described for op in self.operations], **outputs}
 
     def save(self, path: Path | str, beside: Mapping[str, str] | None = None) -> None:
-        """Write as .safetensors, atomically, the operations as JSON in its metadata, and more metadata beside them."""
+        """Write a .safetensors file, atomically, with the operations as JSON in its metadata. beside: more metadata.
+
+        ParNetError where it cannot be written.
+        """
         # copied, since safetensors refuses tensors that share memory
         tensors = {k: v.clone(memory_format=torch.contiguous_format) for k, v in self.weights.items()}
         metadata = {"format": FORMAT, "program": json.dumps(self._description()), **(beside or {})}
@@ -340,7 +282,8 @@ class Program:
 
     @classmethod
     def read(cls, path: Path | str) -> tuple[Program, dict[str, str]]:
-        """The same, with all the metadata."""
+        """Read what `save` wrote, with all metadata: its own, and what it was given as `beside`. Errors as of
+        `load`."""
         if not os.path.isfile(path):
             raise ParNetError(f"{path}: no such program file")
         try:
@@ -365,33 +308,3 @@ class Program:
     def _seal(self, metadata: Mapping[str, str]) -> str:
         """SHA-256 of all that a file holds beside the seal itself."""
         return hashlib.sha256(json.dumps([self.digest, metadata], sort_keys=True).encode()).hexdigest()
-
-
-def picture_side(program: Program, size: int | None = None) -> int:
-    """`size` pixels, or the network's own where None; ParNetError where such pictures do not fit the program."""
-    side = size or program.config.image_size
-    check_size(program, side, side)
-    return side
-
-
-def check_size(program: Program, h: int, w: int) -> None:
-    """ParNetError where pictures of h x w pixels do not fit the program."""
-    m = program.size_multiple
-    if h < m or w < m or h % m or w % m:
-        raise ParNetError(f"picture size {h} x {w}: height and width must be positive multiples of {m}")
-
-
-def check_input(program: Program, x: Tensor) -> None:
-    """ParNetError where `x` is no batch of pictures, floating point or uint8 [N, 3, H, W], of a size that fits."""
-    if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != 3 or x.shape[0] < 1:
-        got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise ParNetError(f"input {got}: expected a tensor [N, 3, H, W] with N of 1 or more")
-    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.uint8) or x.layout != torch.strided:
-        raise ParNetError(
-            f"input of type {x.dtype}, {x.layout}: expected float32, bfloat16 or float16, normalised, or uint8; dense"
-        )
-    if x.is_neg():  # kernels read memory as it is
-        raise ParNetError("input that torch is to negate when it is read: give its resolve_neg()")
-    if is_wrapped(x):  # computed apart from its transforms, derivatives would be zeros
-        raise ParNetError("input that torch.func has wrapped, whose transforms no engine passes on: leave them out")
-    check_size(program, *x.shape[2:])

@@ -47,7 +47,7 @@ class _Builder:
         return name
 
     def program(self, x: str, width: int, blocks: int, classes: int, size: int) -> Program:
-        """With a classifier of the feature x."""
+        """Put a classifier behind the feature x, and return what was built."""
         op = Operation("fc", "classifier", "head", None, self._level("fc", x), (x,), width, classes)
         self._add(op, self._noise(classes, width) / width**0.5)
         config = Config((width, width), (blocks,), classes, activation="relu", image_size=size)
@@ -74,7 +74,7 @@ class _Builder:
 def resnet(
     counts: Sequence[int], bottleneck: bool, width: int = 64, classes: int = 1000, size: int = 224, seed: int = 0
 ) -> Program:
-    """ResNet of so many blocks at each resolution, the first of `width` channels, 4 times as many with bottlenecks.
+    """Make a ResNet of so many blocks at each resolution, first of `width` channels, 4 times as many with bottlenecks.
 
     A block's projection stands on the level of its first convolution. Levels are the paper's depth, and one for the
     maximum.
@@ -106,7 +106,7 @@ def resnet(
 def repvgg(
     counts: Sequence[int], widths: Sequence[int], groups: int, classes: int = 1000, size: int = 224, seed: int = 0
 ) -> Program:
-    """RepVGG as deployed, of so many convolutions at each of four resolutions behind the first one."""
+    """Make a RepVGG as deployed, of so many convolutions at each of four resolutions behind the first one."""
     b, index = _Builder(seed), 0
     cin = min(64, widths[0])
     x = b.conv("stem", INPUT, 3, cin, 3, 2)
@@ -128,7 +128,7 @@ RIVALS: dict[str, Callable[..., Program]] = {
 
 
 def rival(name: str, seed: int = 0) -> Program:
-    """The network called `name`, with random weights; ParNetError with the known names otherwise."""
+    """Make the network called `name`, with random weights; ParNetError with the known names otherwise."""
     if name not in RIVALS:
         raise ParNetError(f"unknown network {name!r}: choose one of {', '.join(RIVALS)}")
     return RIVALS[name](seed=seed)

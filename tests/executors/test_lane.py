@@ -159,7 +159,7 @@ def run_ranks(
 
 def wandering(lanes: int) -> Placement:
     """Fusion wanders over the lanes, the last has the answer, and the stem is sent."""
-    where = dict(Placement.from_streams_per_gpu(PROGRAM, -(-3 // lanes), lanes).where)
+    where = dict(Placement.by_streams(PROGRAM, lanes).where)
     for op in PROGRAM.operations:
         if op.stage == "stem":
             where[op.name] = (0,)
@@ -172,7 +172,7 @@ def wandering(lanes: int) -> Placement:
 @pytest.mark.parametrize("usual", [True, False])
 def test_passes_are_replayed_with_their_transfers(lanes: int, usual: bool, threads: threading.local) -> None:
     """A graph for each of two places: a count that a capture froze, or one place for both, would mix answers up."""
-    placement = Placement.from_streams_per_gpu(PROGRAM, -(-3 // lanes), lanes) if usual else wandering(lanes)
+    placement = Placement.by_streams(PROGRAM, lanes) if usual else wandering(lanes)
     torch.manual_seed(lanes)
     small, large = (
         [torch.randn(n, 3, side, side, device=CPU) for _ in range(count)] for n, side, count in ((1, 32, 7), (2, 64, 3))
@@ -264,7 +264,7 @@ def test_ranks_of_nccl_meet_before_they_receive(lanes: int, captured: bool, monk
         isend=lambda tensor, target, group: group[0].send(tensor, group[1]),
         irecv=lambda tensor, source, group, tag: group[0].receive(tensor, group[1]),
     ))  # fmt: skip
-    placement = Placement.from_streams_per_gpu(PROGRAM, -(-3 // lanes), lanes)
+    placement = Placement.by_streams(PROGRAM, lanes)
     transfers = placement.transfers(PROGRAM)
     made = [Communicator() for _ in range(len(transfers) + 1)]  # and of what goes by gloo
     pictures = [torch.randn(1, 3, 32, 32, device=CPU) for _ in range(3)]
@@ -368,7 +368,7 @@ def test_nothing_is_dropped_that_a_device_may_use(captured: bool, monkeypatch: p
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: bool(capturing))
     for module in (local, lanes):
         monkeypatch.setattr(module, "synchroniser", lambda device: lambda: waited.append(device))
-    placement = Placement.from_streams_per_gpu(PROGRAM, 2, 2)
+    placement = Placement.by_streams(PROGRAM, 2)
     devices = [torch.device("cpu", 0), torch.device("cpu", 1)]  # whose tensors are all torch's "cpu"
     made = TorchBackend("eager", PROGRAM, placement.segments(PROGRAM), devices, torch.float32)
     executor = local.LocalExecutor(placement, devices, made, peers=lambda writer, reader: False)

@@ -16,7 +16,7 @@ from parallel_parnet.executors import native_algorithm
 from parallel_parnet.executors.native_plan import NativePlan
 from parallel_parnet.executors.segment import SegmentModule
 from parallel_parnet.kernels.cpu import native
-from parallel_parnet.program.families import arranged
+from parallel_parnet.program.families import parallel_chains
 from parallel_parnet.program.placement import Segment
 from parallel_parnet.program.rivals import resnet
 from plans import borders_are_zeros, plan_of, poison, reference
@@ -128,7 +128,7 @@ def test_pictures_of_any_strides() -> None:
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_a_profile_is_of_the_kernels(lanes: int) -> None:
     """Each operation in a span of its own; together they are the pass."""
-    placement = Placement.from_streams_per_gpu(PROGRAM, 3 // lanes, lanes)
+    placement = Placement.by_streams(PROGRAM, lanes)
     engine, x = Engine(PROGRAM, placement, "cpu", executor="native"), torch.randn(1, 3, 32, 64)
     expected = engine(x)
     plans = [r._compiled for r in engine._executors[False].kept(x.shape).bindings._runners.values()]
@@ -170,7 +170,7 @@ def test_values_out_of_the_ordinary(activation: str) -> None:
 
 def test_the_gate_of_what_is_far_below_zero_is_shut() -> None:
     """-1e38 times the smallest gate that the exponential's limit would leave is -1.6."""
-    made = arranged(4, 2, 8, 32)
+    made = parallel_chains(4, 2, 8, 32)
     for name, value in (("streams.0.0.bias", -1e38), ("streams.0.0.gate_bias", -100.0), ("streams.0.0.shift", 1e38)):
         weights = dict(made.weights) | {name: torch.full((8,), value)}
         if "shift" in name:
@@ -183,7 +183,7 @@ def test_the_gate_of_what_is_far_below_zero_is_shut() -> None:
 @pytest.mark.parametrize("value", [3.4e38, 1e38, 1e5, -1e5, -1e38, -3.4e38])
 def test_gates_of_any_number(value: float) -> None:
     """Near fp32's largest, what an exponential takes apart is infinite."""
-    made = arranged(4, 2, 8, 32)
+    made = parallel_chains(4, 2, 8, 32)
     weights = dict(made.weights) | {"streams.0.0.gate_bias": torch.full((8,), value)}
     program, x = Program(made.config, made.operations, weights), torch.randn(1, 3, 32, 32)
     assert relative(plan_of(program, x.shape)(x)[0], reference(program, x)) < 1e-5
@@ -191,7 +191,7 @@ def test_gates_of_any_number(value: float) -> None:
 
 def test_weights_whose_sums_leave_the_range() -> None:
     """Winograd adds up to nine of them before it multiplies; a direct convolution multiplies first."""
-    made = arranged(4, 2, 8, 32)
+    made = parallel_chains(4, 2, 8, 32)
     weights = dict(made.weights) | {"streams.0.0.weight": torch.full((8, 8, 3, 3), 2e38)}
     weights |= {f"streams.0.0.{name}": torch.zeros(8) for name in ("bias", "scale", "shift")}
     weights["stem.weight"] = made.weights["stem.weight"] * 1e-36
@@ -216,5 +216,5 @@ def test_weights_are_packed_once_for_all_shapes() -> None:
 
 @pytest.mark.parametrize("streams", [1, 2, 3, 8, 24])
 def test_a_classifier_of_any_number_of_features(streams: int) -> None:
-    program, x = arranged(24, streams, 16, 32), torch.randn(2, 3, 32, 64)
+    program, x = parallel_chains(24, streams, 16, 32), torch.randn(2, 3, 32, 64)
     assert relative(plan_of(program, x.shape, threads=2)(x)[0], reference(program, x)) < 1e-5

@@ -117,7 +117,7 @@ def test_int8_has_the_same_bits_for_any_number_of_threads_and_lanes() -> None:
     first = plan_of(made, x.shape)(x)[0]
     for threads in (2, 3, 8):
         assert torch.equal(plan_of(made, x.shape, threads)(x)[0], first)
-    placement = Placement.from_streams_per_gpu(made, 1, 3)
+    placement = Placement.by_streams(made, 3)
     assert torch.equal(Engine(made, placement, "cpu", executor="native")(x), first)
 
 

@@ -86,7 +86,7 @@ def test_raw_pictures_and_half_precision(dtype: torch.dtype) -> None:
 
 def test_in_a_graph() -> None:
     """Forked, joined and replayed, with a stand-in for CUDA."""
-    placement = Placement.from_streams_per_gpu(WHOLE, 1, 3)
+    placement = Placement.by_streams(WHOLE, 3)
     backend = TorchBackend("eager", WHOLE, placement.segments(WHOLE), [CPU] * 3, torch.float32)
     executor = GraphExecutor("cuda_streams", LocalExecutor(placement, [CPU] * 3, backend, RandomQueues(1)), graph)
     for x in (X, X.flip(0)):

@@ -66,7 +66,7 @@ def test_no_placement_races(data: st.DataObject, lanes: int) -> None:
 
 @pytest.mark.parametrize("lanes", [2, 3])
 def test_every_event_of_the_usual_placements_is_needed(lanes: int) -> None:
-    placement = Placement.from_streams_per_gpu(PROGRAM, -(-3 // lanes), lanes)
+    placement = Placement.by_streams(PROGRAM, lanes)
     segments = placement.segments(PROGRAM)
     steps = fork_and_join(segments)
     waits = [step for step in steps if isinstance(step, Wait)]
@@ -90,7 +90,7 @@ def test_any_order_that_the_events_allow_gives_the_answer(data: st.DataObject, l
 
 def test_without_events_some_order_fails() -> None:
     """The test above would see a missing event."""
-    placement = Placement.from_streams_per_gpu(PROGRAM, 1, 3)
+    placement = Placement.by_streams(PROGRAM, 3)
 
     def fails(seed: int) -> bool:
         try:
@@ -104,7 +104,7 @@ def test_without_events_some_order_fails() -> None:
 @pytest.mark.parametrize("backend", ["eager", *(name for name in OPTIONAL if name == "native")])
 def test_several_devices(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What another device reads is copied there once, in the queues of both; a profile waits for each lane's own."""
-    placement = Placement.from_streams_per_gpu(PROGRAM, 1, 3)
+    placement = Placement.by_streams(PROGRAM, 3)
     devices = [torch.device("cpu", lane) for lane in range(3)]  # whose tensors are all torch's "cpu"
     made = TorchBackend(backend, PROGRAM, placement.segments(PROGRAM), devices, torch.float32)
     between: list[tuple[int, int]] = []
@@ -128,7 +128,7 @@ def test_several_devices(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_features_are_written_where_the_device_lets_them() -> None:
     """And copied where it does not, as all that is read in several places."""
-    placement = Placement.from_streams_per_gpu(PROGRAM, 1, 3)
+    placement = Placement.by_streams(PROGRAM, 3)
     devices = [torch.device("cpu", lane) for lane in range(3)]
     made = TorchBackend("eager", PROGRAM, placement.segments(PROGRAM), devices, torch.float32)
     made.in_place = True  # as Triton's kernels are
@@ -142,9 +142,7 @@ def test_features_are_written_where_the_device_lets_them() -> None:
 
 def test_in_a_graph() -> None:
     """Forked, joined and replayed; a profile is of the pass and not of the graph."""
-    executor = GraphExecutor(
-        "cuda_streams", lanes(Placement.from_streams_per_gpu(PROGRAM, 1, 3), RandomQueues(1)), graph
-    )
+    executor = GraphExecutor("cuda_streams", lanes(Placement.by_streams(PROGRAM, 3), RandomQueues(1)), graph)
     for x in (X, X.flip(0), 2 * X):
         assert relative(executor(x), Engine(PROGRAM, device="cpu", executor="reference")(x)) < 1e-5
     assert [len(lane.spans) for lane in executor.profile(X)] == [11, 8, 9]

@@ -33,7 +33,9 @@ def test_one_launch_per_level(name):
     side = max(CONFIGS[name].image_size, program.size_multiple)
     launches = whole(program, (1, side, side), torch.float16, META, TABLE).launches
     assert len(launches) == program.launches == program.depth
-    assert [len(group) for group in program.groups[:-1]] == [len(launch.arguments[0]) for launch in launches[:-1]]
+    assert [len(group) for group in program.launch_groups[:-1]] == [
+        len(launch.arguments[0]) for launch in launches[:-1]
+    ]
     if name in ("parnet_s", "parnet_m", "parnet_l", "parnet_xl"):
         assert program.launches == 12
 
@@ -45,7 +47,7 @@ def test_a_lane_launches_once_a_level(name, lanes):
     side = program.config.image_size
     alone = whole(program, (1, side, side), torch.float16, META, TABLE)
     tiles = {op: cut.tile for op, cut in alone.cuts.items()}
-    placement = Placement.from_streams_per_gpu(program, -(-3 // lanes), lanes)
+    placement = Placement.by_streams(program, lanes)
     segments = placement.segments(program)
     backend = TritonBackend(program, segments, [META] * lanes, torch.float16, table=TABLE)
     launched = []

@@ -19,10 +19,10 @@ from parallel_parnet import Engine, ParNetError, Program, fold, quantize
 from parallel_parnet.int8 import samples
 from parallel_parnet.int8.calibration import Calibration
 from parallel_parnet.int8.errors import errors, errors_alone
-from parallel_parnet.int8.kernels import in_int8, multiplied
+from parallel_parnet.int8.kernels import in_int8, quantisable_operations
 from parallel_parnet.int8.quantize import calibrate
 from parallel_parnet.int8.ranges import Range, best, between, squared_error
-from parallel_parnet.program.families import arranged
+from parallel_parnet.program.families import parallel_chains
 from small import SMALL, lively, relative
 
 EXACT = fold(lively(SMALL, 6))
@@ -136,7 +136,7 @@ def test_outputs_stay() -> None:
 def test_what_each_operation_costs() -> None:
     x = torch.randn(8, 3, 64, 64)
     alone = errors_alone(EXACT, partial(in_int8, EXACT, RANGES), x)
-    assert list(alone) == [op.name for op in multiplied(EXACT)]
+    assert list(alone) == [op.name for op in quantisable_operations(EXACT)]
     everything = errors({"": PROGRAM}, EXACT, x.split(3))[""]
     assert min(alone.values()) > 0 and max(alone.values()) / 2 < everything < sum(alone.values())  # some cancel
     logits = [Engine(p, device="cpu", executor="reference")(x) for p in (PROGRAM, EXACT)]
@@ -148,9 +148,9 @@ def test_what_each_operation_costs() -> None:
     [
         (lambda: quantize(PROGRAM, PICTURES), "quantised already"),
         (lambda: quantize(EXACT, []), "no pictures for calibration"),
-        (lambda: quantize(EXACT, torch.full((1, 3, 64, 64), torch.nan)), "no finite numbers"),
-        (lambda: quantize(EXACT, [PICTURES, torch.full((1, 3, 64, 64), torch.inf)]), "no finite numbers"),
-        (lambda: quantize(EXACT, torch.full((1, 3, 64, 64), 1e38)), "feature '.*' .* no finite numbers"),
+        (lambda: quantize(EXACT, torch.full((1, 3, 64, 64), torch.nan)), "non-finite"),
+        (lambda: quantize(EXACT, [PICTURES, torch.full((1, 3, 64, 64), torch.inf)]), "non-finite"),
+        (lambda: quantize(EXACT, torch.full((1, 3, 64, 64), 1e38)), "feature '.*' .* non-finite"),
         (lambda: quantize(EXACT, PICTURES[0]), r"give a tensor \[N, 3, H, W\]"),
         (lambda: quantize(EXACT, PICTURES[:0]), r"expected a tensor \[N, 3, H, W\]"),
         (lambda: quantize(EXACT, PICTURES[..., :63]), "multiples of 32"),
@@ -229,6 +229,6 @@ def test_settings_of_the_caller(setting: Any) -> None:
 
 def test_deep_programs() -> None:
     """Many features, one reader each: memory and time by feature."""
-    exact = arranged(24, 3, 8, 32)
+    exact = parallel_chains(24, 3, 8, 32)
     program = quantize(exact, torch.randn(4, 3, 32, 32))
     assert errors({"": program}, exact, torch.randn(4, 3, 32, 32))[""] < 0.2

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from parallel_parnet import ParNetBlock, ParNetError
-from small import relative
+from parallel_parnet import VARIANTS, ParNet, ParNetBlock, ParNetError, create_model, fold_blocks, list_models
+from parallel_parnet.network.folding import FoldedBlock
+from small import SMALL, lively, relative
 
 
 @torch.no_grad()
@@ -92,3 +93,31 @@ def test_it_trains() -> None:
 def test_refusals(arguments: tuple, message: str) -> None:
     with pytest.raises(ParNetError, match=message):
         ParNetBlock(*arguments)
+
+
+def test_all_blocks_of_a_network_are_folded() -> None:
+    """Also one that stands twice, which stays one; the network keeps its own."""
+    block = lively_block(8, 8, 1, 1, "silu")
+    network = nn.Sequential(lively_block(3, 8, 2, 1, "silu"), nn.Sequential(block, block), nn.Flatten()).train()
+    x = torch.randn(2, 3, 16, 16)
+    folded = fold_blocks(network)
+    assert network.training and isinstance(network[0], ParNetBlock) and not folded.training
+    assert [type(m) for m in (folded[0], *folded[1])] == [FoldedBlock] * 3 and folded[1][0] is folded[1][1]
+    with torch.no_grad():
+        assert relative(folded(x), network.eval()(x)) < 1e-5
+
+
+def test_a_block_or_a_whole_network_is_a_network() -> None:
+    block, x = lively_block(8, 8, 1, 2, "relu"), torch.randn(1, 8, 4, 6)
+    assert isinstance(fold_blocks(block), FoldedBlock) and torch.equal(fold_blocks(block)(x), block.fold()(x))
+    model, x = lively(SMALL, 0), torch.randn(1, 3, 32, 64)
+    folded = fold_blocks(model)
+    assert isinstance(folded, ParNet) and not any(isinstance(m, nn.BatchNorm2d) for m in folded.streams.modules())
+    with torch.no_grad():
+        assert relative(folded(x), model(x)) < 1e-5
+
+
+def test_models_are_listed_by_name() -> None:
+    assert "parnet_s" in list_models()
+    with torch.device("meta"):
+        assert all(create_model(name).config == VARIANTS[name] for name in list_models())

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from parallel_parnet import ParNetError, Placement, Program, create_model, fold
 from parallel_parnet.planning.costs import H200, LINKS, NVLINK_POINTS, Costs, Device, Link, Measured, Roofline
 from parallel_parnet.planning.explain import explain
-from parallel_parnet.planning.planner import Bounds, Run, Schedule, schedule
-from parallel_parnet.planning.search import Answer
+from parallel_parnet.planning.planner import Bounds, Launched, Schedule, schedule
+from parallel_parnet.planning.search import Plans
 from parallel_parnet.program.program import INPUT, Operation
 from small import SMALL, conv, weightless
 
@@ -54,7 +54,8 @@ def sent(result: Schedule) -> dict[str, tuple[float, float]]:
 
 def path(result: Schedule) -> list[str]:
     return [
-        "+".join(x.operations) if isinstance(x, Run) else f"send {x.transfer.feature}" for x in result.critical_path
+        "+".join(x.operations) if isinstance(x, Launched) else f"send {x.transfer.feature}"
+        for x in result.critical_path
     ]
 
 
@@ -77,7 +78,7 @@ def test_two_lanes_and_what_the_answer_waits_for() -> None:
     assert sent(result) == {"a>1": (2, 3), "c>0": (7, 8)}
     assert (result.makespan, result.idle(0), result.idle(1)) == (9, 3, 5)
     assert path(result) == ["a", "send a", "c", "send c", "d"]
-    assert explain(Answer(result, None), "air").splitlines() == [
+    assert explain(Plans(result, None), "air").splitlines() == [
         "2 lanes over air: 9.0 s, 1.11x over one lane; transferring a and c is on the critical path (22% of it).",
         "No placement on 2 lane(s) can beat 7.0 s, the longest path through the network.",
     ]
@@ -161,7 +162,7 @@ def test_lanes_that_share_one_processor() -> None:
 def test_the_first_level_of_parnet_on_three_lanes() -> None:
     """Each lane recomputes its stem; all operations take 1, all transfers 10; pictures leave one after the other."""
     ones = Costs(dict.fromkeys(PARNET.by_name, 1.0), dict.fromkeys([INPUT, *PARNET.by_name], 10.0))
-    result = schedule(PARNET, Placement.from_streams_per_gpu(PARNET, 1, 3), ones)
+    result = schedule(PARNET, Placement.by_streams(PARNET, 3), ones)
     # lane 2 has the picture at 20, four of stem and five blocks end at 29, the feature arrives at 39, then three more
     assert result.makespan == 42
     assert path(result)[:2] == ["send input", "send input"]
@@ -237,7 +238,7 @@ def test_features_as_answers_are_waited_for_to_the_last() -> None:
     numbers = dict.fromkeys([INPUT, *features.by_name], 1.0)
     first = features.answers["streams.0"]
     late = Costs({**numbers, first: 90.0}, numbers)
-    result = schedule(features, Placement.from_streams_per_gpu(features, 1, 3), late)
+    result = schedule(features, Placement.by_streams(features, 3), late)
     assert result.makespan == max(run.end for run in (*result.runs, *result.transfers)) > 90
 
 

@@ -123,7 +123,7 @@ def test_two_streams_on_two_lanes(data: st.DataObject, program: Program) -> None
 def test_parnet_is_never_slower_than_by_streams(lanes: int) -> None:
     for link in LINKS.values():
         costs = Costs.of(XL, H200, link, itemsize=2)
-        by_streams = Placement.from_streams_per_gpu(XL, -(-3 // lanes), lanes)
+        by_streams = Placement.by_streams(XL, lanes)
         answer = search(XL, costs, lanes, exactly=True)
         answer.best.placement.check(XL)
         assert answer.best.placement.lanes == lanes

@@ -11,7 +11,9 @@ import torch
 
 from conftest import ROOT, TracedRun
 from parallel_parnet import Engine, fold, load_checkpoint
-from parallel_parnet.profiling.colours import COLOURS
+from parallel_parnet.commands.drawing import HATCHES
+from parallel_parnet.network.variants import MAX_STREAMS
+from parallel_parnet.profiling.colours import COLOURS, PALE
 from parallel_parnet.profiling.ranges import CAPTURED, DOMAIN, Ranges, category
 from parallel_parnet.profiling.spans import REQUEST, SENDS, kind_of, span
 from parallel_parnet.profiling.traced import PASSES
@@ -83,6 +85,11 @@ def test_nsight_has_the_reports_colours(name: str, kind: str, label: str) -> Non
     assert category(name, labels) == (kind, label)
     if kind in ("operation", "level", "stream", "fusion"):  # which the report colours by their label
         assert kind_of(name, labels)[1] == label
+
+
+def test_every_stage_and_stream_has_a_colour() -> None:
+    streams = {f"stream {i}" for i in range(MAX_STREAMS)}
+    assert COLOURS.keys() == PALE.keys() == HATCHES.keys() == {"stem", *streams, "fusion", "head"}
 
 
 def test_when_no_tool_listens_a_range_is_a_branch() -> None:

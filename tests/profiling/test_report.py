@@ -76,7 +76,7 @@ def test_the_prediction_is_the_planners(content: dict, timeline: Timeline, progr
     }
     link = Link.read(ROOT / "results" / "links-gloo-loopback.json")
     costs = Costs.of(program, Measured("", fastest, ""), link)
-    placement = Placement.from_streams_per_gpu(program, 1, 3)
+    placement = Placement.by_streams(program, 3)
     expected = schedule(program, placement, costs, timeline.about["cores"])
     assert content["panels"][1]["predicted"]["makespan"] == pytest.approx(expected.makespan, rel=1e-3)
     assert len(content["panels"][1]["predicted"]["runs"]) == len(expected.runs)

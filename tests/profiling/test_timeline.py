@@ -29,13 +29,14 @@ from parallel_parnet import Engine, Placement, Program, fold, quantize
 from parallel_parnet.commands import tracing
 from parallel_parnet.commands.plan.measured import find_link
 from parallel_parnet.planning.costs import Costs
-from parallel_parnet.planning.planner import Run, Schedule, schedule
+from parallel_parnet.planning.planner import Launched, Schedule, schedule
 from parallel_parnet.profiling import clocks, trace_format
 from parallel_parnet.profiling.critical import COMPUTING, critical_path, lane_times, overlap
 from parallel_parnet.profiling.device import ANCHOR, device_spans, drop_anchors, kernels_into
 from parallel_parnet.profiling.spans import REQUEST, Recorder, Span
 from parallel_parnet.profiling.timeline import APART, REAL, Operations, Timeline
 from parallel_parnet.profiling.traced import PASSES, traced
+from parallel_parnet.program.contract import dtype_name
 from parallel_parnet.program.program import INPUT
 from small import SMALL, lively
 
@@ -194,7 +195,7 @@ def test_a_skewed_clock_is_measured_and_taken_out() -> None:
     assert abs(clock.offset - ahead) <= clock.uncertainty < 5e-3
     assert not clock.shared
     program = fold(lively(SMALL, 1))
-    known = Operations.of(program, Placement.from_streams_per_gpu(program, 2, 2))
+    known = Operations.of(program, Placement.by_streams(program, 2))
     spans = [Recorder(spans=[Span(REQUEST, 1.0, 2.0)]), Recorder(spans=[Span(REQUEST, 1.2 + ahead, 1.7 + ahead)])]
     merged = Timeline.of(known, {}, [clocks.Clock(), clock], spans, [])
     assert merged.bars[1].start == pytest.approx(1.2, abs=clock.uncertainty + 1e-9)
@@ -216,7 +217,7 @@ def planned(seed: int) -> Schedule:
     """The planner's schedule of a random program under a random placement, with random costs."""
     draw = random.Random(seed)
     program: Program = fold(lively(SMALL, seed))
-    placement = Placement.from_streams_per_gpu(program, 1, 3)
+    placement = Placement.by_streams(program, 3)
     work = {op.name: draw.uniform(0.1, 1.0) for op in program.operations}
     transfer = {name: draw.uniform(0.1, 2.0) for name in (INPUT, *work)}
     return schedule(program, placement, Costs(work, transfer))
@@ -252,7 +253,7 @@ def test_the_critical_path_is_the_planners(seed: int) -> None:
     assert one.seconds == pytest.approx(plan.makespan)
     assert sum(step.seconds for step in path) == pytest.approx(plan.makespan)
     assert all(a.end == pytest.approx(b.start) for a, b in pairwise(path))
-    expected = [run.operations[0] for run in plan.critical_path if isinstance(run, Run)]
+    expected = [run.operations[0] for run in plan.critical_path if isinstance(run, Launched)]
     assert [step.bar.name for step in path if step.kind == COMPUTING and step.bar] == expected
     for lane, times in enumerate(lane_times(one)):
         computing = sum(run.end - run.start for run in plan.lane(lane))
@@ -287,7 +288,7 @@ def test_the_floor_of_a_quantised_program_is_in_the_type_beside_it(monkeypatch: 
     for dtype in (torch.float32, torch.bfloat16):
         monkeypatch.setattr(engine, "dtype", dtype)
         floor = tracing.merged(engine, x, *passes).about["floor"]["of"]
-        assert floor.endswith(f"whose FLOP/s are those of {tracing.words(dtype)}")
+        assert floor.endswith(f"whose FLOP/s are those of {dtype_name(dtype)}")
 
 
 def test_the_profilers_clock_is_tied_to_ours() -> None:

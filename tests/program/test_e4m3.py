@@ -24,7 +24,7 @@ BROKEN: list[tuple[dict[str, Tensor | None], str]] = [
     ({f"{OP}.weight": WEIGHT.float()}, f"'{OP}': a weight in int8 or e4m3 has a weight_step"),
     ({f"{OP}.weight": WEIGHT.to(torch.float8_e5m2)}, f"'{OP}': a weight in int8 or e4m3 has a weight_step"),
     ({f"{OP}.weight": WEIGHT.float().to(torch.int8)}, f"'{OP}': its weight is int8, and .* is not in uint8"),
-    ({f"{OP}.weight": torch.full_like(WEIGHT, torch.nan)}, "weight holds values that are no finite numbers"),
+    ({f"{OP}.weight": torch.full_like(WEIGHT, torch.nan)}, "weight holds non-finite"),
     ({"streams.0.0.zero": ZERO}, "those in e4m3 a step: a program has one or the other"),
     ({f"{name}.zero": ZERO for name in PROGRAM.by_name if f"{name}.step" in PROGRAM.weights}
      | {f"{name}.step": torch.ones(1) for name in PROGRAM.by_name if f"{name}.step" in PROGRAM.weights},

@@ -16,7 +16,7 @@ PROGRAM = fold(lively(SMALL, 9))
 
 def test_save_and_load(tmp_path: Path) -> None:
     path, x = tmp_path / "e.safetensors", torch.randn(1, 3, 64, 32)
-    placement = Placement.from_streams_per_gpu(PROGRAM, 2, 2)
+    placement = Placement.by_streams(PROGRAM, 2)
     engine = Engine(PROGRAM, placement, "cpu", torch.bfloat16, "eager")
     engine.save(path)
     loaded = Engine.load(path)

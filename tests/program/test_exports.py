@@ -86,7 +86,7 @@ def test_torch_export() -> None:
 
 @installed("onnx")
 def test_what_no_file_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("parallel_parnet.program.onnx_graph.LARGEST", 1000)
+    monkeypatch.setattr("parallel_parnet.program.onnx_graph.MOST_BYTES", 1000)
     with pytest.raises(ParNetError, match="an ONNX file holds 2 GB"):
         PROGRAM.to_onnx()
 

@@ -37,7 +37,7 @@ def pictures(*shape: int) -> Tensor:
 @pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize("lanes", [1, 2, 3])
 def test_every_executor_and_lane(executor: str, lanes: int) -> None:
-    placement = Placement.from_streams_per_gpu(PROGRAM, -(-3 // lanes), lanes)
+    placement = Placement.by_streams(PROGRAM, lanes)
     engine = Engine(PROGRAM, placement, CPU, executor=executor)
     for shape in ((3, 3, 64, 32), (1, 3, 32, 32)):
         x = pictures(*shape)

@@ -19,7 +19,7 @@ EXPECTED = Engine(PROGRAM, executor="reference")(INPUT)
 
 
 def test_a_stream_per_lane() -> None:
-    placement = Placement.from_streams_per_gpu(PROGRAM, 1, 3)
+    placement = Placement.by_streams(PROGRAM, 3)
     assert placement.describe(PROGRAM) == ["stem, stream 0, fusion, head", "stem, stream 1", "stem, stream 2"]
     crossing = {(t.feature, t.source, t.target) for t in placement.transfers(PROGRAM)}
     assert crossing == {("input", 0, 1), ("input", 0, 2), ("streams.1.4", 1, 0), ("streams.2.4", 2, 0)}
@@ -28,40 +28,31 @@ def test_a_stream_per_lane() -> None:
 
 
 def test_the_coordinator_gets_the_fewest_streams() -> None:
-    placement = Placement.from_streams_per_gpu(PROGRAM, 2, 2)
+    placement = Placement.by_streams(PROGRAM, 2)
     assert placement.describe(PROGRAM) == ["stem, stream 0, fusion, head", "stem, stream 1, stream 2"]
 
 
 def test_one_lane_has_no_transfers() -> None:
-    placement = Placement.from_streams_per_gpu(PROGRAM, 3, 1)
+    placement = Placement.by_streams(PROGRAM, 1)
     assert placement.transfers(PROGRAM) == []
     assert len(placement.segments(PROGRAM)) == 1
 
 
-@pytest.mark.parametrize(
-    ("k", "lanes", "message"),
-    [
-        (1, 2, "do not cover 3 streams: give 3 lanes or --streams-per-gpu 2"),
-        (2, 1, "do not cover"),
-        (1, 4, "at most 3 ranks"),
-        (0, 3, "at least 1"),
-        (1, 0, "at least 1"),
-    ],
-)
-def test_impossible_requests(k: int, lanes: int, message: str) -> None:
+@pytest.mark.parametrize(("lanes", "message"), [(4, "at most 3 ranks"), (0, "at least 1"), (-1, "at least 1")])
+def test_impossible_requests(lanes: int, message: str) -> None:
     with pytest.raises(ParNetError, match=message):
-        Placement.from_streams_per_gpu(PROGRAM, k, lanes)
+        Placement.by_streams(PROGRAM, lanes)
 
 
 @pytest.mark.parametrize("streams", [1, 2, 3, 4])
 def test_any_number_of_streams(streams: int) -> None:
     program = fold(create_model(Config((8,) * streams + (16,), blocks=(2,) * streams)))
     for lanes in range(1, streams + 1):
-        for k in range(-(-streams // lanes), streams + 1):
-            placement = Placement.from_streams_per_gpu(program, k, lanes)
-            placement.check(program)
-            on = [[op for op in program.operations if lane in placement.where[op.name]] for lane in range(lanes)]
-            assert all(1 <= len({op.stream for op in ops} - {None}) <= k for ops in on)
+        placement = Placement.by_streams(program, lanes)
+        placement.check(program)
+        on = [[op for op in program.operations if lane in placement.where[op.name]] for lane in range(lanes)]
+        counts = [len({op.stream for op in ops} - {None}) for ops in on]
+        assert counts == sorted(counts) and 1 <= counts[0] <= counts[-1] == -(-streams // lanes)
 
 
 def test_faulty_placements() -> None:

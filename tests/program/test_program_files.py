@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fuzz.generators import Forged
 from parallel_parnet import Config, Engine, ParNetError, Program, fold
-from parallel_parnet.program.families import arranged
+from parallel_parnet.program.families import parallel_chains
 from small import SMALL, lively
 
 PROGRAM = fold(lively(SMALL, 4))
@@ -58,8 +58,8 @@ def drop_head(program: Forged) -> None:
         (set_weights(gate_weight=torch.zeros(8, 1)), r"gate_weight is \[8, 1\]"),
         (set_weights(scale=None), "'streams.0.1.scale' among them"),
         (set_weights(weight=torch.zeros(8, 8, 3, 3).double()), "of torch.float64"),
-        (set_weights(weight=torch.full((8, 8, 3, 3), torch.nan)), "no finite numbers"),
-        (set_weights(shift=torch.tensor([*[0.0] * 7, torch.inf])), "shift holds values that are no finite"),
+        (set_weights(weight=torch.full((8, 8, 3, 3), torch.nan)), "non-finite"),
+        (set_weights(shift=torch.tensor([*[0.0] * 7, torch.inf])), "shift holds non-finite"),
         (add_tensor, "1 tensors belong to no operation, 'streams.0.weight' among them"),
         (drop_head, "the last operation must be a classifier"),
         (set_fields("streams.0.1", activation="selu"), "activation 'selu': choose one of silu, relu"),
@@ -110,14 +110,14 @@ def test_what_a_program_must_be(change: Callable[[Forged], None], message: str, 
 
 
 def test_programs_made_in_python_are_held_to_the_same() -> None:
-    program = arranged(4, 2, 8, 32)
+    program = parallel_chains(4, 2, 8, 32)
     for name, change in {"gate": "other", "shuffle": 2**63, "cout": 9, "stride": 2}.items():
         operations = [replace(op, **{name: change}) if op.name == "streams.0.1" else op for op in program.operations]
         with pytest.raises(ParNetError, match="operation "):
             Program(program.config, tuple(operations), program.weights)
     model = lively(SMALL, 0)
     model.inits[0][0].block.rbr_dense.bn.running_var.fill_(-1.0)  # type: ignore[index, union-attr]
-    with pytest.raises(ParNetError, match=r"inits\.0\.0\..* holds values that are no finite"):
+    with pytest.raises(ParNetError, match=r"inits\.0\.0\..* holds non-finite"):
         fold(model)
 
 
@@ -141,7 +141,7 @@ def test_weights_that_share_memory_are_saved(tmp_path: Path) -> None:
 
 
 def test_as_deep_as_one_likes() -> None:
-    assert arranged(1500, 1, 1, 32).size_multiple == 32, "no recursion over levels"
+    assert parallel_chains(1500, 1, 1, 32).size_multiple == 32, "no recursion over levels"
 
 
 @pytest.mark.parametrize(

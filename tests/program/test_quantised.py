@@ -19,9 +19,9 @@ from parallel_parnet import Config, Engine, ParNetError, Placement, Program, fol
 from parallel_parnet.executors.available import choose, for_cpu
 from parallel_parnet.int8.errors import errors
 from parallel_parnet.parity import tolerance_quantised
-from parallel_parnet.program.arithmetic import quantised
+from parallel_parnet.program.arithmetic import pixel_affine, quantised
 from parallel_parnet.program.contract import E4M3, INPUT, MOST_SUMMED
-from parallel_parnet.program.pixels import fold_pixels, normalise
+from parallel_parnet.program.pixels import fold_pixels
 from parallel_parnet.program.program import Operation
 from program.test_fold import configs
 from small import OPTIONAL, SMALL, lively, relative
@@ -60,7 +60,7 @@ BROKEN: list[tuple[dict[str, Tensor | None], str]] = [
     ({"streams.0.0.step": -torch.ones(1)}, "step holds -1.0 to -1.0: a feature's steps are"),
     ({"streams.0.0.step": torch.full((1,), 1e-39)}, "step holds 1.0.*e-39 to 1.0.*: a feature's steps are"),
     ({"streams.0.0.step": torch.full((1,), 1e37)}, "step holds 9.9.*e.36 to 9.9.*: a feature's steps are"),
-    ({"streams.0.0.step": torch.full((1,), torch.nan)}, "step holds values that are no finite numbers"),
+    ({"streams.0.0.step": torch.full((1,), torch.nan)}, "step holds non-finite"),
     ({"streams.0.0.zero": torch.zeros(1)}, r"zero is \[1\] of torch.float32, .* expected \[1\] of uint8"),
     ({"streams.0.0.zero": torch.zeros(1, dtype=torch.int8)}, "zero is .* expected .* of uint8"),
     ({"streams.0.0.zero": torch.zeros(8, dtype=torch.uint8)}, r"zero is \[8\]"),
@@ -69,7 +69,7 @@ BROKEN: list[tuple[dict[str, Tensor | None], str]] = [
     ({f"{OP}.weight": WEIGHT[:4]}, r"weight is \[4, 8, 3, 3\] of torch.int8"),
     ({f"{OP}.weight_step": torch.ones(1)}, r"weight_step is \[1\]"),
     ({f"{OP}.weight_step": torch.zeros(8)}, "weight_step holds 0.0: steps are positive"),
-    ({f"{OP}.weight_step": torch.full((8,), torch.inf)}, "weight_step holds values that are no finite"),
+    ({f"{OP}.weight_step": torch.full((8,), torch.inf)}, "weight_step holds non-finite"),
     ({f"{OP}.bias": torch.zeros(8, dtype=torch.int8)}, "bias is .* expected .* of float32"),
 ]  # fmt: skip
 
@@ -178,7 +178,7 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 def expected_of(program: Program, op: Operation, inputs: list[np.ndarray]) -> np.ndarray:
     """What leaves the activation, and the shuffle, in float64: integers multiplied as int64, and fp8's numbers as they
     are stored. inputs: as readers see them."""
-    w = {name: tensor.double().numpy() for name, tensor in program.of(op).items()}
+    w = {name: tensor.double().numpy() for name, tensor in program.weights_of(op).items()}
     groups = op.groups
 
     def joined(parts: list[np.ndarray]) -> np.ndarray:
@@ -273,7 +273,7 @@ def test_every_operation_of_any_program(
         got = features[op.name].double().numpy()
         inputs = [features[name].double().numpy() for name in op.inputs]
         value = expected_of(program, op, inputs)
-        weights = {name: tensor.double().numpy() for name, tensor in program.of(op).items()}
+        weights = {name: tensor.double().numpy() for name, tensor in program.weights_of(op).items()}
         if "step" in weights:
             (assert_nearest_int8 if to == torch.int8 else assert_nearest_e4m3)(got, value, weights)
         else:  # sums that cancel, or are far below zero, keep what fp32 rounded off their parts
@@ -313,7 +313,8 @@ def test_any_placement(data: st.DataObject, lanes: int) -> None:
 @each_type
 def test_raw_pictures(to: torch.dtype) -> None:
     program, x = PROGRAMS[to], torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8)
-    plain = normalise(x, program.config)
+    scale, shift = pixel_affine(program.config, x.device)
+    plain = x * scale + shift
     limit = tolerance_quantised(errors({"": program}, EXACT, plain)[""])
     for executor in ("reference", "eager"):
         engine = Engine(program, device="cpu", executor=executor)

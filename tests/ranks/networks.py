@@ -23,7 +23,7 @@ from small import SMALL, lively, relative
 
 def placements(program: Program, lanes: int) -> dict[str, Placement]:
     """The usual one; and one where fusion wanders over the lanes, the last answers, and the stem is transferred."""
-    usual = Placement.from_streams_per_gpu(program, -(-3 // lanes), lanes)
+    usual = Placement.by_streams(program, lanes)
     if lanes == 1:
         return {"usual": usual}
     where = dict(usual.where)

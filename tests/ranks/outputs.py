@@ -22,7 +22,7 @@ def work(seed: int, ranks: Ranks) -> list[dict]:
     rows = []
     for names in (tuple(model.feature_info.module_name()), ("streams.2", "logits")):
         program = fold(model, outputs=names)
-        placement = Placement.from_streams_per_gpu(program, 1, program.streams)
+        placement = Placement.by_streams(program, program.streams)
         placement = Placement(ranks.world, placement.where, coordinator=0)
         for executor in ("eager", OPTIONAL[0] if OPTIONAL else "reference"):
             alone = Engine(program, Placement.single(program), CPU, executor=executor)

@@ -27,7 +27,8 @@ from rich.console import Console
 
 from parallel_parnet import ParNetError, fold
 from parallel_parnet.files import as_json, write_atomically
-from parallel_parnet.program.program import picture_side
+from parallel_parnet.program.contract import dtype_name
+from parallel_parnet.program.inputs import picture_side
 
 from ..common import (
     DEMO_MODEL,
@@ -43,7 +44,6 @@ from ..common import (
     plain_console,
     positive,
     typed,
-    words,
 )
 from ..common import table as make_table
 from ..gpu.device import exact_fp32, require_gpu
@@ -116,8 +116,8 @@ def header_of(args: argparse.Namespace, model: str, size: int, device: torch.dev
     """What a reader must know to make the numbers again."""
     dtype = PRECISIONS[args.dtype]
     return {
-        "model": model, "size": size, "batch_size": args.batch_size, "dtype": words(dtype), "machine": machine(device),
-        "threads": threads, "runs": args.runs, "warm_up": args.warmup,
+        "model": model, "size": size, "batch_size": args.batch_size, "dtype": dtype_name(dtype),
+        "machine": machine(device), "threads": threads, "runs": args.runs, "warm_up": args.warmup,
         "budget_s": args.budget if args.budget < float("inf") else None, "pictures": PICTURES, "isolated": False,
         **describe(device), "command": typed(),
         "possible": possible(device, dtype),

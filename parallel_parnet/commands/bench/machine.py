@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from parallel_parnet.executors.backends import isa, lacking
+from parallel_parnet.program.contract import dtype_name
 
-from ..common import words
 from ..gpu.device import machine as gpu_machine
 from ..gpu.device import measure_rates
 from ..processes import commit
@@ -84,7 +84,7 @@ def rates(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
 
 def possible(device: torch.device, dtype: torch.dtype) -> dict[str, dict[str, float]]:
     """Rates by type: of `dtype`, and of fp32, which some contenders compute in whatever is asked for."""
-    return {words(kind): rates(device, kind) for kind in dict.fromkeys((torch.float32, dtype))}
+    return {dtype_name(kind): rates(device, kind) for kind in dict.fromkeys((torch.float32, dtype))}
 
 
 def _best(work: Callable[[], object]) -> float:

@@ -6,8 +6,8 @@ import torch
 
 from parallel_parnet import Engine, ParNetError, quantize
 from parallel_parnet.executors.available import EXECUTORS, choose
+from parallel_parnet.program.contract import dtype_name
 
-from ..common import words
 from .peer_torch import emulated
 from .subject import Contender, Runner, Subject, on_device
 
@@ -45,5 +45,5 @@ def _build(subject: Subject, name: str) -> Runner:
     plain = f"executor {name}, {subject.threads} thread(s)" if subject.device.type == "cpu" else name
     settings = next(iter(chosen), plain)
     is_emulated = engine.arithmetic == subject.dtype and emulated(subject)
-    arithmetic = words(engine.arithmetic) + (", emulated" if is_emulated else "")
+    arithmetic = dtype_name(engine.arithmetic) + (", emulated" if is_emulated else "")
     return Runner(engine, settings, arithmetic, wait=on_device(subject))

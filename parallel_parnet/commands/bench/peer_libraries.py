@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from parallel_parnet import ParNetError
 from parallel_parnet.executors.graph import capture
+from parallel_parnet.program.contract import dtype_name
 
-from ..common import words
 from .peer_torch import InType
 from .subject import Contender, Runner, Subject, on_device
 
@@ -53,7 +53,7 @@ def _openvino(subject: Subject, network: nn.Module | None) -> Runner:
     hint = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}[subject.dtype]
     source = "convert_model(network)" if network else "read_model(file)"
     runner = openvino_runner(openvino_model(subject, network), subject, source, {"INFERENCE_PRECISION_HINT": hint})
-    asked = words(subject.dtype)
+    asked = dtype_name(subject.dtype)
     if runner.arithmetic not in (asked, "float32"):  # fp16, on a CPU that has instructions for bf16 alone
         raise ParNetError(f"computes in {runner.arithmetic} here, asked for {asked}")
     return runner
@@ -156,7 +156,7 @@ def _onnxruntime_cuda(subject: Subject, network: nn.Module, ort: ModuleType) -> 
         session.run_with_iobinding(binding)
         return logits
 
-    return Runner(call, f"{provider}, bound buffers", words(subject.dtype), wait=on_device(subject), events=False)
+    return Runner(call, f"{provider}, bound buffers", dtype_name(subject.dtype), wait=on_device(subject), events=False)
 
 
 def _tensorrt(subject: Subject, network: nn.Module) -> Runner:
@@ -193,7 +193,7 @@ def _tensorrt(subject: Subject, network: nn.Module) -> Runner:
         return logits
 
     settings = "ONNX parser, strongly typed, builder_optimization_level=5, TF32 off, CUDA graph"
-    return Runner(call, settings, words(subject.dtype), wait=on_device(subject))
+    return Runner(call, settings, dtype_name(subject.dtype), wait=on_device(subject))
 
 
 def exported(subject: Subject) -> bytes:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from parallel_parnet import ParNetError
 from parallel_parnet.executors.backends import has_bf16
 from parallel_parnet.executors.graph import capture
+from parallel_parnet.program.contract import dtype_name
 
-from ..common import words
 from .subject import Contender, Runner, Subject, on_device
 
 FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -50,12 +50,14 @@ def emulated(subject: Subject) -> bool:
 
 
 def _runner(subject: Subject, call: Callable[[Tensor], Tensor], settings: str) -> Runner:
-    arithmetic = words(subject.dtype) + (", emulated" if emulated(subject) else "")
+    arithmetic = dtype_name(subject.dtype) + (", emulated" if emulated(subject) else "")
     return Runner(torch.inference_mode()(call), settings, arithmetic, wait=on_device(subject))
 
 
 def _eager(subject: Subject, network: nn.Module, layout: str) -> Runner:
-    return _runner(subject, InType(network, subject, layout), f"inference_mode, {layout}, .to({words(subject.dtype)})")
+    return _runner(
+        subject, InType(network, subject, layout), f"inference_mode, {layout}, .to({dtype_name(subject.dtype)})"
+    )
 
 
 def _compiled(subject: Subject, network: nn.Module) -> Runner:

@@ -11,7 +11,7 @@ from rich.console import Console
 from parallel_parnet import create_model, fold
 from parallel_parnet.program.rivals import rival
 
-from ..common import settle
+from ..common import fit_norms
 from ..sections import table
 from .fused import fuse
 from .measure import COMPARED, Settings, bars, contenders, set_up_all, time_all
@@ -67,7 +67,7 @@ def subject_of(name: str, device: torch.device, dtype: torch.dtype, threads: int
         network, program = PEERS[name]().eval().requires_grad_(False), rival(name)
         network.load_state_dict(dict(program.weights))
         return Subject(name, network, network, program, SIZE, 1, device, dtype, threads)
-    model = settle(create_model(name)).requires_grad_(False)
+    model = fit_norms(create_model(name)).requires_grad_(False)
     return Subject(name, model, fuse(model), fold(model), SIZE, 1, device, dtype, threads)
 
 

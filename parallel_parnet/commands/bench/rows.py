@@ -13,8 +13,9 @@ from rich.console import Console
 
 from parallel_parnet import ParNetError
 from parallel_parnet.files import write_csv, write_json
+from parallel_parnet.program.contract import dtype_name
 
-from ..common import slug, words
+from ..common import slug
 from ..common import table as make_table
 from .proof import limit
 from .running import Entry
@@ -52,7 +53,7 @@ def row_of(entry: Entry, possible: Mapping[str, Mapping[str, float]], clocks: Se
         **timm_columns(subject, latency["median"]),
         "contender": entry.name,
         "ours": entry.contender.ours,
-        "dtype": words(subject.dtype),
+        "dtype": dtype_name(subject.dtype),
         "arithmetic": runner.arithmetic,
         "settings": runner.settings,
         "error": entry.error,

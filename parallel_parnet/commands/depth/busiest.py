@@ -23,7 +23,7 @@ def busiest(program: Program, size: int, batch: int, lanes: int) -> Busiest:
     """Of a program's levels on so many lanes, where each lane takes the largest operation that is left."""
     costs = {row.name: row.flops / 1e9 for row in program.cost(size, batch).operations}
     steps, work = 0, 0.0
-    for group in program.groups:
+    for group in program.launch_groups:
         shares = [(0.0, 0)] * min(lanes, len(group))
         for cost in sorted((costs[op.name] for op in group), reverse=True):
             least = shares.index(min(shares))

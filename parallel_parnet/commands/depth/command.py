@@ -25,10 +25,11 @@ from parallel_parnet.executors.backends import lacking
 from parallel_parnet.executors.distributed import sources_digest
 from parallel_parnet.files import as_json, check_writable, write_csv, write_json
 from parallel_parnet.planning.costs import Link
+from parallel_parnet.program.contract import dtype_name
 
 from ..bench.machine import describe
 from ..bench.measure import bars
-from ..common import DTYPES, RESULTS, Parser, check_folder, machine, plain_console, slug, words
+from ..common import DTYPES, RESULTS, Parser, check_folder, machine, plain_console, slug
 from ..plan.measured import find_link
 from ..ranks import Ranks
 from .busiest import busiest
@@ -141,7 +142,7 @@ def main() -> int:
     link = find_link("loopback" if device.type == "cpu" else "nvlink")
     about = describe(device)
     header = {
-        "machine": machine(device), "dtype": words(dtype), "threads": threads,
+        "machine": machine(device), "dtype": dtype_name(dtype), "threads": threads,
         "torch": torch.__version__, "quick": args.quick, "link": link.name, "date": time.strftime("%Y-%m-%d"),
         "sources_digest": sources_digest()[:16], **{k: about[k] for k in ("cpu", "isa", "commit") if k in about},
     }  # fmt: skip

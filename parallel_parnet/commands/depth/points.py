@@ -11,7 +11,7 @@ import torch
 
 from parallel_parnet import Config, Program, create_model, fold
 from parallel_parnet.network.variants import variant
-from parallel_parnet.program.families import arranged
+from parallel_parnet.program.families import parallel_chains
 from parallel_parnet.program.rivals import rival
 
 from ..bench.poster import QUOTED
@@ -34,7 +34,7 @@ class Point:
 
 def _arranged(group: str, blocks: int, streams: int, width: int, size: int = 32, batch: int = 1) -> Point:
     name, depth = f"{blocks} blocks of {width} in {streams}", blocks // streams + 2
-    return Point(group, name, lambda: arranged(blocks, streams, width, size), depth, streams, size, batch)
+    return Point(group, name, lambda: parallel_chains(blocks, streams, width, size), depth, streams, size, batch)
 
 
 def _parnet(group: str, name: str, size: int) -> Point:

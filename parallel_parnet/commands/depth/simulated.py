@@ -15,6 +15,6 @@ FREE = Link("free", 0.0, float("inf"), "transfers cost nothing: what the streams
 
 def lane_per_stream(program: Program, point: Point, alone: Mapping[str, float], link: Link = FREE) -> float:
     """Seconds from picture to logits, each stream on a lane of its own, from seconds of each operation alone."""
-    placement = Placement.from_streams_per_gpu(program, 1, point.streams)
+    placement = Placement.by_streams(program, point.streams)
     device = Measured("this device", alone, "operations measured one by one, in eager mode")
     return schedule(program, placement, Costs.of(program, device, link, point.size, point.batch)).makespan

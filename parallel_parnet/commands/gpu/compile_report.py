@@ -27,7 +27,7 @@ from parallel_parnet.executors.triton_backend import geometry, multiplied, whole
 from parallel_parnet.files import check_writable, write_atomically, write_json
 from parallel_parnet.kernels.gpu.compiled import Resources, read, resources, stand_in
 from parallel_parnet.kernels.gpu.config import CONFIGS, HOPPER, Table, bindings, tuned_name
-from parallel_parnet.kernels.gpu.model import Costs, Prediction, predict
+from parallel_parnet.kernels.gpu.model import LevelCosts, Prediction, predict
 from parallel_parnet.kernels.gpu.rates import H200
 from parallel_parnet.kernels.gpu.samples import without_values
 from parallel_parnet.kernels.hopper import plan as warpgroups
@@ -118,7 +118,7 @@ def compile_network(name: str, program: Program, console: Console) -> list[Row]:
     table = Table.load(HOPPER)
     plan = whole(program, (1, SIZE, SIZE), DTYPE, torch.device("meta"), table)
     models = []
-    for group in (group for group in program.groups if group[0].kind == "conv"):
+    for group in (group for group in program.launch_groups if group[0].kind == "conv"):
         level, dtype = [plan.cuts[op.name].shape for op in group], multiplied(program, group[0], DTYPE)
         models.append(predict(level, 1, dtype, table.level(level, 1, dtype), table.rates))
     costs = program.cost(SIZE, itemsize=DTYPE.itemsize).by("level")
@@ -136,7 +136,7 @@ def compile_for_warpgroups(program: Program) -> list[Row]:
     """Every launch of a network that the kernel for warpgroups takes on an H200."""
     table = Table.load(HOPPER, H200.gpu, warpgroups=True)
     costs, found = program.cost(SIZE, itemsize=DTYPE.itemsize).by("level"), []
-    for group, (number, cost) in zip(program.groups, costs.items(), strict=True):
+    for group, (number, cost) in zip(program.launch_groups, costs.items(), strict=True):
         level = Level(tuple(geometry(program, op, SIZE, SIZE) for op in group if op.kind == "conv"), 1, DTYPE)
         if tiles := table.of_warpgroups(level.shapes, 1, DTYPE):
             made = source([without_values(conv) for conv in operands(level, tiles, 0, "cpu")])
@@ -219,7 +219,7 @@ def main() -> int:
             size=SIZE, major=HOPPER[0], minor=HOPPER[1], torch=torch.__version__.partition("+")[0],
             triton=triton.__version__, flops=H200.flops / 1e12, bytes=H200.bytes / 1e12,
             warpgroups=introduction_to_warpgroups() if at_hand else "",
-            processors=H200.multiprocessors, l2=Costs().l2 / 1e12, memory=Table.load(HOPPER).rates.bytes / 1e12,
+            processors=H200.multiprocessors, l2=LevelCosts().l2 / 1e12, memory=Table.load(HOPPER).rates.bytes / 1e12,
         )
     ]  # fmt: skip
     if not at_hand:

@@ -91,7 +91,7 @@ def levels_of(program: Program, n: int, dtype: torch.dtype, cache: int = 0) -> l
     """The levels of convolutions of a program at its own picture size, each shape once. cache: bytes of L2; networks
     that fit are timed warm."""
     side, cold = program.config.image_size, footprint(program, n, dtype) > cache
-    groups = [group for group in program.groups if group[0].kind == "conv"]
+    groups = [group for group in program.launch_groups if group[0].kind == "conv"]
     found = [Level(tuple(geometry(program, op, side, side) for op in group), n, dtype, cold) for group in groups]
     return list({level.key: level for level in found}.values())
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from parallel_parnet.kernels.gpu.rates import Rates
+from parallel_parnet.program.contract import dtype_name
 
-from ..common import DTYPES, words
+from ..common import DTYPES
 from .device import machine, measure_rates
 from .journal import Values
 from .precompile import Target
@@ -36,7 +37,7 @@ def target_of(work: Work) -> Target:
 
 def rates_of(work: Work, dtype: torch.dtype) -> Rates:
     """As the first step measured them; measured again where that did not run."""
-    found = work.journal.rows("machine").get(f"rates, {words(dtype)}", {})
+    found = work.journal.rows("machine").get(f"rates, {dtype_name(dtype)}", {})
     return Rates(**found) if found and "fault" not in found else measure_rates(work.device, dtype)
 
 

@@ -11,14 +11,14 @@ from parallel_parnet import Engine, Placement, Program, fold
 from parallel_parnet.executors.triton_backend import TritonSegment, whole
 from parallel_parnet.kernels.gpu.config import Table
 
-from ..common import settle
+from ..common import fit_norms
 from .scope import model
 
 
 @lru_cache(maxsize=1)
 def network(name: str, device: torch.device) -> tuple[Program, Engine]:
     """The program and its reference on the device; of the last name alone, for the sake of memory."""
-    program = fold(settle(model(name)))
+    program = fold(fit_norms(model(name)))
     return program, Engine(program, Placement.single(program), device, executor="reference")
 
 

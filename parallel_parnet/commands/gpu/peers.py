@@ -9,13 +9,14 @@ from rich.console import Console
 
 from parallel_parnet import fold
 from parallel_parnet.planning.costs import LINKS
-from parallel_parnet.program.families import arranged
+from parallel_parnet.program.contract import dtype_name
+from parallel_parnet.program.families import parallel_chains
 
 from ..bench.fused import fuse
 from ..bench.measure import Settings
 from ..bench.poster import QUOTED, Quoted, measure_poster, subject_of, ways_of
 from ..bench.subject import Subject
-from ..common import settle, words
+from ..common import fit_norms
 from ..depth.command import measure_group
 from ..depth.points import Point, points
 from .journal import Values
@@ -37,7 +38,7 @@ def check_poster(work: Work) -> Values:
         ways = _interpreted if dry else lambda subject: [way for way in ways_of(subject) if way != COMPILED]
         settings = Settings(runs=2, least=2, warm_up=1) if dry else Settings(budget=work.left / 3)
         rates = rates_of(work, DTYPE)
-        possible = {words(DTYPE): {"flop_per_s": rates.flops, "bytes_per_s": rates.bytes}}
+        possible = {dtype_name(DTYPE): {"flop_per_s": rates.flops, "bytes_per_s": rates.bytes}}
         result = measure_poster({"possible": possible}, make, settings, Console(quiet=True), ways, quoted)
         for row in result["rows"]:
             clock = "CUDA events" if row["device_ms"] else "the host's clock"
@@ -53,7 +54,7 @@ def check_poster(work: Work) -> Values:
 
 def check_depth(work: Work) -> Values:
     """The quick selection of the families of `launch/latency_vs_depth.py`, a row for each."""
-    dry = {"dry": [Point("dry", "one block", lambda: arranged(1, 1, 8, 32), 3, 1, 32)]}
+    dry = {"dry": [Point("dry", "one block", lambda: parallel_chains(1, 1, 8, 32), 3, 1, 32)]}
     groups = dry if work.scope.note else points(quick=True)
     rows = [work.row(name, partial(_family, work, group), seconds=3) for name, group in groups.items()]
     return verdict(rows)
@@ -64,7 +65,7 @@ def _family(work: Work, group: list[Point]) -> Values:
 
 
 def _narrow(name: str, device: torch.device, dtype: torch.dtype, threads: int) -> Subject:
-    network = settle(model(name)).requires_grad_(False)
+    network = fit_norms(model(name)).requires_grad_(False)
     size = network.config.image_size
     return Subject(name, network, fuse(network), fold(network), size, 1, device, dtype, threads)
 

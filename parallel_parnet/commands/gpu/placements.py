@@ -14,8 +14,9 @@ from torch import Tensor
 
 from parallel_parnet import Engine, Placement, Program
 from parallel_parnet.parity import LIMIT, relative
+from parallel_parnet.program.contract import dtype_name
 
-from ..common import DEMO_MODEL, words
+from ..common import DEMO_MODEL
 from ..processes import command, environment, run_within
 from .journal import Values
 from .networks import network, picture
@@ -70,7 +71,7 @@ def _auto(work: Work, name: str) -> Values:
 
 def engines(program: Program, device: torch.device, executors: tuple[str, ...]) -> dict[str, Engine]:
     """Of each executor, on one lane and on a lane for each stream."""
-    placements = {1: Placement.single(program), 3: Placement.from_streams_per_gpu(program, 1, program.streams)}
+    placements = {1: Placement.single(program), 3: Placement.by_streams(program, program.streams)}
     return {
         f"{executor}, {lanes} lane(s)": Engine(program, placement, device, DTYPE, executor)
         for lanes, placement in placements.items()
@@ -114,7 +115,7 @@ def of_ranks(work: Work, name: str) -> Values:
 
 def infer(ranks: int, file: Path, deadline: float, network: str, device: str, executor: str) -> dict:
     """What launch/infer.py writes, or how it failed."""
-    line = [*command("infer", ranks), "--model", network, "--device", device, "--dtype", words(DTYPE)]
+    line = [*command("infer", ranks), "--model", network, "--device", device, "--dtype", dtype_name(DTYPE)]
     line += ["--executor", executor, "--transport", "gloo", "--json", str(file)]
     line += ["--streams-per-gpu", str(-(-3 // ranks)), "--threads", "1"]  # on which random weights' last bits depend
     status, _, errors = run_within(line, max(1.0, deadline - time.monotonic()), environment())

@@ -24,7 +24,7 @@ from parallel_parnet import Program, fold
 from parallel_parnet.cores import cores
 from parallel_parnet.executors.triton_backend import whole
 from parallel_parnet.int8.e4m3 import in_fp8
-from parallel_parnet.int8.kernels import multiplied, read
+from parallel_parnet.int8.kernels import input_features, quantisable_operations
 from parallel_parnet.kernels.gpu.compiled import stand_in
 from parallel_parnet.kernels.gpu.config import HALF, Table, bindings
 from parallel_parnet.kernels.gpu.convolution import E4M3, Convolution
@@ -110,7 +110,7 @@ def shapes_of(variant: str) -> Program:
 
 def shapes_in_fp8(program: Program) -> Program:
     """A program without values, quantised to fp8."""
-    names = read(multiplied(program))
+    names = input_features(quantisable_operations(program))
     return in_fp8(program, {name: torch.ones(program.by_name[name].cout, device="meta") for name in names})
 
 

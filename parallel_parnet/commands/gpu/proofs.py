@@ -19,9 +19,9 @@ from parallel_parnet.executors.triton_backend import TritonSegment
 from parallel_parnet.kernels.gpu import twins
 from parallel_parnet.kernels.gpu.classifier import Averaged, classifier
 from parallel_parnet.parity import LIMIT, relative, tolerance
-from parallel_parnet.program.pixels import normalise
+from parallel_parnet.program.arithmetic import pixel_affine
+from parallel_parnet.program.contract import dtype_name
 
-from ..common import words
 from ..processes import environment, module, run_within
 from .journal import Values
 from .machines import target_of
@@ -64,7 +64,9 @@ def check_kernels(work: Work) -> Values:
 def check_networks(work: Work) -> Values:
     """Every variant, type and batch against the reference executor in fp32, and no further from it than torch."""
     cases = sorted(network_cases(work.scope), key=lambda case: case.variant)  # of which one is kept in memory
-    rows = [work.row(f"{case.variant} {words(case.dtype)} n{case.n}", partial(_logits, case, work)) for case in cases]
+    rows = [
+        work.row(f"{case.variant} {dtype_name(case.dtype)} n{case.n}", partial(_logits, case, work)) for case in cases
+    ]
     return _within_tolerance(rows)
 
 
@@ -74,7 +76,8 @@ def check_executors(work: Work) -> Values:
     executors = ON_GPUS if work.device.type == "cuda" else ("triton",)
     rows = [
         work.row(
-            f"{name} {words(dtype)} {executor}, {lanes} lane(s)", partial(_used, work, name, dtype, executor, lanes)
+            f"{name} {dtype_name(dtype)} {executor}, {lanes} lane(s)",
+            partial(_used, work, name, dtype, executor, lanes),
         )
         for name, dtype, executor, lanes in product(work.scope.used, halves, executors, work.scope.lanes)
     ]
@@ -139,7 +142,7 @@ def _logits(case: NetworkCase, work: Work) -> Values:
 
 def _used(work: Work, name: str, dtype: torch.dtype, executor: str, lanes: int) -> Values:
     program, reference = network(name, work.device)
-    placement = Placement.from_streams_per_gpu(program, 3 // lanes, lanes)
+    placement = Placement.by_streams(program, lanes)
     return {"network": name, "lanes": lanes, **use(Engine(program, placement, work.device, dtype, executor), reference)}
 
 
@@ -161,7 +164,7 @@ def compare(case: NetworkCase, executor: Run, eager: Run, reference: Run, device
     error, of_torch = (relative(torch.cat([run(x) for x in inputs]), expected) for run in (executor, eager))
     return {
         "network": case.variant,
-        "dtype": words(case.dtype),
+        "dtype": dtype_name(case.dtype),
         "n": case.n,
         "error": error,
         "error_of_torch": of_torch,
@@ -184,10 +187,11 @@ def use(engine: Engine, reference: Run) -> dict:
     of_raw = [engine(x) for x in raw]
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    pairs = (answers, pictures), (of_raw, [normalise(x, config) for x in raw])
+    scale, shift = pixel_affine(config, device)
+    pairs = (answers, pictures), (of_raw, [x * scale + shift for x in raw])
     return {
         "executor": engine.executor,
-        "dtype": words(engine.dtype),
+        "dtype": dtype_name(engine.dtype),
         "error": max(relative(torch.cat(got), torch.cat([reference(x) for x in given])) for got, given in pairs),
         "tolerance": LIMIT[engine.dtype],
         "right": all(map(torch.equal, answers, (first, filled, elsewhere))),
@@ -225,7 +229,7 @@ def _classifier(device: torch.device) -> dict:
 
 
 def kernel_name(case: KernelCase) -> str:
-    return f"{case.kind} {words(case.dtype)} {case.tile}"
+    return f"{case.kind} {dtype_name(case.dtype)} {case.tile}"
 
 
 if __name__ == "__main__":  # the small run that compute-sanitizer watches

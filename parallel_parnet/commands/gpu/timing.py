@@ -12,8 +12,9 @@ from parallel_parnet.executors.graph import capture
 from parallel_parnet.executors.segment import SegmentModule
 from parallel_parnet.executors.triton_backend import TritonSegment
 from parallel_parnet.kernels.gpu.rates import Rates
+from parallel_parnet.program.contract import dtype_name
 
-from ..common import DTYPES, words
+from ..common import DTYPES
 from .device import event_times, in_a_graph, quantiles
 from .journal import Values
 from .machines import RATED, rates_of
@@ -39,7 +40,7 @@ def check_timings(work: Work) -> Values:
 def check_inductor(work: Work) -> Values:
     """torch.compile at its best beside a CUDA graph of the grouped launches, on the smallest network."""
     variant = work.scope.decisive[0]
-    return verdict([work.row(f"{variant} {words(DTYPE)}", partial(_beside_inductor, work, variant))])
+    return verdict([work.row(f"{variant} {dtype_name(DTYPE)}", partial(_beside_inductor, work, variant))])
 
 
 def _timed(work: Work, variant: str, name: str) -> Values:
@@ -67,7 +68,7 @@ def _beside_inductor(work: Work, variant: str) -> Values:
     compiled = torch.compile(exported, fullgraph=True, dynamic=False, **way)
     with torch.inference_mode():
         ways = {"grouped": capture(lambda: run(plan, x), device)[1], "max-autotune": lambda: compiled(storage)}
-        return {"network": variant, "dtype": words(DTYPE), "us": interleaved(ways, work.scope.rounds)}
+        return {"network": variant, "dtype": dtype_name(DTYPE), "us": interleaved(ways, work.scope.rounds)}
 
 
 def contenders(

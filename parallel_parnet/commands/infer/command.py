@@ -38,7 +38,7 @@ from rich.console import Console
 from parallel_parnet import Engine, ParNetError, ParNetWarning, Program, fold
 from parallel_parnet.files import check_writable, write_json
 from parallel_parnet.preprocess import Preprocess, find_images, passed_over
-from parallel_parnet.program.program import picture_side
+from parallel_parnet.program.inputs import picture_side
 from parallel_parnet.transport import join_ranks
 
 from ..calibration import QUANTISED, quantised

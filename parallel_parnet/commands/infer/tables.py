@@ -34,7 +34,7 @@ def fault_of(image: str, logits: Tensor) -> str | None:
     """What is wrong with a picture's logits [classes], if anything."""
     if logits.isfinite().all():
         return None
-    return f"{image}: its logits are no finite numbers, so the network's weights are out of all proportion"
+    return f"{image}: its logits are non-finite (NaN or inf), so the network's weights are out of all proportion"
 
 
 def top5(logits: Tensor, labels: Sequence[str]) -> list[dict]:

@@ -32,7 +32,7 @@ from parallel_parnet.planning.planner import schedule
 
 from .. import sections
 from ..bench.machine import describe
-from ..common import RESULTS, Parser, count, machine, plain_console, settle, slug
+from ..common import RESULTS, Parser, count, fit_norms, machine, plain_console, slug
 from ..common import table as make_table
 from ..processes import command, environment, run_within
 from ..ranks import Ranks
@@ -164,7 +164,7 @@ def main() -> int:
             start_ranks(2, ("--measure-links", "--iterations", str(MESSAGES)), device, Path(way))
         between = find_link(way)
         for model in args.models:
-            program = fold(settle(create_model(model)))
+            program = fold(fit_norms(create_model(model)))
             for case in track(CASES, model, console=progress, transient=True):
                 if not progress.is_terminal:  # which shows no bar
                     progress.print(f"{model}, {case}")

@@ -29,7 +29,7 @@ from parallel_parnet.planning.planner import Schedule, schedule
 from parallel_parnet.planning.search import search
 
 from .. import sections
-from ..common import DTYPES, Parser, add_model_arguments, count, load_model, pixels, plain_console, settle
+from ..common import DTYPES, Parser, add_model_arguments, count, fit_norms, load_model, pixels, plain_console
 from ..common import table as make_table
 from ..drawing import check, draw
 from .measured import find_link, measure, on_a_thread
@@ -126,12 +126,12 @@ def print_table() -> None:
     lanes = ("1 lane", "2 lanes", "3 lanes", "3, by streams", "best")
     print(sections.table(("", "link", "lanes are", *lanes, "the answer waits for transfers of"), []))
     for model in VARIANTS:
-        program = fold(settle(create_model(model)))
+        program = fold(fit_norms(create_model(model)))
         for link, kind, efficiency in TABLE_ROWS:
             costs, device = costs_of(program, link, kind, efficiency)
             found = [search(program, costs, n, exactly=True, runner_up=False).best for n in (1, 2, 3)]
             best = min(found, key=lambda result: result.makespan)
-            found.append(schedule(program, Placement.from_streams_per_gpu(program, 1, 3), costs))
+            found.append(schedule(program, Placement.by_streams(program, 3), costs))
             cells = [duration(found[0].makespan), *(f"{duration(s.makespan)}, {s.speed_up:.2f}x" for s in found[1:])]
             waits = ", ".join(s.transfer.feature for s in critical_transfers(best)) or "none"
             print(f"| {' | '.join((model, link, device.name, *cells, str(best.placement.lanes), waits))} |")

@@ -21,8 +21,9 @@ from parallel_parnet.executors.segment import SegmentModule
 from parallel_parnet.executors.torch_backend import compile_module
 from parallel_parnet.planning.costs import LINKS, Costs, Link, Measured
 from parallel_parnet.planning.search import search
+from parallel_parnet.program.inputs import picture_side
 from parallel_parnet.program.placement import Segment
-from parallel_parnet.program.program import INPUT, picture_side
+from parallel_parnet.program.program import INPUT
 from parallel_parnet.transport import announce
 
 from ..ranks import Ranks

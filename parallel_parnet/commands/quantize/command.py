@@ -29,10 +29,10 @@ from parallel_parnet.files import check_writable, write_json
 from parallel_parnet.int8.calibration import Calibration
 from parallel_parnet.int8.e4m3 import in_fp8, reach
 from parallel_parnet.int8.errors import errors, errors_alone
-from parallel_parnet.int8.kernels import in_int8, multiplied
+from parallel_parnet.int8.kernels import in_int8, quantisable_operations
 from parallel_parnet.int8.quantize import SEED, calibrate
 from parallel_parnet.preprocess import Preprocess
-from parallel_parnet.program.program import picture_side
+from parallel_parnet.program.inputs import picture_side
 
 from ..calibration import FP8, INT8, MOST, QUANTISED, open_pictures
 from ..common import Parser, add_model_arguments, load_model, machine, pixels, plain_console
@@ -80,7 +80,7 @@ def main() -> int:
     program = fold(model)
     preprocess = Preprocess.of(program.config, picture_side(program, args.img_size))
     pictures = open_pictures(args.data)
-    multiplied(program, args.keep)  # before anything is computed
+    quantisable_operations(program, args.keep)  # before anything is computed
     taken = pictures.spread(MOST)
     others = pictures.spread(COMPARED, frozenset(taken)) or taken
     batches = pictures.batches(taken, preprocess)

@@ -23,6 +23,7 @@ from rich.console import Console
 
 from parallel_parnet import ParNetError
 from parallel_parnet.files import as_json, write_json
+from parallel_parnet.program.contract import dtype_name
 
 from ..bench.command import subject_from
 from ..bench.machine import describe, possible
@@ -43,7 +44,6 @@ from ..common import (
     positive,
     slug,
     typed,
-    words,
 )
 from ..common import table as make_table
 from ..drawing import FORMATS, need_matplotlib
@@ -126,7 +126,7 @@ def write_page(page: Path, folder: Path, where: str) -> Path:
 def main() -> int:
     args, ranks = parse_arguments(), Ranks.from_environment()
     began, threads, device = time.perf_counter(), ranks.take_threads(), ranks.device(args.device)
-    where = f"{SHORT[words(DTYPES[args.dtype])]}-{slug(machine(device))}"
+    where = f"{SHORT[dtype_name(DTYPES[args.dtype])]}-{slug(machine(device))}"
     if args.page:
         print(as_json({"figure": str(write_page(args.page, args.out, where)), "page": str(args.page)}))
         return 0
@@ -138,7 +138,7 @@ def main() -> int:
     subject = subject_from(args, device, threads)
     chosen = contenders(args.only or [usual(subject), *PEERS[device.type]])
     header = {
-        "model": subject.name, "size": subject.size, "dtype": words(subject.dtype), "machine": machine(device),
+        "model": subject.name, "size": subject.size, "dtype": dtype_name(subject.dtype), "machine": machine(device),
         "threads": threads, "budget_s": args.budget, "load_before": round(os.getloadavg()[0], 2),
         "parameters_m": round(subject.program.parameters / 1e6, 2), **describe(device),
         "command": typed(),

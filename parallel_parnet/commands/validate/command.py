@@ -41,11 +41,12 @@ from parallel_parnet import Engine, ParNetError, ParNetWarning, Program, fold
 from parallel_parnet.executors.available import choose
 from parallel_parnet.executors.backends import isa
 from parallel_parnet.preprocess import Preprocess
-from parallel_parnet.program.program import picture_side
+from parallel_parnet.program.contract import dtype_name
+from parallel_parnet.program.inputs import picture_side
 from parallel_parnet.transport import join_ranks
 
 from ..calibration import QUANTISED, quantised
-from ..common import DTYPES, RANDOM, Parser, add_model_arguments, load_model, machine, named, plain_console, words
+from ..common import DTYPES, RANDOM, Parser, add_model_arguments, load_model, machine, named, plain_console
 from ..data.classes import match
 from ..data.finding import open_split
 from ..data.split import TEST, TRAIN, VAL, Split
@@ -88,7 +89,7 @@ def made_by(engine: Engine) -> dict:
     """What computes an answer, and may be another one when a run goes on."""
     return {
         "executor": engine.executor, "device": str(engine.device), "machine": machine(engine.device),
-        "arithmetic": words(engine.arithmetic), "isa": isa(engine.executor),
+        "arithmetic": dtype_name(engine.arithmetic), "isa": isa(engine.executor),
     }  # fmt: skip
 
 

@@ -23,27 +23,27 @@ from parallel_parnet.commands.depth.page import write_page
 from parallel_parnet.commands.depth.points import Point, one_stream, points
 from parallel_parnet.commands.plan.measured import find_link
 from parallel_parnet.executors.available import METHODS
-from parallel_parnet.program.families import arranged
+from parallel_parnet.program.families import parallel_chains
 from small import relative
 
-POINT = Point("depth", "4 blocks in 2", lambda: arranged(4, 2, 8, 32), depth=4, streams=2, size=32)
+POINT = Point("depth", "4 blocks in 2", lambda: parallel_chains(4, 2, 8, 32), depth=4, streams=2, size=32)
 
 
 def test_arrangements_differ_in_depth_alone() -> None:
-    programs = {k: arranged(24, k, 8, 32) for k in (1, 2, 3, 4, 6, 8, 12, 24)}
+    programs = {k: parallel_chains(24, k, 8, 32) for k in (1, 2, 3, 4, 6, 8, 12, 24)}
     assert {k: p.depth for k, p in programs.items()} == {k: 24 // k + 2 for k in programs}
     flops = [p.cost().flops for p in programs.values()]
     assert max(flops) < 1.001 * min(flops)
     assert all(p.streams == k for k, p in programs.items())
     with pytest.raises(ParNetError, match="must divide"):
-        arranged(24, 5, 8, 32)
+        parallel_chains(24, 5, 8, 32)
 
 
 def test_arrangements_run_on_lanes() -> None:
-    program = arranged(12, 4, 8, 32)
+    program = parallel_chains(12, 4, 8, 32)
     x = torch.randn(2, 3, 32, 32)
     alone = Engine(program, executor="reference", device="cpu")(x)
-    lanes = Engine(program, Placement.from_streams_per_gpu(program, 1, 4), "cpu", executor="eager")(x)
+    lanes = Engine(program, Placement.by_streams(program, 4), "cpu", executor="eager")(x)
     assert relative(lanes, alone) < 1e-5
     assert alone.std() > 0.01
 
@@ -68,7 +68,7 @@ def test_points_tell_the_truth() -> None:
 
 def test_the_busiest_lane() -> None:
     """One lane has all operations; with a lane for each stream there is one a level; two have half of four chains."""
-    program = arranged(24, 4, 8, 32)
+    program = parallel_chains(24, 4, 8, 32)
     whole = program.cost(32, 1).flops / 1e9
     alone, two, all_of_them = (busiest(program, 32, 1, lanes) for lanes in (1, 2, 99))
     assert (alone.steps, two.steps, all_of_them.steps) == (26, 2 * 6 + 2, program.depth)

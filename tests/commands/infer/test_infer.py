@@ -18,7 +18,7 @@ from PIL import Image
 from conftest import ROOT, answered, launch
 from parallel_parnet import Engine, create_model, fold, load_checkpoint, save_checkpoint
 from parallel_parnet.commands.calibration import OF_DEMO, quantised
-from parallel_parnet.commands.common import settle
+from parallel_parnet.commands.common import fit_norms
 from parallel_parnet.commands.infer import few
 from parallel_parnet.commands.infer.few import Answers, Verified, verify
 from parallel_parnet.commands.infer.many import Pictures
@@ -120,7 +120,7 @@ def test_one_line_says_why_native_cannot_be_had(ranks: int, tmp_path: Path) -> N
 
 def test_rounding_stays_small_with_random_weights() -> None:
     torch.manual_seed(0)
-    program = fold(settle(create_model("parnet_s")))
+    program = fold(fit_norms(create_model("parnet_s")))
     even = torch.stack([Preprocess.of(program.config)(path) for path in find_images([DEMO / "pictures"])[:2]])
     expected = Engine(program, device="cpu", executor="reference")(even)
     for executor in ("eager", *OPTIONAL):
@@ -250,11 +250,11 @@ def test_logits_that_are_no_numbers(checkpoint_gone_mad: Path, tmp_path: Path, h
     options = ("--device", "cpu", "--checkpoint", checkpoint_gone_mad)
     run = here("infer", *options, "--verify")
     assert run.returncode == 2
-    assert "none of 10 pictures has an answer" in one_line(run.stderr) and "no finite numbers" in run.stderr
+    assert "none of 10 pictures has an answer" in one_line(run.stderr) and "non-finite" in run.stderr
     assert "nan" not in run.stdout and "equal" not in run.stdout
     assert here("infer", *options, "--jsonl", tmp_path / "answers.jsonl").returncode == 1
     rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
-    assert len(rows) == 10 and all("no finite numbers" in row["reason"] for row in rows)
+    assert len(rows) == 10 and all("non-finite" in row["reason"] for row in rows)
 
 
 def test_a_comparison_with_nan_fails(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ PARNET = fold(create_model(SMALL))
 def test_bars() -> None:
     """Operations take 1, transfers 2: a character for each second."""
     costs = Costs(dict.fromkeys(PARNET.by_name, 1.0), dict.fromkeys([INPUT, *PARNET.by_name], 2.0))
-    result = schedule(PARNET, Placement.from_streams_per_gpu(PARNET, 1, 3), costs)
+    result = schedule(PARNET, Placement.by_streams(PARNET, 3), costs)
     assert result.makespan == 18
     lines = [line[10:] for line in gantt(result, width=36).splitlines()]
     assert lines[1] == "|s|s|0|0|0|0|f" + "." * 10 + "|f....|f|f|h"
@@ -154,7 +154,7 @@ def lane_placement(args: argparse.Namespace, ranks: Ranks, device: torch.device)
 def test_cuda_streams_are_as_many_as_streams_per_gpu_ask_for(k: int | None, lanes: int) -> None:
     args = argparse.Namespace(placement="streams", streams_per_gpu=k, executor="cuda_streams", strict=False)
     placement, note = lane_placement(args, Ranks(0, 1, 0, 1), torch.device("cuda"))
-    assert placement == Placement.from_streams_per_gpu(PARNET, k or 1, lanes) and not note
+    assert placement == Placement.by_streams(PARNET, lanes) and not note
 
 
 def test_one_process_takes_several_gpus_where_it_is_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,8 +162,8 @@ def test_one_process_takes_several_gpus_where_it_is_asked_to(monkeypatch: pytest
     args = argparse.Namespace(placement="streams", streams_per_gpu=None, executor="auto", strict=False)
     for asked, expected in (
         ({}, None),
-        ({"streams_per_gpu": 1}, Placement.from_streams_per_gpu(PARNET, 1, 3)),
-        ({"executor": "cuda_graph"}, Placement.from_streams_per_gpu(PARNET, 1, 3)),
+        ({"streams_per_gpu": 1}, Placement.by_streams(PARNET, 3)),
+        ({"executor": "cuda_graph"}, Placement.by_streams(PARNET, 3)),
     ):
         chosen = argparse.Namespace(**vars(args) | asked)
         placement, note = lane_placement(chosen, Ranks(0, 1, 0, 1), torch.device("cuda"))
@@ -173,7 +173,7 @@ def test_one_process_takes_several_gpus_where_it_is_asked_to(monkeypatch: pytest
 def test_fewer_ranks_than_streams_take_as_many_as_they_must() -> None:
     args = argparse.Namespace(placement="streams", streams_per_gpu=None, executor="auto", strict=False)
     placement, _ = lane_placement(args, Ranks(0, 2, 0, 2), torch.device("cpu"))
-    assert placement == Placement.from_streams_per_gpu(PARNET, 2, 2)
+    assert placement == Placement.by_streams(PARNET, 2)
     for asked in ({"streams_per_gpu": 1}, {"strict": True}):
         with pytest.raises(ParNetError, match="do not cover 3 streams"):
             lane_placement(argparse.Namespace(**vars(args) | asked), Ranks(0, 2, 0, 2), torch.device("cpu"))

@@ -122,7 +122,7 @@ def test_operations_add_up_to_a_pass(executor: str, monkeypatch: pytest.MonkeyPa
 
 def test_a_case_is_predicted_with_what_ran(monkeypatch: pytest.MonkeyPatch) -> None:
     """On two lanes by the placement and the executor that ranks say they ran; another executor is no answer."""
-    where = {name: list(on) for name, on in Placement.from_streams_per_gpu(PROGRAM, 2, 2).where.items()}
+    where = {name: list(on) for name, on in Placement.by_streams(PROGRAM, 2).where.items()}
     answer = {
         "placement": {"lanes": [{"threads": 1}] * 2, "operations": where}, "executor": "native",
         "latency_ms": {"median": 30.0},

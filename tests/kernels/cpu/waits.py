@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from parallel_parnet import Engine, Program, create_model, fold, load_checkpoint  # noqa: E402
-from parallel_parnet.commands.common import machine, settle  # noqa: E402
+from parallel_parnet.commands.common import fit_norms, machine  # noqa: E402
 from parallel_parnet.files import write_json  # noqa: E402
 
 THREADS, TOO_MANY = 2, 64
@@ -62,7 +62,7 @@ def main() -> int:
     args = parser.parse_args()
     rows = {}
     for name, passes in PASSES.items():
-        program = demo() if name == "parnet_fashion" else fold(settle(create_model(name)))
+        program = demo() if name == "parnet_fashion" else fold(fit_norms(create_model(name)))
         rows[name] = {"alone": times(program, THREADS, passes)}
         with a_busy_process():
             rows[name]["beside a busy process"] = times(program, THREADS, passes)

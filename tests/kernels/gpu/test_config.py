@@ -48,7 +48,7 @@ def test_no_level_takes_two_waves(variant, dtype):
     """All programs of a picture that convolve have a place at once, as far as registers can be foretold."""
     table = Table.load((9, 0))
     program = shapes_of(variant)
-    for group in program.groups[:-1]:
+    for group in program.launch_groups[:-1]:
         shapes = [geometry(program, op, 224, 224) for op in group]
         multiplied = HALF if shapes[0].planar else dtype
         config = table.level(shapes, 1, multiplied)

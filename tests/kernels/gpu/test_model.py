@@ -7,18 +7,20 @@ import torch
 
 from parallel_parnet.kernels.gpu.convolution import E4M3
 from parallel_parnet.kernels.gpu.geometry import Geometry, Tile
-from parallel_parnet.kernels.gpu.model import Costs, LevelConfig, floor, operand_bytes, predict
+from parallel_parnet.kernels.gpu.model import LevelConfig, LevelCosts, floor, operand_bytes, predict
 from parallel_parnet.kernels.gpu.rates import Rates
 
 HALF = torch.bfloat16
 SHAPE = Geometry(8, 8, 64, 64)  # one tile of 64 pixels x 64 channels, nine steps of 64
 RATES = Rates("by hand", bytes=1e12, flops=100e12, multiprocessors=2)
-COSTS = Costs(l2=4e12, port=1e12, gap=1e-6, start=2e-6, step=0.1e-6, unit=0, end=3e-6, ticket=4e-6)
+COSTS = LevelCosts(l2=4e12, port=1e12, gap=1e-6, start=2e-6, step=0.1e-6, unit=0, end=3e-6, ticket=4e-6)
 ROUND = Tile(64, 64, 64)
 READ = 9 * 64 * (64 + 64) * 2  # bytes: nine taps of 64 channels, for 64 pixels and for 64 output channels
 
 
-def seconds(tile: Tile = ROUND, shapes: tuple[Geometry, ...] = (SHAPE,), rates: Rates = RATES, costs: Costs = COSTS):
+def seconds(
+    tile: Tile = ROUND, shapes: tuple[Geometry, ...] = (SHAPE,), rates: Rates = RATES, costs: LevelCosts = COSTS
+):
     return predict(shapes, 1, HALF, LevelConfig((tile,) * len(shapes), 4, 4), rates, costs)
 
 
@@ -42,9 +44,9 @@ def test_each_limit():
     around = 1e-6 + 2e-6 + 3e-6  # gap, start and end
     steps = seconds()
     assert steps.limit == "steps" and steps.seconds == pytest.approx(around + 9 * 0.1e-6)
-    port = seconds(costs=Costs(**{**vars(COSTS), "port": 1e11}))
+    port = seconds(costs=LevelCosts(**{**vars(COSTS), "port": 1e11}))
     assert port.limit == "multiprocessor" and port.seconds == pytest.approx(around + READ / 1e11)
-    l2 = seconds(costs=Costs(**{**vars(COSTS), "l2": 1e10}))
+    l2 = seconds(costs=LevelCosts(**{**vars(COSTS), "l2": 1e10}))
     assert l2.limit == "L2" and l2.seconds == pytest.approx(around + READ / 1e10)
     memory = seconds(rates=Rates("", 1e9, 100e12, 2))
     assert memory.limit == "memory"
@@ -55,7 +57,7 @@ def test_each_limit():
 
 def test_rounds_of_the_leaders():
     """The tile's 64 channels are gated by one part of 64: one unit, of 200 pictures 200, for 128 leaders in turns."""
-    costs = Costs(**{**vars(COSTS), "unit": 1e-3})
+    costs = LevelCosts(**{**vars(COSTS), "unit": 1e-3})
     config = LevelConfig((ROUND,), 4, 4)
     assert predict([SHAPE], 1, HALF, config, RATES, costs) == (pytest.approx(6e-6 + 1e-3), "gates")
     assert predict([SHAPE], 200, HALF, config, RATES, costs) == (pytest.approx(6e-6 + 2e-3), "gates")
@@ -63,13 +65,13 @@ def test_rounds_of_the_leaders():
 
 def test_the_busiest_multiprocessor():
     """Three equal programs on two multiprocessors: one has two."""
-    slow = Costs(**{**vars(COSTS), "port": 1e11})
+    slow = LevelCosts(**{**vars(COSTS), "port": 1e11})
     assert seconds(shapes=(SHAPE,) * 3, costs=slow).seconds == pytest.approx(6e-6 + 2 * READ / 1e11)
 
 
 def test_splits_share_steps_and_meet():
     """Each of three reads a third, and stores its products, which the last to come reads."""
-    costs = Costs(**{**vars(COSTS), "step": 1e-6})
+    costs = LevelCosts(**{**vars(COSTS), "step": 1e-6})
     split = seconds(Tile(64, 64, 64, 3), costs=costs)
     assert split.limit == "steps"
     assert split.seconds == pytest.approx(6e-6 + 3 * 1e-6 + 4e-6 + 3 * 64 * 64 * 4 / 1e12)

@@ -34,7 +34,7 @@ def by_segment(program: Program, op: Operation, inputs: list[torch.Tensor]) -> t
 
 def by_twin(program: Program, op: Operation, inputs: list[torch.Tensor], bm: int) -> tuple[torch.Tensor, torch.Tensor]:
     """An operation's output [N, C, H, W] and its sums, from inputs in the same layout."""
-    w = program.of(op)
+    w = program.weights_of(op)
     nhwc = [F.pad(x.permute(0, 2, 3, 1), (0, aligned(x.shape[1]) - x.shape[1])).contiguous() for x in inputs]
     sums = [x.flatten(1, 2).unflatten(1, (4, -1)).sum(2) for x in nhwc]
     planar = op.inputs[0] == INPUT
@@ -77,7 +77,7 @@ def test_classifier(program):
     x = torch.randn(2, op.cin, 5, 3)
     expected = by_segment(program, op, [x])
     logits = torch.empty(2, op.cout)
-    w = program.of(op)
+    w = program.weights_of(op)
     sums = F.pad(x.flatten(2).unflatten(2, (3, 5)).sum(3).transpose(1, 2), (0, aligned(op.cin) - op.cin))
     twins.classifier(sums, 15, w["weight"], w["bias"], logits)
     torch.testing.assert_close(logits, expected)

@@ -57,7 +57,7 @@ def test_every_pixel_is_in_one_tile(size, stride):
 def test_the_model_by_hand():
     """14 x 14 pixels are 209 numbers, four tiles of 64; a block has nine steps of 64 channels, and 96 pixels of eight
     pieces to fetch, six for each of its 128 threads."""
-    shape, costs = Geometry(14, 14, 64, 64), plan.Costs(5e-6, 2.0, 1e-7, 1e-8, 2e-6, {1: 0.0, 2: 1e-6, 8: 1e-6})
+    shape, costs = Geometry(14, 14, 64, 64), plan.WarpCosts(5e-6, 2.0, 1e-7, 1e-8, 2e-6, {1: 0.0, 2: 1e-6, 8: 1e-6})
     products = 2.0 * 4 * 32 / plan.CLOCK
     block = 5e-6 + 9 * (products + 1e-7) + 6 * 1e-8
     assert plan.predict([shape], [WarpTile(64, 64, 64, 1, 2)], 1, costs) == pytest.approx(block)

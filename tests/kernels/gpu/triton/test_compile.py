@@ -126,11 +126,13 @@ def test_fp8(variant, index):
     packed = re.findall(r"cvt\.rn\.satfinite\.e4m3x2\.f32\s+(%\w+), %", ptx)
     assert not set(packed) & set(re.findall(r"cvt\.rn\.f16x2\.e4m3x2\s+%\w+, (%\w+)", ptx))
     if index > 0:
-        config = prepared.cuts[shapes_of(variant).groups[index][0].name].tile
+        config = prepared.cuts[shapes_of(variant).launch_groups[index][0].name].tile
         assert set(re.findall(r"maxNumImpreciseAcc = (\d+)", compiled.asm["ttgir"])) == {str(config.bk)}
         assert all(".e4m3.e4m3" in line for line in re.findall(r"wgmma\.mma_async\S*", ptx))
         ragged = any(
-            op.cin // op.groups // len(op.inputs) % 16 for op in shapes_of(variant).groups[index] if op.groups > 1
+            op.cin // op.groups // len(op.inputs) % 16
+            for op in shapes_of(variant).launch_groups[index]
+            if op.groups > 1
         )
         widths = set(re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\], (\w+)", ptx))
         assert widths == ({"0x8", "0x10"} if ragged else {"0x10"})

@@ -46,7 +46,7 @@ class Started(NamedTuple):
 def table_for(program: Program, side: int) -> Table:
     """Every level that the kernel takes, on clusters of one and of two blocks in turns."""
     levels = {}
-    for i, group in enumerate(program.groups):
+    for i, group in enumerate(program.launch_groups):
         if group[0].kind == "conv":
             shapes = [geometry(program, op, side, side) for op in group]
             if all(map(takes, shapes)):
@@ -65,7 +65,7 @@ def test_the_narrow_network(dtype, lanes, monkeypatch, tmp_path):
     monkeypatch.setattr(triton_backend, "hopper", lambda: SimpleNamespace(level=level))
     program = fold(load_checkpoint(GOLDEN / "official_narrow_silu.pth.tar", activation="silu"))
     golden = torch.load(GOLDEN / "official_narrow_silu.golden.pt", weights_only=True)["cases"][0]
-    placement = Placement.from_streams_per_gpu(program, -(-3 // lanes), lanes)
+    placement = Placement.by_streams(program, lanes)
     segments, devices = placement.segments(program), [CPU] * lanes
     backend = TritonBackend(program, segments, devices, dtype, table=table_for(program, golden["input"].shape[-1]))
     executor = LocalExecutor(placement, devices, backend)

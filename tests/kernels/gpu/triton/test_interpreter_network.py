@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 def placed(program: Program, dtype: torch.dtype, lanes: int = 1, raw: bool = False) -> LocalExecutor:
-    placement = Placement.from_streams_per_gpu(program, -(-3 // lanes), lanes)
+    placement = Placement.by_streams(program, lanes)
     devices = [CPU] * lanes
     return LocalExecutor(placement, devices, TritonBackend(program, placement.segments(program), devices, dtype, raw))
 

@@ -72,7 +72,7 @@ PLACEMENTS = [
 def test_placements_change_no_bit(config, lanes, dtype, usual, seed):
     """Two batches and two sizes, in queues that run in any order that the events allow, over poisoned buffers."""
     program, m = small(config, seed), 64 if config is FOUR else 32
-    by_streams = Placement.from_streams_per_gpu(program, -(-program.streams // lanes), lanes)
+    by_streams = Placement.by_streams(program, lanes)
     placement = by_streams if usual else anywhere(program, lanes, seed)
     executor = placed(program, placement, dtype, RandomQueues(seed))
     alone = placed(program, Placement.single(program), dtype)
@@ -91,7 +91,7 @@ def test_raw_pictures_in_a_graph(seed, monkeypatch):
     monkeypatch.setattr(Launch, "__call__", lambda self: enqueue(lambda: start(self)))
     program = small(THREE, seed)
     folded = fold_pixels(program, torch.float16)
-    placement = Placement.from_streams_per_gpu(program, 1, 3)
+    placement = Placement.by_streams(program, 3)
     lanes = placed(folded, placement, torch.float16, RandomQueues(seed), raw=True)
     executor = GraphExecutor("cuda_graph", lanes, graph)
     alone = placed(folded, Placement.single(program), torch.float16, raw=True)
@@ -108,7 +108,7 @@ def test_answers_that_are_features(seed, monkeypatch):
     x = torch.randn(1, 3, 32, 64)
     expected = Engine(program, Placement.single(program), CPU, executor="reference")(x)
     alone = placed(program, Placement.single(program), torch.float32)(x)
-    lanes = placed(program, Placement.from_streams_per_gpu(program, 1, 3), torch.float32, RandomQueues(seed))
+    lanes = placed(program, Placement.by_streams(program, 3), torch.float32, RandomQueues(seed))
     at_once = lanes(x)
     start = Launch.__call__
     monkeypatch.setattr(Launch, "__call__", lambda self: enqueue(lambda: start(self)))
@@ -122,7 +122,7 @@ def test_answers_that_are_features(seed, monkeypatch):
 def test_peers_are_written_to(seed):
     """A feature that another device alone reads is written there; what is copied is the picture alone."""
     program = small(THREE, seed)
-    placement = Placement.from_streams_per_gpu(program, 1, 3)
+    placement = Placement.by_streams(program, 3)
     between = []
 
     class Watched(RandomQueues):
@@ -142,7 +142,7 @@ def test_peers_are_written_to(seed):
 def test_buffers_go_with_the_last_reference_to_them(seed):
     """A GPU's memory would be full of them before Python looks for cycles."""
     program = small(THREE, seed)
-    placement = Placement.from_streams_per_gpu(program, 1, 3)
+    placement = Placement.by_streams(program, 3)
     gc.collect()
     gc.disable()
     try:
@@ -165,7 +165,7 @@ def test_launches_get_the_right_tensors(lanes, seed):
     """Each operation of each launch, in every placement: its own weights, its inputs where their makers left them, its
     outputs where its readers look, and a grid that covers its tiles."""
     program = small(THREE, seed)
-    placement = Placement.from_streams_per_gpu(program, -(-3 // lanes), lanes)
+    placement = Placement.by_streams(program, lanes)
     executor = placed(program, placement, torch.float16)
     x = torch.randn(1, 3, 32, 32)
     executor(x)

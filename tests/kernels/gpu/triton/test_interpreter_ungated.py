@@ -114,7 +114,7 @@ def plain(program: Program, x: Tensor) -> Tensor:
     """The logits, fp64, by torch's functions alone."""
     features = {"input": x.double()}
     for op in program.operations:
-        w = {name: tensor.double() for name, tensor in program.of(op).items()}
+        w = {name: tensor.double() for name, tensor in program.weights_of(op).items()}
         a, *more = (features[name] for name in op.inputs)
         if op.kind == "maxpool":
             y = F.max_pool2d(a, 3, op.stride, padding=1)

@@ -91,11 +91,13 @@ def numbers(conv: Convolution, first: int, lead: int) -> Numbers:
     # one group is stored as computed, whatever rest is
     rest = group // s.shuffle if s.groups > 1 else aligned(group, stored)
     return Numbers(
-        first, conv.n * tile.programs(s), lead, conv.n * tile.units(s),
-        s.h, s.w, s.wout, s.pixels, s.stride, c, aligned(c, read), s.part,
-        s.part if s.groups > 1 else aligned(s.part, read), s.cout, aligned(s.cout, stored), group, rest, s.groups,
-        s.inputs, int(conv.x.border is not None), tile.split_k,
-        tile.steps(s) // s.inputs, tile.spatial(s), tile.channels(s) // s.groups, tile.parts(s), a_tiles, b_tiles,
+        first=first, programs=conv.n * tile.programs(s), lead=lead, units=conv.n * tile.units(s),
+        h=s.h, w=s.w, wout=s.wout, pixels=s.pixels, stride=s.stride,
+        c=c, room=aligned(c, read), part=s.part, part_room=s.part if s.groups > 1 else aligned(s.part, read),
+        cout=s.cout, o_room=aligned(s.cout, stored), group=group, rest=rest, groups=s.groups, inputs=s.inputs,
+        bordered=int(conv.x.border is not None), split_k=tile.split_k, steps=tile.steps(s) // s.inputs,
+        tiles=tile.spatial(s), columns=tile.channels(s) // s.groups, parts=tile.parts(s),
+        a_tiles=a_tiles, b_tiles=b_tiles,
     )  # fmt: skip
 
 

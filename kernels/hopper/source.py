@@ -148,11 +148,14 @@ def numbers(convolutions: Sequence[Convolution]) -> list[Numbers]:
         group = s.cout // s.groups
         a_tiles, b_tiles = (0 if sums is None else sums.shape[1] for sums in (conv.x.a_sums, conv.x.b_sums))
         made[id(conv)] = Numbers(
-            first, blocks, every, s.h, s.w, s.hout, s.wout, s.stride, tile.pitch(s), tile.rows(s),
-            aligned(s.cin // s.inputs), s.part, aligned(s.part), tile.kk(s), tile.chunks(s), s.inputs, s.groups,
-            tile.channels(s) // s.groups, tile.spatial(s), tile.split_k, tile.bn, tile.buffers(s), tile.stages, s.cout,
-            aligned(s.cout), group, group // s.shuffle if s.groups > 1 else aligned(group), tile.taps, a_tiles, b_tiles,
-            int(s.gate == "identity"), int(conv.x.border is not None), int(s.activation == "silu"), int(s.sums),
+            first=first, blocks=blocks, all=every, h=s.h, w=s.w, hout=s.hout, wout=s.wout, stride=s.stride,
+            pitch=tile.pitch(s), rows=tile.rows(s), room=aligned(s.cin // s.inputs), part=s.part,
+            part_room=aligned(s.part), kk=tile.kk(s), chunks=tile.chunks(s), inputs=s.inputs, groups=s.groups,
+            columns=tile.channels(s) // s.groups, tiles=tile.spatial(s), split=tile.split_k, bn=tile.bn,
+            buffers=tile.buffers(s), stages=tile.stages, cout=s.cout, o_room=aligned(s.cout), group=group,
+            rest=group // s.shuffle if s.groups > 1 else aligned(group), taps=tile.taps, a_tiles=a_tiles,
+            b_tiles=b_tiles, identity=int(s.gate == "identity"), bordered=int(conv.x.border is not None),
+            silu=int(s.activation == "silu"), summed=int(s.sums),
         )  # fmt: skip
         first += blocks
     return [made[id(conv)] for conv in convolutions]

@@ -1,6 +1,13 @@
 /* Convolutions: products of tiles, what becomes of them, and the direct algorithm, for each type of values. */
 
-enum { MAX_RUNS = 18, MAX_PIXELS = 256 /* of a task */, LINE = 64, NEAR = 8192 /* bytes */ };
+enum {
+    EDGE = FEATURE_KERNEL / 2, /* zeros around a feature */
+    MOST_RUNS = MOST_INPUTS * FEATURE_KERNEL * FEATURE_KERNEL,
+    LINE = 64,
+    NEAR = 8192 /* bytes */
+};
+_Static_assert(EDGE > 0, "Winograd's algorithms and the maximum reach one pixel further than their output");
+_Static_assert(MOST_RUNS >= PICTURE_KERNEL, "a row of taps of the picture is one run");
 
 /* Sends for memory to read, to the second cache, or to the first where it is `near`; and for memory to write. */
 static inline __attribute__((always_inline)) void fetch(int near, const char *p, int bytes) {
@@ -126,7 +133,7 @@ static inline int64_t place(int n, int h, int w, int edge, int row, int column) 
 }
 
 static inline Pixel pixel_of(const Op *o, int n, int h, int w, int row, int column, int from) {
-    int64_t at = place(n, h, w, 1, row, column), of_x = o->edge == 1 ? at : place(n, h, w, o->edge, row, column);
+    int64_t at = place(n, h, w, EDGE, row, column), of_x = o->edge == EDGE ? at : place(n, h, w, o->edge, row, column);
     return (Pixel){at * o->cout, from, of_x * o->c, (int64_t)lacks(o, row, column) * o->cout};
 }
 
@@ -181,10 +188,10 @@ static inline __attribute__((always_inline)) void direct(const Op *o, int type, 
     int h = o->h / o->stride, w = o->w / o->stride, part = o->c / o->groups, size = size_of(type);
     int k = o->kernel, merged = o->inputs == 1 && o->groups == 1; /* neighbouring pixels are one run */
     int runs = merged ? k : k * k * o->inputs, words = ((merged ? k * o->c : part) * size + 3) / 4;
-    int64_t column = (int64_t)o->c * size, row = (o->w + 2 * o->edge) * column, offset[MAX_PIXELS + BLOCK];
+    int64_t column = (int64_t)o->c * size, row = (o->w + 2 * o->edge) * column, offset[MOST_PIXELS + BLOCK];
     int64_t stored = size_of(o->y_type);
     int64_t first = t->n * (o->h + 2 * o->edge) * row + (o->edge - k / 2) * (row + column); /* tap of a picture */
-    Pixel pixel[MAX_PIXELS];
+    Pixel pixel[MOST_PIXELS];
     int count = t->stop - t->start, pixels = block_pixels(type, w, count);
     for (int i = 0; i < count; i++) {
         int at_row = (t->start + i) / w, at_column = (t->start + i) % w;
@@ -197,7 +204,7 @@ static inline __attribute__((always_inline)) void direct(const Op *o, int type, 
     for (int j = t->panel_start; j < t->panel_stop; j++) {
         Panel panel = o->panels[j];
         int64_t length = (int64_t)runs * words * 4 * NR, share = 4 * NR / ((count + pixels - 1) / pixels);
-        const char *base[MAX_RUNS], *b = o->weight + j * length;
+        const char *base[MOST_RUNS], *b = o->weight + j * length;
         for (int r = 0; r < runs; r++) {
             const char *x = o->x[merged ? 0 : r / (k * k)] + first + panel.group * part * size;
             base[r] = merged ? x + r * row : x + r % (k * k) / k * row + r % k * column;
@@ -211,7 +218,7 @@ static inline __attribute__((always_inline)) void direct(const Op *o, int type, 
             for (int p = i; p < i + some; p++)
                 fetch_to_write(o->y + (pixel[p].at + panel.first) * stored, panel.count * stored);
             multiply_block(pixels, some, panel.count, type, b, ahead, base, offset + i, runs, words, (float *)acc);
-            if (o->multiply) wait_for(needs.gate, 1, needs.looks);
+            if (o->multiply) wait_for(needs.gate, 1, needs.spins);
             for (int v = 0; v * VL < panel.count; v++) {
                 int c = panel.first + v * VL, left = panel.count - v * VL;
                 add_to(sums, c, left, finish(o, type, t->n, pixel + i, some, c, left, &acc[0][v]));

@@ -39,7 +39,7 @@ static float spread(const float *x, int64_t step, int w, float *y, int cout) {
     return total;
 }
 
-/* Rows of a feature as torch has it, in fp32, to where the border is; and their sums. */
+/* Copies rows of torch's tensor, in fp32 and of any strides, into a feature with a border, and sums their channels. */
 static void import(const Op *o, const Task *t) {
     float *sums = sums_of(o, t);
     if (sums) memset(sums, 0, o->cout * sizeof *sums);
@@ -66,7 +66,7 @@ static void import(const Op *o, const Task *t) {
     }
 }
 
-/* The largest of 3 x 3 values, of those inside; NaN where one is. */
+/* The maximum of those of 3 x 3 values that lie inside; NaN where one of them is. */
 static void pool(const Op *o, const Task *t) {
     int h = o->h / o->stride, w = o->w / o->stride, size = size_of(o->x_type);
     float *sums = sums_of(o, t);

@@ -49,7 +49,7 @@ static void wait_for(Count *count, int target, int spins) {
     atomic_fetch_sub(&count->sleepers, 1);
 }
 
-/* One more; who waits for so many is woken. */
+/* Adds one to a count, and wakes its sleepers once it has reached the target that they wait for. */
 static void count_up(Count *count, int target) {
     if (atomic_fetch_add(&count->value, 1) + 1 >= target && atomic_load(&count->sleepers)) wake(&count->value, INT_MAX);
 }

@@ -15,7 +15,7 @@ static inline int kind_of(int algorithm, int left) {
     return left <= 2 && outs_of(algorithm) > 2 ? algorithm - 1 : algorithm;
 }
 
-/* Kinds of weights along a side. */
+/* How many transformed weights an algorithm has along a side. */
 static inline int taps_along(int algorithm) { return outs_of(algorithm) == 2 ? 4 : TAPS; }
 
 /* Which of the weights that the algorithm has along a side a point of a tile is multiplied by. */
@@ -29,7 +29,8 @@ static inline int times(int algorithm, int taps) {
     return algorithm == S4 && taps == 5 ? 4 : algorithm == S2 && taps == 3 ? 2 : 1;
 }
 
-/* The smaller tiles of F4 and S4 make up for the scale of their weights. */
+/* From the pixels of a tile, along a side, its points. A smaller tile at the end of F4's or S4's uses their weights,
+ * for whose scale its points make up. */
 static inline __attribute__((always_inline)) void to_points(int algorithm, int kind, const vf *d, vf *t, int step) {
     if (kind == F2) {
         const float a = algorithm == F4 ? 4.0f : 1.0f, b = algorithm == F4 ? -3.0f : 1.0f;
@@ -191,7 +192,7 @@ static inline __attribute__((always_inline)) void transform_output_i32(
     else \
         CALL(algorithm - 1, algorithm - 1)
 
-/* Where a tile stands, and what it is. */
+/* A tile: its first pixel, its algorithm down and across, and how many of its rows and columns lie inside. */
 typedef struct {
     int row, column, down, across, rows, columns;
 } Tile;
@@ -297,7 +298,7 @@ static inline __attribute__((always_inline)) void multiply_planes(
 static inline __attribute__((always_inline)) void winograd(
     const Op *o, int algorithm, int type, const Task *t, Needs needs, char *scratch) {
     int h = o->h / o->stride, w = o->w / o->stride, tiles = t->stop - t->start, count[PLANES], next[PLANES];
-    int64_t where[POINTS * POINTS], m_row = 4 * NR, stored = size_of(o->y_type);
+    int64_t where[POINTS * POINTS], m_row = 4 * NR, y_size = size_of(o->y_type);
     Rows rows = planes_of(o, algorithm, type, tiles);
     int64_t m_size = (rows.total + MR) * m_row;
     char *v = o->rows ? rows_at(o, t) : scratch;
@@ -327,7 +328,7 @@ static inline __attribute__((always_inline)) void winograd(
             for (int r = 0; r < tile.rows; r++)
                 for (int s = 0; s < tile.columns; s++, pixels++) {
                     pixel[pixels] = pixel_of(o, t->n, h, w, tile.row + r, tile.column + s, 4 * r + s);
-                    fetch_to_write(o->y + (pixel[pixels].at + panel.first) * stored, panel.count * stored);
+                    fetch_to_write(o->y + (pixel[pixels].at + panel.first) * y_size, panel.count * y_size);
                 }
 #define TAKE_BACK(DOWN, ACROSS) take_rows(algorithm, DOWN, ACROSS, next, m_row, where)
             WITH_KINDS(TAKE_BACK);

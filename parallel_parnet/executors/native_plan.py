@@ -60,9 +60,7 @@ class NativePlan:
         self._pictures: list[ctypes.Array] = []  # addresses of the inputs, which each call fills in
         self._kept: list[object] = []  # what the structs point to
         self._scratch = self._counts = self._shared = self._shared_size = 0
-        self._sharing: list[
-            tuple[int, int]
-        ] = []  # operations that share rows, and where in the shared memory their rows are
+        self._sharing: list[tuple[int, int]] = []  # operations, and where in the shared memory their rows are
         self._free: dict[tuple[object, ...], list[Tensor]] = {}
         self._features: dict[str, Feature] = {}
         self._logits: dict[str, Tensor] = {}

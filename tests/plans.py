@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from parallel_parnet import Engine, Placement, Program
-from parallel_parnet.executors.native_plan import Feature, NativePlan
+from parallel_parnet.executors.native_feature import Feature
+from parallel_parnet.executors.native_plan import NativePlan
 from parallel_parnet.executors.segment import SegmentModule
 
 

@@ -1,6 +1,13 @@
 /* Convolutions: products of tiles, what becomes of them, and the direct algorithm, for each type of values. */
 
-enum { MAX_RUNS = 18, MAX_PIXELS = 256 /* of a task */, LINE = 64, NEAR = 8192 /* bytes */ };
+enum {
+    EDGE = FEATURE_KERNEL / 2, /* zeros around a feature */
+    MOST_RUNS = MOST_INPUTS * FEATURE_KERNEL * FEATURE_KERNEL,
+    LINE = 64,
+    NEAR = 8192 /* bytes */
+};
+_Static_assert(EDGE > 0, "Winograd's algorithms and the maximum reach one pixel further than their output");
+_Static_assert(MOST_RUNS >= PICTURE_KERNEL, "a row of taps of the picture is one run");
 
 /* Sends for memory to read, to the second cache, or to the first where it is `near`; and for memory to write. */
 static inline __attribute__((always_inline)) void fetch(int near, const char *p, int bytes) {
@@ -13,9 +20,9 @@ static inline void fetch_to_write(const char *p, int bytes) {
 
 static inline int least(int a, int b) { return a < b ? a : b; }
 
-/* Weights that products send for: the first, and how far it goes on with each word. Whoever is the first to read some
- * would wait for memory. A line is sent for again and again, which costs least in the first cache; fp32 leaves no room
- * there. */
+/* Weights that are sent for while others are multiplied, since whoever reads them first would wait for memory: where
+ * they begin, and how far the next word's are. A line is sent for several times, which costs least in the first cache,
+ * where fp32 leaves no room. */
 typedef struct {
     const char *at;
     int64_t step;
@@ -48,8 +55,8 @@ static inline __attribute__((always_inline)) void multiply_rows(
         for (int j = 0; j < vectors; j++) *(vf *)(to + i * step + j * VL) = sum[i][j];
 }
 
-/* The same for up to MR rows: there may be so many in the table, and in `to`. count: channels of the panel; one vector
- * does for few of them. */
+/* multiply_rows for 1 to MR rows; more may be computed, so `pixel` and `to` must have places for MR. count: channels of
+ * the panel; if they fit one vector, one is computed. */
 static inline __attribute__((always_inline)) void multiply_tile(
     int rows, int count, int type, const char *b, Ahead ahead, const char *const *base, const int64_t *pixel,
     int runs, int words, float *to, int64_t step) {
@@ -65,8 +72,8 @@ static inline __attribute__((always_inline)) void multiply_tile(
         multiply_rows(2, NV, type, b, ahead, base, pixel, runs, words, to, step);
 }
 
-/* Of so many rows, those of a block: MR, or one less where that leaves none and MR one or two, for which all weights
- * would be read once more. */
+/* How many of `count` rows a block takes: MR, or MR - 1 where that divides them and MR leaves one or two, for which all
+ * weights would be read once more. */
 static inline int rows_of_block(int count) {
     int left = count % MR;
     return left && left <= 2 && count % (MR - 1) == 0 ? MR - 1 : MR;
@@ -74,7 +81,7 @@ static inline int rows_of_block(int count) {
 
 #include "blocks.h"
 
-/* Stores v, whose values stand from y + at on and `count` of which are left, and returns what was stored. */
+/* Stores the first `count` values of v at y + at, as y's type, and returns what was stored. */
 static inline vf keep(const Op *o, int64_t at, int count, vf v) {
     if (o->y_type == U8) {
         v = clamp(v * o->per_step + o->zero, 0.0f, 255.0f) + MAGIC;
@@ -91,7 +98,7 @@ static inline vf keep(const Op *o, int64_t at, int count, vf v) {
     return v;
 }
 
-/* A task's row of the sums; nothing where nobody reads them. */
+/* A task's row of the sums; NULL where nobody reads them. */
 static inline float *sums_of(const Op *o, const Task *t) {
     return o->sums ? o->sums + ((int64_t)t->n * o->chunks + t->chunk) * o->cout : NULL;
 }
@@ -126,7 +133,7 @@ static inline int64_t place(int n, int h, int w, int edge, int row, int column) 
 }
 
 static inline Pixel pixel_of(const Op *o, int n, int h, int w, int row, int column, int from) {
-    int64_t at = place(n, h, w, 1, row, column), of_x = o->edge == 1 ? at : place(n, h, w, o->edge, row, column);
+    int64_t at = place(n, h, w, EDGE, row, column), of_x = o->edge == EDGE ? at : place(n, h, w, o->edge, row, column);
     return (Pixel){at * o->cout, from, of_x * o->c, (int64_t)lacks(o, row, column) * o->cout};
 }
 
@@ -167,7 +174,7 @@ static inline __attribute__((always_inline)) vf finish_some(
 #undef EACH
 }
 
-/* The same for any number of pixels. */
+/* finish_some for any number of pixels. */
 static inline __attribute__((always_inline)) vf finish(
     const Op *o, int type, int n, const Pixel *p, int pixels, int c, int count, const vf *from) {
     vf sum = {0};
@@ -181,10 +188,10 @@ static inline __attribute__((always_inline)) void direct(const Op *o, int type, 
     int h = o->h / o->stride, w = o->w / o->stride, part = o->c / o->groups, size = size_of(type);
     int k = o->kernel, merged = o->inputs == 1 && o->groups == 1; /* neighbouring pixels are one run */
     int runs = merged ? k : k * k * o->inputs, words = ((merged ? k * o->c : part) * size + 3) / 4;
-    int64_t column = (int64_t)o->c * size, row = (o->w + 2 * o->edge) * column, offset[MAX_PIXELS + BLOCK];
-    int64_t stored = size_of(o->y_type);
+    int64_t column = (int64_t)o->c * size, row = (o->w + 2 * o->edge) * column, offset[MOST_PIXELS + BLOCK];
+    int64_t y_size = size_of(o->y_type);
     int64_t first = t->n * (o->h + 2 * o->edge) * row + (o->edge - k / 2) * (row + column); /* tap of a picture */
-    Pixel pixel[MAX_PIXELS];
+    Pixel pixel[MOST_PIXELS];
     int count = t->stop - t->start, pixels = block_pixels(type, w, count);
     for (int i = 0; i < count; i++) {
         int at_row = (t->start + i) / w, at_column = (t->start + i) % w;
@@ -197,7 +204,7 @@ static inline __attribute__((always_inline)) void direct(const Op *o, int type, 
     for (int j = t->panel_start; j < t->panel_stop; j++) {
         Panel panel = o->panels[j];
         int64_t length = (int64_t)runs * words * 4 * NR, share = 4 * NR / ((count + pixels - 1) / pixels);
-        const char *base[MAX_RUNS], *b = o->weight + j * length;
+        const char *base[MOST_RUNS], *b = o->weight + j * length;
         for (int r = 0; r < runs; r++) {
             const char *x = o->x[merged ? 0 : r / (k * k)] + first + panel.group * part * size;
             base[r] = merged ? x + r * row : x + r % (k * k) / k * row + r % k * column;
@@ -209,9 +216,9 @@ static inline __attribute__((always_inline)) void direct(const Op *o, int type, 
             if (i == 0 && j == t->panel_start) ahead = (Ahead){b + NEAR, 4 * NR};
             int some = least(pixels, count - i);
             for (int p = i; p < i + some; p++)
-                fetch_to_write(o->y + (pixel[p].at + panel.first) * stored, panel.count * stored);
+                fetch_to_write(o->y + (pixel[p].at + panel.first) * y_size, panel.count * y_size);
             multiply_block(pixels, some, panel.count, type, b, ahead, base, offset + i, runs, words, (float *)acc);
-            if (o->multiply) wait_for(needs.gate, 1, needs.looks);
+            if (o->multiply) wait_for(needs.gate, 1, needs.spins);
             for (int v = 0; v * VL < panel.count; v++) {
                 int c = panel.first + v * VL, left = panel.count - v * VL;
                 add_to(sums, c, left, finish(o, type, t->n, pixel + i, some, c, left, &acc[0][v]));

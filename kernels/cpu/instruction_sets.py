@@ -41,12 +41,12 @@ SETS = {
 }
 
 
-def command(compiler: Sequence[str], machine: str, which: InstructionSet, to: Path) -> list[str]:
-    """What compiles native.c for one of a machine's sets."""
+def command(compiler: Sequence[str], machine: str, instruction_set: InstructionSet, to: Path) -> list[str]:
+    """The command that compiles native.c for an instruction set of a machine, to the object `to`."""
     needs = dict.fromkeys(need for known in SETS[machine] for need in known.needs)
     features = " ".join(f'FEATURE("{need}")' for need in needs)
     return [
-        *compiler, *FLAGS, *which.flags, f'-DSOURCES="{sources()}"', f"-DFEATURES={features}",
+        *compiler, *FLAGS, *instruction_set.flags, f'-DSOURCES="{sources()}"', f"-DFEATURES={features}",
         str(HERE / "native.c"), str(HERE / "object.c"), "-o", str(to),
     ]  # fmt: skip
 

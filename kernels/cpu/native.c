@@ -1,12 +1,14 @@
 /* The kernels for CPUs: convolutions, gated or not, run level by level.
  *
- * Features are [N][H + 2][W + 2][C], of fp32, bf16 or 8-bit integers, with a border of zeros, which is wider around a
- * picture whose reader reaches further, so that no tap needs a bounds check. All threads work on one level together,
- * taking tasks from a counter, and go on once its last task has ended: a pass waits `depth` times, whatever the number
- * of streams. Sums of channels are kept per chunk and added in a fixed order, so that the number of threads changes no
- * bit. */
+ * Features are [N][H + 2 EDGE][W + 2 EDGE][C], of fp32, bf16 or 8-bit integers, with a border of zeros, which is wider
+ * around a picture whose reader reaches further, so that no tap needs a bounds check. All threads work on one level
+ * together, taking tasks from a counter, and go on once its last task has ended: a pass waits `depth` times, whatever
+ * the number of streams. Sums of channels are kept per chunk and added in a fixed order, so that the number of threads
+ * changes no bit. */
 
 #include <math.h>
+
+#include "shared.h"
 
 #include "vector.h"
 
@@ -18,7 +20,7 @@
 
 #include "pool.h"
 
-/* A row of w values of one channel, each a step behind the other in x, to every cout-th place in y; returns their sum. */
+/* Copies w values of one channel, `step` apart in x, to every cout-th place in y; returns their sum. */
 static float spread(const float *x, int64_t step, int w, float *y, int cout) {
     vf sum = {0};
     float total = 0;
@@ -37,7 +39,7 @@ static float spread(const float *x, int64_t step, int w, float *y, int cout) {
     return total;
 }
 
-/* Rows of a feature as torch has it, in fp32, to where the border is; and their sums. */
+/* Copies rows of torch's tensor, in fp32 and of any strides, into a feature with a border, and sums their channels. */
 static void import(const Op *o, const Task *t) {
     float *sums = sums_of(o, t);
     if (sums) memset(sums, 0, o->cout * sizeof *sums);
@@ -64,7 +66,7 @@ static void import(const Op *o, const Task *t) {
     }
 }
 
-/* The largest of 3 x 3 values, of those inside; NaN where one is. */
+/* The maximum of those of 3 x 3 values that lie inside; NaN where one of them is. */
 static void pool(const Op *o, const Task *t) {
     int h = o->h / o->stride, w = o->w / o->stride, size = size_of(o->x_type);
     float *sums = sums_of(o, t);
@@ -76,10 +78,10 @@ static void pool(const Op *o, const Task *t) {
             vf most = (vf){0} - INFINITY;
             for (int r = row ? row - 1 : 0; r <= bottom; r++)
                 for (int s = column ? column - 1 : 0; s <= right; s++) {
-                    vf v = widen(o->x_type, o->x[0] + (place(t->n, o->h, o->w, 1, r, s) * o->c + c) * size);
+                    vf v = widen(o->x_type, o->x[0] + (place(t->n, o->h, o->w, EDGE, r, s) * o->c + c) * size);
                     most = blend((v > most) | (v != v), v, most);
                 }
-            most = keep(o, place(t->n, h, w, 1, i / w, i % w) * o->cout + c, o->cout - c, most);
+            most = keep(o, place(t->n, h, w, EDGE, i / w, i % w) * o->cout + c, o->cout - c, most);
             add_to(sums, c, o->cout - c, most);
         }
     }
@@ -143,24 +145,24 @@ static void classify(const Op *o, const Task *t, float *scratch) {
     CALL(F2, U8, I16) CALL(F4, U8, I16) CALL(S2, U8, I16) CALL(S4, U8, I16)
 
 static void to_rows(const Op *o, const Task *t, int from, int to, char *v) {
-#define DO(HOW, X_TYPE, TYPE) \
-    if (o->how == HOW && o->x_type == X_TYPE) transform(o, HOW, TYPE, t, from, to, v);
+#define DO(ALGORITHM, X_TYPE, TYPE) \
+    if (o->algorithm == ALGORITHM && o->x_type == X_TYPE) transform(o, ALGORITHM, TYPE, t, from, to, v);
     BY_WINOGRAD(DO)
 #undef DO
 }
 
 static void convolve(const Op *o, const Task *t, Needs needs, char *scratch) {
     if (o->rows)
-        wait_for(needs.made, o->transforms, needs.looks);
-    else if (o->how != DIRECT)
+        wait_for(needs.made, o->transforms, needs.spins);
+    else if (o->algorithm != DIRECT)
         to_rows(o, t, 0, o->c * o->inputs, scratch);
-#define DO(HOW, X_TYPE, TYPE) \
-    if (o->how == HOW && o->x_type == X_TYPE) winograd(o, HOW, TYPE, t, needs, scratch);
+#define DO(ALGORITHM, X_TYPE, TYPE) \
+    if (o->algorithm == ALGORITHM && o->x_type == X_TYPE) winograd(o, ALGORITHM, TYPE, t, needs, scratch);
     BY_WINOGRAD(DO)
 #undef DO
-    if (o->how == DIRECT && o->x_type == F32) direct(o, F32, t, needs);
-    if (o->how == DIRECT && o->x_type == BF16) direct(o, BF16, t, needs);
-    if (o->how == DIRECT && o->x_type == U8) direct(o, U8, t, needs);
+    if (o->algorithm == DIRECT && o->x_type == F32) direct(o, F32, t, needs);
+    if (o->algorithm == DIRECT && o->x_type == BF16) direct(o, BF16, t, needs);
+    if (o->algorithm == DIRECT && o->x_type == U8) direct(o, U8, t, needs);
 }
 
 /* Words of 32 bits that stand side by side in a panel of weights. */
@@ -190,19 +192,6 @@ int has_tiles(void) {
 /* Whether an instruction adds up four products of 8 bits. */
 int has_dot_u8(void) { return HAS_DOT_U8; }
 
-typedef struct {
-    const Op *ops;
-    const Task *tasks;
-    const int32_t *ends;
-    int32_t levels;
-    Level *states;
-    Count *counts;
-    int32_t pictures;
-    char *scratch;
-    int64_t scratch_size;
-    int looks;
-} Pass;
-
 static void work(const void *pass, int index) {
     const Pass *p = pass;
     char *own = p->scratch + index * p->scratch_size;
@@ -223,24 +212,22 @@ static void work(const void *pass, int index) {
                 to_rows(o, t, t->panel_start, t->panel_stop, rows_at(o, t));
                 count_up(made, o->transforms);
                 break;
-            case CONVOLVE: convolve(o, t, (Needs){gated, made, p->looks}, own); break;
+            case CONVOLVE: convolve(o, t, (Needs){gated, made, p->spins}, own); break;
             }
             count_up(&level->done, count);
         }
-        wait_for(&level->done, count, p->looks);
+        wait_for(&level->done, count, p->spins);
     }
 }
 
-/* Run every task; those of level i are tasks[ends[i - 1] .. ends[i]), gates first, then transforms. `counts`, and
- * `states`, one for each level, are set to zero here. scratch: `scratch_size` bytes for each thread. */
-void run(const Op *ops, const Task *tasks, const int32_t *ends, int32_t levels, Level *states, Count *counts,
-         int32_t count_number, int32_t pictures, char *scratch, int64_t scratch_size, int32_t threads) {
-    memset(states, 0, levels * sizeof *states);
-    memset(counts, 0, count_number * sizeof *counts);
-    Pool *pool = pool_of(threads);
-    Pass pass = {ops, tasks, ends, levels, states, counts, pictures, scratch, scratch_size, pool ? pool->looks : 0};
+/* Run every task. */
+void run(Pass *pass) {
+    memset(pass->states, 0, pass->levels * sizeof *pass->states);
+    memset(pass->counts, 0, pass->count_number * sizeof *pass->counts);
+    Pool *pool = pool_of(pass->threads);
+    pass->spins = pool ? pool->spins : 0;
     if (pool)
-        run_pass(pool, work, &pass);
+        run_pass(pool, work, pass);
     else
-        work(&pass, 0);
+        work(pass, 0);
 }

@@ -1,4 +1,4 @@
-"""The CPU kernels of native.c: their structs, and weights as they read them."""
+"""The CPU kernels of native.c: what they are told, and weights as they read them."""
 
 from __future__ import annotations
 
@@ -12,21 +12,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import objects, pages
+from .shared import NUMBERS, STRUCTS
 
-IMPORT, GATE, CLASSIFIER, POOL, TRANSFORM, CONVOLVE = range(6)
-DIRECT, F2, F4, S2, S4 = range(5)
-ACTIVATIONS = "none", "relu", "silu"
-F32, BF16, U8 = range(3)
-TYPES = torch.float32, torch.bfloat16, torch.uint8  # of features; weights of U8 are signed
+# kinds of tasks
+IMPORT, GATE, CLASSIFIER = NUMBERS["IMPORT"], NUMBERS["GATE"], NUMBERS["CLASSIFIER"]
+POOL, TRANSFORM, CONVOLVE = NUMBERS["POOL"], NUMBERS["TRANSFORM"], NUMBERS["CONVOLVE"]
+# algorithms
+DIRECT, F2, F4 = NUMBERS["DIRECT"], NUMBERS["F2"], NUMBERS["F4"]
+S2, S4 = NUMBERS["S2"], NUMBERS["S4"]
+ACTIVATIONS = {"none": NUMBERS["NONE"], "relu": NUMBERS["RELU"], "silu": NUMBERS["SILU"]}
+# of features; the weights of uint8 are signed
+TYPES = {torch.float32: NUMBERS["F32"], torch.bfloat16: NUMBERS["BF16"], torch.uint8: NUMBERS["U8"]}
+FEATURE_KERNEL, PICTURE_KERNEL = NUMBERS["FEATURE_KERNEL"], NUMBERS["PICTURE_KERNEL"]
+EDGE = FEATURE_KERNEL // 2  # zeros around a feature
 SLACK = 64  # values behind what vectors read: the last one reaches over the end
-POINTER, INT, FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_float
 
 
 class Algorithm(NamedTuple):
-    """One of native.c's, along one side.
+    """One of native.c's algorithms of 3x3 convolutions, along one side of a feature.
 
-    tiles: pixels that a tile makes, at most, and its points, the largest tile first; the last is for what is left.
-    taps: the rows of its G, each of which makes weights of three taps; of a direct convolution each tap as it is.
+    tiles: the pixels that a tile makes, at most, and its points, the largest tile first; the last is for what is left.
+    taps: the rows of Winograd's matrix G, each of which makes one transformed weight of a kernel's three taps; of the
+    direct algorithm, those that leave each tap as it is.
     """
 
     tiles: tuple[tuple[int, int], ...]
@@ -34,11 +41,11 @@ class Algorithm(NamedTuple):
 
     @property
     def weights(self) -> int:
-        """For each channel of input and output."""
+        """How many weights it reads for each pair of an input channel and an output channel."""
         return len(self.taps) ** 2
 
     def sides(self, size: int) -> tuple[int, int]:
-        """Tiles and points along a side of so many pixels."""
+        """How many tiles cover a side of `size` pixels, and how many points they have together."""
         (outs, points), (least, fewer) = self.tiles[0], self.tiles[-1]
         count, left = -(-size // outs), size % outs
         return count, count * points - (points - fewer if 0 < left <= least else 0)
@@ -64,108 +71,110 @@ ALGORITHMS = {
         ([1 / 2, 0, 0], [-1 / 2, 0, -1 / 2], [-1 / 6, 0, 1 / 6], [1 / 6, 0, 1 / 3], [0, 0, 1], [0, 1, 0]),
     ),
 }
-Panels = Sequence[tuple[int, int, int]]
 
 
 class Panel(ctypes.Structure):
-    """Stored output channels that are computed together, from the inputs' parts of one group."""
+    """Output channels, in stored order, that are computed together from one group's part of the inputs."""
 
-    _fields_ = [(name, INT) for name in ("group", "first", "count")]
+    __slots__ = ()  # so that a name that is no field's is refused
+    _fields_ = STRUCTS["Panel"]._fields_
 
 
 class Op(ctypes.Structure):
-    """An operation, as native.c explains it."""
+    """An operation; shared.h explains its fields."""
 
-    _fields_ = [
-        ("x", ctypes.POINTER(POINTER)), ("x_sums", ctypes.POINTER(POINTER)), ("x_chunks", ctypes.POINTER(INT)),
-        ("x_step", ctypes.POINTER(FLOAT)), ("x_zero", ctypes.POINTER(FLOAT)),
-        ("y", POINTER), ("copy", POINTER), ("sums", POINTER), ("residual", POINTER), ("weight", POINTER),
-        ("bias", POINTER), ("scale", POINTER), ("shift", POINTER), ("gate_weight", POINTER), ("gate_bias", POINTER),
-        ("weight_step", POINTER), ("weight_zero", POINTER), ("multiply", POINTER), ("add", POINTER),
-        ("panels", POINTER), ("rows", POINTER), ("rows_size", ctypes.c_int64),
-        ("strides", ctypes.c_int64 * 4), ("step", FLOAT), ("zero", FLOAT), ("per_step", FLOAT),
-        ("x_type", INT), ("y_type", INT), ("h", INT), ("w", INT), ("c", INT), ("inputs", INT), ("cout", INT),
-        ("groups", INT), ("stride", INT), ("panel_count", INT), ("chunks", INT), ("kernel", INT), ("activation", INT),
-        ("how", INT), ("transforms", INT), ("counts", INT), ("edge", INT),
-        ("border", INT),
-    ]  # fmt: skip
+    __slots__ = ()
+    _fields_ = STRUCTS["Op"]._fields_
 
 
 class Task(ctypes.Structure):
-    """What a thread takes, as native.c explains it."""
+    """A part of an operation, which one thread computes; shared.h explains its fields."""
 
-    _fields_ = [(name, INT) for name in ("op", "kind", "n", "chunk", "start", "stop", "panel_start", "panel_stop")]
+    __slots__ = ()
+    _fields_ = STRUCTS["Task"]._fields_
+
+
+class Pass(ctypes.Structure):
+    """All that `run` needs to know; shared.h explains its fields."""
+
+    __slots__ = ()
+    _fields_ = STRUCTS["Pass"]._fields_
 
 
 def library() -> ctypes.CDLL:
-    """native.c, for the instruction set in use. ParNetError, saying why, where there is none."""
+    """The compiled kernels, for the instruction set in use. ParNetError, saying why, where there are none."""
     return objects.load(objects.in_use())
 
 
 def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """With SLACK behind it."""
+    """Zeros in a tensor of this shape, and SLACK more behind it. MemoryError where so much memory cannot be had."""
     size = prod(shape)
     return pages.zeros((size + SLACK) * dtype.itemsize).view(dtype)[:size].view(shape)
 
 
 def with_slack(tensor: Tensor) -> Tensor:
-    """A copy, with SLACK behind it."""
+    """A copy of a tensor with SLACK zeros behind it."""
     return zeros(*tensor.shape, dtype=tensor.dtype).copy_(tensor)
 
 
-def panels(cout: int, groups: int, shuffle: int) -> Panels:
-    """(group, first, count) of each panel, a group after the other; first: of the channels as they are stored."""
+def panels_of(cout: int, groups: int, shuffle: int) -> list[Panel]:
+    """The panels of `cout` output channels, group after group; none holds channels of two chunks of the shuffle."""
     width, rest = library().panel_width(), cout // (groups * shuffle)
     return [
-        (group, (chunk * groups + group) * rest + first, min(width, rest - first))
+        Panel(group=group, first=(chunk * groups + group) * rest + first, count=min(width, rest - first))
         for group in range(groups)
         for chunk in range(shuffle)
         for first in range(0, rest, width)
     ]
 
 
-def stored(rows: Tensor, groups: int, shuffle: int) -> Tensor:
-    """Output channels, the first dimension, as they are stored: (groups, shuffle, rest) to (shuffle, groups, rest)."""
+def in_stored_order(rows: Tensor, groups: int, shuffle: int) -> Tensor:
+    """The output channels of `rows`, its first dimension, in the order in which features store them: (groups, shuffle,
+    rest) becomes (shuffle, groups, rest)."""
     return rows.unflatten(0, (groups, shuffle, -1)).transpose(0, 1).flatten(0, 2)
 
 
-def pack_direct(weight: Tensor, inputs: int, which: Panels) -> Tensor:
-    """[cout, cin / groups, k, k], channels as stored, to [panels, K, panel width, values of a word]: K in words, by
-    runs of what lies side by side in the inputs: a row of taps where there is one input in one group, else a tap."""
+def pack_direct(weight: Tensor, inputs: int, panels: Sequence[Panel]) -> Tensor:
+    """Weights [cout, cin / groups, k, k], cout in stored order, as [panels, K, panel width, values of a word], where K
+    counts words, run after run. A run is what lies side by side in an input: a row of taps where there is one input in
+    one group, otherwise a tap."""
     rows = weight.unflatten(1, (inputs, -1)).permute(0, 1, 3, 4, 2)
-    merged = inputs == 1 and all(group == 0 for group, _, _ in which)
+    merged = inputs == 1 and all(panel.group == 0 for panel in panels)
     k = weight.shape[-1]
-    return _pack(rows.reshape(len(rows), k if merged else k * k * inputs, -1), which)
+    return _pack(rows.reshape(len(rows), k if merged else k * k * inputs, -1), panels)
 
 
-def pack_winograd(weight: Tensor, how: int, dtype: torch.dtype, which: Panels) -> Tensor:
-    """The same to G w G' in `dtype`: [panels, planes, K, panel width, values of a word], K by channel. dtype: that of
-    the inputs; for 8 bits the weights are integers of 16, from multiples of G's rows."""
-    g = torch.tensor(ALGORITHMS[how].taps, dtype=torch.float64, device="cpu")
+def pack_winograd(weight: Tensor, algorithm: int, dtype: torch.dtype, panels: Sequence[Panel]) -> Tensor:
+    """Weights w [cout, cin / groups, 3, 3], cout in stored order, transformed to G w G', as [panels, planes, K, panel
+    width, values of a word], where K counts words of channels. dtype: of the inputs, and of the transformed weights;
+    those for uint8 are int16, by the smallest multiples of G's rows that are integers."""
+    g = torch.tensor(ALGORITHMS[algorithm].taps, dtype=torch.float64, device="cpu")
     if dtype == torch.uint8:
         g, dtype = (g / g.abs().where(g != 0, torch.inf).amin(1, keepdim=True)).round(), torch.int16
     planes = torch.einsum("ia,jb,okab->ijok", g, g, weight.double()).to(dtype)
-    return with_slack(_pack(planes.flatten(0, 1).unsqueeze(-2), which).transpose(0, 1))
+    return with_slack(_pack(planes.flatten(0, 1).unsqueeze(-2), panels).transpose(0, 1))
 
 
-def _pack(rows: Tensor, which: Panels) -> Tensor:
-    """[..., cout, runs, length] to [..., panels, K, panel width, values of a word], a run after the other.
+def _pack(rows: Tensor, panels: Sequence[Panel]) -> Tensor:
+    """Rows [..., cout, runs, length] as [..., panels, K, panel width, values of a word]: K counts words, run after run.
 
-    Zeros where a run fills no word, and where a panel has fewer channels.
+    Zeros fill up the last word of each run, and panels that have fewer channels.
     """
     values = 4 // rows.itemsize
     words = F.pad(rows, (0, -rows.shape[-1] % values)).unflatten(-1, (-1, values)).flatten(-3, -2)
-    packed = zeros(*rows.shape[:-3], len(which), words.shape[-2], library().panel_width(), values, dtype=rows.dtype)
-    for i, (_, first, count) in enumerate(which):
-        packed[..., i, :, :count, :] = words[..., first : first + count, :, :].transpose(-3, -2)
+    packed = zeros(*rows.shape[:-3], len(panels), words.shape[-2], library().panel_width(), values, dtype=rows.dtype)
+    for i, panel in enumerate(panels):
+        channels = words[..., panel.first : panel.first + panel.count, :, :]
+        packed[..., i, :, : panel.count, :] = channels.transpose(-3, -2)
     return packed
 
 
 def bias_by_edge(bias: Tensor, border: Tensor) -> Tensor:
-    """[cout] and [cout, k, k] to [ways * ways, cout]: the border's taps inside the picture added, by which ones lack.
+    """The bias [cout] plus the border [cout, k, k] of those taps that lie inside the picture, for each way in which a
+    pixel near the edge lacks taps: [ways * ways, cout].
 
-    Rows by ways * vertical + horizontal: each of the first taps that lack, 0 to k // 2, plus k // 2 + 1 times the last
-    ones that do; so a side has (k // 2 + 1) ** 2 ways.
+    Its row is ways * vertical + horizontal, where each is how many of the first taps are missing, 0 to k // 2, plus
+    k // 2 + 1 times how many of the last; so a side has ways = (k // 2 + 1) ** 2.
     """
     k = border.shape[-1]
     lacking = [(first, last) for last in range(k // 2 + 1) for first in range(k // 2 + 1)]

@@ -16,7 +16,7 @@
 
 enum {
     MOST_HELPERS = 1023,
-    BETWEEN = 20,            /* the part of a pass's looks before helpers sleep: some hundred microseconds */
+    BETWEEN = 20,            /* the part of a pass's spins before helpers sleep: some hundred microseconds */
     INSIDE = MOST_HELPERS,   /* of a door: helpers that have gone in, */
     OPEN = INSIDE + 1,       /* whether others may, */
     ENDED = 2 * OPEN,        /* or are to end; above, the number of the pass */
@@ -28,7 +28,7 @@ typedef struct {
     void (*work)(const void *pass, int index);
     const void *pass;
     atomic_int wanted; /* helpers, at most */
-    atomic_int looks;  /* of who waits in a pass; a part of them between two */
+    atomic_int spins;  /* of who waits in a pass; a part of them between two */
     int count;         /* helpers */
     int cores, core;   /* how many the thread may run on, and where it ran when that was asked */
 #ifdef __linux__
@@ -50,7 +50,7 @@ static void *help(void *argument) {
 #endif
     for (unsigned seen = 0;;) {
         unsigned door = atomic_load(&pool->door.value);
-        for (int i = atomic_load(&pool->looks) / BETWEEN; i && !may_enter(pool, door, seen); i--, pause_briefly())
+        for (int i = atomic_load(&pool->spins) / BETWEEN; i && !may_enter(pool, door, seen); i--, pause_briefly())
             door = atomic_load(&pool->door.value);
         atomic_fetch_add(&pool->door.sleepers, 1);
         while (!may_enter(pool, door = atomic_load(&pool->door.value), seen)) sleep_while(&pool->door.value, door);
@@ -122,7 +122,7 @@ static Pool *pool_of(int threads) {
     pool->wanted = least(threads - 1, MOST_HELPERS);
     while (pool->count < pool->wanted && hire(pool)) pool->core = -1;
     keep_off(pool);
-    pool->looks = threads > pool->cores ? FEW_LOOKS : LOOKS;
+    pool->spins = threads > pool->cores ? FEW_SPINS : SPINS;
     return pool;
 }
 
@@ -134,5 +134,5 @@ static void run_pass(Pool *pool, void (*work)(const void *pass, int index), cons
     atomic_store(&pool->door.value, (int)(number * PASS | OPEN));
     if (atomic_load(&pool->door.sleepers)) wake(&pool->door.value, pool->wanted);
     work(pass, 0);
-    wait_for(&pool->left, atomic_fetch_and(&pool->door.value, ~(OPEN | INSIDE)) & INSIDE, pool->looks);
+    wait_for(&pool->left, atomic_fetch_and(&pool->door.value, ~(OPEN | INSIDE)) & INSIDE, pool->spins);
 }

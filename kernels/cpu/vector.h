@@ -3,7 +3,6 @@
  * Products take a word at a time, 32 bits: one value of fp32, two of bf16, four of 8 bits, where an instruction adds
  * up the products of a word. */
 
-#include <stdint.h>
 #include <string.h>
 #ifdef __x86_64__
 #include <immintrin.h>
@@ -18,8 +17,8 @@ enum { VL = 4, NV = 4, MR = 6 };
 #else
 enum { VL = 4, NV = 2, MR = 6 };
 #endif
-/* a tile of MR pixels by the NR channels of a panel fills the registers; Winograd's algorithms multiply a plane by so many
- * panels before they read the next one: 32 channels */
+/* a tile of MR pixels by the NR channels of a panel fills the registers; Winograd's algorithms multiply a plane by
+ * PANELS panels, 32 channels, before they read the next plane */
 enum { NR = VL * NV, PANELS = 32 / NR };
 
 typedef float vf __attribute__((vector_size(VL * 4), aligned(4)));
@@ -31,16 +30,13 @@ typedef int16_t vs __attribute__((vector_size(VL * 4), aligned(2))); /* twice as
 typedef uint16_t vus __attribute__((vector_size(VL * 4), aligned(2)));
 typedef uint8_t vbs __attribute__((vector_size(VL * 2), aligned(1)));
 
-/* how values are stored, weights of U8 signed; and I16, what Winograd's algorithms make of U8 */
-enum { F32, BF16, U8, I16 };
-
 static inline int size_of(int type) { return type == F32 ? 4 : type == BF16 || type == I16 ? 2 : 1; }
 
 static inline vf load(const float *p) { return *(const vf *)p; }
 
 static inline vf blend(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
 
-/* low and high, but NaN where x is */
+/* x, at least low and at most high; NaN where x is NaN */
 static inline vf clamp(vf x, float low, float high) {
     const vf zero = {0};
 #if defined(__AVX512BW__)
@@ -52,7 +48,7 @@ static inline vf clamp(vf x, float low, float high) {
 #endif
 }
 
-/* integers from the lower bits of 8 or 16, and back: the compiler's own conversions go value by value */
+/* Integers of 32 bits from 8 or 16, and back to their low bits. The compiler's own conversions go value by value. */
 static inline vi from_u8(const void *p) {
 #if defined(__AVX512BW__)
     return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128(p));
@@ -105,12 +101,12 @@ static inline vh to_u16(vi v) {
 #endif
 }
 
-/* 1.5 * 2^23: a float has no place for more than integers beside it, and those below 2^22 in its low bits */
+/* 1.5 * 2^23: adding it rounds a float to an integer, which, below 2^22, then stands in the low bits of the sum */
 #define MAGIC 12582912.0f
 
-/* 0 where the power of 2 grows no more: what is multiplied by it may be of any size. With AVX-512 the power is scaled by
- * an instruction, and a reciprocal of 14 bits made one of 28. Relative error 3e-7, and 6e-8 times -x below zero, where x
- * is rounded. For `type` U8, of what is made with it, 2e-4 will do, a twentieth of a step at most. */
+/* 1 / (1 + exp(-x)), and exactly 0 where exp(-x) overflows: what it multiplies may be huge. With AVX-512 an instruction
+ * scales the power of 2, and a Newton step makes the reciprocal's 14 bits 28. The relative error is 3e-7, and 6e-8
+ * times -x more below zero, where x is rounded. What is stored as U8 may err by 2e-4, a twentieth of a step at most. */
 static inline __attribute__((always_inline)) vf sigmoid(int type, vf x) {
     vf turned = x * -1.44269504f; /* 1 / ln 2 */
 #if defined(__AVX512BW__)
@@ -129,7 +125,7 @@ static inline __attribute__((always_inline)) vf sigmoid(int type, vf x) {
     __mmask16 finite = _mm512_cmp_ps_mask((__m512)turned, _mm512_set1_ps(126.0f), _CMP_NGT_UQ);
     return (vf)_mm512_maskz_mul_ps(finite, (__m512)inverse, (__m512)(2.0f - sum * inverse));
 #else
-    vf held = clamp(turned, -126.0f, 126.0f), rounded = held + MAGIC, part = held - (rounded - MAGIC);
+    vf clamped = clamp(turned, -126.0f, 126.0f), rounded = clamped + MAGIC, part = clamped - (rounded - MAGIC);
     vf p = (vf){0} + 1.32546027e-3f;
     p = p * part + 9.67199914e-3f;
     p = p * part + 5.55077940e-2f;
@@ -160,7 +156,7 @@ static inline vh to_bf16(vf v) {
 #endif
 }
 
-/* The first `count` of them, at most VL. */
+/* Stores the first `count` of VL values of `size` bytes, or all where count is larger. */
 static inline __attribute__((always_inline)) void put(void *p, const void *values, int size, int count) {
     if (count >= VL)
         memcpy(p, values, VL * size);

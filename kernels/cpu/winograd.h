@@ -7,28 +7,33 @@
  * or S4 whose last tile has at most 2 pixels left takes the smaller one, whose points are among its own: so it needs no
  * other weights. */
 
-enum { POINTS = 9, TAPS = 6 /* at most */, PLANES = TAPS * TAPS };
+enum { POINTS = 9, TAPS = 6, PLANES = TAPS * TAPS }; /* at most, of any algorithm */
 
 static inline int outs_of(int kind) { return kind == F4 || kind == S4 ? 4 : 2; }
 static inline int points_of(int kind) { return kind == F2 ? 4 : kind == F4 ? 6 : kind == S2 ? 5 : POINTS; }
-static inline int kind_of(int how, int left) { return left <= 2 && outs_of(how) > 2 ? how - 1 : how; }
+static inline int kind_of(int algorithm, int left) {
+    return left <= 2 && outs_of(algorithm) > 2 ? algorithm - 1 : algorithm;
+}
 
-/* Kinds of weights along a side. */
-static inline int taps_along(int how) { return outs_of(how) == 2 ? 4 : TAPS; }
+/* How many transformed weights an algorithm has along a side. */
+static inline int taps_along(int algorithm) { return outs_of(algorithm) == 2 ? 4 : TAPS; }
 
-/* Which weights of those that `how` has along a side meet a point of a tile's. */
-static inline int taps_of(int how, int kind, int point) {
-    if (kind == how) return kind == S2 ? least(point, 3) : least(point, 5);
+/* Which of the weights that the algorithm has along a side a point of a tile is multiplied by. */
+static inline int taps_of(int algorithm, int kind, int point) {
+    if (kind == algorithm) return kind == S2 ? least(point, 3) : least(point, 5);
     return kind == F2 ? (point < 3 ? point : 5) : (point < 2 ? point : point == 2 ? 4 : 5);
 }
 
-/* The most points of a tile that meet the same. */
-static inline int times(int how, int taps) { return how == S4 && taps == 5 ? 4 : how == S2 && taps == 3 ? 2 : 1; }
+/* The most points of a tile, along a side, that are multiplied by the same weights. */
+static inline int times(int algorithm, int taps) {
+    return algorithm == S4 && taps == 5 ? 4 : algorithm == S2 && taps == 3 ? 2 : 1;
+}
 
-/* The smaller tiles of F4 and S4 make up for the scale of their weights. */
-static inline __attribute__((always_inline)) void to_points(int how, int kind, const vf *d, vf *t, int step) {
+/* From the pixels of a tile, along a side, its points. A smaller tile at the end of F4's or S4's uses their weights,
+ * for whose scale its points make up. */
+static inline __attribute__((always_inline)) void to_points(int algorithm, int kind, const vf *d, vf *t, int step) {
     if (kind == F2) {
-        const float a = how == F4 ? 4.0f : 1.0f, b = how == F4 ? -3.0f : 1.0f;
+        const float a = algorithm == F4 ? 4.0f : 1.0f, b = algorithm == F4 ? -3.0f : 1.0f;
         t[0] = a * (d[0] - d[2]), t[step] = b * (d[1] + d[2]), t[2 * step] = b * (d[2] - d[1]);
         t[3 * step] = d[3] - d[1];
     } else if (kind == F4) {
@@ -36,7 +41,7 @@ static inline __attribute__((always_inline)) void to_points(int how, int kind, c
         t[0] = 4.0f * d[0] - 5.0f * d[2] + d[4], t[step] = a + b, t[2 * step] = a - b, t[3 * step] = c + e;
         t[4 * step] = c - e, t[5 * step] = 4.0f * d[1] - 5.0f * d[3] + d[5];
     } else if (kind == S2) {
-        const float a = how == S4 ? 2.0f : 1.0f, b = how == S4 ? -2.0f : 1.0f;
+        const float a = algorithm == S4 ? 2.0f : 1.0f, b = algorithm == S4 ? -2.0f : 1.0f;
         t[0] = a * (d[0] - d[2]), t[step] = b * d[2], t[2 * step] = d[4] - d[2];
         t[3 * step] = d[1], t[4 * step] = d[3];
     } else {
@@ -62,18 +67,19 @@ static inline __attribute__((always_inline)) void from_points(int kind, const vf
     }
 }
 
-/* The same of integers, which lose nothing: 16 bits hold a tile's points, of values of 8. Weights are integers as well,
- * so the pixels come out times 24 by F4, 6 by S4, 2 by F2 and 1 by S2, along each side. */
-static inline __attribute__((always_inline)) void to_points_i16(int how, int kind, const vs *d, vs *t, int step) {
+/* As to_points and from_points, but of integers, which is exact: the points of 8-bit values fit 16 bits. Weights are
+ * integers too, so pixels come out multiplied by 24 with F4, 6 with S4, 2 with F2 and 1 with S2, along each side. */
+static inline __attribute__((always_inline)) void to_points_i16(int algorithm, int kind, const vs *d, vs *t, int step) {
     if (kind == F2) {
         vs a = d[1] + d[2], b = d[2] - d[1];
-        t[0] = d[0] - d[2], t[step] = how == F4 ? -a : a, t[2 * step] = how == F4 ? -b : b, t[3 * step] = d[3] - d[1];
+        t[0] = d[0] - d[2], t[step] = algorithm == F4 ? -a : a;
+        t[2 * step] = algorithm == F4 ? -b : b, t[3 * step] = d[3] - d[1];
     } else if (kind == F4) {
         vs a = d[4] - 4 * d[2], b = d[3] - 4 * d[1], c = d[4] - d[2], e = 2 * (d[3] - d[1]);
         t[0] = 4 * d[0] - 5 * d[2] + d[4], t[step] = a + b, t[2 * step] = a - b, t[3 * step] = c + e;
         t[4 * step] = c - e, t[5 * step] = 4 * d[1] - 5 * d[3] + d[5];
     } else if (kind == S2) {
-        t[0] = d[0] - d[2], t[step] = how == S4 ? -d[2] : d[2], t[2 * step] = d[4] - d[2];
+        t[0] = d[0] - d[2], t[step] = algorithm == S4 ? -d[2] : d[2], t[2 * step] = d[4] - d[2];
         t[3 * step] = d[1], t[4 * step] = d[3];
     } else {
         vs a = d[6] - d[2];
@@ -101,18 +107,18 @@ static inline __attribute__((always_inline)) void from_points_i32(int kind, cons
 /* A tile's vector of channels to its points' rows of v; pixels at row[i] + column[j], steps in bytes. Sends for those
  * that stand so far ahead, of the next tile. */
 static inline __attribute__((always_inline)) void transform_input(
-    int how, int type, int down, int across, int64_t ahead, const char *d, const int64_t *row, const int64_t *column,
-    char *v, const int64_t *where) {
+    int algorithm, int type, int down, int across, int64_t ahead, const char *d, const int64_t *row,
+    const int64_t *column, char *v, const int64_t *where) {
     vf t[POINTS][POINTS], x[POINTS];
     for (int j = 0; j < points_of(across); j++) {
         for (int i = 0; i < points_of(down); i++) {
             x[i] = widen(type, d + row[i] + column[j]);
             fetch(0, d + row[i] + column[j] + ahead, 1);
         }
-        to_points(how, down, x, &t[0][j], POINTS);
+        to_points(algorithm, down, x, &t[0][j], POINTS);
     }
     for (int i = 0; i < points_of(down); i++) {
-        to_points(how, across, t[i], x, 1);
+        to_points(algorithm, across, t[i], x, 1);
         for (int j = 0; j < points_of(across); j++)
             if (type == BF16)
                 store_bf16(v + where[i * POINTS + j], to_bf16(x[j]), VL);
@@ -122,18 +128,18 @@ static inline __attribute__((always_inline)) void transform_input(
 }
 
 static inline __attribute__((always_inline)) void transform_input_i16(
-    int how, int down, int across, int64_t ahead, const char *d, const int64_t *row, const int64_t *column, char *v,
-    const int64_t *where) {
+    int algorithm, int down, int across, int64_t ahead, const char *d, const int64_t *row, const int64_t *column,
+    char *v, const int64_t *where) {
     vs t[POINTS][POINTS], x[POINTS];
     for (int j = 0; j < points_of(across); j++) {
         for (int i = 0; i < points_of(down); i++) {
             x[i] = shorts_from_u8(d + row[i] + column[j]);
             fetch(0, d + row[i] + column[j] + ahead, 1);
         }
-        to_points_i16(how, down, x, &t[0][j], POINTS);
+        to_points_i16(algorithm, down, x, &t[0][j], POINTS);
     }
     for (int i = 0; i < points_of(down); i++) {
-        to_points_i16(how, across, t[i], x, 1);
+        to_points_i16(algorithm, across, t[i], x, 1);
         for (int j = 0; j < points_of(across); j++) *(vs *)(v + where[i * POINTS + j]) = x[j];
     }
 }
@@ -152,8 +158,9 @@ static inline __attribute__((always_inline)) void transform_output(
     }
 }
 
-/* The same of integers. Sums may leave 32 bits, and wrap around, as long as pixels times powers of 2 do not: a factor of
- * 3 is divided by in what is left of a number modulo 2^32. */
+/* The pixels of a tile of integers, which come out of from_points_i32 as multiples: their factors of 3 are divided out
+ * modulo 2^32, by the inverse of 3, and then their powers of 2 by a shift. So intermediate sums may wrap around; only a
+ * pixel times its powers of 2 must fit 32 bits. */
 static inline __attribute__((always_inline)) void transform_output_i32(
     int down, int across, const char *m, const int64_t *where, vf *y) {
     vu s[POINTS][4], x[POINTS], pixels[4];
@@ -174,34 +181,35 @@ static inline __attribute__((always_inline)) void transform_output_i32(
     }
 }
 
-/* CALL with the kinds of a tile as constants, of how and, where it has one, the smaller one. */
+/* CALL with the kinds of a tile as constants: the algorithm's own or, where it has one, the smaller one. */
 #define WITH_KINDS(CALL) \
-    if (down == how && across == how) \
-        CALL(how, how); \
-    else if (down == how) \
-        CALL(how, how - 1); \
-    else if (across == how) \
-        CALL(how - 1, how); \
+    if (down == algorithm && across == algorithm) \
+        CALL(algorithm, algorithm); \
+    else if (down == algorithm) \
+        CALL(algorithm, algorithm - 1); \
+    else if (across == algorithm) \
+        CALL(algorithm - 1, algorithm); \
     else \
-        CALL(how - 1, how - 1)
+        CALL(algorithm - 1, algorithm - 1)
 
-/* Where a tile stands, and what it is. */
+/* A tile: its first pixel, its algorithm down and across, and how many of its rows and columns lie inside. */
 typedef struct {
     int row, column, down, across, rows, columns;
 } Tile;
 
-static inline __attribute__((always_inline)) Tile tile_at(int how, int i, int h, int w) {
-    int outs = outs_of(how), columns = (w + outs - 1) / outs, row = i / columns * outs, column = i % columns * outs;
-    int down = kind_of(how, h - row), across = kind_of(how, w - column);
+static inline __attribute__((always_inline)) Tile tile_at(int algorithm, int i, int h, int w) {
+    int outs = outs_of(algorithm), columns = (w + outs - 1) / outs;
+    int row = i / columns * outs, column = i % columns * outs;
+    int down = kind_of(algorithm, h - row), across = kind_of(algorithm, w - column);
     return (Tile){row, column, down, across, least(outs_of(down), h - row), least(outs_of(across), w - column)};
 }
 
 /* Gives the points of a tile their rows, each the next of its plane: their places in bytes, of rows so long. */
 static inline __attribute__((always_inline)) void take_rows(
-    int how, int down, int across, int *next, int64_t length, int64_t *where) {
+    int algorithm, int down, int across, int *next, int64_t length, int64_t *where) {
     for (int i = 0; i < points_of(down); i++)
         for (int j = 0; j < points_of(across); j++)
-            where[i * POINTS + j] = next[taps_of(how, down, i) * TAPS + taps_of(how, across, j)]++ * length;
+            where[i * POINTS + j] = next[taps_of(algorithm, down, i) * TAPS + taps_of(algorithm, across, j)]++ * length;
 }
 
 /* A task's rows: the first of each plane, a pair of weights along both sides, and how long they are, in bytes. */
@@ -210,12 +218,12 @@ typedef struct {
     int64_t length;
 } Rows;
 
-static inline __attribute__((always_inline)) Rows planes_of(const Op *o, int how, int type, int tiles) {
+static inline __attribute__((always_inline)) Rows planes_of(const Op *o, int algorithm, int type, int tiles) {
     Rows rows = {.length = (int64_t)o->c * o->inputs * size_of(type) + 4 * VL};
     for (int i = 0; i < PLANES; i++) { /* and a row between them, lest their lines meet in the same set of the cache */
         rows.first[i] = rows.total;
-        if (i / TAPS < taps_along(how) && i % TAPS < taps_along(how))
-            rows.total += tiles * times(how, i / TAPS) * times(how, i % TAPS) + 1;
+        if (i / TAPS < taps_along(algorithm) && i % TAPS < taps_along(algorithm))
+            rows.total += tiles * times(algorithm, i / TAPS) * times(algorithm, i % TAPS) + 1;
     }
     return rows;
 }
@@ -227,19 +235,21 @@ static inline char *rows_at(const Op *o, const Task *t) {
 
 /* The inputs' channels from `from` to `to`, counted through all inputs of a group and then the groups, to rows at v */
 static inline __attribute__((always_inline)) void transform(
-    const Op *o, int how, int type, const Task *t, int from, int to, char *v) {
+    const Op *o, int algorithm, int type, const Task *t, int from, int to, char *v) {
     int h = o->h / o->stride, w = o->w / o->stride, part = o->c / o->groups, size = size_of(o->x_type);
-    int64_t step = (int64_t)o->c * size, ahead = outs_of(how) * o->stride * step, where[POINTS * POINTS];
-    Rows rows = planes_of(o, how, type, t->stop - t->start);
+    int64_t step = (int64_t)o->c * size, ahead = outs_of(algorithm) * o->stride * step, where[POINTS * POINTS];
+    Rows rows = planes_of(o, algorithm, type, t->stop - t->start);
     for (int i = t->start; i < t->stop; i++) {
-        Tile tile = tile_at(how, i, h, w);
+        Tile tile = tile_at(algorithm, i, h, w);
         int down = tile.down, across = tile.across;
         int64_t row[POINTS], column[POINTS]; /* a tile that reaches over the edge reads zeros of the border */
         for (int j = 0; j < POINTS; j++) {
-            row[j] = ((int64_t)t->n * (o->h + 2) + least(tile.row * o->stride + j, o->h + 1)) * (o->w + 2) * step;
-            column[j] = least(tile.column * o->stride + j, o->w + 1) * step;
+            row[j] = ((int64_t)t->n * (o->h + 2 * EDGE) +
+                      least(tile.row * o->stride + j + (EDGE - 1), o->h + (2 * EDGE - 1))) *
+                     (o->w + 2 * EDGE) * step;
+            column[j] = least(tile.column * o->stride + j + (EDGE - 1), o->w + (2 * EDGE - 1)) * step;
         }
-#define TAKE(DOWN, ACROSS) take_rows(how, DOWN, ACROSS, rows.first, rows.length, where)
+#define TAKE(DOWN, ACROSS) take_rows(algorithm, DOWN, ACROSS, rows.first, rows.length, where)
         WITH_KINDS(TAKE);
         for (int s = 0; s < o->groups * o->inputs; s++) /* in this order, as a tail overruns into what follows it */
             for (int c = 0; c < part; c += type == I16 ? 2 * VL : VL) {
@@ -247,8 +257,8 @@ static inline __attribute__((always_inline)) void transform(
                 const char *x = o->x[s % o->inputs] + (s / o->inputs * part + c) * size;
                 char *y = v + (s * part + c) * size_of(type);
 #define TRANSFORM_IN(DOWN, ACROSS) \
-    type == I16 ? transform_input_i16(how, DOWN, ACROSS, ahead, x, row, column, y, where) \
-                : transform_input(how, type, DOWN, ACROSS, ahead, x, row, column, y, where)
+    type == I16 ? transform_input_i16(algorithm, DOWN, ACROSS, ahead, x, row, column, y, where) \
+                : transform_input(algorithm, type, DOWN, ACROSS, ahead, x, row, column, y, where)
                 WITH_KINDS(TRANSFORM_IN);
             }
     }
@@ -258,9 +268,9 @@ static inline __attribute__((always_inline)) void transform(
  * m, m_size behind the other's. A plane's rows stay in the second cache for the next panel. In BF16 the parts of all
  * inputs together fill whole words. */
 static inline __attribute__((always_inline)) void multiply_planes(
-    const Op *o, int how, int type, const Rows *rows, const int *count, const char *v, int j, int some, char *m,
+    const Op *o, int algorithm, int type, const Rows *rows, const int *count, const char *v, int j, int some, char *m,
     int64_t m_size) {
-    int taps = taps_along(how), k = o->c / o->groups * o->inputs, size = size_of(type), words = k * size / 4;
+    int taps = taps_along(algorithm), k = o->c / o->groups * o->inputs, size = size_of(type), words = k * size / 4;
     int64_t offset[MR], length = (int64_t)words * 4 * NR, all = taps * taps * length; /* of weights */
     for (int i = 0; i < MR; i++) offset[i] = i * rows->length;
     for (int plane = 0; plane < PLANES; plane++) {
@@ -286,41 +296,41 @@ static inline __attribute__((always_inline)) void multiply_planes(
 /* The rows of a task's tiles, at o->rows or, where nobody shares them, in scratch, multiplied by their planes' weights,
  * some panels at a time, so that what they make stays in the second cache, and transformed back. */
 static inline __attribute__((always_inline)) void winograd(
-    const Op *o, int how, int type, const Task *t, Needs needs, char *scratch) {
+    const Op *o, int algorithm, int type, const Task *t, Needs needs, char *scratch) {
     int h = o->h / o->stride, w = o->w / o->stride, tiles = t->stop - t->start, count[PLANES], next[PLANES];
-    int64_t where[POINTS * POINTS], m_row = 4 * NR, stored = size_of(o->y_type);
-    Rows rows = planes_of(o, how, type, tiles);
+    int64_t where[POINTS * POINTS], m_row = 4 * NR, y_size = size_of(o->y_type);
+    Rows rows = planes_of(o, algorithm, type, tiles);
     int64_t m_size = (rows.total + MR) * m_row;
     char *v = o->rows ? rows_at(o, t) : scratch;
     char *made = o->rows ? scratch : scratch + ((rows.total + MR) * rows.length + 63) / 64 * 64;
     memcpy(next, rows.first, sizeof next);
     for (int i = t->start; i < t->stop; i++) {
-        Tile tile = tile_at(how, i, h, w);
+        Tile tile = tile_at(algorithm, i, h, w);
         int down = tile.down, across = tile.across;
-#define COUNT(DOWN, ACROSS) take_rows(how, DOWN, ACROSS, next, 0, where)
+#define COUNT(DOWN, ACROSS) take_rows(algorithm, DOWN, ACROSS, next, 0, where)
         WITH_KINDS(COUNT);
     }
     for (int i = 0; i < PLANES; i++) count[i] = next[i] - rows.first[i];
     float *sums = sums_of(o, t);
     for (int j = t->panel_start; j < t->panel_stop; j++) {
         Panel panel = o->panels[j];
-        int after = (j - t->panel_start) % PANELS; /* of how many that were multiplied together */
+        int after = (j - t->panel_start) % PANELS; /* of those that were multiplied together */
         const char *m = made + after * m_size;
         if (!after)
-            multiply_planes(o, how, type, &rows, count, v, j, least(PANELS, t->panel_stop - j), made, m_size);
+            multiply_planes(o, algorithm, type, &rows, count, v, j, least(PANELS, t->panel_stop - j), made, m_size);
         clear(sums, panel);
         memcpy(next, rows.first, sizeof next);
-        if (o->multiply) wait_for(needs.gate, 1, needs.looks);
+        if (o->multiply) wait_for(needs.gate, 1, needs.spins);
         for (int i = t->start; i < t->stop; i++) {
-            Tile tile = tile_at(how, i, h, w);
+            Tile tile = tile_at(algorithm, i, h, w);
             int down = tile.down, across = tile.across, pixels = 0;
             Pixel pixel[16];
             for (int r = 0; r < tile.rows; r++)
                 for (int s = 0; s < tile.columns; s++, pixels++) {
                     pixel[pixels] = pixel_of(o, t->n, h, w, tile.row + r, tile.column + s, 4 * r + s);
-                    fetch_to_write(o->y + (pixel[pixels].at + panel.first) * stored, panel.count * stored);
+                    fetch_to_write(o->y + (pixel[pixels].at + panel.first) * y_size, panel.count * y_size);
                 }
-#define TAKE_BACK(DOWN, ACROSS) take_rows(how, DOWN, ACROSS, next, m_row, where)
+#define TAKE_BACK(DOWN, ACROSS) take_rows(algorithm, DOWN, ACROSS, next, m_row, where)
             WITH_KINDS(TAKE_BACK);
             for (int c = 0; c < panel.count; c += VL) {
                 vf y[16];

@@ -14,7 +14,7 @@ import triton.language as tl
 
 from ...errors import ParNetError
 from .convolution import E4M3, Convolution, Operands
-from .geometry import ALIGNED, COPY, Tile, aligned, power_of_two
+from .geometry import ALIGNED, COPY, Tile, padded_channels, power_of_two
 
 MOST_ROWS = 64  # of sums, that a program holds at once
 
@@ -23,9 +23,9 @@ class Numbers(NamedTuple):
     """One operation's numbers.
 
     first, programs: its first program in the launch, and how many it has. lead, units: its first unit of gate work, and
-    how many. h, w: input. wout: output width. pixels: P, output pixels. stride. c, room: channels of one input, and
-    places for them. part, part_room: those of a group. cout, o_room: output channels, and places for them. group,
-    rest: output channels of a group, and of one of its chunks that the shuffle moves. groups, inputs. bordered:
+    how many. h, w: input. wout: output width. pixels: P, output pixels. stride. c, c_padded: channels of one input,
+    and places for them. part, part_padded: those of a group. cout, cout_padded: output channels, and places for them.
+    group, rest: output channels of a group, and of one of its chunks that the shuffle moves. groups, inputs. bordered:
     0 or 1. split_k. steps: of one input. tiles: T, spatial tiles. columns: channel tiles of a group. parts: of the
     gate. a_tiles, b_tiles: T of the inputs' sums.
     """
@@ -40,11 +40,11 @@ class Numbers(NamedTuple):
     pixels: int
     stride: int
     c: int
-    room: int
+    c_padded: int
     part: int
-    part_room: int
+    part_padded: int
     cout: int
-    o_room: int
+    cout_padded: int
     group: int
     rest: int
     groups: int
@@ -60,7 +60,7 @@ class Numbers(NamedTuple):
 
 
 class Form(NamedTuple):
-    """What code an operation has: code that is not needed is never made, where with `Numbers` it is removed later.
+    """What code an operation has. Code that is not needed is never made, where with `Numbers` the compiler removes it.
 
     The first six, to planar, the operations of a launch have in common.
     rows: of sums that are read at once, a power of two. planar: whether the input is a picture. align: channels of
@@ -84,30 +84,33 @@ class Form(NamedTuple):
 
 
 def numbers(conv: Convolution, first: int, lead: int) -> Numbers:
-    """Of a convolution whose tensors have been checked."""
+    """The numbers of a convolution whose tensors have been checked. first, lead: as in `Numbers`."""
     s, tile = conv.shape, tile_of(conv)
     a_tiles, b_tiles = (0 if sums is None else sums.shape[1] for sums in (conv.x.a_sums, conv.x.b_sums))
     c, group, read, stored = s.cin // s.inputs, s.cout // s.groups, conv.dtype.itemsize, conv.x.y.dtype.itemsize
     # one group is stored as computed, whatever rest is
-    rest = group // s.shuffle if s.groups > 1 else aligned(group, stored)
+    rest = group // s.shuffle if s.groups > 1 else padded_channels(group, stored)
     return Numbers(
-        first, conv.n * tile.programs(s), lead, conv.n * tile.units(s),
-        s.h, s.w, s.wout, s.pixels, s.stride, c, aligned(c, read), s.part,
-        s.part if s.groups > 1 else aligned(s.part, read), s.cout, aligned(s.cout, stored), group, rest, s.groups,
-        s.inputs, int(conv.x.border is not None), tile.split_k,
-        tile.steps(s) // s.inputs, tile.spatial(s), tile.channels(s) // s.groups, tile.parts(s), a_tiles, b_tiles,
+        first=first, programs=conv.n * tile.programs(s), lead=lead, units=conv.n * tile.units(s),
+        h=s.h, w=s.w, wout=s.wout, pixels=s.pixels, stride=s.stride,
+        c=c, c_padded=padded_channels(c, read), part=s.part,
+        part_padded=s.part if s.groups > 1 else padded_channels(s.part, read),
+        cout=s.cout, cout_padded=padded_channels(s.cout, stored), group=group, rest=rest,
+        groups=s.groups, inputs=s.inputs, bordered=int(conv.x.border is not None), split_k=tile.split_k,
+        steps=tile.steps(s) // s.inputs, tiles=tile.spatial(s), columns=tile.channels(s) // s.groups,
+        parts=tile.parts(s), a_tiles=a_tiles, b_tiles=b_tiles,
     )  # fmt: skip
 
 
 def tile_of(conv: Convolution) -> Tile:
-    """As Triton's kernels cut it; ParNetError where it is cut for others."""
+    """The tile of a convolution; ParNetError where that is not one for Triton's kernels."""
     if not isinstance(conv.tile, Tile):
         raise ParNetError(f"{conv.tile}: not for Triton's kernels")
     return conv.tile
 
 
 def known(values: tuple) -> tuple:
-    """As a kernel takes what the compiler is to know."""
+    """These values as a kernel takes what the compiler is to know: a tuple of the same type, of Triton's constants."""
     return type(values)(*map(tl.constexpr, values))
 
 
@@ -119,7 +122,7 @@ def tensors(x: Operands) -> Operands:
 
 
 def forms(convolutions: Sequence[Convolution]) -> list[Form]:
-    """Of a level's convolutions; ParNetError where they differ in what they must have in common."""
+    """The forms of a level's convolutions; ParNetError where they differ in what they must have in common."""
     tiles = [tile_of(conv) for conv in convolutions]
     every = {(tile.bm, tile.bn, tile.bk, conv.shape.planar) for tile, conv in zip(tiles, convolutions, strict=True)}
     if len(every) > 1:

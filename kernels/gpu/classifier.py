@@ -11,7 +11,7 @@ from torch import Tensor, float32
 
 from .arguments import MOST_ROWS, known
 from .convolution import STORAGE, check_tensors
-from .geometry import aligned, power_of_two
+from .geometry import padded_channels, power_of_two
 from .launch import Launch
 from .sse_gate import feature_average
 
@@ -19,7 +19,7 @@ LOGITS = 8  # of a program, which spread a thousand classes over 125 multiproces
 
 
 class Averaged(NamedTuple):
-    """A feature that a classifier reads: its sums fp32 [N, T, C aligned], of so many channels, over so many pixels."""
+    """A feature that a classifier reads: sums fp32 [N, T, padded channels], and how many channels and pixels it has."""
 
     sums: Tensor
     channels: int
@@ -27,11 +27,12 @@ class Averaged(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """Of one feature. first: its first column of the weights; room, tiles: places for channels, and T, of its sums."""
+    """The numbers of one feature. first: its first column of the weights. c_padded, tiles: padded channels, and T, of
+    its sums."""
 
     first: int
     channels: int
-    room: int
+    c_padded: int
     tiles: int
     pixels: int
 
@@ -51,7 +52,7 @@ def classifier_kernel(
         for c0 in range(0, s.channels, BC):
             c = c0 + tl.arange(0, BC)
             mask_c = c < s.channels
-            average = feature_average(sums[i], n, c, mask_c, s.room, s.tiles, s.pixels, ROWS)
+            average = feature_average(sums[i], n, c, mask_c, s.c_padded, s.tiles, s.pixels, ROWS)
             lanes = mask_o[:, None] & mask_c[None, :]
             rows = tl.load(weight + (o[:, None] * C + (c + s.first)[None, :]), mask=lanes, other=0.0)
             total += tl.sum(rows.to(tl.float32) * average[None, :], axis=1)
@@ -71,8 +72,8 @@ def classifier(features: Sequence[Averaged], weight: Tensor, bias: Tensor, logit
     check_tensors({"weight": weight, "bias": bias, "logits": logits}, layouts, bias.device)
     columns, first = [], 0
     for sums, channels, pixels in features:
-        check_tensors({"sums": sums}, {"sums": ((n, sums.shape[1], aligned(channels)), float32)}, bias.device)
-        columns.append(known(Columns(first, channels, aligned(channels), sums.shape[1], pixels)))
+        check_tensors({"sums": sums}, {"sums": ((n, sums.shape[1], padded_channels(channels)), float32)}, bias.device)
+        columns.append(known(Columns(first, channels, padded_channels(channels), sums.shape[1], pixels)))
         first += channels
     bc = min(1024, power_of_two(max(feature.channels for feature in features)))
     rows = min(MOST_ROWS, power_of_two(max(feature.sums.shape[1] for feature in features)))

@@ -24,7 +24,7 @@ INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*
 
 @dataclass(frozen=True)
 class StandIn:
-    """As much of a Triton driver as compiling asks for, of a GPU that need not be there.
+    """A stand-in for as much of a Triton driver as compiling asks for, of a GPU that need not be there.
 
     With it `Launch.compile` specialises as a call would. That matters: without the knowledge of what is divisible by
     16, a different and worse kernel is compiled.
@@ -57,9 +57,9 @@ def stand_in(capability: tuple[int, int]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Resources:
-    """Of one compiled kernel. registers: of a thread. shared, stack, local, spilled: bytes. in_loops: instructions that
-    reach spilled registers in loops that multiply. serialised: products wait for each other, as they do where the
-    assembler does not follow their sums. counts: by opcode."""
+    """What one compiled kernel uses. registers: of a thread. shared, stack, local, spilled: bytes. in_loops:
+    instructions that reach spilled registers in loops that multiply. serialised: products wait for each other, as they
+    do where the assembler does not follow their sums. counts: by opcode."""
 
     registers: int
     threads: int
@@ -99,8 +99,8 @@ class Resources:
 
 
 def resources(compiled: Any) -> Resources:
-    """Of a kernel of Triton's: read its cubin, and assemble its PTX once more, since only the assembler tells of
-    spills."""
+    """What a kernel compiled by Triton uses, by its cubin and by its PTX, which is assembled once more, since only the
+    assembler tells of spills."""
     with tempfile.TemporaryDirectory() as folder:
         ptx = Path(folder, "kernel.ptx")
         ptx.write_text(compiled.asm["ptx"])
@@ -111,7 +111,8 @@ def resources(compiled: Any) -> Resources:
 
 
 def read(code: bytes, log: str, threads: int, shared: int) -> Resources:
-    """Of a cubin, and what the assembler said when it made it. threads and shared: of a block, as launched."""
+    """What the kernel of a cubin uses. log: what the assembler said when it made it. threads, shared: of a block, as
+    launched."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "kernel.cubin")
         cubin.write_bytes(code)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ParNetError
-from .geometry import Geometry, Tile, WarpTile, aligned
+from .geometry import Geometry, Tile, WarpTile, padded_channels
 from .packing import weight_blocks
 
 STORAGE = (torch.float32, torch.float16, torch.bfloat16)
@@ -28,8 +28,8 @@ Layout = tuple[tuple[int, ...], torch.dtype]
 class Operands(NamedTuple):
     """The tensors of a fused convolution, contiguous; None where it has none. "Storage" is fp32, fp16 or bf16.
 
-    Channels [C] and [O] of features and of what is kept for each of them have `geometry.aligned` places, with zeros
-    behind the last, unless it says "exactly".
+    Channels [C] and [O] of features and of what is kept for each of them have `geometry.padded_channels` places, with
+    zeros behind the last, unless it says "exactly".
     In fp8, a, b and weight are e4m3, or the input is a picture; y is e4m3, or what only a classifier reads. Values are
         then steps times what is stored: weight_step fp32 [O], exactly, of weight, in which the inputs' steps are; step
         fp32 [O], exactly, of y, as it is stored. The step of a is in scale. gate_weight is in storage. Else both None.
@@ -110,8 +110,8 @@ class Convolution:
     def _layouts(self, dtype: torch.dtype) -> dict[str, Layout | None]:
         x, shape, n, fp32 = self.x, self.shape, self.n, torch.float32
         c, row = shape.cin // shape.inputs, ((shape.cout,), fp32)
-        room = aligned(c, dtype.itemsize)
-        size = (n, c, shape.h, shape.w) if shape.planar else (n, shape.h, shape.w, room)
+        padded = padded_channels(c, dtype.itemsize)
+        size = (n, c, shape.h, shape.w) if shape.planar else (n, shape.h, shape.w, padded)
         feature = size, x.a.dtype if shape.planar else dtype
         second, gated = shape.inputs == 2, shape.gate != "none"
         stored = x.y.dtype if E4M3 in (dtype, x.y.dtype) and x.y.dtype in (*STORAGE, E4M3) else dtype
@@ -120,8 +120,8 @@ class Convolution:
         return {
             "a": feature,
             "b": feature if second else None,
-            "a_sums": ((n, _tiles(x.a_sums), room), fp32) if gated and not shape.planar else None,
-            "b_sums": ((n, _tiles(x.b_sums), room), fp32) if gated and second else None,
+            "a_sums": ((n, _tiles(x.a_sums), padded), fp32) if gated and not shape.planar else None,
+            "b_sums": ((n, _tiles(x.b_sums), padded), fp32) if gated and second else None,
             "weight": (weight_blocks(shape, self.tile, dtype), dtype),
             "weight_step": row if dtype == E4M3 else None,
             "step": row if stored == E4M3 else None,
@@ -139,14 +139,14 @@ class Convolution:
 
 def outputs(shape: Geometry, tile: Tile | WarpTile, n: int, dtype: torch.dtype) -> dict[str, Layout]:
     """Shape and type of all that a convolution of n pictures writes. dtype: of y."""
-    t, columns, room = tile.spatial(shape), tile.channels(shape), aligned(shape.cout, dtype.itemsize)
-    made: dict[str, Layout] = {"y": ((n, shape.hout, shape.wout, room), dtype)}
+    t, columns, padded = tile.spatial(shape), tile.channels(shape), padded_channels(shape.cout, dtype.itemsize)
+    made: dict[str, Layout] = {"y": ((n, shape.hout, shape.wout, padded), dtype)}
     if shape.sums:
-        made["sums"] = (n, t, room), torch.float32
+        made["sums"] = (n, t, padded), torch.float32
     if shape.gate != "none" and isinstance(tile, Tile):
         made |= {
-            "gate": ((n, room), torch.float32),
-            "products": ((n, tile.parts(shape), shape.cin if shape.planar else room), torch.float32),
+            "gate": ((n, padded), torch.float32),
+            "products": ((n, tile.parts(shape), shape.cin if shape.planar else padded), torch.float32),
             "arrived": ((n, 1 if shape.planar else columns), torch.int32),
             "flags": ((n, 1 if shape.planar else columns), torch.int32),
             "passes": ((n, t * columns), torch.int32),

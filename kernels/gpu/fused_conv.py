@@ -61,7 +61,7 @@ def multiply(acc, x, s, m, n, i_o, i_group, i_split, pixel, rows, columns, mask_
     keep some 14 bits of a sum: they add up one step alone, and the steps are added in fp32.
     """
     lane = tl.arange(0, m.bk)
-    cells = pixel[:, None] * s.room + lane[None, :]
+    cells = pixel[:, None] * s.c_padded + lane[None, :]
     in_fp8: tl.constexpr = x.weight.dtype.element_ty == tl.float8e4nv
     if in_fp8:
         block = lane[:, None] + tl.arange(0, m.bn)[None, :] * m.bk
@@ -69,13 +69,13 @@ def multiply(acc, x, s, m, n, i_o, i_group, i_split, pixel, rows, columns, mask_
         block = lane[:, None] * m.bn + tl.arange(0, m.bn)[None, :]
     for i_input in range(s.inputs):
         source = tl.where(i_input == 0, x.a, x.b)
-        source += n.to(tl.int64) * (s.h * s.w * s.room) + i_group * (s.part // m.align * m.align)
+        source += n.to(tl.int64) * (s.h * s.w * s.c_padded) + i_group * (s.part // m.align * m.align)
         weight = x.weight + (i_o * s.inputs + i_input).to(tl.int64) * (s.steps * (m.bk * m.bn))
         for step in tl.range(i_split * s.steps // s.split_k, (i_split + 1) * s.steps // s.split_k):
             tap = step % (m.kernel * m.kernel)
             c0 = step // (m.kernel * m.kernel) * m.bk
-            there = lane + c0 < s.part_room
-            offset = ((tap // m.kernel - m.kernel // 2) * s.w + tap % m.kernel - m.kernel // 2) * s.room + c0
+            there = lane + c0 < s.part_padded
+            offset = ((tap // m.kernel - m.kernel // 2) * s.w + tap % m.kernel - m.kernel // 2) * s.c_padded + c0
             inside = near(rows, columns, tap, m)
             a = tl.load(source + offset + cells, mask=inside[:, None] & there[None, :], other=0.0)
             b = tl.load(weight + step * (m.bk * m.bn) + block, mask=there[:, None] & mask_o[None, :], other=0.0)
@@ -85,7 +85,7 @@ def multiply(acc, x, s, m, n, i_o, i_group, i_split, pixel, rows, columns, mask_
 
 @triton.jit
 def multiply_picture(acc, x, s, m, n, i_o, i_split, pixel, rows, columns, mask_o):
-    """The same for a picture [N, C, H, W] of few channels: a step takes BK of all its taps and channels."""
+    """Products for a picture [N, C, H, W] of few channels: a step takes BK of all its taps and channels."""
     lane = tl.arange(0, m.bk)
     picture = x.a + n.to(tl.int64) * (s.h * s.w * s.c)
     weight = x.weight + i_o * (s.steps * (m.bk * m.bn))
@@ -128,7 +128,7 @@ def add_splits(acc, x, s, m, i_tile, i_split):
 
 @triton.jit
 def places(i_group, o, s, m):
-    """Where the channels o of a group are stored."""
+    """The places in a pixel at which the channels o of a group are stored."""
     stored = (o // s.rest * s.groups + i_group) * s.rest + o % s.rest
     return tl.max_contiguous(tl.multiple_of(stored, m.align), m.align)
 
@@ -169,20 +169,20 @@ def finish(acc, x, s, m, n, i_tile, i_m, i_o, i_group, p, rows, columns, o, ahea
         else:
             column_sums = tl.sum(tl.where(mask_p[:, None], y.to(tl.float32), 0.0), axis=0)
     stored = places(i_group, o, s, m)
-    mask_o = o < tl.where(s.groups == 1, s.o_room, s.group)  # behind the last channel, zeros
-    pixels = x.y + n.to(tl.int64) * (s.pixels * s.o_room)
-    tl.store(pixels + (p[:, None] * s.o_room + stored[None, :]), y, mask=mask_p[:, None] & mask_o[None, :])
+    mask_o = o < tl.where(s.groups == 1, s.cout_padded, s.group)  # behind the last channel, zeros
+    pixels = x.y + n.to(tl.int64) * (s.pixels * s.cout_padded)
+    tl.store(pixels + (p[:, None] * s.cout_padded + stored[None, :]), y, mask=mask_p[:, None] & mask_o[None, :])
     if m.summed:
-        sums = x.sums + (n.to(tl.int64) * s.tiles + i_m) * s.o_room
+        sums = x.sums + (n.to(tl.int64) * s.tiles + i_m) * s.cout_padded
         tl.store(sums + stored, column_sums, mask=mask_o)
-    if (s.o_room > s.cout) & (s.groups > 1) & (i_o == 0):
+    if (s.cout_padded > s.cout) & (s.groups > 1) & (i_o == 0):
         PLACES: tl.constexpr = 16 if in_fp8 else 8
         behind = s.cout + tl.arange(0, PLACES)
-        lanes = mask_p[:, None] & (behind < s.o_room)[None, :]
+        lanes = mask_p[:, None] & (behind < s.cout_padded)[None, :]
         zeros = tl.zeros((m.bm, PLACES), x.y.dtype.element_ty)
-        tl.store(pixels + (p[:, None] * s.o_room + behind[None, :]), zeros, mask=lanes)
+        tl.store(pixels + (p[:, None] * s.cout_padded + behind[None, :]), zeros, mask=lanes)
         if m.summed:
-            tl.store(sums + behind, tl.zeros((PLACES,), tl.float32), mask=behind < s.o_room)
+            tl.store(sums + behind, tl.zeros((PLACES,), tl.float32), mask=behind < s.cout_padded)
 
 
 @triton.jit
@@ -211,13 +211,13 @@ def read_ahead(x, s, m, n, i_tile, i_group, p, o):
             pixels = x.a + n.to(tl.int64) * (s.c * s.pixels)
             added = tl.load(pixels + (p[:, None] + o[None, :] * s.pixels), mask=lanes, other=0).to(tl.float32)
         else:
-            lanes = (p < s.pixels)[:, None] & (o < s.room)[None, :]
-            pixels = x.a + n.to(tl.int64) * (s.pixels * s.room)
-            added = tl.load(pixels + (p[:, None] * s.room + o[None, :]), mask=lanes, other=0.0)
+            lanes = (p < s.pixels)[:, None] & (o < s.c_padded)[None, :]
+            pixels = x.a + n.to(tl.int64) * (s.pixels * s.c_padded)
+            added = tl.load(pixels + (p[:, None] * s.c_padded + o[None, :]), mask=lanes, other=0.0)
     elif m.residual:
-        lanes = (p < s.pixels)[:, None] & (o < tl.where(s.groups == 1, s.o_room, s.group))[None, :]
-        pixels = x.residual + n.to(tl.int64) * (s.pixels * s.o_room)
-        added = tl.load(pixels + (p[:, None] * s.o_room + computed[None, :]), mask=lanes, other=0.0)
+        lanes = (p < s.pixels)[:, None] & (o < tl.where(s.groups == 1, s.cout_padded, s.group))[None, :]
+        pixels = x.residual + n.to(tl.int64) * (s.pixels * s.cout_padded)
+        added = tl.load(pixels + (p[:, None] * s.cout_padded + computed[None, :]), mask=lanes, other=0.0)
     return added, bias, scale, shift, weight_step, step, launch
 
 

@@ -65,7 +65,7 @@ class Geometry:
             raise ParNetError("gate 'identity': needs one input of cout channels, stride 1 and no groups")
         if self.planar and (self.inputs * self.groups > 1 or self.cin > COLOURS):
             raise ParNetError(f"a planar picture is the only input, without groups, of up to {COLOURS} channels")
-        pixels = max(self.h * self.w * aligned(self.cin), self.pixels * aligned(self.cout))
+        pixels = max(self.h * self.w * padded_channels(self.cin), self.pixels * padded_channels(self.cout))
         if max(pixels, self.taps * self.cin * self.cout) >= 2**30:
             raise ParNetError(f"{self}: one picture, or the weights, are too large for 32-bit offsets")
 
@@ -194,7 +194,7 @@ class WarpTile:
         return -(-sixteens // self.chunks(shape))
 
     def steps(self, shape: Geometry) -> int:
-        """Of all blocks that share a tile."""
+        """The steps of all blocks that share a tile, together."""
         return shape.taps * shape.inputs * self.chunks(shape) // self.taps
 
     def buffers(self, shape: Geometry) -> int:
@@ -206,8 +206,8 @@ class WarpTile:
         return shape.taps * shape.inputs * self.chunks(shape) * self.kk(shape) * 16 * self.bm * self.bn // self.split_k
 
 
-def aligned(channels: int, itemsize: int = 2) -> int:
-    """The places that a pixel of so many channels takes, which are of so many bytes."""
+def padded_channels(channels: int, itemsize: int = 2) -> int:
+    """How many channels, of `itemsize` bytes each, a pixel has places for: the next multiple of 16 bytes, and of 8."""
     of_each = max(ALIGNED, COPY // itemsize)
     return -(-channels // of_each) * of_each
 

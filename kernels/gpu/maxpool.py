@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .convolution import STORAGE, Layout, check_tensors, outputs
-from .geometry import Geometry, Tile, aligned
+from .geometry import Geometry, Tile, padded_channels
 from .launch import Launch
 
 TILE = Tile(16, 64)  # pixels and channels of a program: with four warps a thread copies 16 bytes in half precision
@@ -44,12 +44,12 @@ def maxpool(x: Tensor, y: Tensor, sums: Tensor | None, shape: Geometry, name: st
     number wins.
     """
     n, dtype = x.shape[0], x.dtype if x.dtype in STORAGE else STORAGE[0]
-    read: Layout = (n, shape.h, shape.w, aligned(shape.cin)), dtype
+    read: Layout = (n, shape.h, shape.w, padded_channels(shape.cin)), dtype
     layouts = {"sums": None, "x": read, **outputs(shape, TILE, n, dtype)}
     check_tensors({"x": x, "y": y, "sums": sums}, layouts, x.device, elsewhere=("y", "sums"))
-    room, spatial = aligned(shape.cout), TILE.spatial(shape)
+    padded, spatial = padded_channels(shape.cout), TILE.spatial(shape)
     arguments = (
-        x, y, y if sums is None else sums, shape.h, shape.w, shape.wout, shape.pixels, shape.stride, room, spatial,
+        x, y, y if sums is None else sums, shape.h, shape.w, shape.wout, shape.pixels, shape.stride, padded, spatial,
         TILE.bm, TILE.bn, sums is not None,
     )  # fmt: skip
-    return Launch(name, maxpool_kernel, arguments, (spatial, -(-room // TILE.bn), n), num_warps=4, num_stages=1)
+    return Launch(name, maxpool_kernel, arguments, (spatial, -(-padded // TILE.bn), n), num_warps=4, num_stages=1)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from .geometry import MOST_LEADERS, Geometry, Tile, aligned
+from .geometry import MOST_LEADERS, Geometry, Tile, padded_channels
 from .rates import Rates
 
 SORTED = 4096  # programs; of more, the queue for the multiprocessors is as good as even
@@ -96,8 +96,8 @@ def floor(shapes: Sequence[Geometry], n: int, dtype: torch.dtype, rates: Rates) 
 def operand_bytes(shape: Geometry, tile: Tile, dtype: torch.dtype) -> float:
     """What the programs of one tile read, on average: pixels for every tap, and the weights of its channels."""
     rows = shape.pixels / tile.spatial(shape)
-    columns = aligned(shape.cout // shape.groups, dtype.itemsize) * shape.groups / tile.channels(shape)
-    depth = shape.k if shape.planar else shape.taps * shape.inputs * aligned(shape.part, dtype.itemsize)
+    columns = padded_channels(shape.cout // shape.groups, dtype.itemsize) * shape.groups / tile.channels(shape)
+    depth = shape.k if shape.planar else shape.taps * shape.inputs * padded_channels(shape.part, dtype.itemsize)
     return depth * (rows + columns) * dtype.itemsize
 
 

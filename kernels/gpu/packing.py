@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .geometry import Geometry, Tile, WarpTile, aligned
+from .geometry import Geometry, Tile, WarpTile, padded_channels
 
 
 def weight_blocks(shape: Geometry, tile: Tile | WarpTile, dtype: torch.dtype) -> tuple[int, ...]:
@@ -41,7 +41,7 @@ def pack_weight(weight_oihw: Tensor, shape: Geometry, tile: Tile | WarpTile, dty
 
 
 def _pack_columns(weight_oihw: Tensor, shape: Geometry, tile: WarpTile, dtype: torch.dtype) -> Tensor:
-    """For a `WarpTile`: columns of eight channels of K, in which output channels follow each other."""
+    """Weights packed for a `WarpTile`: columns of eight channels of K, in which output channels follow each other."""
     tiles, chunks, columns = tile.channels(shape), tile.chunks(shape), 2 * tile.kk(shape)
     rows = weight_oihw.to(dtype).view(shape.groups, -1, shape.inputs, shape.part, shape.taps)
     absent = tiles // shape.groups * tile.bn - rows.shape[1]
@@ -51,7 +51,7 @@ def _pack_columns(weight_oihw: Tensor, shape: Geometry, tile: WarpTile, dtype: t
 
 
 def _unpack_columns(blocks: Tensor, shape: Geometry, tile: WarpTile) -> Tensor:
-    """What `_pack_columns` packed."""
+    """The weights that `_pack_columns` packed."""
     chunks, columns = tile.chunks(shape), 2 * tile.kk(shape)
     rows = blocks.view(-1, shape.inputs, chunks, shape.taps, columns, tile.bn, 8).permute(0, 5, 1, 2, 4, 6, 3)
     rows = rows.reshape(shape.groups, -1, shape.inputs, chunks * columns * 8, shape.taps)
@@ -60,7 +60,7 @@ def _unpack_columns(blocks: Tensor, shape: Geometry, tile: WarpTile) -> Tensor:
 
 
 def unpack_weight(blocks: Tensor, shape: Geometry, tile: Tile | WarpTile) -> Tensor:
-    """What `pack_weight` packed, [O, cin / groups, kernel, kernel]; of fp8 in fp32."""
+    """The weights that `pack_weight` packed, [O, cin / groups, kernel, kernel]; those of fp8 in fp32."""
     if isinstance(tile, WarpTile):
         return _unpack_columns(blocks, shape, tile)
     tiles, steps, bk, bn = tile.channels(shape), tile.steps(shape), tile.bk, tile.bn
@@ -82,6 +82,6 @@ def pack_border(border_ohw: Tensor) -> Tensor:
 
 
 def pack_gate_weight(weight_oi: Tensor, dtype: torch.dtype, itemsize: int = 2) -> Tensor:
-    """[O, cin / groups] to [cin / groups, O aligned]. itemsize: of the gated output."""
+    """A gate's weights [O, cin / groups] as [cin / groups, padded O]. itemsize: of the gated output."""
     o = weight_oi.shape[0]
-    return F.pad(weight_oi.T.to(dtype), (0, aligned(o, itemsize) - o)).contiguous()
+    return F.pad(weight_oi.T.to(dtype), (0, padded_channels(o, itemsize) - o)).contiguous()

@@ -17,8 +17,8 @@ SHARED_KB = {(8, 0): 163, (8, 6): 99, (8, 7): 163, (8, 9): 99, (9, 0): 227, (10,
 
 @dataclass(frozen=True)
 class Rates:
-    """Of one GPU, for one type of numbers. gpu: its name. bytes and flops: per second, as measured. shared: bytes that
-    a block may have; where it is not told, what every GPU has."""
+    """How fast one GPU is, for one type of numbers. gpu: its name. bytes and flops: per second, as measured. shared:
+    bytes that a block may have; where it is not told, what every GPU has."""
 
     gpu: str
     bytes: float
@@ -54,7 +54,7 @@ def family_rates(capability: tuple[int, int], multiprocessors: int = 0) -> Rates
 
 
 def _of_family(values: Mapping[tuple[int, int], Value], capability: tuple[int, int]) -> Value:
-    """Of the newest that is no newer; ParNetError where all are."""
+    """The value for the newest family that is no newer than this; ParNetError where all are newer."""
     older = [family for family in values if family <= capability]
     if not older:
         raise ParNetError(f"compute capability {capability}: the kernels need {min(values)} or newer")

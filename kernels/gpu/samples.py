@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from .convolution import E4M3, Convolution, Operands, allocate, outputs
-from .geometry import Geometry, Tile, aligned
+from .geometry import Geometry, Tile, padded_channels
 from .packing import pack_weight, unpack_weight
 
 GATED = ("identity", "plain", "down", "picture", "grouped", "fusion", "fusion_down")
@@ -64,7 +64,7 @@ def convolution(
         return torch.randn(*size, generator=generator, dtype=torch.float32, device=device) * scale
 
     def padded(made: torch.Tensor, itemsize: int = dtype.itemsize) -> torch.Tensor:
-        return F.pad(made, (0, aligned(made.shape[-1], itemsize) - made.shape[-1]))
+        return F.pad(made, (0, padded_channels(made.shape[-1], itemsize) - made.shape[-1]))
 
     def feature(size: tuple[int, ...]) -> torch.Tensor:
         return (random(*size) if shape.planar else padded(random(*size, scale=unit))).to(dtype)
@@ -100,7 +100,7 @@ def convolution(
 
 
 def in_fp32(conv: Convolution) -> Convolution:
-    """The same rounded operands in fp32, with outputs of their own."""
+    """A convolution of the same rounded operands in fp32, with outputs of its own."""
     made = allocate(outputs(conv.shape, conv.tile, conv.n, torch.float32), conv.x.a.device)
     wide = {name: t.float() if t is not None and t.is_floating_point() else t for name, t in conv.x._asdict().items()}
     if conv.x.weight.dtype == E4M3:
@@ -110,6 +110,6 @@ def in_fp32(conv: Convolution) -> Convolution:
 
 
 def without_values(conv: Convolution) -> Convolution:
-    """The same on torch's "meta" device: good for compiling, and for nothing else."""
+    """A convolution whose tensors are on torch's "meta" device: good for compiling, and for nothing else."""
     x = Operands._make(None if tensor is None else tensor.to("meta") for tensor in conv.x)
     return dataclasses.replace(conv, x=x)

@@ -45,14 +45,14 @@ def sigmoid(x):
 
 
 @triton.jit
-def feature_average(sums, n, c, mask, room, tiles, pixels, ROWS: tl.constexpr):
-    """Averages fp32 of channels c [BC] of picture n, from sums fp32 [N, tiles, room], always added in one order."""
-    base = sums + n.to(tl.int64) * (tiles * room)
+def feature_average(sums, n, c, mask, padded, tiles, pixels, ROWS: tl.constexpr):
+    """Averages fp32 of channels c [BC] of picture n, from sums fp32 [N, tiles, padded], always added in one order."""
+    base = sums + n.to(tl.int64) * (tiles * padded)
     total = tl.zeros(c.shape, dtype=tl.float32)
     for t0 in range(0, tiles, ROWS):
         t = t0 + tl.arange(0, ROWS)
         lanes = (t < tiles)[:, None] & mask[None, :]
-        total += tl.sum(tl.load(base + (t[:, None] * room + c[None, :]), mask=lanes, other=0.0), axis=0)
+        total += tl.sum(tl.load(base + (t[:, None] * padded + c[None, :]), mask=lanes, other=0.0), axis=0)
     return total / pixels
 
 
@@ -65,16 +65,16 @@ def gate_part(x, s, m, n, i_o, part):
     o = i_o % s.columns * m.bn + tl.arange(0, m.bn)
     computed = i_group * (s.group // m.align * m.align) + o
     mask_o = o < (s.group + m.align - 1) // m.align * m.align  # as many as are one copy; behind the last are zeros
-    rows = (i_input * s.part + c)[:, None] * s.o_room
+    rows = (i_input * s.part + c)[:, None] * s.cout_padded
     lanes = (c < s.part)[:, None] & mask_o[None, :]
     weight = tl.load(x.gate_weight + (rows + computed[None, :]), mask=lanes, other=0.0)
     source = tl.where(i_input == 0, x.a_sums, x.b_sums)
     tiles = tl.where(i_input == 0, s.a_tiles, s.b_tiles)
     channel = i_group * (s.part // m.align * m.align) + c
-    mask_c = c < s.part_room
-    average = feature_average(source, n, channel, mask_c, s.room, tiles, s.h * s.w, m.rows)
+    mask_c = c < s.part_padded
+    average = feature_average(source, n, channel, mask_c, s.c_padded, tiles, s.h * s.w, m.rows)
     value = tl.sum(weight.to(tl.float32) * average[:, None], axis=0)
-    tl.store(x.products + (n.to(tl.int64) * s.parts + part) * s.o_room + computed, value, mask=mask_o)
+    tl.store(x.products + (n.to(tl.int64) * s.parts + part) * s.cout_padded + computed, value, mask=mask_o)
 
 
 @triton.jit
@@ -82,16 +82,16 @@ def gates_of_parts(x, s, m, n, i_o):
     """Store the gates of channel tile i_o, whose products are there."""
     o = i_o % s.columns * m.bn + tl.arange(0, m.bn)
     computed = i_o // s.columns * (s.group // m.align * m.align) + o
-    base = x.products + n.to(tl.int64) * (s.parts * s.o_room)
+    base = x.products + n.to(tl.int64) * (s.parts * s.cout_padded)
     value = tl.load(x.gate_bias + computed, mask=o < s.group, other=0.0)
     for first in range(0, s.parts, PARTS):
         part = first + tl.arange(0, PARTS)
         lanes = (part < s.parts)[:, None] & (o < (s.group + m.align - 1) // m.align * m.align)[None, :]
         made = tl.load(
-            base + (part[:, None] * s.o_room + computed[None, :]), mask=lanes, other=0.0, cache_modifier=".cg"
+            base + (part[:, None] * s.cout_padded + computed[None, :]), mask=lanes, other=0.0, cache_modifier=".cg"
         )
         value += tl.sum(made, axis=0)
-    tl.store(x.gate + n.to(tl.int64) * s.o_room + computed, sigmoid(value), mask=o < s.group)
+    tl.store(x.gate + n.to(tl.int64) * s.cout_padded + computed, sigmoid(value), mask=o < s.group)
 
 
 @triton.jit
@@ -136,13 +136,13 @@ def gates(x, s, m, n, i_o, computed, mask_o, launch):
         c = tl.arange(0, CHANNELS)
         average = feature_average(x.products, n, c, c < s.c, s.c, s.parts, s.h * s.w, m.rows)
         lanes = (c < s.c)[:, None] & mask_o[None, :]
-        weight = tl.load(x.gate_weight + (c[:, None] * s.o_room + computed[None, :]), mask=lanes, other=0.0)
+        weight = tl.load(x.gate_weight + (c[:, None] * s.cout_padded + computed[None, :]), mask=lanes, other=0.0)
         value = tl.load(x.gate_bias + computed, mask=mask_o, other=0.0)
         gate = sigmoid(value + tl.sum(weight.to(tl.float32) * average[:, None], axis=0))
     else:
         flag = x.flags + (n * (s.groups * s.columns) + i_o)
         while tl.atomic_add(flag, 0, sem="acquire", scope="gpu") - launch < 0:
             pass
-        base = x.gate + n.to(tl.int64) * s.o_room
+        base = x.gate + n.to(tl.int64) * s.cout_padded
         gate = tl.load(base + computed, mask=mask_o, other=0.0, cache_modifier=".cg")
     return gate

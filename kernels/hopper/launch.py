@@ -116,7 +116,7 @@ def loaded(text: str, shared: int, device: torch.device) -> Any:
 
 
 def _attributes(cluster: int, early: bool) -> list[Any]:
-    """Of a launch: its clusters, and whether it may start early."""
+    """The attributes of a launch: the size of its clusters, and whether it may start before the last one has ended."""
     of_cluster, of_start = driver.CUlaunchAttribute(), driver.CUlaunchAttribute()
     of_cluster.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
     size = driver.CUlaunchAttributeValue()
@@ -130,7 +130,7 @@ def _attributes(cluster: int, early: bool) -> list[Any]:
 
 
 def _done(answer: tuple) -> Any:
-    """What a call of CUDA gives; ParNetError where it failed."""
+    """The value that a call of CUDA returned; ParNetError where it failed."""
     status, *values = answer
     if int(status) != 0:
         raise ParNetError(f"CUDA: {status.name}")

@@ -72,7 +72,7 @@ DEVICE void fetch_inputs(const Operands& o, u32 to, const int* pixels, long long
     constexpr Numbers s = NUMBERS[I];
     constexpr int PIECES = s.kk * 2, ALL = s.rows * PIECES, AT_ONCE = 4;  // of 16 bytes
     int c = chunk % s.chunks * PIECES;
-    const u16* picture = (chunk / s.chunks ? o.b : o.a) + n * (s.h * s.w * s.room);
+    const u16* picture = (chunk / s.chunks ? o.b : o.a) + n * (s.h * s.w * s.c_padded);
     const char* from = (const char*)(picture + group * s.part + c * 8);
 #pragma unroll 1
     for (int first = THREAD; first < ALL; first += AT_ONCE * CONSUMERS) {
@@ -85,8 +85,8 @@ DEVICE void fetch_inputs(const Operands& o, u32 to, const int* pixels, long long
 #pragma unroll
         for (int j = 0; j < AT_ONCE; j++) {
             int i = first + j * CONSUMERS, row = i / PIECES, piece = i % PIECES;
-            bool there = pixel[j] >= 0 && c + piece < s.part_room / 8;
-            u32 bytes = there ? (pixel[j] * s.room + piece * 8) * 2 : 0;
+            bool there = pixel[j] >= 0 && c + piece < s.part_padded / 8;
+            u32 bytes = there ? (pixel[j] * s.c_padded + piece * 8) * 2 : 0;
             if (i < ALL) copy16(to + (piece * Plan<I>::odd_rows + row) * 16, from + bytes, there);
         }
     }
@@ -169,14 +169,14 @@ DEVICE void multiply_steps(float (&sums)[NUMBERS[I].bn / 2], const Operands& o, 
 // Averages of the channels that a group reads, to shared memory, by GATERS threads.
 template <int I> DEVICE void average(const Operands& o, float* to, float* parts, long long n, int group, int thread) {
     constexpr Numbers s = NUMBERS[I];
-    constexpr int FOURS = s.part_room / 4, ITEMS = s.inputs * FOURS, WAYS = ITEMS < GATERS ? GATERS / ITEMS : 1;
+    constexpr int FOURS = s.part_padded / 4, ITEMS = s.inputs * FOURS, WAYS = ITEMS < GATERS ? GATERS / ITEMS : 1;
     for (int i = thread; i < ITEMS * WAYS; i += GATERS) {
         int item = i % ITEMS, second = item / FOURS, tiles = second ? s.b_tiles : s.a_tiles;
-        const float* from = (second ? o.b_sums : o.a_sums) + n * tiles * s.room + group * s.part + item % FOURS * 4;
+        const float* from = (second ? o.b_sums : o.a_sums) + n * tiles * s.c_padded + group * s.part + item % FOURS * 4;
         float4 sum = {0, 0, 0, 0};
 #pragma unroll 8
         for (int t = i / ITEMS; t < tiles; t += WAYS) {
-            float4 v = *(const float4*)(from + (long long)t * s.room);
+            float4 v = *(const float4*)(from + (long long)t * s.c_padded);
             sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
         }
         *(float4*)(parts + i * 4) = sum;
@@ -197,7 +197,7 @@ template <int I> DEVICE void make_gates(const Operands& o, char* shared, long lo
     constexpr Numbers s = NUMBERS[I];
     using P = Plan<I>;
     constexpr int EIGHTS = P::slice / 8, WAYS = GATERS / EIGHTS, ROWS = s.inputs * s.part;
-    float *averages = (float*)(shared + P::room), *parts = averages + s.inputs * s.part_room;
+    float *averages = (float*)(shared + P::room), *parts = averages + s.inputs * s.part_padded;
     average<I>(o, averages, parts, n, group, thread);
     if (thread < EIGHTS * WAYS) {
         int at = thread % EIGHTS * 8;
@@ -206,8 +206,8 @@ template <int I> DEVICE void make_gates(const Operands& o, char* shared, long lo
             const u16* from = o.gate_weight + group * s.group + first + at;
 #pragma unroll 8
             for (int row = thread / EIGHTS; row < ROWS; row += WAYS) {
-                float v[8], a = averages[row / s.part * s.part_room + row % s.part];
-                unpack(v, *(const uint4*)(from + (long long)row * s.o_room));
+                float v[8], a = averages[row / s.part * s.part_padded + row % s.part];
+                unpack(v, *(const uint4*)(from + (long long)row * s.cout_padded));
 #pragma unroll
                 for (int e = 0; e < 8; e++) sum[e] += a * v[e];
             }
@@ -276,7 +276,7 @@ DEVICE void finish(const Operands& o, char* shared, long long n, int i_m, int gr
             u32 sums = address(shared + P::inputs) + (row * (s.bn + 8) + split * P::slice + at) * 4;
             gather<I>(v, o, sums, leader, y, x, group * s.group + c);
             long long pixel = n * (s.hout * s.wout) + y * s.wout + x;
-            if (s.identity) unpack(input, *(const uint4*)(o.a + pixel * s.room + c));
+            if (s.identity) unpack(input, *(const uint4*)(o.a + pixel * s.c_padded + c));
 #pragma unroll
             for (int e = 0; e < 8; e++) {
                 v[e] = v[e] * of_sums[at + e] + added[at + e];
@@ -285,7 +285,7 @@ DEVICE void finish(const Operands& o, char* shared, long long n, int i_m, int gr
                 else v[e] = v[e] < 0 ? 0 : v[e];
             }
             uint4 rounded = pack(v);
-            store16(o.y + pixel * s.o_room + place<I>(group, c), rounded);
+            store16(o.y + pixel * s.cout_padded + place<I>(group, c), rounded);
             unpack(v, rounded);
 #pragma unroll
             for (int e = 0; e < 8; e++) sum[e] += v[e];
@@ -302,7 +302,7 @@ DEVICE void finish(const Operands& o, char* shared, long long n, int i_m, int gr
             float total = 0;
 #pragma unroll 4
             for (int k = 0; k < WAYS; k++) total += parts[k * P::slice + i];
-            o.sums[(n * s.tiles + i_m) * s.o_room + place<I>(group, first + i)] = total;
+            o.sums[(n * s.tiles + i_m) * s.cout_padded + place<I>(group, first + i)] = total;
         }
 }
 

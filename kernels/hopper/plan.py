@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import NamedTuple
 
-from ..gpu.geometry import Geometry, WarpTile, aligned
+from ..gpu.geometry import Geometry, WarpTile, padded_channels
 from ..gpu.rates import H200, MOST_REGISTERS, REGISTERS
 
 CLOCK = 1.9e9
@@ -51,7 +51,7 @@ def takes(shape: Geometry) -> bool:
 
 
 class Part(NamedTuple):
-    """Of a launch, an operation: its clusters, and the seconds that each of them takes."""
+    """An operation's part of a launch: its clusters, and the seconds that each of them takes."""
 
     tile: WarpTile
     seconds: float
@@ -84,13 +84,13 @@ def _span(parts: Sequence[Part], cluster: int) -> float:
 
 
 def threads(bm: int) -> int:
-    """Of a block: those that multiply, and a warpgroup that fetches weights and makes gates."""
+    """The threads of a block: those that multiply, and a warpgroup that fetches weights and makes gates."""
     return 2 * bm + 128
 
 
 def room(shape: Geometry, bm: int) -> int:
     """Bytes of shared memory for averages and parts of the gates, and, later, for parts of the sums."""
-    items = shape.inputs * aligned(shape.part) // 4
+    items = shape.inputs * padded_channels(shape.part) // 4
     parts = max(4 * items * max(1, GATERS // items), 8 * GATERS)
     return 4 * max(4 * items + parts, 8 * threads(bm))
 
@@ -121,7 +121,7 @@ def candidates(shapes: Sequence[Geometry], n: int) -> list[tuple[float, tuple[Wa
 
 
 def _best(of_each: Sequence[Sequence[Part]], cluster: int) -> tuple[WarpTile, ...]:
-    """Of all combinations of the operations' parts; none, where an operation has none."""
+    """The fastest combination of the operations' parts; none where an operation has none."""
     best: tuple[Part, ...] = ()
     least = math.inf
     for parts in product(*map(_undominated, of_each)):
@@ -141,19 +141,19 @@ def _undominated(parts: Sequence[Part]) -> list[Part]:
 
 
 def _parts(shape: Geometry, bm: int, cluster: int, n: int, of_level: int) -> Iterator[Part]:
-    """What fits, in a launch of such clusters."""
+    """The parts of an operation that fit, in a launch of such clusters."""
     # with stride 2 a block of inputs has four times the rows
     fewer = [max(16, chunk // 32 * 16) if shape.stride == 2 else chunk for chunk in CHUNKS]
     chunks = {WarpTile(bm, 8, chunk, 1, 0).kk(shape): chunk for chunk in fewer}.values()
     for split, chunk, taps in product([split for split in SPLITS if split <= cluster], chunks, TAPS):
-        widest = min(256, aligned(shape.cout // shape.groups) + 8 * (split - 1))
+        widest = min(256, padded_channels(shape.cout // shape.groups) + 8 * (split - 1))
         for bn in range(8 * split, widest + 1, 8 * split):
             if tile := _staged(shape, WarpTile(bm, bn, chunk, split, 0, taps), of_level):
                 yield _part(shape, tile, n, cluster, WarpCosts())
 
 
 def _alike(shapes: Sequence[Geometry], tiles: Sequence[WarpTile], taps: int) -> tuple[WarpTile, ...] | None:
-    """With as many taps to every step, where that fits."""
+    """The tiles with this many taps to every step, and as many stages as fit; nothing where one does not fit."""
     of_level = _room(shapes, tiles[0].bm)
     made = [_staged(shape, replace(t, taps=taps), of_level) for shape, t in zip(shapes, tiles, strict=True)]
     fit = tuple(tile for tile in made if tile)
@@ -165,8 +165,8 @@ def _room(shapes: Sequence[Geometry], bm: int) -> int:
 
 
 def _staged(shape: Geometry, tile: WarpTile, of_level: int) -> WarpTile | None:
-    """With as many stages as there is room for; nothing where there is none, or where threads lack registers, or blocks
-    steps."""
+    """The tile with as many stages as fit; nothing where too few do, where a thread lacks registers, or where there are
+    fewer steps than blocks that share them."""
     if tile.bn // 2 + OTHER_REGISTERS > min(MOST_REGISTERS, REGISTERS // threads(tile.bm)):
         return None
     bare = replace(tile, stages=0)

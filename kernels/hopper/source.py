@@ -12,21 +12,21 @@ from torch import Tensor
 
 from ...errors import ParNetError
 from ..gpu.convolution import Convolution
-from ..gpu.geometry import WarpTile, aligned
+from ..gpu.geometry import WarpTile, padded_channels
 from . import plan
 
 FOLDER = Path(__file__).parent
 
 
 class Numbers(NamedTuple):
-    """Of an operation, as level.cu reads them.
+    """The numbers of an operation, as level.cu reads them.
 
     first, blocks: its first block in the launch, and how many it has. all: its tiles, over all pictures. h, w: input.
-    hout, wout, stride. pitch: numbers of a row of output pixels. rows: of a block of inputs. room: places for the
-    channels of one input. part, part_room: channels of one input that a group reads, and places for them. kk: 16
+    hout, wout, stride. pitch: numbers of a row of output pixels. rows: of a block of inputs. c_padded: places for
+    the channels of one input. part, part_padded: channels of one input that a group reads, and places for them. kk: 16
     channels each, of a chunk. chunks: of one input. inputs, groups. columns: channel tiles of a group. tiles: T,
     spatial tiles. split: blocks that share a tile. bn. buffers, stages: places for blocks of inputs, and of weights.
-    cout, o_room: output channels, and places for them. group, rest: of a group, and of one of its chunks that the
+    cout, cout_padded: output channels, and places for them. group, rest: of a group, and of one of its chunks that the
     shuffle moves. taps: of a step. a_tiles, b_tiles: T of the inputs' sums. identity, bordered, silu, summed: 0 or 1.
     """
 
@@ -40,9 +40,9 @@ class Numbers(NamedTuple):
     stride: int
     pitch: int
     rows: int
-    room: int
+    c_padded: int
     part: int
-    part_room: int
+    part_padded: int
     kk: int
     chunks: int
     inputs: int
@@ -54,7 +54,7 @@ class Numbers(NamedTuple):
     buffers: int
     stages: int
     cout: int
-    o_room: int
+    cout_padded: int
     group: int
     rest: int
     taps: int
@@ -93,7 +93,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) level(const __grid_cons
 
 
 def source(convolutions: Sequence[Convolution]) -> Source:
-    """For convolutions in program order; their operands go in that order to the kernel."""
+    """The source of the kernel that computes convolutions, in program order; it takes their operands in that order."""
     made, cluster = numbers(convolutions), clusters(convolutions)
     shapes, tiles = [conv.shape for conv in convolutions], [tile_of(conv) for conv in convolutions]
     if len({tile.bm for tile in tiles}) > 1:
@@ -138,7 +138,7 @@ def tile_of(conv: Convolution) -> WarpTile:
 
 
 def numbers(convolutions: Sequence[Convolution]) -> list[Numbers]:
-    """Of a level's operations. The longest start first."""
+    """The numbers of a level's operations, in program order. Those that take longest start first."""
     cluster, made = clusters(convolutions), {}
     first = 0
     for conv in sorted(convolutions, key=lambda conv: -tile_of(conv).work(conv.shape)):
@@ -148,11 +148,14 @@ def numbers(convolutions: Sequence[Convolution]) -> list[Numbers]:
         group = s.cout // s.groups
         a_tiles, b_tiles = (0 if sums is None else sums.shape[1] for sums in (conv.x.a_sums, conv.x.b_sums))
         made[id(conv)] = Numbers(
-            first, blocks, every, s.h, s.w, s.hout, s.wout, s.stride, tile.pitch(s), tile.rows(s),
-            aligned(s.cin // s.inputs), s.part, aligned(s.part), tile.kk(s), tile.chunks(s), s.inputs, s.groups,
-            tile.channels(s) // s.groups, tile.spatial(s), tile.split_k, tile.bn, tile.buffers(s), tile.stages, s.cout,
-            aligned(s.cout), group, group // s.shuffle if s.groups > 1 else aligned(group), tile.taps, a_tiles, b_tiles,
-            int(s.gate == "identity"), int(conv.x.border is not None), int(s.activation == "silu"), int(s.sums),
+            first=first, blocks=blocks, all=every, h=s.h, w=s.w, hout=s.hout, wout=s.wout, stride=s.stride,
+            pitch=tile.pitch(s), rows=tile.rows(s), c_padded=padded_channels(s.cin // s.inputs), part=s.part,
+            part_padded=padded_channels(s.part), kk=tile.kk(s), chunks=tile.chunks(s), inputs=s.inputs, groups=s.groups,
+            columns=tile.channels(s) // s.groups, tiles=tile.spatial(s), split=tile.split_k, bn=tile.bn,
+            buffers=tile.buffers(s), stages=tile.stages, cout=s.cout, cout_padded=padded_channels(s.cout), group=group,
+            rest=group // s.shuffle if s.groups > 1 else padded_channels(group), taps=tile.taps, a_tiles=a_tiles,
+            b_tiles=b_tiles, identity=int(s.gate == "identity"), bordered=int(conv.x.border is not None),
+            silu=int(s.activation == "silu"), summed=int(s.sums),
         )  # fmt: skip
         first += blocks
     return [made[id(conv)] for conv in convolutions]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -12,70 +11,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import ParNetError
 from ..kernels.cpu import native
-from ..kernels.cpu.native import Op, Panel, Task
+from ..kernels.cpu.native import Op, Pass, Task
+from ..kernels.cpu.shared import NUMBERS, STRUCTS
 from ..profiling.spans import Spans, span
 from ..program.program import INPUT, Operation
 from .binding import address
-from .native_algorithm import algorithm, tiles
+from .native_algorithm import algorithm_of, tiles
+from .native_feature import Feature
 from .native_weights import pack
 from .segment import SegmentModule
 
 # of a task, at most; the same for any number of threads, since sums are kept by task
 TILES, FEWER = {native.F2: 98, native.F4: 98, native.S2: 98, native.S4: 49}, 25
-PIXELS, ROWS = 256, 8
+PIXELS, ROWS = NUMBERS["MOST_PIXELS"], 8
 TILE_ROWS = 8  # that a product makes at once, at most; also where fewer are left
 LINE = 64  # bytes, of a line of the cache
 TASKS_PER_THREAD = 2  # on a level, where there are enough channels to split
 SHARED = 3  # tasks, at least, for which an input is transformed once: two have it in their caches sooner by themselves
-# channels, at least, of what tasks transform side by side, as the longest vector stores them
-NEIGHBOURS = {native.F32: 16, native.BF16: 16, native.U8: 32}
-
-
-@dataclass(frozen=True)
-class Feature:
-    """A feature map with a border of `edge` zeros, [N, H + 2 edge, W + 2 edge, C], and its channels' sums, where a gate
-    or a classifier reads them, [N, chunks, C].
-
-    padded: of one of `native.TYPES`. Its values, and what the sums are of, are step * (padded - zero).
-    copy: the same in fp32, where somebody reads that.
-    """
-
-    padded: Tensor
-    sums: Tensor | None
-    edge: int = 1
-    step: float = 1.0
-    zero: int = 0
-    copy: Tensor | None = None
-
-    @property
-    def kind(self) -> int:
-        """In the kernels' numbers."""
-        return native.TYPES.index(self.padded.dtype)
-
-    @property
-    def fp32(self) -> Tensor:
-        """[N, H + 2 edge, W + 2 edge, C]."""
-        return self.padded if self.copy is None else self.copy
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width."""
-        return self.padded.shape[1] - 2 * self.edge, self.padded.shape[2] - 2 * self.edge
-
-    @property
-    def nchw(self) -> Tensor:
-        """[N, C, H, W] in fp32, where it lies."""
-        return self.fp32[:, self.edge : -self.edge, self.edge : -self.edge].permute(0, 3, 1, 2)
+# channels, of which each of the tasks that share a transform takes a multiple: what the longest vector stores
+NEIGHBOURS = {torch.float32: 16, torch.bfloat16: 16, torch.uint8: 32}
+Part = dict[str, int]  # values of some of a Task's fields
 
 
 class NativePlan:
-    """A segment, ready to run for inputs of these shapes: fp32 on the CPU, with any strides; out come
-    buffers, which the next call overwrites.
+    """A segment, ready to run for inputs of `shapes`: fp32 tensors on the CPU, of any strides. A call gives the plan's
+    own buffers, which the next call overwrites. ParNetError where a convolution is larger than the kernels compute.
 
     All operations of a level run side by side, on `threads` threads.
     dtype: fp32 or bf16, of the products and of features, where the program has not quantised them. The convolution
     that reads the picture computes in fp32.
+    ops, tasks, ends: what the kernels run; tasks of level i are tasks[ends[i - 1] : ends[i]].
     """
 
     def __init__(
@@ -86,11 +53,14 @@ class NativePlan:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.threads, self.module, self.n, self.dtype = threads, module, shapes[0][0], dtype
-        self._ops: list[Op] = []
-        self._names: list[str] = []
+        for op, _ in module.operations:
+            _check(op)
+        self._made: list[Op] = []
+        self._names: list[str] = []  # of the operations made
+        self._pictures: list[ctypes.Array] = []  # addresses of the inputs, which each call fills in
         self._kept: list[object] = []  # what the structs point to
         self._scratch = self._counts = self._shared = self._shared_size = 0
-        self._sharing: list[tuple[Op, int]] = []  # and where in the shared memory their rows are
+        self._sharing: list[tuple[int, int]] = []  # operations, and where in the shared memory their rows are
         self._free: dict[tuple[object, ...], list[Tensor]] = {}
         self._features: dict[str, Feature] = {}
         self._logits: dict[str, Tensor] = {}
@@ -99,7 +69,7 @@ class NativePlan:
             name
             for op, w in module.operations
             for name in op.inputs
-            if op.kind == "conv" and name in module.steps and self._kind(op, w) != native.U8
+            if op.kind == "conv" and name in module.steps and self._dtype(op, w) != torch.uint8
         }
         # of the others nobody reads the sums
         self._summed = {
@@ -114,7 +84,9 @@ class NativePlan:
             tasks += self._level([(op, w) for op, w in module.operations if op.level == level])
             ends.append(len(tasks))
             self._release(level)
-        self._arguments = self._call(tasks, ends)
+        self.ops, self.tasks = (Op * len(self._made))(*self._made), (Task * len(tasks))(*tasks)
+        self.ends = (ctypes.c_int32 * len(ends))(*ends)
+        self._pass = self._whole_pass()
         self._outputs = tuple(
             self._logits[name] if name in self._logits else self._features[name].nchw for name in module.segment.writes
         )
@@ -125,7 +97,7 @@ class NativePlan:
         return self._outputs
 
     def apart(self, inputs: Sequence[Tensor], spans: Spans) -> tuple[Tensor, ...]:
-        """The same operation by operation, each on all threads and in a span of its own."""
+        """What a call gives, computed operation by operation, each on all threads and in a span of its own."""
         self._read_at(inputs)
         for name, step in self.steps().items():
             with span(None if name in self.module.segment.reads else spans, name):
@@ -133,36 +105,42 @@ class NativePlan:
         return self._outputs
 
     def _read_at(self, inputs: Sequence[Tensor]) -> None:
-        for op, x in zip(self._arguments[0], inputs, strict=False):  # which the first operations read
-            op.x[0], op.strides[:] = address(x), x.stride()
+        for op, picture, x in zip(self.ops, self._pictures, inputs, strict=False):  # the first operations import them
+            picture[0], op.strides[:] = address(x), x.stride()
 
     def run(self) -> None:
-        """The kernels alone."""
-        native.library().run(*self._arguments)
+        """Runs the kernels alone, on what the last call read."""
+        native.library().run(ctypes.byref(self._pass))
 
     def steps(self) -> dict[str, Callable[[], object]]:
-        """The kernels of each operation by its name, in an order in which all, one after the other, are a run; first,
-        by the names of what is read, those that bring it in, from where the last call had it."""
+        """What runs the kernels of each operation alone, by its name; calling all of them in this order is a run. Those
+        that import what is read come first, by the names of the features; they read what the last call read."""
         own: dict[str, list[Task]] = {name: [] for name in self._names}
-        for task in self._arguments[1]:
+        for task in self.tasks:
             own[self._names[task.op]].append(task)
         return {name: partial(self._step, (Task * len(tasks))(*tasks)) for name, tasks in own.items()}
 
     def _step(self, tasks: ctypes.Array) -> None:
-        ops, _, _, _, *rest = self._arguments
-        native.library().run(ops, tasks, (native.INT * 1)(len(tasks)), 1, *rest)
+        step, ends = Pass.from_buffer_copy(self._pass), ctypes.c_int32(len(tasks))
+        step.tasks, step.ends, step.levels = ctypes.addressof(tasks), ctypes.addressof(ends), 1
+        native.library().run(ctypes.byref(step))
 
     def _read(self, name: str, shape: Sequence[int]) -> list[Task]:
         n, c, h, w = shape
         chunks = -(-h // ROWS)
         kernels = [op.kernel for op, _ in self.module.operations if name == INPUT and name in op.inputs]
-        x = self._feature(name, n, h, w, c, chunks, edge=max([3, *kernels]) // 2)
-        picture = self._array(native.POINTER, [0])  # which each call fills in
+        x = self._feature(name, n, h, w, c, chunks, edge=max([native.FEATURE_KERNEL, *kernels]) // 2)
+        self._pictures.append((ctypes.c_void_p * 1)())
+        picture = ctypes.addressof(self._pictures[-1])
         index = self._add(name, Op(x=picture, **_output(x), h=h, w=w, cout=c, chunks=chunks, edge=x.edge))
-        return [Task(index, native.IMPORT, *part) for part in _parts(n, h, ROWS)]
+        return [Task(op=index, kind=native.IMPORT, **part) for part in _parts(n, h, ROWS)]
 
     def _level(self, operations: list[tuple[Operation, dict[str, Tensor]]]) -> list[Task]:
-        """Gates and transforms first, since convolutions wait for them; then the longest."""
+        """The tasks of a level: gates, transforms, and then the longest first.
+
+        Convolutions wait for gates and transforms. Threads take tasks in order, so whatever one waits for was taken
+        before, by a thread that waits for nothing.
+        """
         first: list[Task] = []
         others: list[tuple[float, Task]] = []
         for op, w in operations:
@@ -174,84 +152,92 @@ class NativePlan:
             else:
                 before, tasks = self._convolution(op, w, inputs, len(operations))
                 gates = range(self.n if op.gate != "none" else 0)
-                first = [Task(len(self._ops) - 1, native.GATE, n) for n in gates] + first + before
-                others += [(_work(op, self._ops[-1].how, task), task) for task in tasks]
+                # a gate is one task for all its channels, so it starts before the transforms, which many tasks share
+                first = [Task(op=len(self._made) - 1, kind=native.GATE, n=n) for n in gates] + first + before
+                others += [(_work(op, self._made[-1].algorithm, task), task) for task in tasks]
         return first + [task for _, task in sorted(others, key=lambda pair: -pair[0])]
 
     def _convolution(
         self, op: Operation, w: dict[str, Tensor], inputs: list[Feature], beside: int
     ) -> tuple[list[Task], list[Task]]:
-        """What transforms its input, where tasks share that, and what convolves. beside: operations on this level."""
+        """The tasks that transform a convolution's input, where others share that, and those that convolve.
+
+        beside: how many operations are on its level.
+        """
         residual = inputs[-1] if op.residual else None
         inputs = inputs[: len(op.convolved)]
         h, width = inputs[0].size
-        kind = self._kind(op, w)
-        dtype = native.TYPES[kind]
+        dtype = self._dtype(op, w)
         out_h, out_w = h // op.stride, width // op.stride
-        how = algorithm(op, w, kind, out_h, out_w)
-        each = _places_of_a_task(how, out_h, out_w)
-        parts = _parts(self.n, tiles(how, out_h, out_w), each)
+        algorithm = algorithm_of(op, w, dtype, out_h, out_w)
+        each = _places_of_a_task(algorithm, out_h, out_w)
+        parts = _parts(self.n, tiles(algorithm, out_h, out_w), each)
         chunks = len(parts) // self.n
-        which = native.panels(op.cout, op.groups, op.shuffle)
+        panels = native.panels_of(op.cout, op.groups, op.shuffle)
         y = self._feature(op.name, self.n, out_h, out_w, op.cout, chunks)
-        weights = self.module.packed((op.name, how), lambda: pack(op, w, [x.zero for x in inputs], which, dtype, how))
-        table = self._array(Panel, [Panel(*panel) for panel in which])
+        weights = self.module.packed(
+            (op.name, algorithm), lambda: pack(op, w, [x.zero for x in inputs], panels, dtype, algorithm)
+        )
         gates = [native.zeros(self.n, op.cout) for _ in range(2 if op.gate != "none" else 0)]
         self._kept += gates
         index = self._add(
             op.name,
             Op(
-                **self._inputs(inputs, kind), **_output(y), **{name: _at(tensor) for name, tensor in weights.items()},
+                **self._inputs(inputs, dtype), **_output(y), **{name: _at(tensor) for name, tensor in weights.items()},
                 **dict(zip(("multiply", "add"), map(_at, gates), strict=False)),
-                residual=None if residual is None else _at(_read_as(residual, kind)),
-                panels=ctypes.addressof(table), cout=op.cout, groups=op.groups, stride=op.stride,
-                panel_count=len(which), chunks=chunks, kernel=op.kernel,
-                activation=native.ACTIVATIONS.index(op.activation), border="border" in w, how=how, counts=self._counts,
+                residual=None if residual is None else _at(residual.read_as(dtype)),
+                panels=self._array(native.Panel, panels), cout=op.cout, groups=op.groups, stride=op.stride,
+                panel_count=len(panels), chunks=chunks, kernel=op.kernel, algorithm=algorithm, counts=self._counts,
+                activation=native.ACTIVATIONS[op.activation], border="border" in w,
             )
         )  # fmt: skip
         self._counts += self.n + len(parts)
-        split = min(len(which), -(-TASKS_PER_THREAD * self.threads // (len(parts) * beside)))
-        panels = list(pairwise(len(which) * i // split for i in range(split + 1)))
+        split = min(len(panels), -(-TASKS_PER_THREAD * self.threads // (len(parts) * beside)))
+        shares = _ranges(len(panels) * i // split for i in range(split + 1))
         self._need(op.cin)
         transforms: list[Task] = []
-        if how != native.DIRECT:
-            found = native.ALGORITHMS[how]
-            rows = each * found.tiles[0][1] ** 2 + found.weights + 2 * TILE_ROWS
+        if algorithm != native.DIRECT:
+            along = native.ALGORITHMS[algorithm]
+            rows = each * along.tiles[0][1] ** 2 + along.weights + 2 * TILE_ROWS
             library = native.library()
             self._need(rows * (op.cin + library.panel_width() * library.panels_at_once() + native.SLACK))
-            if len(panels) >= SHARED:
-                size = max(2, dtype.itemsize)  # of a transformed value
-                transforms = self._share(index, rows * (op.cin + native.SLACK) * size, parts, len(panels))
-        return transforms, [Task(index, native.CONVOLVE, *part, *some) for part in parts for some in panels]
+            if len(shares) >= SHARED:
+                size = (
+                    rows * (op.cin + native.SLACK) * max(2, dtype.itemsize)
+                )  # a transformed value has 16 bits or more
+                transforms = self._share(index, size, parts, len(shares), NEIGHBOURS[dtype])
+        return transforms, [Task(op=index, kind=native.CONVOLVE, **part, **share) for part in parts for share in shares]
 
-    def _share(self, index: int, size: int, parts: list[tuple[int, int, int, int]], split: int) -> list[Task]:
-        """Tasks that transform an operation's input once for all others, so many for each part; size: bytes of one."""
-        op = self._ops[index]
+    def _share(self, index: int, size: int, parts: list[Part], split: int, side: int) -> list[Task]:
+        """The tasks that transform an operation's input once for all that convolve it, at most `split` for each part.
+
+        size: bytes of what they make of a part. side: channels, of which each takes a multiple where that can be.
+        """
+        op = self._made[index]
         channels = op.c * op.inputs
-        side = NEIGHBOURS[op.x_type]
         whole = op.c // op.groups % side == 0
         each = side * -(-channels // (side * split)) if whole else channels
-        some = [(start, min(start + each, channels)) for start in range(0, channels, each)]
-        op.rows_size, op.transforms = -(-size // LINE) * LINE, len(some)
-        self._sharing.append((op, self._shared))
+        shares = _ranges([*range(0, channels, each), channels])
+        op.rows_size, op.transforms = -(-size // LINE) * LINE, len(shares)
+        self._sharing.append((index, self._shared))
         self._shared += op.rows_size * len(parts)
         self._shared_size = max(self._shared_size, self._shared)
-        return [Task(index, native.TRANSFORM, *part, *range_) for part in parts for range_ in some]
+        return [Task(op=index, kind=native.TRANSFORM, **part, **share) for part in parts for share in shares]
 
     def _pool(self, op: Operation, w: dict[str, Tensor], x: Feature) -> list[Task]:
         h, width = (side // op.stride for side in x.size)
         parts = _parts(self.n, h * width, PIXELS)
         chunks = len(parts) // self.n
         y = self._feature(op.name, self.n, h, width, op.cout, chunks)
-        inputs = self._inputs([x], self._kind(op, w))
+        inputs = self._inputs([x], self._dtype(op, w))
         index = self._add(op.name, Op(**inputs, **_output(y), cout=op.cout, stride=op.stride, chunks=chunks))
-        return [Task(index, native.POOL, *part) for part in parts]
+        return [Task(op=index, kind=native.POOL, **part) for part in parts]
 
-    def _kind(self, op: Operation, w: dict[str, Tensor]) -> int:
-        """The type of an operation's products, in the kernels' numbers."""
+    def _dtype(self, op: Operation, w: dict[str, Tensor]) -> torch.dtype:
+        """The type of the features that an operation reads, as far as they are kept in it, and of its products."""
         if "weight_step" in w:
-            return native.U8
-        return native.F32 if INPUT in op.inputs else native.TYPES.index(self.dtype)
+            return torch.uint8
+        return torch.float32 if INPUT in op.inputs else self.dtype
 
     def _classifier(self, op: Operation, w: dict[str, Tensor], inputs: list[Feature]) -> list[Task]:
         logits = self._logits[op.name] = torch.empty(self.n, op.cout, dtype=torch.float32, device="cpu")
@@ -261,42 +247,45 @@ class NativePlan:
         index = self._add(
             op.name,
             Op(
-                **self._inputs(inputs, native.F32), y=_at(logits), cout=op.cout, groups=1,
+                **self._inputs(inputs, torch.float32), y=_at(logits), cout=op.cout, groups=1,
                 **{name: _at(tensor) for name, tensor in weights.items()},
             )
         )  # fmt: skip
         self._need(op.cin)
         each = -(-op.cout // (TASKS_PER_THREAD * self.threads))
-        return [Task(index, native.CLASSIFIER, *part) for part in _parts(self.n, op.cout, each)]
+        return [Task(op=index, kind=native.CLASSIFIER, **part) for part in _parts(self.n, op.cout, each)]
 
-    def _inputs(self, inputs: list[Feature], kind: int) -> dict:
-        """kind: the type in which an operation reads them."""
+    def _inputs(self, inputs: list[Feature], dtype: torch.dtype) -> dict:
+        """The fields of an Op that say what it reads. dtype: the type in which it reads it."""
         x, (h, w) = inputs[0], inputs[0].size
         return {
-            "x": self._array(native.POINTER, [_at(_read_as(i, kind)) for i in inputs]),
-            "x_sums": self._array(native.POINTER, [_at(i.sums) for i in inputs]),
-            "x_chunks": self._array(native.INT, [0 if i.sums is None else i.sums.shape[1] for i in inputs]),
-            "x_step": self._array(native.FLOAT, [i.step for i in inputs]),
-            "x_zero": self._array(native.FLOAT, [i.zero for i in inputs]),
-            "x_type": kind, "h": h, "w": w, "c": x.padded.shape[3], "inputs": len(inputs), "edge": x.edge,
+            "x": self._array(ctypes.c_void_p, [_at(i.read_as(dtype)) for i in inputs]),
+            "x_sums": self._array(ctypes.c_void_p, [_at(i.sums) for i in inputs]),
+            "x_chunks": self._array(ctypes.c_int32, [0 if i.sums is None else i.sums.shape[1] for i in inputs]),
+            "x_step": self._array(ctypes.c_float, [i.step for i in inputs]),
+            "x_zero": self._array(ctypes.c_float, [i.zero for i in inputs]),
+            "x_type": native.TYPES[dtype], "h": h, "w": w, "c": x.padded.shape[3], "inputs": len(inputs),
+            "edge": x.edge,
         }  # fmt: skip
 
-    def _array(self, kind: Any, values: Sequence[object]) -> ctypes.Array:
-        made = (kind * len(values))(*values)
+    def _array(self, type_: Any, values: Sequence[object]) -> int:
+        """The address of an array of ctypes' `type_` that holds these values."""
+        made = (type_ * len(values))(*values)
         self._kept.append(made)
-        return made
+        return ctypes.addressof(made)
 
     def _add(self, name: str, op: Op) -> int:
         self._names.append(name)
-        self._ops.append(op)
-        return len(self._ops) - 1
+        self._made.append(op)
+        return len(self._made) - 1
 
     def _need(self, floats: int) -> None:
-        """Scratch memory of each thread."""
+        """Makes each thread's scratch memory at least as large."""
         self._scratch = max(self._scratch, floats + native.SLACK)
 
-    def _feature(self, name: str, n: int, h: int, w: int, c: int, chunks: int, edge: int = 1) -> Feature:
-        """Its border is zeros also where another feature of this shape stood before."""
+    def _feature(self, name: str, n: int, h: int, w: int, c: int, chunks: int, edge: int = native.EDGE) -> Feature:
+        """Memory for a feature. Its border means zeros, also where another feature of this shape stood before: no
+        kernel writes there."""
         step, zero = self.module.steps.get(name, (1.0, 0))
         quantised = name in self.module.steps
         dtype = torch.uint8 if quantised else torch.float32 if name == INPUT else self.dtype
@@ -313,7 +302,7 @@ class NativePlan:
         return free.pop() if free else native.zeros(*shape, dtype=dtype).fill_(zero)
 
     def _release(self, level: int) -> None:
-        """Give back features that nothing reads after this level."""
+        """Gives back the buffers of features that nothing reads after this level."""
         read = {name for op, _ in self.module.operations if op.level > level for name in op.inputs}
         for name in [name for name in self._features if name not in read and name not in self.module.segment.writes]:
             feature = self._features.pop(name)
@@ -321,57 +310,76 @@ class NativePlan:
                 if tensor is not None:
                     self._free.setdefault((tuple(tensor.shape), tensor.dtype, zero), []).append(tensor)
 
-    def _call(self, tasks: list[Task], ends: list[int]) -> tuple:
-        """The arguments of native.c's `run`."""
-        sizes = 3 * len(ends), 2 * max(1, self._counts)  # in int32s: native.c's `Level` and `Count`
-        states, counts = (torch.zeros(size, dtype=torch.int32, device="cpu") for size in sizes)
+    def _whole_pass(self) -> Pass:
+        states = native.zeros(len(self.ends) * ctypes.sizeof(STRUCTS["Level"]), dtype=torch.uint8)
+        counts = native.zeros(max(1, self._counts) * ctypes.sizeof(STRUCTS["Count"]), dtype=torch.uint8)
         size = -(-4 * max(1, self._scratch) // LINE) * LINE
         sizes = self.threads * size, self._shared_size
         scratch, shared = (native.zeros(size, dtype=torch.uint8) for size in sizes)
         self._kept += [states, counts, scratch, shared]
         for op, offset in self._sharing:
-            op.rows = shared.data_ptr() + offset
-        return (
-            (Op * len(self._ops))(*self._ops), (Task * len(tasks))(*tasks), (native.INT * len(ends))(*ends), len(ends),
-            *(ctypes.c_void_p(_at(t)) for t in (states, counts)), self._counts, self.n, ctypes.c_void_p(_at(scratch)),
-            ctypes.c_int64(size), self.threads,
+            self.ops[op].rows = shared.data_ptr() + offset
+        return Pass(
+            ops=ctypes.addressof(self.ops), tasks=ctypes.addressof(self.tasks), ends=ctypes.addressof(self.ends),
+            states=_at(states), counts=_at(counts), scratch=_at(scratch), scratch_size=size, levels=len(self.ends),
+            count_number=self._counts, pictures=self.n, threads=self.threads,
         )  # fmt: skip
 
 
-def _read_as(x: Feature, kind: int) -> Tensor:
-    """Where an operation reads a feature in this type."""
-    return x.padded if x.kind == kind else x.fp32
+def _check(op: Operation) -> None:
+    """ParNetError where a convolution exceeds the limits of kernels/cpu/shared.h."""
+    if op.kind != "conv":
+        return
+    of_what, most = ("the picture", "PICTURE_KERNEL") if INPUT in op.inputs else ("features", "FEATURE_KERNEL")
+    if op.kernel > NUMBERS[most]:
+        fault = f"a {op.kernel}x{op.kernel} convolution of {of_what}: {most}"
+    elif len(op.convolved) > NUMBERS["MOST_INPUTS"]:
+        most = "MOST_INPUTS"
+        fault = f"{len(op.convolved)} inputs of a convolution: {most}"
+    else:
+        return
+    raise ParNetError(f"operation {op.name!r}: {fault} in kernels/cpu/shared.h allows the CPU kernels {NUMBERS[most]}")
 
 
 def _output(y: Feature) -> dict:
+    """The fields of an Op that say what it writes."""
     return {
         "y": _at(y.padded), "copy": _at(y.copy), "sums": _at(y.sums),
-        "y_type": y.kind, "step": y.step, "zero": y.zero, "per_step": 1 / y.step,
+        "y_type": native.TYPES[y.padded.dtype], "step": y.step, "zero": y.zero, "per_step": 1 / y.step,
     }  # fmt: skip
 
 
-def _places_of_a_task(how: int, h: int, width: int) -> int:
-    """Pixels of a direct convolution, else tiles. Evenly: 28 x 28 pixels, of which a task has 9 rows at most, are four
-    tasks of 7 rows."""
-    if how == native.DIRECT:
+def _places_of_a_task(algorithm: int, h: int, width: int) -> int:
+    """How many pixels of a direct convolution, or otherwise tiles, a task computes. Tasks are even: 28 x 28 pixels, of
+    which a task may have 9 rows, are four tasks of 7 rows."""
+    if algorithm == native.DIRECT:
         unit, most = width if width <= PIXELS else 1, PIXELS  # whole rows: blocks of pixels begin where one does
     else:  # fewer where there is no AVX-512, since second caches are often smaller there
-        unit, most = 1, TILES[how] if native.library().panels_at_once() == 1 else FEWER
-    units = tiles(how, h, width) // unit
+        unit, most = 1, TILES[algorithm] if native.library().panels_at_once() == 1 else FEWER
+    units = tiles(algorithm, h, width) // unit
     tasks = -(-units // (most // unit))
     return unit * -(-units // tasks)
 
 
-def _work(op: Operation, how: int, task: Task) -> float:
-    """Multiplications of a task, for comparison."""
-    taps = op.kernel**2 if how == native.DIRECT else native.ALGORITHMS[how].tiles[0][1] ** 2
+def _work(op: Operation, algorithm: int, task: Task) -> float:
+    """How many multiplications a task takes, for comparison with others."""
+    taps = op.kernel**2 if algorithm == native.DIRECT else native.ALGORITHMS[algorithm].tiles[0][1] ** 2
     places = (task.stop - task.start) * taps
     return places * (task.panel_stop - task.panel_start) * op.cin / op.groups
 
 
-def _parts(n: int, count: int, each: int) -> list[tuple[int, int, int, int]]:
-    """(picture, chunk, start, stop): `each` at a time, of `count` in each of n pictures."""
-    return [(i, start // each, start, min(start + each, count)) for i in range(n) for start in range(0, count, each)]
+def _parts(n: int, count: int, each: int) -> list[Part]:
+    """What tasks take of `count` pixels, tiles, rows or classes in each of n pictures: `each` of them at a time."""
+    return [
+        {"n": i, "chunk": start // each, "start": start, "stop": min(start + each, count)}
+        for i in range(n)
+        for start in range(0, count, each)
+    ]
+
+
+def _ranges(ends: Iterable[int]) -> list[Part]:
+    """What tasks take of panels, or of channels to transform: all from each of these to the next."""
+    return [{"panel_start": start, "panel_stop": stop} for start, stop in pairwise(ends)]
 
 
 def _at(tensor: Tensor | None) -> int | None:

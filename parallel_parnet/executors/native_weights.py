@@ -12,11 +12,19 @@ from ..program.program import Operation
 
 
 def pack(
-    op: Operation, w: dict[str, Tensor], zeros: Sequence[int], which: native.Panels, dtype: torch.dtype, how: int
+    op: Operation,
+    w: dict[str, Tensor],
+    zeros: Sequence[int],
+    panels: Sequence[native.Panel],
+    dtype: torch.dtype,
+    algorithm: int,
 ) -> dict[str, Tensor]:
-    """By the names of `native.Op`. zeros: what stands for 0 in each input. dtype: of the features that it reads."""
+    """The tensors that a convolution's `native.Op` points to, by the names of its fields.
+
+    zeros: what stands for 0 in each input. dtype: of the features that it reads. algorithm: one of native.ALGORITHMS.
+    """
     rows = {
-        name: native.stored(tensor.flatten(1) if name == "gate_weight" else tensor, op.groups, op.shuffle)
+        name: native.in_stored_order(tensor.flatten(1) if name == "gate_weight" else tensor, op.groups, op.shuffle)
         for name, tensor in w.items()
         if name in ("weight", "bias", "border", "gate_weight", "gate_bias")
     }
@@ -25,11 +33,11 @@ def pack(
         rows["bias"] = native.bias_by_edge(rows["bias"], border[:, 0])
     rows |= {name: w[name].flatten() for name in ("scale", "shift") if name in w}
     if "weight_step" in w:
-        rows["weight_step"] = native.stored(w["weight_step"].flatten(), op.groups, op.shuffle)
-    if how == native.DIRECT:
-        packed = native.pack_direct(weight.to(torch.int8 if dtype == torch.uint8 else dtype), len(zeros), which)
+        rows["weight_step"] = native.in_stored_order(w["weight_step"].flatten(), op.groups, op.shuffle)
+    if algorithm == native.DIRECT:
+        packed = native.pack_direct(weight.to(torch.int8 if dtype == torch.uint8 else dtype), len(zeros), panels)
     else:
-        packed = native.pack_winograd(weight, how, dtype, which)
+        packed = native.pack_winograd(weight, algorithm, dtype, panels)
     if dtype == torch.uint8:
         parts = weight.unflatten(1, (len(zeros), -1)).double().sum((2, 3, 4))
         at = torch.tensor(zeros, dtype=torch.float64, device="cpu")

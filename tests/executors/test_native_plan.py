@@ -11,16 +11,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from isas import emulator, isa  # noqa: F401 (fixtures)
-from parallel_parnet import Config, Engine, Placement, Program, fold
+from parallel_parnet import Config, Engine, ParNetError, Placement, Program, fold
 from parallel_parnet.executors import native_algorithm
 from parallel_parnet.executors.native_plan import NativePlan
 from parallel_parnet.executors.segment import SegmentModule
 from parallel_parnet.kernels.cpu import native
+from parallel_parnet.program import contract
 from parallel_parnet.program.families import parallel_chains
 from parallel_parnet.program.placement import Segment
+from parallel_parnet.program.program import INPUT, Operation
 from parallel_parnet.program.rivals import resnet
 from plans import borders_are_zeros, plan_of, poison, reference
-from small import OPTIONAL, SMALL, conv, lively, relative
+from small import OPTIONAL, SMALL, conv, lively, relative, weightless
 from ungated import noise, random_placement
 
 pytestmark = pytest.mark.skipif("native" not in OPTIONAL, reason="the CPU kernels were not compiled")
@@ -73,26 +75,34 @@ def test_the_same_bits_for_any_number_of_threads(program: Program) -> None:
             assert not torch.equal(plan(other)[0], first)
 
 
-@pytest.mark.parametrize(
-    ("kind", "width", "stride", "size", "expected"),
-    [
-        (native.F32, 64, 1, 2, native.DIRECT),  # 16 products, 3 for transforms, and 80 for 16 weights: more than 73
-        (native.F32, 64, 1, 4, native.F2),  # 77 + 80 against 170
-        (native.F32, 64, 1, 7, native.F4),  # 173 + 180 against 437 and, by F2, 388
-        (native.F32, 8, 1, 4, native.DIRECT),  # few channels share a transform: 168 + 80
-        (native.F32, 64, 2, 8, native.S2),  # 438 + 80 against 559
-        (native.BF16, 64, 1, 8, native.F2),  # 360 + 80 against 559
-        (native.U8, 64, 1, 16, native.F4),  # 810 + 180, half of the 2,114 that a direct convolution may take
-        (native.U8, 64, 1, 7, native.F4),  # no longer half
-    ],
-)
-def test_the_algorithm_of_the_least_time(kind: int, width: int, stride: int, size: int, expected: int) -> None:
+def chosen(dtype: torch.dtype, width: int, size: int, stride: int = 1) -> int:
+    """The algorithm of a convolution of `width` channels to features of size x size pixels."""
     op = replace(conv("b", "stem", None, 2, ("a",)), cin=width, cout=width, stride=stride)
-    library = native.library()
-    short = kind == native.U8 and size == 7 and library.has_dot_u8()
-    if short or (kind != native.F32 and library.has_tiles()):
-        expected = native.DIRECT
-    assert native_algorithm.algorithm(op, {"weight": torch.ones(width, width, 3, 3)}, kind, size, size) == expected
+    return native_algorithm.algorithm_of(op, {"weight": torch.ones(width, width, 3, 3)}, dtype, size, size)
+
+
+def test_small_features_are_convolved_directly_and_large_ones_by_the_largest_tiles() -> None:
+    """Transforms and the reading of more weights pay for themselves once there are pixels enough to share them."""
+    by_tile = [native.DIRECT, native.F2, native.F4]
+    taken = [by_tile.index(chosen(torch.float32, 64, size)) for size in (1, 2, 4, 28)]
+    assert taken[0] == taken[1] == 0 < taken[2] <= taken[3] == 2
+    assert [chosen(torch.float32, 64, size, stride=2) for size in (1, 28)] == [native.DIRECT, native.S4]
+
+
+def test_few_channels_are_convolved_directly() -> None:
+    """They would share a transform among too few products."""
+    assert chosen(torch.float32, 64, 4) != native.DIRECT == chosen(torch.float32, 4, 4)
+
+
+def test_algorithms_suit_the_types_digits_and_instructions() -> None:
+    for stride, small, large in ((1, native.F2, native.F4), (2, native.S2, native.S4)):
+        found = {dtype: chosen(dtype, 64, 16, stride) for dtype in native.TYPES}
+        assert found[torch.float32] == large
+        if native.library().has_tiles():
+            assert found[torch.bfloat16] == found[torch.uint8] == native.DIRECT
+        else:
+            assert found[torch.bfloat16] == small, "whose transforms cost fewer digits"
+            assert found[torch.uint8] in (large, native.DIRECT), "by whether an instruction makes four products"
 
 
 @pytest.mark.usefixtures("isa")
@@ -106,12 +116,11 @@ def test_convolutions_wait_for_gates_and_transforms(width: int, monkeypatch: pyt
     first = plan(x)[0].clone()
     assert relative(first, reference(program, x)) < 1e-5
     assert torch.equal(first, plan_of(program, x.shape)(x)[0]), "as one task alone transforms and convolves"
-    _, tasks, ends, *_ = plan._arguments
-    transforms = [task.op for task in tasks if task.kind == native.TRANSFORM]
+    transforms = [task.op for task in plan.tasks if task.kind == native.TRANSFORM]
     assert transforms and (len(transforms) > len(set(transforms))) == (width == 128)
-    for begin, end in itertools.pairwise(ends):
-        late = sorted(tasks[begin:end], key=lambda task: task.kind in (native.GATE, native.TRANSFORM))
-        tasks[begin:end] = [native.Task.from_buffer_copy(task) for task in late]
+    for begin, end in itertools.pairwise(plan.ends):
+        late = sorted(plan.tasks[begin:end], key=lambda task: task.kind in (native.GATE, native.TRANSFORM))
+        plan.tasks[begin:end] = [native.Task.from_buffer_copy(task) for task in late]
     for _ in range(20):
         plan(other)
         assert torch.equal(plan(x)[0], first)
@@ -212,6 +221,32 @@ def test_weights_are_packed_once_for_all_shapes() -> None:
     x = torch.randn(1, 3, 32, 32)
     assert relative(engine(x), Engine(PROGRAM, device="cpu", executor="reference")(x)) < 1e-5
     assert len(before) < len(module._packed) < 2 * len(before), "but where fewer products suggest another algorithm"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"kernel": 5},
+         "a 5x5 convolution of features: FEATURE_KERNEL in kernels/cpu/shared.h allows the CPU kernels 3"),
+        ({"kernel": 9, "inputs": (INPUT,), "cin": 3},
+         "a 9x9 convolution of the picture: PICTURE_KERNEL in kernels/cpu/shared.h allows the CPU kernels 7"),
+        ({"inputs": ("a", "a", "a"), "cin": 24},
+         "3 inputs of a convolution: MOST_INPUTS in kernels/cpu/shared.h allows the CPU kernels 2"),
+    ],
+    ids=["features", "picture", "inputs"],
+)  # fmt: skip
+def test_what_is_larger_than_the_kernels_compute_is_refused(
+    change: dict, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were programs allowed it, kernels would read beside the border, and write beside their arrays on the stack."""
+    monkeypatch.setattr(contract, "_faults", lambda *_: ())
+    level = 1 if "inputs" in change and INPUT in change["inputs"] else 2
+    last = Operation("fc", "classifier", "head", None, level + 1, ("b",), 8, 10)
+    b = replace(conv("b", "stem", None, level, ("a",)), **change)
+    program = weightless(*([conv("a", "stem", None, 1, (INPUT,))] if level == 2 else []), b, last)
+    with pytest.raises(ParNetError) as said:
+        plan_of(program, (1, 3, 32, 32))
+    assert said.value.args[0] == f"operation 'b': {reason}"
 
 
 @pytest.mark.parametrize("streams", [1, 2, 3, 8, 24])

@@ -65,20 +65,20 @@ def test_int8_by_winograd_has_the_bits_of_direct_convolutions(data: st.DataObjec
     made = quantize(program, x)
     large = data.draw(st.booleans())
 
-    def winograd(op: Operation, w: dict[str, Tensor], kind: int, *_: int) -> int:
+    def winograd(op: Operation, w: dict[str, Tensor], dtype: torch.dtype, *_: int) -> int:
         pairs = op.cin // op.groups % 2 == 0
         by_stride = (native.F4, native.S4) if large else (native.F2, native.S2)
-        return by_stride[op.stride - 1] if kind == native.U8 and pairs else native.DIRECT
+        return by_stride[op.stride - 1] if dtype == torch.uint8 and pairs else native.DIRECT
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native_plan, "algorithm", winograd)
+        patch.setattr(native_plan, "algorithm_of", winograd)
         plan = plan_of(made, x.shape, data.draw(st.integers(1, 64)))
-        patch.setattr(native_plan, "algorithm", lambda *_: native.DIRECT)
+        patch.setattr(native_plan, "algorithm_of", lambda *_: native.DIRECT)
         direct = plan_of(made, x.shape)
     poison(plan)
     assert relative(plan(x)[0], direct(x)[0]) < 1e-6, "where only what is averaged at the end is fp32"
     for one, other in zip(features(plan), features(direct), strict=True):
-        assert one.kind != native.U8 or torch.equal(one.padded, other.padded)
+        assert one.padded.dtype != torch.uint8 or torch.equal(one.padded, other.padded)
 
 
 @pytest.mark.usefixtures("isa")
@@ -99,13 +99,13 @@ def test_int8_where_sums_are_largest(wide: int, stride: int, monkeypatch: pytest
     program = replace(exact, weights=weights)
     monkeypatch.setattr(native_algorithm, "WORTH", float("inf"))
     plan = plan_of(program, (1, 3, 32, 32))
-    (how,) = {op.how for op in plan._arguments[0] if op.x_type == native.U8}
+    (algorithm,) = {op.algorithm for op in plan.ops if op.x_type == native.TYPES[torch.uint8]}
     if native.library().has_tiles():
-        assert how == native.DIRECT
+        assert algorithm == native.DIRECT
     elif stride == 1:
-        assert how == (native.F4 if wide < 116 else native.F2 if wide < 1842 else native.DIRECT)
+        assert algorithm == (native.F4 if wide < 116 else native.F2 if wide < 1842 else native.DIRECT)
     else:
-        assert how == (native.S4 if wide < 1842 else native.S2)
+        assert algorithm == (native.S4 if wide < 1842 else native.S2)
     plan(torch.randn(1, 3, 32, 32))
     assert features(plan)[-1].nchw[0, 3, 5, 5] == torch.tensor(9.0 * 127 * 255 * wide)
 

@@ -13,7 +13,7 @@ from parallel_parnet.kernels.cpu.instruction_sets import SETS, InstructionSet, c
 TRIPLE = "aarch64-linux-gnu"
 pytestmark = [
     pytest.mark.skipif(shutil.which(f"{TRIPLE}-gcc") is None, reason=f"no cross compiler: apt install gcc-{TRIPLE}"),
-    pytest.mark.parametrize("which", SETS["aarch64"], ids=lambda which: which.name),
+    pytest.mark.parametrize("instruction_set", SETS["aarch64"], ids=lambda each: each.name),
 ]
 MAIN = """#include <stdio.h>
 int panel_width(void);
@@ -27,10 +27,10 @@ def run(*words: object) -> str:
     return subprocess.run([str(word) for word in words], check=True, capture_output=True, text=True, timeout=120).stdout
 
 
-def test_compiles_to_vectors_and_runs_under_emulation(which: InstructionSet, tmp_path: Path) -> None:
+def test_compiles_to_vectors_and_runs_under_emulation(instruction_set: InstructionSet, tmp_path: Path) -> None:
     """One test, since compiling takes the better part of a minute."""
     compiler = f"{TRIPLE}-gcc"
-    run(*command((compiler, "-Werror"), "aarch64", which, tmp_path / "native.so"))
+    run(*command((compiler, "-Werror"), "aarch64", instruction_set, tmp_path / "native.so"))
     code = run(f"{TRIPLE}-objdump", "-d", tmp_path / "native.so")
     assert "fmla\tv" in code, "products and sums are vectors', fused"
     if shutil.which("qemu-aarch64") is None:

@@ -10,7 +10,7 @@ from parallel_parnet import load_checkpoint
 from parallel_parnet.executors.segment import SegmentModule
 from parallel_parnet.kernels.gpu import twins
 from parallel_parnet.kernels.gpu.convolution import Convolution, Operands, allocate, outputs
-from parallel_parnet.kernels.gpu.geometry import Geometry, Tile, aligned
+from parallel_parnet.kernels.gpu.geometry import Geometry, Tile, padded_channels
 from parallel_parnet.kernels.gpu.packing import pack_border, pack_gate_weight, pack_weight
 from parallel_parnet.program.fold import fold
 from parallel_parnet.program.placement import Segment
@@ -35,7 +35,7 @@ def by_segment(program: Program, op: Operation, inputs: list[torch.Tensor]) -> t
 def by_twin(program: Program, op: Operation, inputs: list[torch.Tensor], bm: int) -> tuple[torch.Tensor, torch.Tensor]:
     """An operation's output [N, C, H, W] and its sums, from inputs in the same layout."""
     w = program.weights_of(op)
-    nhwc = [F.pad(x.permute(0, 2, 3, 1), (0, aligned(x.shape[1]) - x.shape[1])).contiguous() for x in inputs]
+    nhwc = [F.pad(x.permute(0, 2, 3, 1), (0, padded_channels(x.shape[1]) - x.shape[1])).contiguous() for x in inputs]
     sums = [x.flatten(1, 2).unflatten(1, (4, -1)).sum(2) for x in nhwc]
     planar = op.inputs[0] == INPUT
     second = len(inputs) == 2
@@ -78,6 +78,6 @@ def test_classifier(program):
     expected = by_segment(program, op, [x])
     logits = torch.empty(2, op.cout)
     w = program.weights_of(op)
-    sums = F.pad(x.flatten(2).unflatten(2, (3, 5)).sum(3).transpose(1, 2), (0, aligned(op.cin) - op.cin))
+    sums = F.pad(x.flatten(2).unflatten(2, (3, 5)).sum(3).transpose(1, 2), (0, padded_channels(op.cin) - op.cin))
     twins.classifier(sums, 15, w["weight"], w["bias"], logits)
     torch.testing.assert_close(logits, expected)

@@ -40,8 +40,8 @@ class Bug:
     dtype: torch.dtype | None = None
 
 
-TAP = "((tap // m.kernel - m.kernel // 2) * s.w + tap % m.kernel - m.kernel // 2) * s.room"
-SWAPPED = "((tap % m.kernel - m.kernel // 2) * s.w + tap // m.kernel - m.kernel // 2) * s.room"
+TAP = "((tap // m.kernel - m.kernel // 2) * s.w + tap % m.kernel - m.kernel // 2) * s.c_padded"
+SWAPPED = "((tap % m.kernel - m.kernel // 2) * s.w + tap // m.kernel - m.kernel // 2) * s.c_padded"
 SPLIT = "(i_split * s.steps // s.split_k, (i_split + 1) * s.steps // s.split_k):\n            tap = step %"
 RAISED = 'n, i_o)\n            tl.debug_barrier()\n            tl.atomic_add(x.flags + i_flag, 1, sem="release"'
 ARRIVES = 'x.arrived + i_flag, 1, sem="acq_rel"'
@@ -52,7 +52,8 @@ BUGS = [
         "offsets_inside(row, s.h, m)", "identity"),
     Bug("a neighbour beyond the edge", "(position + away < size)", "(position + away - 1 < size)", "identity"),
     Bug("dropped channel mask", "mask_o = o < s.group\n", "mask_o = o >= 0\n", "identity"),
-    Bug("dropped mask of a ragged last step", "there = lane + c0 < s.part_room", "there = lane + c0 >= 0", "identity"),
+    Bug("dropped mask of a ragged last step", "there = lane + c0 < s.part_padded", "there = lane + c0 >= 0",
+        "identity"),
     Bug("wrong tap", TAP, TAP.replace("tap % m.kernel - ", "tap % m.kernel - 1 - "), "plain"),
     Bug("rows and columns of taps swapped", TAP, SWAPPED, "plain"),
     Bug("swapped group", "i_group * (s.part // m.align * m.align)\n", "(1 - i_group) * (s.part // m.align * m.align)\n",
@@ -73,9 +74,9 @@ BUGS = [
     Bug("bias not doubled", "(bias * 2 * gate)[None, :]", "(bias * gate)[None, :]", "plain"),
     Bug("sums of rows outside", "tl.where(mask_p[:, None], y.to(tl.float32), 0.0)", "y.to(tl.float32)", "identity"),
     Bug("sums of what was not stored", "y.to(tl.float32), 0.0)", "acc, 0.0)", "identity"),
-    Bug("padding that leaks", "mask_o = o < tl.where(s.groups == 1, s.o_room,",
+    Bug("padding that leaks", "mask_o = o < tl.where(s.groups == 1, s.cout_padded,",
         "mask_o = o < tl.where(s.groups == 1, s.cout,", "identity"),
-    Bug("padding of groups that leaks", "lanes = mask_p[:, None] & (behind < s.o_room)[None, :]",
+    Bug("padding of groups that leaks", "lanes = mask_p[:, None] & (behind < s.cout_padded)[None, :]",
         "lanes = mask_p[:, None] & (behind < 0)[None, :]", "grouped"),
     Bug("splits overlap", SPLIT, SPLIT.replace("i_split * s.steps // s.split_k, ", "0, "), "identity", split_k=2),
     Bug("release too weak", 'sem="acq_rel"', 'sem="acquire"', "identity", split_k=2),
@@ -84,13 +85,12 @@ BUGS = [
     Bug("splits added in order of arrival", "tile + (first + split) * PART + cells, mask=there",
         "tile + (i_split + 1 + first + split) % s.split_k * PART + cells, mask=there", "identity", split_k=3),
     Bug("a third split forgotten", "range(0, s.split_k, 2)", "range(0, 1)", "identity", split_k=3),
-    Bug("gate of the output's pixels", "source, n, channel, mask_c, s.room, tiles, s.h * s.w",
-        "source, n, channel, mask_c, s.room, tiles, s.pixels", "down", module=sse_gate),
+    Bug("gate of the output's pixels", "source, n, channel, mask_c, s.c_padded, tiles, s.h * s.w",
+        "source, n, channel, mask_c, s.c_padded, tiles, s.pixels", "down", module=sse_gate),
     Bug("gate of the first input twice", "tl.where(i_input == 0, x.a_sums, x.b_sums)", "x.a_sums", "fusion",
         module=sse_gate),
-    Bug("gate of the first part only", "s.part + c)[:, None] * s.o_room", "s.part + c % PART)[:, None] * s.o_room",
-        "wide",
-        module=sse_gate),
+    Bug("gate of the first part only", "s.part + c)[:, None] * s.cout_padded",
+        "s.part + c % PART)[:, None] * s.cout_padded", "wide", module=sse_gate),
     Bug("parts beyond the thirtieth forgotten", "range(0, s.parts, PARTS)", "range(0, 1)", "wide", module=sse_gate),
     Bug("a dropped flag", "- launch < 0", "- launch < -9", "identity", module=sse_gate),
     Bug("gate acquired too weakly", "flag, 0, sem=\"acquire\"", "flag, 0, sem=\"relaxed\"", "identity",
@@ -105,7 +105,7 @@ BUGS = [
     Bug("the first part of a picture's sums is enough", "- launch * s.parts < 0", "- launch < 0", "broad",
         module=sse_gate),
     Bug("residual dropped", "added.to(tl.float32) + bias", "bias", "residual"),
-    Bug("residual of the first group", "s.o_room + computed[None, :]", "s.o_room + o[None, :]", "fours"),
+    Bug("residual of the first group", "s.cout_padded + computed[None, :]", "s.cout_padded + o[None, :]", "fours"),
     Bug("outer taps missed", "tl.static_range(1, half + 1)", "tl.static_range(1, half)", "wide_picture"),
     Bug("activation where there is none", 'elif m.activation == "relu"', "else", "projection"),
     Bug("steps of weights dropped", "acc *= weight_step[None, :]", "pass", "plain", dtype=E4M3),

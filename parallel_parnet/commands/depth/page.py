@@ -47,6 +47,7 @@ def write_page(path: Path, rows: list[dict], header: dict, figures: dict[str, Pa
     commit = f", commit {header['commit'][:10]}" if header.get("commit") else ""
     tried = {name: _fit(rows, executor, column) for name, executor, column in _series(rows)}
     fits = {name: found for name, found in tried.items() if found}
+    verdicts = "; ".join(_verdict(name, found) for name, found in fits.items())
     parts = [
         "# Latency against depth",
         f"Measured on {header['date']} on a {header['machine']}{cpu}, {header['dtype']}, {header['threads']} compute "
@@ -66,7 +67,7 @@ def write_page(path: Path, rows: list[dict], header: dict, figures: dict[str, Pa
         'relative errors over families (a) and (b), with 95% intervals by resampling. "Explain" is the share of the '
         "variance of relative latency.",
         table(FITTED, [_fit_row(name, found) for name, found in fits.items()]),
-        "\n".join(_verdict(name, found) for name, found in fits.items()),
+        f"A step costs as much as this work, and dominates operations with less: {verdicts}." if fits else "",
         MISSING if any(found.r2 < GOOD for found in fits.values()) else "",
         *(
             f"![{short}]({link(file, path)})\n\n{caption}"
@@ -125,12 +126,12 @@ def _fit_row(name: str, f: Fit) -> list[str]:
 
 def _verdict(name: str, f: Fit) -> str:
     if f.a_interval[0] <= 0:
-        text = "the cost of a step is not distinguishable from zero"
+        text = "a step's cost is not distinguishable from zero"
     elif f.crossover is None:
-        text = "the cost of work is not distinguishable from zero"
+        text = "work's cost is not distinguishable from zero"
     else:
-        text = f"a step costs as much as {f.crossover * 1e3:.1f} MFLOP; steps dominate operations with less work"
-    return f"- *{name}*: {text}."
+        text = f"{f.crossover * 1e3:.1f} MFLOP"
+    return f"{text} (*{name}*)"
 
 
 def _numbers(rows: list[dict]) -> list[str]:

@@ -15,7 +15,8 @@ LANES = (2, 3)  # ParNet has three streams
 PASSES = 3
 SHARED = Link("shared memory", HAND_OVER, float("inf"), "a hand-over between threads; nothing is copied")
 WHAT = (
-    "All threads share every operation, which speeds up any network. Simulated lanes are cores like this machine's "
+    "Ratios are ParNet's latency over the other's. All threads share every operation, which speeds up any network. "
+    "Simulated lanes are cores like this machine's "
     "that run whole operations, as the paper's GPUs do, so that only parallel operations gain: with operation times "
     f"measured here on one thread, {HAND_OVER * 1e6:.0f} us for a hand-over, and the fastest placement that the "
     "planner finds. Simulated GPUs are H200s in bf16, joined by NVLink, whose kernels run at the roofline, and "

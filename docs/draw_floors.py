@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw the floors of the house, from which imports run down only: docs/floors.svg.
+"""Draw the package layers, in which imports go down only: docs/floors.svg.
 
 python docs/draw_floors.py
 """
@@ -18,7 +18,7 @@ WIDTH, HEIGHT, GAP, LEFT, TOP = 760, 50, 8, 12, 12
 
 
 class Floor(NamedTuple):
-    """Modules of one floor may import each other, without a circle, and whatever lies below. colour: of the picture."""
+    """A layer: its modules may import each other, without a cycle, and all layers below. colour: of the picture."""
 
     name: str
     purpose: str
@@ -28,28 +28,31 @@ class Floor(NamedTuple):
 
 P = "parallel_parnet"
 FLOORS = (
-    Floor("launch/", "what a person types from a clone", "#e4e4e4", ("launch",)),
-    Floor("commands/", "what it starts: infer, bench, plan, depth, gpu, train, profile, export", "#f6c6c6", (
-        f"{P}.commands", f"{P}.__main__",
-    )),
+    Floor("launch/", "scripts to start with python or torchrun, from a clone", "#e4e4e4", ("launch",)),
+    Floor(
+        "commands/",
+        "infer, validate, train, quantize, export, bench, throughput, versus, plan, profile, depth, gpu, tune",
+        "#f6c6c6",
+        (f"{P}.commands", f"{P}.__main__"),
+    ),
     Floor("the package", "the public names", "#e4e4e4", (P,)),
-    Floor("int8/", "integers for a program's numbers, found from pictures", "#cbe8c2", (f"{P}.int8",)),
-    Floor("engine, choice, saved", "which executor, on what lanes, kept in a file", "#f9ddb1", (
+    Floor("int8/", "int8 and fp8: calibration and quantised programs", "#cbe8c2", (f"{P}.int8",)),
+    Floor("engine, choice, saved", "which executor, on which lanes; saved engines", "#f9ddb1", (
         f"{P}.engine", f"{P}.choice", f"{P}.proof", f"{P}.saved", f"{P}.turns", f"{P}.gpu",
     )),
-    Floor("executors/", "how a program runs, on one device or many", "#bcdcf5", (f"{P}.executors",)),
-    Floor("profiling/, transport/", "where time goes; how features travel between ranks", "#cbe8c2", (
+    Floor("executors/", "how a program runs, on one device or several", "#bcdcf5", (f"{P}.executors",)),
+    Floor("profiling/, transport/", "traces and reports; transfers between ranks", "#cbe8c2", (
         f"{P}.profiling", f"{P}.transport",
     )),
-    Floor("planning/", "how long it takes, from numbers", "#e3cdea", (f"{P}.planning",)),
-    Floor("program/", "what runs, as data: folding, placement", "#f9ddb1", (f"{P}.program",)),
-    Floor("network/, preprocess", "what is trained: blocks, checkpoints; pictures", "#bcdcf5", (
+    Floor("planning/", "predicted time of a placement, and the search for the fastest", "#e3cdea", (f"{P}.planning",)),
+    Floor("program/", "the folded network, as data; placements", "#f9ddb1", (f"{P}.program",)),
+    Floor("network/, preprocess", "the training form: blocks, checkpoints; image preprocessing", "#bcdcf5", (
         f"{P}.network", f"{P}.preprocess",
     )),
-    Floor("kernels/", "gpu/ (Triton), hopper/ (CUDA C++), cpu/ (C), each beside its twin: tensors alone", "#cbe8c2", (
+    Floor("kernels/", "gpu/ (Triton), hopper/ (CUDA C++), cpu/ (C), each with a torch twin; tensors only", "#cbe8c2", (
         f"{P}.kernels",
     )),
-    Floor("files, errors, settings, forking, parity", "what all may need", "#e4e4e4", (
+    Floor("files, errors, settings, forking, parity", "shared by all layers", "#e4e4e4", (
         f"{P}.files", f"{P}.errors", f"{P}.settings", f"{P}.forking", f"{P}.parity", f"{P}.cores",
     )),
 )  # fmt: skip
@@ -59,7 +62,7 @@ def main() -> None:
     height = 2 * TOP + len(FLOORS) * (HEIGHT + GAP) - GAP
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">',
-        "<title>The floors of the house: imports run down only</title>",
+        "<title>Package layers: imports go down only</title>",
         "<style>text{font:13px sans-serif;fill:#222}.b{font-weight:bold}</style>",
         f'<rect width="{WIDTH}" height="{height}" fill="#fff"/>',
     ]

@@ -47,13 +47,10 @@ class Engine:
         turn, each with a CUDA stream of its own.
     dtype: float32, bfloat16 or (on GPUs) float16; of a quantised program float32, the type of all that is not int8; of
         one in fp8 any of them for triton and cuda_graph.
-    executor: "auto" takes, on the CPU, what can be had of "native" (our own kernels; bf16 where the CPU has
-        instructions for it) and "openvino"; on a GPU, at `warm_up` or at the first call, the fastest that agrees with
-        the reference there. "cpu" insists on the CPU; "reference" is the plain fp32 oracle, "eager" torch, "inductor"
-        torch.compile. On NVIDIA GPUs "triton" is a kernel launch per level, "cuda_graph" the same launches captured in
-        a CUDA graph, "cuda_streams" torch's operations on the lanes of one GPU, captured as well; on a CPU Triton's
-        interpreter runs all three, slowly, where TRITON_INTERPRET is 1. A program in int8 is run by native, eager,
-        inductor and reference, one in fp8 by eager, reference, and triton and cuda_graph; "auto" takes native or eager.
+    executor: "auto" takes, on the CPU, "native" (our own kernels), else "openvino", for a quantised program "native" or
+        "eager"; on a GPU, at `warm_up` or at the first call, the fastest that agrees with the reference there. "cpu"
+        insists on the CPU. Or one of "reference", "eager", "inductor", "native", "openvino", "triton", "cuda_graph" and
+        "cuda_streams": docs/architecture.md says what each does, and which programs it takes.
     threads: of each lane, for native and OpenVINO; without it torch's number, or that of its cores, where it has fewer.
 
     Calls from several threads take turns: there is one set of buffers. A call within a call of the same thread, as by a

@@ -1,7 +1,8 @@
 """Which lane runs which operation, and what must cross between lanes.
 
-A lane runs operations one after another: a rank, a GPU, or the CPU of one process. An operation may run on several
-lanes at once (the stem does, as in the released code: recomputing it is cheaper than waiting for it).
+A lane is a resource that runs operations one after another: a GPU, a CUDA stream, a rank, or the CPU of one process. An
+operation may run on several lanes at once (the stem does, as in the released code: recomputing it is cheaper than
+waiting for it).
 """
 
 from __future__ import annotations

@@ -33,22 +33,22 @@ def _claim(own: list[dict]) -> str:
     text = (
         f"- {first['group']}, {first['executor']}, {lanes} lane{'s' * (lanes > 1)}: {first['median_ms']:.2f} ms in one "
         f"stream of depth {first['depth']}, {full['median_ms']:.2f} ms in {full['streams']} of depth {full['depth']}, "
-        f"{ratio:.2f} times as fast: {verdict(ratio, lanes, shared)}."
+        f"speed-up {ratio:.2f}x: {verdict(ratio, lanes, shared)}."
     )
     beyond = [row["median_ms"] for k, row in by_streams.items() if k > full["streams"]]
     if lanes > 1 and beyond:
-        text += f" With more streams than lanes {min(beyond):.2f} to {max(beyond):.2f} ms."
+        text += f" With more streams than lanes: {min(beyond):.2f} to {max(beyond):.2f} ms."
     return text
 
 
 def verdict(ratio: float, lanes: int, shared: float) -> str:
     """Of a gain on so many lanes. shared: how many times faster they are than one in one stream already."""
     if lanes == 1:
-        return "depth is free, work is paid for" if ratio < NOTHING else "fewer levels are faster even on one lane"
+        return "latency follows work, not depth" if ratio < NOTHING else "fewer levels are faster even on one lane"
     if ratio >= HOLDS * lanes:
-        return "latency follows depth for as long as there are lanes"
+        return "latency follows depth, up to the number of lanes"
     if shared >= HOLDS * lanes:
-        return "one stream fills the lanes already, which share its operations"
+        return "one stream already fills the lanes, which share its operations"
     if ratio >= NOTHING:
         return "latency follows depth in part"
     return "the claim does not hold"

@@ -14,21 +14,30 @@ from .points import points
 
 GOOD = 0.95  # R2, below which the text says what is missing
 MISSING = (
-    "a GFLOP costs more in narrow blocks than in wide ones, and a hand-over more where features are larger, which one "
-    "a and one b for all cannot say."
+    f"Where R2 is below {GOOD}, a single a and b are not enough: a GFLOP costs more in narrow blocks than in wide "
+    "ones, and a hand-over more for larger features."
 )
 
 NO_GPU = "On a GPU: not measured. There `--device cuda`, without `--executors`, writes that page."
 FITTED = ("", "a, us a step", "b, us a GFLOP", "c, us", "steps explain", "work explains", "R2")
-CAPTIONS = {
-    "depth": "(a) The same 48 blocks in 1, 2, ... streams: the work stays, the depth falls. Shaded: Brent's bounds "
-    "for native's lanes, from its time on one; it is below them where its threads share an operation. Dotted: that "
-    "time with a lane for each stream.",
-    "work": "(b) Depth 10 throughout, work from 1x to 16x: by wider blocks, and by more streams.",
-    "lanes": "One lane, eager: what the simulation predicts, from operations measured alone, against the network "
-    "measured as a whole. Placements on several real ranks are checked in docs/planner.md.",
-    "scaling": "ParNet-S to XL at 224, 256 and 320 pixels, with three streams, and with one of the same depth "
-    "and work.",
+CAPTIONS = {  # of each figure: alternative text, caption
+    "depth": (
+        "Latency of the same blocks by number of streams",
+        "(a) The same 48 blocks in 1, 2, ... streams: constant work, falling depth. Shaded: Brent's bounds for "
+        "native's lanes, from its time on one lane; native is below them where its threads share an operation. Dotted: "
+        "that time with a lane for each stream.",
+    ),
+    "work": ("Latency by work", "(b) Depth 10, work from 1x to 16x: by wider blocks, and by more streams."),
+    "lanes": (
+        "Simulated and measured latency on one lane",
+        "One lane, eager: the simulation's prediction, from operations measured alone, against the network measured as "
+        "a whole. Placements on several real ranks are checked in docs/planner.md.",
+    ),
+    "scaling": (
+        "Latency of ParNet-S to XL by image size",
+        "ParNet-S to XL at 224, 256 and 320 pixels, with three streams, and with one stream of the same depth and "
+        "work.",
+    ),
 }
 
 
@@ -38,27 +47,32 @@ def write_page(path: Path, rows: list[dict], header: dict, figures: dict[str, Pa
     commit = f", commit {header['commit'][:10]}" if header.get("commit") else ""
     tried = {name: _fit(rows, executor, column) for name, executor, column in _series(rows)}
     fits = {name: found for name, found in tried.items() if found}
+    verdicts = "; ".join(_verdict(name, found) for name, found in fits.items())
     parts = [
         "# Latency against depth",
         f"Measured on {header['date']} on a {header['machine']}{cpu}, {header['dtype']}, {header['threads']} compute "
-        f"thread(s), torch {header['torch']}{commit}: medians of interleaved runs after warm-up. To make it "
-        "again, with its figures, in a folder of its own (where there are results nothing is measured):",
+        f"thread(s), torch {header['torch']}{commit}: medians of interleaved runs after warm-up. To measure again, use "
+        "a new folder (existing results are not measured again):",
         f"```\nmkdir again\n{_command(rows, header)}\n```",
         "\n".join([*([] if header["machine"].startswith("NVIDIA") else [NO_GPU]), *_unmeasured(rows, header)]),
         "## The claim",
-        "The same 48 blocks, so the same work, in one stream or side by side in several. A lane computes one operation "
-        "at a time: an executor that runs one operation after another has one, `native` one for each of its threads, "
-        "and where an operation is large enough they share it.",
+        "The same 48 blocks, so the same work, in one stream or in several parallel ones. A lane computes one "
+        "operation at a time. An executor that runs one operation after another has one lane. `native` has one per "
+        "thread, and its threads share an operation that is large enough.",
         "\n".join(claims(rows)),
         "## What the fit says",
-        "`T = a x steps + b x work + c`: steps are the operations that the busiest lane computes one after another, "
-        "and work is theirs; of native, whose threads share operations too, it is all work over the threads. With one "
-        "lane steps are all operations, with one for each stream they are the depth. "
-        "Least squares on relative errors over families (a) and (b), with 95% intervals by resampling. Shares are of "
-        "the variance of relative latency that each term explains.",
+        "`T = a x steps + b x work + c`. Steps are the operations that the busiest lane computes one after another, "
+        "and work is their work; for native, whose threads share operations, it is all work divided by the threads. "
+        "With one lane, steps are all operations; with a lane for each stream, they are the depth. Least squares on "
+        'relative errors over families (a) and (b), with 95% intervals by resampling. "Explain" is the share of the '
+        "variance of relative latency.",
         table(FITTED, [_fit_row(name, found) for name, found in fits.items()]),
-        "\n".join(_verdict(name, found) for name, found in fits.items()),
-        *(f"![{CAPTIONS[name]}]({link(file, path)})\n\n{CAPTIONS[name]}" for name, file in figures.items()),
+        f"A step costs as much as this work, and dominates operations with less: {verdicts}." if fits else "",
+        MISSING if any(found.r2 < GOOD for found in fits.values()) else "",
+        *(
+            f"![{short}]({link(file, path)})\n\n{caption}"
+            for (short, caption), file in ((CAPTIONS[name], file) for name, file in figures.items())
+        ),
         "## In numbers",
         "\n".join(_numbers(rows)),
         "## The published networks",
@@ -112,13 +126,12 @@ def _fit_row(name: str, f: Fit) -> list[str]:
 
 def _verdict(name: str, f: Fit) -> str:
     if f.a_interval[0] <= 0:
-        text = "the cost of a step cannot be told from zero"
+        text = "a step's cost is not distinguishable from zero"
     elif f.crossover is None:
-        text = "work costs nothing that could be told from zero"
+        text = "work's cost is not distinguishable from zero"
     else:
-        text = f"a step costs as much as {f.crossover * 1e3:.1f} MFLOP of its work; where it has less, steps decide"
-    missing = "" if f.r2 >= GOOD else f" R2 is {f.r2:.2f}: {MISSING}"
-    return f"- *{name}*: {text}.{missing}"
+        text = f"{f.crossover * 1e3:.1f} MFLOP"
+    return f"{text} (*{name}*)"
 
 
 def _numbers(rows: list[dict]) -> list[str]:
@@ -132,7 +145,7 @@ def _numbers(rows: list[dict]) -> list[str]:
             said.append(f"{executor} {high['median_ms'] / low['median_ms']:.1f}")
         more = high["gflops"] / low["gflops"]
         parts.append(
-            f"- {group}: {more:.0f}x the work at depth {low['depth']} takes so many times as long: {', '.join(said)}."
+            f"- {group}: {more:.0f}x the work at depth {low['depth']} multiplies latency by: {', '.join(said)}."
         )
     return parts
 

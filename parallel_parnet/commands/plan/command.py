@@ -122,7 +122,7 @@ def show(result: Schedule, title: str, console: Console) -> None:
 
 
 def print_table() -> None:
-    """The answers for docs/planner.md: the fastest placement on exactly 1, 2 and 3 lanes, and a stream per lane."""
+    """What results/plans.md has: the fastest placement on exactly 1, 2 and 3 lanes, and a stream per lane."""
     lanes = ("1 lane", "2 lanes", "3 lanes", "3, by streams", "best")
     print(sections.table(("", "link", "lanes are", *lanes, "the answer waits for transfers of"), []))
     for model in VARIANTS:

@@ -40,19 +40,19 @@ def sentences(result: Mapping) -> list[str]:
     middle, said = middle_error(rows), []
     if any(row["lanes"] == 1 for row in rows):
         said.append(
-            "Operations are scaled so that they add up to a timed pass of one lane: rows of one lane, whose errors are "
-            "in brackets, predict nothing, and count nowhere below."
+            "Operations' times are scaled to add up to a timed pass on one lane. The one-lane rows, with errors in "
+            "brackets, are therefore no predictions and are not counted below."
         )
     if middle is not None:
         met = "met" if middle < TARGET else "missed"
         predictions = sum(row["lanes"] > 1 for row in rows)
         said.append(
-            f"The median error of {predictions} prediction{'s' * (predictions > 1)}, signs aside, is {middle:.1%}; "
+            f"The median absolute error of {predictions} prediction{'s' * (predictions > 1)} is {middle:.1%}; "
             f"the target, under {TARGET:.0%}, is {met}."
         )
     for shared, what in (
         (False, f"With up to {count} lanes, each with a processor of its own,"),
-        (True, f"With more lanes than the {count} processors, which they share,"),
+        (True, f"With more lanes than the {count} processors that they share,"),
     ):
         errors = [row["error"] for row in rows if row["lanes"] > 1 and (row["lanes"] > count) == shared]
         if errors:
@@ -70,8 +70,8 @@ def sentences(result: Mapping) -> list[str]:
 def section(result: Mapping, file: str) -> str:
     """The section of a page as Markdown. file: of the result, seen from the page."""
     first = (
-        "`python launch/plan_check.py` takes operations' and the link's times as measured, predicts, and runs each "
-        f"placement in ranks, one thread each. On a {result['machine']}, by {result['executor']}, {result['dtype']}, "
+        "`python launch/plan_check.py` measures operations and the link, predicts the latency of each placement, and "
+        f"runs it in ranks with one thread each. On a {result['machine']}, {result['executor']}, {result['dtype']}, "
         f"link {result['link']['name']}, {result['date'][:10]} ([numbers]({file})); load is "
         "the machine's average over the minute before:"
     )

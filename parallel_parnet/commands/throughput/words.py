@@ -19,8 +19,8 @@ HEADS = (
     "ours / peer (95% interval)", "runs",
 )  # fmt: skip
 WHAT = (
-    "The time is that of the whole batch: every picture in it waits for all of them. Each contender gives the "
-    "reference's logits at each batch before it is timed; then they take turns."
+    "Times are for the whole batch: every picture in it waits for all of them. Each contender's logits are checked at "
+    "each batch before it is timed; then contenders run in turns."
 )
 
 
@@ -68,7 +68,7 @@ def section(results: Sequence[Result], files: Sequence[str], figure: str) -> str
     links = ", ".join(f"[{name_of(result)}]({file})" for result, file in zip(results, files, strict=True))
     processor = header.get("gpu") or header["cpu"]
     first = (
-        f"`make throughput` runs batches by our executor and by the peers at hand. On a {header['machine']}, "
+        f"`make throughput` runs batches with our executor and the installed peers. On a {header['machine']}, "
         f"{processor}, {header['threads']} thread(s), {SHORT[header['dtype']]}, {header['date'][:10]} "
         f"({links}):"
     )
@@ -89,12 +89,12 @@ def _growth(who: str, rows: Sequence[Mapping]) -> str:
     most = max(rows, key=lambda row: row["infer_samples_per_sec"])
     span = f"from batch {first['infer_batch_size']} to {last['infer_batch_size']}"
     if first is last:
-        return f"{who}: {_speed(first)} pictures a second at batch {first['infer_batch_size']}."
+        return f"{who}: {_speed(first)} pictures/s at batch {first['infer_batch_size']}."
     return (
-        f"{who}: {span}, {_speed(first)} to {_speed(last)} pictures a second, {_times(last, first, SPEED)} times as "
-        f"many, and {number(first[TIME])} to {number(last[TIME])} ms, {_times(last, first, TIME)} times as long; "
-        f"most at batch {most['infer_batch_size']}, {_speed(most)} a second, of which batch "
-        f"{first['infer_batch_size']} gives {first[SPEED] / most[SPEED]:.0%}."
+        f"{who}: {span}, throughput goes from {_speed(first)} to {_speed(last)} pictures/s "
+        f"({_times(last, first, SPEED)}x) and latency from {number(first[TIME])} to {number(last[TIME])} ms "
+        f"({_times(last, first, TIME)}x); the peak is {_speed(most)} pictures/s at batch {most['infer_batch_size']}, "
+        f"of which batch {first['infer_batch_size']} reaches {first[SPEED] / most[SPEED]:.0%}."
     )
 
 

@@ -33,10 +33,9 @@ def cells(row: Row) -> list[str]:
 def section(header: Mapping, rows: Sequence[Row], sentences: Sequence[str], data: str, figure: str) -> str:
     """As Markdown. data, figure: the numbers and the picture, seen from the page."""
     first = (
-        "`make versus` runs ParNet and the networks that it is compared with by the same kernels of ours, so that the "
-        "network is the only difference, beside the best other library at hand. On a "
-        f"{header['machine']}, {header['cpu']}, one picture at a time, {header['dtype']}, {header['date'][:10]} "
-        f"([numbers]({data})):"
+        "`make versus` runs ParNet and the networks that it is compared with on our own kernels, so that only the "
+        f"networks differ, and lists the fastest other library. On a {header['machine']}, {header['cpu']}, batch 1, "
+        f"{header['dtype']}, {header['date'][:10]} ([numbers]({data})):"
     )
     parts = [
         TITLE,

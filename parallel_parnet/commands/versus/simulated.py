@@ -15,12 +15,13 @@ LANES = (2, 3)  # ParNet has three streams
 PASSES = 3
 SHARED = Link("shared memory", HAND_OVER, float("inf"), "a hand-over between threads; nothing is copied")
 WHAT = (
-    "Threads share every operation, which makes any network faster. Simulated lanes are cores like this machine's that "
-    "run whole operations, as the paper's GPUs do, so that only operations side by side gain by them: with the times "
-    f"that each took here on one thread and {HAND_OVER * 1e6:.0f} us for a hand-over, under the placement that the "
-    "planner finds to be the fastest. Simulated GPUs are H200s in bf16, joined by NVLink, whose kernels take no longer "
-    f"than their arithmetic or their bytes, and {H200.launch_s * 1e6:.1f} us for the launch that a GPU's operations of "
-    "one level share, as measured on an H100 inside a CUDA graph: a floor, which no kernel of ours reaches."
+    "Ratios are ParNet's latency over the other's. All threads share every operation, which speeds up any network. "
+    "Simulated lanes are cores like this machine's "
+    "that run whole operations, as the paper's GPUs do, so that only parallel operations gain: with operation times "
+    f"measured here on one thread, {HAND_OVER * 1e6:.0f} us for a hand-over, and the fastest placement that the "
+    "planner finds. Simulated GPUs are H200s in bf16, joined by NVLink, whose kernels run at the roofline, and "
+    f"{H200.launch_s * 1e6:.1f} us for the launch that a GPU's operations of one level share, as measured on an H100 "
+    "inside a CUDA graph: a floor that no kernel of ours reaches."
 )
 
 

@@ -35,7 +35,7 @@ def faster(mine: float, other: float) -> int:
 def relation(mine: float, other: float) -> str:
     """How a ParNet's time stands to the other's."""
     word = {1: "faster", -1: "slower", 0: "about as fast"}[faster(mine, other)]
-    return f"{word}, {mine / other:.2f} times as long"
+    return f"{mine / other:.2f}x, {word}"
 
 
 def crossover(mine: Mapping[str, float], other: Mapping[str, float]) -> str | None:
@@ -64,7 +64,7 @@ def paragraph(pair: Pair, cores: int) -> str:
     for threads in dict.fromkeys(("1", str(cores))):
         mine, other = p["threads"][threads]["ms"], r["threads"][threads]["ms"]
         on = "one thread" if threads == "1" else f"all {threads} threads"
-        said.append(f"Measured on {on}: {mine:.1f} ms against {other:.1f}, {relation(mine, other)}.")
+        said.append(f"Measured on {on}: {mine:.1f} ms against {other:.1f} ({relation(mine, other)}).")
     said.append(_simulated("lanes", "ms", p["lanes_ms"], r["lanes_ms"]))
     said.append(_simulated("GPUs", "us", p["gpus_us"], r["gpus_us"]))
     return " ".join(said)
@@ -82,15 +82,15 @@ def summary(found: Sequence[Pair]) -> str:
         for p, r in found:
             mine, other = ({k: t["ms"] if key == "threads" else t for k, t in row[key].items()} for row in (p, r))
             lanes, most = crossover(mine, other), max(mine, key=int)
-            when = f"never, up to {most}" if lanes is None else f"from {lanes} on"
+            when = f"never (up to {most})" if lanes is None else f"from {lanes} on"
             short = "" if p["top1"] >= r["top1"] else ", which is less accurate"
             said.append(f"{when} against {r['network']} ({p['network']}{short})")
         parts.append(f"On {what}: {'; '.join(said)}.")
-    return f"Where ParNet is the faster one at equal accuracy. {' '.join(parts)}"
+    return f"Where ParNet is faster at equal accuracy. {' '.join(parts)}"
 
 
 def _simulated(what: str, unit: str, mine: Mapping, other: Mapping) -> str:
     most, lanes = max(mine, key=int), crossover(mine, other)
     a, b = mine[most], other[most]
-    when = f"never the faster one on up to {most}" if lanes is None else f"the faster one from {lanes} on"
-    return f"Simulated on {most} {what}: {a:.1f} {unit} against {b:.1f}, {relation(a, b)}; {when}."
+    when = f"never faster on up to {most}" if lanes is None else f"faster from {lanes} on"
+    return f"Simulated on {most} {what}: {a:.1f} {unit} against {b:.1f} ({relation(a, b)}); {when}."

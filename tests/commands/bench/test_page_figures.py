@@ -30,6 +30,8 @@ def test_the_table_against_the_others() -> None:
 
 
 def test_the_readme_has_the_same() -> None:
+    """Three of the page's five networks, each in all three types."""
     cells = CELL.findall(PAGE.read_text())
-    short = [(ours, peer, theirs, ratio) for ours, path, peer, theirs, ratio, *_ in cells if "avx512" in path]
-    assert SHORT_CELL.findall((ROOT / "README.md").read_text(encoding="utf-8")) == short
+    page = [(ours, peer, theirs, ratio) for ours, path, peer, theirs, ratio, *_ in cells if "avx512" in path]
+    short = SHORT_CELL.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(short) == 9 and short == [cell for cell in page if cell in short]

@@ -95,17 +95,17 @@ def family(executor: str, lanes: int, times: dict[int, float], one_lane: float |
 def test_words_follow_the_numbers() -> None:
     """The claim holds where two lanes nearly halve the time, in part where they gain less, and not where nothing."""
     (one,) = claims(family("eager", 1, {1: 5, 2: 5, 24: 5.1}))
-    assert one.endswith("5.10 ms in 24 of depth 4, 0.98 times as fast: depth is free, work is paid for.")
+    assert one.endswith("5.10 ms in 24 of depth 4, speed-up 0.98x: latency follows work, not depth.")
     (two,) = claims(family("native", 2, {1: 2, 2: 1.1, 24: 1.2, 48: 1.3}))
-    assert "2.00 ms in one stream of depth 50, 1.10 ms in 2 of depth 26, 1.82 times as fast: latency follows" in two
-    assert two.endswith("for as long as there are lanes. With more streams than lanes 1.20 to 1.30 ms.")
+    assert "2.00 ms in one stream of depth 50, 1.10 ms in 2 of depth 26, speed-up 1.82x: latency follows" in two
+    assert two.endswith("depth, up to the number of lanes. With more streams than lanes: 1.20 to 1.30 ms.")
     for lanes, times, words in (
-        (2, {1: 2, 2: 1.5, 4: 1}, "1.33 times as fast: latency follows depth in part"),
-        (4, {1: 3.8, 2: 3, 3: 2, 4: 2}, "1.90 times as fast: latency follows depth in part"),
-        (2, {1: 2, 2: 1.9, 4: 1}, "1.05 times as fast: the claim does not hold"),
+        (2, {1: 2, 2: 1.5, 4: 1}, "speed-up 1.33x: latency follows depth in part"),
+        (4, {1: 3.8, 2: 3, 3: 2, 4: 2}, "speed-up 1.90x: latency follows depth in part"),
+        (2, {1: 2, 2: 1.9, 4: 1}, "speed-up 1.05x: the claim does not hold"),
     ):
         assert words in claims(family("native", lanes, times, one_lane=times[1]))[0]
-    assert "one stream fills the lanes already" in claims(family("native", 2, {1: 2, 2: 1.9, 4: 1.9}, one_lane=3.6))[0]
+    assert "one stream already fills the lanes" in claims(family("native", 2, {1: 2, 2: 1.9, 4: 1.9}, one_lane=3.6))[0]
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -68,19 +68,17 @@ def test_the_page_says_what_was_measured() -> None:
 def test_words_follow_numbers() -> None:
     """One lane, to whose pass operations are scaled, is no prediction: it is in brackets, and counts nowhere."""
     said = sentences(made({1: 0.01, 2: -0.04, 3: -0.2, 4: -0.3}, processors=2))
-    assert said[0].startswith("Operations are scaled so that they add up to a timed pass of one lane")
+    assert said[0].startswith("Operations' times are scaled to add up to a timed pass on one lane.")
     assert said[1:] == [
-        "The median error of 3 predictions, signs aside, is 20.0%; the target, under 10%, is missed.",
+        "The median absolute error of 3 predictions is 20.0%; the target, under 10%, is missed.",
         "With up to 2 lanes, each with a processor of its own, errors are -4.0%.",
-        "With more lanes than the 2 processors, which they share, errors are -30.0% to -20.0%.",
+        "With more lanes than the 2 processors that they share, errors are -30.0% to -20.0%.",
         "ParNet-S measured: 100.0 ms on one lane, 25.0 on 4 lanes, 4.00x.",
     ]
     alone = made({1: 0.01}, processors=2)
     assert middle_error(alone["cases"]) is None and "median" not in " ".join(sentences(alone))
     assert sentences(alone)[-1] == "ParNet-S measured: 100.0 ms on one lane, and no faster on more."
-    assert sentences(made({1: 0.2, 2: 0.09}, 2))[1].endswith(
-        "1 prediction, signs aside, is 9.0%; the target, under 10%, is met."
-    )
+    assert sentences(made({1: 0.2, 2: 0.09}, 2))[1].endswith("1 prediction is 9.0%; the target, under 10%, is met.")
     assert cells(made({1: 0.1, 2: 0.1}, 2)) == [
         ["ParNet-S, 1 lanes", "110.0 ms", "100.0 ms", "(+10.0%)", "1.0"],
         ["ParNet-S, 2 lanes", "55.0 ms", "50.0 ms", "+10.0%", "1.0"],

@@ -31,8 +31,9 @@ HEADER = {
 }  # fmt: skip
 MEASURED = sorted(ROOT.glob("results/throughput-*.json"))
 GROWTH = re.compile(
-    r"from batch (\d+) to (\d+), ([\d.]+) to ([\d.]+) pictures a second, ([\d.]+) times as many, and ([\d.]+) to "
-    r"([\d.]+) ms, ([\d.]+) times as long; most at batch (\d+), ([\d.]+) a second, of which batch \1 gives (\d+)%"
+    r"from batch (\d+) to (\d+), throughput goes from ([\d.]+) to ([\d.]+) pictures/s \(([\d.]+)x\) and latency from "
+    r"([\d.]+) to ([\d.]+) ms \(([\d.]+)x\); the peak is ([\d.]+) pictures/s at batch (\d+), of which batch \1 reaches "
+    r"(\d+)%"
 )
 RATIOS = {"ours faster": (0.8, 0.7, 0.9), "ours slower": (1.2, 1.1, 1.3), "no difference shown": (1.0, 0.9, 1.1)}
 
@@ -77,7 +78,7 @@ def test_words_follow_numbers(made: dict) -> None:
         assert found == (
             str(rows[0]["infer_batch_size"]), str(rows[-1]["infer_batch_size"]), number(speeds[0]), number(speeds[-1]),
             f"{speeds[-1] / speeds[0]:.2f}", number(times[0]), number(times[-1]), f"{times[-1] / times[0]:.2f}",
-            str(rows[most]["infer_batch_size"]), number(speeds[most]), f"{speeds[0] / speeds[most]:.0%}"[:-1],
+            number(speeds[most]), str(rows[most]["infer_batch_size"]), f"{speeds[0] / speeds[most]:.0%}"[:-1],
         )  # fmt: skip
     verdict = said[2].removeprefix("ParNet-S against the best peer: ").removesuffix(".")
     told = {
@@ -105,7 +106,7 @@ def test_few_runs_and_no_peer_claim_nothing() -> None:
     ]
     said = sentences({"header": HEADER, "batches": batches})
     assert said[-1] == "ParNet-S against the best peer: no peer ran at batch 2; too few runs to say at batch 4."
-    assert "the best peer at each batch: 200.0 pictures a second at batch 4." in said[1]
+    assert "the best peer at each batch: 200.0 pictures/s at batch 4." in said[1]
 
 
 def test_a_section_is_put_in_its_place_and_replaced() -> None:

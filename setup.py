@@ -92,8 +92,8 @@ setup(
         "torch>=2.11",
         "triton>=3.6; sys_platform == 'linux'",
         "numpy>=1.26",
-        "nvidia-ml-py",
-        "nvtx; sys_platform != 'darwin'",  # which has no wheel for it, and no NVIDIA GPU
+        "nvidia-ml-py>=12.535.108",  # before, some reasons for low clocks had no name
+        "nvtx>=0.2.12; sys_platform != 'darwin'",  # which has no wheel for it, and no NVIDIA GPU
         "pillow>=12.1",  # before, hidden pixels of one bit, or of a palette with levels, were seen
         "rich>=14.3",  # before, a progress bar that is not shown left a line
         "safetensors>=0.4.5",

@@ -85,6 +85,14 @@ def test_nsight_has_the_reports_colours(name: str, kind: str, label: str) -> Non
         assert kind_of(name, labels)[1] == label
 
 
+@pytest.mark.parametrize("lacking", ["nvtx.get_domain", "nvtx._lib.DummyDomain"])
+def test_an_nvtx_that_lacks_names_is_none(lacking: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those before 0.2.12."""
+    pytest.importorskip("nvtx")
+    monkeypatch.delattr(lacking)
+    assert Ranges.of(PROGRAM) is None
+
+
 def test_when_no_tool_listens_a_range_is_a_branch() -> None:
     assert Ranges.of(PROGRAM) is None
 

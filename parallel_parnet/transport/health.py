@@ -18,6 +18,7 @@ import signal
 import socket
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -192,10 +193,8 @@ class Monitor(threading.Thread):
     def fence(self) -> None:
         """Kill a rank that was found stopped. Told first: torchrun ends all ranks as soon as one has died."""
         if self._stopped is not None and self._stopped.pidfd >= 0:
-            try:
+            with suppress(OSError):  # it is gone already, or a container's profile refuses it
                 signal.pidfd_send_signal(self._stopped.pidfd, signal.SIGKILL)
-            except ProcessLookupError:
-                return  # it is gone already
 
 
 class Operation:
@@ -300,7 +299,10 @@ def _peer(rank: int, connection: socket.socket, card: list[str], own: list[str])
     connection.setblocking(False)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     pid = int(card[3]) if (card[0], card[2]) == (own[0], own[2]) else 0
-    pidfd = os.pidfd_open(pid) if pid and hasattr(os, "pidfd_open") else -1
+    pidfd = -1  # so that a rank that was stopped is left alone
+    if pid and hasattr(os, "pidfd_open"):
+        with suppress(OSError):  # Linux before 5.3, or a container's profile that refuses what it does not know
+            pidfd = os.pidfd_open(pid)
     return Peer(rank, connection, pid, pidfd)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import multiprocessing
 import os
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from types import SimpleNamespace
 
@@ -28,6 +30,7 @@ from parallel_parnet.transport.group import (
 from parallel_parnet.transport.health import (
     MAX_RANKS,
     Monitor,
+    Peer,
     host_identity,
 )
 
@@ -165,6 +168,34 @@ def test_who_knows_the_token_is_taken_once(monkeypatch: pytest.MonkeyPatch) -> N
         over.set()
         knocking.join()
     gc.collect()  # the connection that was taken goes with the error
+
+
+def test_ranks_meet_where_no_process_can_be_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By pidfd_open, which old kernels and strict containers refuse. Then a rank that was stopped is not killed."""
+
+    def refused(*_: int) -> int:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(os, "pidfd_open", refused)
+    store = dist.HashStore()
+    with ThreadPoolExecutor(2) as threads:
+        monitors = list(threads.map(lambda rank: health.start(rank, 2, store, "127.0.0.1", 20), range(2)))
+    try:
+        (peer,) = monitors[0]._peers.values()
+        assert (peer.pid, peer.pidfd) == (os.getpid(), -1)
+        monitors[0]._stopped = peer
+        monitors[0].fence()
+    finally:
+        for monitor in monitors:
+            monitor.leave()
+
+
+def test_a_rank_that_cannot_be_killed_ends_no_other() -> None:
+    monitor = Monitor(0, [], 20)
+    monitor._stopped = Peer(1, socket.socket(), 1, os.open("/", os.O_RDONLY))  # which is no process
+    monitor.fence()
+    os.close(monitor._stopped.pidfd)
+    monitor._stopped.connection.close()
 
 
 def test_ranks_must_have_joined(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,13 +166,21 @@ def agree(settings: Mapping[str, str]) -> None:
                 )
 
 
-def share_a_host(device: torch.device) -> tuple[bool, bool]:
-    """Whether all ranks run on one host, and whether each has a GPU of its own."""
+def share_a_host(device: torch.device) -> tuple[bool, bool, bool]:
+    """Whether all ranks run on one host, each has a GPU of its own, and each can make memory to share."""
     on_gpu = device.type == "cuda"
     gpu = str(torch.cuda.get_device_properties(device).uuid) if on_gpu else "none"
-    everyone = gather([_number(health.host_identity()), _number(gpu)])
-    hosts, gpus = ({row[i] for row in everyone} for i in (0, 1))
-    return len(hosts) == 1, on_gpu and len(gpus) == len(everyone)
+    everyone = gather([_number(health.host_identity()), _number(gpu), _has_memfd()])
+    hosts, gpus, memory = (set(column) for column in zip(*everyone))
+    return len(hosts) == 1, on_gpu and len(gpus) == len(everyone), memory == {1}
+
+
+def _has_memfd() -> int:
+    try:
+        os.close(os.memfd_create("parallel_parnet"))
+    except (AttributeError, OSError):  # no Linux, or a sandbox that refuses it
+        return 0
+    return 1
 
 
 def _number(text: str) -> int:

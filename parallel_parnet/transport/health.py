@@ -311,10 +311,11 @@ def host_identity(space: str = "pid") -> str:
 
     space: "net" for processes that share a loopback interface.
     """
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    if not boot.exists():  # no Linux: like no other, so that nobody looks for /proc
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.readlink(f'/proc/self/ns/{space}')}"
+    except OSError:  # no Linux, or a sandbox that does not tell: like no other, so that nobody looks for /proc
         return secrets.token_hex(8) if space == "pid" else "unknown"
-    return f"{boot.read_text().strip()}/{os.readlink(f'/proc/self/ns/{space}')}"
 
 
 def process_state(pid: int) -> str:

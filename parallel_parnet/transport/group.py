@@ -94,7 +94,7 @@ def addresses_of(interface: str) -> list[str]:
         reply = fcntl.ioctl(probe, 0x8915, struct.pack("256s", os.fsencode(interface)))  # SIOCGIFADDR
         found.append(socket.inet_ntoa(reply[20:24]))
     with suppress(FileNotFoundError):  # a kernel without IPv6
-        for line in Path("/proc/net/if_inet6").read_text().splitlines():
+        for line in os.fsdecode(Path("/proc/net/if_inet6").read_bytes()).splitlines():
             digits, _, _, scope, _, name = line.split()
             if name == interface and scope != "20":
                 found.append(socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits)))

@@ -321,6 +321,7 @@ def host_identity(space: str = "pid") -> str:
 def process_state(pid: int) -> str:
     """The letter of /proc for a process of this host, such as R, S, or T for stopped; "?" for none."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        stat = Path(f"/proc/{pid}/stat").read_bytes()  # with the process's name, cut where a letter may not end
+        return stat.rpartition(b")")[2].split()[0].decode()
     except (OSError, IndexError):
         return "?"

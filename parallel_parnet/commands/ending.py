@@ -27,7 +27,7 @@ SILENCE_S = 5.0  # of ranks that have an error, before they say it themselves
 def run(main: Callable[[], int]) -> None:
     """Exit with main's status: 2 and one line on stderr, from one rank of each machine, where the input is at fault;
     1 where another rank was lost or the program itself failed; 130 after SIGINT; with `stop_on_signals` 143 after
-    SIGTERM."""
+    SIGTERM and 129 after SIGHUP."""
     try:
         ranks = Ranks.from_environment()
         rank, speaks = ranks.rank, ranks.local_rank == 0

@@ -102,6 +102,9 @@ def _flush() -> None:
 
 def _say(message: str) -> None:
     """In one write, so that lines of ranks that share stderr stay whole also where PYTHONUNBUFFERED is set."""
-    if sys.stderr is not None:  # as it is where it was closed before the start
-        sys.stderr.write(f"{message}\n")
-        sys.stderr.flush()
+    try:
+        if sys.stderr is not None:  # as it is where it was closed before the start
+            sys.stderr.write(f"{message}\n")
+            sys.stderr.flush()
+    except OSError:  # its disk is full, or its terminal gone: the status still says how the command ended
+        sys.stderr = None  # else Python would try again at its end, and make the status 120

@@ -13,7 +13,10 @@ import torch
 def cores() -> int:
     """Count the cores that this process may use: those it is bound to, or fewer where a control group grants less
     time."""
-    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        bound = len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):  # no Linux, or a sandbox that does not tell
+        bound = os.cpu_count() or 1
     return max(1, min([bound, *(math.floor(quota) for quota in quotas())]))
 
 
@@ -26,18 +29,24 @@ def usual_threads() -> int:
 
 def quotas(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[float]:
     """Yield how many cores' worth of time each control group, version 2 or 1, grants: this process's own and those
-    above."""
-    lines = own.read_text().splitlines() if own.exists() else []
+    above; those that may not be read are passed over."""
+    lines = os.fsdecode(content).split("\n") if (content := _content(own)) else []
     for _, controllers, path in (line.split(":", 2) for line in lines):
         if controllers and "cpu" not in controllers.split(","):
             continue
         top = root / controllers if controllers else root
         for folder in {top, *(top / path.strip("/")).parents, top / path.strip("/")}:
-            if (file := folder / "cpu.max").is_file():
-                quota, period = file.read_text().split()
-            elif (file := folder / "cpu.cfs_quota_us").is_file():
-                quota, period = file.read_text().strip(), (folder / "cpu.cfs_period_us").read_text().strip()
-            else:
-                continue
-            if quota.isdecimal():  # neither "max" nor -1
+            granted = _content(folder / "cpu.max") or b" ".join(
+                _content(folder / f"cpu.cfs_{which}_us") for which in ("quota", "period")
+            )
+            quota, _, period = granted.decode().strip().partition(" ")
+            if quota.isdecimal() and period.isdecimal():  # neither "max" nor -1
                 yield int(quota) / int(period)
+
+
+def _content(file: Path) -> bytes:
+    """Nothing where it is missing, or may not be read."""
+    try:
+        return file.read_bytes().strip()
+    except OSError:
+        return b""

@@ -26,7 +26,8 @@ def write_atomically(path: Path | str, content: bytes | str) -> None:
     one, to a new file; devices and pipes, such as /dev/stdout, are written to: no file may replace them.
     """
     path = Path(path)
-    data = content.encode() if isinstance(content, str) else content
+    # a name that is no UTF-8 is escaped, as in JSON and on the terminal: it costs no run its results
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
             path.write_bytes(data)
@@ -108,6 +109,17 @@ def _takes_our_words(file: os.stat_result) -> bool:
             if os.path.samestat(file, os.fstat(descriptor)):
                 return True
     return False
+
+
+def open_safetensors(path: Path | str) -> Any:
+    """By which such a file is read, as torch's tensors; ParNetError for a name that the library does not take."""
+    from safetensors import safe_open  # here, since it takes a while
+
+    try:
+        os.fsencode(path).decode()
+    except UnicodeDecodeError:
+        raise ParNetError("its name is no UTF-8, so that safetensors does not open it: give it another") from None
+    return safe_open(path, "pt")
 
 
 def write_safetensors(path: Path | str, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:

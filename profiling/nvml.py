@@ -9,13 +9,15 @@ from typing import Any
 
 import pynvml
 
+from ..errors import ParNetError
+
 # reasons that slow a GPU below what was asked of it; idling and clocks set by the user are none
 THROTTLING = {
-    "power cap": pynvml.nvmlClocksEventReasonSwPowerCap,
-    "hardware slowdown": pynvml.nvmlClocksEventReasonHwSlowdown,
-    "software thermal slowdown": pynvml.nvmlClocksEventReasonSwThermalSlowdown,
-    "hardware thermal slowdown": pynvml.nvmlClocksEventReasonHwThermalSlowdown,
-    "power brake": pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown,
+    "power cap": "nvmlClocksEventReasonSwPowerCap",
+    "hardware slowdown": "nvmlClocksEventReasonHwSlowdown",
+    "software thermal slowdown": "nvmlClocksEventReasonSwThermalSlowdown",
+    "hardware thermal slowdown": "nvmlClocksEventReasonHwThermalSlowdown",
+    "power brake": "nvmlClocksEventReasonHwPowerBrakeSlowdown",
 }
 
 
@@ -61,7 +63,7 @@ class Gpu:
             energy=self._scaled("energy", lambda: n.nvmlDeviceGetTotalEnergyConsumption(h), 1e-3),
             sm_clock=self._ask("SM clock", lambda: n.nvmlDeviceGetClockInfo(h, n.NVML_CLOCK_SM)),
             memory_clock=self._ask("memory clock", lambda: n.nvmlDeviceGetClockInfo(h, n.NVML_CLOCK_MEM)),
-            throttling=tuple(name for name, bit in THROTTLING.items() if throttled & bit),
+            throttling=tuple(name for name, bit in THROTTLING.items() if throttled & getattr(n, bit)),
             gpu_load=load and load.gpu,
             memory_load=load and load.memory,
             memory_used=memory and memory.used,
@@ -101,7 +103,12 @@ class Gpu:
 
 @contextmanager
 def open_gpus(uuids: Sequence[str]) -> Iterator[list[Gpu]]:
-    """The GPUs of these UUIDs, as torch names them. Raises pynvml.NVMLError where there is no driver."""
+    """The GPUs of these UUIDs, as torch names them. Raises pynvml.NVMLError where there is no driver; ParNetError where
+    `pynvml` is an older module, or that of another package, which takes its place whatever is installed beside it."""
+    if not all(hasattr(pynvml, name) for name in THROTTLING.values()):
+        raise ParNetError(
+            f"{pynvml.__file__} lacks names of nvidia-ml-py 12.535.108: pip uninstall pynvml, and install that anew"
+        )
     pynvml.nvmlInit()
     try:
         handles = [pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid.removeprefix('GPU-')}") for uuid in uuids]

@@ -35,11 +35,12 @@ class Ranges:
     def of(cls, program: Program) -> Ranges | None:
         """Make ranges for a program; None where no tool listens, so that marking nothing costs a branch."""
         try:
-            import nvtx
-        except ImportError:  # macOS, for which there is no wheel
+            from nvtx import get_domain
+            from nvtx._lib import DummyDomain
+        except ImportError:  # macOS, for which there is no wheel, or an nvtx before 0.2.12
             return None
-        domain = nvtx.get_domain(DOMAIN)
-        listening = not isinstance(domain, nvtx._lib.DummyDomain)
+        domain = get_domain(DOMAIN)
+        listening = not isinstance(domain, DummyDomain)
         labels = {op.name: op.label for op in program.operations}
         return cls(domain, program.by_name, labels) if listening else None
 

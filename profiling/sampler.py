@@ -12,6 +12,7 @@ from types import TracebackType
 import pynvml
 import torch
 
+from ..errors import ParNetError
 from .nvml import Gpu, Reading, open_gpus
 
 RATE = 20.0  # samples a second: NVML renews most of its values 10 to 50 times a second
@@ -53,7 +54,7 @@ class Sampler:
     def _open(self) -> list[Gpu]:
         try:
             return self._opened.enter_context(open_gpus(uuids()))
-        except pynvml.NVMLError as error:
+        except (pynvml.NVMLError, ParNetError) as error:
             self.absent.append(f"GPU sampling: {error}")
             return []
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +12,7 @@ import pytest
 import torch
 
 from parallel_parnet import Engine, fold
-from parallel_parnet.cores import quotas
+from parallel_parnet.cores import cores, quotas
 from parallel_parnet.executors import torch_backend
 from small import OPTIONAL, SMALL, lively
 
@@ -32,6 +35,28 @@ def test_time_that_control_groups_grant(membership: str, files: dict, expected: 
         (tmp_path / "fs" / name).write_text(content + "\n")
     (tmp_path / "cgroup").write_text(membership)
     assert list(quotas(tmp_path / "fs", tmp_path / "cgroup")) == expected
+
+
+def test_what_may_not_be_read_grants_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the time of control groups nor the cores that are bound."""
+
+    def refused(*_: object) -> bytes:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    (tmp_path / "cgroup").write_text("0::/\n")
+    monkeypatch.setattr(os, "sched_getaffinity", refused)
+    monkeypatch.setattr(Path, "stat", refused)
+    assert cores() == min([os.cpu_count() or 1, *map(math.floor, quotas())])
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    assert cores() == (os.cpu_count() or 1)
+
+
+def test_a_control_group_whose_name_is_no_text(tmp_path: Path) -> None:
+    group = tmp_path / os.fsdecode(b"g\xff")
+    group.mkdir()
+    (group / "cpu.max").write_text("150000 100000\n")
+    (tmp_path / "cgroup").write_bytes(b"0::/g\xff\n")
+    assert list(quotas(tmp_path, tmp_path / "cgroup")) == [1.5]
 
 
 @pytest.mark.parametrize("executor", OPTIONAL)

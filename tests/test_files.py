@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -15,8 +16,8 @@ import torch
 from safetensors import safe_open
 
 from conftest import ROOT
-from parallel_parnet import ParNetError
-from parallel_parnet.files import check_writable, write_atomically, write_safetensors
+from parallel_parnet import ParNetError, Program, load_checkpoint
+from parallel_parnet.files import check_writable, write_atomically, write_csv, write_safetensors
 
 
 def test_permissions_are_those_of_the_file_that_was_there_else_of_the_process(tmp_path: Path) -> None:
@@ -52,6 +53,18 @@ def test_a_killed_write_leaves_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-c", f"{code}; f.write_atomically({str(tmp_path / 'a')!r}, 'new')"]
     assert subprocess.run(command, cwd=ROOT).returncode == -9
     assert not [*tmp_path.iterdir()]
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    """They are escaped where they are written, and said to be at fault where a library cannot open them."""
+    strange = os.fsdecode(b"\xff.png")
+    write_csv(tmp_path / "a.csv", [{"image": strange}])
+    assert (tmp_path / "a.csv").read_text("utf-8") == "image\n\\udcff.png\n"
+    for name, read in (("parnet_fashion.safetensors", load_checkpoint), ("program.safetensors", Program.load)):
+        path = tmp_path / os.fsdecode(b"\xff-" + name.encode())
+        shutil.copy(ROOT / "launch" / "demo" / "parnet_fashion.safetensors", path)
+        with pytest.raises(ParNetError, match="its name is no UTF-8, so that safetensors does not open it"):
+            read(path)
 
 
 def test_where_no_file_is_without_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,6 +73,8 @@ def installed(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert {name.split("/")[0] for name in names} == {"parallel_parnet", f"{wheel.name.split('-py')[0]}.dist-info"}
     assert {"parallel_parnet/profiling/spans.py", *KERNELS} <= set(names)
     assert "native" not in OPTIONAL or set(names) >= OBJECTS
+    (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
+    assert "\nLicense-Expression: BSD-3-Clause\n" in zipfile.ZipFile(wheel).read(metadata).decode()
     run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "env", cwd=tmp_path)
     python = tmp_path / "env" / "bin" / "python"
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip())
@@ -129,6 +131,48 @@ def test_without_a_compiler(tree: Path, tmp_path: Path) -> None:
         said[compiler] = done.stderr.count("CPU kernels were NOT compiled"), made
     assert said["false"] == (bool(OBJECTS), set())
     assert said[made_up] == (0, OBJECTS)
+
+
+@pytest.mark.skipif(not OBJECTS, reason="the CPU kernels are for other machines")
+@pytest.mark.parametrize("always", [False, True])
+def test_a_compiler_that_is_killed(always: bool, tree: Path, tmp_path: Path) -> None:
+    """As in a container of little memory: tried again alone, and then no install with a few objects of all."""
+    once = "" if always else f'mkdir "{tmp_path}/$(basename "$2")" 2>/dev/null && '
+    compiler = stand_in(tmp_path, f'{once}kill -9 $$; echo an object >"$2"')
+    done = subprocess.run(
+        (sys.executable, "setup.py", "build_ext", "--build-lib", tmp_path / "built"),
+        cwd=tree, env={**os.environ, "CC": compiler}, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    made = {path.relative_to(tmp_path / "built").as_posix() for path in (tmp_path / "built").rglob("*.so")}
+    if always:
+        assert done.returncode == 1 and not made
+        assert re.search(r"^error: the compiler was killed at .*: give it a GB of memory\Z", done.stderr.strip(), re.M)
+    else:
+        assert (done.returncode, made) == (0, OBJECTS) and "NOT compiled" not in done.stderr
+
+
+def test_a_module_that_is_gone_is_in_no_wheel(tree: Path, tmp_path: Path) -> None:
+    (gone := tmp_path / "parallel_parnet" / "gone.py").parent.mkdir()
+    gone.touch()
+    run(sys.executable, "setup.py", "build_py", "--build-lib", tmp_path, cwd=tree)
+    assert not gone.exists() and gone.with_name("engine.py").exists()
+    run(sys.executable, "setup.py", "build_py", "--build-lib", ".", cwd=tree)
+    assert (tree / "parallel_parnet" / "engine.py").exists(), "of what is built where it lies nothing is removed"
+
+
+@pytest.mark.skipif(not OBJECTS, reason="the CPU kernels are for other machines")
+def test_a_wheel_for_another_machine_is_refused(tree: Path) -> None:
+    done = subprocess.run(
+        (sys.executable, "setup.py", "bdist_wheel"), cwd=tree, capture_output=True, text=True, timeout=240,
+        env={**os.environ, "_PYTHON_HOST_PLATFORM": "linux-riscv64", "CC": "false"},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.endswith(f"error: a wheel for linux_riscv64 cannot be made on {MACHINE}: make it there\n")
+
+
+def test_a_build_without_setuptools(tree: Path) -> None:
+    done = subprocess.run([sys.executable, "-S", "setup.py", "build_ext"], cwd=tree, capture_output=True, text=True)
+    assert done.returncode == 1 and re.fullmatch(r"error: setuptools>=77 is needed: .*\n", done.stderr)
 
 
 @pytest.mark.skipif(not OBJECTS, reason="the CPU kernels are for other machines")

@@ -10,7 +10,12 @@ from pathlib import Path
 from ...errors import ParNetError
 from .instruction_sets import HERE, MACHINE, SETS, sources
 
-REMEDY = "with gcc 11 or later, install parallel_parnet again, in a clone by python setup.py build_ext --inplace"
+# pip and uv keep the wheel that they have made, and install that again unless they are told
+REMEDY = (
+    "with gcc 11 or later, install parallel_parnet again, by pip install --no-deps --no-cache-dir --force-reinstall, "
+    "by uv pip install --no-cache --reinstall-package parallel_parnet, or in a clone by "
+    "python setup.py build_ext --inplace"
+)
 
 
 class NotCompiledError(ParNetError):
@@ -49,7 +54,8 @@ def load(name: str) -> ctypes.CDLL:
     """An instruction set's object. NotCompiledError where there is none, of these sources, that can be loaded."""
     path = _path(name)
     if not path.is_file():
-        raise NotCompiledError(f"the CPU kernels were not compiled: {REMEDY}")
+        lacks = f"{path.name} of the CPU kernels was" if any(HERE.glob("*.so")) else "the CPU kernels were"
+        raise NotCompiledError(f"{lacks} not compiled: {REMEDY}")
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:

@@ -71,8 +71,11 @@ def main() -> None:
         start(name)
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {command.purpose}" for name, command in COMMANDS.items()]
-    usage = "\n".join(["usage: parnet NAME ...; each takes --help", *lines])
-    if name in HELP:
-        run(lambda: print(usage) or 0)
-    sys.stderr.write(f"error: parnet {name}: no such command; choose one of {', '.join(COMMANDS)}\n")
-    sys.exit(2)
+
+    def usage() -> int:
+        if name not in HELP:
+            raise ParNetError(f"parnet {name}: no such command; choose one of {', '.join(COMMANDS)}")
+        print("\n".join(["usage: parnet NAME ...; each takes --help", *lines]))
+        return 0
+
+    run(usage)

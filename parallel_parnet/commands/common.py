@@ -116,8 +116,9 @@ def slug(machine: str) -> str:
 def process_age() -> float | None:
     """Seconds since this process was started, imports included; None where only Linux would tell."""
     try:
-        started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
-    except FileNotFoundError:
+        stat = Path("/proc/self/stat").read_bytes()  # with the process's name, cut where a letter may not end
+        started = int(stat.rpartition(b")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    except OSError:
         return None
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started
 

@@ -27,7 +27,7 @@ SILENCE_S = 5.0  # of ranks that have an error, before they say it themselves
 def run(main: Callable[[], int]) -> None:
     """Exit with main's status: 2 and one line on stderr, from one rank of each machine, where the input is at fault;
     1 where another rank was lost or the program itself failed; 130 after SIGINT; with `stop_on_signals` 143 after
-    SIGTERM."""
+    SIGTERM and 129 after SIGHUP."""
     try:
         ranks = Ranks.from_environment()
         rank, speaks = ranks.rank, ranks.local_rank == 0
@@ -102,6 +102,9 @@ def _flush() -> None:
 
 def _say(message: str) -> None:
     """In one write, so that lines of ranks that share stderr stay whole also where PYTHONUNBUFFERED is set."""
-    if sys.stderr is not None:  # as it is where it was closed before the start
-        sys.stderr.write(f"{message}\n")
-        sys.stderr.flush()
+    try:
+        if sys.stderr is not None:  # as it is where it was closed before the start
+            sys.stderr.write(f"{message}\n")
+            sys.stderr.flush()
+    except OSError:  # its disk is full, or its terminal gone: the status still says how the command ended
+        sys.stderr = None  # else Python would try again at its end, and make the status 120

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,13 +14,14 @@ from parallel_parnet import ParNetError
 
 
 def lock(file: int, path: Path) -> None:
-    """Hold an open file, until it is closed or the process ends; ParNetError, naming `path`, where another does."""
+    """Hold an open file, until it is closed or the process ends; ParNetError, naming `path`, where another does. A file
+    system without locks, such as some of networks and of FUSE, ends no run: a line says that nobody watches."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which the kernel lets go of, whatever ends the process
     except OSError as error:
-        if error.errno not in (errno.EAGAIN, errno.EACCES):
-            raise
-        raise _busy(path) from None
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            raise _busy(path) from None
+        print(f"{path}: no lock to be had there ({error.strerror}): see that no other run writes it", file=sys.stderr)
 
 
 @contextmanager

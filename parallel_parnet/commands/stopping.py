@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end the process soon, whatever it waits for, and let it leave its files whole if it can."""
+"""SIGINT, SIGTERM and SIGHUP end the process soon, whatever it waits for, and let it leave its files whole."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import threading
 import time
 
 GRACE_S = 0.5  # for leaving in order; torchrun and the other ranks wait for it
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(BaseException):

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm  # SyncBatchNorm is one, and no BatchNorm2d
 
 from ..errors import ParNetError, ParNetWarning
-from ..files import write_safetensors
+from ..files import open_safetensors, write_safetensors
 from ..settings import Together, quiet, with_own_settings
 from .model import ParNet, check_model
 from .variants import VARIANTS, Config
@@ -133,7 +133,7 @@ def _read_safetensors(path: Path) -> tuple[Config | None, dict[str, float], dict
     """Read configuration, eps by norm, and tensors. Files of others lack the configuration: the network follows from
     names and shapes, as a released file's does."""
     try:
-        with safe_open(path, "pt") as file:
+        with open_safetensors(path) as file:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError) as error:

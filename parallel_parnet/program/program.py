@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import ParNetError
-from ..files import write_safetensors
+from ..files import open_safetensors, write_safetensors
 from ..network.variants import Config
 from ..settings import with_own_settings
 from .contract import E4M3, INPUT, check
@@ -287,7 +287,7 @@ class Program:
         if not os.path.isfile(path):
             raise ParNetError(f"{path}: no such program file")
         try:
-            with safe_open(path, "pt") as file:
+            with open_safetensors(path) as file:
                 metadata = file.metadata() or {}
                 # cloned into aligned memory, since libraries choose their arithmetic, to the last bit, by alignment
                 weights = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping)

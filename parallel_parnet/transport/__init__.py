@@ -19,17 +19,19 @@ TRANSPORTS = ("auto", "shared", "symmetric", "nccl", "gloo")
 def choose(name: str, device: torch.device) -> str:
     """The transport that "auto" stands for on these ranks, the same on all; ParNetError where `name` cannot run here.
 
-    Every rank calls it. On CPUs shared memory where all ranks share a host, else gloo; on GPUs NCCL where each rank has
-    a GPU of its own, else gloo, through the host.
+    Every rank calls it. On CPUs shared memory where all ranks share a host, and can make it, else gloo; on GPUs NCCL
+    where each rank has a GPU of its own, else gloo, through the host.
     """
     if name not in TRANSPORTS:
         raise ParNetError(f"unknown transport {name!r}: choose one of {', '.join(TRANSPORTS)}")
-    one_host, own_gpu = share_a_host(device)
+    one_host, own_gpu, memory = share_a_host(device)
     on_gpu = device.type == "cuda"
     if name == "auto":
-        return ("nccl" if own_gpu else "gloo") if on_gpu else ("shared" if one_host else "gloo")
+        return ("nccl" if own_gpu else "gloo") if on_gpu else ("shared" if one_host and memory else "gloo")
     if name == "shared" and (on_gpu or not one_host):
         raise ParNetError("transport shared: for tensors on the CPU of one Linux host; choose gloo")
+    if name == "shared" and not memory:
+        raise ParNetError("transport shared: a rank's system refuses memory without a name (memfd); choose gloo")
     if name in ("nccl", "symmetric") and not own_gpu:
         raise ParNetError(f"transport {name}: each rank needs an NVIDIA GPU of its own; choose gloo")
     if name == "symmetric" and not one_host:

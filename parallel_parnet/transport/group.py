@@ -93,8 +93,8 @@ def addresses_of(interface: str) -> list[str]:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
         reply = fcntl.ioctl(probe, 0x8915, struct.pack("256s", os.fsencode(interface)))  # SIOCGIFADDR
         found.append(socket.inet_ntoa(reply[20:24]))
-    with suppress(FileNotFoundError):  # a kernel without IPv6
-        for line in Path("/proc/net/if_inet6").read_text().splitlines():
+    with suppress(OSError):  # a kernel without IPv6, or a sandbox that does not tell
+        for line in os.fsdecode(Path("/proc/net/if_inet6").read_bytes()).splitlines():
             digits, _, _, scope, _, name = line.split()
             if name == interface and scope != "20":
                 found.append(socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits)))
@@ -166,13 +166,21 @@ def agree(settings: Mapping[str, str]) -> None:
                 )
 
 
-def share_a_host(device: torch.device) -> tuple[bool, bool]:
-    """Whether all ranks run on one host, and whether each has a GPU of its own."""
+def share_a_host(device: torch.device) -> tuple[bool, bool, bool]:
+    """Whether all ranks run on one host, each has a GPU of its own, and each can make memory to share."""
     on_gpu = device.type == "cuda"
     gpu = str(torch.cuda.get_device_properties(device).uuid) if on_gpu else "none"
-    everyone = gather([_number(health.host_identity()), _number(gpu)])
-    hosts, gpus = ({row[i] for row in everyone} for i in (0, 1))
-    return len(hosts) == 1, on_gpu and len(gpus) == len(everyone)
+    everyone = gather([_number(health.host_identity()), _number(gpu), _has_memfd()])
+    hosts, gpus, memory = (set(column) for column in zip(*everyone))
+    return len(hosts) == 1, on_gpu and len(gpus) == len(everyone), memory == {1}
+
+
+def _has_memfd() -> int:
+    try:
+        os.close(os.memfd_create("parallel_parnet"))
+    except (AttributeError, OSError):  # no Linux, or a sandbox that refuses it
+        return 0
+    return 1
 
 
 def _number(text: str) -> int:

@@ -18,6 +18,7 @@ import signal
 import socket
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -192,10 +193,8 @@ class Monitor(threading.Thread):
     def fence(self) -> None:
         """Kill a rank that was found stopped. Told first: torchrun ends all ranks as soon as one has died."""
         if self._stopped is not None and self._stopped.pidfd >= 0:
-            try:
+            with suppress(OSError):  # it is gone already, or a container's profile refuses it
                 signal.pidfd_send_signal(self._stopped.pidfd, signal.SIGKILL)
-            except ProcessLookupError:
-                return  # it is gone already
 
 
 class Operation:
@@ -300,7 +299,10 @@ def _peer(rank: int, connection: socket.socket, card: list[str], own: list[str])
     connection.setblocking(False)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     pid = int(card[3]) if (card[0], card[2]) == (own[0], own[2]) else 0
-    pidfd = os.pidfd_open(pid) if pid and hasattr(os, "pidfd_open") else -1
+    pidfd = -1  # so that a rank that was stopped is left alone
+    if pid and hasattr(os, "pidfd_open"):
+        with suppress(OSError):  # Linux before 5.3, or a container's profile that refuses what it does not know
+            pidfd = os.pidfd_open(pid)
     return Peer(rank, connection, pid, pidfd)
 
 
@@ -309,15 +311,17 @@ def host_identity(space: str = "pid") -> str:
 
     space: "net" for processes that share a loopback interface.
     """
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    if not boot.exists():  # no Linux: like no other, so that nobody looks for /proc
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.readlink(f'/proc/self/ns/{space}')}"
+    except OSError:  # no Linux, or a sandbox that does not tell: like no other, so that nobody looks for /proc
         return secrets.token_hex(8) if space == "pid" else "unknown"
-    return f"{boot.read_text().strip()}/{os.readlink(f'/proc/self/ns/{space}')}"
 
 
 def process_state(pid: int) -> str:
     """The letter of /proc for a process of this host, such as R, S, or T for stopped; "?" for none."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        stat = Path(f"/proc/{pid}/stat").read_bytes()  # with the process's name, cut where a letter may not end
+        return stat.rpartition(b")")[2].split()[0].decode()
     except (OSError, IndexError):
         return "?"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -14,6 +16,8 @@ from conftest import ROOT
 from parallel_parnet import ParNetError
 from parallel_parnet.commands.data.finding import open_split
 from parallel_parnet.commands.data.split import TEST
+from parallel_parnet.commands.infer.lines import AnswerLines
+from parallel_parnet.commands.locking import held
 
 LONG = "n" * 300
 
@@ -154,3 +158,23 @@ def test_a_folder_that_must_not_be_read(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(Path, "iterdir", refused)
     with pytest.raises(ParNetError, match=rf"{tmp_path}: cannot be read \(Permission denied\)"):
         open_split(tmp_path, TEST)
+
+
+@pytest.mark.parametrize("reason", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_a_file_system_without_locks(
+    reason: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which says so, and leaves nothing behind."""
+
+    def flock(file: int, operation: int) -> None:
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with held(tmp_path / "a"):
+        pass
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'a'}: no lock to be had there ({os.strerror(reason)})" in said and said.count("\n") == 1
+    with AnswerLines(tmp_path / "b", "settings") as lines:
+        lines.append("a.png", {})
+    assert f"{tmp_path / 'b'}: no lock" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]

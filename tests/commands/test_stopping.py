@@ -11,12 +11,13 @@ from conftest import ROOT
 from parallel_parnet.commands.processes import environment
 
 
-def test_an_inherited_ignore_stays() -> None:
-    """As a shell leaves SIGINT for what runs in the background."""
+@pytest.mark.parametrize("ignored", ["SIGINT", "SIGHUP"])
+def test_an_inherited_ignore_stays(ignored: str) -> None:
+    """As a shell leaves SIGINT for what runs in the background, and nohup SIGHUP."""
     code = (
-        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN);"
+        f"import signal; signal.signal(signal.{ignored}, signal.SIG_IGN);"
         "from parallel_parnet.commands.stopping import stop_on_signals; stop_on_signals();"
-        "print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN, callable(signal.getsignal(signal.SIGTERM)))"
+        f"print(signal.getsignal(signal.{ignored}) is signal.SIG_IGN, callable(signal.getsignal(signal.SIGTERM)))"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert run.stdout.split() == ["True", "True"], run.stderr

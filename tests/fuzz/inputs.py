@@ -32,6 +32,7 @@ from conftest import ROOT
 from parallel_parnet import Config, Engine, ParNetError, Program, fold, load_checkpoint, quantize
 from parallel_parnet.commands import start
 from parallel_parnet.commands.ranks import Ranks
+from parallel_parnet.commands.stopping import SIGNALS
 from parallel_parnet.kernels.cpu import objects
 from parallel_parnet.preprocess import Preprocess, find_images, read_image
 from small import lively, relative
@@ -315,7 +316,7 @@ def a_run(rng: Random, folder: Path) -> str:
 
 
 def _run(name: str, words: list[str], environment: dict[str, str], folder: Path, log: Path) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)

@@ -92,6 +92,14 @@ def test_every_stage_and_stream_has_a_colour() -> None:
     assert COLOURS.keys() == PALE.keys() == HATCHES.keys() == {"stem", *streams, "fusion", "head"}
 
 
+@pytest.mark.parametrize("lacking", ["nvtx.get_domain", "nvtx._lib.DummyDomain"])
+def test_an_nvtx_that_lacks_names_is_none(lacking: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those before 0.2.12."""
+    pytest.importorskip("nvtx")
+    monkeypatch.delattr(lacking)
+    assert Ranges.of(PROGRAM) is None
+
+
 def test_when_no_tool_listens_a_range_is_a_branch() -> None:
     assert Ranges.of(PROGRAM) is None
 

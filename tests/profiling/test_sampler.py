@@ -133,3 +133,12 @@ def test_without_a_driver_it_is_said_once() -> None:
     summary = found.summary(pictures=1)
     assert summary["gpus"] == []
     assert summary["energy_per_picture_j"] is None
+
+
+def test_a_module_that_lacks_names_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the package pynvml, which takes the place of nvidia-ml-py's module."""
+    monkeypatch.setattr(nvml, "pynvml", SimpleNamespace(__file__="pynvml/__init__.py"))
+    with Sampler() as found:
+        pass
+    (absent,) = found.absent
+    assert "pynvml/__init__.py lacks names of nvidia-ml-py" in absent and found.summary(pictures=1)["gpus"] == []

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import multiprocessing
 import os
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from types import SimpleNamespace
 
@@ -28,6 +30,7 @@ from parallel_parnet.transport.group import (
 from parallel_parnet.transport.health import (
     MAX_RANKS,
     Monitor,
+    Peer,
     host_identity,
 )
 
@@ -59,12 +62,15 @@ def test_the_transport_that_fits_the_ranks(monkeypatch: pytest.MonkeyPatch) -> N
     """By whether they share a host, and whether each has a GPU of its own."""
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
 
-    def chosen(name: str, device: torch.device, one_host: bool, own_gpu: bool = False) -> str:
-        monkeypatch.setattr(transport, "share_a_host", lambda device: (one_host, own_gpu))
+    def chosen(name: str, device: torch.device, one_host: bool, own_gpu: bool = False, memory: bool = True) -> str:
+        monkeypatch.setattr(transport, "share_a_host", lambda device: (one_host, own_gpu, memory))
         return transport.choose(name, device)
 
     assert [chosen("auto", cpu, one_host) for one_host in (True, False)] == ["shared", "gloo"]
     assert [chosen("auto", gpu, True, own_gpu) for own_gpu in (True, False)] == ["nccl", "gloo"]
+    assert chosen("auto", cpu, True, memory=False) == "gloo"
+    with pytest.raises(ParNetError, match=r"transport shared: .* \(memfd\); choose gloo"):
+        chosen("shared", cpu, True, memory=False)
     assert chosen("symmetric", gpu, True, True) == "symmetric" and chosen("nccl", gpu, False, True) == "nccl"
     for name, device, one_host, own_gpu, message in (
         ("shared", cpu, False, False, "of one Linux host; choose gloo"),
@@ -84,8 +90,29 @@ def test_who_shares_a_host_and_a_gpu(other_gpu: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(health, "host_identity", lambda space="pid": space)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="A"))
     for host, one in (("net", False), ("pid", True)):
-        monkeypatch.setattr(group, "gather", lambda own, host=host: [own, [_number(host), _number(other_gpu)]])
-        assert share_a_host(torch.device("cuda")) == (one, other_gpu == "B")
+        monkeypatch.setattr(group, "gather", lambda own, host=host: [own, [_number(host), _number(other_gpu), 1]])
+        assert share_a_host(torch.device("cuda")) == (one, other_gpu == "B", True)
+
+
+@pytest.mark.parametrize("lacks", ["this rank", "another"])
+def test_memory_that_a_rank_cannot_make(lacks: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> int:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    if lacks == "this rank":
+        monkeypatch.setattr(os, "memfd_create", refused)
+    monkeypatch.setattr(group, "gather", lambda own: [own, [*own[:2], int(lacks != "another")]])
+    assert share_a_host(torch.device("cpu")) == (True, False, False)
+
+
+def test_a_system_that_does_not_tell_its_hosts_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one without /proc/self/ns."""
+
+    def absent(path: object) -> str:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(os, "readlink", absent)
+    assert host_identity() != host_identity() and host_identity("net") == "unknown"
 
 
 def test_interfaces_that_are_named_stay(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,6 +192,34 @@ def test_who_knows_the_token_is_taken_once(monkeypatch: pytest.MonkeyPatch) -> N
         over.set()
         knocking.join()
     gc.collect()  # the connection that was taken goes with the error
+
+
+def test_ranks_meet_where_no_process_can_be_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By pidfd_open, which old kernels and strict containers refuse. Then a rank that was stopped is not killed."""
+
+    def refused(*_: int) -> int:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(os, "pidfd_open", refused)
+    store = dist.HashStore()
+    with ThreadPoolExecutor(2) as threads:
+        monitors = list(threads.map(lambda rank: health.start(rank, 2, store, "127.0.0.1", 20), range(2)))
+    try:
+        (peer,) = monitors[0]._peers.values()
+        assert (peer.pid, peer.pidfd) == (os.getpid(), -1)
+        monitors[0]._stopped = peer
+        monitors[0].fence()
+    finally:
+        for monitor in monitors:
+            monitor.leave()
+
+
+def test_a_rank_that_cannot_be_killed_ends_no_other() -> None:
+    monitor = Monitor(0, [], 20)
+    monitor._stopped = Peer(1, socket.socket(), 1, os.open("/", os.O_RDONLY))  # which is no process
+    monitor.fence()
+    os.close(monitor._stopped.pidfd)
+    monitor._stopped.connection.close()
 
 
 def test_ranks_must_have_joined(monkeypatch: pytest.MonkeyPatch) -> None:

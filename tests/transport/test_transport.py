@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from parallel_parnet import LaneError, ParNetError
+from parallel_parnet.commands.common import process_age
 from parallel_parnet.executors import distributed
 from parallel_parnet.executors.distributed import HEADER, sources_digest
 from parallel_parnet.transport import semaphore as semaphores
@@ -301,3 +302,15 @@ def test_what_a_host_tells() -> None:
     child.kill()
     child.join()
     assert process_state(child.pid) == "?"
+
+
+@pytest.mark.skipif(not Path("/proc/self/comm").exists(), reason="only Linux keeps a process's name there")
+def test_a_process_whose_name_is_no_text() -> None:
+    """As the system cuts it, after 15 bytes."""
+    comm = Path("/proc/self/comm")
+    before = comm.read_bytes()
+    try:
+        comm.write_bytes(b"fifteen letter" + b"\xc3")
+        assert process_state(os.getpid()) == "R" and (process_age() or 0) > 0
+    finally:
+        comm.write_bytes(before)

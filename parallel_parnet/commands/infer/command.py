@@ -20,8 +20,8 @@ FILE made with others is refused. A line is whole or absent, whatever dies; it i
 when the run ends.
 
 Exit status: 0; 1 where --verify found a difference, a rank was lost, logits were no numbers, or, without --jsonl, a
-picture of a folder was skipped; 2 for wrong input, and where, without --jsonl, no picture has an answer; 130 and 143
-after SIGINT and SIGTERM.
+picture of a folder was skipped; 2 for wrong input, and where, without --jsonl, no picture has an answer; 130,
+143 and 129 after SIGINT, SIGTERM and SIGHUP.
 """
 
 from __future__ import annotations

@@ -164,5 +164,5 @@ def main() -> int:
     console.print(explain(answer, args.link))
     console.print("computed, not measured, from: " + "; ".join(costs.sources), soft_wrap=True)
     if args.json == "-":
-        sys.stdout.write(as_json(result) + "\n")
+        print(as_json(result))
     return 0

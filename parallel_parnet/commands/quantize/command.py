@@ -16,7 +16,6 @@ Exit status: 0; 2 for wrong input.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -70,7 +69,9 @@ def show(program: Program, alone: dict[str, float], all_error: float, keep: Sequ
         kept = " (kept in fp32)" if op.name in keep else ""
         rows.add_row(op.name + kept, op.label, f"{op.cin} to {op.cout}", f"{alone[op.name]:.2e}")
     rows.add_row("all but what is kept" if keep else "all of them", "", "", f"{all_error:.2e}")
-    plain_console(soft_wrap=not sys.stdout.isatty()).print(rows)
+    console = plain_console()
+    console.soft_wrap = not console.is_terminal
+    console.print(rows)
 
 
 def main() -> int:

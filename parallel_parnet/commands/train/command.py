@@ -19,7 +19,7 @@ command goes on from it, bit for bit, whatever had stopped it; it is removed at 
 a second run away for as long.
 
 Exit status: 0, also where a picture was skipped, as the last line says: torchrun would begin all of it again; 1 where
-a rank was lost; 2 for wrong input; 130 and 143 after SIGINT and SIGTERM.
+a rank was lost; 2 for wrong input; 130, 143 and 129 after SIGINT, SIGTERM and SIGHUP.
 """
 
 from __future__ import annotations

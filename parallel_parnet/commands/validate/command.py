@@ -17,8 +17,8 @@ not be read; one that was made with other settings is refused. Another executor 
 --against runs everything a second time, in another precision or by the executor reference, and says which pictures got
 another answer; it keeps its answers in a file beside FILE.
 
-Exit status: 0; 1 where a picture was skipped, or a rank was lost; 2 for wrong input; 130 and 143 after SIGINT and
-SIGTERM.
+Exit status: 0; 1 where a picture was skipped, or a rank was lost; 2 for wrong input; 130, 143 and 129 after SIGINT,
+SIGTERM and SIGHUP.
 """
 
 from __future__ import annotations

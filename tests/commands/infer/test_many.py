@@ -280,7 +280,7 @@ def test_a_disk_that_is_full_or_read_only(tmp_path: Path) -> None:
         subprocess.run(["umount", tmp_path], check=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("ranks", [0, pytest.param(2, marks=pytest.mark.ranks)])
 def test_signals_end_all_ranks_and_leave_whole_lines(number: signal.Signals, ranks: int, tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from parallel_parnet import ParNetError, fold, load_checkpoint
 from parallel_parnet.commands.common import plain_console
 from parallel_parnet.commands.ending import run
 from parallel_parnet.commands.infer.tables import read_labels, show_predictions
+from parallel_parnet.commands.quantize import command as quantize
 from parallel_parnet.preprocess import read_image
 
 DEMO = ROOT / "launch" / "demo"
@@ -86,6 +88,29 @@ def test_the_list_of_commands_where_nothing_more_is_taken() -> None:
     command = f"{sys.executable} -m parallel_parnet > /dev/full"
     run = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert (run.returncode, run.stderr) == (1, "error: standard output: No space left on device\n")
+
+
+@pytest.mark.parametrize("words", ["-m parallel_parnet infre", "launch/infer.py --model absent", "-S launch/infer.py"])
+@pytest.mark.parametrize("sink", ["2>&-", "2>/dev/full"])
+def test_the_status_of_wrong_input_where_no_error_can_be_told(words: str, sink: str) -> None:
+    run = subprocess.run(["bash", "-c", f"{sys.executable} {words} {sink}"], capture_output=True, timeout=120, cwd=ROOT)
+    assert (run.returncode, run.stdout, run.stderr) == (2, b"", b"")
+
+
+def test_a_table_of_errors_without_a_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = fold(load_checkpoint(DEMO / "parnet_fashion.safetensors"))
+    monkeypatch.setattr(sys, "stdout", None)
+    quantize.show(program, {}, 0.1, (), "int8")
+
+
+def test_an_interrupt_of_what_is_imported_is_quiet(tmp_path: Path) -> None:
+    """It takes a second or two before a command has begun."""
+    (tmp_path / "torch.py").write_text("import signal; signal.raise_signal(signal.SIGINT)")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    run = subprocess.run(
+        [sys.executable, ROOT / "launch" / "infer.py"], env=environment, capture_output=True, timeout=60
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (130, b"", b"")
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])

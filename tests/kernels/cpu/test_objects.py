@@ -91,6 +91,14 @@ def test_one_that_was_not_compiled(folder: Path, monkeypatch: pytest.MonkeyPatch
     refused(gone, "it was not compiled", monkeypatch)
 
 
+@pytest.mark.skipif(len(SETS.get(MACHINE, ())) < 2, reason="there is one object alone")
+def test_the_one_that_says_what_a_cpu_has(folder: Path) -> None:
+    """Without it the others are not chosen from; what lacks is named."""
+    (folder / f"native_{SETS[MACHINE][-1].name}.so").unlink()
+    with pytest.raises(NotCompiledError, match=rf"^native_{SETS[MACHINE][-1].name}\.so of the CPU kernels was not"):
+        objects.in_use()
+
+
 def refused(name: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert name not in objects.runnable() and objects.in_use() == objects.runnable()[0]
     monkeypatch.setenv("PARNET_ISA", name)

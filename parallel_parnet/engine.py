@@ -223,7 +223,7 @@ class Engine:
         Shapes may differ. Until the iterator ends, or is closed, an engine of several ranks takes no other calls.
         """
         if self._distributed is not None:
-            self._turn()
+            self._turn.check()
             return self._distributed.map(self._taken_in(x_nchw) for x_nchw in pictures)
         return (self(x_nchw) for x_nchw in pictures)
 
@@ -291,7 +291,7 @@ class Engine:
         """On every rank but the coordinator's: take part in requests until it closes; returns its exit status."""
         if self._distributed is None:
             raise ParNetError("one process has nobody to serve: call the engine, or join_ranks before it is made")
-        self._turn()
+        self._turn.check()
         return self._distributed.serve()
 
     @with_own_settings
@@ -355,7 +355,7 @@ class Engine:
     @with_own_settings
     def clocks(self) -> list[Clock]:
         """Each lane's clock against the coordinator's."""
-        self._turn()
+        self._turn.check()
         return self._distributed.clocks() if self._distributed else [Clock()] * self.placement.lanes
 
     def _synchronise(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -30,7 +31,7 @@ from .program.inputs import check_input
 from .program.placement import Placement
 from .program.program import Program
 from .proof import prove, prove_on_all_ranks
-from .saved import Saved
+from .saved import ON_THE_CPU, Saved
 from .settings import apart, is_wrapped, with_own_settings
 from .transport import TRANSPORTS, agree, health
 from .turns import Turns
@@ -48,9 +49,9 @@ class Engine:
     dtype: float32, bfloat16 or (on GPUs) float16; of a quantised program float32, the type of all that is not int8; of
         one in fp8 any of them for triton and cuda_graph.
     executor: "auto" takes, on the CPU, "native" (our own kernels), else "openvino", for a quantised program "native" or
-        "eager"; on a GPU, at `warm_up` or at the first call, the fastest that agrees with the reference there. "cpu"
-        insists on the CPU. Or one of "reference", "eager", "inductor", "native", "openvino", "triton", "cuda_graph" and
-        "cuda_streams": docs/architecture.md says what each does, and which programs it takes.
+        "eager"; on a GPU, at `warm_up` or at the first call, the fastest that agrees with the reference there. Or one
+        of "reference", "eager", "inductor", "native", "openvino", "triton", "cuda_graph" and "cuda_streams":
+        docs/architecture.md says what each does, and which programs it takes.
     threads: of each lane, for native and OpenVINO; without it torch's number, or that of its cores, where it has fewer.
 
     Calls from several threads take turns: there is one set of buffers. A call within a call of the same thread, as by a
@@ -59,7 +60,7 @@ class Engine:
 
     transport: how features travel between ranks, one of `TRANSPORTS`.
 
-    notes: what "auto" or "cpu" had to pass over, and why; warned of as well (ParNetWarning), once a process.
+    notes: what "auto" had to pass over, and why; warned of as well (ParNetWarning), once a process.
 
     Between `join_ranks` and `leave_ranks` each rank is a lane: the coordinator's rank calls the engine, all others call
     `serve`. Close it, or use it as a context manager, to end them. After an exception in the middle of a call it can
@@ -85,7 +86,7 @@ class Engine:
         ranks = monitor.world if monitor and (placement is None or placement.lanes > 1) else 1
         self.program, self.dtype, self.threads, self._asked = program, dtype, threads, executor
         if device is None:
-            device = "cuda" if torch.cuda.is_available() and executor != "cpu" else "cpu"
+            device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = find_device(device)
         self.executor = choose(executor, self.device, dtype, program.quantised)
         self.notes = notes(executor, self.executor, self.device, program.quantised)
@@ -100,7 +101,7 @@ class Engine:
             )
         self._given = placement is not None
         # what nobody asked for, `warm_up` may choose
-        self._open = placement is None and threads is None and ranks == 1 and executor in ("auto", "cpu")
+        self._open = placement is None and threads is None and ranks == 1 and executor == "auto"
         self._unproved = executor == "auto" and lives_on_gpu(self.device) and not program.quantised
         self._cores: int | None = None  # that a choice was measured on
         self.placement = placement or default_placement(program, self.executor, ranks)
@@ -146,6 +147,8 @@ class Engine:
         program, metadata = Program.read(path)
         try:
             saved = Saved.of(metadata, program)
+            if saved.executor == ON_THE_CPU:
+                saved, device = replace(saved, executor="auto"), "cpu" if device is None else device
             make = partial(
                 cls, program, placement=saved.placement if saved.given else None, device=device, dtype=saved.dtype,
                 executor=saved.executor,

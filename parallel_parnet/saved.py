@@ -13,6 +13,8 @@ from .executors.available import DTYPES, EXECUTORS, METHODS
 from .program.placement import Placement
 from .program.program import Program
 
+ON_THE_CPU = "cpu"  # in files of earlier versions: the executor "auto", on the CPU unless a GPU was named
+
 
 @dataclass(frozen=True)
 class Saved:
@@ -44,7 +46,7 @@ class Saved:
             saved = cls(**fields)
         except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise ParNetError(f"holds no engine ({error!r}); Engine.save writes one") from None
-        for executor, known in ((saved.executor, EXECUTORS), (saved.chosen, tuple(METHODS))):
+        for executor, known in ((saved.executor, (*EXECUTORS, ON_THE_CPU)), (saved.chosen, tuple(METHODS))):
             if executor not in known:
                 raise ParNetError(f"unknown executor {executor!r}: choose one of {', '.join(known)}")
         for name in ("threads", "cores"):

@@ -151,7 +151,7 @@ def test_what_gpus_run_and_which_there_are(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(ParNetError, match="device cuda:2: there are 2 GPUs here; count from 0"):
         find_device(2)
     gpu = torch.device("cuda", 1)
-    for executor in ("cpu", "native", "openvino"):
+    for executor in ("native", "openvino"):
         with pytest.raises(ParNetError, match=f"executor {executor} runs on the CPU only: choose device cpu"):
             choose(executor, gpu, torch.float32)
     monkeypatch.setenv("TRITON_INTERPRET", "1")

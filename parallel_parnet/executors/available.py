@@ -28,7 +28,7 @@ QUANTISED = {torch.int8: ("reference", "eager", "inductor", "native"), E4M3: ("r
 FP8 = (8, 9)  # the first compute capability with tensor cores for it
 ON_GPUS = {"triton": Method("triton"), "cuda_graph": Method("triton", True), "cuda_streams": Method("eager", True)}
 METHODS = {name: Method(name) for name in ("reference", *BACKENDS)} | ON_GPUS
-EXECUTORS = ("auto", "cpu", *METHODS)
+EXECUTORS = ("auto", *METHODS)
 
 
 def alone_by(executor: str) -> str:
@@ -53,7 +53,7 @@ def find_device(wanted: str | int | torch.device) -> torch.device:
 
 
 def choose(executor: str, device: torch.device, dtype: torch.dtype, quantised: torch.dtype | None = None) -> str:
-    """The executor for "auto" and "cpu", else the one that was named. ParNetError where it cannot run there, or not a
+    """The executor for "auto", else the one that was named. ParNetError where it cannot run there, or not a
     program quantised to this type."""
     if executor not in EXECUTORS:
         raise ParNetError(f"unknown executor {executor!r}: choose one of {', '.join(EXECUTORS)}")
@@ -67,13 +67,13 @@ def choose(executor: str, device: torch.device, dtype: torch.dtype, quantised: t
         )
     if device.type == "cpu" and dtype == torch.float16 and executor not in ("triton", "cuda_graph"):
         raise ParNetError("float16 on the CPU: choose float32 or bfloat16")
-    if device.type == "cuda" and executor in ("cpu", *ON_CPUS):
+    if device.type == "cuda" and executor in ON_CPUS:
         raise ParNetError(f"executor {executor} runs on the CPU only: choose device cpu")
     if device.type == "cuda" and executor in ON_GPUS and interprets():
         raise ParNetError(f"executor {executor} with TRITON_INTERPRET=1: unset it, or choose device cpu")
     if quantised and dtype != torch.float32 and (quantised != E4M3 or executor not in ("triton", "cuda_graph")):
         raise ParNetError(f"dtype {dtype} for a quantised program, which has types of its own: leave it at float32")
-    if executor in ("auto", "cpu"):
+    if executor == "auto":
         return [*(for_cpu(dtype, quantised) if device.type == "cpu" else []), "eager"][0]
     if quantised and METHODS[executor].backend not in (able := QUANTISED[quantised]):
         raise ParNetError(
@@ -100,7 +100,7 @@ def for_cpu(dtype: torch.dtype, quantised: torch.dtype | None = None) -> list[st
 def notes(executor: str, chosen: str, device: torch.device, quantised: torch.dtype | None) -> list[str]:
     """What the user should know of a choice that was left to us: that the kernels for CPUs cannot be had, or that on a
     GPU what was quantised is computed in fp32."""
-    if executor not in ("auto", "cpu"):
+    if executor != "auto":
         return []
     found = []
     if device.type == "cpu" and (reason := lacking("native")):

@@ -373,5 +373,5 @@ def test_who_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ParNetError, match=f"executor {executor} runs no program quantised to int8"):
             chosen(executor, gpu)
     monkeypatch.setattr("parallel_parnet.executors.available.lacking", lambda backend: backend != "eager")
-    assert chosen("auto", CPU) == chosen("cpu", CPU) == "eager"
+    assert chosen("auto", CPU) == "eager"
     assert Engine(PROGRAM, Placement.single(PROGRAM), "cpu", executor="eager").arithmetic == torch.int8

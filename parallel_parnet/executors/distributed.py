@@ -27,7 +27,7 @@ from ..transport import agree, choose, open_as
 from ..transport.base import IN_FLIGHT, Inbox, Pending
 from .answers import Answer, each
 from .binding import Backend
-from .lane import Key, Lane, Request
+from .lane import Key, Lane, LaneBackends, Request
 from .local import synchroniser
 
 STOP, RUN, PROFILE, TRACE, CLOCK = range(5)
@@ -46,7 +46,8 @@ class DistributedExecutor:
     """On the coordinator, call it; on every other lane, `serve`.
 
     The lanes compare their settings first: ParNetError, on all of them, where one differs. transport: one of
-    `TRANSPORTS`. backend, captured: see `Lane`; the engine has compared the executors that make them.
+    `TRANSPORTS`. backend: makes a backend of segments, as for `LaneBackends`. captured: see `Lane`. The engine has
+    compared the executors that make them.
     """
 
     def __init__(
@@ -61,12 +62,12 @@ class DistributedExecutor:
     ) -> None:
         self.program, self.placement, self.lane, self.device = program, placement, lane, device
         self.transfers = placement.transfers(program)
-        self.work = Lane(program, placement, lane, device, backend, self.transfers)
+        backends = LaneBackends(program, placement, lane, backend)
         agree(
             {
                 "program and weights": program.digest,
                 "placement": hashlib.sha256(repr(placement).encode()).hexdigest(),
-                "kernels' tiles": self.work.backend(False).tiles,
+                "kernels' tiles": backends(False).tiles,
                 "transport": transport,
                 "sources of parallel_parnet": sources_digest(),
                 "torch": torch.__version__,
@@ -78,7 +79,7 @@ class DistributedExecutor:
         self._header = {lane: len(self.transfers) + i for i, lane in enumerate(others)}
         self._told = {lane: len(self.transfers) + len(headers) + i for i, lane in enumerate(others)}
         self.transport = open_as(choose(transport, device), [*self.transfers, *headers, *told])
-        self.work.open(self.transport, captured)
+        self.work = Lane(program, placement, lane, device, backends, self.transfers, self.transport, captured)
         self.ranges = Ranges.of(program)
         self._pending: deque[tuple[Request, torch.device]] = deque()
         self._speaking, self._mapping, self._ended = RLock(), False, ""

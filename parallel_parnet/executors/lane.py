@@ -57,10 +57,25 @@ class Request:
         return span(self.spans, name)
 
 
+class LaneBackends:
+    """The backends that compute a lane's segments, for raw pictures and for others, each made when first asked for.
+
+    make: makes a backend of the segments; its argument `raw` says for which pictures.
+    """
+
+    def __init__(self, program: Program, placement: Placement, lane: int, make: Callable[..., Backend]) -> None:
+        self.segments = [segment for segment in placement.segments(program) if segment.lane == lane]
+        self._make, self._made = make, Shapes[bool, Backend]()
+
+    def __call__(self, raw: bool) -> Backend:
+        return self._made(raw, lambda raw: self._make(self.segments, raw=raw))
+
+
 class Lane:
     """One lane's part of requests, two of which may be in flight, with a set of buffers each.
 
-    transfers: all lanes', by tag. backend: makes a backend of segments, `raw` for raw pictures or others.
+    transfers: all lanes', by tag. captured: whether CUDA graphs, which `capture` makes, are replayed: of a whole pass,
+    transfers included, where the transport can be captured, else of each segment.
     """
 
     def __init__(
@@ -69,13 +84,16 @@ class Lane:
         placement: Placement,
         lane: int,
         device: torch.device,
-        backend: Callable[..., Backend],
+        backends: LaneBackends,
         transfers: Sequence[Transfer],
+        transport: Transport,
+        captured: bool,
+        capture: Capture = capture,
     ) -> None:
         self.program, self.device, self.lane, self.transfers = program, device, lane, transfers
+        self._backends, self.segments, self.transport = backends, backends.segments, transport
         self.coordinates = lane == placement.coordinator
-        self.segments = [s for s in placement.segments(program) if s.lane == lane]
-        self._backend, self._backends = backend, Shapes[bool, Backend]()
+        self._captured, self._capture, self._in_graph = captured, capture, captured and transport.in_graph
         self._labels = [label(program, segment) for segment in self.segments]
         self._routes: dict[str, list[int]] = {}  # on which this lane sends a feature
         for tag, transfer in enumerate(transfers):
@@ -85,27 +103,14 @@ class Lane:
         self._begun = 0
         self._reached: torch.cuda.Event | None = None  # by the GPU, when it is done with the last graph
 
-    def open(self, transport: Transport, captured: bool, capture: Capture = capture) -> None:
-        """Take the transport for all requests from now on.
-
-        captured: whether CUDA graphs are replayed: of a whole pass, transfers included, where the transport can be
-        captured, else of each segment.
-        """
-        self.transport, self._captured, self._capture = transport, captured, capture
-        self._in_graph = captured and transport.in_graph
-
     def __contains__(self, key: Key) -> bool:
         """Whether there are buffers for such pictures."""
         return key in self._slots
 
-    def backend(self, raw: bool) -> Backend:
-        """Of this lane's segments, for raw pictures or others."""
-        return self._backends(raw, lambda raw: self._backend(self.segments, raw=raw))
-
     def sizes(self, key: Key) -> list[int]:
         """Bytes of each transfer of a request."""
         n, h, w, raw = key
-        return [self.backend(bool(raw)).layout(t.feature, n, h, w).bytes for t in self.transfers]
+        return [self._backends(bool(raw)).layout(t.feature, n, h, w).bytes for t in self.transfers]
 
     def prepare(self, key: Key, spans: Spans | None, apart: bool) -> Request:
         """Be ready for what arrives in a request."""
@@ -239,7 +244,7 @@ class Lane:
         if self.transport.reserve(self.sizes(key), self.device):
             self._slots.clear()  # whose inboxes lay in memory that is gone
         n, h, w, raw = key
-        backend = self.backend(bool(raw))
+        backend = self._backends(bool(raw))
         # which knows nothing of the lane: memory goes with the last reference to one
         captured = partial(CapturedRunner, device=self.device, capture=self._capture)
         wrap = captured if self._captured and not self._in_graph else None

@@ -91,7 +91,7 @@ class Lane:
         capture: Capture = capture,
     ) -> None:
         self.program, self.device, self.lane, self.transfers = program, device, lane, transfers
-        self._backends, self.segments, self.transport = backends, backends.segments, transport
+        self.backends, self.segments, self.transport = backends, backends.segments, transport
         self.coordinates = lane == placement.coordinator
         self._captured, self._capture, self._in_graph = captured, capture, captured and transport.in_graph
         self._labels = [label(program, segment) for segment in self.segments]
@@ -110,7 +110,7 @@ class Lane:
     def sizes(self, key: Key) -> list[int]:
         """Bytes of each transfer of a request."""
         n, h, w, raw = key
-        return [self._backends(bool(raw)).layout(t.feature, n, h, w).bytes for t in self.transfers]
+        return [self.backends(bool(raw)).layout(t.feature, n, h, w).bytes for t in self.transfers]
 
     def prepare(self, key: Key, spans: Spans | None, apart: bool) -> Request:
         """Be ready for what arrives in a request."""
@@ -244,7 +244,7 @@ class Lane:
         if self.transport.reserve(self.sizes(key), self.device):
             self._slots.clear()  # whose inboxes lay in memory that is gone
         n, h, w, raw = key
-        backend = self._backends(bool(raw))
+        backend = self.backends(bool(raw))
         # which knows nothing of the lane: memory goes with the last reference to one
         captured = partial(CapturedRunner, device=self.device, capture=self._capture)
         wrap = captured if self._captured and not self._in_graph else None

@@ -15,7 +15,7 @@ from .choice import ENOUGH, Choice, default_placement, on_gpus, on_one_lane, tim
 from .cores import usual_threads
 from .errors import ParNetError
 from .executors.answers import Answer, check_out, each, logits_of
-from .executors.available import METHODS, choose, find_device, for_cpu, notes, warn
+from .executors.available import METHODS, choose_executor, find_device, for_cpu, notes, warn
 from .executors.backends import arithmetic, broken_openvino, lacking, refuse_recorders
 from .executors.distributed import DistributedExecutor
 from .executors.graph import GraphExecutor
@@ -32,7 +32,7 @@ from .program.placement import Placement
 from .program.program import Program
 from .proof import prove, prove_on_all_ranks
 from .saved import ON_THE_CPU, Saved
-from .settings import apart, is_wrapped, with_own_settings
+from .settings import is_wrapped, outside_torch_modes, with_own_settings
 from .transport import TRANSPORTS, agree, health
 from .turns import Turns
 
@@ -88,7 +88,7 @@ class Engine:
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = find_device(device)
-        self.executor = choose(executor, self.device, dtype, program.quantised)
+        self.executor = choose_executor(executor, self.device, dtype, program.quantised)
         self.notes = notes(executor, self.executor, self.device, program.quantised)
         for note in self.notes:
             warn(note)
@@ -161,7 +161,7 @@ class Engine:
             on_gpu = engine._unproved and gpu_and_versions(engine.device) == saved.gpu and UNKNOWN not in saved.gpu
             if not (on_gpu if saved.cores is None else engine.device.type == "cpu"):
                 return make()
-            engine.executor = choose(saved.chosen, engine.device, saved.dtype, program.quantised)
+            engine.executor = choose_executor(saved.chosen, engine.device, saved.dtype, program.quantised)
             engine._unproved, engine._cores = False, saved.cores
         except ParNetError as error:
             raise ParNetError(f"{path}: {error}") from None
@@ -328,7 +328,7 @@ class Engine:
             executor = self._executors[raw] = self._make_executor(raw)
         return executor
 
-    @apart
+    @outside_torch_modes
     def _make_executor(self, raw: bool) -> Executor:
         devices = [self.lane_device(lane) for lane in range(self.placement.lanes)]
         return make_executor(self.executor, self.program, self.placement, devices, self.dtype, self.threads, raw)

@@ -16,16 +16,16 @@ from .binding import Backend
 Answer = Tensor | dict[str, Tensor]
 
 
-def collected(program: Program, feature: Callable[[str], Tensor]) -> Answer:
+def answers_from(program: Program, feature: Callable[[str], Tensor]) -> Answer:
     """From the features that hold it, by the names of their operations."""
     if not program.outputs:
         return feature(program.output)
     return {name: feature(made) for name, made in program.outputs.items()}
 
 
-def opened(backend: Backend, nhw: tuple[int, int, int], feature: Callable[[str], Tensor]) -> Answer:
+def answers_from_messages(backend: Backend, nhw: tuple[int, int, int], feature: Callable[[str], Tensor]) -> Answer:
     """The same from features as they cross lanes."""
-    return collected(backend.program, lambda name: backend.nchw(name, feature(name), nhw))
+    return answers_from(backend.program, lambda name: backend.nchw(name, feature(name), nhw))
 
 
 def each(answer: Answer, change: Callable[[Tensor], Tensor]) -> Answer:

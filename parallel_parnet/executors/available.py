@@ -31,7 +31,7 @@ METHODS = {name: Method(name) for name in ("reference", *BACKENDS)} | ON_GPUS
 EXECUTORS = ("auto", *METHODS)
 
 
-def alone_by(executor: str) -> str:
+def profiled_by(executor: str) -> str:
     """Whose operations run where each runs by itself, as in `Engine.profile`."""
     backend = METHODS[executor].backend
     return f"{backend}'s kernels" if backend in ("native", "triton") else "torch in eager mode"
@@ -52,7 +52,9 @@ def find_device(wanted: str | int | torch.device) -> torch.device:
     return device
 
 
-def choose(executor: str, device: torch.device, dtype: torch.dtype, quantised: torch.dtype | None = None) -> str:
+def choose_executor(
+    executor: str, device: torch.device, dtype: torch.dtype, quantised: torch.dtype | None = None
+) -> str:
     """The executor for "auto", else the one that was named. ParNetError where it cannot run there, or not a
     program quantised to this type."""
     if executor not in EXECUTORS:

@@ -13,7 +13,7 @@ from ..errors import ParNetError
 from ..profiling.spans import Spans
 from ..program.placement import Segment
 from ..program.program import INPUT, Program
-from ..settings import apart
+from ..settings import outside_torch_modes
 
 Reads = tuple[Tensor, ...]
 
@@ -38,7 +38,7 @@ class Runner(Protocol):
     def __call__(self, reads: Reads, spans: Spans | None = None) -> tuple[Tensor, ...]:
         """Features `segment.reads` to features `segment.writes`."""
 
-    def apart(self, reads: Reads, spans: Spans) -> tuple[Tensor, ...]:
+    def run_stepwise(self, reads: Reads, spans: Spans) -> tuple[Tensor, ...]:
         """The same step by step, each in a span of its own."""
 
 
@@ -85,7 +85,7 @@ class Bindings:
         self._runners: dict[Segment, Runner] = {}
 
     @cached_property
-    @apart
+    @outside_torch_modes
     def picture(self) -> Tensor:
         """The buffer for pictures, on `device`."""
         shape, backend = self.backend.program.shape(INPUT, *self.nhw), self.backend
@@ -104,7 +104,7 @@ class Bindings:
             runner = self._runners[segment] = self._bind(segment, reads, homes)
         return runner
 
-    @apart
+    @outside_torch_modes
     def _bind(self, segment: Segment, reads: Reads, homes: Mapping[str, Tensor]) -> Runner:
         runner = self.backend.bind(segment, self.nhw, reads, homes)
         return self._wrap(runner, reads) if self._wrap else runner

@@ -23,7 +23,7 @@ from ..program.inputs import check_input
 from ..program.placement import Placement, Transfer
 from ..program.program import Program
 from ..settings import with_own_settings
-from ..transport import agree, choose, open_as
+from ..transport import agree, choose_transport, open_as
 from ..transport.base import IN_FLIGHT, Inbox, Pending
 from .answers import Answer, each
 from .binding import Backend
@@ -78,7 +78,7 @@ class DistributedExecutor:
         told = [Transfer("spans", lane, placement.coordinator) for lane in others]
         self._header = {lane: len(self.transfers) + i for i, lane in enumerate(others)}
         self._told = {lane: len(self.transfers) + len(headers) + i for i, lane in enumerate(others)}
-        self.transport = open_as(choose(transport, device), [*self.transfers, *headers, *told])
+        self.transport = open_as(choose_transport(transport, device), [*self.transfers, *headers, *told])
         self.work = Lane(program, placement, lane, device, backends, self.transfers, self.transport, captured)
         self.ranges = Ranges.of(program)
         self._pending: deque[tuple[Request, torch.device]] = deque()
@@ -87,20 +87,20 @@ class DistributedExecutor:
     def __call__(self, x_nchw: Tensor, spans: Spans | None = None) -> Answer:
         """Logits, or outputs by name, fp32, on the picture's device. On the coordinator only."""
         self._check_bytes(x_nchw)
-        with self._said_whole():
+        with self._exclusive_conversation():
             self._begin(RUN, x_nchw, self.ranges if spans is None else spans)
             return self._answer()
 
     def map(self, pictures: Iterable[Tensor]) -> Generator[Answer]:
         """The answer to each in turn, the next request being announced before the last is answered."""
-        with self._said_whole():
+        with self._exclusive_conversation():
             self._mapping = True
         try:
             for x_nchw in pictures:
                 self._check_bytes(x_nchw)
                 while self._pending and _key(x_nchw) not in self.work:
                     yield self._next_answer()  # a new shape comes alone: its compiling need not hold an answer back
-                with self._said_whole(mapping=True):
+                with self._exclusive_conversation(mapping=True):
                     self._begin(RUN, x_nchw, self.ranges)
                 if len(self._pending) == IN_FLIGHT:
                     yield self._next_answer()
@@ -111,7 +111,7 @@ class DistributedExecutor:
             self._mapping = False
 
     @contextmanager
-    def _said_whole(self, mapping: bool = False) -> Iterator[None]:
+    def _exclusive_conversation(self, mapping: bool = False) -> Iterator[None]:
         """For what the coordinator says to the other lanes and hears of them, one thread at a time.
 
         After an exception in the middle nothing more is said: what arrives next would be taken for another's. mapping:
@@ -182,7 +182,7 @@ class DistributedExecutor:
         `Engine.profile`."""
         own = self._recorder()
         self._check_bytes(x_nchw)
-        with self._said_whole():
+        with self._exclusive_conversation():
             self._begin(PROFILE, x_nchw, own)
             self._answer()
             return self._with_others(own)
@@ -190,7 +190,7 @@ class DistributedExecutor:
     def trace(self, x_nchw: Tensor) -> list[Recorder]:
         """Run a few requests as calls run them: a recorder of spans for each lane."""
         self._check_bytes(x_nchw)
-        with self._said_whole():
+        with self._exclusive_conversation():
             for work, tag in self._announce(TRACE, 0, 0, 0, 0):
                 self.transport.finish(work, tag)
             return self._with_others(self._traced(lambda spans: self(x_nchw, spans)))
@@ -198,7 +198,7 @@ class DistributedExecutor:
     def clocks(self) -> list[Clock]:
         """Each lane's clock against the coordinator's."""
         lanes = range(self.placement.lanes)
-        with self._said_whole():
+        with self._exclusive_conversation():
             return [Clock() if lane == self.lane else ask(partial(self._ping, lane)) for lane in lanes]
 
     def _ping(self, lane: int) -> list[float]:
@@ -263,7 +263,7 @@ class DistributedExecutor:
 
     def _prepare(self, command: int, numbers: Sequence[int], spans: Spans | None) -> Request:
         n, h, w, raw = numbers
-        return self.work.prepare((n, h, w, raw), spans, apart=command == PROFILE)
+        return self.work.prepare((n, h, w, raw), spans, stepwise=command == PROFILE)
 
     def _most_bytes(self, key: Key) -> int:
         """Of a transfer of such a request."""
@@ -281,7 +281,7 @@ class DistributedExecutor:
     @with_own_settings
     def _next_answer(self) -> Answer:
         """The oldest request's, a tensor as any other and not one of inference mode."""
-        with self._said_whole(mapping=True):
+        with self._exclusive_conversation(mapping=True):
             return each(self._answer(), Tensor.clone)
 
     def _drain(self) -> None:

@@ -107,8 +107,8 @@ class CapturedRunner:
         self._replay()
         return self._outputs
 
-    def apart(self, reads: Reads, spans: Spans) -> tuple[Tensor, ...]:
-        return self._runner.apart(reads, spans)
+    def run_stepwise(self, reads: Reads, spans: Spans) -> tuple[Tensor, ...]:
+        return self._runner.run_stepwise(reads, spans)
 
 
 def _fill(places: Any, values: Any) -> None:

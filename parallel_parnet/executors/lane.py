@@ -15,7 +15,7 @@ from ..profiling.spans import GATHER, SENDS, Spans, send_name, span, wait_name
 from ..program.placement import Placement, Transfer
 from ..program.program import INPUT, Program
 from ..transport.base import IN_FLIGHT, Inbox, Pending, Transport
-from .answers import Answer, each, opened
+from .answers import Answer, answers_from_messages, each
 from .binding import Backend, Bindings
 from .graph import Capture, CapturedRunner, Replay, capture
 from .local import label, synchroniser
@@ -30,8 +30,8 @@ class Slot:
     """What a lane keeps for one shape of input and one request in flight: places for what arrives, by tag, and segments
     bound to them; where a transport enqueues on the GPU, the whole pass as a graph, and the answer that it fills."""
 
-    def __init__(self, place: int, bindings: Bindings, inboxes: dict[int, Inbox], homes: dict[str, Tensor]) -> None:
-        self.place, self.bindings, self.inboxes, self.homes = place, bindings, inboxes, homes
+    def __init__(self, index: int, bindings: Bindings, inboxes: dict[int, Inbox], homes: dict[str, Tensor]) -> None:
+        self.index, self.bindings, self.inboxes, self.homes = index, bindings, inboxes, homes
         self.replay: Replay | None = None
         self.answer: Answer | None = None
 
@@ -40,7 +40,7 @@ class Slot:
 class Request:
     """A request that was announced. sends: under way, with their tags.
 
-    spans: what marks its work, if anything. apart: step by step, each in a span of its own. launched: as a graph;
+    spans: what marks its work, if anything. stepwise: step by step, each in a span of its own. launched: as a graph;
     reached: what the GPU reaches when it is done.
     """
 
@@ -48,7 +48,7 @@ class Request:
     features: dict[str, Tensor] = field(default_factory=dict)
     sends: list[tuple[Pending | None, int]] = field(default_factory=list)
     spans: Spans | None = None
-    apart: bool = False
+    stepwise: bool = False
     launched: bool = False
     reached: torch.cuda.Event | None = None
 
@@ -112,13 +112,13 @@ class Lane:
         n, h, w, raw = key
         return [self.backends(bool(raw)).layout(t.feature, n, h, w).bytes for t in self.transfers]
 
-    def prepare(self, key: Key, spans: Spans | None, apart: bool) -> Request:
+    def prepare(self, key: Key, spans: Spans | None, stepwise: bool) -> Request:
         """Be ready for what arrives in a request."""
         slot = self._slots(key, self._make_slots)[self._begun % IN_FLIGHT]
         self._begun += 1
         if not self._in_graph:
             self._post(slot)
-        return Request(slot, spans=spans, apart=apart)
+        return Request(slot, spans=spans, stepwise=stepwise)
 
     @torch.inference_mode()
     def give(self, request: Request, x_nchw: Tensor, lasting: bool) -> None:
@@ -130,7 +130,7 @@ class Lane:
         request.features[INPUT] = entered.view(bindings.backend.layout(INPUT, *bindings.nhw).shape)
         if not self._in_graph:
             self._send(request, INPUT)
-        elif not request.apart:
+        elif not request.stepwise:
             self._launch(request)
 
     @torch.inference_mode()
@@ -138,7 +138,7 @@ class Lane:
         """This lane's part of a request: on the coordinator the answer, fp32."""
         if not self._in_graph:
             return self._compute(request)
-        if request.apart:
+        if request.stepwise:
             return self._pass(request)
         if not request.launched:
             self._launch(request)
@@ -161,7 +161,7 @@ class Lane:
             self.transport.post(inbox, tag)
 
     def _launch(self, request: Request) -> None:
-        """Enqueue the whole pass on the GPU, as a graph that the first request of this shape and place captures."""
+        """Enqueue the whole pass on the GPU, as a graph that the first request of this shape and slot captures."""
         slot = request.slot
         if slot.replay is None:
             given = dict(request.features)
@@ -204,10 +204,10 @@ class Lane:
             homes = {name: home for name, home in slot.homes.items() if name in segment.writes}
             runner = slot.bindings.runner(segment, reads, homes)
             for name in homes:
-                self.transport.ready(self._routes[name][0], slot.place)
-            if request.apart:
+                self.transport.ready(self._routes[name][0], slot.index)
+            if request.stepwise:
                 assert request.spans is not None
-                outputs = runner.apart(reads, request.spans)
+                outputs = runner.run_stepwise(reads, request.spans)
             else:
                 with request.span(stages):
                     outputs = runner(reads, request.spans)
@@ -219,7 +219,7 @@ class Lane:
             for name in self.program.answers.values():
                 self._receive(request, name)
             bindings = slot.bindings
-            answer = opened(bindings.backend, bindings.nhw, request.features.__getitem__)
+            answer = answers_from_messages(bindings.backend, bindings.nhw, request.features.__getitem__)
             answer = each(answer, lambda tensor: tensor.to(torch.float32, copy=True))
         with request.span(SENDS):
             for work, tag in request.sends:
@@ -235,10 +235,10 @@ class Lane:
                     request.features[name] = self.transport.wait(inbox, tag)
 
     def _send(self, request: Request, name: str) -> None:
-        feature, place = request.features[name], request.slot.place
+        feature, index = request.features[name], request.slot.index
         if tags := self._routes.get(name):
             with request.span(send_name(name)):
-                request.sends += [(self.transport.send(feature, tag, place), tag) for tag in tags]
+                request.sends += [(self.transport.send(feature, tag, index), tag) for tag in tags]
 
     def _make_slots(self, key: Key) -> list[Slot]:
         if self.transport.reserve(self.sizes(key), self.device):
@@ -251,18 +251,18 @@ class Lane:
         fixed = backend.in_place or self._captured
         shared = None if fixed else Bindings(backend, (n, h, w), self.device)
         slots = []
-        for place in range(IN_FLIGHT):
+        for index in range(IN_FLIGHT):
             inboxes: dict[int, Inbox] = {}
             homes: dict[str, Tensor] = {}
             for tag, transfer in enumerate(self.transfers):
                 layout = backend.layout(transfer.feature, n, h, w)
                 if transfer.target == self.lane:
-                    inboxes[tag] = self.transport.inbox(tag, place, *layout, self.device)
+                    inboxes[tag] = self.transport.inbox(tag, index, *layout, self.device)
                 elif backend.in_place and self._is_read_there_alone(tag):
-                    home = self.transport.outbox(tag, place, *layout)
+                    home = self.transport.outbox(tag, index, *layout)
                     homes |= {} if home is None else {transfer.feature: home}
             bindings = shared or Bindings(backend, (n, h, w), self.device, fixed, wrap)
-            slots.append(Slot(place, bindings, inboxes, homes))
+            slots.append(Slot(index, bindings, inboxes, homes))
         return slots
 
     def _is_read_there_alone(self, tag: int) -> bool:

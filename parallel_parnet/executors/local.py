@@ -15,10 +15,10 @@ from ..profiling.ranges import Ranges
 from ..profiling.spans import Recorder, Spans, span
 from ..program.placement import Placement, Segment
 from ..program.program import INPUT, Program
-from .answers import Answer, each, opened
+from .answers import Answer, answers_from_messages, each
 from .binding import Backend, Bindings
-from .queues import CudaQueues, InOrder, are_peers
-from .schedule import START, Record, Run, Wait, fork_and_join, sources
+from .queues import CudaQueues, Queues, are_peers
+from .schedule import START, Record, RunSegment, Wait, fork_and_join, sources
 from .shapes import Shapes
 
 WHOLE_GPU = RLock()  # of captures and of waits for a whole GPU, which no capture of another thread survives
@@ -37,7 +37,7 @@ class LocalExecutor:
         placement: Placement,
         devices: Sequence[torch.device],
         backend: Backend,
-        queues: InOrder | None = None,
+        queues: Queues | None = None,
         peers: Callable[[torch.device, torch.device], bool] = are_peers,
     ) -> None:
         self.placement, self.devices, self.backend = placement, devices, backend
@@ -48,7 +48,7 @@ class LocalExecutor:
         self.steps = fork_and_join(self.segments, placement.coordinator)
         on_gpus = placement.lanes > 1 and self.device.type == "cuda"
         events = [step.event for step in self.steps if isinstance(step, Record)]
-        self.queues = queues or (CudaQueues(devices, placement.coordinator, events) if on_gpus else InOrder())
+        self.queues = queues or (CudaQueues(devices, placement.coordinator, events) if on_gpus else Queues())
         self.answers = {name: self._writer(name) for name in self.program.answers.values()}
         self.homes = self._homes(peers) if backend.in_place else {}
         self.ranges = Ranges.of(self.program)
@@ -79,7 +79,7 @@ class LocalExecutor:
         found, recorders = self.kept(x_nchw.shape), [Recorder(synchroniser(device)) for device in self.devices]
         features: dict[Key, Tensor] = {(INPUT, START): found.bindings.enter(x_nchw)}
         for i in range(len(self.segments)):
-            found.segment(i, features, InOrder(), recorders[self.segments[i].lane], apart=True)
+            found.segment(i, features, Queues(), recorders[self.segments[i].lane], stepwise=True)
         return recorders
 
     def synchronise(self) -> None:
@@ -143,7 +143,7 @@ class Pass:
         queues.start()
         for step in lanes.steps:
             match step:
-                case Run(lane, i):
+                case RunSegment(lane, i):
                     queues.run(lane, partial(self.segment, i, features, queues, spans))
                 case Record(lane, event):
                     queues.record(lane, event)
@@ -154,27 +154,27 @@ class Pass:
         def read(name: str) -> Tensor:
             return self._read((name, lanes.answers[name]), home, features, queues)
 
-        queues.run(home, lambda: answer.append(opened(lanes.backend, self.bindings.nhw, read)))
+        queues.run(home, lambda: answer.append(answers_from_messages(lanes.backend, self.bindings.nhw, read)))
         queues.end()
         return answer[0]
 
     def segment(
-        self, i: int, features: dict[Key, Tensor], queues: InOrder, spans: Spans | None, apart: bool = False
+        self, i: int, features: dict[Key, Tensor], queues: Queues, spans: Spans | None, stepwise: bool = False
     ) -> None:
         """Run one segment, on features that are there."""
         segment: Segment = self.lanes.segments[i]
         keys = zip(segment.reads, self.lanes.sources[i], strict=True)
         reads = tuple(self._read(key, segment.lane, features, queues) for key in keys)
         runner = self.bindings.runner(segment, reads, self._homes[i])
-        if apart:
+        if stepwise:
             assert spans is not None
-            outputs = runner.apart(reads, spans)
+            outputs = runner.run_stepwise(reads, spans)
         else:
             with span(spans, self._labels[i]):
                 outputs = runner(reads, spans)
         features.update(zip(((name, i) for name in segment.writes), outputs, strict=True))
 
-    def _read(self, key: Key, lane: int, features: dict[Key, Tensor], queues: InOrder) -> Tensor:
+    def _read(self, key: Key, lane: int, features: dict[Key, Tensor], queues: Queues) -> Tensor:
         """A feature on the lane's device, where it is copied to unless it was written there."""
         feature, device, lanes = features[key], self.lanes.devices[lane], self.lanes
         if lanes.maker(key[1]) == device or lanes.homes.get(key) == device:

@@ -96,7 +96,7 @@ class NativePlan:
         self.run()
         return self._outputs
 
-    def apart(self, inputs: Sequence[Tensor], spans: Spans) -> tuple[Tensor, ...]:
+    def run_stepwise(self, inputs: Sequence[Tensor], spans: Spans) -> tuple[Tensor, ...]:
         """What a call gives, computed operation by operation, each on all threads and in a span of its own."""
         self._read_at(inputs)
         for name, step in self.steps().items():

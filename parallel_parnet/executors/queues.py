@@ -11,7 +11,7 @@ from ..profiling.spans import NOTHING
 from ..program.placement import Segment
 
 
-class InOrder:
+class Queues:
     """Queues of work, one for each lane; see `schedule` for the events between them. Here one for all lanes: what is
     handed out is done at once, or in the current CUDA stream, so that what came before is done before."""
 
@@ -35,7 +35,7 @@ class InOrder:
         """All has been handed out: queues that put work off, so that a test may choose its order, do it now."""
 
 
-class CudaQueues(InOrder):
+class CudaQueues(Queues):
     """CUDA streams of one GPU or of several; the coordinator's is the current one, which is the one under capture."""
 
     def __init__(self, devices: Sequence[torch.device], coordinator: int, events: Iterable[int]) -> None:
@@ -73,7 +73,7 @@ def are_peers(writer: torch.device, reader: torch.device) -> bool:
     return True  # torch has switched access on, to make that copy
 
 
-def settle(segments: Sequence[Segment], devices: Iterable[torch.device]) -> None:
+def wait_for_packing(segments: Sequence[Segment], devices: Iterable[torch.device]) -> None:
     """Wait until weights are packed, where lanes of this process read them in CUDA streams of their own: only the
     current ones know of the packing. devices: on which there may be some."""
     if len({segment.lane for segment in segments}) > 1:

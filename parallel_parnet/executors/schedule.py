@@ -16,7 +16,7 @@ START = -1  # the event after the picture is in its buffer
 
 
 @dataclass(frozen=True)
-class Run:
+class RunSegment:
     """Run segment number `segment` on its lane."""
 
     lane: int
@@ -39,7 +39,7 @@ class Wait:
     event: int
 
 
-Step = Run | Record | Wait
+Step = RunSegment | Record | Wait
 
 
 def sources(segments: Sequence[Segment]) -> list[tuple[int, ...]]:
@@ -78,7 +78,7 @@ def fork_and_join(segments: Sequence[Segment], origin: int = 0) -> tuple[Step, .
             if (segment.lane, event) not in done:
                 done.add((segment.lane, event))
                 steps.append(Wait(segment.lane, event))
-        steps.append(Run(segment.lane, i))
+        steps.append(RunSegment(segment.lane, i))
         if i in awaited:
             steps.append(Record(segment.lane, i))
     return (*steps, *(Wait(origin, event) for event in joins if (origin, event) not in done))

@@ -13,11 +13,11 @@ from ..cores import usual_threads
 from ..profiling.spans import NOTHING, Spans
 from ..program.placement import Segment
 from ..program.program import Program
-from ..settings import Together, apart
+from ..settings import Together, outside_torch_modes
 from .backends import arithmetic, refuse_broken_openvino, storage_type
 from .binding import Layout, Reads, Runner, address
 from .native_plan import NativePlan
-from .queues import settle
+from .queues import wait_for_packing
 from .segment import SegmentModule
 
 Compiled = Callable[..., tuple[Tensor, ...]]
@@ -51,7 +51,7 @@ class TorchBackend:
         self.modules = {
             s: SegmentModule(program, s, self.storage, devices[s.lane], self.memory_format) for s in segments
         }
-        settle(segments, devices)
+        wait_for_packing(segments, devices)
 
     def layout(self, feature: str, n: int, h: int, w: int) -> Layout:
         """Of the logits, which alone are two-dimensional, fp32."""
@@ -82,19 +82,19 @@ class TorchRunner:
 
     def __call__(self, reads: Reads, spans: Spans | None = None) -> tuple[Tensor, ...]:
         if self.name == "eager" and spans is not None:
-            return self.apart(reads, spans)
+            return self.run_stepwise(reads, spans)
         if self.name in COMPILERS:
             for x in reads:
                 address(x)  # refuses what has no memory
         with self.within:
             return self._function(reads)(*reads)
 
-    def apart(self, reads: Reads, spans: Spans) -> tuple[Tensor, ...]:
+    def run_stepwise(self, reads: Reads, spans: Spans) -> tuple[Tensor, ...]:
         with self.within:
             if self.name == "native":
                 plan = self._function(reads)
                 assert isinstance(plan, NativePlan)
-                return plan.apart(reads, spans)
+                return plan.run_stepwise(reads, spans)
             return self.module.run(reads, spans)
 
     def _function(self, reads: Reads) -> Compiled:
@@ -103,7 +103,7 @@ class TorchRunner:
         return self._compiled
 
 
-@apart
+@outside_torch_modes
 def compile_module(
     module: SegmentModule, backend: str, reads: tuple[Tensor, ...], dtype: torch.dtype, threads: int | None = None
 ) -> Compiled:
@@ -125,7 +125,7 @@ def compile_module(
         # all come in one memory format, and where a size is 1 a stride means nothing: no reason to compile anew
         strides = [t.stride() for t in reads]
 
-        @apart  # which would break it for good
+        @outside_torch_modes  # which would break it for good
         def run(*inputs: Tensor) -> tuple[Tensor, ...]:
             return compiled(*(x.detach().as_strided(x.shape, s) for x, s in zip(inputs, strides, strict=True)))
 
@@ -142,7 +142,7 @@ def _openvino(module: SegmentModule, reads: tuple[Tensor, ...], dtype: torch.dty
     model = model_of(module, [t.shape for t in reads])
     request = compile_model(model, dtype, threads).create_infer_request()
 
-    @apart
+    @outside_torch_modes
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
         arrays = [x.detach().contiguous().numpy() for x in inputs]
         results = request.infer(arrays, share_inputs=True, share_outputs=False)

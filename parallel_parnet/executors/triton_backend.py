@@ -29,7 +29,7 @@ from ..profiling.spans import Spans, level_name, span
 from ..program.placement import Placement, Segment
 from ..program.program import INPUT, Operation, Program
 from .binding import Bindings, Layout, Reads, in_same_places
-from .queues import settle
+from .queues import wait_for_packing
 from .shapes import Shapes
 
 Weights = dict[str, dict[str, Tensor]]
@@ -160,7 +160,7 @@ class TritonBackend:
         # on every device, since an answer may be another lane's, and a capture may not copy from the host
         steps = {name: program.weights.get(f"{name}.step") for name in program.answers.values()}
         self._steps = {(n, d): t.to(d) for n, t in steps.items() if t is not None for d in set(devices)}
-        settle(segments, devices)
+        wait_for_packing(segments, devices)
         self._blocks: dict[tuple[str, torch.device, tuple[int, ...]], Tensor] = {}
         self._shapes: Shapes[NHW, dict[str, Cut]] = Shapes()
 
@@ -202,7 +202,7 @@ class TritonBackend:
         if key not in self._blocks:
             weight = self.program.weights_of(self.program.by_name[operation])["weight"].to(device)
             self._blocks[key] = pack_weight(weight, cut.shape, cut.tile, dtype)
-            settle(self.segments, [device])
+            wait_for_packing(self.segments, [device])
         return self._blocks[key]
 
     def opened(self, feature: str, message: Tensor, cuts: Mapping[str, Cut], nhw: NHW) -> Feature:
@@ -268,7 +268,7 @@ class TritonSegment:
     def __call__(self, reads: Reads = (), spans: Spans | None = None) -> tuple[Tensor, ...]:
         return self._start(self.launches, spans)
 
-    def apart(self, reads: Reads, spans: Spans) -> tuple[Tensor, ...]:
+    def run_stepwise(self, reads: Reads, spans: Spans) -> tuple[Tensor, ...]:
         """With a launch for each operation."""
         return self._start(self._single_launches, spans)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .answers import Answer, collected
+from .answers import Answer, answers_from
 from .local import LocalExecutor
 
 
@@ -23,4 +23,4 @@ class WholeExecutor(LocalExecutor):
         (segment,) = self.segments
         reads = (x_nchw if x_nchw.dtype == torch.float32 else x_nchw.to(torch.float32),)
         outputs = self.kept(x_nchw.shape).bindings.runner(segment, reads, {})(reads)
-        return collected(self.program, dict(zip(segment.writes, outputs, strict=True)).__getitem__)
+        return answers_from(self.program, dict(zip(segment.writes, outputs, strict=True)).__getitem__)

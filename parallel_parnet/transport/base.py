@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..program.placement import Transfer
 from .group import joined
-from .health import Operation
+from .health import Watched
 
 IN_FLIGHT = 2  # messages of a route that may be on their way: one being read while the next arrives
 
@@ -35,13 +35,13 @@ class Inbox(ABC):
 
     @abstractmethod
     def release(self) -> None:
-        """The message has been read: its place may be written again."""
+        """The message has been read: its slot may be written again."""
 
 
 class Transport(ABC):
     """Sends and receives between the ranks that `join_ranks` joined; a rank is a lane.
 
-    A tag is the index of a route: what travels, from which lane to which. A place is a number below IN_FLIGHT, the same
+    A tag is the index of a route: what travels, from which lane to which. A slot is a number below IN_FLIGHT, the same
     at both ends of a message: where it arrives, which for some transports is memory that both know.
 
     in_graph: sends and receives of tensors on GPUs are enqueued, so that a CUDA graph can hold them.
@@ -52,9 +52,9 @@ class Transport(ABC):
     def __init__(self, routes: Sequence[Transfer]) -> None:
         self.monitor, self.routes = joined(), tuple(routes)
         self._sending = [
-            Operation(self.monitor, f"sending {route.feature} to rank {route.target}", route.target) for route in routes
+            Watched(self.monitor, f"sending {route.feature} to rank {route.target}", route.target) for route in routes
         ]
-        self._waiting = [Operation(self.monitor, f"waiting for {route.feature}", route.source) for route in routes]
+        self._waiting = [Watched(self.monitor, f"waiting for {route.feature}", route.source) for route in routes]
 
     @property
     def lane(self) -> int:
@@ -68,25 +68,25 @@ class Transport(ABC):
         return False
 
     @abstractmethod
-    def inbox(self, tag: int, place: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inbox:
-        """A place on `device` for messages of this shape; it may be used in turn with others of the same route."""
+    def inbox(self, tag: int, slot: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inbox:
+        """An inbox on `device` for messages of this shape; it may be used in turn with others of the same route."""
 
-    def outbox(self, tag: int, place: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor | None:
+    def outbox(self, tag: int, slot: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor | None:
         """Memory of the receiver in which the sender's kernels may write a message themselves, once it is `ready`."""
         return None
 
-    def ready(self, tag: int, place: int) -> None:
+    def ready(self, tag: int, slot: int) -> None:
         """Make the current CUDA stream wait until an outbox may be written."""
         raise NotImplementedError("there are no outboxes")
 
     @abstractmethod
-    def _send(self, feature: Tensor, tag: int, place: int) -> Pending | None:
+    def _send(self, feature: Tensor, tag: int, slot: int) -> Pending | None:
         """Start to send; None where nothing is left to do."""
 
-    def send(self, feature: Tensor, tag: int, place: int = 0) -> Pending | None:
+    def send(self, feature: Tensor, tag: int, slot: int = 0) -> Pending | None:
         """Start to send; keep the tensor unchanged until `finish`. Ranks send a route's messages in order."""
         with self._sending[tag]:
-            return self._send(feature, tag, place)
+            return self._send(feature, tag, slot)
 
     def finish(self, work: Pending | None, tag: int) -> None:
         """Wait for a send; LaneError where the other rank is lost or the time is over."""
@@ -99,9 +99,9 @@ class Transport(ABC):
         with self._waiting[tag]:
             inbox.post()
 
-    def waiting(self, action: str) -> Operation:
+    def waiting(self, action: str) -> Watched:
         """A context for a wait of one's own, whose RuntimeError becomes a LaneError."""
-        return Operation(self.monitor, action)
+        return Watched(self.monitor, action)
 
     def wait(self, inbox: Inbox, tag: int, idle: bool = False) -> Tensor:
         """The inbox's message; LaneError where the other rank is lost, or, unless `idle`, the time is over."""

@@ -50,7 +50,7 @@ def join_ranks(device: torch.device, timeout_s: float) -> None:
             os.environ[variable] = interface_of(address)
     monitor = health.start(rank, world, dist.PrefixStore("parallel_parnet", store), address, timeout_s)
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
-    with health.Operation(monitor, "joining the ranks"):
+    with health.Watched(monitor, "joining the ranks"):
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
     gather([rank])  # a rank that finds its input at fault must not leave while another still makes its connections
 
@@ -124,7 +124,7 @@ def joined() -> health.Monitor:
 def announce(numbers: list[int], source: int) -> list[int]:
     """The numbers of rank `source`, on every rank; all give as many."""
     monitor, mine = joined(), torch.tensor(numbers, dtype=torch.int64, device="cpu")
-    with health.Operation(monitor, f"waiting for numbers from rank {source}", source):
+    with health.Watched(monitor, f"waiting for numbers from rank {source}", source):
         dist.broadcast(mine, source)
     return mine.tolist()
 
@@ -143,10 +143,10 @@ def gather(numbers: list[int]) -> list[list[int]]:
     ):
         for rank in range(monitor.world):
             if rank != monitor.rank:
-                with health.Operation(monitor, f"comparing settings with rank {rank}", rank):
+                with health.Watched(monitor, f"comparing settings with rank {rank}", rank):
                     under_way.append((rank, start(rank)))
     for rank, work in under_way:
-        with health.Operation(monitor, f"comparing settings with rank {rank}", rank):
+        with health.Watched(monitor, f"comparing settings with rank {rank}", rank):
             assert work is not None, "this rank is in the group"
             work.wait()
     return [part.tolist() for part in parts]

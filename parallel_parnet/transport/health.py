@@ -197,7 +197,7 @@ class Monitor(threading.Thread):
                 signal.pidfd_send_signal(self._stopped.pidfd, signal.SIGKILL)
 
 
-class Operation:
+class Watched:
     """A context that names what the main thread is about to wait for, and turns its failure into a LaneError, but for a
     lack of memory, which is this rank's own.
 

@@ -23,13 +23,13 @@ class Gloo(Transport):
         super().__init__(routes)
         self._first = self.monitor.take_tags(len(routes))  # gloo's own: messages for another engine must not match
 
-    def inbox(self, tag: int, place: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inbox:
+    def inbox(self, tag: int, slot: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inbox:
         on_gpu = device.type == "cuda"
         arriving = empty(shape, dtype, torch.device("cpu"), pinned=on_gpu)
         feature = empty(shape, dtype, device) if on_gpu else arriving
         return ReceivingInbox(arriving, self.routes[tag].source, self._first + tag, feature)
 
-    def _send(self, feature: Tensor, tag: int, place: int) -> Pending | None:
+    def _send(self, feature: Tensor, tag: int, slot: int) -> Pending | None:
         return _started(dist.isend(memory_order(feature.cpu()), self.routes[tag].target, tag=self._first + tag))
 
 
@@ -88,15 +88,15 @@ class Nccl(Gloo):
             self._connected = True
         return False
 
-    def inbox(self, tag: int, place: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inbox:
+    def inbox(self, tag: int, slot: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inbox:
         if device.type != self.kind:
-            return super().inbox(tag, place, shape, dtype, device)
+            return super().inbox(tag, slot, shape, dtype, device)
         feature = empty(shape, dtype, device)
         return ReceivingInbox(feature, self.routes[tag].source, 0, feature, self._groups[tag])
 
-    def _send(self, feature: Tensor, tag: int, place: int) -> Pending | None:
+    def _send(self, feature: Tensor, tag: int, slot: int) -> Pending | None:
         if feature.device.type != self.kind:
-            return super()._send(feature, tag, place)
+            return super()._send(feature, tag, slot)
         return _started(dist.isend(memory_order(feature), self.routes[tag].target, self._groups[tag]))
 
 

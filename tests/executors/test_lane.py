@@ -25,7 +25,7 @@ from parallel_parnet.executors.torch_backend import TorchBackend
 from parallel_parnet.program.placement import Segment
 from parallel_parnet.transport import symmetric, torch_distributed
 from parallel_parnet.transport.base import IN_FLIGHT
-from parallel_parnet.transport.health import Operation
+from parallel_parnet.transport.health import Watched
 from small import SMALL, lively, relative
 from standins import enqueue, graph
 
@@ -79,7 +79,7 @@ class Symmetric(symmetric.Symmetric):
         monitor = SimpleNamespace(rank=rank, timeout_s=PATIENCE_S, world=peers.world, has_lost=False, operation="")
         self.monitor, self.routes, self.peers = monitor, tuple(routes), peers  # type: ignore[assignment]
         self._capacities = [0] * len(self.routes)
-        self._sending = self._waiting = [Operation(monitor, "", None) for _ in routes]  # type: ignore[arg-type]
+        self._sending = self._waiting = [Watched(monitor, "", None) for _ in routes]  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def run_ranks(
                 answers += [lane.finish(request) for request in pending]
                 pending = []
             memory = peers.buffers[number]
-            request = lane.prepare(key, None, apart=False)
+            request = lane.prepare(key, None, stepwise=False)
             if peers.buffers[number] is not memory:  # and so the old one is gone, with all that was bound to it
                 assert key in lane and not any(earlier in lane for earlier in known - {key})
             known.add(key)
@@ -178,7 +178,7 @@ def wandering(lanes: int) -> Placement:
 @pytest.mark.parametrize("lanes", [2, 3])
 @pytest.mark.parametrize("usual", [True, False])
 def test_passes_are_replayed_with_their_transfers(lanes: int, usual: bool, threads: threading.local) -> None:
-    """A graph for each of two places: a count that a capture froze, or one place for both, would mix answers up."""
+    """A graph for each of two slots: a count that a capture froze, or one slot for both, would mix answers up."""
     placement = Placement.by_streams(PROGRAM, lanes) if usual else wandering(lanes)
     torch.manual_seed(lanes)
     small, large = (
@@ -260,7 +260,7 @@ class Nccl(torch_distributed.Nccl):
         )
         self.monitor, self.routes, self._connected = monitor, tuple(routes), False  # type: ignore[assignment]
         self._groups = [(communicator, rank) for communicator in communicators]
-        self._sending = self._waiting = [Operation(monitor, "", None) for _ in routes]  # type: ignore[arg-type]
+        self._sending = self._waiting = [Watched(monitor, "", None) for _ in routes]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("captured", [True, False])
@@ -282,7 +282,7 @@ def test_ranks_of_nccl_meet_before_they_receive(lanes: int, captured: bool, monk
         lane = Lane(PROGRAM, placement, number, CPU, backends, transfers, nccl, captured, graph)
         answers = []
         for x in pictures:
-            request = lane.prepare((1, 32, 32, 0), None, apart=False)
+            request = lane.prepare((1, 32, 32, 0), None, stepwise=False)
             if lane.coordinates:
                 lane.give(request, x, lasting=True)
             answers.append(lane.finish(request))
@@ -306,13 +306,13 @@ def test_an_answer_waits_for_the_gpu_and_for_what_was_sent() -> None:
     done: list[object] = []
     monitor = Monitor(rank=0, timeout_s=PATIENCE_S, has_lost=False, operation="")
     transport = SimpleNamespace(
-        monitor=monitor, waiting=lambda action: Operation(monitor, action), in_graph=True,
+        monitor=monitor, waiting=lambda action: Watched(monitor, action), in_graph=True,
         reserve=lambda sizes, device: False, finish=lambda work, tag: done.append(tag),
     )  # fmt: skip
     lane = one_lane(transport)
 
     def given(*reached: bool) -> Request:
-        request, there = lane.prepare((1, 32, 32, 0), None, apart=False), iter(reached)
+        request, there = lane.prepare((1, 32, 32, 0), None, stepwise=False), iter(reached)
         lane.give(request, torch.randn(1, 3, 32, 32), lasting=True)
         query = lambda: (done.append(reached), next(there, reached[-1]))[1]  # noqa: E731
         request.reached, request.sends = SimpleNamespace(query=query), [(None, 7)]  # type: ignore[assignment]
@@ -348,7 +348,7 @@ def test_an_answer_is_not_only_written_where_another_lane_reads_it(outputs: tupl
 def test_what_a_gpu_reaches_lies_on_the_lanes_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which need not be the current one."""
     lane = one_lane(SimpleNamespace(in_graph=True, reserve=lambda *_: False))
-    request, recorded = lane.prepare((1, 32, 32, 0), None, apart=False), []
+    request, recorded = lane.prepare((1, 32, 32, 0), None, stepwise=False), []
     request.slot.replay, lane.device = lambda: None, torch.device("cuda", 1)
     monkeypatch.setattr(
         torch.cuda, "Event", lambda: SimpleNamespace(record=lambda stream=None: recorded.append(stream))
@@ -383,11 +383,11 @@ def test_nothing_is_dropped_that_a_device_may_use(captured: bool, monkeypatch: p
     lane = one_lane(SimpleNamespace(in_graph=captured, reserve=lambda *_: False), captured, devices[1])
     for n in range(1, MAX_SHAPES + 1):
         run(torch.Size((n, 3, 32, 32)))
-        lane.prepare((n, 32, 32, 0), None, apart=False)
+        lane.prepare((n, 32, 32, 0), None, stepwise=False)
     assert not waited
     run(torch.Size((1, 3, 32, 64)))
     assert waited == devices
-    lane.prepare((1, 32, 64, 0), None, apart=False)
+    lane.prepare((1, 32, 64, 0), None, stepwise=False)
     assert waited == [*devices, devices[1]]
     waited.clear()
     del executor, run, made

@@ -18,9 +18,12 @@ ON_THE_CPU = "cpu"  # in files of earlier versions: the executor "auto", on the 
 
 @dataclass(frozen=True)
 class Saved:
-    """An engine's settings. executor: as asked for; chosen: what ran. What placement and threads were measured on, if
-    they were: cores, or gpu, with its driver and the versions that compile for it. given: the placement was, by the
-    user, so that it holds wherever it is loaded."""
+    """An engine's settings, as its file keeps them.
+
+    executor: as asked for. chosen: what ran. cores, gpu: what placement and threads were measured on, if they were: a
+    number of cores, or a GPU with its driver and the versions that compile for it. given: the placement was given by
+    the user, so that it holds wherever the engine is loaded.
+    """
 
     dtype: torch.dtype
     executor: str
@@ -32,12 +35,12 @@ class Saved:
     given: bool = False
 
     def text(self) -> str:
-        """As JSON."""
+        """Return the settings as JSON."""
         return json.dumps(asdict(self) | {"dtype": str(self.dtype)})
 
     @classmethod
     def of(cls, metadata: Mapping[str, str], program: Program) -> Saved:
-        """From a file's metadata. ParNetError where a value is missing, foreign, or of another type or range."""
+        """Read the settings from a file's metadata; ParNetError where a value is missing, unknown, or out of range."""
         try:
             fields = json.loads(metadata["engine"])
             fields["dtype"] = {str(dtype): dtype for dtype in DTYPES}[fields["dtype"]]

@@ -32,13 +32,13 @@ EXECUTORS = ("auto", *METHODS)
 
 
 def profiled_by(executor: str) -> str:
-    """Whose operations run where each runs by itself, as in `Engine.profile`."""
+    """Say in words whose kernels or operations `Engine.profile` measures for an executor."""
     backend = METHODS[executor].backend
     return f"{backend}'s kernels" if backend in ("native", "triton") else "torch in eager mode"
 
 
 def find_device(wanted: str | int | torch.device) -> torch.device:
-    """ParNetError for what is neither the CPU nor a GPU that is here."""
+    """Return the device of a name or a GPU's number; ParNetError where it is neither the CPU nor a GPU that is here."""
     try:
         device = torch.device(f"cuda:{wanted}" if type(wanted) is int else wanted)
     except (RuntimeError, TypeError):
@@ -55,8 +55,10 @@ def find_device(wanted: str | int | torch.device) -> torch.device:
 def choose_executor(
     executor: str, device: torch.device, dtype: torch.dtype, quantised: torch.dtype | None = None
 ) -> str:
-    """The executor for "auto", else the one that was named. ParNetError where it cannot run there, or not a
-    program quantised to this type."""
+    """Return the executor that "auto" stands for, else the one that was named.
+
+    ParNetError where it cannot run on this device, in this type, or a program quantised to this type.
+    """
     if executor not in EXECUTORS:
         raise ParNetError(f"unknown executor {executor!r}: choose one of {', '.join(EXECUTORS)}")
     if dtype not in DTYPES:
@@ -94,14 +96,14 @@ def choose_executor(
 
 
 def for_cpu(dtype: torch.dtype, quantised: torch.dtype | None = None) -> list[str]:
-    """Executors that can be had here, the likely fastest first."""
+    """List the executors for CPUs that this machine has and that compute in this type, the likely fastest first."""
     names = [name for name in ON_CPUS if name in QUANTISED[quantised]] if quantised else ON_CPUS
     return [name for name in names if not lacking(name) and (name != "native" or _native_fits(dtype))]
 
 
 def notes(executor: str, chosen: str, device: torch.device, quantised: torch.dtype | None) -> list[str]:
-    """What the user should know of a choice that was left to us: that the kernels for CPUs cannot be had, or that on a
-    GPU what was quantised is computed in fp32."""
+    """List what the user should know of the choice of "auto": that the kernels for CPUs are not available, or that on a
+    GPU a quantised program is computed in fp32."""
     if executor != "auto":
         return []
     found = []
@@ -115,7 +117,10 @@ def notes(executor: str, chosen: str, device: torch.device, quantised: torch.dty
 
 @cache  # once for a process, from wherever its engines are made
 def warn(note: str, depth: int = 2) -> None:
-    """A warning at the line that made or called the engine. depth: of the functions from there, but for this one."""
+    """Warn (ParNetWarning) of the line that made or called the engine, once a process for each note.
+
+    depth: stack frames between the user's line and this function.
+    """
     warnings.warn(note, ParNetWarning, stacklevel=depth + 2)
 
 

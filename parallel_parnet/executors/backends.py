@@ -19,7 +19,7 @@ NOT_FORKED = ("openvino", "inductor")  # which have pools of threads of their ow
 
 
 def lacking(backend: str) -> str | None:
-    """What a backend lacks in this process, and what to do."""
+    """Say what a backend lacks in this process, and what to do; None where it lacks nothing."""
     if backend in NOT_FORKED and is_forked():
         return "its threads do not survive a fork; start the process by spawn"
     return missing(backend)
@@ -27,7 +27,10 @@ def lacking(backend: str) -> str | None:
 
 @cache
 def missing(backend: str) -> str | None:
-    """What a backend lacks on this machine, and what to do. ParNetError where PARNET_ISA asks for what native lacks."""
+    """Say what a backend lacks on this machine, and what to do; None where it lacks nothing.
+
+    ParNetError where PARNET_ISA names an instruction set that native or this CPU lacks.
+    """
     if backend == "openvino" and importlib.util.find_spec("openvino") is None:
         return "not installed here; pip install openvino"
     if backend == "triton" and importlib.util.find_spec("triton") is None:
@@ -41,7 +44,7 @@ def missing(backend: str) -> str | None:
 
 
 def broken_openvino() -> str | None:
-    """Why it cannot be loaded though it is installed, which takes too long for `missing` to try."""
+    """Say why OpenVINO, though installed, cannot be imported; else None. Importing it takes too long for `missing`."""
     try:
         importlib.import_module("openvino")
     except ImportError as error:
@@ -50,14 +53,14 @@ def broken_openvino() -> str | None:
 
 
 def refuse_broken_openvino() -> None:
-    """ParNetError where it cannot be loaded."""
+    """Raise ParNetError where OpenVINO cannot be imported."""
     if reason := broken_openvino():
         raise ParNetError(f"{reason}: choose native")
 
 
 def refuse_recorders(executor: str) -> None:
-    """ParNetError where torch's operations are recorded (make_fx, torch.jit.trace) and an executor has none to record:
-    a buffer's address would be taken for the answer."""
+    """Raise ParNetError where torch's operations are recorded (make_fx, torch.jit.trace) and an executor has none to
+    record: a buffer's address would be taken for the answer."""
     recorded = torch.jit.is_tracing()
     if not recorded and is_watched():
         from torch.fx.experimental.proxy_tensor import get_proxy_mode  # here, since it takes a while
@@ -70,7 +73,7 @@ def refuse_recorders(executor: str) -> None:
 
 
 def isa(executor: str) -> str | None:
-    """The instruction set of the CPU kernels that run, where the executor is native."""
+    """Return the name of the instruction set that executor native's kernels use; None for other executors."""
     return objects.in_use() if executor == "native" else None
 
 
@@ -85,13 +88,16 @@ def has_bf16() -> bool:
 
 
 def storage_type(backend: str, dtype: torch.dtype) -> torch.dtype:
-    """Type of features and weights as torch sees them. native and OpenVINO convert by themselves."""
+    """Return the type of features and weights in torch's tensors: fp32 for native and OpenVINO, which convert."""
     return torch.float32 if backend in ON_CPUS else dtype
 
 
 def arithmetic(backend: str, dtype: torch.dtype, quantised: torch.dtype | None = None) -> torch.dtype:
-    """The type that convolutions really run in: fp32 on CPUs without bf16 instructions, for native and OpenVINO; that
-    of a quantised program's weights, though torch's backends hold them as fp32 numbers."""
+    """Return the type that convolutions really compute in.
+
+    For native and OpenVINO this is fp32 on CPUs without bf16 instructions. For a quantised program it is the type of
+    its weights, though torch's backends hold them as fp32 numbers.
+    """
     if quantised:
         return quantised
     if backend == "native" and dtype == torch.bfloat16 and not native.library().has_bf16():

@@ -43,9 +43,9 @@ MAPPING = "a map of this engine is still running: take all its answers, or close
 
 
 class DistributedExecutor:
-    """On the coordinator, call it; on every other lane, `serve`.
+    """The executor of one rank: on the coordinator's it is called, on all others it serves.
 
-    The lanes compare their settings first: ParNetError, on all of them, where one differs. transport: one of
+    The ranks compare their settings first: ParNetError, on all of them, where one differs. transport: one of
     `TRANSPORTS`. backend: makes a backend of segments, as for `LaneBackends`. captured: see `Lane`. The engine has
     compared the executors that make them.
     """
@@ -85,14 +85,14 @@ class DistributedExecutor:
         self._speaking, self._mapping, self._ended = RLock(), False, ""
 
     def __call__(self, x_nchw: Tensor, spans: Spans | None = None) -> Answer:
-        """Logits, or outputs by name, fp32, on the picture's device. On the coordinator only."""
+        """Return logits [N, classes], or outputs by name, fp32, on the pictures' device. On the coordinator only."""
         self._check_bytes(x_nchw)
         with self._exclusive_conversation():
             self._begin(RUN, x_nchw, self.ranges if spans is None else spans)
             return self._answer()
 
     def map(self, pictures: Iterable[Tensor]) -> Generator[Answer]:
-        """The answer to each in turn, the next request being announced before the last is answered."""
+        """Yield the answer to each input in turn; the next request is announced before the last is answered."""
         with self._exclusive_conversation():
             self._mapping = True
         try:
@@ -112,7 +112,7 @@ class DistributedExecutor:
 
     @contextmanager
     def _exclusive_conversation(self, mapping: bool = False) -> Iterator[None]:
-        """For what the coordinator says to the other lanes and hears of them, one thread at a time.
+        """A context in which one thread at a time talks, on the coordinator, with the other lanes.
 
         After an exception in the middle nothing more is said: what arrives next would be taken for another's. mapping:
         it belongs to the map that is running.
@@ -160,7 +160,7 @@ class DistributedExecutor:
                     self._tell_spans(recorder)
 
     def _next(self, header: Inbox) -> list[int]:
-        """The next announcement, which is checked."""
+        """Wait for the next announcement, and check it: its command and numbers."""
         tag = self._header[self.lane]
         command, *numbers = self.transport.wait(header, tag, idle=True).tolist()
         header.release()
@@ -196,7 +196,7 @@ class DistributedExecutor:
             return self._with_others(self._traced(lambda spans: self(x_nchw, spans)))
 
     def clocks(self) -> list[Clock]:
-        """Each lane's clock against the coordinator's."""
+        """Measure each lane's clock against the coordinator's."""
         lanes = range(self.placement.lanes)
         with self._exclusive_conversation():
             return [Clock() if lane == self.lane else ask(partial(self._ping, lane)) for lane in lanes]
@@ -228,7 +228,7 @@ class DistributedExecutor:
         return [(self.transport.send(header, tag), tag) for tag in self._header.values()]
 
     def _check_header(self, command: int, numbers: list[int]) -> None:
-        """LaneError for an announcement that no coordinator of this program makes."""
+        """Raise LaneError for an announcement that no coordinator of this program makes."""
         n, h, w, raw = numbers
         try:
             if command not in (RUN, PROFILE):
@@ -266,7 +266,7 @@ class DistributedExecutor:
         return self.work.prepare((n, h, w, raw), spans, stepwise=command == PROFILE)
 
     def _most_bytes(self, key: Key) -> int:
-        """Of a transfer of such a request."""
+        """Return the size in bytes of the largest transfer of such a request."""
         return max(self.work.sizes(key), default=0)
 
     @with_own_settings
@@ -325,7 +325,7 @@ def _numbers(*numbers: int) -> Tensor:
 
 
 def sources_digest() -> str:
-    """Of the package's code that decides what a lane computes: it changes with the version, and with any edit."""
+    """Return a SHA-256 of the package's code that decides what a lane computes, which any edit of it changes."""
     root, digest = Path(__file__).parents[1], hashlib.sha256()
     for folder in ("executors", "kernels", "network", "program", "transport"):
         for path in sorted(path for path in (root / folder).rglob("*") if path.suffix in SOURCES):

@@ -53,7 +53,7 @@ class Request:
     reached: torch.cuda.Event | None = None
 
     def span(self, name: str) -> AbstractContextManager[object]:
-        """A span, where there is something to mark."""
+        """A context that marks the span of this name, where the request has spans."""
         return span(self.spans, name)
 
 
@@ -104,16 +104,19 @@ class Lane:
         self._reached: torch.cuda.Event | None = None  # by the GPU, when it is done with the last graph
 
     def __contains__(self, key: Key) -> bool:
-        """Whether there are buffers for such pictures."""
+        """Return whether there are buffers for such pictures."""
         return key in self._slots
 
     def sizes(self, key: Key) -> list[int]:
-        """Bytes of each transfer of a request."""
+        """Return the size in bytes of each transfer of such a request, by tag."""
         n, h, w, raw = key
         return [self.backends(bool(raw)).layout(t.feature, n, h, w).bytes for t in self.transfers]
 
     def prepare(self, key: Key, spans: Spans | None, stepwise: bool) -> Request:
-        """Be ready for what arrives in a request."""
+        """Announce a request to this lane, so that it is ready for what arrives.
+
+        stepwise: it runs step by step, each step in one of the spans.
+        """
         slot = self._slots(key, self._make_slots)[self._begun % IN_FLIGHT]
         self._begun += 1
         if not self._in_graph:
@@ -122,7 +125,10 @@ class Lane:
 
     @torch.inference_mode()
     def give(self, request: Request, x_nchw: Tensor, lasting: bool) -> None:
-        """The coordinator's pictures, to whoever reads them. lasting: they stay as they are until `finish`."""
+        """Give the coordinator's pictures [N, 3, H, W] to the lanes that read them.
+
+        lasting: they stay as they are until `finish`, and need not be copied.
+        """
         bindings = request.slot.bindings
         entered = bindings.enter(x_nchw)
         if not lasting and entered.untyped_storage().data_ptr() == x_nchw.untyped_storage().data_ptr():
@@ -135,7 +141,7 @@ class Lane:
 
     @torch.inference_mode()
     def finish(self, request: Request) -> Answer | None:
-        """This lane's part of a request: on the coordinator the answer, fp32."""
+        """Do this lane's part of a request, and return the answer, fp32, on the coordinator, None elsewhere."""
         if not self._in_graph:
             return self._compute(request)
         if request.stepwise:

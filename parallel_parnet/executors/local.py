@@ -55,22 +55,22 @@ class LocalExecutor:
         self._passes: Shapes[tuple[int, ...], Pass] = Shapes(partial(synchronise, devices))
 
     def __call__(self, x_nchw: Tensor) -> Answer:
-        """Logits, or outputs by name, fp32, on the picture's device, which the next call may overwrite."""
+        """Return logits [N, classes], or outputs by name, fp32, on the pictures' device, until the next call."""
         return self.run(x_nchw, self.ranges)
 
     @torch.inference_mode()
     def run(self, x_nchw: Tensor, spans: Spans | None) -> Answer:
-        """The same, each segment marked, and each step of it that runs by itself."""
+        """Return what a call returns. spans: in which each segment is marked, and each step that runs by itself."""
         found = self.kept(x_nchw.shape)
         answer = found.run(found.bindings.enter(x_nchw), spans)
         return each(answer, lambda tensor: tensor.to(x_nchw.device, torch.float32))
 
     def kept(self, shape: tuple[int, ...]) -> Pass:
-        """The pass for pictures of this shape."""
+        """Return the pass for pictures [N, 3, H, W] of this shape, made when it is first asked for."""
         return self._passes(shape, self.make)
 
     def make(self, shape: Sequence[int]) -> Pass:
-        """A pass for pictures [N, 3, H, W] of this shape, with buffers of its own."""
+        """Make a pass for pictures [N, 3, H, W] of this shape, with buffers of its own."""
         return Pass(self, shape)
 
     @torch.inference_mode()
@@ -105,7 +105,7 @@ class LocalExecutor:
         return next((i for i in writers if self.segments[i].lane == self.placement.coordinator), writers[0])
 
     def maker(self, writer: int) -> torch.device:
-        """The device on which a segment, or START for the picture, leaves its features."""
+        """Return the device on which a segment, or START for the picture, leaves its features."""
         return self.device if writer == START else self.devices[self.segments[writer].lane]
 
 
@@ -131,12 +131,14 @@ class Pass:
         return self.bindings.picture
 
     def launch(self) -> Answer:
-        """The answer to what is in `picture`. Allocates nothing that outlives it and never waits for the device, so
-        that a CUDA graph can hold it."""
+        """Return the answer to what is in `picture`.
+
+        It allocates nothing that outlives it and never waits for the device, so that a CUDA graph can hold it.
+        """
         return self.run(self.picture, None)
 
     def run(self, picture: Tensor, spans: Spans | None) -> Answer:
-        """Hand all segments out to the lanes' queues; the answer on the coordinator's device."""
+        """Hand all segments out to the lanes' queues, and return the answer, on the coordinator's device."""
         lanes, queues = self.lanes, self.lanes.queues
         features: dict[Key, Tensor] = {(INPUT, START): picture}
         answer: list[Answer] = []
@@ -161,7 +163,7 @@ class Pass:
     def segment(
         self, i: int, features: dict[Key, Tensor], queues: Queues, spans: Spans | None, stepwise: bool = False
     ) -> None:
-        """Run one segment, on features that are there."""
+        """Run segment number i on `features`, to which its own are added. stepwise: step by step, each in a span."""
         segment: Segment = self.lanes.segments[i]
         keys = zip(segment.reads, self.lanes.sources[i], strict=True)
         reads = tuple(self._read(key, segment.lane, features, queues) for key in keys)
@@ -189,18 +191,18 @@ class Pass:
 
 
 def label(program: Program, segment: Segment) -> str:
-    """The segment's stages, such as "stem, stream 0"."""
+    """Return the names of a segment's stages, such as "stem, stream 0"."""
     return ", ".join(dict.fromkeys(program.by_name[name].label for name in segment.operations))
 
 
 def synchronise(devices: Sequence[torch.device]) -> None:
-    """Wait until they have done their work."""
+    """Wait until the devices have done their work."""
     for device in dict.fromkeys(devices):
         synchroniser(device)()
 
 
 def synchroniser(device: torch.device) -> Callable[[], None]:
-    """What waits until `device` has done its work, while no thread captures."""
+    """Return a function that waits until `device` has done its work, while no thread captures a CUDA graph."""
 
     def wait() -> None:
         with WHOLE_GPU:

@@ -12,13 +12,17 @@ from ..program.placement import Segment
 
 
 class Queues:
-    """Queues of work, one for each lane; see `schedule` for the events between them. Here one for all lanes: what is
-    handed out is done at once, or in the current CUDA stream, so that what came before is done before."""
+    """Queues of work, one for each lane, with the events between them that `schedule` describes.
+
+    This base class has one queue for all lanes: what is handed out is done at once, or in the current CUDA stream, so
+    that what came before is done before.
+    """
 
     def start(self) -> None:
         """Let the coordinator's queue be the one in which its caller works."""
 
     def run(self, lane: int, work: Callable[[], None]) -> None:
+        """Hand work to the lane's queue."""
         work()
 
     def record(self, lane: int, event: int) -> None:
@@ -28,11 +32,11 @@ class Queues:
         """Let the lane go on once the event is reached."""
 
     def between(self, source: int, target: int) -> AbstractContextManager[object]:
-        """Within what the target's queue runs: for a copy from the source's device."""
+        """A context for a copy from the source lane's device, within what the target lane's queue runs."""
         return NOTHING
 
     def end(self) -> None:
-        """All has been handed out: queues that put work off, so that a test may choose its order, do it now."""
+        """Hear that all has been handed out. Queues that defer work, so that a test may choose its order, do it now."""
 
 
 class CudaQueues(Queues):
@@ -66,7 +70,7 @@ class CudaQueues(Queues):
 
 
 def are_peers(writer: torch.device, reader: torch.device) -> bool:
-    """Whether kernels on one GPU may write into the memory of the other; then they can from now on."""
+    """Return whether kernels on one GPU may write into the memory of the other; if so, they can from now on."""
     if not torch.cuda.can_device_access_peer(writer, reader):
         return False
     torch.empty(1, device=reader, dtype=torch.uint8).copy_(torch.empty(1, device=writer, dtype=torch.uint8))

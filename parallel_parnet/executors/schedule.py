@@ -43,7 +43,7 @@ Step = RunSegment | Record | Wait
 
 
 def sources(segments: Sequence[Segment]) -> list[tuple[int, ...]]:
-    """For each segment, and each feature that it reads: the segment that writes it, or START for the picture.
+    """Return, for each segment and each feature that it reads, the segment that writes it, or START for the picture.
 
     A feature that several lanes compute is read where the reader's own lane computed it, if it did.
     """
@@ -59,7 +59,7 @@ def sources(segments: Sequence[Segment]) -> list[tuple[int, ...]]:
 
 
 def fork_and_join(segments: Sequence[Segment], origin: int = 0) -> tuple[Step, ...]:
-    """The order in which to hand out segments, with the events that make every read follow its write.
+    """Return the order in which to hand out segments, with the events that make every read follow its write.
 
     segments: in an order in which one lane could run them all, as `Placement.segments` gives them. origin: the lane
     that has the picture at the start and waits for all others at the end, as the capture of a CUDA graph demands.

@@ -44,7 +44,7 @@ class SegmentModule(nn.Module):
         self._packed: dict[Hashable, dict[str, Tensor]] = {}
 
     def packed(self, key: Hashable, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Weights as a backend reads them, made once for all shapes of input."""
+        """Return weights as a backend reads them, made once for all shapes of input. key: tells them from others."""
         if key not in self._packed:
             self._packed[key] = make()
         return self._packed[key]

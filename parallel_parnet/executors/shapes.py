@@ -42,7 +42,7 @@ class Shapes(Generic[Key, Kept]):
         return found
 
     def clear(self) -> None:
-        """Keep none of them."""
+        """Drop all that is kept."""
         if self._kept:
             self._dropping()
             self._kept.clear()

@@ -27,7 +27,7 @@ COMPILERS = ("inductor", "openvino")
 
 
 class TorchBackend:
-    """Features are tensors [N, C, H, W], of the type in which torch stores them. See `binding.Backend`.
+    """A backend whose features are tensors [N, C, H, W], of the type in which torch stores them. See `binding.Backend`.
 
     Backend "reference" is eager mode in the plain layout: the oracle that others are held against.
     devices: of each lane. threads: of each segment, for native and OpenVINO.
@@ -54,7 +54,7 @@ class TorchBackend:
         wait_for_packing(segments, devices)
 
     def layout(self, feature: str, n: int, h: int, w: int) -> Layout:
-        """Of the logits, which alone are two-dimensional, fp32."""
+        """Return a feature's shape [N, C, H, W] and the type in which torch stores it; logits are fp32 [N, classes]."""
         shape = self.program.shape(feature, n, h, w)
         return Layout(shape, self.storage if len(shape) == 4 else torch.float32)
 
@@ -107,9 +107,10 @@ class TorchRunner:
 def compile_module(
     module: SegmentModule, backend: str, reads: tuple[Tensor, ...], dtype: torch.dtype, threads: int | None = None
 ) -> Compiled:
-    """A function from the module's inputs to its outputs. `reads` shows shapes and memory formats to specialise for.
+    """Compile a segment's module for a backend: a function from its inputs to its outputs.
 
-    threads: of native and OpenVINO, `usual_threads` where not given.
+    reads: inputs, which show the shapes and memory formats to specialise for. threads: of native and OpenVINO,
+    `usual_threads` where not given.
     """
     threads = threads or usual_threads()
     if backend == "native":
@@ -154,8 +155,8 @@ def _openvino(module: SegmentModule, reads: tuple[Tensor, ...], dtype: torch.dty
 @Together
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """Products of fp32, where torch's convolutions on GPUs would take TF32, until the block ends; what it captured in a
-    CUDA graph stays so."""
+    """A context in which torch's convolutions and products of fp32 on GPUs are computed in fp32, and not in TF32. What
+    is captured in a CUDA graph within stays so."""
     places: tuple[Any, ...] = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
     before = [place.fp32_precision for place in places]
     try:

@@ -17,7 +17,7 @@ class WholeExecutor(LocalExecutor):
     """Runs a placement of one lane, on the CPU, by backend "native" or "openvino"."""
 
     def __call__(self, x_nchw: Tensor) -> Answer:
-        """Logits, or outputs by name, fp32, which the next call may overwrite."""
+        """Return logits [N, classes], or outputs by name, fp32, which the next call may overwrite."""
         if self.ranges is not None or not x_nchw.is_cpu:
             return super().__call__(x_nchw)
         (segment,) = self.segments

@@ -27,7 +27,7 @@ TRANSPORTS = ("auto", "shared", "symmetric", "nccl", "gloo")
 
 
 def choose_transport(name: str, device: torch.device) -> str:
-    """The transport that "auto" stands for on these ranks, the same on all; ParNetError where `name` cannot run here.
+    """Return the transport that "auto" stands for on these ranks, the same on all; ParNetError where `name` cannot run.
 
     Every rank calls it. On CPUs shared memory where all ranks share a host, and can make it, else gloo; on GPUs NCCL
     where each rank has a GPU of its own, else gloo, through the host.
@@ -50,7 +50,7 @@ def choose_transport(name: str, device: torch.device) -> str:
 
 
 def open_as(name: str, routes: Sequence[Transfer]) -> Transport:
-    """The transport that `choose_transport` named, for these routes; every rank calls it, with the same arguments."""
+    """Open the transport that `choose_transport` named, for these routes; every rank calls it, with equal arguments."""
     if name == "shared":
         from .shared_memory import SharedMemory  # here, since only Linux has what it needs
 

@@ -19,7 +19,8 @@ IN_FLIGHT = 2  # messages of a route that may be on their way: one being read wh
 class Pending(Protocol):
     """A send under way."""
 
-    def wait(self) -> object: ...
+    def wait(self) -> object:
+        """Wait until the tensor may be changed."""
 
 
 class Inbox(ABC):
@@ -27,15 +28,15 @@ class Inbox(ABC):
 
     @abstractmethod
     def post(self) -> None:
-        """Say that a message may arrive, as early as possible: before other work, and before it is waited for."""
+        """Announce that a message may arrive, as early as possible: before other work, and before it is waited for."""
 
     @abstractmethod
     def wait(self, idle: bool) -> Tensor:
-        """The oldest message, which stays as it is until `release`. idle: for however long it takes."""
+        """Return the oldest message, once it is here; it stays as it is until `release`. idle: without a time limit."""
 
     @abstractmethod
     def release(self) -> None:
-        """The message has been read: its slot may be written again."""
+        """Declare that the message has been read, so that its slot may be written again."""
 
 
 class Transport(ABC):
@@ -58,10 +59,11 @@ class Transport(ABC):
 
     @property
     def lane(self) -> int:
+        """This rank's number, which is that of its lane."""
         return self.monitor.rank
 
     def reserve(self, sizes: Sequence[int], device: torch.device) -> bool:
-        """Be ready for messages of so many bytes, by tag, on `device`: whether inboxes made before are void now.
+        """Prepare for messages of so many bytes, by tag, on `device`; return whether inboxes made before are void now.
 
         Every rank calls it, with the same arguments, while no message is under way.
         """
@@ -69,10 +71,10 @@ class Transport(ABC):
 
     @abstractmethod
     def inbox(self, tag: int, slot: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inbox:
-        """An inbox on `device` for messages of this shape; it may be used in turn with others of the same route."""
+        """Make an inbox on `device` for messages of this shape, which others of the same route may take turns with."""
 
     def outbox(self, tag: int, slot: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor | None:
-        """Memory of the receiver in which the sender's kernels may write a message themselves, once it is `ready`."""
+        """Return memory of the receiver, if any, into which kernels may write a message, once it is `ready`."""
         return None
 
     def ready(self, tag: int, slot: int) -> None:
@@ -81,10 +83,10 @@ class Transport(ABC):
 
     @abstractmethod
     def _send(self, feature: Tensor, tag: int, slot: int) -> Pending | None:
-        """Start to send; None where nothing is left to do."""
+        """Start to send a feature; None where nothing is left to do."""
 
     def send(self, feature: Tensor, tag: int, slot: int = 0) -> Pending | None:
-        """Start to send; keep the tensor unchanged until `finish`. Ranks send a route's messages in order."""
+        """Start to send a feature, which must stay unchanged until `finish`. Ranks send a route's messages in order."""
         with self._sending[tag]:
             return self._send(feature, tag, slot)
 
@@ -100,21 +102,24 @@ class Transport(ABC):
             inbox.post()
 
     def waiting(self, action: str) -> Watched:
-        """A context for a wait of one's own, whose RuntimeError becomes a LaneError."""
+        """A context for waiting by other means; a RuntimeError in it becomes a LaneError."""
         return Watched(self.monitor, action)
 
     def wait(self, inbox: Inbox, tag: int, idle: bool = False) -> Tensor:
-        """The inbox's message; LaneError where the other rank is lost, or, unless `idle`, the time is over."""
+        """Return the inbox's next message; LaneError where the other rank is lost, or, unless `idle`, time is over."""
         with self._waiting[tag]:
             return inbox.wait(idle)
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device, pinned: bool = False) -> Tensor:
-    """Memory for what crosses lanes: features [N, C, H, W] do in channels_last, everything else contiguous."""
+    """Allocate memory for what crosses lanes: features [N, C, H, W] in channels_last, everything else contiguous."""
     memory_format = torch.channels_last if len(shape) == 4 else torch.contiguous_format
     return torch.empty(tuple(shape), dtype=dtype, device=device, memory_format=memory_format, pin_memory=pinned)
 
 
 def memory_order(feature: Tensor) -> Tensor:
-    """As it crosses lanes, as a contiguous tensor, features as [N, H, W, C]: the same memory, where it lies so."""
+    """Return a feature in the order in which it crosses lanes, contiguous: [N, C, H, W] as [N, H, W, C].
+
+    It is the same memory, where that has this order already.
+    """
     return (feature.movedim(1, -1) if feature.ndim == 4 else feature).contiguous()

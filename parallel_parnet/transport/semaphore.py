@@ -33,10 +33,11 @@ class Semaphore:
         self._address = ctypes.c_void_p(ctypes.addressof(self._cell))
 
     def start(self, value: int) -> None:
-        """Set it up, once, before any other process uses it."""
+        """Initialise the semaphore, once, before any other process uses it."""
         _check(LIBC.sem_init(self._address, 1, value))
 
     def post(self) -> None:
+        """Count up, and wake a process that waits."""
         _check(LIBC.sem_post(self._address))
 
     def wait(self, timeout_s: float | None, is_over: Callable[[], bool]) -> None:

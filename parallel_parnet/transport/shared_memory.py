@@ -31,7 +31,7 @@ ROUTE_BYTES = 2 * SEMAPHORE_BYTES + IN_FLIGHT * SLOT_BYTES
 
 
 class SharedMemory(Transport):
-    """Between ranks on one Linux host, tensors on the CPU. Every rank opens it with the same routes."""
+    """A transport of CPU tensors between ranks on one Linux host. Every rank opens it with the same routes."""
 
     def __init__(self, routes: Sequence[Transfer]) -> None:
         super().__init__(routes)
@@ -85,7 +85,7 @@ class Route:
         self.filled.post()
 
     def read(self, due: int, idle: bool) -> Memory:
-        """The memory of the next message, of `due` bytes; give it back by `free`."""
+        """Wait for the next message, of `due` bytes, and return its memory; give it back by `free`."""
         self.filled.wait(None if idle else self._timeout_s, self._is_over)
         slot = self._next()
         generation, descriptor, size, sent = self._words[slot]
@@ -140,7 +140,7 @@ class Memory:
 
     @classmethod
     def create(cls, size: int) -> Memory:
-        """New memory, without a name, of a size that stays; MemoryError where so much is not to be had."""
+        """Allocate memory without a name, of a fixed size in bytes; MemoryError where the system has not so much."""
         descriptor = os.memfd_create("parallel_parnet", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.fchmod(descriptor, 0o600)
         try:
@@ -155,7 +155,7 @@ class Memory:
 
     @classmethod
     def of_other(cls, process: int, descriptor: int, size: int) -> Memory:
-        """What another process created; RuntimeError where it has not the size that it should have."""
+        """Map what another process created; RuntimeError where it is not of this size in bytes."""
         own = os.open(f"/proc/{process}/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC)
         try:
             if os.fstat(own).st_size != size:
@@ -165,7 +165,7 @@ class Memory:
             os.close(own)
 
     def view(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A tensor at its start, in the memory format in which features cross lanes."""
+        """Return a tensor at its start, in the memory format in which features cross lanes."""
         if self._view is None or (self._view.shape, self._view.dtype) != (shape, dtype):
             with torch.inference_mode(False):  # so that it can be written outside as well
                 flat = torch.frombuffer(self.mapped, dtype=dtype, count=math.prod(shape), offset=self.offset)

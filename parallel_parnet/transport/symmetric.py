@@ -26,7 +26,7 @@ FILLED, FREE = range(2)
 
 
 class Symmetric(Gloo):
-    """Between GPUs that are peers, on the current CUDA stream; headers go by gloo."""
+    """A transport between GPUs that are peers, on the current CUDA stream; headers go by gloo."""
 
     in_graph = True
     kind = "cuda"  # of devices whose memory it can share
@@ -77,7 +77,7 @@ class Symmetric(Gloo):
         return None
 
     def buffer_at(self, rank: int, tag: int, slot: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """A slot of a route in the buffer of a rank, as a tensor of this shape and type."""
+        """Return a slot of a route in the buffer of a rank, as a tensor of this shape and type."""
         start = IN_FLIGHT * sum(self._capacities[:tag]) + slot * self._capacities[tag]
         return self._handle.get_buffer(rank, list(shape), dtype, start // dtype.itemsize)
 
@@ -112,5 +112,5 @@ class SymmetricInbox(Inbox):
 
 
 def channel(tag: int, slot: int, kind: int) -> int:
-    """The number of a signal."""
+    """Return the number of a signal. kind: FILLED or FREE."""
     return 2 * (tag * IN_FLIGHT + slot) + kind

@@ -17,7 +17,7 @@ FOREVER = timedelta(days=365)
 
 
 class Gloo(Transport):
-    """Over sockets. Tensors on GPUs go through the host, so several ranks may share a GPU."""
+    """A transport over sockets. Tensors on GPUs go through the host, so several ranks may share a GPU."""
 
     def __init__(self, routes: Sequence[Transfer]) -> None:
         super().__init__(routes)
@@ -34,8 +34,11 @@ class Gloo(Transport):
 
 
 class ReceivingInbox(Inbox):
-    """arriving: the buffer that is received into, by gloo on the host. feature: where it is read, on a GPU or the same
-    buffer. Waiting for NCCL makes the current CUDA stream wait, and not the host."""
+    """Messages that torch.distributed receives. Waiting for NCCL makes the current CUDA stream wait, and not the host.
+
+    arriving: the buffer that is received into, by gloo on the host. feature: where it is read, on a GPU or the same
+    buffer.
+    """
 
     def __init__(
         self, arriving: Tensor, source: int, tag: int, feature: Tensor, group: dist.ProcessGroup | None = None
@@ -60,7 +63,7 @@ class ReceivingInbox(Inbox):
 
 
 class Nccl(Gloo):
-    """Between GPUs, enqueued on CUDA streams, or in a CUDA graph once they have run. Headers go by gloo.
+    """A transport between GPUs, enqueued on CUDA streams, or in a CUDA graph once they have run. Headers go by gloo.
 
     NCCL matches the messages of a communicator by order and not by tag, and a receive blocks what is behind it. So
     every route has a communicator of its own. torch makes it when the route is first used, and that call holds the host

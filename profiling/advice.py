@@ -83,8 +83,8 @@ def _slowest(label: str, timeline: Timeline) -> str:
     bars = [bar for bar in timeline.typical(APART).bars if bar.kind in ("operation", "level")]
     slowest = max([bar for bar in bars if bar.label == label] or bars, key=lambda bar: bar.seconds)
     return (
-        f"{slowest.name} is its longest operation, {duration(slowest.seconds)} alone, by "
-        f"{timeline.about['profiled_by']}: a faster executor (--executor), or other lanes for it (--placement auto)"
+        f"{slowest.name} is its longest operation, {duration(slowest.seconds)} alone, by {timeline.about['alone_by']}: "
+        "a faster executor (--executor), or other lanes for it (--placement auto)"
     )
 
 
@@ -114,11 +114,11 @@ def explain(timeline: Timeline) -> str:
             "sending is for a core."
         )
     if predicted := timeline.about["predicted"]:
-        ran, profiled_by = timeline.about["executor"], timeline.about["profiled_by"]
-        of_others = "eager" in profiled_by and ran not in ("eager", "reference")
+        ran, alone_by = timeline.about["executor"], timeline.about["alone_by"]
+        of_others = "eager" in alone_by and ran not in ("eager", "reference")
         lines.append(
             f"The planner predicts {duration(predicted['makespan'])} for this placement, from its operations as "
-            f"{profiled_by} ran them one by one{f': of {ran} it says nothing' if of_others else ''}."
+            f"{alone_by} ran them one by one{f': of {ran} it says nothing' if of_others else ''}."
         )
     lines.append("Largest things to fix:")
     lines += [f"  {i}. {fix}" for i, fix in enumerate(story.fixes(timeline), start=1)]

@@ -44,8 +44,8 @@ def content(timeline: Timeline) -> dict:
         panels.append(panel("Operation by operation", one, critical_path(one)))
         panels[-1]["note"] = (
             f"Another pass, the median of {len(timeline.passes(APART))}: each operation by itself, by "
-            f"{about['profiled_by']}, and waited for. It tells the operations apart; how long a request takes, the "
-            "real path tells."
+            f"{about['alone_by']}, and waited for. It tells the operations apart; how long a request takes, the real "
+            "path tells."
         )
         panels[-1]["predicted"] = about["predicted"]
     return {

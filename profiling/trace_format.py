@@ -20,7 +20,7 @@ from .timeline import APART, REAL, Bar, Operations, Timeline, arrows
 FORMAT = "parallel_parnet.trace.2"
 SUFFIXES = (".json", ".json.gz")
 TOLD = (  # of the run, by `about`: what words and pages are made of
-    "executor", "profiled_by", "device", "dtype", "size", "batch", "date", "torch", "cores", "load_average", "clocks",
+    "executor", "alone_by", "device", "dtype", "size", "batch", "date", "torch", "cores", "load_average", "clocks",
     "operations", "floor", "predicted",
 )  # fmt: skip
 

@@ -93,7 +93,7 @@ def merged(
             "real path": "requests as the executor runs them; the device is waited for at their end alone",
             "operation by operation": "other passes: each operation by itself, and waited for",
         },
-        "profiled_by": profiled_by(engine.executor),
+        "alone_by": profiled_by(engine.executor),
         "clocks": [asdict(clock) | {"applied": clock.applied} for clock in clocks],
         "operations": [
             {

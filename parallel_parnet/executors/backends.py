@@ -5,22 +5,43 @@ from __future__ import annotations
 import importlib.util
 import os
 from functools import cache
+from typing import NamedTuple
 
 import torch
 
 from ..errors import ParNetError
 from ..forking import is_forked
 from ..kernels.cpu import native, objects
+from ..program.contract import E4M3
 from ..settings import is_watched
 
-BACKENDS = ("eager", "inductor", "openvino", "native", "triton")
-ON_CPUS = ("native", "openvino")  # where they can be had; the likely fastest first
-NOT_FORKED = ("openvino", "inductor")  # which have pools of threads of their own
+
+class Facts(NamedTuple):
+    """What is known of a backend before one is made; `missing` and `arithmetic` depend on the machine as well."""
+
+    quantised: tuple[torch.dtype, ...] = ()  # types of the quantised programs that it runs
+    only_on: str = ""  # the kind of device, where it runs on one alone
+    plain: bool = False  # reads torch's tensors in the plain NCHW layout, and not in channels_last
+    converts: bool = False  # torch's tensors are fp32 for it, whatever type it computes in
+    own_kernels: bool = False  # they are profiled, and not torch's operations in eager mode
+    own_layout: bool = False  # a lane copies what it reads into the layout in which it computes
+    forks: bool = True  # runs in a forked process, having no pool of threads of its own
+
+
+BACKENDS = {
+    "reference": Facts((torch.int8, E4M3), plain=True),
+    "eager": Facts((torch.int8, E4M3)),
+    "inductor": Facts((torch.int8,), forks=False),
+    "openvino": Facts(only_on="cpu", converts=True, forks=False),
+    "native": Facts((torch.int8,), "cpu", plain=True, converts=True, own_kernels=True, own_layout=True),
+    "triton": Facts((E4M3,), "cuda", own_kernels=True),
+}
+ON_CPUS = [name for name in reversed(BACKENDS) if BACKENDS[name].only_on == "cpu"]  # the likely fastest first
 
 
 def lacking(backend: str) -> str | None:
     """Say what a backend lacks in this process, and what to do; None where it lacks nothing."""
-    if backend in NOT_FORKED and is_forked():
+    if not BACKENDS[backend].forks and is_forked():
         return "its threads do not survive a fork; start the process by spawn"
     return missing(backend)
 
@@ -88,8 +109,8 @@ def has_bf16() -> bool:
 
 
 def storage_type(backend: str, dtype: torch.dtype) -> torch.dtype:
-    """Return the type of features and weights in torch's tensors: fp32 for native and OpenVINO, which convert."""
-    return torch.float32 if backend in ON_CPUS else dtype
+    """Return the type of features and weights in torch's tensors: fp32 for backends that convert, else `dtype`."""
+    return torch.float32 if BACKENDS[backend].converts else dtype
 
 
 def arithmetic(backend: str, dtype: torch.dtype, quantised: torch.dtype | None = None) -> torch.dtype:

@@ -13,8 +13,7 @@ from ..program.pixels import fold_pixels
 from ..program.placement import Placement, Segment
 from ..program.program import Program
 from .answers import Answer
-from .available import METHODS
-from .backends import ON_CPUS
+from .available import METHODS, facts
 from .binding import Backend
 from .graph import GraphExecutor
 from .local import LocalExecutor
@@ -65,6 +64,6 @@ def make_executor(
 ) -> Executor:
     """Make the executor that runs all lanes of a placement in this process; arguments as for `make_backend`."""
     backend = make_backend(executor, program, placement.segments(program), devices, dtype, threads, raw)
-    kind = WholeExecutor if executor in ON_CPUS and placement.lanes == 1 else LocalExecutor
+    kind = WholeExecutor if facts(executor).only_on == "cpu" and placement.lanes == 1 else LocalExecutor
     local = kind(placement, devices, backend)
     return GraphExecutor(executor, local) if METHODS[executor].captured else local

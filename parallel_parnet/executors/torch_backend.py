@@ -14,7 +14,7 @@ from ..profiling.spans import NOTHING, Spans
 from ..program.placement import Segment
 from ..program.program import Program
 from ..settings import Together, outside_torch_modes
-from .backends import arithmetic, refuse_broken_openvino, storage_type
+from .backends import BACKENDS, arithmetic, refuse_broken_openvino, storage_type
 from .binding import Layout, Reads, Runner, address
 from .native_plan import NativePlan
 from .queues import wait_for_packing
@@ -22,7 +22,6 @@ from .segment import SegmentModule
 
 Compiled = Callable[..., tuple[Tensor, ...]]
 
-PLAIN = ("reference", "native")  # that read features in the plain NCHW layout
 COMPILERS = ("inductor", "openvino")
 
 
@@ -46,7 +45,7 @@ class TorchBackend:
         threads: int | None = None,
     ) -> None:
         self.name, self.program, self.precision, self.threads = name, program, dtype, threads
-        self.memory_format = torch.contiguous_format if name in PLAIN else torch.channels_last
+        self.memory_format = torch.contiguous_format if BACKENDS[name].plain else torch.channels_last
         self.storage = storage_type(name, dtype)
         self.modules = {
             s: SegmentModule(program, s, self.storage, devices[s.lane], self.memory_format) for s in segments

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from parallel_parnet import Engine, Placement, Program
-from parallel_parnet.executors.available import choose_executor
+from parallel_parnet.executors.available import choose_executor, facts
 from parallel_parnet.executors.backends import lacking, storage_type
 from parallel_parnet.executors.binding import Bindings
 from parallel_parnet.executors.making import make_backend
@@ -73,7 +73,7 @@ def measure(
         f"measured on this {device.type} by {executor}: medians of {passes} runs, {torch.get_num_threads()} thread(s); "
         f"a pass took {factor:.2f} of its operations' sum"
     )
-    return Measured(f"measured {device.type}", seconds, source, own_layout=executor == "native")
+    return Measured(f"measured {device.type}", seconds, source, own_layout=facts(executor).own_layout)
 
 
 def on_a_thread(

@@ -87,8 +87,6 @@ class Engine:
         monitor = health.current()
         ranks = monitor.world if monitor and (placement is None or placement.lanes > 1) else 1
         self.program, self.dtype, self.threads, self._asked = program, dtype, threads, executor
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = find_device(device)
         self.executor = choose_executor(executor, self.device, dtype, program.quantised)
         self.notes = notes(executor, self.executor, self.device, program.quantised)
@@ -151,20 +149,16 @@ class Engine:
             saved = Saved.of(metadata, program)
             if saved.executor == ON_THE_CPU:
                 saved, device = replace(saved, executor="auto"), "cpu" if device is None else device
-            make = partial(
-                cls, program, placement=saved.placement if saved.given else None, device=device, dtype=saved.dtype,
-                executor=saved.executor,
+            wanted = find_device(device)
+            holds = _holds(saved, wanted, program)
+            engine = cls(
+                program, saved.placement if holds or saved.given else None, wanted, saved.dtype, saved.executor,
+                threads=saved.threads if holds else None,
             )  # fmt: skip
-            lacks = saved.cores and (saved.cores != usual_threads() or lacking(METHODS[saved.chosen].backend))
-            engine = make() if lacks else make(placement=saved.placement, threads=saved.threads)
             engine._given = saved.given
-            if lacks or (saved.cores is None and saved.gpu is None):
-                return engine
-            on_gpu = engine._unproved and gpu_and_versions(engine.device) == saved.gpu and UNKNOWN not in saved.gpu
-            if not (on_gpu if saved.cores is None else engine.device.type == "cpu"):
-                return make()
-            engine.executor = choose_executor(saved.chosen, engine.device, saved.dtype, program.quantised)
-            engine._unproved, engine._cores = False, saved.cores
+            if holds and saved.was_measured:
+                engine.executor = choose_executor(saved.chosen, engine.device, saved.dtype, program.quantised)
+                engine._unproved, engine._cores = False, saved.cores
         except ParNetError as error:
             raise ParNetError(f"{path}: {error}") from None
         return engine
@@ -387,6 +381,17 @@ class Engine:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if error is None or isinstance(error, ParNetError):
             self.close(status=0 if error is None else 2)
+
+
+def _holds(saved: Saved, device: torch.device, program: Program) -> bool:
+    """Return whether what a saved engine measured, if it did, holds on this device of this machine."""
+    if saved.cores is not None:
+        is_here = saved.cores == usual_threads() and not lacking(METHODS[saved.chosen].backend)
+        return is_here and device.type == "cpu"
+    if saved.gpu is not None:
+        is_proved = saved.executor == "auto" and lives_on_gpu(device) and not program.quantised
+        return is_proved and UNKNOWN not in saved.gpu and gpu_and_versions(device) == saved.gpu
+    return True
 
 
 def _kind_of(x: Tensor) -> tuple[object, ...]:

@@ -34,6 +34,11 @@ class Saved:
     gpu: str | None = None
     given: bool = False
 
+    @property
+    def was_measured(self) -> bool:
+        """Whether `chosen` and the placement were found by measuring."""
+        return self.cores is not None or self.gpu is not None
+
     def text(self) -> str:
         """Return the settings as JSON."""
         return json.dumps(asdict(self) | {"dtype": str(self.dtype)})

@@ -40,8 +40,13 @@ def profiled_by(executor: str) -> str:
     return f"{METHODS[executor].backend}'s kernels" if facts(executor).own_kernels else "torch in eager mode"
 
 
-def find_device(wanted: str | int | torch.device) -> torch.device:
-    """Return the device of a name or a GPU's number; ParNetError where it is neither the CPU nor a GPU that is here."""
+def find_device(wanted: str | int | torch.device | None) -> torch.device:
+    """Return the device of a name or a GPU's number, or for None a GPU where there is one, else the CPU.
+
+    ParNetError where it is neither the CPU nor a GPU that is here.
+    """
+    if wanted is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(f"cuda:{wanted}" if type(wanted) is int else wanted)
     except (RuntimeError, TypeError):

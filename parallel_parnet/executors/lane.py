@@ -27,8 +27,12 @@ Key = tuple[int, int, int, int]  # what decides a request's buffers: N, H, W, an
 
 
 class Slot:
-    """What a lane keeps for one shape of input and one request in flight: places for what arrives, by tag, and segments
-    bound to them; where a transport enqueues on the GPU, the whole pass as a graph, and the answer that it fills."""
+    """What a lane keeps for one shape of input and one request in flight: inboxes by tag, and segments bound to
+    them.
+
+    index: of the slot, below IN_FLIGHT. homes: memory of receivers, by the feature that is written there. replay,
+    answer: where a transport enqueues on the GPU, the whole pass as a graph, and what it fills.
+    """
 
     def __init__(self, index: int, bindings: Bindings, inboxes: dict[int, Inbox], homes: dict[str, Tensor]) -> None:
         self.index, self.bindings, self.inboxes, self.homes = index, bindings, inboxes, homes

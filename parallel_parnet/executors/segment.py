@@ -14,7 +14,7 @@ from ..program.program import Operation, Program
 
 
 class SegmentModule(nn.Module):
-    """Features `segment.reads` in, features `segment.writes` out, in NCHW shape and any memory format.
+    """A module from features `segment.reads` to features `segment.writes`, [N, C, H, W] in any memory format.
 
     Convolution kernels and features are of type `dtype`; gates, epilogues and the classifier are computed in fp32, so
     that a feature is rounded once where it leaves the convolution and once where it is stored.

@@ -18,6 +18,8 @@ BY_ANY_CLOCK = hasattr(LIBC, "sem_clockwait")  # of glibc 2.30; else naps are lo
 
 
 class Timespec(ctypes.Structure):
+    """A point in time as C has it: seconds and nanoseconds."""
+
     _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -14,7 +15,7 @@ from .choice import ENOUGH, Choice, default_placement, on_gpus, on_one_lane, tim
 from .cores import usual_threads
 from .errors import ParNetError
 from .executors.answers import Answer, check_out, each, logits_of
-from .executors.available import METHODS, choose, find_device, for_cpu, notes, warn
+from .executors.available import METHODS, choose_executor, find_device, for_cpu, notes, warn
 from .executors.backends import arithmetic, broken_openvino, lacking, refuse_recorders
 from .executors.distributed import DistributedExecutor
 from .executors.graph import GraphExecutor
@@ -30,8 +31,8 @@ from .program.inputs import check_input
 from .program.placement import Placement
 from .program.program import Program
 from .proof import prove, prove_on_all_ranks
-from .saved import Saved
-from .settings import apart, is_wrapped, with_own_settings
+from .saved import ON_THE_CPU, Saved
+from .settings import is_wrapped, outside_torch_modes, with_own_settings
 from .transport import TRANSPORTS, agree, health
 from .turns import Turns
 
@@ -42,24 +43,26 @@ MOST_THREADS = 1024  # that the CPU kernels have room for
 class Engine:
     """Runs a program: `Engine(fold(model))(pictures)` gives logits, or the outputs that `fold` was asked for.
 
-    placement: which lane runs what; one lane, or one lane per rank, where not given.
-    device: "cuda" where there is one, else "cpu"; a number is that GPU. Lanes of one process take the visible GPUs in
-        turn, each with a CUDA stream of its own.
-    dtype: float32, bfloat16 or (on GPUs) float16; of a quantised program float32, the type of all that is not int8; of
-        one in fp8 any of them for triton and cuda_graph.
+    program: what `fold` returns, or `Program.load`.
+    placement: which lane runs what; without it one lane, or one lane per rank.
+    device: "cpu", "cuda", or a GPU's number; without it "cuda" where there is one. Lanes of one process take the
+        visible GPUs in turn, each with a CUDA stream of its own.
+    dtype: float32, bfloat16 or (on GPUs) float16. A quantised program takes float32, the type of all that is not int8;
+        one in fp8 takes any of them, for triton and cuda_graph.
     executor: "auto" takes, on the CPU, "native" (our own kernels), else "openvino", for a quantised program "native" or
-        "eager"; on a GPU, at `warm_up` or at the first call, the fastest that agrees with the reference there. "cpu"
-        insists on the CPU. Or one of "reference", "eager", "inductor", "native", "openvino", "triton", "cuda_graph" and
-        "cuda_streams": docs/architecture.md says what each does, and which programs it takes.
-    threads: of each lane, for native and OpenVINO; without it torch's number, or that of its cores, where it has fewer.
+        "eager"; on a GPU, at `warm_up` or at the first call, the fastest that agrees with the reference there. Or one
+        of "reference", "eager", "inductor", "native", "openvino", "triton", "cuda_graph" and "cuda_streams":
+        docs/architecture.md says what each does, and which programs it takes.
+    transport: how features travel between ranks, one of `TRANSPORTS`.
+    threads: compute threads of each lane, for native and OpenVINO; without it torch's number, or the number of cores
+        that the process may use, where that is smaller.
+
+    The attribute `notes` lists what "auto" had to pass over, and why; each line is also a ParNetWarning, once a
+    process. The constructor raises ParNetError where the arguments do not fit each other, the program or the machine.
 
     Calls from several threads take turns: there is one set of buffers. A call within a call of the same thread, as by a
     signal handler, is refused. Work on a GPU goes to the caller's current CUDA stream; a call from another CUDA stream
     waits there for the call before it.
-
-    transport: how features travel between ranks, one of `TRANSPORTS`.
-
-    notes: what "auto" or "cpu" had to pass over, and why; warned of as well (ParNetWarning), once a process.
 
     Between `join_ranks` and `leave_ranks` each rank is a lane: the coordinator's rank calls the engine, all others call
     `serve`. Close it, or use it as a context manager, to end them. After an exception in the middle of a call it can
@@ -84,10 +87,8 @@ class Engine:
         monitor = health.current()
         ranks = monitor.world if monitor and (placement is None or placement.lanes > 1) else 1
         self.program, self.dtype, self.threads, self._asked = program, dtype, threads, executor
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() and executor != "cpu" else "cpu"
         self.device = find_device(device)
-        self.executor = choose(executor, self.device, dtype, program.quantised)
+        self.executor = choose_executor(executor, self.device, dtype, program.quantised)
         self.notes = notes(executor, self.executor, self.device, program.quantised)
         for note in self.notes:
             warn(note)
@@ -100,7 +101,7 @@ class Engine:
             )
         self._given = placement is not None
         # what nobody asked for, `warm_up` may choose
-        self._open = placement is None and threads is None and ranks == 1 and executor in ("auto", "cpu")
+        self._open = placement is None and threads is None and ranks == 1 and executor == "auto"
         self._unproved = executor == "auto" and lives_on_gpu(self.device) and not program.quantised
         self._cores: int | None = None  # that a choice was measured on
         self.placement = placement or default_placement(program, self.executor, ranks)
@@ -138,7 +139,7 @@ class Engine:
     @classmethod
     @with_own_settings
     def load(cls, path: Path | str, device: str | int | torch.device | None = None) -> Engine:
-        """The engine that `save` wrote. ParNetError, naming the file, where it is damaged or does not fit the machine.
+        """Make the engine that `save` wrote. ParNetError with the file's name where it is damaged or does not fit here.
 
         What was measured on another kind of device, with another number of threads, or by an executor that is not
         here, is left out: `warm_up` measures again, under the placement that the engine was given, if it was.
@@ -146,20 +147,18 @@ class Engine:
         program, metadata = Program.read(path)
         try:
             saved = Saved.of(metadata, program)
-            make = partial(
-                cls, program, placement=saved.placement if saved.given else None, device=device, dtype=saved.dtype,
-                executor=saved.executor,
+            if saved.executor == ON_THE_CPU:
+                saved, device = replace(saved, executor="auto"), "cpu" if device is None else device
+            wanted = find_device(device)
+            holds = _holds(saved, wanted, program)
+            engine = cls(
+                program, saved.placement if holds or saved.given else None, wanted, saved.dtype, saved.executor,
+                threads=saved.threads if holds else None,
             )  # fmt: skip
-            lacks = saved.cores and (saved.cores != usual_threads() or lacking(METHODS[saved.chosen].backend))
-            engine = make() if lacks else make(placement=saved.placement, threads=saved.threads)
             engine._given = saved.given
-            if lacks or (saved.cores is None and saved.gpu is None):
-                return engine
-            on_gpu = engine._unproved and gpu_and_versions(engine.device) == saved.gpu and UNKNOWN not in saved.gpu
-            if not (on_gpu if saved.cores is None else engine.device.type == "cpu"):
-                return make()
-            engine.executor = choose(saved.chosen, engine.device, saved.dtype, program.quantised)
-            engine._unproved, engine._cores = False, saved.cores
+            if holds and saved.was_measured:
+                engine.executor = choose_executor(saved.chosen, engine.device, saved.dtype, program.quantised)
+                engine._unproved, engine._cores = False, saved.cores
         except ParNetError as error:
             raise ParNetError(f"{path}: {error}") from None
         return engine
@@ -174,7 +173,7 @@ class Engine:
         self.program.save(path, {"engine": saved.text()})
 
     def lane_device(self, lane: int) -> torch.device:
-        """Where a lane of this process runs: the visible GPUs in turn, unless the engine was given one of them."""
+        """Return the device of a lane of this process: the visible GPUs in turn, unless the engine was given one."""
         if self.device.type == "cpu" or self.device.index is not None:
             return self.device
         return torch.device("cuda", lane % torch.cuda.device_count())
@@ -192,9 +191,9 @@ class Engine:
 
     @with_own_settings
     def __call__(self, x_nchw: Tensor, out: Tensor | None = None) -> Answer:
-        """Pictures [N, 3, H, W] to logits fp32 [N, classes], on the same device.
+        """Return logits fp32 [N, classes] for pictures [N, 3, H, W], on the same device.
 
-        Of a program with outputs, to a dictionary of them by name: features fp32 [N, C, H, W], in whatever memory
+        For a program with outputs, return a dictionary of them by name: features fp32 [N, C, H, W], in whatever memory
         format the executor has. Pictures are normalised and of a floating type, or uint8, RGB, as they are. H and W are
         multiples of `program.size_multiple`. The logits are a tensor of their own, or `out`, filled. Raises ParNetError
         for any other input or `out`.
@@ -216,20 +215,20 @@ class Engine:
                 return out.copy_(logits_of(answer))
 
     def map(self, pictures: Iterable[Tensor]) -> Generator[Answer]:
-        """The answer to each of many inputs, in order, as calls one by one would give them.
+        """Return an iterator over the answers to many inputs, in order, as calls one by one would give them.
 
         With several ranks the next input is on its way while the last is computed, so that ranks do not idle in
         between; inputs are taken at most two ahead of the answers, and may be overwritten once the next is asked for.
         Shapes may differ. Until the iterator ends, or is closed, an engine of several ranks takes no other calls.
         """
         if self._distributed is not None:
-            self._turn()
+            self._turn.check()
             return self._distributed.map(self._taken_in(x_nchw) for x_nchw in pictures)
         return (self(x_nchw) for x_nchw in pictures)
 
     @with_own_settings
     def buffers(self, x_nchw: Tensor) -> tuple[Tensor, Tensor]:
-        """For executors of CUDA graphs: pictures and logits of the graph for pictures of such a shape and kind.
+        """Return, for executors of CUDA graphs, pictures and logits of the graph for pictures of such a shape and type.
 
         Fill the first and give both to the engine, and nothing is copied: `engine(pictures, out=logits)`. Any other
         call with pictures of this shape overwrites them.
@@ -288,21 +287,23 @@ class Engine:
 
     @with_own_settings
     def serve(self) -> int:
-        """On every rank but the coordinator's: take part in requests until it closes; returns its exit status."""
+        """Take part in requests, on every rank but the coordinator's, until that closes; return its exit status."""
         if self._distributed is None:
             raise ParNetError("one process has nobody to serve: call the engine, or join_ranks before it is made")
-        self._turn()
+        self._turn.check()
         return self._distributed.serve()
 
     @with_own_settings
     def profile(self, x_nchw: Tensor) -> list[Recorder]:
-        """One pass, operation by operation: the spans of each lane, waits for other lanes included. They are the
-        kernels of native and Triton, of every other executor torch's operations in eager mode."""
+        """Run one pass operation by operation: a recorder of spans for each lane, waits for other lanes included.
+
+        Spans are those of the kernels of native and Triton, for other executors of torch's operations in eager mode.
+        """
         with self._turn():
             return self._ready(x_nchw).profile(x_nchw)
 
     def _taken_in(self, x_nchw: Tensor) -> Tensor:
-        """A picture once it is checked, and the current CUDA stream waits for the one of the last call."""
+        """Check pictures, and let the current CUDA stream wait for that of the last call."""
         if not isinstance(x_nchw, Tensor) or _kind_of(x_nchw) != self._checked or x_nchw.is_neg():
             check_input(self.program, x_nchw)
             if x_nchw.is_meta:
@@ -318,23 +319,23 @@ class Engine:
         return x_nchw
 
     def _ready(self, x_nchw: Tensor) -> Executor:
-        """The executor for such pictures."""
+        """Return the executor for such pictures, made when it is first needed."""
         raw = self._taken_in(x_nchw).dtype == torch.uint8
         executor = self._executors.get(raw)
         if executor is None:
             executor = self._executors[raw] = self._make_executor(raw)
         return executor
 
-    @apart
+    @outside_torch_modes
     def _make_executor(self, raw: bool) -> Executor:
         devices = [self.lane_device(lane) for lane in range(self.placement.lanes)]
         return make_executor(self.executor, self.program, self.placement, devices, self.dtype, self.threads, raw)
 
     @with_own_settings
     def trace(self, x_nchw: Tensor) -> list[Recorder]:
-        """A few requests as calls run them: the spans of each lane, and what its GPU ran.
+        """Run a few requests as calls run them: a recorder for each lane, of its spans and of what its GPU ran.
 
-        In one process they are those of its one thread, on the coordinator's lane.
+        In one process all spans are on the coordinator's lane, since one thread launches the work of all lanes.
         """
         with self._turn():
             executor = self._ready(x_nchw)
@@ -354,8 +355,8 @@ class Engine:
 
     @with_own_settings
     def clocks(self) -> list[Clock]:
-        """Each lane's clock against the coordinator's."""
-        self._turn()
+        """Measure each lane's clock against the coordinator's."""
+        self._turn.check()
         return self._distributed.clocks() if self._distributed else [Clock()] * self.placement.lanes
 
     def _synchronise(self) -> None:
@@ -380,6 +381,17 @@ class Engine:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if error is None or isinstance(error, ParNetError):
             self.close(status=0 if error is None else 2)
+
+
+def _holds(saved: Saved, device: torch.device, program: Program) -> bool:
+    """Return whether what a saved engine measured, if it did, holds on this device of this machine."""
+    if saved.cores is not None:
+        is_here = saved.cores == usual_threads() and not lacking(METHODS[saved.chosen].backend)
+        return is_here and device.type == "cpu"
+    if saved.gpu is not None:
+        is_proved = saved.executor == "auto" and lives_on_gpu(device) and not program.quantised
+        return is_proved and UNKNOWN not in saved.gpu and gpu_and_versions(device) == saved.gpu
+    return True
 
 
 def _kind_of(x: Tensor) -> tuple[object, ...]:

@@ -13,12 +13,17 @@ from .executors.available import DTYPES, EXECUTORS, METHODS
 from .program.placement import Placement
 from .program.program import Program
 
+ON_THE_CPU = "cpu"  # in files of earlier versions: the executor "auto", on the CPU unless a GPU was named
+
 
 @dataclass(frozen=True)
 class Saved:
-    """An engine's settings. executor: as asked for; chosen: what ran. What placement and threads were measured on, if
-    they were: cores, or gpu, with its driver and the versions that compile for it. given: the placement was, by the
-    user, so that it holds wherever it is loaded."""
+    """An engine's settings, as its file keeps them.
+
+    executor: as asked for. chosen: what ran. cores, gpu: what placement and threads were measured on, if they were: a
+    number of cores, or a GPU with its driver and the versions that compile for it. given: the placement was given by
+    the user, so that it holds wherever the engine is loaded.
+    """
 
     dtype: torch.dtype
     executor: str
@@ -29,13 +34,18 @@ class Saved:
     gpu: str | None = None
     given: bool = False
 
+    @property
+    def was_measured(self) -> bool:
+        """Whether `chosen` and the placement were found by measuring."""
+        return self.cores is not None or self.gpu is not None
+
     def text(self) -> str:
-        """As JSON."""
+        """Return the settings as JSON."""
         return json.dumps(asdict(self) | {"dtype": str(self.dtype)})
 
     @classmethod
     def of(cls, metadata: Mapping[str, str], program: Program) -> Saved:
-        """From a file's metadata. ParNetError where a value is missing, foreign, or of another type or range."""
+        """Read the settings from a file's metadata; ParNetError where a value is missing, unknown, or out of range."""
         try:
             fields = json.loads(metadata["engine"])
             fields["dtype"] = {str(dtype): dtype for dtype in DTYPES}[fields["dtype"]]
@@ -44,7 +54,7 @@ class Saved:
             saved = cls(**fields)
         except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise ParNetError(f"holds no engine ({error!r}); Engine.save writes one") from None
-        for executor, known in ((saved.executor, EXECUTORS), (saved.chosen, tuple(METHODS))):
+        for executor, known in ((saved.executor, (*EXECUTORS, ON_THE_CPU)), (saved.chosen, tuple(METHODS))):
             if executor not in known:
                 raise ParNetError(f"unknown executor {executor!r}: choose one of {', '.join(known)}")
         for name in ("threads", "cores"):

@@ -107,7 +107,7 @@ def with_own_settings(function: Callable[Arguments, Result]) -> Callable[Argumen
     return inner
 
 
-def apart(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+def outside_torch_modes(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """Decorate a function to run outside all that watches, records or fakes torch's operations: what it makes is kept
     beyond them, so it must hold numbers."""
 

@@ -10,7 +10,7 @@ from .errors import ParNetError
 
 
 class Turns:
-    """A lock for the calls of an engine: call it to get what a call holds, as a context, while it runs."""
+    """The lock of an engine: `with turns():` around a call, `turns.check()` where a call takes no lock of its own."""
 
     def __init__(self) -> None:
         self._lock, self._process = RLock(), os.getpid()
@@ -20,9 +20,8 @@ class Turns:
         """Whether this process is a fork of the one that takes turns, where the lock may be held for ever."""
         return os.getpid() != self._process
 
-    def __call__(self) -> AbstractContextManager[object]:
-        """Return the lock, to be held in a with statement. ParNetError in a fork, which lacks threads as well, and
-        within a call of the same thread."""
+    def check(self) -> None:
+        """Raise ParNetError in a fork, which lacks the threads of its parent, and within a call of the same thread."""
         if self.is_forked:
             raise ParNetError(
                 "this engine was made before a fork, which takes no threads along: make it in the child process, or "
@@ -32,4 +31,8 @@ class Turns:
             raise ParNetError(
                 "an engine called from within its own call, as a signal handler or a finalizer may: call it after that"
             )
+
+    def __call__(self) -> AbstractContextManager[object]:
+        """Return the lock, to be held in a with statement. ParNetError as for `check`."""
+        self.check()
         return self._lock

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
-from parallel_parnet.executors.queues import InOrder
+from parallel_parnet.executors.queues import Queues
 
 Result = TypeVar("Result")
 
 
 @dataclass
-class RandomQueues(InOrder):
+class RandomQueues(Queues):
     """Queues whose work is done when the last lane has been handed out, in a random order that the events allow.
 
     broken: events are ignored. ran: lanes, in the order in which their work was done.

@@ -110,7 +110,7 @@ def test_an_engine_is_not_made_of_what_watches_it(executor: str) -> None:
 def test_tensors_without_memory_are_refused(executor: str, called_before: bool) -> None:
     """OpenVINO would answer with whatever its own memory holds."""
     engine = engine_of(executor) if called_before else Engine(PROGRAM, device="cpu", executor=executor)
-    with pytest.raises(ParNetError, match="without memory, as fake ones are: give pictures with numbers"):
+    with pytest.raises(ParNetError, match="without memory, as fake ones are: give pictures that have data"):
         engine(FakeTensorMode().from_tensor(X))
     assert relative(engine(X), engine_of("eager")(X)) < 1e-5
 
@@ -128,7 +128,7 @@ def test_what_torch_func_wraps_is_refused(executor: str, called_before: bool) ->
     ):
         with pytest.raises(ParNetError, match=r"torch.func has wrapped, .*: leave them out"):
             call()
-    with pytest.raises(ParNetError, match="expected a dense tensor whose elements have a place each"):
+    with pytest.raises(ParNetError, match="expected a dense tensor whose elements do not overlap"):
         torch.func.functionalize(lambda out: engine(X, out=out))(torch.empty(1, 10))
     assert relative(engine(X), engine_of("reference")(X)) < 1e-5
 
@@ -160,7 +160,7 @@ def test_inputs_of_another_kind_after_one_that_was_right(executor: str) -> None:
     ids=type,
 )
 def test_what_cannot_be_filled(out: object) -> None:
-    with pytest.raises(ParNetError, match="expected a dense tensor whose elements have a place each"):
+    with pytest.raises(ParNetError, match="expected a dense tensor whose elements do not overlap"):
         engine_of("eager")(X, out=out)  # type: ignore[arg-type]
 
 

@@ -109,7 +109,7 @@ def test_threads_take_turns(two_threads: None) -> None:
 
 
 def test_warm_up_chooses_once_and_the_choice_is_kept(tmp_path: Path, two_threads: None) -> None:
-    engine = Engine(PROGRAM, device="cpu", executor="cpu")
+    engine = Engine(PROGRAM, device="cpu")
     seconds = engine.warm_up(X)
     assert len(seconds) == 2 * len(OPTIONAL) and list(seconds.values()) == sorted(seconds.values())
     assert f"{engine.placement.lanes} lane(s) of {engine.threads} thread(s)" in next(iter(seconds))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from parallel_parnet import Engine, ParNetError
 from parallel_parnet.cores import cores
-from parallel_parnet.executors.available import alone_by
+from parallel_parnet.executors.available import facts, profiled_by
 from parallel_parnet.files import check_writable
 from parallel_parnet.planning.costs import Costs, Measured
 from parallel_parnet.planning.planner import schedule
@@ -93,7 +93,7 @@ def merged(
             "real path": "requests as the executor runs them; the device is waited for at their end alone",
             "operation by operation": "other passes: each operation by itself, and waited for",
         },
-        "alone_by": alone_by(engine.executor),
+        "alone_by": profiled_by(engine.executor),
         "clocks": [asdict(clock) | {"applied": clock.applied} for clock in clocks],
         "operations": [
             {
@@ -125,7 +125,7 @@ def predicted(
     if not engine.program.by_name.keys() <= seconds.keys():
         return None
     source = f"each operation's fastest of {PASSES_APART} passes of this run"
-    device = Measured("measured", seconds, source, own_layout=engine.executor == "native")
+    device = Measured("measured", seconds, source, own_layout=facts(engine.executor).own_layout)
     way = find_link(link or ("nvlink" if engine.device.type == "cuda" else "loopback"))
     size, batch = pictures.shape[-1], len(pictures)
     costs = Costs.of(engine.program, device, way, size, batch, engine.dtype.itemsize)

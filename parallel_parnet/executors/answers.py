@@ -16,36 +16,42 @@ from .binding import Backend
 Answer = Tensor | dict[str, Tensor]
 
 
-def collected(program: Program, feature: Callable[[str], Tensor]) -> Answer:
-    """From the features that hold it, by the names of their operations."""
+def answers_from(program: Program, feature: Callable[[str], Tensor]) -> Answer:
+    """Return a program's answer: its logits, or its outputs by name.
+
+    feature: gives the tensor that an operation makes, by the operation's name.
+    """
     if not program.outputs:
         return feature(program.output)
     return {name: feature(made) for name, made in program.outputs.items()}
 
 
-def opened(backend: Backend, nhw: tuple[int, int, int], feature: Callable[[str], Tensor]) -> Answer:
-    """The same from features as they cross lanes."""
-    return collected(backend.program, lambda name: backend.nchw(name, feature(name), nhw))
+def answers_from_messages(backend: Backend, nhw: tuple[int, int, int], feature: Callable[[str], Tensor]) -> Answer:
+    """Return a program's answer from features as they cross lanes, whose layout the backend knows.
+
+    nhw: number, height and width of the pictures. feature: gives an operation's message, by the operation's name.
+    """
+    return answers_from(backend.program, lambda name: backend.nchw(name, feature(name), nhw))
 
 
 def each(answer: Answer, change: Callable[[Tensor], Tensor]) -> Answer:
-    """The answer with every tensor of it changed."""
+    """Return the answer with `change` applied to each of its tensors."""
     return change(answer) if isinstance(answer, Tensor) else {name: change(tensor) for name, tensor in answer.items()}
 
 
 def logits_of(answer: Answer) -> Tensor:
-    """ParNetError where there are outputs by name, which nothing fills in place."""
+    """Return an answer that is logits; ParNetError where it is outputs by name, which nothing fills in place."""
     if not isinstance(answer, Tensor):
         raise ParNetError(f"out and buffers are for logits; this program gives {', '.join(answer)}: leave them out")
     return answer
 
 
 def check_out(program: Program, x_nchw: Tensor, out: Tensor) -> None:
-    """ParNetError where a tensor cannot take the logits of such pictures."""
+    """Raise ParNetError where `out` cannot take the logits of such pictures: fp32 [N, classes], on their device."""
     if program.outputs:
         raise ParNetError(f"out is for logits, and this program gives {', '.join(program.outputs)}: leave it out")
     if not isinstance(out, Tensor) or out.layout != torch.strided or is_wrapped(out) or _shares_places(out):
-        raise ParNetError(f"out, a {type(out).__name__}: expected a dense tensor whose elements have a place each")
+        raise ParNetError(f"out, a {type(out).__name__}: expected a dense tensor whose elements do not overlap")
     if out.requires_grad:
         raise ParNetError("out requires gradients, which an engine has none of: give its detach()")
     expected = x_nchw.shape[0], program.operations[-1].cout
@@ -67,7 +73,7 @@ def _shares_places(out: Tensor) -> bool:
 
 
 def largest_error(got: Answer, expected: Answer) -> float:
-    """The largest relative error of any tensor of an answer."""
+    """Return the largest of the relative errors of an answer's tensors; see `parity.relative`."""
     if isinstance(got, Tensor) and isinstance(expected, Tensor):
         return relative(got, expected)
     assert isinstance(got, dict) and isinstance(expected, dict)

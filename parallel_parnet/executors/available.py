@@ -10,7 +10,7 @@ import torch
 
 from ..errors import ParNetError, ParNetWarning
 from ..program.contract import E4M3, dtype_name
-from .backends import BACKENDS, ON_CPUS, arithmetic, has_bf16, interprets, lacking
+from .backends import BACKENDS, ON_CPUS, Facts, arithmetic, has_bf16, interprets, lacking
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -23,22 +23,30 @@ class Method(NamedTuple):
     captured: bool = False
 
 
-# backends that run quantised programs, by the type of their weights
-QUANTISED = {torch.int8: ("reference", "eager", "inductor", "native"), E4M3: ("reference", "eager", "triton")}
 FP8 = (8, 9)  # the first compute capability with tensor cores for it
-ON_GPUS = {"triton": Method("triton"), "cuda_graph": Method("triton", True), "cuda_streams": Method("eager", True)}
-METHODS = {name: Method(name) for name in ("reference", *BACKENDS)} | ON_GPUS
-EXECUTORS = ("auto", "cpu", *METHODS)
+METHODS = {name: Method(name) for name in BACKENDS}
+METHODS |= {"cuda_graph": Method("triton", True), "cuda_streams": Method("eager", True)}
+ON_GPUS = [name for name, method in METHODS.items() if method.captured or BACKENDS[method.backend].only_on == "cuda"]
+EXECUTORS = ("auto", *METHODS)
 
 
-def alone_by(executor: str) -> str:
-    """Whose operations run where each runs by itself, as in `Engine.profile`."""
-    backend = METHODS[executor].backend
-    return f"{backend}'s kernels" if backend in ("native", "triton") else "torch in eager mode"
+def facts(executor: str) -> Facts:
+    """Return what is known of the backend of an executor."""
+    return BACKENDS[METHODS[executor].backend]
 
 
-def find_device(wanted: str | int | torch.device) -> torch.device:
-    """ParNetError for what is neither the CPU nor a GPU that is here."""
+def profiled_by(executor: str) -> str:
+    """Say in words whose kernels or operations `Engine.profile` measures for an executor."""
+    return f"{METHODS[executor].backend}'s kernels" if facts(executor).own_kernels else "torch in eager mode"
+
+
+def find_device(wanted: str | int | torch.device | None) -> torch.device:
+    """Return the device of a name or a GPU's number, or for None a GPU where there is one, else the CPU.
+
+    ParNetError where it is neither the CPU nor a GPU that is here.
+    """
+    if wanted is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(f"cuda:{wanted}" if type(wanted) is int else wanted)
     except (RuntimeError, TypeError):
@@ -52,9 +60,13 @@ def find_device(wanted: str | int | torch.device) -> torch.device:
     return device
 
 
-def choose(executor: str, device: torch.device, dtype: torch.dtype, quantised: torch.dtype | None = None) -> str:
-    """The executor for "auto" and "cpu", else the one that was named. ParNetError where it cannot run there, or not a
-    program quantised to this type."""
+def choose_executor(
+    executor: str, device: torch.device, dtype: torch.dtype, quantised: torch.dtype | None = None
+) -> str:
+    """Return the executor that "auto" stands for, else the one that was named.
+
+    ParNetError where it cannot run on this device, in this type, or a program quantised to this type.
+    """
     if executor not in EXECUTORS:
         raise ParNetError(f"unknown executor {executor!r}: choose one of {', '.join(EXECUTORS)}")
     if dtype not in DTYPES:
@@ -65,21 +77,23 @@ def choose(executor: str, device: torch.device, dtype: torch.dtype, quantised: t
         raise ParNetError(
             f"executor {executor} runs on NVIDIA GPUs: choose eager, or set TRITON_INTERPRET=1 to try it on a CPU"
         )
-    if device.type == "cpu" and dtype == torch.float16 and executor not in ("triton", "cuda_graph"):
+    for_gpus = executor != "auto" and facts(executor).only_on == "cuda"
+    if device.type == "cpu" and dtype == torch.float16 and not for_gpus:
         raise ParNetError("float16 on the CPU: choose float32 or bfloat16")
-    if device.type == "cuda" and executor in ("cpu", *ON_CPUS):
+    if device.type == "cuda" and executor in ON_CPUS:
         raise ParNetError(f"executor {executor} runs on the CPU only: choose device cpu")
     if device.type == "cuda" and executor in ON_GPUS and interprets():
         raise ParNetError(f"executor {executor} with TRITON_INTERPRET=1: unset it, or choose device cpu")
-    if quantised and dtype != torch.float32 and (quantised != E4M3 or executor not in ("triton", "cuda_graph")):
+    if quantised and dtype != torch.float32 and (quantised != E4M3 or not for_gpus):
         raise ParNetError(f"dtype {dtype} for a quantised program, which has types of its own: leave it at float32")
-    if executor in ("auto", "cpu"):
+    if executor == "auto":
         return [*(for_cpu(dtype, quantised) if device.type == "cpu" else []), "eager"][0]
-    if quantised and METHODS[executor].backend not in (able := QUANTISED[quantised]):
+    if quantised and quantised not in facts(executor).quantised:
+        able = [name for name in reversed(BACKENDS) if quantised in BACKENDS[name].quantised]
         raise ParNetError(
-            f"executor {executor} runs no program quantised to {dtype_name(quantised)}: choose {', '.join(able[::-1])}"
+            f"executor {executor} runs no program quantised to {dtype_name(quantised)}: choose {', '.join(able)}"
         )
-    if quantised == E4M3 and device.type == "cuda" and METHODS[executor].backend == "triton":
+    if quantised == E4M3 and device.type == "cuda" and for_gpus:
         capability = torch.cuda.get_device_capability(device)
         if capability < FP8:
             raise ParNetError(
@@ -92,15 +106,15 @@ def choose(executor: str, device: torch.device, dtype: torch.dtype, quantised: t
 
 
 def for_cpu(dtype: torch.dtype, quantised: torch.dtype | None = None) -> list[str]:
-    """Executors that can be had here, the likely fastest first."""
-    names = [name for name in ON_CPUS if name in QUANTISED[quantised]] if quantised else ON_CPUS
+    """List the executors for CPUs that this machine has and that compute in this type, the likely fastest first."""
+    names = [name for name in ON_CPUS if quantised is None or quantised in BACKENDS[name].quantised]
     return [name for name in names if not lacking(name) and (name != "native" or _native_fits(dtype))]
 
 
 def notes(executor: str, chosen: str, device: torch.device, quantised: torch.dtype | None) -> list[str]:
-    """What the user should know of a choice that was left to us: that the kernels for CPUs cannot be had, or that on a
-    GPU what was quantised is computed in fp32."""
-    if executor not in ("auto", "cpu"):
+    """List what the user should know of the choice of "auto": that the kernels for CPUs are not available, or that on a
+    GPU a quantised program is computed in fp32."""
+    if executor != "auto":
         return []
     found = []
     if device.type == "cpu" and (reason := lacking("native")):
@@ -113,7 +127,10 @@ def notes(executor: str, chosen: str, device: torch.device, quantised: torch.dty
 
 @cache  # once for a process, from wherever its engines are made
 def warn(note: str, depth: int = 2) -> None:
-    """A warning at the line that made or called the engine. depth: of the functions from there, but for this one."""
+    """Warn (ParNetWarning) of the line that made or called the engine, once a process for each note.
+
+    depth: stack frames between the user's line and this function.
+    """
     warnings.warn(note, ParNetWarning, stacklevel=depth + 2)
 
 

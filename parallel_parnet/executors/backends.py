@@ -5,29 +5,53 @@ from __future__ import annotations
 import importlib.util
 import os
 from functools import cache
+from typing import NamedTuple
 
 import torch
 
 from ..errors import ParNetError
 from ..forking import is_forked
 from ..kernels.cpu import native, objects
+from ..program.contract import E4M3
 from ..settings import is_watched
 
-BACKENDS = ("eager", "inductor", "openvino", "native", "triton")
-ON_CPUS = ("native", "openvino")  # where they can be had; the likely fastest first
-NOT_FORKED = ("openvino", "inductor")  # which have pools of threads of their own
+
+class Facts(NamedTuple):
+    """What is known of a backend before one is made; `missing` and `arithmetic` depend on the machine as well."""
+
+    quantised: tuple[torch.dtype, ...] = ()  # types of the quantised programs that it runs
+    only_on: str = ""  # the kind of device, where it runs on one alone
+    plain: bool = False  # reads torch's tensors in the plain NCHW layout, and not in channels_last
+    converts: bool = False  # torch's tensors are fp32 for it, whatever type it computes in
+    own_kernels: bool = False  # they are profiled, and not torch's operations in eager mode
+    own_layout: bool = False  # a lane copies what it reads into the layout in which it computes
+    forks: bool = True  # runs in a forked process, having no pool of threads of its own
+
+
+BACKENDS = {
+    "reference": Facts((torch.int8, E4M3), plain=True),
+    "eager": Facts((torch.int8, E4M3)),
+    "inductor": Facts((torch.int8,), forks=False),
+    "openvino": Facts(only_on="cpu", converts=True, forks=False),
+    "native": Facts((torch.int8,), "cpu", plain=True, converts=True, own_kernels=True, own_layout=True),
+    "triton": Facts((E4M3,), "cuda", own_kernels=True),
+}
+ON_CPUS = [name for name in reversed(BACKENDS) if BACKENDS[name].only_on == "cpu"]  # the likely fastest first
 
 
 def lacking(backend: str) -> str | None:
-    """What a backend lacks in this process, and what to do."""
-    if backend in NOT_FORKED and is_forked():
+    """Say what a backend lacks in this process, and what to do; None where it lacks nothing."""
+    if not BACKENDS[backend].forks and is_forked():
         return "its threads do not survive a fork; start the process by spawn"
     return missing(backend)
 
 
 @cache
 def missing(backend: str) -> str | None:
-    """What a backend lacks on this machine, and what to do. ParNetError where PARNET_ISA asks for what native lacks."""
+    """Say what a backend lacks on this machine, and what to do; None where it lacks nothing.
+
+    ParNetError where PARNET_ISA names an instruction set that native or this CPU lacks.
+    """
     if backend == "openvino" and importlib.util.find_spec("openvino") is None:
         return "not installed here; pip install openvino"
     if backend == "triton" and importlib.util.find_spec("triton") is None:
@@ -41,7 +65,7 @@ def missing(backend: str) -> str | None:
 
 
 def broken_openvino() -> str | None:
-    """Why it cannot be loaded though it is installed, which takes too long for `missing` to try."""
+    """Say why OpenVINO, though installed, cannot be imported; else None. Importing it takes too long for `missing`."""
     try:
         importlib.import_module("openvino")
     except ImportError as error:
@@ -50,14 +74,14 @@ def broken_openvino() -> str | None:
 
 
 def refuse_broken_openvino() -> None:
-    """ParNetError where it cannot be loaded."""
+    """Raise ParNetError where OpenVINO cannot be imported."""
     if reason := broken_openvino():
         raise ParNetError(f"{reason}: choose native")
 
 
 def refuse_recorders(executor: str) -> None:
-    """ParNetError where torch's operations are recorded (make_fx, torch.jit.trace) and an executor has none to record:
-    a buffer's address would be taken for the answer."""
+    """Raise ParNetError where torch's operations are recorded (make_fx, torch.jit.trace) and an executor has none to
+    record: a buffer's address would be taken for the answer."""
     recorded = torch.jit.is_tracing()
     if not recorded and is_watched():
         from torch.fx.experimental.proxy_tensor import get_proxy_mode  # here, since it takes a while
@@ -70,7 +94,7 @@ def refuse_recorders(executor: str) -> None:
 
 
 def isa(executor: str) -> str | None:
-    """The instruction set of the CPU kernels that run, where the executor is native."""
+    """Return the name of the instruction set that executor native's kernels use; None for other executors."""
     return objects.in_use() if executor == "native" else None
 
 
@@ -85,13 +109,16 @@ def has_bf16() -> bool:
 
 
 def storage_type(backend: str, dtype: torch.dtype) -> torch.dtype:
-    """Type of features and weights as torch sees them. native and OpenVINO convert by themselves."""
-    return torch.float32 if backend in ON_CPUS else dtype
+    """Return the type of features and weights in torch's tensors: fp32 for backends that convert, else `dtype`."""
+    return torch.float32 if BACKENDS[backend].converts else dtype
 
 
 def arithmetic(backend: str, dtype: torch.dtype, quantised: torch.dtype | None = None) -> torch.dtype:
-    """The type that convolutions really run in: fp32 on CPUs without bf16 instructions, for native and OpenVINO; that
-    of a quantised program's weights, though torch's backends hold them as fp32 numbers."""
+    """Return the type that convolutions really compute in.
+
+    For native and OpenVINO this is fp32 on CPUs without bf16 instructions. For a quantised program it is the type of
+    its weights, though torch's backends hold them as fp32 numbers.
+    """
     if quantised:
         return quantised
     if backend == "native" and dtype == torch.bfloat16 and not native.library().has_bf16():

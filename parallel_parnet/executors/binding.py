@@ -13,7 +13,7 @@ from ..errors import ParNetError
 from ..profiling.spans import Spans
 from ..program.placement import Segment
 from ..program.program import INPUT, Program
-from ..settings import apart
+from ..settings import outside_torch_modes
 
 Reads = tuple[Tensor, ...]
 
@@ -33,13 +33,13 @@ class Runner(Protocol):
     """A segment, ready to run. What it gives may lie in buffers of its own, which its next run overwrites."""
 
     def fits(self, reads: Reads) -> bool:
-        """Whether it can read these features where they lie."""
+        """Return whether it can read these features where they lie in memory."""
 
     def __call__(self, reads: Reads, spans: Spans | None = None) -> tuple[Tensor, ...]:
-        """Features `segment.reads` to features `segment.writes`."""
+        """Compute the features `segment.writes` from the features `segment.reads`, both in the segment's order."""
 
-    def apart(self, reads: Reads, spans: Spans) -> tuple[Tensor, ...]:
-        """The same step by step, each in a span of its own."""
+    def run_stepwise(self, reads: Reads, spans: Spans) -> tuple[Tensor, ...]:
+        """Return what a call returns, computed step by step, each step in a span of its own."""
 
 
 class Backend(Protocol):
@@ -57,12 +57,14 @@ class Backend(Protocol):
 
     @property
     def tiles(self) -> str: ...
-    def layout(self, feature: str, n: int, h: int, w: int) -> Layout: ...
+    def layout(self, feature: str, n: int, h: int, w: int) -> Layout:
+        """Return shape and type of a feature's message, for n pictures of h x w pixels."""
+
     def bind(self, segment: Segment, nhw: tuple[int, int, int], reads: Reads, homes: Mapping[str, Tensor]) -> Runner:
-        """A runner of the segment. homes: where some of its features should be written, if it can choose."""
+        """Return a runner of the segment. homes: tensors for some of its features, by name, used if it can choose."""
 
     def nchw(self, feature: str, tensor: Tensor, nhw: tuple[int, int, int]) -> Tensor:
-        """A feature's tensor, as it crosses lanes, as [N, C, H, W], where it lies; logits as they are."""
+        """Return a view [N, C, H, W] of a feature's message; logits [N, classes] as they are."""
 
 
 class Bindings:
@@ -85,39 +87,39 @@ class Bindings:
         self._runners: dict[Segment, Runner] = {}
 
     @cached_property
-    @apart
+    @outside_torch_modes
     def picture(self) -> Tensor:
-        """The buffer for pictures, on `device`."""
+        """The buffer for pictures [N, 3, H, W], on `device`."""
         shape, backend = self.backend.program.shape(INPUT, *self.nhw), self.backend
         return torch.empty(shape, dtype=backend.storage, device=self.device, memory_format=backend.memory_format)
 
     def enter(self, x_nchw: Tensor) -> Tensor:
-        """Pictures as segments read them."""
+        """Return pictures [N, 3, H, W] as segments read them: in the buffer, or converted."""
         if self._fixed:
             return self.picture.copy_(x_nchw)
         return x_nchw.to(self.device, self.backend.storage, memory_format=self.backend.memory_format)
 
     def runner(self, segment: Segment, reads: Reads, homes: Mapping[str, Tensor]) -> Runner:
-        """The segment's runner for these inputs, bound anew where they lie elsewhere than before."""
+        """Return the segment's runner for these inputs, bound anew where they lie elsewhere than before."""
         runner = self._runners.get(segment)
         if runner is None or not runner.fits(reads):
             runner = self._runners[segment] = self._bind(segment, reads, homes)
         return runner
 
-    @apart
+    @outside_torch_modes
     def _bind(self, segment: Segment, reads: Reads, homes: Mapping[str, Tensor]) -> Runner:
         runner = self.backend.bind(segment, self.nhw, reads, homes)
         return self._wrap(runner, reads) if self._wrap else runner
 
 
 def address(tensor: Tensor) -> int:
-    """Where its numbers lie. ParNetError where torch only pretends that there are some."""
+    """Return the address of a tensor's data; ParNetError where it has none, as a fake tensor."""
     at = tensor.data_ptr()
     if not at:
-        raise ParNetError("a tensor without memory, as fake ones are: give pictures with numbers")
+        raise ParNetError("a tensor without memory, as fake ones are: give pictures that have data")
     return at
 
 
 def in_same_places(some: Reads, others: Reads) -> bool:
-    """Whether tensors begin at the same addresses."""
+    """Return whether tensors begin, pair by pair, at the same addresses."""
     return all(a.data_ptr() == b.data_ptr() for a, b in zip(some, others, strict=True))

@@ -23,11 +23,11 @@ from ..program.inputs import check_input
 from ..program.placement import Placement, Transfer
 from ..program.program import Program
 from ..settings import with_own_settings
-from ..transport import agree, choose, open_as
+from ..transport import agree, choose_transport, open_as
 from ..transport.base import IN_FLIGHT, Inbox, Pending
 from .answers import Answer, each
 from .binding import Backend
-from .lane import Key, Lane, Request
+from .lane import Key, Lane, LaneBackends, Request
 from .local import synchroniser
 
 STOP, RUN, PROFILE, TRACE, CLOCK = range(5)
@@ -43,10 +43,11 @@ MAPPING = "a map of this engine is still running: take all its answers, or close
 
 
 class DistributedExecutor:
-    """On the coordinator, call it; on every other lane, `serve`.
+    """The executor of one rank: on the coordinator's it is called, on all others it serves.
 
-    The lanes compare their settings first: ParNetError, on all of them, where one differs. transport: one of
-    `TRANSPORTS`. backend, captured: see `Lane`; the engine has compared the executors that make them.
+    The ranks compare their settings first: ParNetError, on all of them, where one differs. transport: one of
+    `TRANSPORTS`. backend: makes a backend of segments, as for `LaneBackends`. captured: see `Lane`. The engine has
+    compared the executors that make them.
     """
 
     def __init__(
@@ -61,12 +62,12 @@ class DistributedExecutor:
     ) -> None:
         self.program, self.placement, self.lane, self.device = program, placement, lane, device
         self.transfers = placement.transfers(program)
-        self.work = Lane(program, placement, lane, device, backend, self.transfers)
+        backends = LaneBackends(program, placement, lane, backend)
         agree(
             {
                 "program and weights": program.digest,
                 "placement": hashlib.sha256(repr(placement).encode()).hexdigest(),
-                "kernels' tiles": self.work.backend(False).tiles,
+                "kernels' tiles": backends(False).tiles,
                 "transport": transport,
                 "sources of parallel_parnet": sources_digest(),
                 "torch": torch.__version__,
@@ -77,29 +78,29 @@ class DistributedExecutor:
         told = [Transfer("spans", lane, placement.coordinator) for lane in others]
         self._header = {lane: len(self.transfers) + i for i, lane in enumerate(others)}
         self._told = {lane: len(self.transfers) + len(headers) + i for i, lane in enumerate(others)}
-        self.transport = open_as(choose(transport, device), [*self.transfers, *headers, *told])
-        self.work.open(self.transport, captured)
+        self.transport = open_as(choose_transport(transport, device), [*self.transfers, *headers, *told])
+        self.work = Lane(program, placement, lane, device, backends, self.transfers, self.transport, captured)
         self.ranges = Ranges.of(program)
         self._pending: deque[tuple[Request, torch.device]] = deque()
         self._speaking, self._mapping, self._ended = RLock(), False, ""
 
     def __call__(self, x_nchw: Tensor, spans: Spans | None = None) -> Answer:
-        """Logits, or outputs by name, fp32, on the picture's device. On the coordinator only."""
+        """Return logits [N, classes], or outputs by name, fp32, on the pictures' device. On the coordinator only."""
         self._check_bytes(x_nchw)
-        with self._said_whole():
+        with self._exclusive_conversation():
             self._begin(RUN, x_nchw, self.ranges if spans is None else spans)
             return self._answer()
 
     def map(self, pictures: Iterable[Tensor]) -> Generator[Answer]:
-        """The answer to each in turn, the next request being announced before the last is answered."""
-        with self._said_whole():
+        """Yield the answer to each input in turn; the next request is announced before the last is answered."""
+        with self._exclusive_conversation():
             self._mapping = True
         try:
             for x_nchw in pictures:
                 self._check_bytes(x_nchw)
                 while self._pending and _key(x_nchw) not in self.work:
                     yield self._next_answer()  # a new shape comes alone: its compiling need not hold an answer back
-                with self._said_whole(mapping=True):
+                with self._exclusive_conversation(mapping=True):
                     self._begin(RUN, x_nchw, self.ranges)
                 if len(self._pending) == IN_FLIGHT:
                     yield self._next_answer()
@@ -110,8 +111,8 @@ class DistributedExecutor:
             self._mapping = False
 
     @contextmanager
-    def _said_whole(self, mapping: bool = False) -> Iterator[None]:
-        """For what the coordinator says to the other lanes and hears of them, one thread at a time.
+    def _exclusive_conversation(self, mapping: bool = False) -> Iterator[None]:
+        """A context in which one thread at a time talks, on the coordinator, with the other lanes.
 
         After an exception in the middle nothing more is said: what arrives next would be taken for another's. mapping:
         it belongs to the map that is running.
@@ -159,7 +160,7 @@ class DistributedExecutor:
                     self._tell_spans(recorder)
 
     def _next(self, header: Inbox) -> list[int]:
-        """The next announcement, which is checked."""
+        """Wait for the next announcement, and check it: its command and numbers."""
         tag = self._header[self.lane]
         command, *numbers = self.transport.wait(header, tag, idle=True).tolist()
         header.release()
@@ -181,7 +182,7 @@ class DistributedExecutor:
         `Engine.profile`."""
         own = self._recorder()
         self._check_bytes(x_nchw)
-        with self._said_whole():
+        with self._exclusive_conversation():
             self._begin(PROFILE, x_nchw, own)
             self._answer()
             return self._with_others(own)
@@ -189,15 +190,15 @@ class DistributedExecutor:
     def trace(self, x_nchw: Tensor) -> list[Recorder]:
         """Run a few requests as calls run them: a recorder of spans for each lane."""
         self._check_bytes(x_nchw)
-        with self._said_whole():
+        with self._exclusive_conversation():
             for work, tag in self._announce(TRACE, 0, 0, 0, 0):
                 self.transport.finish(work, tag)
             return self._with_others(self._traced(lambda spans: self(x_nchw, spans)))
 
     def clocks(self) -> list[Clock]:
-        """Each lane's clock against the coordinator's."""
+        """Measure each lane's clock against the coordinator's."""
         lanes = range(self.placement.lanes)
-        with self._said_whole():
+        with self._exclusive_conversation():
             return [Clock() if lane == self.lane else ask(partial(self._ping, lane)) for lane in lanes]
 
     def _ping(self, lane: int) -> list[float]:
@@ -227,7 +228,7 @@ class DistributedExecutor:
         return [(self.transport.send(header, tag), tag) for tag in self._header.values()]
 
     def _check_header(self, command: int, numbers: list[int]) -> None:
-        """LaneError for an announcement that no coordinator of this program makes."""
+        """Raise LaneError for an announcement that no coordinator of this program makes."""
         n, h, w, raw = numbers
         try:
             if command not in (RUN, PROFILE):
@@ -262,10 +263,10 @@ class DistributedExecutor:
 
     def _prepare(self, command: int, numbers: Sequence[int], spans: Spans | None) -> Request:
         n, h, w, raw = numbers
-        return self.work.prepare((n, h, w, raw), spans, apart=command == PROFILE)
+        return self.work.prepare((n, h, w, raw), spans, stepwise=command == PROFILE)
 
     def _most_bytes(self, key: Key) -> int:
-        """Of a transfer of such a request."""
+        """Return the size in bytes of the largest transfer of such a request."""
         return max(self.work.sizes(key), default=0)
 
     @with_own_settings
@@ -280,7 +281,7 @@ class DistributedExecutor:
     @with_own_settings
     def _next_answer(self) -> Answer:
         """The oldest request's, a tensor as any other and not one of inference mode."""
-        with self._said_whole(mapping=True):
+        with self._exclusive_conversation(mapping=True):
             return each(self._answer(), Tensor.clone)
 
     def _drain(self) -> None:
@@ -324,7 +325,7 @@ def _numbers(*numbers: int) -> Tensor:
 
 
 def sources_digest() -> str:
-    """Of the package's code that decides what a lane computes: it changes with the version, and with any edit."""
+    """Return a SHA-256 of the package's code that decides what a lane computes, which any edit of it changes."""
     root, digest = Path(__file__).parents[1], hashlib.sha256()
     for folder in ("executors", "kernels", "network", "program", "transport"):
         for path in sorted(path for path in (root / folder).rglob("*") if path.suffix in SOURCES):

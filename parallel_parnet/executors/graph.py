@@ -32,7 +32,7 @@ class _Captured(NamedTuple):
 
 
 def capture(work: Callable[[], Result], device: torch.device) -> tuple[Result, Replay]:
-    """`work` as a CUDA graph, after two runs that load and compile what it needs.
+    """Capture `work` as a CUDA graph, after two runs that load and compile what it needs: its results, and the replay.
 
     Several GPUs' CUDA streams may be forked from the one under capture and joined again: one graph holds them all, and
     starts by one call. Other threads may use the GPU meanwhile: in the default mode, one of their unsafe calls would
@@ -63,7 +63,7 @@ class GraphExecutor:
         self._shapes: Shapes[torch.Size, _Captured] = Shapes(source.synchronise)
 
     def __call__(self, x_nchw: Tensor, out: Tensor | None = None) -> Answer:
-        """Logits, fp32: a copy on the pictures' device, or `out`, filled; or outputs.
+        """Return logits, fp32: a copy on the pictures' device, or `out`, filled; or a copy of the outputs by name.
 
         Nothing is copied for arguments that are themselves the buffers which `buffers` gives.
         """
@@ -79,12 +79,12 @@ class GraphExecutor:
             return out
 
     def buffers(self, shape: torch.Size) -> tuple[Tensor, Tensor]:
-        """Pictures and logits of the graph for this shape, which every call with this shape overwrites."""
+        """Return the graph's pictures and logits for this shape, which every call with this shape overwrites."""
         captured = self._shapes(shape, self._make)
         return captured.picture, logits_of(captured.answer)
 
     def profile(self, x_nchw: Tensor) -> list[Recorder]:
-        """One pass that is not a graph: the spans of each lane."""
+        """Run one pass that is not a graph, step by step: a recorder of spans for each lane."""
         return self.source.profile(x_nchw)
 
     @torch.no_grad()  # and not in inference mode, whose tensors no caller could fill
@@ -107,8 +107,8 @@ class CapturedRunner:
         self._replay()
         return self._outputs
 
-    def apart(self, reads: Reads, spans: Spans) -> tuple[Tensor, ...]:
-        return self._runner.apart(reads, spans)
+    def run_stepwise(self, reads: Reads, spans: Spans) -> tuple[Tensor, ...]:
+        return self._runner.run_stepwise(reads, spans)
 
 
 def _fill(places: Any, values: Any) -> None:

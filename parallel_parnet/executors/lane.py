@@ -15,7 +15,7 @@ from ..profiling.spans import GATHER, SENDS, Spans, send_name, span, wait_name
 from ..program.placement import Placement, Transfer
 from ..program.program import INPUT, Program
 from ..transport.base import IN_FLIGHT, Inbox, Pending, Transport
-from .answers import Answer, each, opened
+from .answers import Answer, answers_from_messages, each
 from .binding import Backend, Bindings
 from .graph import Capture, CapturedRunner, Replay, capture
 from .local import label, synchroniser
@@ -27,11 +27,15 @@ Key = tuple[int, int, int, int]  # what decides a request's buffers: N, H, W, an
 
 
 class Slot:
-    """What a lane keeps for one shape of input and one request in flight: places for what arrives, by tag, and segments
-    bound to them; where a transport enqueues on the GPU, the whole pass as a graph, and the answer that it fills."""
+    """What a lane keeps for one shape of input and one request in flight: inboxes by tag, and segments bound to
+    them.
 
-    def __init__(self, place: int, bindings: Bindings, inboxes: dict[int, Inbox], homes: dict[str, Tensor]) -> None:
-        self.place, self.bindings, self.inboxes, self.homes = place, bindings, inboxes, homes
+    index: of the slot, below IN_FLIGHT. homes: memory of receivers, by the feature that is written there. replay,
+    answer: where a transport enqueues on the GPU, the whole pass as a graph, and what it fills.
+    """
+
+    def __init__(self, index: int, bindings: Bindings, inboxes: dict[int, Inbox], homes: dict[str, Tensor]) -> None:
+        self.index, self.bindings, self.inboxes, self.homes = index, bindings, inboxes, homes
         self.replay: Replay | None = None
         self.answer: Answer | None = None
 
@@ -40,7 +44,7 @@ class Slot:
 class Request:
     """A request that was announced. sends: under way, with their tags.
 
-    spans: what marks its work, if anything. apart: step by step, each in a span of its own. launched: as a graph;
+    spans: what marks its work, if anything. stepwise: step by step, each in a span of its own. launched: as a graph;
     reached: what the GPU reaches when it is done.
     """
 
@@ -48,19 +52,34 @@ class Request:
     features: dict[str, Tensor] = field(default_factory=dict)
     sends: list[tuple[Pending | None, int]] = field(default_factory=list)
     spans: Spans | None = None
-    apart: bool = False
+    stepwise: bool = False
     launched: bool = False
     reached: torch.cuda.Event | None = None
 
     def span(self, name: str) -> AbstractContextManager[object]:
-        """A span, where there is something to mark."""
+        """A context that marks the span of this name, where the request has spans."""
         return span(self.spans, name)
+
+
+class LaneBackends:
+    """The backends that compute a lane's segments, for raw pictures and for others, each made when first asked for.
+
+    make: makes a backend of the segments; its argument `raw` says for which pictures.
+    """
+
+    def __init__(self, program: Program, placement: Placement, lane: int, make: Callable[..., Backend]) -> None:
+        self.segments = [segment for segment in placement.segments(program) if segment.lane == lane]
+        self._make, self._made = make, Shapes[bool, Backend]()
+
+    def __call__(self, raw: bool) -> Backend:
+        return self._made(raw, lambda raw: self._make(self.segments, raw=raw))
 
 
 class Lane:
     """One lane's part of requests, two of which may be in flight, with a set of buffers each.
 
-    transfers: all lanes', by tag. backend: makes a backend of segments, `raw` for raw pictures or others.
+    transfers: all lanes', by tag. captured: whether CUDA graphs, which `capture` makes, are replayed: of a whole pass,
+    transfers included, where the transport can be captured, else of each segment.
     """
 
     def __init__(
@@ -69,13 +88,16 @@ class Lane:
         placement: Placement,
         lane: int,
         device: torch.device,
-        backend: Callable[..., Backend],
+        backends: LaneBackends,
         transfers: Sequence[Transfer],
+        transport: Transport,
+        captured: bool,
+        capture: Capture = capture,
     ) -> None:
         self.program, self.device, self.lane, self.transfers = program, device, lane, transfers
+        self.backends, self.segments, self.transport = backends, backends.segments, transport
         self.coordinates = lane == placement.coordinator
-        self.segments = [s for s in placement.segments(program) if s.lane == lane]
-        self._backend, self._backends = backend, Shapes[bool, Backend]()
+        self._captured, self._capture, self._in_graph = captured, capture, captured and transport.in_graph
         self._labels = [label(program, segment) for segment in self.segments]
         self._routes: dict[str, list[int]] = {}  # on which this lane sends a feature
         for tag, transfer in enumerate(transfers):
@@ -85,39 +107,32 @@ class Lane:
         self._begun = 0
         self._reached: torch.cuda.Event | None = None  # by the GPU, when it is done with the last graph
 
-    def open(self, transport: Transport, captured: bool, capture: Capture = capture) -> None:
-        """Take the transport for all requests from now on.
-
-        captured: whether CUDA graphs are replayed: of a whole pass, transfers included, where the transport can be
-        captured, else of each segment.
-        """
-        self.transport, self._captured, self._capture = transport, captured, capture
-        self._in_graph = captured and transport.in_graph
-
     def __contains__(self, key: Key) -> bool:
-        """Whether there are buffers for such pictures."""
+        """Return whether there are buffers for such pictures."""
         return key in self._slots
 
-    def backend(self, raw: bool) -> Backend:
-        """Of this lane's segments, for raw pictures or others."""
-        return self._backends(raw, lambda raw: self._backend(self.segments, raw=raw))
-
     def sizes(self, key: Key) -> list[int]:
-        """Bytes of each transfer of a request."""
+        """Return the size in bytes of each transfer of such a request, by tag."""
         n, h, w, raw = key
-        return [self.backend(bool(raw)).layout(t.feature, n, h, w).bytes for t in self.transfers]
+        return [self.backends(bool(raw)).layout(t.feature, n, h, w).bytes for t in self.transfers]
 
-    def prepare(self, key: Key, spans: Spans | None, apart: bool) -> Request:
-        """Be ready for what arrives in a request."""
+    def prepare(self, key: Key, spans: Spans | None, stepwise: bool) -> Request:
+        """Announce a request to this lane, so that it is ready for what arrives.
+
+        stepwise: it runs step by step, each step in one of the spans.
+        """
         slot = self._slots(key, self._make_slots)[self._begun % IN_FLIGHT]
         self._begun += 1
         if not self._in_graph:
             self._post(slot)
-        return Request(slot, spans=spans, apart=apart)
+        return Request(slot, spans=spans, stepwise=stepwise)
 
     @torch.inference_mode()
     def give(self, request: Request, x_nchw: Tensor, lasting: bool) -> None:
-        """The coordinator's pictures, to whoever reads them. lasting: they stay as they are until `finish`."""
+        """Give the coordinator's pictures [N, 3, H, W] to the lanes that read them.
+
+        lasting: they stay as they are until `finish`, and need not be copied.
+        """
         bindings = request.slot.bindings
         entered = bindings.enter(x_nchw)
         if not lasting and entered.untyped_storage().data_ptr() == x_nchw.untyped_storage().data_ptr():
@@ -125,15 +140,15 @@ class Lane:
         request.features[INPUT] = entered.view(bindings.backend.layout(INPUT, *bindings.nhw).shape)
         if not self._in_graph:
             self._send(request, INPUT)
-        elif not request.apart:
+        elif not request.stepwise:
             self._launch(request)
 
     @torch.inference_mode()
     def finish(self, request: Request) -> Answer | None:
-        """This lane's part of a request: on the coordinator the answer, fp32."""
+        """Do this lane's part of a request, and return the answer, fp32, on the coordinator, None elsewhere."""
         if not self._in_graph:
             return self._compute(request)
-        if request.apart:
+        if request.stepwise:
             return self._pass(request)
         if not request.launched:
             self._launch(request)
@@ -156,7 +171,7 @@ class Lane:
             self.transport.post(inbox, tag)
 
     def _launch(self, request: Request) -> None:
-        """Enqueue the whole pass on the GPU, as a graph that the first request of this shape and place captures."""
+        """Enqueue the whole pass on the GPU, as a graph that the first request of this shape and slot captures."""
         slot = request.slot
         if slot.replay is None:
             given = dict(request.features)
@@ -199,10 +214,10 @@ class Lane:
             homes = {name: home for name, home in slot.homes.items() if name in segment.writes}
             runner = slot.bindings.runner(segment, reads, homes)
             for name in homes:
-                self.transport.ready(self._routes[name][0], slot.place)
-            if request.apart:
+                self.transport.ready(self._routes[name][0], slot.index)
+            if request.stepwise:
                 assert request.spans is not None
-                outputs = runner.apart(reads, request.spans)
+                outputs = runner.run_stepwise(reads, request.spans)
             else:
                 with request.span(stages):
                     outputs = runner(reads, request.spans)
@@ -214,7 +229,7 @@ class Lane:
             for name in self.program.answers.values():
                 self._receive(request, name)
             bindings = slot.bindings
-            answer = opened(bindings.backend, bindings.nhw, request.features.__getitem__)
+            answer = answers_from_messages(bindings.backend, bindings.nhw, request.features.__getitem__)
             answer = each(answer, lambda tensor: tensor.to(torch.float32, copy=True))
         with request.span(SENDS):
             for work, tag in request.sends:
@@ -230,34 +245,34 @@ class Lane:
                     request.features[name] = self.transport.wait(inbox, tag)
 
     def _send(self, request: Request, name: str) -> None:
-        feature, place = request.features[name], request.slot.place
+        feature, index = request.features[name], request.slot.index
         if tags := self._routes.get(name):
             with request.span(send_name(name)):
-                request.sends += [(self.transport.send(feature, tag, place), tag) for tag in tags]
+                request.sends += [(self.transport.send(feature, tag, index), tag) for tag in tags]
 
     def _make_slots(self, key: Key) -> list[Slot]:
         if self.transport.reserve(self.sizes(key), self.device):
             self._slots.clear()  # whose inboxes lay in memory that is gone
         n, h, w, raw = key
-        backend = self.backend(bool(raw))
+        backend = self.backends(bool(raw))
         # which knows nothing of the lane: memory goes with the last reference to one
         captured = partial(CapturedRunner, device=self.device, capture=self._capture)
         wrap = captured if self._captured and not self._in_graph else None
         fixed = backend.in_place or self._captured
         shared = None if fixed else Bindings(backend, (n, h, w), self.device)
         slots = []
-        for place in range(IN_FLIGHT):
+        for index in range(IN_FLIGHT):
             inboxes: dict[int, Inbox] = {}
             homes: dict[str, Tensor] = {}
             for tag, transfer in enumerate(self.transfers):
                 layout = backend.layout(transfer.feature, n, h, w)
                 if transfer.target == self.lane:
-                    inboxes[tag] = self.transport.inbox(tag, place, *layout, self.device)
+                    inboxes[tag] = self.transport.inbox(tag, index, *layout, self.device)
                 elif backend.in_place and self._is_read_there_alone(tag):
-                    home = self.transport.outbox(tag, place, *layout)
+                    home = self.transport.outbox(tag, index, *layout)
                     homes |= {} if home is None else {transfer.feature: home}
             bindings = shared or Bindings(backend, (n, h, w), self.device, fixed, wrap)
-            slots.append(Slot(place, bindings, inboxes, homes))
+            slots.append(Slot(index, bindings, inboxes, homes))
         return slots
 
     def _is_read_there_alone(self, tag: int) -> bool:

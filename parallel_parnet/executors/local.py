@@ -15,10 +15,10 @@ from ..profiling.ranges import Ranges
 from ..profiling.spans import Recorder, Spans, span
 from ..program.placement import Placement, Segment
 from ..program.program import INPUT, Program
-from .answers import Answer, each, opened
+from .answers import Answer, answers_from_messages, each
 from .binding import Backend, Bindings
-from .queues import CudaQueues, InOrder, are_peers
-from .schedule import START, Record, Run, Wait, fork_and_join, sources
+from .queues import CudaQueues, Queues, are_peers
+from .schedule import START, Record, RunSegment, Wait, fork_and_join, sources
 from .shapes import Shapes
 
 WHOLE_GPU = RLock()  # of captures and of waits for a whole GPU, which no capture of another thread survives
@@ -37,7 +37,7 @@ class LocalExecutor:
         placement: Placement,
         devices: Sequence[torch.device],
         backend: Backend,
-        queues: InOrder | None = None,
+        queues: Queues | None = None,
         peers: Callable[[torch.device, torch.device], bool] = are_peers,
     ) -> None:
         self.placement, self.devices, self.backend = placement, devices, backend
@@ -48,29 +48,29 @@ class LocalExecutor:
         self.steps = fork_and_join(self.segments, placement.coordinator)
         on_gpus = placement.lanes > 1 and self.device.type == "cuda"
         events = [step.event for step in self.steps if isinstance(step, Record)]
-        self.queues = queues or (CudaQueues(devices, placement.coordinator, events) if on_gpus else InOrder())
+        self.queues = queues or (CudaQueues(devices, placement.coordinator, events) if on_gpus else Queues())
         self.answers = {name: self._writer(name) for name in self.program.answers.values()}
         self.homes = self._homes(peers) if backend.in_place else {}
         self.ranges = Ranges.of(self.program)
         self._passes: Shapes[tuple[int, ...], Pass] = Shapes(partial(synchronise, devices))
 
     def __call__(self, x_nchw: Tensor) -> Answer:
-        """Logits, or outputs by name, fp32, on the picture's device, which the next call may overwrite."""
+        """Return logits [N, classes], or outputs by name, fp32, on the pictures' device, until the next call."""
         return self.run(x_nchw, self.ranges)
 
     @torch.inference_mode()
     def run(self, x_nchw: Tensor, spans: Spans | None) -> Answer:
-        """The same, each segment marked, and each step of it that runs by itself."""
+        """Return what a call returns. spans: in which each segment is marked, and each step that runs by itself."""
         found = self.kept(x_nchw.shape)
         answer = found.run(found.bindings.enter(x_nchw), spans)
         return each(answer, lambda tensor: tensor.to(x_nchw.device, torch.float32))
 
     def kept(self, shape: tuple[int, ...]) -> Pass:
-        """The pass for pictures of this shape."""
+        """Return the pass for pictures [N, 3, H, W] of this shape, made when it is first asked for."""
         return self._passes(shape, self.make)
 
     def make(self, shape: Sequence[int]) -> Pass:
-        """A pass for pictures [N, 3, H, W] of this shape, with buffers of its own."""
+        """Make a pass for pictures [N, 3, H, W] of this shape, with buffers of its own."""
         return Pass(self, shape)
 
     @torch.inference_mode()
@@ -79,7 +79,7 @@ class LocalExecutor:
         found, recorders = self.kept(x_nchw.shape), [Recorder(synchroniser(device)) for device in self.devices]
         features: dict[Key, Tensor] = {(INPUT, START): found.bindings.enter(x_nchw)}
         for i in range(len(self.segments)):
-            found.segment(i, features, InOrder(), recorders[self.segments[i].lane], apart=True)
+            found.segment(i, features, Queues(), recorders[self.segments[i].lane], stepwise=True)
         return recorders
 
     def synchronise(self) -> None:
@@ -105,7 +105,7 @@ class LocalExecutor:
         return next((i for i in writers if self.segments[i].lane == self.placement.coordinator), writers[0])
 
     def maker(self, writer: int) -> torch.device:
-        """The device on which a segment, or START for the picture, leaves its features."""
+        """Return the device on which a segment, or START for the picture, leaves its features."""
         return self.device if writer == START else self.devices[self.segments[writer].lane]
 
 
@@ -131,19 +131,21 @@ class Pass:
         return self.bindings.picture
 
     def launch(self) -> Answer:
-        """The answer to what is in `picture`. Allocates nothing that outlives it and never waits for the device, so
-        that a CUDA graph can hold it."""
+        """Return the answer to what is in `picture`.
+
+        It allocates nothing that outlives it and never waits for the device, so that a CUDA graph can hold it.
+        """
         return self.run(self.picture, None)
 
     def run(self, picture: Tensor, spans: Spans | None) -> Answer:
-        """Hand all segments out to the lanes' queues; the answer on the coordinator's device."""
+        """Hand all segments out to the lanes' queues, and return the answer, on the coordinator's device."""
         lanes, queues = self.lanes, self.lanes.queues
         features: dict[Key, Tensor] = {(INPUT, START): picture}
         answer: list[Answer] = []
         queues.start()
         for step in lanes.steps:
             match step:
-                case Run(lane, i):
+                case RunSegment(lane, i):
                     queues.run(lane, partial(self.segment, i, features, queues, spans))
                 case Record(lane, event):
                     queues.record(lane, event)
@@ -154,27 +156,27 @@ class Pass:
         def read(name: str) -> Tensor:
             return self._read((name, lanes.answers[name]), home, features, queues)
 
-        queues.run(home, lambda: answer.append(opened(lanes.backend, self.bindings.nhw, read)))
+        queues.run(home, lambda: answer.append(answers_from_messages(lanes.backend, self.bindings.nhw, read)))
         queues.end()
         return answer[0]
 
     def segment(
-        self, i: int, features: dict[Key, Tensor], queues: InOrder, spans: Spans | None, apart: bool = False
+        self, i: int, features: dict[Key, Tensor], queues: Queues, spans: Spans | None, stepwise: bool = False
     ) -> None:
-        """Run one segment, on features that are there."""
+        """Run segment number i on `features`, to which its own are added. stepwise: step by step, each in a span."""
         segment: Segment = self.lanes.segments[i]
         keys = zip(segment.reads, self.lanes.sources[i], strict=True)
         reads = tuple(self._read(key, segment.lane, features, queues) for key in keys)
         runner = self.bindings.runner(segment, reads, self._homes[i])
-        if apart:
+        if stepwise:
             assert spans is not None
-            outputs = runner.apart(reads, spans)
+            outputs = runner.run_stepwise(reads, spans)
         else:
             with span(spans, self._labels[i]):
                 outputs = runner(reads, spans)
         features.update(zip(((name, i) for name in segment.writes), outputs, strict=True))
 
-    def _read(self, key: Key, lane: int, features: dict[Key, Tensor], queues: InOrder) -> Tensor:
+    def _read(self, key: Key, lane: int, features: dict[Key, Tensor], queues: Queues) -> Tensor:
         """A feature on the lane's device, where it is copied to unless it was written there."""
         feature, device, lanes = features[key], self.lanes.devices[lane], self.lanes
         if lanes.maker(key[1]) == device or lanes.homes.get(key) == device:
@@ -189,18 +191,18 @@ class Pass:
 
 
 def label(program: Program, segment: Segment) -> str:
-    """The segment's stages, such as "stem, stream 0"."""
+    """Return the names of a segment's stages, such as "stem, stream 0"."""
     return ", ".join(dict.fromkeys(program.by_name[name].label for name in segment.operations))
 
 
 def synchronise(devices: Sequence[torch.device]) -> None:
-    """Wait until they have done their work."""
+    """Wait until the devices have done their work."""
     for device in dict.fromkeys(devices):
         synchroniser(device)()
 
 
 def synchroniser(device: torch.device) -> Callable[[], None]:
-    """What waits until `device` has done its work, while no thread captures."""
+    """Return a function that waits until `device` has done its work, while no thread captures a CUDA graph."""
 
     def wait() -> None:
         with WHOLE_GPU:

@@ -13,8 +13,7 @@ from ..program.pixels import fold_pixels
 from ..program.placement import Placement, Segment
 from ..program.program import Program
 from .answers import Answer
-from .available import METHODS
-from .backends import ON_CPUS
+from .available import METHODS, facts
 from .binding import Backend
 from .graph import GraphExecutor
 from .local import LocalExecutor
@@ -25,8 +24,11 @@ from .whole import WholeExecutor
 class Executor(Protocol):
     """Runs a program under a placement; one call at a time."""
 
-    def __call__(self, x_nchw: Tensor) -> Answer: ...
-    def profile(self, x_nchw: Tensor) -> list[Recorder]: ...
+    def __call__(self, x_nchw: Tensor) -> Answer:
+        """Return logits [N, classes], or outputs by name, fp32, for pictures [N, 3, H, W]."""
+
+    def profile(self, x_nchw: Tensor) -> list[Recorder]:
+        """Run once, operation by operation, and return a recorder of spans for each lane."""
 
 
 def make_backend(
@@ -38,7 +40,10 @@ def make_backend(
     threads: int | None = None,
     raw: bool = False,
 ) -> Backend:
-    """devices: of each lane. threads: of each segment, for native and OpenVINO. raw: for pictures in uint8."""
+    """Make the backend of an executor for some segments of a program.
+
+    devices: of each lane. threads: of each segment, for native and OpenVINO. raw: for pictures in uint8.
+    """
     name = METHODS[executor].backend
     program = fold_pixels(program, dtype) if raw else program
     if name == "triton":
@@ -57,8 +62,8 @@ def make_executor(
     threads: int | None = None,
     raw: bool = False,
 ) -> Executor:
-    """The same for all lanes of a process."""
+    """Make the executor that runs all lanes of a placement in this process; arguments as for `make_backend`."""
     backend = make_backend(executor, program, placement.segments(program), devices, dtype, threads, raw)
-    kind = WholeExecutor if executor in ON_CPUS and placement.lanes == 1 else LocalExecutor
+    kind = WholeExecutor if facts(executor).only_on == "cpu" and placement.lanes == 1 else LocalExecutor
     local = kind(placement, devices, backend)
     return GraphExecutor(executor, local) if METHODS[executor].captured else local

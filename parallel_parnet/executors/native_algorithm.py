@@ -19,7 +19,7 @@ TWOS = {native.F2: 2, native.F4: 6, native.S2: 0, native.S4: 2}
 
 
 def algorithm_of(op: Operation, w: dict[str, Tensor], dtype: torch.dtype, h: int, width: int) -> int:
-    """The fastest of `native.ALGORITHMS` for a convolution that makes features of h x width pixels.
+    """Return the fastest of `native.ALGORITHMS` for a convolution that makes features of h x width pixels.
 
     dtype: of the features that it reads. The time is that of its products, its transforms, and of reading its weights,
     which weighs most where features are small. bf16 has too few digits for F4 and S4. For uint8 all are exact
@@ -49,13 +49,13 @@ def algorithm_of(op: Operation, w: dict[str, Tensor], dtype: torch.dtype, h: int
 
 
 def tiles(algorithm: int, h: int, width: int) -> int:
-    """How many tiles cover a feature of h x width pixels; those at the edge may reach over it."""
+    """Return how many tiles cover a feature of h x width pixels; those at the edge may reach over it."""
     along = native.ALGORITHMS[algorithm]
     return along.sides(h)[0] * along.sides(width)[0]
 
 
 def products(algorithm: int, h: int, width: int) -> int:
-    """How many products an algorithm takes for a feature of h x width pixels, for each pair of an input channel and an
+    """Return how many products an algorithm takes for a feature of h x width pixels, for each pair of an input and an
     output channel."""
     along = native.ALGORITHMS[algorithm]
     return along.sides(h)[1] * along.sides(width)[1]

@@ -42,5 +42,5 @@ class Feature:
         return self.fp32[:, self.edge : -self.edge, self.edge : -self.edge].permute(0, 3, 1, 2)
 
     def read_as(self, dtype: torch.dtype) -> Tensor:
-        """The tensor that an operation reads which wants this type: where `padded` has another, the one in fp32."""
+        """Return the tensor for an operation that reads this type: where `padded` has another, the one in fp32."""
         return self.padded if self.padded.dtype == dtype else self.fp32

@@ -96,8 +96,8 @@ class NativePlan:
         self.run()
         return self._outputs
 
-    def apart(self, inputs: Sequence[Tensor], spans: Spans) -> tuple[Tensor, ...]:
-        """What a call gives, computed operation by operation, each on all threads and in a span of its own."""
+    def run_stepwise(self, inputs: Sequence[Tensor], spans: Spans) -> tuple[Tensor, ...]:
+        """Return what a call returns, computed operation by operation, each on all threads and in a span of its own."""
         self._read_at(inputs)
         for name, step in self.steps().items():
             with span(None if name in self.module.segment.reads else spans, name):
@@ -109,12 +109,14 @@ class NativePlan:
             picture[0], op.strides[:] = address(x), x.stride()
 
     def run(self) -> None:
-        """Runs the kernels alone, on what the last call read."""
+        """Run the kernels alone, on what the last call read."""
         native.library().run(ctypes.byref(self._pass))
 
     def steps(self) -> dict[str, Callable[[], object]]:
-        """What runs the kernels of each operation alone, by its name; calling all of them in this order is a run. Those
-        that import what is read come first, by the names of the features; they read what the last call read."""
+        """Return what runs the kernels of each operation alone, by its name; calling all in this order is a run.
+
+        Those that import what is read come first, by the names of the features; they read what the last call read.
+        """
         own: dict[str, list[Task]] = {name: [] for name in self._names}
         for task in self.tasks:
             own[self._names[task.op]].append(task)

@@ -19,7 +19,7 @@ def pack(
     dtype: torch.dtype,
     algorithm: int,
 ) -> dict[str, Tensor]:
-    """The tensors that a convolution's `native.Op` points to, by the names of its fields.
+    """Return the tensors that a convolution's `native.Op` points to, by the names of its fields.
 
     zeros: what stands for 0 in each input. dtype: of the features that it reads. algorithm: one of native.ALGORITHMS.
     """

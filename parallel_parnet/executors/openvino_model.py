@@ -23,7 +23,7 @@ CORE = openvino.Core()
 
 
 def compile_model(model: Model, dtype: torch.dtype, threads: int) -> openvino.CompiledModel:
-    """For the lowest latency on the CPU. dtype: of the arithmetic, float32 or bfloat16."""
+    """Compile a model for the lowest latency on the CPU. dtype: of the arithmetic, float32 or bfloat16."""
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": {torch.float32: "f32", torch.bfloat16: "bf16"}[dtype],
@@ -34,7 +34,7 @@ def compile_model(model: Model, dtype: torch.dtype, threads: int) -> openvino.Co
 
 
 def model_of(module: SegmentModule, shapes: Sequence[Sequence[int]]) -> Model:
-    """The segment as an OpenVINO model, with the arithmetic of `SegmentModule`.
+    """Return a segment as an OpenVINO model, with the arithmetic of `SegmentModule`.
 
     shapes: [N, C, H, W] of the inputs, fp32, in the order of `segment.reads`. Outputs are in the order of `writes`.
     """
@@ -64,7 +64,7 @@ def _convolution(op: Operation, w: dict[str, Node], inputs: list[Node]) -> Node:
     if op.residual:
         y = ov.add(y, inputs[-1])
     if op.activation != "none":
-        zero = _constant(0.0)  # not its relu, which makes a number of NaN
+        zero = _constant(0.0)  # not its relu, which does not keep NaN
         y = ov.swish(y) if op.activation == "silu" else ov.select(ov.less(y, zero), zero, y)
     if op.shuffle > 1:
         n, c, h, width = _shape(y)

@@ -11,14 +11,18 @@ from ..profiling.spans import NOTHING
 from ..program.placement import Segment
 
 
-class InOrder:
-    """Queues of work, one for each lane; see `schedule` for the events between them. Here one for all lanes: what is
-    handed out is done at once, or in the current CUDA stream, so that what came before is done before."""
+class Queues:
+    """Queues of work, one for each lane, with the events between them that `schedule` describes.
+
+    This base class has one queue for all lanes: what is handed out is done at once, or in the current CUDA stream, so
+    that what came before is done before.
+    """
 
     def start(self) -> None:
         """Let the coordinator's queue be the one in which its caller works."""
 
     def run(self, lane: int, work: Callable[[], None]) -> None:
+        """Hand work to the lane's queue."""
         work()
 
     def record(self, lane: int, event: int) -> None:
@@ -28,14 +32,14 @@ class InOrder:
         """Let the lane go on once the event is reached."""
 
     def between(self, source: int, target: int) -> AbstractContextManager[object]:
-        """Within what the target's queue runs: for a copy from the source's device."""
+        """A context for a copy from the source lane's device, within what the target lane's queue runs."""
         return NOTHING
 
     def end(self) -> None:
-        """All has been handed out: queues that put work off, so that a test may choose its order, do it now."""
+        """Hear that all has been handed out. Queues that defer work, so that a test may choose its order, do it now."""
 
 
-class CudaQueues(InOrder):
+class CudaQueues(Queues):
     """CUDA streams of one GPU or of several; the coordinator's is the current one, which is the one under capture."""
 
     def __init__(self, devices: Sequence[torch.device], coordinator: int, events: Iterable[int]) -> None:
@@ -66,14 +70,14 @@ class CudaQueues(InOrder):
 
 
 def are_peers(writer: torch.device, reader: torch.device) -> bool:
-    """Whether kernels on one GPU may write into the memory of the other; then they can from now on."""
+    """Return whether kernels on one GPU may write into the memory of the other; if so, they can from now on."""
     if not torch.cuda.can_device_access_peer(writer, reader):
         return False
     torch.empty(1, device=reader, dtype=torch.uint8).copy_(torch.empty(1, device=writer, dtype=torch.uint8))
     return True  # torch has switched access on, to make that copy
 
 
-def settle(segments: Sequence[Segment], devices: Iterable[torch.device]) -> None:
+def wait_for_packing(segments: Sequence[Segment], devices: Iterable[torch.device]) -> None:
     """Wait until weights are packed, where lanes of this process read them in CUDA streams of their own: only the
     current ones know of the packing. devices: on which there may be some."""
     if len({segment.lane for segment in segments}) > 1:

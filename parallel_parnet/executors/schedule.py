@@ -16,7 +16,7 @@ START = -1  # the event after the picture is in its buffer
 
 
 @dataclass(frozen=True)
-class Run:
+class RunSegment:
     """Run segment number `segment` on its lane."""
 
     lane: int
@@ -39,11 +39,11 @@ class Wait:
     event: int
 
 
-Step = Run | Record | Wait
+Step = RunSegment | Record | Wait
 
 
 def sources(segments: Sequence[Segment]) -> list[tuple[int, ...]]:
-    """For each segment, and each feature that it reads: the segment that writes it, or START for the picture.
+    """Return, for each segment and each feature that it reads, the segment that writes it, or START for the picture.
 
     A feature that several lanes compute is read where the reader's own lane computed it, if it did.
     """
@@ -59,7 +59,7 @@ def sources(segments: Sequence[Segment]) -> list[tuple[int, ...]]:
 
 
 def fork_and_join(segments: Sequence[Segment], origin: int = 0) -> tuple[Step, ...]:
-    """The order in which to hand out segments, with the events that make every read follow its write.
+    """Return the order in which to hand out segments, with the events that make every read follow its write.
 
     segments: in an order in which one lane could run them all, as `Placement.segments` gives them. origin: the lane
     that has the picture at the start and waits for all others at the end, as the capture of a CUDA graph demands.
@@ -78,7 +78,7 @@ def fork_and_join(segments: Sequence[Segment], origin: int = 0) -> tuple[Step, .
             if (segment.lane, event) not in done:
                 done.add((segment.lane, event))
                 steps.append(Wait(segment.lane, event))
-        steps.append(Run(segment.lane, i))
+        steps.append(RunSegment(segment.lane, i))
         if i in awaited:
             steps.append(Record(segment.lane, i))
     return (*steps, *(Wait(origin, event) for event in joins if (origin, event) not in done))

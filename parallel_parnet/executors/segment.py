@@ -14,7 +14,7 @@ from ..program.program import Operation, Program
 
 
 class SegmentModule(nn.Module):
-    """Features `segment.reads` in, features `segment.writes` out, in NCHW shape and any memory format.
+    """A module from features `segment.reads` to features `segment.writes`, [N, C, H, W] in any memory format.
 
     Convolution kernels and features are of type `dtype`; gates, epilogues and the classifier are computed in fp32, so
     that a feature is rounded once where it leaves the convolution and once where it is stored.
@@ -44,7 +44,7 @@ class SegmentModule(nn.Module):
         self._packed: dict[Hashable, dict[str, Tensor]] = {}
 
     def packed(self, key: Hashable, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Weights as a backend reads them, made once for all shapes of input."""
+        """Return weights as a backend reads them, made once for all shapes of input. key: tells them from others."""
         if key not in self._packed:
             self._packed[key] = make()
         return self._packed[key]

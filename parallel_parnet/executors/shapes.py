@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from ..settings import apart
+from ..settings import outside_torch_modes
 
 Key = TypeVar("Key", bound=Hashable)
 Kept = TypeVar("Kept")
@@ -36,13 +36,13 @@ class Shapes(Generic[Key, Kept]):
             if len(self._kept) >= MAX_SHAPES:
                 self._dropping()
                 del self._kept[next(iter(self._kept))]
-            found = self._kept[key] = apart(make)(key)
+            found = self._kept[key] = outside_torch_modes(make)(key)
         elif len(self._kept) > 1:
             self._kept[key] = self._kept.pop(key)  # the last in the dictionary's order
         return found
 
     def clear(self) -> None:
-        """Keep none of them."""
+        """Drop all that is kept."""
         if self._kept:
             self._dropping()
             self._kept.clear()

@@ -13,21 +13,20 @@ from ..cores import usual_threads
 from ..profiling.spans import NOTHING, Spans
 from ..program.placement import Segment
 from ..program.program import Program
-from ..settings import Together, apart
-from .backends import arithmetic, refuse_broken_openvino, storage_type
+from ..settings import Together, outside_torch_modes
+from .backends import BACKENDS, arithmetic, refuse_broken_openvino, storage_type
 from .binding import Layout, Reads, Runner, address
 from .native_plan import NativePlan
-from .queues import settle
+from .queues import wait_for_packing
 from .segment import SegmentModule
 
 Compiled = Callable[..., tuple[Tensor, ...]]
 
-PLAIN = ("reference", "native")  # that read features in the plain NCHW layout
 COMPILERS = ("inductor", "openvino")
 
 
 class TorchBackend:
-    """Features are tensors [N, C, H, W], of the type in which torch stores them. See `binding.Backend`.
+    """A backend whose features are tensors [N, C, H, W], of the type in which torch stores them. See `binding.Backend`.
 
     Backend "reference" is eager mode in the plain layout: the oracle that others are held against.
     devices: of each lane. threads: of each segment, for native and OpenVINO.
@@ -46,15 +45,15 @@ class TorchBackend:
         threads: int | None = None,
     ) -> None:
         self.name, self.program, self.precision, self.threads = name, program, dtype, threads
-        self.memory_format = torch.contiguous_format if name in PLAIN else torch.channels_last
+        self.memory_format = torch.contiguous_format if BACKENDS[name].plain else torch.channels_last
         self.storage = storage_type(name, dtype)
         self.modules = {
             s: SegmentModule(program, s, self.storage, devices[s.lane], self.memory_format) for s in segments
         }
-        settle(segments, devices)
+        wait_for_packing(segments, devices)
 
     def layout(self, feature: str, n: int, h: int, w: int) -> Layout:
-        """Of the logits, which alone are two-dimensional, fp32."""
+        """Return a feature's shape [N, C, H, W] and the type in which torch stores it; logits are fp32 [N, classes]."""
         shape = self.program.shape(feature, n, h, w)
         return Layout(shape, self.storage if len(shape) == 4 else torch.float32)
 
@@ -82,19 +81,19 @@ class TorchRunner:
 
     def __call__(self, reads: Reads, spans: Spans | None = None) -> tuple[Tensor, ...]:
         if self.name == "eager" and spans is not None:
-            return self.apart(reads, spans)
+            return self.run_stepwise(reads, spans)
         if self.name in COMPILERS:
             for x in reads:
                 address(x)  # refuses what has no memory
         with self.within:
             return self._function(reads)(*reads)
 
-    def apart(self, reads: Reads, spans: Spans) -> tuple[Tensor, ...]:
+    def run_stepwise(self, reads: Reads, spans: Spans) -> tuple[Tensor, ...]:
         with self.within:
             if self.name == "native":
                 plan = self._function(reads)
                 assert isinstance(plan, NativePlan)
-                return plan.apart(reads, spans)
+                return plan.run_stepwise(reads, spans)
             return self.module.run(reads, spans)
 
     def _function(self, reads: Reads) -> Compiled:
@@ -103,13 +102,14 @@ class TorchRunner:
         return self._compiled
 
 
-@apart
+@outside_torch_modes
 def compile_module(
     module: SegmentModule, backend: str, reads: tuple[Tensor, ...], dtype: torch.dtype, threads: int | None = None
 ) -> Compiled:
-    """A function from the module's inputs to its outputs. `reads` shows shapes and memory formats to specialise for.
+    """Compile a segment's module for a backend: a function from its inputs to its outputs.
 
-    threads: of native and OpenVINO, `usual_threads` where not given.
+    reads: inputs, which show the shapes and memory formats to specialise for. threads: of native and OpenVINO,
+    `usual_threads` where not given.
     """
     threads = threads or usual_threads()
     if backend == "native":
@@ -125,7 +125,7 @@ def compile_module(
         # all come in one memory format, and where a size is 1 a stride means nothing: no reason to compile anew
         strides = [t.stride() for t in reads]
 
-        @apart  # which would break it for good
+        @outside_torch_modes  # which would break it for good
         def run(*inputs: Tensor) -> tuple[Tensor, ...]:
             return compiled(*(x.detach().as_strided(x.shape, s) for x, s in zip(inputs, strides, strict=True)))
 
@@ -142,7 +142,7 @@ def _openvino(module: SegmentModule, reads: tuple[Tensor, ...], dtype: torch.dty
     model = model_of(module, [t.shape for t in reads])
     request = compile_model(model, dtype, threads).create_infer_request()
 
-    @apart
+    @outside_torch_modes
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
         arrays = [x.detach().contiguous().numpy() for x in inputs]
         results = request.infer(arrays, share_inputs=True, share_outputs=False)
@@ -154,8 +154,8 @@ def _openvino(module: SegmentModule, reads: tuple[Tensor, ...], dtype: torch.dty
 @Together
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """Products of fp32, where torch's convolutions on GPUs would take TF32, until the block ends; what it captured in a
-    CUDA graph stays so."""
+    """A context in which torch's convolutions and products of fp32 on GPUs are computed in fp32, and not in TF32. What
+    is captured in a CUDA graph within stays so."""
     places: tuple[Any, ...] = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
     before = [place.fp32_precision for place in places]
     try:

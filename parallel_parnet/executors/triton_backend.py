@@ -29,7 +29,7 @@ from ..profiling.spans import Spans, level_name, span
 from ..program.placement import Placement, Segment
 from ..program.program import INPUT, Operation, Program
 from .binding import Bindings, Layout, Reads, in_same_places
-from .queues import settle
+from .queues import wait_for_packing
 from .shapes import Shapes
 
 Weights = dict[str, dict[str, Tensor]]
@@ -59,7 +59,8 @@ class Feature(NamedTuple):
 
 
 def cuts(program: Program, nhw: NHW, table: Table, dtype: torch.dtype) -> dict[str, Cut]:
-    """How every operation but the classifier is cut, whichever lanes run it: placements change no order of its sums."""
+    """Return how every operation but the classifier is cut, whichever lanes run it: no placement changes the order of
+    its sums."""
     n, h, w = nhw
     found: dict[str, Cut] = {}
     for group in program.launch_groups:
@@ -73,7 +74,7 @@ def cuts(program: Program, nhw: NHW, table: Table, dtype: torch.dtype) -> dict[s
 def _cuts(
     group: Sequence[Operation], shapes: Sequence[Geometry], n: int, table: Table, dtype: torch.dtype
 ) -> list[Cut]:
-    """Of one level's convolutions, or its maxima."""
+    """Cut the convolutions of one level, or its max poolings."""
     if group[0].kind == "maxpool":
         return [Cut(shape, TILE) for shape in shapes]
     if (of_warpgroups := table.of_warpgroups(shapes, n, dtype)) is not None:
@@ -84,7 +85,7 @@ def _cuts(
 
 
 def geometry(program: Program, op: Operation, h: int, w: int) -> Geometry:
-    """The shape of a convolution of the program, or of a maximum, where the pictures have h x w pixels."""
+    """Return the shape of a convolution of the program, or of a max pooling, where the pictures have h x w pixels."""
     readers = [reader for reader in program.operations if op.name in reader.inputs]
     h, w = program.shape(op.inputs[0], 1, h, w)[2:]
     return Geometry(
@@ -95,18 +96,20 @@ def geometry(program: Program, op: Operation, h: int, w: int) -> Geometry:
 
 
 def multiplied(program: Program, op: Operation, dtype: torch.dtype) -> torch.dtype:
-    """The type of a convolution's products: that of its weights where they are quantised, else `dtype`."""
+    """Return the type of a convolution's products: that of its weights where they are quantised, else `dtype`."""
     return program.quantised or dtype if INPUT not in op.inputs else dtype
 
 
 def stored(program: Program, feature: str, dtype: torch.dtype) -> torch.dtype:
-    """The type of a feature's pixels: e4m3 where it is quantised, else `dtype`."""
+    """Return the type of a feature's pixels: e4m3 where it is quantised, else `dtype`."""
     return E4M3 if f"{feature}.step" in program.weights else dtype
 
 
 def pack(program: Program, dtype: torch.dtype, device: torch.device, names: Iterable[str]) -> Weights:
-    """Weights of the operations of these names as the kernels read them: by operation, then by name. Those of
-    convolutions' products depend on how they are cut: `TritonBackend.blocks`."""
+    """Return weights of the operations of these names as the kernels read them: by operation, then by name.
+
+    Those of convolutions' products depend on how they are cut: `TritonBackend.blocks`.
+    """
     packed: Weights = {}
     for op in (program.by_name[name] for name in names):
         w = {name: t.to(device) for name, t in program.weights_of(op).items() if (op.kind, name) != ("conv", "weight")}
@@ -123,8 +126,9 @@ def pack(program: Program, dtype: torch.dtype, device: torch.device, names: Iter
 
 
 class TritonBackend:
-    """See `binding.Backend`. raw: pictures are uint8, and the program is one that `pixels.fold_pixels` made.
+    """A backend of Triton's kernels, or on Hopper of CUDA C++. See `binding.Backend`.
 
+    raw: pictures are uint8, and the program is one that `pixels.fold_pixels` made.
     dtype: of features and weights; of a program in fp8 of all that is not e4m3. Raises ParNetError where a convolution
     reads features in fp8 with other weights.
     devices: of each lane. table: tile shapes, by default those for the first device; on the CPU Triton's interpreter
@@ -160,7 +164,7 @@ class TritonBackend:
         # on every device, since an answer may be another lane's, and a capture may not copy from the host
         steps = {name: program.weights.get(f"{name}.step") for name in program.answers.values()}
         self._steps = {(n, d): t.to(d) for n, t in steps.items() if t is not None for d in set(devices)}
-        settle(segments, devices)
+        wait_for_packing(segments, devices)
         self._blocks: dict[tuple[str, torch.device, tuple[int, ...]], Tensor] = {}
         self._shapes: Shapes[NHW, dict[str, Cut]] = Shapes()
 
@@ -173,8 +177,11 @@ class TritonBackend:
         return self._shapes(nhw, lambda nhw: cuts(self.program, nhw, self.table, self.dtype))
 
     def layout(self, feature: str, n: int, h: int, w: int) -> Layout:
-        """Of a feature as `Feature` describes it; logits fp32; pictures of the storage type, or uint8, with rows of all
-        three colours as one dimension, since four-dimensional tensors cross lanes in channels_last."""
+        """Return shape and type of a feature's message, bytes as `Feature` has them; logits are fp32 [N, classes].
+
+        Pictures are [N, 3 H, W], of the storage type or uint8: four-dimensional tensors would cross lanes in
+        channels_last.
+        """
         if feature == INPUT:
             return Layout((n, 3 * h, w), self.storage)
         if self.program.by_name[feature].kind == "classifier":
@@ -186,7 +193,7 @@ class TritonBackend:
         return TritonSegment(self, segment, nhw, self._cuts(nhw), reads, homes)
 
     def nchw(self, feature: str, tensor: Tensor, nhw: NHW) -> Tensor:
-        """A feature's pixels as callers know them, in the storage type; logits as they are."""
+        """Return a view [N, C, H, W] of a feature's pixels, in the storage type; logits [N, classes] as they are."""
         op = self.program.by_name[feature]
         if op.kind == "classifier":
             return tensor
@@ -196,17 +203,17 @@ class TritonBackend:
         return y.permute(0, 3, 1, 2)
 
     def blocks(self, operation: str, device: torch.device, cut: Cut) -> Tensor:
-        """A convolution's weights as a cut reads them. Kept for all cuts that need no others."""
+        """Return a convolution's weights as a cut reads them, kept for all cuts that need no others."""
         dtype = multiplied(self.program, self.program.by_name[operation], self.dtype)
         key = operation, device, weight_blocks(cut.shape, cut.tile, dtype)
         if key not in self._blocks:
             weight = self.program.weights_of(self.program.by_name[operation])["weight"].to(device)
             self._blocks[key] = pack_weight(weight, cut.shape, cut.tile, dtype)
-            settle(self.segments, [device])
+            wait_for_packing(self.segments, [device])
         return self._blocks[key]
 
     def opened(self, feature: str, message: Tensor, cuts: Mapping[str, Cut], nhw: NHW) -> Feature:
-        """A feature's tensor, and the views of it that kernels read and write."""
+        """Return a feature's message, with the views of it that kernels read and write."""
         n, h, w = nhw
         if feature == INPUT:
             return Feature(message, message.view(n, 3, h, w))
@@ -216,7 +223,7 @@ class TritonBackend:
         return Feature(message, *(message[at : at + p.bytes].view(p.dtype).view(p.shape) for at, p in parts))
 
     def _parts(self, feature: str, cut: Cut, n: int) -> list[tuple[int, Layout]]:
-        """Of a feature: its pixels, and its channel sums if it has them, each with the byte at which it begins."""
+        """Return the layouts of a feature's pixels, and of channel sums if it has them, with the first byte of each."""
         made = outputs(cut.shape, cut.tile, n, stored(self.program, feature, self.dtype))
         found, start = [], 0
         for part in (Layout(*made[name]) for name in ("y", "sums") if name in made):
@@ -268,8 +275,8 @@ class TritonSegment:
     def __call__(self, reads: Reads = (), spans: Spans | None = None) -> tuple[Tensor, ...]:
         return self._start(self.launches, spans)
 
-    def apart(self, reads: Reads, spans: Spans) -> tuple[Tensor, ...]:
-        """With a launch for each operation."""
+    def run_stepwise(self, reads: Reads, spans: Spans) -> tuple[Tensor, ...]:
+        """Return what a call returns, computed with a launch for each operation, in a span of its own."""
         return self._start(self._single_launches, spans)
 
     def _start(self, launches: Sequence[Launch], spans: Spans | None) -> tuple[Tensor, ...]:
@@ -300,7 +307,7 @@ class TritonSegment:
         return classifier(averages, self._weight(op), bias, self._features[op.name].y)
 
     def _weight(self, op: Operation) -> Tensor:
-        """As its launch reads it."""
+        """Return an operation's weight as its launch reads it."""
         if op.kind == "conv":
             return self.convolutions[op.name].x.weight
         return self.backend.weights[self.device][op.name]["weight"]
@@ -335,7 +342,7 @@ class TritonSegment:
 
 
 def hopper() -> ModuleType:
-    """The launches of a Hopper's warpgroups, which need CUDA's bindings."""
+    """Import the module that launches kernels of Hopper's warpgroups, which needs CUDA's bindings."""
     from ..kernels.hopper import launch
 
     return launch
@@ -350,7 +357,7 @@ def _kept(program: Program) -> list[str]:
 def whole(
     program: Program, nhw: NHW, dtype: torch.dtype, device: torch.device, table: Table | None = None, raw: bool = False
 ) -> TritonSegment:
-    """A program on one lane, with a picture of its own to read (`reads[0]`) and logits (`outputs[0]`)."""
+    """Bind a whole program on one lane, with pictures of its own to read (`reads[0]`) and logits (`outputs[0]`)."""
     placement = Placement.single(program)
     (segment,) = placement.segments(program)
     backend = TritonBackend(program, [segment], [device], dtype, raw, table)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .answers import Answer, collected
+from .answers import Answer, answers_from
 from .local import LocalExecutor
 
 
@@ -17,10 +17,10 @@ class WholeExecutor(LocalExecutor):
     """Runs a placement of one lane, on the CPU, by backend "native" or "openvino"."""
 
     def __call__(self, x_nchw: Tensor) -> Answer:
-        """Logits, or outputs by name, fp32, which the next call may overwrite."""
+        """Return logits [N, classes], or outputs by name, fp32, which the next call may overwrite."""
         if self.ranges is not None or not x_nchw.is_cpu:
             return super().__call__(x_nchw)
         (segment,) = self.segments
         reads = (x_nchw if x_nchw.dtype == torch.float32 else x_nchw.to(torch.float32),)
         outputs = self.kept(x_nchw.shape).bindings.runner(segment, reads, {})(reads)
-        return collected(self.program, dict(zip(segment.writes, outputs, strict=True)).__getitem__)
+        return answers_from(self.program, dict(zip(segment.writes, outputs, strict=True)).__getitem__)

@@ -11,13 +11,23 @@ from ..program.placement import Transfer
 from .base import Transport
 from .group import agree, announce, gather, join_ranks, leave_ranks, share_a_host
 
-__all__ = ["TRANSPORTS", "Transport", "agree", "announce", "choose", "gather", "join_ranks", "leave_ranks", "open_as"]
+__all__ = [
+    "TRANSPORTS",
+    "Transport",
+    "agree",
+    "announce",
+    "choose_transport",
+    "gather",
+    "join_ranks",
+    "leave_ranks",
+    "open_as",
+]
 
 TRANSPORTS = ("auto", "shared", "symmetric", "nccl", "gloo")
 
 
-def choose(name: str, device: torch.device) -> str:
-    """The transport that "auto" stands for on these ranks, the same on all; ParNetError where `name` cannot run here.
+def choose_transport(name: str, device: torch.device) -> str:
+    """Return the transport that "auto" stands for on these ranks, the same on all; ParNetError where `name` cannot run.
 
     Every rank calls it. On CPUs shared memory where all ranks share a host, and can make it, else gloo; on GPUs NCCL
     where each rank has a GPU of its own, else gloo, through the host.
@@ -40,7 +50,7 @@ def choose(name: str, device: torch.device) -> str:
 
 
 def open_as(name: str, routes: Sequence[Transfer]) -> Transport:
-    """The transport that `choose` named, for these routes; every rank calls it, with the same arguments."""
+    """Open the transport that `choose_transport` named, for these routes; every rank calls it, with equal arguments."""
     if name == "shared":
         from .shared_memory import SharedMemory  # here, since only Linux has what it needs
 

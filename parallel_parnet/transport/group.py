@@ -50,7 +50,7 @@ def join_ranks(device: torch.device, timeout_s: float) -> None:
             os.environ[variable] = interface_of(address)
     monitor = health.start(rank, world, dist.PrefixStore("parallel_parnet", store), address, timeout_s)
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
-    with health.Operation(monitor, "joining the ranks"):
+    with health.Watched(monitor, "joining the ranks"):
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
     gather([rank])  # a rank that finds its input at fault must not leave while another still makes its connections
 
@@ -64,7 +64,7 @@ def leave_ranks() -> None:
 
 
 def local_address() -> str:
-    """The address at which the other ranks reach this host; ParNetError where none is found."""
+    """Return the address at which the other ranks reach this host; ParNetError where none is found."""
     if (named := os.environ.get(GLOO)) and sys.platform == "linux":  # elsewhere `addresses_of` finds none
         if found := addresses_of(named.split(",")[0]):  # gloo takes a list
             return found[0]
@@ -88,7 +88,8 @@ def local_address() -> str:
 
 
 def addresses_of(interface: str) -> list[str]:
-    """Its IPv4 address, then those of IPv6 but the link's own, which mean nothing on other hosts; [] for none such."""
+    """List a network interface's IPv4 address, then those of IPv6 except link-local ones, which mean nothing on other
+    hosts. Empty where there is no such interface."""
     found = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
         reply = fcntl.ioctl(probe, 0x8915, struct.pack("256s", os.fsencode(interface)))  # SIOCGIFADDR
@@ -102,7 +103,7 @@ def addresses_of(interface: str) -> list[str]:
 
 
 def interface_of(address: str) -> str:
-    """The name of the network interface that has this address; ParNetError where none has it."""
+    """Return the name of the network interface that has this address; ParNetError where none has it."""
     for _, name in socket.if_nameindex():
         if address in addresses_of(name):
             return name
@@ -115,22 +116,22 @@ def _name_one() -> str:
 
 
 def joined() -> health.Monitor:
-    """The monitor of the ranks that were joined."""
+    """Return the monitor of the ranks that were joined; ParNetError where none were."""
     if monitor := health.current():
         return monitor
     raise ParNetError("this process has not joined the others: call join_ranks first")
 
 
 def announce(numbers: list[int], source: int) -> list[int]:
-    """The numbers of rank `source`, on every rank; all give as many."""
+    """Return the numbers of rank `source`, on every rank; all give as many."""
     monitor, mine = joined(), torch.tensor(numbers, dtype=torch.int64, device="cpu")
-    with health.Operation(monitor, f"waiting for numbers from rank {source}", source):
+    with health.Watched(monitor, f"waiting for numbers from rank {source}", source):
         dist.broadcast(mine, source)
     return mine.tolist()
 
 
 def gather(numbers: list[int]) -> list[list[int]]:
-    """Each rank's numbers, on every rank; all give as many.
+    """Return each rank's numbers, on every rank; all give as many.
 
     Rank by rank rather than by a collective, whose failure would not tell which rank is lost.
     """
@@ -143,17 +144,17 @@ def gather(numbers: list[int]) -> list[list[int]]:
     ):
         for rank in range(monitor.world):
             if rank != monitor.rank:
-                with health.Operation(monitor, f"comparing settings with rank {rank}", rank):
+                with health.Watched(monitor, f"comparing settings with rank {rank}", rank):
                     under_way.append((rank, start(rank)))
     for rank, work in under_way:
-        with health.Operation(monitor, f"comparing settings with rank {rank}", rank):
+        with health.Watched(monitor, f"comparing settings with rank {rank}", rank):
             assert work is not None, "this rank is in the group"
             work.wait()
     return [part.tolist() for part in parts]
 
 
 def agree(settings: Mapping[str, str]) -> None:
-    """ParNetError, on every rank, that says which rank differs from rank 0 in which of the settings."""
+    """Raise ParNetError, on every rank, where a rank's settings differ from rank 0's, with the rank and the setting."""
     texts = [text.encode()[:FIELD].ljust(FIELD) for text in settings.values()]
     everyone = gather([byte for text in texts for byte in text])
     for i, name in enumerate(settings):
@@ -167,7 +168,7 @@ def agree(settings: Mapping[str, str]) -> None:
 
 
 def share_a_host(device: torch.device) -> tuple[bool, bool, bool]:
-    """Whether all ranks run on one host, each has a GPU of its own, and each can make memory to share."""
+    """Return whether all ranks run on one host, each has a GPU of its own, and each can make memory to share."""
     on_gpu = device.type == "cuda"
     gpu = str(torch.cuda.get_device_properties(device).uuid) if on_gpu else "none"
     everyone = gather([_number(health.host_identity()), _number(gpu), _has_memfd()])

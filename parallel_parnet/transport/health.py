@@ -50,7 +50,7 @@ class Peer:
     heard: float = field(default_factory=time.monotonic)
 
     def is_lost(self, silence: float) -> bool:
-        """Whether so many seconds of silence mean that it is stopped or cut off."""
+        """Return whether so many seconds of silence mean that the rank is stopped or cut off."""
         if not self.pid:
             return silence > SILENCE_S
         return silence > STOPPED_S and process_state(self.pid) in "TtZX?"
@@ -77,11 +77,11 @@ class Monitor(threading.Thread):
 
     @property
     def world(self) -> int:
-        """Ranks in all, those that left included."""
+        """The number of ranks, those that left included."""
         return len(self._peers) + 1
 
     def take_tags(self, count: int) -> int:
-        """The first of so many tags that no other transport of these ranks has, if all open theirs in one order."""
+        """Return the first of `count` tags that no other transport of these ranks has; all open theirs in one order."""
         first, self._tags = self._tags, self._tags + count
         return first
 
@@ -125,11 +125,11 @@ class Monitor(threading.Thread):
         self._waker.close()
 
     def is_gone(self, rank: int) -> bool:
-        """Whether this rank will send nothing any more, because it left or some rank was lost."""
+        """Return whether a rank will send nothing any more, because it left or some rank was lost."""
         return self._known.is_set() or rank in self._left
 
     def explain(self, reason: str, culprit: int | None = None) -> LaneError:
-        """The error for an operation that failed: names the lost rank, or gives the reason where none is lost.
+        """Return the error for an operation that failed: it names the lost rank, or the reason where none is lost.
 
         culprit: the rank that the operation waited for; where it lives but did not answer, the others hear of it.
         """
@@ -197,7 +197,7 @@ class Monitor(threading.Thread):
                 signal.pidfd_send_signal(self._stopped.pidfd, signal.SIGKILL)
 
 
-class Operation:
+class Watched:
     """A context that names what the main thread is about to wait for, and turns its failure into a LaneError, but for a
     lack of memory, which is this rank's own.
 
@@ -219,7 +219,10 @@ class Operation:
 
 
 def current() -> Monitor | None:
-    """The monitor of this process's ranks, between `join_ranks` and `leave_ranks`."""
+    """Return the monitor of this process's ranks, between `join_ranks` and `leave_ranks`; None elsewhere.
+
+    Its thread is looked for, rather than a variable read: a forked child has no such thread, so this is None there.
+    """
     return next((thread for thread in threading.enumerate() if isinstance(thread, Monitor)), None)
 
 
@@ -307,7 +310,7 @@ def _peer(rank: int, connection: socket.socket, card: list[str], own: list[str])
 
 
 def host_identity(space: str = "pid") -> str:
-    """The same for processes that see each other in /proc, which those of two containers do not.
+    """Return an identity that processes share which see each other in /proc, as those of two containers do not.
 
     space: "net" for processes that share a loopback interface.
     """
@@ -319,7 +322,7 @@ def host_identity(space: str = "pid") -> str:
 
 
 def process_state(pid: int) -> str:
-    """The letter of /proc for a process of this host, such as R, S, or T for stopped; "?" for none."""
+    """Return the letter of /proc for a process's state on this host, such as R, S, or T for stopped; "?" for none."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()  # with the process's name, cut where a letter may not end
         return stat.rpartition(b")")[2].split()[0].decode()

@@ -18,6 +18,8 @@ BY_ANY_CLOCK = hasattr(LIBC, "sem_clockwait")  # of glibc 2.30; else naps are lo
 
 
 class Timespec(ctypes.Structure):
+    """A point in time as C has it: seconds and nanoseconds."""
+
     _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
 
 
@@ -33,10 +35,11 @@ class Semaphore:
         self._address = ctypes.c_void_p(ctypes.addressof(self._cell))
 
     def start(self, value: int) -> None:
-        """Set it up, once, before any other process uses it."""
+        """Initialise the semaphore, once, before any other process uses it."""
         _check(LIBC.sem_init(self._address, 1, value))
 
     def post(self) -> None:
+        """Count up, and wake a process that waits."""
         _check(LIBC.sem_post(self._address))
 
     def wait(self, timeout_s: float | None, is_over: Callable[[], bool]) -> None:

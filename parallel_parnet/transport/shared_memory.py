@@ -2,7 +2,7 @@
 
 The memory has no name (memfd), so that no crash can leave any behind: a rank opens another's through /proc, which the
 kernel allows to the same user alone. It is sealed: no rank can shrink what another has mapped. A route is a ring of
-IN_FLIGHT places, guarded by two semaphores: `filled` counts messages that were not yet read, `free` places to write to.
+IN_FLIGHT slots, guarded by two semaphores: `filled` counts messages that were not yet read, `free` slots to write to.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from .group import gather
 from .health import Monitor
 from .semaphore import SEMAPHORE_BYTES, Semaphore
 
-PLACE_WORDS = 4  # int64s: generation, file descriptor at the sender, its size, bytes of the message
+SLOT_WORDS = 4  # int64s: generation, file descriptor at the sender, its size, bytes of the message
 SMALL_BYTES = 64  # of a message that fits beside them: a header, which its reader may find when the sender has ended
-PLACE_BYTES = PLACE_WORDS * 8 + SMALL_BYTES
-ROUTE_BYTES = 2 * SEMAPHORE_BYTES + IN_FLIGHT * PLACE_BYTES
+SLOT_BYTES = SLOT_WORDS * 8 + SMALL_BYTES
+ROUTE_BYTES = 2 * SEMAPHORE_BYTES + IN_FLIGHT * SLOT_BYTES
 
 
 class SharedMemory(Transport):
-    """Between ranks on one Linux host, tensors on the CPU. Every rank opens it with the same routes."""
+    """A transport of CPU tensors between ranks on one Linux host. Every rank opens it with the same routes."""
 
     def __init__(self, routes: Sequence[Transfer]) -> None:
         super().__init__(routes)
@@ -53,10 +53,10 @@ class SharedMemory(Transport):
     def _other(self, route: Transfer) -> int:
         return route.target if route.source == self.lane else route.source
 
-    def inbox(self, tag: int, place: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inbox:
+    def inbox(self, tag: int, slot: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inbox:
         return SharedInbox(self._routes[tag], shape, dtype)
 
-    def _send(self, feature: Tensor, tag: int, place: int) -> None:
+    def _send(self, feature: Tensor, tag: int, slot: int) -> None:
         self._routes[tag].write(feature)
 
 
@@ -66,47 +66,47 @@ class Route:
     def __init__(self, control: mmap.mmap, offset: int, sender: int, monitor: Monitor, other: int) -> None:
         self.filled = Semaphore(control, offset)
         self.free = Semaphore(control, offset + SEMAPHORE_BYTES)
-        starts = [offset + 2 * SEMAPHORE_BYTES + place * PLACE_BYTES for place in range(IN_FLIGHT)]
-        self._words = [memoryview(control)[start : start + PLACE_WORDS * 8].cast("q") for start in starts]
-        self._memories = [Memory(control, SMALL_BYTES, start + PLACE_WORDS * 8) for start in starts]
+        starts = [offset + 2 * SEMAPHORE_BYTES + slot * SLOT_BYTES for slot in range(IN_FLIGHT)]
+        self._words = [memoryview(control)[start : start + SLOT_WORDS * 8].cast("q") for start in starts]
+        self._memories = [Memory(control, SMALL_BYTES, start + SLOT_WORDS * 8) for start in starts]
         self._generations = [0] * IN_FLIGHT
         self._count, self._sender, self._timeout_s = 0, sender, monitor.timeout_s
         self._is_over = partial(monitor.is_gone, other)
 
     def write(self, feature: Tensor) -> None:
-        """Copy a tensor into the next place, once that is free."""
+        """Copy a tensor into the next slot, once that is free."""
         self.free.wait(self._timeout_s, self._is_over)
-        place = self._next()
-        memory = self._memories[place]
+        slot = self._next()
+        memory = self._memories[slot]
         if memory.size < feature.nbytes:
-            memory = self._replace(place, feature.nbytes)
+            memory = self._replace(slot, feature.nbytes)
         memory.view(feature.shape, feature.dtype).copy_(feature)
-        self._words[place][3] = feature.nbytes
+        self._words[slot][3] = feature.nbytes
         self.filled.post()
 
     def read(self, due: int, idle: bool) -> Memory:
-        """The memory of the next message, of `due` bytes; give it back by `free`."""
+        """Wait for the next message, of `due` bytes, and return its memory; give it back by `free`."""
         self.filled.wait(None if idle else self._timeout_s, self._is_over)
-        place = self._next()
-        generation, descriptor, size, sent = self._words[place]
+        slot = self._next()
+        generation, descriptor, size, sent = self._words[slot]
         if sent != due:
             raise RuntimeError(f"{sent} bytes came where {due} were due")
-        if generation != self._generations[place]:
-            self._memories[place] = Memory.of_other(self._sender, descriptor, size)
-            self._generations[place] = generation
-        if self._memories[place].size < due:
-            raise RuntimeError(f"memory of {self._memories[place].size} bytes came where {due} were due")
-        return self._memories[place]
+        if generation != self._generations[slot]:
+            self._memories[slot] = Memory.of_other(self._sender, descriptor, size)
+            self._generations[slot] = generation
+        if self._memories[slot].size < due:
+            raise RuntimeError(f"memory of {self._memories[slot].size} bytes came where {due} were due")
+        return self._memories[slot]
 
     def _next(self) -> int:
-        place = self._count % IN_FLIGHT
+        slot = self._count % IN_FLIGHT
         self._count += 1
-        return place
+        return slot
 
-    def _replace(self, place: int, size: int) -> Memory:
-        """New memory for a place, which nobody reads just now."""
-        memory = self._memories[place] = Memory.create(size)
-        words = self._words[place]
+    def _replace(self, slot: int, size: int) -> Memory:
+        """New memory for a slot, which nobody reads just now."""
+        memory = self._memories[slot] = Memory.create(size)
+        words = self._words[slot]
         words[0], words[1], words[2] = words[0] + 1, memory.descriptor, size
         return memory
 
@@ -119,7 +119,7 @@ class SharedInbox(Inbox):
         self.due = math.prod(shape) * dtype.itemsize
 
     def post(self) -> None:
-        """Nothing to do: the ring has a place."""
+        """Nothing to do: the ring has a slot."""
 
     def wait(self, idle: bool) -> Tensor:
         return self.route.read(self.due, idle).view(self.shape, self.dtype)
@@ -140,7 +140,7 @@ class Memory:
 
     @classmethod
     def create(cls, size: int) -> Memory:
-        """New memory, without a name, of a size that stays; MemoryError where so much is not to be had."""
+        """Allocate memory without a name, of a fixed size in bytes; MemoryError where the system has not so much."""
         descriptor = os.memfd_create("parallel_parnet", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.fchmod(descriptor, 0o600)
         try:
@@ -155,7 +155,7 @@ class Memory:
 
     @classmethod
     def of_other(cls, process: int, descriptor: int, size: int) -> Memory:
-        """What another process created; RuntimeError where it has not the size that it should have."""
+        """Map what another process created; RuntimeError where it is not of this size in bytes."""
         own = os.open(f"/proc/{process}/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC)
         try:
             if os.fstat(own).st_size != size:
@@ -165,7 +165,7 @@ class Memory:
             os.close(own)
 
     def view(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A tensor at its start, in the memory format in which features cross lanes."""
+        """Return a tensor at its start, in the memory format in which features cross lanes."""
         if self._view is None or (self._view.shape, self._view.dtype) != (shape, dtype):
             with torch.inference_mode(False):  # so that it can be written outside as well
                 flat = torch.frombuffer(self.mapped, dtype=dtype, count=math.prod(shape), offset=self.offset)

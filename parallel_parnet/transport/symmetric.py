@@ -1,9 +1,9 @@
 """Features written straight into the memory of a peer GPU, by torch's symmetric memory. Not run on hardware yet.
 
-Each rank has one symmetric buffer with IN_FLIGHT places for every route. The sender's kernels write a feature into the
-buffer of the receiver, or a copy does, and the signal `filled` of its place is raised; the receiver reads it there and
-raises `free` at the sender, as it does for every place at the start. A signal is raised by one side and taken down by
-the other: `put_signal` waits for 0 and writes 1, `wait_signal` the reverse. Which place a message takes is told, and
+Each rank has one symmetric buffer with IN_FLIGHT slots for every route. The sender's kernels write a feature into the
+buffer of the receiver, or a copy does, and the signal `filled` of its slot is raised; the receiver reads it there and
+raises `free` at the sender, as it does for every slot at the start. A signal is raised by one side and taken down by
+the other: `put_signal` waits for 0 and writes 1, `wait_signal` the reverse. Which slot a message takes is told, and
 not counted: a CUDA graph would repeat a count as it was when it was captured.
 """
 
@@ -26,7 +26,7 @@ FILLED, FREE = range(2)
 
 
 class Symmetric(Gloo):
-    """Between GPUs that are peers, on the current CUDA stream; headers go by gloo."""
+    """A transport between GPUs that are peers, on the current CUDA stream; headers go by gloo."""
 
     in_graph = True
     kind = "cuda"  # of devices whose memory it can share
@@ -50,67 +50,67 @@ class Symmetric(Gloo):
         self._handle = symm_mem.rendezvous(self._buffer, group)
         for tag, route in enumerate(self.routes[: len(sizes)]):
             if route.target == self.lane:
-                for place in range(IN_FLIGHT):
-                    self.raise_(route.source, tag, place, FREE)
+                for slot in range(IN_FLIGHT):
+                    self.raise_(route.source, tag, slot, FREE)
         return True
 
-    def inbox(self, tag: int, place: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inbox:
+    def inbox(self, tag: int, slot: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inbox:
         if device.type != self.kind:
-            return super().inbox(tag, place, shape, dtype, device)
-        return SymmetricInbox(self, tag, place, shape, dtype)
+            return super().inbox(tag, slot, shape, dtype, device)
+        return SymmetricInbox(self, tag, slot, shape, dtype)
 
-    def outbox(self, tag: int, place: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor | None:
-        return self.place(self.routes[tag].target, tag, place, shape, dtype)
+    def outbox(self, tag: int, slot: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor | None:
+        return self.buffer_at(self.routes[tag].target, tag, slot, shape, dtype)
 
-    def ready(self, tag: int, place: int) -> None:
-        self.take(self.routes[tag].target, tag, place, FREE)
+    def ready(self, tag: int, slot: int) -> None:
+        self.take(self.routes[tag].target, tag, slot, FREE)
 
-    def _send(self, feature: Tensor, tag: int, place: int) -> Pending | None:
+    def _send(self, feature: Tensor, tag: int, slot: int) -> Pending | None:
         if feature.device.type != self.kind:
-            return super()._send(feature, tag, place)
+            return super()._send(feature, tag, slot)
         flat = memory_order(feature).view(-1)
-        there = self.place(self.routes[tag].target, tag, place, flat.shape, feature.dtype)
+        there = self.buffer_at(self.routes[tag].target, tag, slot, flat.shape, feature.dtype)
         if there.data_ptr() != flat.data_ptr():
-            self.ready(tag, place)
+            self.ready(tag, slot)
             there.copy_(flat)
-        self.raise_(self.routes[tag].target, tag, place, FILLED)
+        self.raise_(self.routes[tag].target, tag, slot, FILLED)
         return None
 
-    def place(self, rank: int, tag: int, place: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """A place of a route in the buffer of a rank, as a tensor."""
-        start = IN_FLIGHT * sum(self._capacities[:tag]) + place * self._capacities[tag]
+    def buffer_at(self, rank: int, tag: int, slot: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Return a slot of a route in the buffer of a rank, as a tensor of this shape and type."""
+        start = IN_FLIGHT * sum(self._capacities[:tag]) + slot * self._capacities[tag]
         return self._handle.get_buffer(rank, list(shape), dtype, start // dtype.itemsize)
 
-    def raise_(self, rank: int, tag: int, place: int, kind: int) -> None:
+    def raise_(self, rank: int, tag: int, slot: int, kind: int) -> None:
         """Raise a signal at another rank, after what the current CUDA stream did before."""
-        self._handle.put_signal(rank, channel(tag, place, kind), int(self.monitor.timeout_s * 1e3))
+        self._handle.put_signal(rank, channel(tag, slot, kind), int(self.monitor.timeout_s * 1e3))
 
-    def take(self, rank: int, tag: int, place: int, kind: int) -> None:
+    def take(self, rank: int, tag: int, slot: int, kind: int) -> None:
         """Make the current CUDA stream wait for another rank's signal."""
-        self._handle.wait_signal(rank, channel(tag, place, kind), int(self.monitor.timeout_s * 1e3))
+        self._handle.wait_signal(rank, channel(tag, slot, kind), int(self.monitor.timeout_s * 1e3))
 
 
 class SymmetricInbox(Inbox):
     """A message where its sender wrote it. Waiting makes the current CUDA stream wait, not the host."""
 
-    def __init__(self, transport: Symmetric, tag: int, place: int, shape: Sequence[int], dtype: torch.dtype) -> None:
-        self.transport, self.tag, self.place = transport, tag, place
+    def __init__(self, transport: Symmetric, tag: int, slot: int, shape: Sequence[int], dtype: torch.dtype) -> None:
+        self.transport, self.tag, self.slot = transport, tag, slot
         self.source = transport.routes[tag].source
         order = (0, 2, 3, 1) if len(shape) == 4 else tuple(range(len(shape)))
-        there = transport.place(transport.lane, tag, place, [shape[i] for i in order], dtype)
+        there = transport.buffer_at(transport.lane, tag, slot, [shape[i] for i in order], dtype)
         self.message = there.movedim(-1, 1) if len(shape) == 4 else there
 
     def post(self) -> None:
-        """Nothing to do: the sender knows the place."""
+        """Nothing to do: the sender knows the slot."""
 
     def wait(self, idle: bool) -> Tensor:
-        self.transport.take(self.source, self.tag, self.place, FILLED)
+        self.transport.take(self.source, self.tag, self.slot, FILLED)
         return self.message
 
     def release(self) -> None:
-        self.transport.raise_(self.source, self.tag, self.place, FREE)
+        self.transport.raise_(self.source, self.tag, self.slot, FREE)
 
 
-def channel(tag: int, place: int, kind: int) -> int:
-    """The number of a signal."""
-    return 2 * (tag * IN_FLIGHT + place) + kind
+def channel(tag: int, slot: int, kind: int) -> int:
+    """Return the number of a signal. kind: FILLED or FREE."""
+    return 2 * (tag * IN_FLIGHT + slot) + kind

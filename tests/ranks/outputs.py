@@ -36,7 +36,7 @@ def work(seed: int, ranks: Ranks) -> list[dict]:
                 exact = [executor == "eager" and len(a) == 2 for a, _ in pairs]
                 mapped = list(engine.map(inputs))
                 assert engine._distributed is not None
-                threads = engine._distributed.work.backend(False).threads  # type: ignore[attr-defined]
+                threads = engine._distributed.work.backends(False).threads  # type: ignore[attr-defined]
             info = [i for i in Backbone(model).feature_info if i["module"] in names]
             rows.append(
                 {

@@ -64,7 +64,7 @@ def test_the_transport_that_fits_the_ranks(monkeypatch: pytest.MonkeyPatch) -> N
 
     def chosen(name: str, device: torch.device, one_host: bool, own_gpu: bool = False, memory: bool = True) -> str:
         monkeypatch.setattr(transport, "share_a_host", lambda device: (one_host, own_gpu, memory))
-        return transport.choose(name, device)
+        return transport.choose_transport(name, device)
 
     assert [chosen("auto", cpu, one_host) for one_host in (True, False)] == ["shared", "gloo"]
     assert [chosen("auto", gpu, True, own_gpu) for own_gpu in (True, False)] == ["nccl", "gloo"]

@@ -36,8 +36,8 @@ from parallel_parnet.transport.health import (
     SILENT,
     STOPPED_S,
     Monitor,
-    Operation,
     Peer,
+    Watched,
     host_identity,
     process_state,
 )
@@ -95,7 +95,7 @@ def in_child(work: Callable[[], None]) -> multiprocessing.process.BaseProcess:
 
 def test_messages_arrive_as_they_were_sent(control: Memory) -> None:
     seed = random.randrange(1 << 30)
-    shapes = [(1, 3, 8, 8), (4, 24, 64, 64), (1, 8), (2, 24, 8, 16), (300, 2)]  # places grow, and are used again
+    shapes = [(1, 3, 8, 8), (4, 24, 64, 64), (1, 8), (2, 24, 8, 16), (300, 2)]  # slots grow, and are used again
     shapes = [shapes[i] for i in torch.randint(len(shapes), (40,), generator=torch.Generator().manual_seed(seed))]
 
     def messages() -> list[torch.Tensor]:
@@ -218,10 +218,10 @@ def test_a_signal_ends_no_wait(control: Memory, monkeypatch: pytest.MonkeyPatch)
 def test_a_failure_names_the_operation_and_the_rank() -> None:
     monitor = lonely()
     message = r"no answer from rank 2 while rank 0 was waiting for x \(after 3 s\)"
-    with pytest.raises(LaneError, match=message), Operation(monitor, "waiting for x", culprit=2):
+    with pytest.raises(LaneError, match=message), Watched(monitor, "waiting for x", culprit=2):
         raise TimeoutError("after 3 s")
     monitor = lonely()
-    with pytest.raises(ParNetError, match="mine"), Operation(monitor, "waiting for x"):
+    with pytest.raises(ParNetError, match="mine"), Watched(monitor, "waiting for x"):
         raise ParNetError("mine")
 
 
@@ -240,7 +240,7 @@ def test_what_one_rank_loses_all_hear_of(monkeypatch: pytest.MonkeyPatch) -> Non
     monitor = Monitor(0, [Peer(rank, end, 0) for rank, end in enumerate(near, start=1)], 20)
     monitor.start()
     try:
-        with pytest.raises(LaneError, match="no answer from rank 3"), Operation(monitor, "waiting for x", culprit=3):
+        with pytest.raises(LaneError, match="no answer from rank 3"), Watched(monitor, "waiting for x", culprit=3):
             raise TimeoutError
         assert all(heard(end, SILENT, 3) for end in far)
         far[1].send(bytes([LEAVING * MAX_RANKS + 2]))
@@ -253,7 +253,7 @@ def test_what_one_rank_loses_all_hear_of(monkeypatch: pytest.MonkeyPatch) -> Non
         assert heard(far[1], DIED, 1)
         with (
             pytest.raises(LaneError, match="rank 1 died while rank 0 was waiting for y"),
-            Operation(monitor, "waiting for y"),
+            Watched(monitor, "waiting for y"),
         ):
             raise ConnectionResetError
     finally:
@@ -279,7 +279,7 @@ def test_a_rank_that_lacks_memory_blames_no_other(control: Memory, monkeypatch: 
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     monkeypatch.setattr(Monitor, "explain", lambda *_: pytest.fail("another rank is blamed"))
-    operation, message = Operation(lonely(), "sending x", culprit=2), torch.zeros(SMALL_BYTES)
+    operation, message = Watched(lonely(), "sending x", culprit=2), torch.zeros(SMALL_BYTES)
     sender, descriptors = route(control, os.getpid()), len(os.listdir("/proc/self/fd"))
     for write, lack in ((sender.write, MemoryError), (on_a_gpu, torch.OutOfMemoryError)):
         with pytest.raises(lack), operation:

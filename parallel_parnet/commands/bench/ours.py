@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from parallel_parnet import Engine, ParNetError, quantize
-from parallel_parnet.executors.available import EXECUTORS, choose
+from parallel_parnet.executors.available import EXECUTORS, choose_executor
 from parallel_parnet.program.contract import dtype_name
 
 from .peer_torch import emulated
@@ -26,7 +26,7 @@ def ours(dtype: torch.dtype) -> list[Contender]:
 def usual(subject: Subject) -> str:
     """The contender by what the engine chooses; on a GPU by our kernels in a CUDA graph, as peers run in graphs."""
     device, dtype = subject.device, subject.dtype
-    return f"ours: {'cuda_graph' if device.type == 'cuda' else choose('auto', device, dtype)}"
+    return f"ours: {'cuda_graph' if device.type == 'cuda' else choose_executor('auto', device, dtype)}"
 
 
 def engine_of(subject: Subject, executor: str) -> Engine:

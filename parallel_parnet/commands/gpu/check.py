@@ -37,12 +37,12 @@ from ..common import RESULTS, Parser, plain_console, positive
 from ..common import table as make_table
 from ..processes import command, environment
 from . import peers, placements, proofs, timing
-from .apart import apart
 from .device import exact_fp32, machine
 from .first import check_first, check_first_kernels
 from .fp8 import check_fp8
 from .journal import Journal, Values
 from .machines import check_machine
+from .own_process import in_own_process
 from .page import markdown, verdicts
 from .probes import check_probes
 from .scope import scope
@@ -112,7 +112,7 @@ def parse_arguments() -> argparse.Namespace:
 def run_step(check: Callable[[], Values], seconds: float, required: bool) -> Values:
     """What a step finds in a process of its own, or how that ended."""
     started = time.monotonic()
-    result, status, said = apart(check, seconds)
+    result, status, said = in_own_process(check, seconds)
     if result is None or status not in (0, None):
         how = f"killed after {seconds:.0f} s" if status is None else f"exit status {status}"
         last = said.strip().splitlines()[-1:] or ["it said nothing"]
@@ -165,7 +165,7 @@ def run_steps(steps: Sequence[Step], journal: Journal, args: argparse.Namespace,
 
 def found_here(dry: bool) -> Values:
     """The machine that is checked; ParNetError where there is no GPU. Asked in a fork: this process never uses it."""
-    answer, _, said = apart(partial(_machine, dry), ASKING)
+    answer, _, said = in_own_process(partial(_machine, dry), ASKING)
     if not isinstance(answer, dict):
         raise answer if isinstance(answer, ParNetError) else ParNetError(f"the GPU does not answer: {said.strip()}")
     return answer

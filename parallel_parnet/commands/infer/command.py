@@ -19,7 +19,7 @@ where it then has an answer. "settings" in each line stands for network, weights
 FILE made with others is refused. A line is whole or absent, whatever dies; it is on the disk itself a second later, or
 when the run ends.
 
-Exit status: 0; 1 where --verify found a difference, a rank was lost, logits were no numbers, or, without --jsonl, a
+Exit status: 0; 1 where --verify found a difference, a rank was lost, logits were NaN or inf, or, without --jsonl, a
 picture of a folder was skipped; 2 for wrong input, and where, without --jsonl, no picture has an answer; 130,
 143 and 129 after SIGINT, SIGTERM and SIGHUP.
 """

@@ -24,7 +24,7 @@ from parallel_parnet.files import write_json
 from parallel_parnet.planning.costs import Link
 from parallel_parnet.program.placement import Transfer
 from parallel_parnet.program.program import INPUT
-from parallel_parnet.transport import TRANSPORTS, Transport, choose, gather, join_ranks, open_as
+from parallel_parnet.transport import TRANSPORTS, Transport, choose_transport, gather, join_ranks, open_as
 
 from ..common import machine
 from ..common import table as make_table
@@ -73,11 +73,11 @@ def measure_links(
 def possible(wanted: str, device: torch.device) -> list[str]:
     """The transports that run between these ranks; ParNetError where the one that is wanted does not."""
     if wanted != "auto":
-        return [choose(wanted, device)]
+        return [choose_transport(wanted, device)]
     names = []
     for name in TRANSPORTS[1:]:
         try:
-            names.append(choose(name, device))
+            names.append(choose_transport(name, device))
         except ParNetError:
             continue  # these ranks have not what it needs, on which all of them agree
     return names

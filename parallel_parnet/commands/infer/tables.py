@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import Tensor
 
 from parallel_parnet import ParNetError, Program
-from parallel_parnet.executors.available import alone_by
+from parallel_parnet.executors.available import profiled_by
 
 from ..common import table as make_table
 from ..data.split import read_names
@@ -70,7 +70,7 @@ def show_latency(latency: dict[str, float], title: str, console: Console) -> Non
 def show_stages(stages: list[dict[str, float]], executor: str, console: Console) -> None:
     """A row for each lane."""
     columns = list(dict.fromkeys(label for lane in stages for label in lane))
-    table = make_table("lane", *columns, title=f"Time by stage, ms (each operation alone, by {alone_by(executor)})")
+    table = make_table("lane", *columns, title=f"Time by stage, ms (each operation alone, by {profiled_by(executor)})")
     for lane, times in enumerate(stages):
         table.add_row(str(lane), *(f"{times[label]:.3f}" if label in times else "" for label in columns))
     console.print(table)

@@ -24,7 +24,7 @@ from rich.progress import track
 
 from parallel_parnet import Engine, ParNetError, Placement, Program, create_model, fold
 from parallel_parnet.cores import cores
-from parallel_parnet.executors.available import EXECUTORS, choose
+from parallel_parnet.executors.available import EXECUTORS, choose_executor
 from parallel_parnet.files import as_json, check_writable, write_json
 from parallel_parnet.network.variants import variant
 from parallel_parnet.planning.costs import Costs, Link, Measured
@@ -153,7 +153,7 @@ def main() -> int:
     args, ranks = parse_arguments(), Ranks.from_environment()
     device = ranks.device(args.device)
     executor = args.executor or ("cuda_graph" if device.type == "cuda" else "auto")
-    executor = choose(executor, device, torch.float32)
+    executor = choose_executor(executor, device, torch.float32)
     torch.set_num_threads(1)
     progress, rows = plain_console(stderr=True), []
     with tempfile.TemporaryDirectory() as folder:

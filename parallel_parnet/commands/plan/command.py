@@ -87,7 +87,7 @@ def costs_of(
 
 def lane_here(program: Program, dtype: torch.dtype, size: int | None, batch: int, executor: str) -> Measured:
     """A lane as this machine has it: a GPU, or a core with one thread, since the search gives each lane its own."""
-    if torch.cuda.is_available() and executor not in ("cpu", *ON_CPUS):
+    if torch.cuda.is_available() and executor not in ON_CPUS:
         return measure(program, torch.device("cuda"), dtype, size, batch, executor)
     lane = on_a_thread(program, dtype, size, batch, executor)
     return replace(lane, source=f"{lane.source}; each lane is taken to have a core, of which {cores()} are here")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from parallel_parnet import Engine, Placement, Program
-from parallel_parnet.executors.available import choose
+from parallel_parnet.executors.available import choose_executor, facts
 from parallel_parnet.executors.backends import lacking, storage_type
 from parallel_parnet.executors.binding import Bindings
 from parallel_parnet.executors.making import make_backend
@@ -57,7 +57,7 @@ def measure(
     """
     if executor == "auto" and device.type == "cuda":
         executor = "eager" if lacking("triton") or program.quantised else "triton"
-    executor = choose(executor, device, dtype, program.quantised)
+    executor = choose_executor(executor, device, dtype, program.quantised)
     side = picture_side(program, size)
     x = torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
     engine = Engine(program, Placement.single(program), device, dtype, executor)
@@ -73,7 +73,7 @@ def measure(
         f"measured on this {device.type} by {executor}: medians of {passes} runs, {torch.get_num_threads()} thread(s); "
         f"a pass took {factor:.2f} of its operations' sum"
     )
-    return Measured(f"measured {device.type}", seconds, source, own_layout=executor == "native")
+    return Measured(f"measured {device.type}", seconds, source, own_layout=facts(executor).own_layout)
 
 
 def on_a_thread(

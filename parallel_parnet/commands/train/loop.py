@@ -121,7 +121,7 @@ class Training:
             keep()
 
     def _refuse_divergence(self) -> None:
-        """ParNetError, on every rank, behind an epoch that left what is no number on any: float16's scaler leaves such
+        """Raise ParNetError, on every rank, after an epoch that left NaN or inf on any: float16's scaler leaves such
         steps out and goes on for ever, and batch norms have seen them."""
         finite = math.isfinite(self.loss_sum) and all(t.isfinite().all() for t in self.result.state_dict().values())
         if totals([not finite]) != [0]:

@@ -15,7 +15,7 @@ from parallel_parnet.transport import gather, health
 def waiting(action: str) -> AbstractContextManager:
     """While one rank waits for another: a failure then names the rank that was lost."""
     monitor = health.current()
-    return nullcontext() if monitor is None else health.Operation(monitor, action)
+    return nullcontext() if monitor is None else health.Watched(monitor, action)
 
 
 def parallel(model: nn.Module, device: torch.device, x_nchw: Tensor) -> nn.Module:

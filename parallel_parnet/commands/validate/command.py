@@ -38,7 +38,7 @@ from rich.console import Console
 from torch import Tensor
 
 from parallel_parnet import Engine, ParNetError, ParNetWarning, Program, fold
-from parallel_parnet.executors.available import choose
+from parallel_parnet.executors.available import choose_executor
 from parallel_parnet.executors.backends import isa
 from parallel_parnet.preprocess import Preprocess
 from parallel_parnet.program.contract import dtype_name
@@ -214,7 +214,7 @@ def main() -> int:
     picture_side(program, args.img_size)
     runs = {name: way(name, args.executor) for name in (args.dtype, args.against) if name}
     for dtype, executor in runs.values():  # what cannot run is told before anything is answered
-        choose(executor, ranks.device(args.device), type_of(dtype, executor), QUANTISED.get(dtype))
+        choose_executor(executor, ranks.device(args.device), type_of(dtype, executor), QUANTISED.get(dtype))
     work, labels = prepare(args, program, console)
     programs, made = dict.fromkeys([*DTYPES, REFERENCE], program), {}
     for name in QUANTISED.keys() & {args.dtype, args.against}:

@@ -136,7 +136,7 @@ def test_a_lane_of_this_machine_is_one_thread(monkeypatch: pytest.MonkeyPatch) -
     assert any("each lane is taken to have a core, of which" in source for source in costs.sources)
 
 
-@pytest.mark.parametrize("executor", ["native", "openvino", "cpu"])
+@pytest.mark.parametrize("executor", ["native", "openvino"])
 def test_executors_of_cpus_are_measured_there_on_any_machine(executor: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lane = Measured("measured cpu", dict.fromkeys(PARNET.by_name, 1e-3), "by hand")
     monkeypatch.setattr(command.torch.cuda, "is_available", lambda: True)

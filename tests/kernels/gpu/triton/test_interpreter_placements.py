@@ -18,7 +18,7 @@ from parallel_parnet.commands.infer import command
 from parallel_parnet.executors import local, making
 from parallel_parnet.executors.graph import GraphExecutor
 from parallel_parnet.executors.local import LocalExecutor
-from parallel_parnet.executors.queues import InOrder
+from parallel_parnet.executors.queues import Queues
 from parallel_parnet.executors.triton_backend import TritonBackend, TritonSegment, whole
 from parallel_parnet.kernels.gpu.arguments import Numbers
 from parallel_parnet.kernels.gpu.launch import Launch
@@ -53,7 +53,7 @@ def anywhere(program: Program, lanes: int, seed: int) -> Placement:
 
 
 def placed(
-    program: Program, placement: Placement, dtype: torch.dtype, queues: InOrder | None = None, raw: bool = False,
+    program: Program, placement: Placement, dtype: torch.dtype, queues: Queues | None = None, raw: bool = False,
     devices: list[torch.device] | None = None,
 ) -> LocalExecutor:  # fmt: skip
     devices = devices or [CPU] * placement.lanes
@@ -212,7 +212,7 @@ def test_the_command_with_queues_and_graphs(seed, monkeypatch, capsys):
             super().__init__(name, source, graph)
 
     monkeypatch.setattr(making, "GraphExecutor", Captured)
-    monkeypatch.setattr(local, "InOrder", lambda: RandomQueues(seed))
+    monkeypatch.setattr(local, "Queues", lambda: RandomQueues(seed))
     monkeypatch.setattr(command, "stop_on_signals", lambda: None)
     arguments = ["--device", "cpu", "--executor", "cuda_streams", "--verify", "--iterations", "1", "--warmup", "0"]
     monkeypatch.setattr(sys, "argv", ["infer", *arguments])

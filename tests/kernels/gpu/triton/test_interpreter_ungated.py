@@ -97,7 +97,7 @@ def test_a_gate_on_the_identity_of_a_raw_picture(seed: int) -> None:
 
 @pytest.mark.parametrize(("stride", "sums"), [(1, False), (2, True)])
 def test_maxpool(stride: int, sums: bool, seed: int) -> None:
-    """All values below zero, so that nothing from outside may win, and one that is no number."""
+    """All values below zero, so that nothing from outside may win, and a NaN."""
     shape = Geometry(9, 7, 68, 68, stride, gate="none", activation="none", sums=sums)
     x = F.pad(-torch.rand(2, 9, 7, 68, generator=torch.Generator().manual_seed(seed)), (0, 4)).half()
     x[1, 4, 4, 5] = float("nan")

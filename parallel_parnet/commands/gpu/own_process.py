@@ -33,7 +33,7 @@ class Ended(NamedTuple):
     said: str
 
 
-def apart(work: Callable[[], object], seconds: float) -> Ended:
+def in_own_process(work: Callable[[], object], seconds: float) -> Ended:
     """Run it in a process of its own; out of time, that is killed with its children."""
     end = time.monotonic() + seconds
     receiver, sender = FORK.Pipe(duplex=False)

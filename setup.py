@@ -6,6 +6,7 @@ import logging
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from contextlib import suppress
@@ -72,7 +73,8 @@ class CompileKernels(build_ext):
         sys.stderr.write(done.stderr.decode(errors="replace"))
         if done.returncode:
             to.unlink(missing_ok=True)  # of which there may be a part
-            if done.returncode < 0 or b"Killed" in done.stderr:  # as gcc and clang say of what they start themselves
+            # gcc and clang say so of what they start themselves
+            if done.returncode == -signal.SIGKILL or b"Killed" in done.stderr:
                 self.killed.append(HERE[ext.name].name)
             raise CompileError(f"{command[0]} ended with {done.returncode}")
 

@@ -96,14 +96,14 @@ class Timeline:
     @classmethod
     def of(
         cls, known: Operations, about: dict, clocks: Sequence[Clock], real: Sequence[Recorder],
-        apart: Sequence[Sequence[Recorder]],
+        stepwise: Sequence[Sequence[Recorder]],
     ) -> Timeline:  # fmt: skip
         """Make a timeline of a trace of the real path and of passes operation by operation, each a recorder for every
         lane."""
         bars: list[Bar] = []
         for lane, clock in enumerate(clocks):
             bars += bars_of(known, lane, REAL, real[lane].spans, clock.applied)
-            for number, lanes in enumerate(apart):
+            for number, lanes in enumerate(stepwise):
                 bars += bars_of(known, lane, APART, lanes[lane].spans, clock.applied, number)
         return cls(tuple(bars), tuple(arrows(known, bars)), known, about)
 

@@ -62,7 +62,7 @@ def measure(
     x = torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
     engine = Engine(program, Placement.single(program), device, dtype, executor)
     with torch.inference_mode():
-        parts = (in_a_pass if executor == "native" else apart)(program, device, dtype, executor, x)
+        parts = (in_a_pass if executor == "native" else by_themselves)(program, device, dtype, executor, x)
         runs = [partial(engine, x), *parts.values()]
         rounds = [[timed(run, device) for run in runs] for _ in range(passes + 1)]
     whole, *each = (median(times) for times in zip(*rounds[1:], strict=True))
@@ -101,7 +101,7 @@ def in_a_pass(
     return plan.steps()
 
 
-def apart(
+def by_themselves(
     program: Program, device: torch.device, dtype: torch.dtype, executor: str, x: Tensor
 ) -> dict[str, Callable[[], object]]:
     """Each operation by itself, by its name, as a segment of its own that reads what the ones before it left; each has

@@ -34,7 +34,8 @@ def section(header: Mapping, rows: Sequence[Row], sentences: Sequence[str], data
     """As Markdown. data, figure: the numbers and the picture, seen from the page."""
     first = (
         "`make versus` runs ParNet and the networks that it is compared with on our own kernels, so that only the "
-        f"networks differ, and lists the fastest other library. On a {header['machine']}, {header['cpu']}, batch 1, "
+        "networks differ, and lists the fastest of OpenVINO, ONNX Runtime, ncnn and MNN. On a "
+        f"{header['machine']}, {header['cpu']}, batch 1, "
         f"{header['dtype']}, {header['date'][:10]} ([numbers]({data})):"
     )
     parts = [

@@ -19,7 +19,7 @@ from .executors.available import METHODS, choose_executor, find_device, for_cpu,
 from .executors.backends import arithmetic, broken_openvino, lacking, refuse_recorders
 from .executors.distributed import DistributedExecutor
 from .executors.graph import GraphExecutor
-from .executors.local import LocalExecutor, synchroniser
+from .executors.local import LocalExecutor, synchronise
 from .executors.making import Executor, make_backend, make_executor
 from .forking import is_forked
 from .gpu import UNKNOWN, gpu_and_versions, lives_on_gpu
@@ -116,25 +116,31 @@ class Engine:
         if self.device.type == "cuda" and self.device.index is None and one_gpu:
             self.device = torch.device("cuda", torch.cuda.current_device())
         if ranks > 1:
-            if self.placement.lanes != ranks:
-                raise ParNetError(f"placement of {self.placement.lanes} lanes on {ranks} ranks: they must be as many")
             assert monitor is not None, "several ranks have joined"
-            runs = "auto" if self._unproved else self.executor
-            # first, since what else ranks compare before a request depends on it
-            agree({"executor": f"{runs} in {dtype} on {self.device.type}"})
-            self.lane = monitor.rank
-            if self._unproved:
-                made = prove_on_all_ranks(program, self._made, self.device, dtype, self._synchronise)
-                self.executor, self.notes = made
-                self._unproved = False
-                for note in self.notes:
-                    warn(note)
-            devices = [self.device] * ranks
-            backend = partial(make_backend, self.executor, program, devices=devices, dtype=dtype, threads=threads)
-            self._distributed = DistributedExecutor(
-                program, self.placement, monitor.rank, transport, self.device, backend, METHODS[self.executor].captured
-            )
-            self._executors[False] = self._executors[True] = self._distributed
+            self._take_lane(monitor.rank, ranks, transport)
+
+    def _take_lane(self, rank: int, ranks: int, transport: str) -> None:
+        """Agree with the other ranks on what runs, and become one of them."""
+        if self.placement.lanes != ranks:
+            raise ParNetError(f"placement of {self.placement.lanes} lanes on {ranks} ranks: they must be as many")
+        runs = "auto" if self._unproved else self.executor
+        # first, since what else ranks compare before a request depends on it
+        agree({"executor": f"{runs} in {self.dtype} on {self.device.type}"})
+        self.lane = rank
+        if self._unproved:
+            made = prove_on_all_ranks(self.program, self._made, self.device, self.dtype, self._synchronise)
+            self.executor, self.notes = made
+            self._unproved = False
+            for note in self.notes:
+                warn(note)
+        backend = partial(
+            make_backend, self.executor, self.program,
+            devices=[self.device] * ranks, dtype=self.dtype, threads=self.threads,
+        )  # fmt: skip
+        self._distributed = DistributedExecutor(
+            self.program, self.placement, rank, transport, self.device, backend, METHODS[self.executor].captured
+        )
+        self._executors[False] = self._executors[True] = self._distributed
 
     @classmethod
     @with_own_settings
@@ -177,6 +183,10 @@ class Engine:
         if self.device.type == "cpu" or self.device.index is not None:
             return self.device
         return torch.device("cuda", lane % torch.cuda.device_count())
+
+    @property
+    def _devices(self) -> list[torch.device]:
+        return [self.lane_device(lane) for lane in range(self.placement.lanes)]
 
     @property
     def arithmetic(self) -> torch.dtype:
@@ -282,7 +292,7 @@ class Engine:
             tried, self.notes = prove(self.program, choices, self._made, x_nchw, self.dtype, self._synchronise, seconds)
             self._take(*tried[0][1:])
         for note in self.notes:
-            warn(note, depth=3)
+            warn(note)
         return {str(choice): seconds for seconds, choice, _ in tried}
 
     @with_own_settings
@@ -304,7 +314,7 @@ class Engine:
 
     def _taken_in(self, x_nchw: Tensor) -> Tensor:
         """Check pictures, and let the current CUDA stream wait for that of the last call."""
-        if not isinstance(x_nchw, Tensor) or _kind_of(x_nchw) != self._checked or x_nchw.is_neg():
+        if not isinstance(x_nchw, Tensor) or x_nchw.is_nested or _kind_of(x_nchw) != self._checked or x_nchw.is_neg():
             check_input(self.program, x_nchw)
             if x_nchw.is_meta:
                 raise ParNetError("a picture on meta, which has no memory: give it on the CPU or a GPU")
@@ -328,8 +338,7 @@ class Engine:
 
     @outside_torch_modes
     def _make_executor(self, raw: bool) -> Executor:
-        devices = [self.lane_device(lane) for lane in range(self.placement.lanes)]
-        return make_executor(self.executor, self.program, self.placement, devices, self.dtype, self.threads, raw)
+        return make_executor(self.executor, self.program, self.placement, self._devices, self.dtype, self.threads, raw)
 
     @with_own_settings
     def trace(self, x_nchw: Tensor) -> list[Recorder]:
@@ -360,8 +369,7 @@ class Engine:
         return self._distributed.clocks() if self._distributed else [Clock()] * self.placement.lanes
 
     def _synchronise(self) -> None:
-        for device in {self.lane_device(lane) for lane in range(self.placement.lanes)}:
-            synchroniser(device)()
+        synchronise(self._devices)
 
     @with_own_settings
     def close(self, status: int = 0) -> None:

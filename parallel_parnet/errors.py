@@ -1,4 +1,4 @@
-"""The one exception that a user can cause and mend: launch scripts print it in one line and exit with status 2."""
+"""What a user can cause and mend: launch scripts print these errors in one line and exit with status 2."""
 
 
 class ParNetError(ValueError):

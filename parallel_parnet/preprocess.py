@@ -59,6 +59,8 @@ class Preprocess:
 
     def _resized(self, image: Image.Image) -> tuple[Callable[[int, int], np.ndarray], int, int]:
         """Return what cuts size x size out of the resized picture at (left, top), and the largest left and top."""
+        if not min(image.size):
+            raise ParNetError(f"a picture of {image.width} x {image.height} pixels: it has none")
         scale = round(self.size / self.crop) / min(image.size)
         target = [max(self.size, round(side * scale)) for side in image.size]
         right, bottom = (side - self.size for side in target)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 
@@ -41,7 +41,8 @@ class Saved:
 
     def text(self) -> str:
         """Return the settings as JSON."""
-        return json.dumps(asdict(self) | {"dtype": str(self.dtype)})
+        placement = self.placement and vars(self.placement) | {"where": dict(self.placement.where)}
+        return json.dumps(vars(self) | {"dtype": str(self.dtype), "placement": placement})
 
     @classmethod
     def of(cls, metadata: Mapping[str, str], program: Program) -> Saved:

@@ -127,7 +127,7 @@ class Timeline:
 
     def typical(self, row: str) -> Pass:
         """Return the request whose duration is the median of its row's. ParNetError where the row has none."""
-        found = sorted((self.of_pass(row, number) for number in self.passes(row)), key=lambda one: one.end - one.start)
+        found = sorted((self.of_pass(row, number) for number in self.passes(row)), key=lambda one: one.seconds)
         if not found:
             raise ParNetError(f"the trace holds nothing of the {row}")
         return found[(len(found) - 1) // 2]

@@ -24,6 +24,7 @@ from small import OPTIONAL, SMALL, lively, relative
 
 MODEL = lively(SMALL, 2)
 PROGRAM = fold(MODEL)
+NESTED = torch.nested.nested_tensor([torch.zeros(3, 64, 64)])
 NONE = "the CPU kernels were not compiled: with gcc 11 or later, install parallel_parnet again"
 
 
@@ -65,6 +66,7 @@ def test_an_engine_goes_with_the_last_reference_to_it(executor: str) -> None:
         (torch.randn(0, 3, 64, 64), r"expected a tensor \[N, 3, H, W\]"),
         (torch.randn(1, 64, 64, 3), r"expected a tensor \[N, 3, H, W\]"),
         ("picture", "expected a tensor"),
+        (NESTED, "a nested tensor: give pictures of one size at a time"),
         (torch.zeros(1, 3, 64, 64, dtype=torch.int64), "expected float32, bfloat16 or float16"),
         (torch.zeros(1, 3, 64, 64, dtype=torch.float64), "expected float32, bfloat16 or float16"),
         (torch.randn(1, 3, 64, 65), "picture size 64 x 65: .* multiples of 32"),
@@ -117,13 +119,18 @@ def _bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_bare")
-def test_what_cannot_be_had() -> None:
+def test_what_cannot_be_had(tmp_path: Path) -> None:
     for executor, reason in (("openvino", "not installed here; pip install openvino"), ("native", NONE)):
         with pytest.raises(ParNetError, match=f"executor {executor}: {reason}.*, or choose eager"):
             Engine(PROGRAM, device="cpu", executor=executor)
     with pytest.warns(ParNetWarning, match=f"executor eager runs, since native cannot be had: {NONE}") as said:
         engine, *_ = (Engine(PROGRAM, device="cpu") for _ in range(2))
     assert len(said) == 1 and said[0].filename == __file__, "once, and at the line that made the engine"
+    engine.save(tmp_path / "e.safetensors")
+    warn.cache_clear()
+    with pytest.warns(ParNetWarning, match="executor eager runs") as said_of_file:
+        Engine.load(tmp_path / "e.safetensors", "cpu")
+    assert said_of_file[0].filename == __file__, "the user's line also where the package calls itself"
     assert engine.notes == [str(said[0].message)]
     assert engine.executor == "eager" and engine.warm_up(torch.zeros(1, 3, 32, 32)) == {}
 

@@ -112,6 +112,8 @@ def test_a_picture_of_zero_size(tmp_path: Path) -> None:
     (tmp_path / "p.png").write_bytes(content)
     with pytest.raises(ParNetError, match=r"p\.png"):
         PREPROCESS(tmp_path / "p.png")
+    with pytest.raises(ParNetError, match="0 x 5 pixels"):
+        PREPROCESS.pixels(Image.new("RGB", (0, 5)))
 
 
 def test_a_decompression_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,8 +113,7 @@ def tuned_name(gpu: str, kernel: str = "tuned") -> str:
 
 def _levels(gpus: Sequence[str], kernel: str) -> dict[str, Any]:
     """Of the first GPU that has a table for the kernel."""
-    paths = (CONFIGS / tuned_name(gpu, kernel) for gpu in gpus)
-    return next((read_levels(path) for path in paths if path.is_file()), {})
+    return next(filter(None, (read_levels(CONFIGS / tuned_name(gpu, kernel)) for gpu in gpus)), {})
 
 
 def read_levels(path: Path) -> dict[str, Any]:

@@ -94,26 +94,18 @@ def run_order(seed: int, leaders_last: bool = False) -> Iterator[None]:
         interpreter_builder.seed = None
 
 
-def install() -> None:
-    """Replace the interpreter's operations on memory and on bfloat16, in Triton's one builder of operations."""
-    builder = InterpreterBuilder
-    if hasattr(builder, "memory"):
-        return
-    builder.memory, builder.order, builder.seed, builder.leaders = Memory(()), None, None, 0
-    builder.leaders_last = builder.patched = False
-    start, set_index = GridExecutor._init_args_hst, builder.set_grid_idx
-    load, store, atomic = builder.create_masked_load, builder.create_masked_store, builder.create_atomic_rmw
-    dot, cast, convert, binary = builder.create_dot, builder.cast_impl, builder.create_fp_to_fp, builder.binary_op
-    patch, patch_tensor = interpreter._patch_lang, interpreter._patch_lang_tensor
-    known_type = cache(interpreter._get_np_dtype)
+class StrictBuilder(InterpreterBuilder):
+    """Triton's operations, with those on memory, on bfloat16 and on e4m3 as the module says."""
 
-    def checked_start(self, arguments, keywords):
-        interpreter_builder.memory, interpreter_builder.order = Memory([*arguments, *keywords.values()]), None
-        named = dict(zip(self.arg_names, arguments, strict=False)) | keywords
-        interpreter_builder.leaders = named.get("leaders", 0)
-        return start(self, arguments, keywords)
+    memory, order, seed, leaders = Memory(()), None, None, 0
+    leaders_last = patched = False
 
-    def shuffled_index(self, x, y, z):
+    @property
+    def program(self) -> int:
+        (x, y, z), (width, height, _) = self.grid_idx, self.grid_dim
+        return x + width * (y + height * z)
+
+    def set_grid_idx(self, x, y, z):
         if self.seed is not None:
             if self.order is None:
                 draw, all_of_them = random.Random(self.seed), range(self.grid_dim[0])
@@ -121,44 +113,56 @@ def install() -> None:
                 parts = parts[::-1] if self.leaders_last else parts
                 self.order = [program for part in parts for program in draw.sample(part, len(part))]
             x = self.order[x]
-        set_index(self, x, y, z)
+        super().set_grid_idx(x, y, z)
 
-    def program(self) -> int:
-        (x, y, z), (width, height, _) = self.grid_idx, self.grid_dim
-        return x + width * (y + height * z)
+    def create_masked_load(self, pointers, mask, *rest):
+        self.memory.access(self.program, pointers, mask, "load")
+        return super().create_masked_load(pointers, mask, *rest)
 
-    def checked_load(self, pointers, mask, *rest):
-        self.memory.access(program(self), pointers, mask, "load")
-        return load(self, pointers, mask, *rest)
+    def create_masked_store(self, pointers, value, mask, *rest):
+        self.memory.access(self.program, pointers, mask, "store")
+        return super().create_masked_store(pointers, value, mask, *rest)
 
-    def checked_store(self, pointers, value, mask, *rest):
-        self.memory.access(program(self), pointers, mask, "store")
-        return store(self, pointers, value, mask, *rest)
+    def create_atomic_rmw(self, operation, pointer, value, mask, semantics, scope):
+        self.memory.synchronise(self.program, int(pointer.data.item()), semantics, bool(value.data.any()))
+        self.memory.access(self.program, pointer, mask, "atomic")
+        return super().create_atomic_rmw(operation, pointer, value, mask, semantics, scope)
 
-    def checked_atomic(self, operation, pointer, value, mask, semantics, scope):
-        self.memory.synchronise(program(self), int(pointer.data.item()), semantics, bool(value.data.any()))
-        self.memory.access(program(self), pointer, mask, "atomic")
-        return atomic(self, operation, pointer, value, mask, semantics, scope)
+    def create_dot(self, a, b, d, precision, imprecise):
+        return super().create_dot(_widen(a), _widen(b), d, precision, imprecise)
 
-    def honest_dot(self, a, b, d, precision, imprecise):
-        return dot(self, _widen(a), _widen(b), d, precision, imprecise)
-
-    def honest_cast(self, source, target):
+    def cast_impl(self, source, target):
         if target.scalar == source.dtype.scalar:
             return source
         if target.scalar in ROUND:
-            return TensorHandle(ROUND[target.scalar](_widen(source).data.astype(np.float32)), target.scalar)
-        return cast(self, _widen(source), target)
+            return _rounded(source, target)
+        return super().cast_impl(_widen(source), target)
 
-    def honest_convert(self, source, target, mode):
+    def create_fp_to_fp(self, source, target, mode):
         if target.scalar in ROUND:
-            return TensorHandle(ROUND[target.scalar](_widen(source).data.astype(np.float32)), target.scalar)
-        return convert(self, _widen(source), target, mode)
+            return _rounded(source, target)
+        return super().create_fp_to_fp(_widen(source), target, mode)
 
-    def honest_binary(self, left, right, operation):
+    def binary_op(self, left, right, operation):
         if left.dtype.scalar in ROUND and operation in ARITHMETIC:
             raise NotImplementedError(f"{left.dtype.scalar} arithmetic: cast to float32 first")
-        return binary(self, left, right, operation)
+        return super().binary_op(left, right, operation)
+
+
+def install() -> None:
+    """Make Triton's one builder of operations a `StrictBuilder`, and its launches known to it."""
+    builder = interpreter_builder
+    if isinstance(builder, StrictBuilder):
+        return
+    builder.__class__ = StrictBuilder
+    start, patch, patch_tensor = GridExecutor._init_args_hst, interpreter._patch_lang, interpreter._patch_lang_tensor
+    known_type = cache(interpreter._get_np_dtype)
+
+    def checked_start(self, arguments, keywords):
+        builder.memory, builder.order = Memory([*arguments, *keywords.values()]), None
+        named = dict(zip(self.arg_names, arguments, strict=False)) | keywords
+        builder.leaders = named.get("leaders", 0)
+        return start(self, arguments, keywords)
 
     def patched_tensor(tensor, scope):
         patch_tensor(tensor, scope)
@@ -166,10 +170,10 @@ def install() -> None:
 
     def patched_once(function):
         """Once for all that a launch calls; Triton does so again at each call, and never takes that back."""
-        if interpreter_builder.patched:
+        if builder.patched:
             return None
         scope = patch(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
-        scope.set_attr(interpreter_builder, "patched", True)
+        scope.set_attr(builder, "patched", True)
         return scope
 
     def numpy_type(kind):
@@ -177,16 +181,16 @@ def install() -> None:
         element = kind.element_ty if isinstance(kind, tl.block_type) else kind
         return np.dtype(np.uint64) if isinstance(element, tl.pointer_type) else known_type(element)
 
-    GridExecutor._init_args_hst, builder.set_grid_idx = checked_start, shuffled_index
-    builder.create_masked_load, builder.create_masked_store = checked_load, checked_store
-    builder.create_atomic_rmw = checked_atomic
-    builder.create_dot, builder.cast_impl, builder.create_fp_to_fp = honest_dot, honest_cast, honest_convert
-    builder.binary_op = honest_binary
+    GridExecutor._init_args_hst = checked_start
     interpreter._patch_lang, interpreter._patch_lang_tensor = patched_once, patched_tensor
     interpreter._get_np_dtype = numpy_type
     # whose findings nobody looks at, and which take a third of the time
-    interpreter_builder.options = replace(interpreter_builder.options, sanitize_overflow=False)
+    builder.options = replace(builder.options, sanitize_overflow=False)
     tl.constexpr.__rmod__ = lambda self, other: other % self.value  # which Triton 3.6 lacks, and a loop's count needs
+
+
+def _rounded(source: TensorHandle, target: Any) -> TensorHandle:
+    return TensorHandle(ROUND[target.scalar](_widen(source).data.astype(np.float32)), target.scalar)
 
 
 def _widen(handle: TensorHandle) -> TensorHandle:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from functools import cache
 from typing import NamedTuple
@@ -23,6 +24,7 @@ class Method(NamedTuple):
     captured: bool = False
 
 
+PACKAGE = __name__.partition(".")[0] + "."
 FP8 = (8, 9)  # the first compute capability with tensor cores for it
 METHODS = {name: Method(name) for name in BACKENDS}
 METHODS |= {"cuda_graph": Method("triton", True), "cuda_streams": Method("eager", True)}
@@ -126,12 +128,12 @@ def notes(executor: str, chosen: str, device: torch.device, quantised: torch.dty
 
 
 @cache  # once for a process, from wherever its engines are made
-def warn(note: str, depth: int = 2) -> None:
-    """Warn (ParNetWarning) of the line that made or called the engine, once a process for each note.
-
-    depth: stack frames between the user's line and this function.
-    """
-    warnings.warn(note, ParNetWarning, stacklevel=depth + 2)
+def warn(note: str) -> None:
+    """Warn (ParNetWarning) of the line that made or called the engine, once a process for each note."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back and frame.f_globals["__name__"].startswith(PACKAGE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(note, ParNetWarning, stacklevel=level)
 
 
 def _native_fits(dtype: torch.dtype) -> bool:

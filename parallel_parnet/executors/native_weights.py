@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..kernels.cpu import native
 from ..program.program import Operation
+
+# kept by output channel beside the kernel, and from which dimension on they are flat
+ROWS = {"bias": 0, "gate_weight": 1, "gate_bias": 0, "scale": 0, "shift": 0, "weight_step": 0}
 
 
 def pack(
@@ -23,17 +27,10 @@ def pack(
 
     zeros: what stands for 0 in each input. dtype: of the features that it reads. algorithm: one of native.ALGORITHMS.
     """
-    rows = {
-        name: native.in_stored_order(tensor.flatten(1) if name == "gate_weight" else tensor, op.groups, op.shuffle)
-        for name, tensor in w.items()
-        if name in ("weight", "bias", "border", "gate_weight", "gate_bias")
-    }
-    weight, border = rows.pop("weight"), rows.pop("border", None)
-    if border is not None:
-        rows["bias"] = native.bias_by_edge(rows["bias"], border[:, 0])
-    rows |= {name: w[name].flatten() for name in ("scale", "shift") if name in w}
-    if "weight_step" in w:
-        rows["weight_step"] = native.in_stored_order(w["weight_step"].flatten(), op.groups, op.shuffle)
+    stored = partial(native.in_stored_order, groups=op.groups, shuffle=op.shuffle)
+    weight, rows = stored(w["weight"]), {name: stored(w[name].flatten(at)) for name, at in ROWS.items() if name in w}
+    if "border" in w:
+        rows["bias"] = native.bias_by_edge(rows["bias"], stored(w["border"])[:, 0])
     if algorithm == native.DIRECT:
         packed = native.pack_direct(weight.to(torch.int8 if dtype == torch.uint8 else dtype), len(zeros), panels)
     else:

@@ -21,12 +21,10 @@ from .samples import sample
 HEADROOM = 8.0
 
 
-def reach(
-    program: Program, pictures: Iterable[Tensor] | Tensor, keep: Collection[str] = (), seed: int = 0
-) -> dict[str, Tensor]:
+def reach(program: Program, pictures: Iterable[Tensor] | Tensor, keep: Collection[str] = ()) -> dict[str, Tensor]:
     """Find how large the features that fp8 operations read become: fp32 [C], for each channel, by name. Arguments and
-    errors as of `quantize`; seed: for the sampling."""
-    found = sample(program, input_features(quantisable_operations(program, keep)), pictures, seed)
+    errors as of `quantize`."""
+    found = sample(program, input_features(quantisable_operations(program, keep)), pictures)
     return {name: taken.largest for name, taken in found.items()}
 
 

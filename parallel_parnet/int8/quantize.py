@@ -14,9 +14,7 @@ from ..settings import with_own_settings
 from .e4m3 import in_fp8, reach
 from .kernels import in_int8, input_features, quantisable_operations
 from .ranges import Range, best
-from .samples import sample
-
-SEED = 0  # of which values are sampled
+from .samples import SEED, sample
 
 
 @with_own_settings

@@ -13,6 +13,7 @@ from ..errors import ParNetError
 from ..program.placement import Placement
 from ..program.program import Program
 
+SEED = 0  # of which values are sampled
 PER_PICTURE = 1 << 14  # values of a feature that are kept
 MOST = 1 << 16  # values of a feature; beyond, every second one goes, by chance, and fewer of each further picture come
 PIXELS = 1 << 20  # of pictures that are computed at once, since all their features are there together
@@ -47,7 +48,7 @@ class Sample:
 
 
 def sample(
-    program: Program, features: Sequence[str], pictures: Iterable[Tensor] | Tensor, seed: int
+    program: Program, features: Sequence[str], pictures: Iterable[Tensor] | Tensor, seed: int = SEED
 ) -> dict[str, Sample]:
     """Sample each of the features, as the executor reference computes them, on pictures as `Engine` takes them.
 

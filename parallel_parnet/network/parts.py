@@ -7,8 +7,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import ParNetError
 
-# types that may be replaced here: whoever folds or saves batch norms and the classifier checks them in more detail
-FREE = (_BatchNorm, nn.Linear)
+# what computes by these may take each other's places: whoever folds or saves batch norms and the classifier checks the
+# rest of them
+FREE = {_BatchNorm: (_BatchNorm.forward, nn.SyncBatchNorm.forward), nn.Linear: (nn.Linear.forward,)}
 
 
 def check_parts(edited: nn.Module, made: nn.Module) -> None:
@@ -17,9 +18,16 @@ def check_parts(edited: nn.Module, made: nn.Module) -> None:
     parts = dict(edited.named_modules(remove_duplicate=False))
     for name, own in made.named_modules():
         part = parts.get(name)
-        if not (isinstance(own, FREE) or name == "head.fc") and (part is None or not _computes_alike(part, own)):
+        if isinstance(own, tuple(FREE)) or name == "head.fc":
+            known = next((known for kind, known in FREE.items() if isinstance(part, kind)), ())
+            fits = part is None or not known or _forward(part) in known
+        else:
+            fits = part is not None and _computes_alike(part, own)
+        if not fits:
             given, due = ("missing" if module is None else _in_a_line(module) for module in (part, own))
-            raise ParNetError(f"{name} is {given}, where a ParNet has {due}: no other can be folded, or saved")
+            given += " of another forward or setting" if given == due or isinstance(own, tuple(FREE)) else ""
+            of = name or "the network"
+            raise ParNetError(f"{of} is {given}, where a ParNet has {due}: no other can be folded, or saved")
 
 
 def _in_a_line(module: nn.Module) -> str:
@@ -27,9 +35,15 @@ def _in_a_line(module: nn.Module) -> str:
     return f"{type(module).__name__}({module.extra_repr() or children})"
 
 
+def _forward(module: nn.Module) -> object:
+    return getattr(module.forward, "__func__", None)
+
+
 def _computes_alike(part: nn.Module, own: nn.Module) -> bool:
     if isinstance(own, nn.Dropout):  # nothing, in evaluation mode
         return isinstance(part, nn.Dropout | nn.Identity)
-    same_forward = getattr(part.forward, "__func__", None) is type(own).forward
     in_order = not isinstance(own, nn.Sequential) or [*part._modules] == [*own._modules]
-    return same_forward and in_order and part.extra_repr() == own.extra_repr()
+    if _forward(part) is not type(own).forward or not in_order or part.extra_repr() != own.extra_repr():
+        return False
+    # of which an average's text leaves one out
+    return all(getattr(part, name) == getattr(own, name) for name in getattr(own, "__constants__", ()))

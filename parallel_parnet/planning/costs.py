@@ -14,6 +14,7 @@ from itertools import groupby
 from pathlib import Path
 
 from ..errors import ParNetError
+from ..program.inputs import picture_side
 from ..program.program import INPUT, Operation, Program
 
 MOST_BYTES = 1e15  # of a message
@@ -236,7 +237,7 @@ class Costs:
         `itemsize` bytes a value. ParNetError for numbers that mean nothing."""
         if batch < 1 or itemsize < 1:
             raise ParNetError(f"batch {batch} of {itemsize}-byte values: both must be at least 1")
-        side = size or program.config.image_size
+        side = picture_side(program, size)
         features = [INPUT, *(op.name for op in program.operations)]
         bytes_ = {name: math.prod(program.shape(name, batch, side, side)) * itemsize for name in features}
         transfer = {name: link.seconds(size) for name, size in bytes_.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -129,18 +129,23 @@ def _faults(op: Operation, features: Mapping[str, Made]) -> Iterator[str]:
         yield f"cin {op.cin}: its inputs have {sum(x.width for x in inputs)} channels"
     if len({(x.width, x.reduction) for x in inputs}) > 1:
         yield "its inputs must be of one width and one resolution"
-    if op.kind != "conv":
-        none, stride = ("stride, ", 1) if op.kind == "classifier" else ("", op.stride)
-        plain = (stride, 1, 1, "none", "none", 3, False)
-        if (op.stride, op.groups, op.shuffle, op.gate, op.activation, op.kernel, op.residual) != plain:
-            yield f"a {op.kind} has no {none}groups, shuffle, gate, activation, kernel or residual"
-        if INPUT in op.inputs:
-            yield f"a {op.kind} reads features, not the picture"
-        if op.kind == "maxpool" and (len(op.inputs), op.cout) != (1, op.cin):
-            yield "a maxpool reads one feature, and has as many channels"
-        if op.kind == "maxpool" and op.stride * inputs[0].reduction > MAX_REDUCTION:
-            yield f"a pixel for {op.stride * inputs[0].reduction} of the picture: at most {MAX_REDUCTION}"
-        return
+    yield from (_faults_of_convolution if op.kind == "conv" else _faults_of_others)(op, read, inputs)
+    if op.kind != "classifier" and op.stride * inputs[0].reduction > MAX_REDUCTION:
+        yield f"a pixel for {op.stride * inputs[0].reduction} of the picture: at most {MAX_REDUCTION}"
+
+
+def _faults_of_others(op: Operation, read: Sequence[Made], inputs: Sequence[Made]) -> Iterator[str]:
+    none, stride = ("stride, ", 1) if op.kind == "classifier" else ("", op.stride)
+    plain = (stride, 1, 1, "none", "none", 3, False)
+    if (op.stride, op.groups, op.shuffle, op.gate, op.activation, op.kernel, op.residual) != plain:
+        yield f"a {op.kind} has no {none}groups, shuffle, gate, activation, kernel or residual"
+    if INPUT in op.inputs:
+        yield f"a {op.kind} reads features, not the picture"
+    if op.kind == "maxpool" and (len(op.inputs), op.cout) != (1, op.cin):
+        yield "a maxpool reads one feature, and has as many channels"
+
+
+def _faults_of_convolution(op: Operation, read: Sequence[Made], inputs: Sequence[Made]) -> Iterator[str]:
     if op.kernel == 7 and INPUT not in op.inputs:
         yield "a 7x7 convolution reads the picture"
     if op.gate != "none" and (op.activation, op.kernel, op.residual) not in ((a, 3, False) for a in ACTIVATIONS):
@@ -155,8 +160,6 @@ def _faults(op: Operation, features: Mapping[str, Made]) -> Iterator[str]:
         yield f"{op.groups} groups must divide each input's channels, and times {op.shuffle} chunks also cout {op.cout}"
     if op.gate == "identity" and (op.cin, op.stride, op.groups, len(op.inputs), op.shuffle) != (op.cout, 1, 1, 1, 1):
         yield "gate identity needs one input, cin equal to cout, stride 1, and neither groups nor shuffle"
-    if op.stride * inputs[0].reduction > MAX_REDUCTION:
-        yield f"a pixel for {op.stride * inputs[0].reduction} of the picture: at most {MAX_REDUCTION}"
 
 
 def _check_weights(program: Program, finite: Mapping[str, Tensor]) -> None:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..errors import ParNetError
 from .inputs import picture_side
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ class Cost:
 def cost_of(program: Program, size: int | None, batch: int, itemsize: int) -> Cost:
     """See `Program.cost`."""
     side = picture_side(program, size)
+    if batch < 1 or itemsize < 1:
+        raise ParNetError(f"batch {batch} of {itemsize}-byte values: both must be at least 1")
     rows = []
     for op in program.operations:
         weights = program.weights_of(op)

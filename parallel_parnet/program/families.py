@@ -16,7 +16,7 @@ from .program import INPUT, Operation, Program
 
 
 @with_own_settings
-def parallel_chains(blocks: int, streams: int, width: int, size: int, seed: int = 0) -> Program:
+def parallel_chains(blocks: int, streams: int, width: int, size: int) -> Program:
     """Make a program of `blocks` RepVGG-SSE blocks, `width` channels at size / 2 pixels, in `streams` equal chains.
 
     Each chain reads one stem block; the classifier reads the averages of all chains. Depth is blocks / streams + 2;
@@ -25,7 +25,7 @@ def parallel_chains(blocks: int, streams: int, width: int, size: int, seed: int 
     """
     if blocks < 1 or streams < 1 or width < 1 or blocks % streams:
         raise ParNetError(f"{blocks} blocks in {streams} streams: the streams must divide the blocks")
-    generator = torch.Generator("cpu").manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(0)
 
     def noise(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")

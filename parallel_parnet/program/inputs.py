@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def picture_side(program: Program, size: int | None = None) -> int:
     """Return `size` pixels, or the network's own where None. ParNetError where such pictures do not fit the program."""
-    side = size or program.config.image_size
+    side = program.config.image_size if size is None else size
     check_size(program, side, side)
     return side
 
@@ -30,6 +30,8 @@ def check_size(program: Program, h: int, w: int) -> None:
 
 def check_input(program: Program, x: Tensor) -> None:
     """Raise ParNetError where `x` is no batch of pictures that fit, floating point or uint8 [N, 3, H, W]."""
+    if isinstance(x, Tensor) and x.is_nested:  # and has no shape to ask for
+        raise ParNetError("a nested tensor: give pictures of one size at a time, [N, 3, H, W]")
     if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != 3 or x.shape[0] < 1:
         got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise ParNetError(f"input {got}: expected a tensor [N, 3, H, W] with N of 1 or more")

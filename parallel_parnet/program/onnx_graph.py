@@ -149,7 +149,7 @@ def _maximum(g: _Graph, op: Operation, w: dict[str, Tensor], inputs: list[str]) 
 def _classifier(g: _Graph, op: Operation, w: dict[str, Tensor], inputs: list[str]) -> str:
     at = f"{op.name}/"
     c = {name: g.constant(f"{op.name}.{name}", tensor) for name, tensor in w.items()}
-    averages = [g.node("GlobalAveragePool", f"{at}average/{x}", x) for x in inputs]
+    averages = [g.node("GlobalAveragePool", f"{at}average/{i}/{x}", x) for i, x in enumerate(inputs)]
     x = averages[0] if len(averages) == 1 else g.node("Concat", at + "averages", *averages, axis=1)
     return g.node("Gemm", at + "linear", g.node("Flatten", at + "flat", x), c["weight"], c["bias"], transB=1)
 

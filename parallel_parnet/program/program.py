@@ -229,7 +229,7 @@ class Program:
 
     def cost(self, size: int | None = None, batch: int = 1, itemsize: int = 4) -> Cost:
         """Count FLOPs and bytes of each operation for `batch` square pictures of `size` pixels, or the network's own
-        size, with `itemsize` bytes a value, or one where it is quantised. ParNetError for a size that does not fit."""
+        size, with `itemsize` bytes a value, or one where it is quantised. ParNetError for numbers that do not fit."""
         return cost_of(self, size, batch, itemsize)
 
     def table(self, size: int | None = None) -> str:

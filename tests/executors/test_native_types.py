@@ -51,7 +51,8 @@ def test_int8_on_networks_of_any_shape(data: st.DataObject) -> None:
     assert plan(x)[0].isfinite().all()
     assert borders_are_zeros(plan)
     found = agreement(made, "native", x)
-    assert found.steps <= 1 and found.moved <= 3 + 1e-3 * found.values and found.error < 1e-4, found
+    # a gate's last bit moves many pixels of its channel at once
+    assert found.steps <= 1 and found.moved <= 16 + 1e-3 * found.values and found.error < 1e-4, found
 
 
 @pytest.mark.usefixtures("isa")

@@ -54,6 +54,22 @@ class Doubled(ParNetBlock):
         return 2 * super().forward(x_nchw)
 
 
+class Rectified(nn.BatchNorm2d):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return torch.relu(super().forward(input))
+
+
+class Adapted(nn.Linear):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(input)
+
+
+def patch_norm(model: ParNet) -> None:
+    norm = first(model).block.rbr_dense.bn
+    forward = norm.forward
+    norm.forward = lambda x: 2 * forward(x)  # type: ignore[method-assign]
+
+
 EDITS: dict[str, tuple[Callable[[ParNet], object], str]] = {
     "dilated": (lambda m: dilate(first(m).block.rbr_dense.conv), r"2\.0\.block\..*conv is Conv2d\(.*dilation=\(2, 2\)"),
     "reflecting": (lambda m: setattr(first(m).block.rbr_dense.conv, "padding_mode", "reflect"), "padding_mode=reflect"),
@@ -63,6 +79,10 @@ EDITS: dict[str, tuple[Callable[[ParNet], object], str]] = {
     "normed": (lambda m: m.head.update({"dropout": nn.LayerNorm(64)}), r"head\.dropout is LayerNorm"),
     "patched": (patch, r"streams\.2\.0 is"),
     "subclassed": (lambda m: m.streams[2].__setitem__(0, Doubled(32, 32)), r"streams\.2\.0 is Doubled"),
+    "rectified": (lambda m: setattr(first(m).block.rbr_dense, "bn", Rectified(32)), r"rbr_dense\.bn is Rectified"),
+    "patched norm": (patch_norm, r"rbr_dense\.bn is .* of another forward or setting, where a ParNet has BatchNorm2d"),
+    "adapted": (lambda m: m.head.update({"fc": Adapted(m.num_features, 10)}), r"head\.fc is Adapted"),
+    "sum": (lambda m: first_pooled(m).__setitem__(0, nn.AvgPool2d(2, divisor_override=1)), r"AvgPool2d.* setting"),
     "maximum": (lambda m: first_pooled(m).__setitem__(0, nn.MaxPool2d(2)), r"MaxPool2d"),
 }  # fmt: skip
 
@@ -90,6 +110,11 @@ def test_another_block_is_refused(change: Callable[[nn.Conv2d], object]) -> None
     change(block.block.rbr_dense.conv)
     with pytest.raises(ParNetError, match=r"rbr_dense\.conv is Conv2d"):
         block.fold()
+
+
+def test_a_block_of_another_kind_is_refused() -> None:
+    with pytest.raises(ParNetError, match=r"^the network is Doubled\("):
+        Doubled(8, 8).eval().fold()
 
 
 def sparse(conv: nn.Conv2d) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -23,6 +24,12 @@ def test_save_and_load(tmp_path: Path) -> None:
     assert (loaded.placement, loaded.dtype, loaded.executor) == (placement, torch.bfloat16, "eager")
     assert torch.equal(loaded(x), engine(x))
     assert Program.load(path).digest == PROGRAM.digest, "it is a program's file as well"
+
+
+def test_a_placement_of_any_mapping_is_saved(tmp_path: Path) -> None:
+    placement = Placement(1, MappingProxyType(dict.fromkeys(PROGRAM.by_name, (0,))))
+    Engine(PROGRAM, placement, "cpu", executor="eager").save(tmp_path / "e.safetensors")
+    assert Engine.load(tmp_path / "e.safetensors").placement == Placement(1, dict(placement.where))
 
 
 def test_an_earlier_versions_name_for_auto_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,21 @@ def test_the_model_says_what_it_is() -> None:
     said = {entry.key: entry.value for entry in model.metadata_props}
     assert Config.of(json.loads(said["config"])) == PROGRAM.config and said["digest"] == PROGRAM.digest
     assert {tensor.name for tensor in model.graph.initializer} >= PROGRAM.weights.keys()
+
+
+@installed("onnx", "onnxruntime")
+def test_a_classifier_that_reads_a_feature_twice() -> None:
+    import onnxruntime
+
+    classifier = PROGRAM.operations[-1]
+    twice = replace(classifier, inputs=classifier.inputs * 2, cin=classifier.cin * 2)
+    weight = PROGRAM.weights["head.fc.weight"]
+    weights = dict(PROGRAM.weights) | {"head.fc.weight": torch.cat([weight, -weight / 2], 1)}
+    program = Program(PROGRAM.config, (*PROGRAM.operations[:-1], twice), weights)
+    session = onnxruntime.InferenceSession(program.to_onnx().SerializeToString(), providers=["CPUExecutionProvider"])
+    x = torch.randn(1, 3, 64, 64)
+    (got,) = session.run(["logits"], {"input": x.numpy()})
+    assert relative(torch.from_numpy(got), reference(program, x)) < 1e-5
 
 
 def test_torch_export() -> None:

@@ -120,3 +120,9 @@ def test_damaged_files(tmp_path: Path) -> None:
     path.write_bytes(whole.replace(b"parallel_parnet.program.1", b"parallel_parnet.program.9"))
     with pytest.raises(ParNetError, match="not a program"):
         Program.load(path)
+
+
+@pytest.mark.parametrize("numbers", [{"size": 0}, {"size": 33}, {"size": -64}, {"batch": 0}, {"batch": -3}])
+def test_numbers_that_no_cost_has(numbers: dict[str, int]) -> None:
+    with pytest.raises(ParNetError, match=r"positive multiples of 32|both must be at least 1"):
+        fold(create_model(SMALL)).cost(**numbers)

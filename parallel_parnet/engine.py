@@ -16,13 +16,13 @@ from .cores import usual_threads
 from .errors import ParNetError
 from .executors.answers import Answer, check_out, each, logits_of
 from .executors.available import METHODS, choose_executor, find_device, for_cpu, notes, warn
-from .executors.backends import arithmetic, broken_openvino, lacking, refuse_recorders
+from .executors.backends import arithmetic, broken_openvino, refuse_recorders
 from .executors.distributed import DistributedExecutor
 from .executors.graph import GraphExecutor
 from .executors.local import LocalExecutor, synchronise
 from .executors.making import Executor, make_backend, make_executor
 from .forking import is_forked
-from .gpu import UNKNOWN, gpu_and_versions, lives_on_gpu
+from .gpu import gpu_and_versions, lives_on_gpu
 from .profiling.clocks import Clock
 from .profiling.ranges import Ranges
 from .profiling.spans import REQUEST, Recorder, Spans, span
@@ -156,7 +156,7 @@ class Engine:
             if saved.executor == ON_THE_CPU:
                 saved, device = replace(saved, executor="auto"), "cpu" if device is None else device
             wanted = find_device(device)
-            holds = _holds(saved, wanted, program)
+            holds = saved.holds_on(wanted, program)
             engine = cls(
                 program, saved.placement if holds or saved.given else None, wanted, saved.dtype, saved.executor,
                 threads=saved.threads if holds else None,
@@ -389,17 +389,6 @@ class Engine:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if error is None or isinstance(error, ParNetError):
             self.close(status=0 if error is None else 2)
-
-
-def _holds(saved: Saved, device: torch.device, program: Program) -> bool:
-    """Return whether what a saved engine measured, if it did, holds on this device of this machine."""
-    if saved.cores is not None:
-        is_here = saved.cores == usual_threads() and not lacking(METHODS[saved.chosen].backend)
-        return is_here and device.type == "cpu"
-    if saved.gpu is not None:
-        is_proved = saved.executor == "auto" and lives_on_gpu(device) and not program.quantised
-        return is_proved and UNKNOWN not in saved.gpu and gpu_and_versions(device) == saved.gpu
-    return True
 
 
 def _kind_of(x: Tensor) -> tuple[object, ...]:

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
+from .cores import usual_threads
 from .errors import ParNetError
 from .executors.available import DTYPES, EXECUTORS, METHODS
+from .executors.backends import lacking
+from .gpu import UNKNOWN, gpu_and_versions, lives_on_gpu
 from .program.placement import Placement
 from .program.program import Program
 
@@ -38,6 +41,16 @@ class Saved:
     def was_measured(self) -> bool:
         """Whether `chosen` and the placement were found by measuring."""
         return self.cores is not None or self.gpu is not None
+
+    def holds_on(self, device: torch.device, program: Program) -> bool:
+        """Return whether what was measured, if it was, holds on this device of this machine."""
+        if self.cores is not None:
+            is_here = self.cores == usual_threads() and not lacking(METHODS[self.chosen].backend)
+            return is_here and device.type == "cpu"
+        if self.gpu is not None:
+            is_proved = self.executor == "auto" and lives_on_gpu(device) and not program.quantised
+            return is_proved and UNKNOWN not in self.gpu and gpu_and_versions(device) == self.gpu
+        return True
 
     def text(self) -> str:
         """Return the settings as JSON."""

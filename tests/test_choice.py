@@ -164,7 +164,7 @@ def test_another_executor_may_win(tmp_path: Path, two_threads: None, monkeypatch
     loaded = Engine.load(path, "cpu")
     assert loaded.executor == "openvino" and torch.equal(loaded(X), answer)
     loaded.save(path)
-    monkeypatch.setattr("parallel_parnet.engine.lacking", lambda executor: executor == "openvino" and "it")
+    monkeypatch.setattr("parallel_parnet.saved.lacking", lambda executor: executor == "openvino" and "it")
     without = Engine.load(path, "cpu")
     assert (without.executor, without.threads) == ("native", None), "what was chosen, not asked for, may be left out"
 

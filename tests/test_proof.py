@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from parallel_parnet import Engine, ParNetError, ParNetWarning, Placement, fold, quantize
+from parallel_parnet import Engine, ParNetError, ParNetWarning, Placement, fold, quantize, saved
 from parallel_parnet import engine as engines
 from parallel_parnet.choice import FIRST_ROUNDS, LEAST_ROUNDS, Choice, measure, on_gpus
 from parallel_parnet.executors.available import warn
@@ -175,10 +175,16 @@ def test_ranks_agree(kind: str, others: list[int], executor: str, line: str, mon
     assert found == executor and re.fullmatch(line, "\n".join(lines)), lines
 
 
+def pretend(monkeypatch: pytest.MonkeyPatch, gpu: str) -> None:
+    """This GPU in the CPU's place, for engines and for what their files say."""
+    for module in (engines, saved):
+        monkeypatch.setattr(module, "gpu_and_versions", lambda device: gpu)
+        monkeypatch.setattr(module, "lives_on_gpu", lambda device: True)
+
+
 def test_the_verdict_is_saved_for_its_gpu_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine's own way through it all, with the CPU in the GPU's place."""
-    monkeypatch.setattr(engines, "gpu_and_versions", lambda device: "GPU A, driver 1")
-    monkeypatch.setattr(engines, "lives_on_gpu", lambda device: True)
+    pretend(monkeypatch, "GPU A, driver 1")
     names, single = ("eager", "reference"), Placement.single(PROGRAM)
     choices = [Choice(executor, single, None, "whole") for executor in names]
     monkeypatch.setattr(engines, "on_gpus", lambda program, placement: choices)
@@ -189,7 +195,7 @@ def test_the_verdict_is_saved_for_its_gpu_alone(tmp_path: Path, monkeypatch: pyt
     again = Engine.load(path, "cpu")
     assert again.executor == engine.executor and not again._unproved
     assert torch.equal(again(X), first)
-    monkeypatch.setattr(engines, "gpu_and_versions", lambda device: "GPU A, driver 2")
+    pretend(monkeypatch, "GPU A, driver 2")
     elsewhere = Engine.load(path, "cpu")
     assert elsewhere._unproved and elsewhere.warm_up(X), "asked anew"
 
@@ -228,18 +234,18 @@ def test_quantised_programs_have_nothing_to_prove(monkeypatch: pytest.MonkeyPatc
 
 def test_a_placement_that_was_given_holds_on_another_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over two loads, each of which measures anew."""
-    monkeypatch.setattr(engines, "lives_on_gpu", lambda device: True)
+    pretend(monkeypatch, "GPU A")
     monkeypatch.setattr(engines, "on_gpus", lambda program, placement: [Choice("eager", placement, None, "as placed")])
     given, path = Placement.by_streams(PROGRAM, 3), tmp_path / "e.safetensors"
     engine = Engine(PROGRAM, given, "cpu")
     for gpu in ("GPU A", "GPU B", "GPU C"):
-        monkeypatch.setattr(engines, "gpu_and_versions", lambda device, gpu=gpu: gpu)
+        pretend(monkeypatch, gpu)
         assert engine.warm_up(X), "asked anew"
         engine.save(path)
         again = Engine.load(path, "cpu")
         assert again.placement == given and not again._unproved
         again.save(path)
-        monkeypatch.setattr(engines, "gpu_and_versions", lambda device: "elsewhere")
+        pretend(monkeypatch, "elsewhere")
         engine = Engine.load(path, "cpu")
         assert engine.placement == given and engine._unproved
 

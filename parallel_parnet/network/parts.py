@@ -9,7 +9,10 @@ from ..errors import ParNetError
 
 # what computes by these may take each other's places: whoever folds or saves batch norms and the classifier checks the
 # rest of them
-FREE = {_BatchNorm: (_BatchNorm.forward, nn.SyncBatchNorm.forward), nn.Linear: (nn.Linear.forward,)}
+FREE: dict[type[nn.Module], tuple[object, ...]] = {
+    _BatchNorm: (_BatchNorm.forward, nn.SyncBatchNorm.forward),
+    nn.Linear: (nn.Linear.forward,),
+}
 
 
 def check_parts(edited: nn.Module, made: nn.Module) -> None:
@@ -19,8 +22,7 @@ def check_parts(edited: nn.Module, made: nn.Module) -> None:
     for name, own in made.named_modules():
         part = parts.get(name)
         if isinstance(own, tuple(FREE)) or name == "head.fc":
-            known = next((known for kind, known in FREE.items() if isinstance(part, kind)), ())
-            fits = part is None or not known or _forward(part) in known
+            fits = all(_forward(part) in known for kind, known in FREE.items() if isinstance(part, kind))
         else:
             fits = part is not None and _computes_alike(part, own)
         if not fits:

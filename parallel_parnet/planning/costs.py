@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 
 from ..errors import ParNetError
-from ..program.inputs import picture_side
+from ..program.inputs import check_batch, picture_side
 from ..program.program import INPUT, Operation, Program
 
 MOST_BYTES = 1e15  # of a message
@@ -235,8 +235,7 @@ class Costs:
     ) -> Costs:
         """Make the costs of a program for `batch` square pictures of `size` pixels (the network's own if None),
         `itemsize` bytes a value. ParNetError for numbers that mean nothing."""
-        if batch < 1 or itemsize < 1:
-            raise ParNetError(f"batch {batch} of {itemsize}-byte values: both must be at least 1")
+        check_batch(batch, itemsize)
         side = picture_side(program, size)
         features = [INPUT, *(op.name for op in program.operations)]
         bytes_ = {name: math.prod(program.shape(name, batch, side, side)) * itemsize for name in features}

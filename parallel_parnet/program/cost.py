@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..errors import ParNetError
-from .inputs import picture_side
+from .inputs import check_batch, picture_side
 
 if TYPE_CHECKING:
     from .program import Program
@@ -49,8 +48,7 @@ class Cost:
 def cost_of(program: Program, size: int | None, batch: int, itemsize: int) -> Cost:
     """See `Program.cost`."""
     side = picture_side(program, size)
-    if batch < 1 or itemsize < 1:
-        raise ParNetError(f"batch {batch} of {itemsize}-byte values: both must be at least 1")
+    check_batch(batch, itemsize)
     rows = []
     for op in program.operations:
         weights = program.weights_of(op)

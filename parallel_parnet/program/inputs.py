@@ -21,6 +21,12 @@ def picture_side(program: Program, size: int | None = None) -> int:
     return side
 
 
+def check_batch(batch: int, itemsize: int) -> None:
+    """Raise ParNetError for less than one picture, or less than a byte a value."""
+    if batch < 1 or itemsize < 1:
+        raise ParNetError(f"batch {batch} of {itemsize}-byte values: both must be at least 1")
+
+
 def check_size(program: Program, h: int, w: int) -> None:
     """Raise ParNetError where pictures of h x w pixels do not fit the program."""
     m = program.size_multiple

@@ -24,7 +24,7 @@ except ImportError:  # pip brings its own; `python setup.py` takes what there is
 
 CPU = "parallel_parnet/kernels/cpu"
 KERNELS = run_path(f"{CPU}/instruction_sets.py")  # not imported, as the package needs torch
-HERE = {f"{CPU.replace('/', '.')}.native_{each.name}": each for each in KERNELS["SETS"].get(KERNELS["MACHINE"], ())}
+OBJECTS = {f"{CPU.replace('/', '.')}.native_{each.name}": each for each in KERNELS["SETS"].get(KERNELS["MACHINE"], ())}
 NONE = """
 ***
 *** CPU kernels were NOT compiled: {}.
@@ -64,7 +64,7 @@ class CompileKernels(build_ext):
         if stays and KERNELS["sources"]().encode() in made.read_bytes():
             shutil.copy(made, to)
             return
-        command = KERNELS["command"](compiler or ["cc"], KERNELS["MACHINE"], HERE[ext.name], to)
+        command = KERNELS["command"](compiler or ["cc"], KERNELS["MACHINE"], OBJECTS[ext.name], to)
         self.announce(shlex.join(command), logging.INFO)
         try:
             done = subprocess.run(command, env={**os.environ, "LC_ALL": "C"}, stderr=subprocess.PIPE)
@@ -75,7 +75,7 @@ class CompileKernels(build_ext):
             to.unlink(missing_ok=True)  # of which there may be a part
             # gcc and clang say so of what they start themselves
             if done.returncode == -signal.SIGKILL or b"Killed" in done.stderr:
-                self.killed.append(HERE[ext.name].name)
+                self.killed.append(OBJECTS[ext.name].name)
             raise CompileError(f"{command[0]} ended with {done.returncode}")
 
     def build_extensions(self) -> None:
@@ -87,8 +87,8 @@ class CompileKernels(build_ext):
         self.extensions = every
         if self.killed:  # else whoever builds with too little memory would have a slower engine for good
             raise CompileError(f"the compiler was killed at {', '.join(self.killed)}: give it a GB of memory")
-        if lacking := [name for name in HERE if not os.path.exists(self.get_ext_fullpath(name))]:
-            sys.stderr.write(NONE.format(", ".join(HERE[name].name for name in lacking)))
+        if lacking := [name for name in OBJECTS if not os.path.exists(self.get_ext_fullpath(name))]:
+            sys.stderr.write(NONE.format(", ".join(OBJECTS[name].name for name in lacking)))
 
 
 def jobs() -> int:
@@ -110,7 +110,7 @@ class PlatformWheel(bdist_wheel):
 
     def get_tag(self) -> tuple[str, str, str]:
         platform = super().get_tag()[2]
-        if HERE and not platform.replace("arm64", "aarch64").endswith((KERNELS["MACHINE"], "universal2")):
+        if OBJECTS and not platform.replace("arm64", "aarch64").endswith((KERNELS["MACHINE"], "universal2")):
             raise PlatformError(f"a wheel for {platform} cannot be made on {KERNELS['MACHINE']}: make it there")
         return "py3", "none", platform
 
@@ -140,7 +140,7 @@ setup(
         "parallel_parnet.kernels.hopper": ["*.cu", "*.cuh"],
         "parallel_parnet.profiling": ["report.html", "report.js"],
     },
-    ext_modules=[Extension(name, [f"{CPU}/native.c"], optional=True) for name in HERE],
+    ext_modules=[Extension(name, [f"{CPU}/native.c"], optional=True) for name in OBJECTS],
     cmdclass={"build_py": Modules, "build_ext": CompileKernels, "bdist_wheel": PlatformWheel},
     entry_points={"console_scripts": ["parnet = parallel_parnet.commands:main"]},
     install_requires=[

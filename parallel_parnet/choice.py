@@ -54,13 +54,16 @@ def on_one_lane(program: Program, cores: int, executors: Sequence[str]) -> list[
 
 
 def on_gpus(program: Program, placement: Placement | None) -> list[Choice]:
-    """List the executors of GPUs, under a placement that was given, or else on one lane and with a CUDA stream per
-    stream."""
+    """List the executors of GPUs, under a placement that was given, or else on one lane and, where there are several
+    streams, with a CUDA stream for each."""
     if placement is not None:
         return [Choice(e, placement, None, "as placed") for e in (*ON_GPUS, "eager")]
-    single, streams = Placement.single(program), Placement.by_streams(program, program.streams)
-    whole = [Choice(e, single, None, "whole") for e in ("cuda_graph", "triton", "eager")]
-    return [*whole, *(Choice(e, streams, None, "by stream") for e in ("cuda_graph", "cuda_streams"))]
+    single = Placement.single(program)
+    choices = [Choice(e, single, None, "whole") for e in ("cuda_graph", "triton", "eager")]
+    if program.streams > 1:
+        streams = Placement.by_streams(program, program.streams)
+        choices += (Choice(e, streams, None, "by stream") for e in ("cuda_graph", "cuda_streams"))
+    return choices
 
 
 def timed(choices: Sequence[Choice], make: Make, x_nchw: Tensor) -> list[tuple[float, Choice, Forward]]:

@@ -82,6 +82,7 @@ class Engine:
     ) -> None:
         if not isinstance(program, Program):
             raise ParNetError(f"an engine runs a program, and this is a {type(program).__name__}: Engine(fold(model))")
+        program.check_values()
         if transport not in TRANSPORTS:
             raise ParNetError(f"unknown transport {transport!r}: choose one of {', '.join(TRANSPORTS)}")
         monitor = health.current()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .choice import Choice, Forward, Make, measure
 from .errors import ParNetError
-from .executors.answers import largest_error
+from .executors.answers import Answer, largest_error
 from .parity import tolerance
 from .program.placement import Placement
 from .program.program import Program
@@ -34,22 +34,44 @@ def prove(
     chosen. wait: blocks until the device has done its work. enough: seconds of measuring. ParNetError where no choice
     is left, or the reference lacks memory.
     """
-    single = Placement.single(program)
-    eager = Choice("eager", single, None, "whole")
     try:
-        reference = make(Choice("reference", single, None, "whole"), torch.float32)
-        expected = reference(x_nchw)
-        if largest_error(expected, expected) > 0:
-            x_nchw = noise(x_nchw.shape, x_nchw.device).to(x_nchw.dtype)
-            expected = reference(x_nchw)
-        del reference  # and its memory
-        of_torch = 0.0 if dtype == torch.float32 else largest_error(make(eager, None)(x_nchw), expected)
+        x_nchw, expected, limit = _expected(program, make, x_nchw, dtype)
     except torch.OutOfMemoryError as reason:
         raise ParNetError(
             "out of memory: executor auto holds others against the reference, in fp32: name an executor, or call "
             "warm_up with fewer pictures first"
         ) from reason
-    limit, found, lines = tolerance(dtype, of_torch), [], []
+    found, lines = _agreeing(choices, make, x_nchw, expected, limit)
+    if not found:
+        raise ParNetError(f"no executor can be had: {'; '.join(lines)}")
+
+    def waited(run: Forward) -> None:
+        run(x_nchw)
+        wait()
+
+    seconds = measure([partial(waited, run) for _, run in found], enough)
+    return sorted(((s, *row) for s, row in zip(seconds, found, strict=True)), key=lambda row: row[0]), lines
+
+
+def _expected(program: Program, make: Make, x_nchw: Tensor, dtype: torch.dtype) -> tuple[Tensor, Answer, float]:
+    """Pictures that tell something, the reference's answer to them, and how far others may be off."""
+    single = Placement.single(program)
+    reference = make(Choice("reference", single, None, "whole"), torch.float32)
+    expected = reference(x_nchw)
+    if largest_error(expected, expected) > 0:
+        x_nchw = noise(x_nchw.shape, x_nchw.device).to(x_nchw.dtype)
+        expected = reference(x_nchw)
+    del reference  # and its memory
+    eager = Choice("eager", single, None, "whole")
+    of_torch = 0.0 if dtype == torch.float32 else largest_error(make(eager, None)(x_nchw), expected)
+    return x_nchw, expected, tolerance(dtype, of_torch)
+
+
+def _agreeing(
+    choices: Sequence[Choice], make: Make, x_nchw: Tensor, expected: Answer, limit: float
+) -> tuple[list[tuple[Choice, Forward]], list[str]]:
+    """The choices that run and answer as expected, and a line of reason for each other one."""
+    found, lines = [], []
     for choice in choices:
         try:
             run = make(choice, None)
@@ -63,15 +85,7 @@ def prove(
             found.append((choice, run))
         else:
             lines.append(f"{choice}: its answer is off by {wrong:.1e}, of which rounding explains {limit:.1e}")
-    if not found:
-        raise ParNetError(f"no executor can be had: {'; '.join(lines)}")
-
-    def waited(run: Forward) -> None:
-        run(x_nchw)
-        wait()
-
-    seconds = measure([partial(waited, run) for _, run in found], enough)
-    return sorted(((s, *row) for s, row in zip(seconds, found, strict=True)), key=lambda row: row[0]), lines
+    return found, lines
 
 
 def prove_on_all_ranks(

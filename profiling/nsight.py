@@ -57,10 +57,9 @@ def nsys_command(command: Sequence[str], folder: Path, capture: str = "nvtx") ->
         "cudaProfilerApi": ["--capture-range=cudaProfilerApi", "--capture-range-end=stop"],
         "none": [],
     }[capture]
-    name = "rank%q{RANK}" if torchrun else "rank0"  # nsys puts the variable's value in
     profile = [
         "nsys", "profile", "--trace=cuda,nvtx", "--cuda-graph-trace=node", "--sample=none", "--cpuctxsw=none",
-        *ranges, "--force-overwrite=true", f"--output={folder / name}",
+        *ranges, "--force-overwrite=true", f"--output={_report(torchrun, folder)}",
     ]  # fmt: skip
     called = _called(rank)
     traces = called in TRACING
@@ -71,7 +70,15 @@ def nsys_command(command: Sequence[str], folder: Path, capture: str = "nvtx") ->
     if not traces and capture != "none":
         raise ParNetError(f"{called or shlex.join(rank)} has no --trace, which nsys would wait for: add --capture none")
     trace = ["--trace", str(folder / "trace.json.gz")] if traces else []
-    return [*torchrun, *(["--no-python"] if torchrun else []), *profile, *rank, *trace]
+    return [*_in_ranks(torchrun, profile, rank), *trace]
+
+
+def _report(torchrun: Sequence[str], folder: Path) -> Path:
+    return folder / ("rank%q{RANK}" if torchrun else "rank0")  # nsys and ncu put the variable's value in
+
+
+def _in_ranks(torchrun: Sequence[str], tool: Sequence[str], rank: Sequence[str]) -> list[str]:
+    return [*torchrun, *(["--no-python"] if torchrun else []), *tool, *rank]
 
 
 def _called(rank: Sequence[str]) -> str:
@@ -90,14 +97,13 @@ def ncu_command(
     """Make the command line of Nsight Compute on `count` launches of the kernels whose name matches a regular
     expression, after `skip`."""
     torchrun, rank = split_launch(command)
-    name = "rank%q{RANK}" if torchrun else "rank0"
     profile = [
         "ncu", "--target-processes=all", "--set=full", "--graph-profiling=node", "--nvtx",
         f"--kernel-name=regex:{kernel}",
         f"--launch-skip={skip}", f"--launch-count={count}", *([] if lock_clocks else ["--clock-control=none"]),
-        "--force-overwrite", f"--export={folder / name}",
+        "--force-overwrite", f"--export={_report(torchrun, folder)}",
     ]  # fmt: skip
-    return [*torchrun, *(["--no-python"] if torchrun else []), *profile, *rank]
+    return _in_ranks(torchrun, profile, rank)
 
 
 def export_command(report: Path) -> list[str]:

@@ -11,7 +11,7 @@ from ..errors import ParNetError
 from ..parity import relative
 from ..program.program import Program
 from ..settings import is_wrapped
-from .binding import Backend
+from .binding import NHW, Backend
 
 Answer = Tensor | dict[str, Tensor]
 
@@ -26,7 +26,7 @@ def answers_from(program: Program, feature: Callable[[str], Tensor]) -> Answer:
     return {name: feature(made) for name, made in program.outputs.items()}
 
 
-def answers_from_messages(backend: Backend, nhw: tuple[int, int, int], feature: Callable[[str], Tensor]) -> Answer:
+def answers_from_messages(backend: Backend, nhw: NHW, feature: Callable[[str], Tensor]) -> Answer:
     """Return a program's answer from features as they cross lanes, whose layout the backend knows.
 
     nhw: number, height and width of the pictures. feature: gives an operation's message, by the operation's name.

@@ -16,6 +16,7 @@ from ..program.program import INPUT, Program
 from ..settings import outside_torch_modes
 
 Reads = tuple[Tensor, ...]
+NHW = tuple[int, int, int]  # pictures, their height and width
 
 
 class Layout(NamedTuple):
@@ -60,10 +61,10 @@ class Backend(Protocol):
     def layout(self, feature: str, n: int, h: int, w: int) -> Layout:
         """Return shape and type of a feature's message, for n pictures of h x w pixels."""
 
-    def bind(self, segment: Segment, nhw: tuple[int, int, int], reads: Reads, homes: Mapping[str, Tensor]) -> Runner:
+    def bind(self, segment: Segment, nhw: NHW, reads: Reads, homes: Mapping[str, Tensor]) -> Runner:
         """Return a runner of the segment. homes: tensors for some of its features, by name, used if it can choose."""
 
-    def nchw(self, feature: str, tensor: Tensor, nhw: tuple[int, int, int]) -> Tensor:
+    def nchw(self, feature: str, tensor: Tensor, nhw: NHW) -> Tensor:
         """Return a view [N, C, H, W] of a feature's message; logits [N, classes] as they are."""
 
 
@@ -77,7 +78,7 @@ class Bindings:
     def __init__(
         self,
         backend: Backend,
-        nhw: tuple[int, int, int],
+        nhw: NHW,
         device: torch.device,
         fixed: bool = False,
         wrap: Callable[[Runner, Reads], Runner] | None = None,

@@ -15,7 +15,7 @@ from ..program.placement import Segment
 from ..program.program import Program
 from ..settings import Together, outside_torch_modes
 from .backends import BACKENDS, arithmetic, refuse_broken_openvino, storage_type
-from .binding import Layout, Reads, Runner, address
+from .binding import NHW, Layout, Reads, Runner, address
 from .native_plan import NativePlan
 from .queues import wait_for_packing
 from .segment import SegmentModule
@@ -57,10 +57,10 @@ class TorchBackend:
         shape = self.program.shape(feature, n, h, w)
         return Layout(shape, self.storage if len(shape) == 4 else torch.float32)
 
-    def nchw(self, feature: str, tensor: Tensor, nhw: tuple[int, int, int]) -> Tensor:
+    def nchw(self, feature: str, tensor: Tensor, nhw: NHW) -> Tensor:
         return tensor
 
-    def bind(self, segment: Segment, nhw: tuple[int, int, int], reads: Reads, homes: Mapping[str, Tensor]) -> Runner:
+    def bind(self, segment: Segment, nhw: NHW, reads: Reads, homes: Mapping[str, Tensor]) -> Runner:
         exact = self.precision == torch.float32 and reads[0].device.type == "cuda"
         within = without_tf32 if exact else NOTHING
         return TorchRunner(self.modules[segment], self.name, self.precision, self.threads, within)

@@ -28,12 +28,11 @@ from ..kernels.gpu.packing import pack_border, pack_gate_weight, pack_weight, we
 from ..profiling.spans import Spans, level_name, span
 from ..program.placement import Placement, Segment
 from ..program.program import INPUT, Operation, Program
-from .binding import Bindings, Layout, Reads, in_same_places
+from .binding import NHW, Bindings, Layout, Reads, in_same_places
 from .queues import wait_for_packing
 from .shapes import Shapes
 
 Weights = dict[str, dict[str, Tensor]]
-NHW = tuple[int, int, int]
 ALIGNMENT = 16  # bytes, of what a feature's tensor holds: the widest load of a kernel
 INTERPRETED = (9, 0)  # compute capability whose default tiles the interpreter takes
 

@@ -27,6 +27,7 @@ from ..settings import with_own_settings
 # Of the values. The fp32 numbers that are rounded are off by some 2^-22 of a value of up to 255 steps, so by 6e-5 of a
 # step, and as large a part of them is rounded the other way.
 MOVED = 1e-3
+SPARE = 16  # of few values: in 3,000 right passes of 3,072 values, 1.7 moved on average, and 11 at most
 EQUAL = 1e-2  # of a step: two products of a step and the same integer are closer
 NOISE = 0.05  # its standard deviation, of normalised pixels
 FURTHEST = 256  # steps: no two integers are so far apart
@@ -44,12 +45,12 @@ class Agreement(NamedTuple):
     @property
     def right(self) -> bool:
         """Whether rounding explains all differences."""
-        return self.steps <= 1 and self.moved <= MOVED * self.values and self.error <= LIMIT[torch.float32]
+        return self.steps <= 1 and self.moved <= SPARE + MOVED * self.values and self.error <= LIMIT[torch.float32]
 
     def __str__(self) -> str:
         return (
             f"{self.moved} of {self.values} integers moved, by {self.steps} step(s) at most, fp32 numbers by "
-            f"{self.error:.1e} (limits {MOVED:.0e} of them, 1, {LIMIT[torch.float32]:.0e})"
+            f"{self.error:.1e} (limits {SPARE} and {MOVED:.0e} of them, 1, {LIMIT[torch.float32]:.0e})"
         )
 
 
@@ -79,9 +80,9 @@ def agreement(program: Program, executor: str, x_nchw: Tensor) -> Agreement:
         if step is None:
             error = max(error, relative(features[op.name], expected))
             continue
-        units = [values / step.to(values.device).view(1, -1, 1, 1) for values in (features[op.name], expected)]
+        units = [feature / step.to(feature.device).view(1, -1, 1, 1) for feature in (features[op.name], expected)]
         if program.quantised == E4M3:
-            units = [_numbered(values) for values in units]
+            units = [_numbered(feature) for feature in units]
         off = (units[0] - units[1]).abs()
         off = torch.where(off.isfinite(), off, FURTHEST).clamp(max=FURTHEST)
         steps = max(steps, math.ceil(float(off.max()) - EQUAL))

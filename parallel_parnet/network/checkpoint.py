@@ -79,9 +79,11 @@ def save_checkpoint(model: ParNet, path: Path | str) -> None:
     """
     if not isinstance(model, ParNet):
         raise ParNetError(f"{path}: save_checkpoint takes a ParNet, and this is a {type(model).__name__}")
-    own = ((k, v.detach().cpu()) for k, v in model.state_dict().items() if v.is_floating_point())
+    own = {k: v.detach() for k, v in model.state_dict().items() if v.is_floating_point()}
     # copied, since safetensors refuses tensors that share memory, as those of a block that stands twice do
-    state = {k: v.clone(memory_format=torch.contiguous_format) for k, v in own}
+    state = {
+        k: v.to("meta" if v.is_meta else "cpu").clone(memory_format=torch.contiguous_format) for k, v in own.items()
+    }
     epsilons = {name: norm.eps for name, norm in _norms(model).items()}
     try:
         check_model(model)
@@ -242,7 +244,7 @@ def _load(model: ParNet, state: Mapping[str, Tensor]) -> None:
         if not state[name].is_floating_point() or state[name].layout != torch.strided:
             raise ParNetError(f"{name} is of {state[name].dtype}, {state[name].layout}: expected floating point, dense")
         if state[name].is_meta:
-            raise ParNetError(f"{name} was saved on the device meta, without its values")
+            raise ParNetError(f"{name} is on the device meta, without its values")
         weights[name] = state[name].to("cpu", torch.float32, copy=True)
         if not torch.isfinite(weights[name]).all():
             raise ParNetError(f"{name} holds non-finite values in float32 (NaN or inf)")

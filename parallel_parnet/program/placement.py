@@ -57,6 +57,8 @@ class Placement:
         streams need. Raises ParNetError for no lane, and for more lanes than streams, of which one would stay empty.
         """
         streams = program.streams
+        if not streams:
+            raise ParNetError("a program without streams: Placement.single puts it on one lane")
         if lanes < 1:
             raise ParNetError(f"{lanes} lanes: there must be at least 1")
         if lanes > streams:

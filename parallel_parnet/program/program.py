@@ -156,6 +156,11 @@ class Program:
         """The number of levels: the steps that no parallel machine can avoid."""
         return max(op.level for op in self.operations)
 
+    def check_values(self) -> None:
+        """Raise ParNetError where weights are on meta: what such a program has is shapes and costs."""
+        if shapes := [name for name, tensor in self.weights.items() if tensor.is_meta]:
+            raise ParNetError(f"{shapes[0]} is on the device meta, without its values: fold a model that has them")
+
     @cached_property
     def launch_groups(self) -> tuple[tuple[Operation, ...], ...]:
         """Operations that one kernel launch runs side by side: those of one level and kind, level after level."""
@@ -195,6 +200,7 @@ class Program:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of operations and weights: equal digests give equal answers."""
+        self.check_values()
         sha = hashlib.sha256(json.dumps(self._description(), sort_keys=True).encode())
         for name in sorted(self.weights):
             tensor = self.weights[name]
@@ -247,6 +253,7 @@ class Program:
         """
         if importlib.util.find_spec("onnx") is None:
             raise ParNetError("onnx is not installed here: pip install 'parallel_parnet[export]'")
+        self.check_values()
         from .onnx_graph import model_of  # here, since the package is optional
 
         return model_of(self, raw)
@@ -259,6 +266,7 @@ class Program:
         It computes in fp32, which holds a quantised program's numbers as well. Pictures and answers are those of
         `to_onnx`; several answers are a tuple.
         """
+        self.check_values()
         return export(self, raw)
 
     def _description(self) -> dict:
@@ -270,6 +278,7 @@ class Program:
 
         ParNetError where it cannot be written.
         """
+        self.check_values()
         # copied, since safetensors refuses tensors that share memory
         tensors = {k: v.clone(memory_format=torch.contiguous_format) for k, v in self.weights.items()}
         metadata = {"format": FORMAT, "program": json.dumps(self._description()), **(beside or {})}

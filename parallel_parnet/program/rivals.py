@@ -103,9 +103,7 @@ def resnet(
 
 
 @with_own_settings
-def repvgg(
-    counts: Sequence[int], widths: Sequence[int], groups: int, classes: int = 1000, size: int = 224, seed: int = 0
-) -> Program:
+def repvgg(counts: Sequence[int], widths: Sequence[int], groups: int, classes: int = 1000, seed: int = 0) -> Program:
     """Make a RepVGG as deployed, of so many convolutions at each of four resolutions behind the first one."""
     b, index = _Builder(seed), 0
     cin = min(64, widths[0])
@@ -115,7 +113,7 @@ def repvgg(
             grouped = groups if index % 2 == 1 else 1
             x = b.conv(f"blocks.{index}", x, cin, cout, 3, 2 if block == 0 else 1, grouped)
             cin, index = cout, index + 1
-    return b.program(x, cin, index, classes, size)
+    return b.program(x, cin, index, classes, 224)
 
 
 RIVALS: dict[str, Callable[..., Program]] = {

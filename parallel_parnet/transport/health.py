@@ -235,16 +235,8 @@ def start(rank: int, world: int, store: Store, address: str, timeout_s: float) -
     if world > MAX_RANKS:
         raise ParNetError(f"{world} ranks: at most {MAX_RANKS}")
     token = secrets.token_hex(16)
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
     peers: list[Peer] = []
-    with socket.socket(family) as listener:
-        try:
-            listener.bind((address, 0))
-        except OSError as error:
-            raise ParNetError(
-                f"rank {rank} cannot listen at {address} ({error}): name another interface in GLOO_SOCKET_IFNAME"
-            ) from error
-        listener.listen(world)
+    with _listener(rank, world, address) as listener:
         port = listener.getsockname()[1]
         store.set_timeout(timedelta(seconds=timeout_s))
         store.set(f"health/{rank}", f"{address} {port} {host_identity()} {os.getpid()} {token} {host_identity('net')}")
@@ -260,21 +252,42 @@ def start(rank: int, world: int, store: Store, address: str, timeout_s: float) -
                 connection = socket.create_connection((cards[other][0], int(cards[other][1])), timeout_s)
                 connection.sendall(bytes.fromhex(cards[other][4]) + bytes([rank]))
                 peers.append(_peer(other, connection, cards[other], cards[rank]))
-            while len(peers) < world - 1:
-                if (left := deadline - time.monotonic()) <= 0:  # also where strangers have come all the time
-                    raise TimeoutError("timed out")
-                listener.settimeout(left)
-                connection, _ = listener.accept()
-                other = _greeting(connection, bytes.fromhex(token))
-                if rank < other < world and other not in {peer.rank for peer in peers}:
-                    peers.append(_peer(other, connection, cards[other], cards[rank]))
-                else:
-                    connection.close()
+            later = _accepted(listener, bytes.fromhex(token), range(rank + 1, world), deadline)
+            peers += (_peer(other, connection, cards[other], cards[rank]) for other, connection in later.items())
         except (OSError, RuntimeError) as error:  # the store's own error is a RuntimeError
             raise LaneError(f"rank {rank} waited {timeout_s:g} s for {missing} to start ({error})") from error
     monitor = Monitor(rank, peers, timeout_s)
     monitor.start()
     return monitor
+
+
+def _listener(rank: int, world: int, address: str) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    try:
+        listener.bind((address, 0))
+        listener.listen(world)
+    except OSError as error:
+        listener.close()
+        raise ParNetError(
+            f"rank {rank} cannot listen at {address} ({error}): name another interface in GLOO_SOCKET_IFNAME"
+        ) from error
+    return listener
+
+
+def _accepted(listener: socket.socket, token: bytes, ranks: range, deadline: float) -> dict[int, socket.socket]:
+    """The connections of these ranks, which come in any order, and strangers among them."""
+    found: dict[int, socket.socket] = {}
+    while len(found) < len(ranks):
+        if (left := deadline - time.monotonic()) <= 0:  # also where strangers have come all the time
+            raise TimeoutError("timed out")
+        listener.settimeout(left)
+        connection, _ = listener.accept()
+        rank = _greeting(connection, token)
+        if rank in ranks and rank not in found:
+            found[rank] = connection
+        else:
+            connection.close()
+    return found
 
 
 def _refuse_loopback(cards: list[list[str]]) -> None:
@@ -290,11 +303,13 @@ def _refuse_loopback(cards: list[list[str]]) -> None:
 def _greeting(connection: socket.socket, token: bytes) -> int:
     """The rank that has connected, or -1 for a stranger."""
     connection.settimeout(1.0)
+    hello, due = b"", len(token) + 1
     try:
-        hello = connection.recv(len(token) + 1, socket.MSG_WAITALL)
+        while len(hello) < due and (part := connection.recv(due - len(hello))):  # which may come in parts
+            hello += part
     except OSError:
         return -1
-    is_rank = len(hello) == len(token) + 1 and secrets.compare_digest(hello[:-1], token)
+    is_rank = len(hello) == due and secrets.compare_digest(hello[:-1], token)
     return hello[-1] if is_rank else -1
 
 

@@ -68,8 +68,8 @@ def test_a_tie_in_every_pixel_is_no_difference(to: torch.dtype) -> None:
 
 
 def test_what_agreement_bears() -> None:
-    assert Agreement(1, 10, 10_001, 1e-6).right and "10 of 10001" in str(Agreement(1, 10, 10_001, 1e-6))
-    for wrong in (Agreement(2, 10, 100_000, 0), Agreement(1, 11, 10_000, 0), Agreement(0, 0, 10_000, 1e-4)):
+    assert Agreement(1, 26, 10_001, 1e-6).right and "26 of 10001" in str(Agreement(1, 26, 10_001, 1e-6))
+    for wrong in (Agreement(2, 26, 100_000, 0), Agreement(1, 27, 10_000, 0), Agreement(0, 0, 10_000, 1e-4)):
         assert not wrong.right
 
 

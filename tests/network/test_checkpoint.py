@@ -126,7 +126,7 @@ REFUSED: list[tuple[object, str]] = [
     (with_one(VARIANCE, -1e-3), rf"{VARIANCE} holds negative variances"),
     (STATE | {KERNEL: STATE[KERNEL].to_sparse()}, "is of torch.float32, torch.sparse_coo: expected floating point"),
     (STATE | {KERNEL: STATE[KERNEL].int()}, "is of torch.int32, torch.strided: expected floating point, dense"),
-    (create_model(SMALL).to("meta").state_dict(), "was saved on the device meta, without its values"),
+    (create_model(SMALL).to("meta").state_dict(), "is on the device meta, without its values"),
     (STATE | {f"streams.0.{MANY}.block": torch.ones(1)}, "tensors for 1000011 blocks"),
     (STATE | {f"streams.0.{NO_NUMBER}.block": torch.ones(1)}, "1 tensors belong to no part of this network"),
     (of_blocks(MANY), "tensors for 1000000 blocks"), (of_blocks(NO_NUMBER), "its configuration cannot be read"),
@@ -299,6 +299,11 @@ def test_weights_that_overflow_when_folded() -> None:
         model.streams[0][1].block.rbr_dense.bn.weight.fill_(1e3)
     with pytest.raises(ParNetError, match=r"streams\.0\.1\.weight holds non-finite"):
         fold(model)
+
+
+def test_shapes_alone_are_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(ParNetError, match="is on the device meta, without its values"):
+        save_checkpoint(create_model(SMALL).to("meta"), tmp_path / "c.safetensors")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parallel_parnet import Config, Engine, ParNetError, Placement, create_model, fold
+from parallel_parnet.choice import on_gpus
 from small import SMALL, lively
 from ungated import random_placement
 
@@ -42,6 +43,14 @@ def test_one_lane_has_no_transfers() -> None:
 def test_impossible_requests(lanes: int, message: str) -> None:
     with pytest.raises(ParNetError, match=message):
         Placement.by_streams(PROGRAM, lanes)
+
+
+def test_no_streams() -> None:
+    where = {op.name: replace(op, stage="stem", stream=None) for op in PROGRAM.operations if op.stage == "stream"}
+    program = replace(PROGRAM, operations=tuple(where.get(op.name, op) for op in PROGRAM.operations))
+    with pytest.raises(ParNetError, match=r"a program without streams: Placement\.single"):
+        Placement.by_streams(program, 1)
+    assert {choice.placement.lanes for choice in on_gpus(program, None)} == {1}
 
 
 @pytest.mark.parametrize("streams", [1, 2, 3, 4])

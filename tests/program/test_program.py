@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,23 @@ def test_save_and_load(name: str, tmp_path: Path) -> None:
     assert loaded.config == program.config
     x = torch.randn(1, 3, 32, 32)
     assert torch.equal(Engine(loaded, executor="reference")(x), Engine(program, executor="reference")(x))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda program, path: program.digest, lambda program, path: program.save(path / "p.safetensors"),
+        lambda program, path: program.to_onnx(), lambda program, path: program.to_exported_program(),
+        lambda program, path: Engine(program, device="cpu"),
+    ],
+    ids=["digest", "save", "onnx", "export", "engine"],
+)  # fmt: skip
+def test_shapes_alone(use: Callable[[Program, Path], object], tmp_path: Path) -> None:
+    """Of a model on meta there are costs, and nothing that has to know values."""
+    program = shapes_of("parnet_s")
+    assert program.cost().flops > 0
+    with pytest.raises(ParNetError, match="is on the device meta, without its values"):
+        use(program, tmp_path)
 
 
 def test_digest_tells_programs_apart() -> None:

@@ -194,6 +194,28 @@ def test_who_knows_the_token_is_taken_once(monkeypatch: pytest.MonkeyPatch) -> N
     gc.collect()  # the connection that was taken goes with the error
 
 
+def test_a_greeting_may_come_in_parts() -> None:
+    store, over = dist.HashStore(), threading.Event()
+
+    def greet() -> None:
+        address, port, _, _, token, _ = store.get("health/0").decode().split()
+        hello = bytes.fromhex(token) + b"\1"
+        with socket.create_connection((address, int(port)), 20) as rank:
+            for part in (hello[:3], hello[3:]):
+                rank.sendall(part)
+                time.sleep(0.1)
+            over.wait(20)
+
+    store.set("health/1", f"127.0.0.1 1 elsewhere 1 00 {host_identity('net')}")
+    greeting = threading.Thread(target=greet, daemon=True)
+    greeting.start()
+    try:
+        health.start(0, 2, store, "127.0.0.1", 2).leave()
+    finally:
+        over.set()
+        greeting.join()
+
+
 def test_ranks_meet_where_no_process_can_be_held(monkeypatch: pytest.MonkeyPatch) -> None:
     """By pidfd_open, which old kernels and strict containers refuse. Then a rank that was stopped is not killed."""
 

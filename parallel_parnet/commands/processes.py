@@ -25,7 +25,7 @@ def module(name: str) -> list[str]:
 
 
 def command(name: str, ranks: int = 1) -> list[str]:
-    """The same for a command, by the name that a person types; in so many ranks by torchrun."""
+    """What starts a command, by the name that a person types; in so many ranks by torchrun."""
     torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"] if ranks > 1 else []
     return [sys.executable, "-m", *torchrun, "parallel_parnet", name]
 

@@ -90,7 +90,7 @@ def fold(model: ParNet | Backbone, outputs: Sequence[str] | None = None) -> Prog
 
     outputs: what to give by name instead of the logits alone: features, by the names in `model.feature_info`
     ("streams.0", ..., "fused"), and "logits"; of a `Backbone` its own where not given. What none needs is left out.
-    The model is left as it is. For three streams with 4, 5 and 5 blocks: 22 convolutions on 11 levels, and one more.
+    The model is left as it is, and its hooks are not folded. For three streams with 4, 5 and 5 blocks: 22 convolutions on 11 levels, and one more.
     Raises ParNetError for another model, where a block's activation is not the configuration's, a part is none that a
     ParNet has, or weights become non-finite; for outputs that are not there or twice there, and without outputs
     for a model without a classifier.

@@ -58,7 +58,7 @@ class Split:
         return f"{len(self)} pictures of {folder}{part}{left_out}"
 
     def named(self, classes: tuple[str, ...]) -> Split:
-        """The same with names for its numbers; ParNetError where it has its own, or a larger number."""
+        """Return the split with names for its classes; ParNetError where it has its own, or a larger number."""
         if self.classes:
             raise ParNetError(f"--labels: {self.layout} names its classes itself; leave it out")
         if self.count > len(classes):

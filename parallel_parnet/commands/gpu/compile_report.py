@@ -207,7 +207,7 @@ def figures(rows: list[Row]) -> dict:
 
 
 def figures_of_warpgroups(rows: list[Row]) -> dict:
-    """The same, and what was timed."""
+    """What `figures` returns, and what was timed."""
     times = {f"{of}_us": [getattr(row, of) for row in rows] for of in ("least", "timed")}
     return {**figures(rows), **{name: round(sum(us), 1) for name, us in times.items()}}
 

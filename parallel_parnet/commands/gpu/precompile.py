@@ -120,7 +120,7 @@ def kernel_cases(scope: Scope) -> list[KernelCase]:
 
 
 def fp8_cases(scope: Scope) -> list[KernelCase | NetworkCase]:
-    """The same for those that fp8 has, and the launches of the networks that decide."""
+    """Every gated convolution in fp8, in every tile, and the launches of the networks that decide."""
     kernels = [KernelCase(*case) for case in product(GATED, (E4M3,), TILES)][: scope.kernels]
     return [*kernels, *single_launches([NetworkCase(variant, E4M3, 1) for variant in scope.decisive])]
 
@@ -139,7 +139,7 @@ def raw_cases(scope: Scope) -> list[NetworkCase]:
 
 
 def single_launches(cases: Sequence[NetworkCase]) -> list[NetworkCase]:
-    """The same cases, launch by launch."""
+    """Each case as one case for each of its launches."""
     return [replace(case, index=i) for case in cases for i in range(shapes_of(case.variant).launches)]
 
 

@@ -85,7 +85,7 @@ def check_executors(work: Work) -> Values:
 
 
 def check_repeats(work: Work) -> Values:
-    """The same bits from a thousand runs, one by one and as a CUDA graph."""
+    """Whether a thousand runs, one by one and as a CUDA graph, give the same bits."""
     rows = [
         work.row(f"{name} n{n}, {way}", partial(_repeated, work, name, n, way))
         for name, n in work.scope.repeated

@@ -13,14 +13,15 @@ from torch import Tensor
 
 from .choice import ENOUGH, Choice, default_placement, on_gpus, on_one_lane, timed
 from .cores import usual_threads
-from .errors import ParNetError
-from .executors.answers import Answer, check_out, each, logits_of
-from .executors.available import METHODS, choose_executor, find_device, for_cpu, notes, warn
+from .errors import ParNetError, warn
+from .executors.answers import Answer, check_out, copied, each, logits_of
+from .executors.available import METHODS, choose_executor, find_device, for_cpu, notes
 from .executors.backends import arithmetic, broken_openvino, refuse_recorders
 from .executors.distributed import DistributedExecutor
 from .executors.graph import GraphExecutor
 from .executors.local import LocalExecutor, synchronise
 from .executors.making import Executor, make_backend, make_executor
+from .executors.whole import WholeExecutor
 from .forking import is_forked
 from .gpu import gpu_and_versions, lives_on_gpu
 from .profiling.clocks import Clock
@@ -205,9 +206,9 @@ class Engine:
         """Return logits fp32 [N, classes] for pictures [N, 3, H, W], on the same device.
 
         For a program with outputs, return a dictionary of them by name: features fp32 [N, C, H, W], in whatever memory
-        format the executor has. Pictures are normalised and of a floating type, or uint8, RGB, as they are. H and W are
-        multiples of `program.size_multiple`. The logits are a tensor of their own, or `out`, filled. Raises ParNetError
-        for any other input or `out`.
+        format the executor has. Pictures are float32, bfloat16 or float16, normalised, or uint8, RGB, as they are. H
+        and W are multiples of `program.size_multiple`. What the last eight shapes need is kept, any other made anew.
+        The logits are a tensor of their own, or `out`, filled. Raises ParNetError for any other input or `out`.
         """
         if self._unproved:
             check_input(self.program, x_nchw)
@@ -221,7 +222,7 @@ class Engine:
             answer = executor(x_nchw)
             # what an executor gives is its own, or an inference tensor, which nobody could change or train with
             if out is None:
-                return each(answer, Tensor.clone)
+                return each(answer, copied if isinstance(executor, WholeExecutor) else Tensor.clone)
             with torch.inference_mode():  # which alone fills an `out` that was made in it
                 return out.copy_(logits_of(answer))
 

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from parallel_parnet import VARIANTS, Engine, ParNetError, ParNetWarning, Placement, fold
+from parallel_parnet.errors import warn
 from parallel_parnet.executors import available
-from parallel_parnet.executors.available import choose_executor, find_device, for_cpu, warn
+from parallel_parnet.executors.available import choose_executor, find_device, for_cpu
 from parallel_parnet.executors.backends import missing
 from parallel_parnet.executors.shapes import MAX_SHAPES, Shapes
 from parallel_parnet.kernels.cpu import objects

@@ -22,7 +22,7 @@ from torch import Tensor
 from parallel_parnet import Engine, ParNetError, ParNetWarning, Placement, fold, quantize, saved
 from parallel_parnet import engine as engines
 from parallel_parnet.choice import FIRST_ROUNDS, LEAST_ROUNDS, Choice, measure, on_gpus
-from parallel_parnet.executors.available import warn
+from parallel_parnet.errors import warn
 from parallel_parnet.executors.torch_backend import TorchBackend, without_tf32
 from parallel_parnet.gpu import gpu_and_versions
 from parallel_parnet.proof import prove, prove_on_all_ranks

@@ -21,48 +21,59 @@
 #include "pool.h"
 
 /* Copies w values of one channel, `step` apart in x, to every cout-th place in y; returns their sum. */
-static float spread(const float *x, int64_t step, int w, float *y, int cout) {
+static inline __attribute__((always_inline)) float spread(
+    int type, const char *x, int64_t step, int w, float *y, int cout) {
     vf sum = {0};
     float total = 0;
-    int j = 0;
+    int j = 0, size = size_of(type);
     for (; j + VL <= w; j += VL) {
         vf v = {0};
         if (step == 1)
-            v = load(x + j);
+            v = widen(type, x + j * size);
         else
-            for (int k = 0; k < VL; k++) v[k] = x[(j + k) * step];
+            for (int k = 0; k < VL; k++) v[k] = widen_one(type, x + (j + k) * step * size);
         sum += v;
         for (int k = 0; k < VL; k++) y[(int64_t)(j + k) * cout] = v[k];
     }
-    for (; j < w; j++) total += y[(int64_t)j * cout] = x[j * step];
+    for (; j < w; j++) total += y[(int64_t)j * cout] = widen_one(type, x + j * step * size);
     for (int k = 0; k < VL; k++) total += sum[k];
     return total;
 }
 
-/* Copies rows of torch's tensor, in fp32 and of any strides, into a feature with a border, and sums their channels. */
-static void import(const Op *o, const Task *t) {
+static inline __attribute__((always_inline)) void import_as(int type, const Op *o, const Task *t) {
+    int size = size_of(type);
+    int64_t along = o->strides[3] * size, channel = o->strides[1] * size;
     float *sums = sums_of(o, t);
     if (sums) memset(sums, 0, o->cout * sizeof *sums);
     for (int i = t->start; i < t->stop; i++) {
-        const float *x = (const float *)o->x[0] + t->n * o->strides[0] + i * o->strides[2];
+        const char *x = o->x[0] + (t->n * o->strides[0] + i * o->strides[2]) * size;
         int64_t y = place(t->n, o->h, o->w, o->edge, i, 0) * o->cout;
         if (o->y_type == F32 && o->cout < VL) /* a picture has less channels than a vector */
             for (int c = 0; c < o->cout; c++) {
-                float sum = spread(x + c * o->strides[1], o->strides[3], o->w, (float *)o->y + y + c, o->cout);
+                float sum = spread(type, x + c * channel, o->strides[3], o->w, (float *)o->y + y + c, o->cout);
                 if (sums) sums[c] += sum;
             }
         else
             for (int j = 0; j < o->w; j++, y += o->cout)
                 for (int c = 0; c < o->cout; c += VL) {
-                    const float *from = x + j * o->strides[3] + c * o->strides[1];
+                    const char *from = x + j * along + c * channel;
                     int count = least(VL, o->cout - c);
                     vf v = {0};
                     if (o->strides[1] == 1 && count == VL)
-                        v = load(from);
+                        v = widen(type, from);
                     else
-                        for (int k = 0; k < count; k++) v[k] = from[k * o->strides[1]];
+                        for (int k = 0; k < count; k++) v[k] = widen_one(type, from + k * channel);
                     add_to(sums, c, count, keep(o, y + c, count, v));
                 }
+    }
+}
+
+/* Copies rows of torch's tensor, of x_type and of any strides, into a feature with a border, and sums their channels. */
+static void import(const Op *o, const Task *t) {
+    switch (o->x_type) { /* loops of its own for each */
+    case F32: import_as(F32, o, t); break;
+    case BF16: import_as(BF16, o, t); break;
+    case U8: import_as(U8, o, t); break;
     }
 }
 

@@ -22,7 +22,7 @@ typedef struct {
 /* A value of a quantised feature means step * (value - zero); of others step is 1 and zero is 0. Sums are of values as
  * they are stored. */
 typedef struct {
-    const char **x;                    /* the inputs, of x_type; IMPORT reads x[0] by its strides */
+    const char **x;                    /* the inputs, of x_type; IMPORT reads x[0], not of I16, by its strides */
     const float *const *x_sums;        /* of the inputs, each of x_chunks */
     const int32_t *x_chunks;
     const float *x_step, *x_zero;      /* of each input */

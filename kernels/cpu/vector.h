@@ -146,6 +146,18 @@ static inline __attribute__((always_inline)) vf widen(int type, const char *p) {
     return __builtin_convertvector(from_u8(p), vf);
 }
 
+/* A single one of them */
+static inline __attribute__((always_inline)) float widen_one(int type, const char *p) {
+    if (type == F32) return *(const float *)p;
+    if (type == BF16) {
+        uint32_t bits = (uint32_t)*(const uint16_t *)p << 16;
+        float v;
+        memcpy(&v, &bits, sizeof v);
+        return v;
+    }
+    return *(const uint8_t *)p;
+}
+
 /* To the nearest bf16, ties to even; the instruction makes 0 of numbers below 2^-126. */
 static inline vh to_bf16(vf v) {
 #if defined(__AVX512BF16__)

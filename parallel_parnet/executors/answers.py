@@ -39,6 +39,12 @@ def each(answer: Answer, change: Callable[[Tensor], Tensor]) -> Answer:
     return change(answer) if isinstance(answer, Tensor) else {name: change(tensor) for name, tensor in answer.items()}
 
 
+def copied(tensor: Tensor) -> Tensor:
+    """Return a copy in memory of its own; on the CPU by numpy, in this thread: torch's threads, once awake, spin on the
+    cores of the kernels'."""
+    return torch.from_numpy(tensor.numpy().copy(order="K")) if tensor.is_cpu else tensor.clone()
+
+
 def logits_of(answer: Answer) -> Tensor:
     """Return an answer that is logits; ParNetError where it is outputs by name, which nothing fills in place."""
     if not isinstance(answer, Tensor):

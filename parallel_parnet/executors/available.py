@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
-from functools import cache
 from typing import NamedTuple
 
 import torch
 
-from ..errors import ParNetError, ParNetWarning
+from ..errors import ParNetError
 from ..program.contract import E4M3, dtype_name
 from .backends import BACKENDS, ON_CPUS, Facts, arithmetic, has_bf16, interprets, lacking
 
@@ -24,7 +21,6 @@ class Method(NamedTuple):
     captured: bool = False
 
 
-PACKAGE = __name__.partition(".")[0] + "."
 FP8 = (8, 9)  # the first compute capability with tensor cores for it
 METHODS = {name: Method(name) for name in BACKENDS}
 METHODS |= {"cuda_graph": Method("triton", True), "cuda_streams": Method("eager", True)}
@@ -125,15 +121,6 @@ def notes(executor: str, chosen: str, device: torch.device, quantised: torch.dty
         faster = "executor cuda_graph with dtype bfloat16" if quantised == E4M3 else "bfloat16 or fp8"
         found.append(f"executor {chosen} computes in fp32 what is quantised, to no gain in time: choose {faster}")
     return found
-
-
-@cache  # once for a process, from wherever its engines are made
-def warn(note: str) -> None:
-    """Warn (ParNetWarning) of the line that made or called the engine, once a process for each note."""
-    frame, level = sys._getframe(), 1
-    while frame.f_back and frame.f_globals["__name__"].startswith(PACKAGE):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(note, ParNetWarning, stacklevel=level)
 
 
 def _native_fits(dtype: torch.dtype) -> bool:

@@ -8,6 +8,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,8 +37,9 @@ Part = dict[str, int]  # values of some of a Task's fields
 
 
 class NativePlan:
-    """A segment, ready to run for inputs of `shapes`: fp32 tensors on the CPU, of any strides. A call gives the plan's
-    own buffers, which the next call overwrites. ParNetError where a convolution is larger than the kernels compute.
+    """A segment, ready to run for inputs of `shapes`: tensors on the CPU, of any type that an engine takes, and of any
+    strides. A call gives the plan's own buffers, which the next call overwrites. ParNetError where a convolution is
+    larger than the kernels compute.
 
     All operations of a level run side by side, on `threads` threads.
     dtype: fp32 or bf16, of the products and of features, where the program has not quantised them. The convolution
@@ -92,13 +94,15 @@ class NativePlan:
         )
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        self._read_at(inputs)
+        readable = tuple(map(_readable, inputs))
+        self._read_at(readable)
         self.run()
         return self._outputs
 
     def run_stepwise(self, inputs: Sequence[Tensor], spans: Spans) -> tuple[Tensor, ...]:
         """Return what a call returns, computed operation by operation, each on all threads and in a span of its own."""
-        self._read_at(inputs)
+        readable = tuple(map(_readable, inputs))
+        self._read_at(readable)
         for name, step in self.steps().items():
             with span(None if name in self.module.segment.reads else spans, name):
                 step()
@@ -106,7 +110,7 @@ class NativePlan:
 
     def _read_at(self, inputs: Sequence[Tensor]) -> None:
         for op, picture, x in zip(self.ops, self._pictures, inputs, strict=False):  # the first operations import them
-            picture[0], op.strides[:] = address(x), x.stride()
+            picture[0], op.x_type, op.strides[:] = address(x), native.TYPES[x.dtype], x.stride()
 
     def run(self) -> None:
         """Run the kernels alone, on what the last call read."""
@@ -326,6 +330,15 @@ class NativePlan:
             states=_at(states), counts=_at(counts), scratch=_at(scratch), scratch_size=size, levels=len(self.ends),
             count_number=self._counts, pictures=self.n, threads=self.threads,
         )  # fmt: skip
+
+
+def _readable(x: Tensor) -> Tensor:
+    """An input of a type that the kernels read. Converted by numpy, in this thread: torch's threads would wake up for
+    it, and then spin on the cores of the kernels'."""
+    if x.dtype in native.TYPES:
+        return x
+    address(x)  # refuses what has no memory
+    return torch.from_numpy(x.detach().numpy().astype(np.float32))
 
 
 def _check(op: Operation) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -144,7 +145,9 @@ def _openvino(module: SegmentModule, reads: tuple[Tensor, ...], dtype: torch.dty
 
     @outside_torch_modes
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
-        arrays = [x.detach().contiguous().numpy() for x in inputs]
+        # by numpy, in this thread: see native_plan._readable; numpy lacks bf16
+        exact = (x.float() if x.dtype == torch.bfloat16 else x for x in inputs)
+        arrays = [np.ascontiguousarray(x.detach().numpy(), np.float32) for x in exact]
         results = request.infer(arrays, share_inputs=True, share_outputs=False)
         return tuple(torch.from_numpy(results[i]) for i in range(len(model.outputs)))
 

@@ -6,7 +6,6 @@ needs beside them costs as much as a small network.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .answers import Answer, answers_from
@@ -21,6 +20,5 @@ class WholeExecutor(LocalExecutor):
         if self.ranges is not None or not x_nchw.is_cpu:
             return super().__call__(x_nchw)
         (segment,) = self.segments
-        reads = (x_nchw if x_nchw.dtype == torch.float32 else x_nchw.to(torch.float32),)
-        outputs = self.kept(x_nchw.shape).bindings.runner(segment, reads, {})(reads)
+        outputs = self.kept(x_nchw.shape).bindings.runner(segment, (x_nchw,), {})((x_nchw,))
         return answers_from(self.program, dict(zip(segment.writes, outputs, strict=True)).__getitem__)

@@ -49,7 +49,7 @@ class Backbone(nn.Module):
 
     An `Engine` of `fold(backbone)` gives the same features in the same order, as a dict by `feature_info`'s modules.
 
-    model: whose weights it shares. For training alone without a classifier (`model.reset_classifier(0)`), which nothing
+    model: whose weights it shares; for training, one without a classifier (`model.reset_classifier(0)`), which nothing
     would reach. out_indices: which of `model.feature_info`, from the finest, counted from the end where negative; all
     where not given. feature_info: theirs. `fold` takes it as it is.
     Raises ParNetError for indices that are not there, twice there or not in order.
@@ -69,6 +69,14 @@ class Backbone(nn.Module):
     def feature_info(self) -> FeatureInfo:
         """Channels, reduction and name of each feature that `forward` returns."""
         return FeatureInfo(self.body.feature_info[i] for i in self.out_indices)
+
+    def freeze_unreached(self) -> None:
+        """Freeze the parameters of the model that no feature needs, whose gradients DDP would wait for."""
+        model, wanted = self.body, self.out_indices
+        if model.config.streams not in wanted:  # the fused features need all
+            model.requires_grad_(False)
+            for part in (*model.inits[: wanted[-1] + 1], *(model.streams[i] for i in wanted)):
+                part.requires_grad_(True)
 
     def forward(self, x_nchw: Tensor) -> list[Tensor]:
         last = self.body.config.streams

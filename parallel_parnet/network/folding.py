@@ -9,8 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # SyncBatchNorm is one, and no BatchNorm2d
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
-from ..errors import ParNetError
+from ..errors import ParNetError, warn
 from ..settings import with_own_settings
 
 if TYPE_CHECKING:
@@ -53,6 +56,7 @@ class FoldedBlock(nn.Module):
 @torch.no_grad()
 def fold_block(block: RepVGGSSE) -> FoldedBlock:
     """Fold a block with the statistics that it has now, on its device and in its type. The block stays as it is."""
+    make_weights(block)
     kept = block.rbr_dense.conv.weight
     weight, bias = one_kernel(block)
     groups, stride = block.rbr_dense.conv.groups, block.rbr_dense.conv.stride
@@ -68,6 +72,22 @@ def fold_block(block: RepVGGSSE) -> FoldedBlock:
         block.activation, *of_identity,
     )  # fmt: skip
     return folded.eval().requires_grad_(False)
+
+
+def make_weights(network: nn.Module) -> None:
+    """Make weights anew that hooks make before each pass, as pruning does: else they are those of the last one. Warn of
+    other hooks of passes, which no fold takes along."""
+    for name, part in network.named_modules():
+        training, part.training = part.training, False  # in which legacy spectral norm makes weights alone
+        others = len(part._forward_hooks)
+        for hook in part._forward_pre_hooks.values():
+            if isinstance(hook, BasePruningMethod | WeightNorm | SpectralNorm):
+                hook(part, ())
+            else:
+                others += 1
+        part.training = training
+        if others:
+            warn(f"{name or 'the network'} has {others} hook(s), which are not folded: what they change is lost")
 
 
 def one_kernel(block: RepVGGSSE) -> tuple[Tensor, Tensor]:

@@ -163,14 +163,5 @@ def create_model(
     if not features_only:
         return model
     backbone = Backbone(model, out_indices)
-    _freeze_unreached(backbone)
+    backbone.freeze_unreached()
     return backbone
-
-
-def _freeze_unreached(backbone: Backbone) -> None:
-    """Freeze the parameters that no feature needs, whose gradients DDP would wait for."""
-    model, wanted = backbone.body, backbone.out_indices
-    if model.config.streams not in wanted:  # the fused features need all
-        model.requires_grad_(False)
-        for part in (*model.inits[: wanted[-1] + 1], *(model.streams[i] for i in wanted)):
-            part.requires_grad_(True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import ParNetError
 from ..network.blocks import Fusion, Pair, ParNetBlock
 from ..network.features import FUSED, Backbone
-from ..network.folding import CPU, affine, behind_affine, one_kernel, to_float64
+from ..network.folding import CPU, affine, behind_affine, make_weights, one_kernel, to_float64
 from ..network.model import ParNet, check_model
 from ..network.variants import Config
 from ..settings import with_own_settings
@@ -90,7 +90,8 @@ def fold(model: ParNet | Backbone, outputs: Sequence[str] | None = None) -> Prog
 
     outputs: what to give by name instead of the logits alone: features, by the names in `model.feature_info`
     ("streams.0", ..., "fused"), and "logits"; of a `Backbone` its own where not given. What none needs is left out.
-    The model is left as it is, and its hooks are not folded. For three streams with 4, 5 and 5 blocks: 22 convolutions on 11 levels, and one more.
+    The model is left as it is. For three streams with 4, 5 and 5 blocks: 22 convolutions on 11 levels, and one more.
+    Hooks that make weights, as those of pruning do, are run; others are left out, and warned of.
     Raises ParNetError for another model, where a block's activation is not the configuration's, a part is none that a
     ParNet has, or weights become non-finite; for outputs that are not there or twice there, and without outputs
     for a model without a classifier.
@@ -111,6 +112,7 @@ def fold(model: ParNet | Backbone, outputs: Sequence[str] | None = None) -> Prog
     if outputs is not None and len(set(outputs)) < len(outputs):
         raise ParNetError(f"outputs {outputs!r}: name each once")
     with torch.no_grad():
+        make_weights(model)
         return _fold(model, outputs)
 
 

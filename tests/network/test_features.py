@@ -101,8 +101,10 @@ def test_indices_of_a_classifier() -> None:
 @pytest.mark.parametrize("indices", [(0,), (0, 2), (1,), (0, 1, 2), (1, 3), None])
 def test_what_no_feature_needs_is_frozen(indices: tuple[int, ...] | None) -> None:
     """DDP waits for the gradient of each parameter that is not."""
-    backbone = create_model(SMALL, features_only=True, out_indices=indices)
-    sum(feature.sum() for feature in backbone(X)).backward()  # type: ignore[union-attr]
-    for name, parameter in backbone.named_parameters():
-        assert parameter.requires_grad == (parameter.grad is not None), name
-    assert any(parameter.requires_grad for parameter in backbone.parameters())
+    trained = Backbone(create_model(SMALL, num_classes=0), indices)
+    trained.freeze_unreached()
+    for backbone in (create_model(SMALL, features_only=True, out_indices=indices), trained):
+        sum(feature.sum() for feature in backbone(X)).backward()  # type: ignore[union-attr]
+        for name, parameter in backbone.named_parameters():
+            assert parameter.requires_grad == (parameter.grad is not None), name
+        assert any(parameter.requires_grad for parameter in backbone.parameters())

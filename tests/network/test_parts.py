@@ -16,6 +16,7 @@ from parallel_parnet import (
     ParNet,
     ParNetBlock,
     ParNetError,
+    ParNetWarning,
     create_model,
     fold,
     load_checkpoint,
@@ -130,6 +131,31 @@ def test_weights_that_are_computed(change: Callable[[nn.Conv2d], object]) -> Non
     model.eval()
     x = torch.randn(1, 3, 64, 64)
     assert relative(Engine(fold(model), executor="reference")(x), model(x)) < 1e-4
+
+
+@pytest.mark.parametrize("change", [sparse, nn.utils.weight_norm, nn.utils.spectral_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+@torch.no_grad()
+def test_weights_that_a_hook_makes(change: Callable[[nn.Conv2d], object]) -> None:
+    """Loaded, or trained on: until the next pass the attribute `weight` is that of the last one."""
+    trained, model = lively(SMALL, 0), lively(SMALL, 1)
+    for network in (trained, model):
+        for conv in [module for module in network.modules() if isinstance(module, nn.Conv2d)]:
+            change(conv)
+    model.load_state_dict(trained.state_dict())
+    program, block = fold(model), model.streams[0][0].fold()  # type: ignore[union-attr,operator]
+    x, y = torch.randn(1, 3, 64, 64), torch.randn(1, 8, 16, 16)
+    model.eval()
+    assert relative(Engine(program, executor="reference")(x), model(x)) < 1e-4
+    assert relative(block(y), model.streams[0][0](y)) < 1e-4
+
+
+def test_other_hooks_are_warned_of() -> None:
+    model = lively(SMALL, 0)
+    model.combine[3].register_forward_hook(lambda module, inputs, output: 2 * output)
+    with pytest.warns(ParNetWarning, match=r"combine\.3 has 1 hook\(s\), which are not folded") as told:
+        fold(model)
+    assert told[0].filename == __file__
 
 
 def test_what_computes_the_same_is_folded() -> None:

@@ -27,7 +27,7 @@ FIGURE = ("bench-infer-parnet_s-224-", "bench-infer-parnet_xl-224-")
 TIME = "infer_step_time"
 HEADS = (
     "contender", "arithmetic", "error", "median, ms", "p90", "p99", "min", "n", "first call, s",
-    "GFLOP/s (of a product's)", "overhead, us", "best of ours / this", "verdict",
+    "GFLOP/s (of a product's)", "overhead, us", "ours / this", "verdict",
 )  # fmt: skip
 
 

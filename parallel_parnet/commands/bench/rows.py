@@ -32,6 +32,7 @@ TIMM = (
 FP32 = "float32"
 SHARES = (("gflop_per_s", "of_matmul"), ("gb_per_s", "of_copy"))
 KINDS = ("header", "rows", "missing", "disagree")
+AUTO = "ours: auto"
 
 Row = dict
 Result = dict
@@ -89,11 +90,14 @@ def _achieved(subject: Subject, kind: str, seconds: float, possible: Mapping[str
     }
 
 
-def best(rows: Sequence[Row], ours: bool) -> Row | None:
-    """The row with the smallest median latency, among ours or the peers; one of few runs only where there is no other,
-    since the smallest of many medians is the luckiest, and few runs have the most luck."""
+def compared(rows: Sequence[Row], ours: bool) -> Row | None:
+    """The row of which ratios are made. Of ours it is auto's, which is what users run: the smallest of several medians
+    would be the luckiest. Of the peers, or where auto did not run, the one with the smallest median latency, of few
+    runs only where there is no other, since few runs have the most luck."""
     able = (row for row in rows if row["ours"] == ours)
-    return min(able, key=lambda row: (row["n"] < TELLING, row["infer_step_time"]), default=None)
+    return min(
+        able, key=lambda row: (row["contender"] != AUTO, row["n"] < TELLING, row["infer_step_time"]), default=None
+    )
 
 
 def reached(row: Row, rate: str, share: str) -> str:
@@ -108,8 +112,8 @@ def runs(row: Row) -> str:
 
 
 def last_line(result: Result, path: Path) -> Row:
-    """timm's columns of the fastest of ours, and how it stands against the fastest peer."""
-    mine, other = best(result["rows"], ours=True), best(result["rows"], ours=False)
+    """timm's columns of ours, and how it stands against the fastest peer."""
+    mine, other = compared(result["rows"], ours=True), compared(result["rows"], ours=False)
     fastest = mine or other or {}
     return {
         **{key: fastest.get(key) for key in (*TIMM, "contender")},
@@ -122,11 +126,11 @@ def last_line(result: Result, path: Path) -> Row:
 
 
 def add_ratios(rows: Sequence[Row], paired: bool) -> None:
-    """To every peer's row, the latency of the best of ours over its own: value and 95% interval.
+    """To every peer's row, the latency of ours over its own: value and 95% interval.
 
     paired: rows were timed in turns in one process, so times of the same round belong together.
     """
-    mine = best(rows, ours=True)
+    mine = compared(rows, ours=True)
     if mine is None:
         return
     for row in rows:
@@ -170,8 +174,8 @@ def read(path: Path, keys: Iterable[str] = KINDS, command: str = "launch/bench.p
 
 
 def relation(row: Mapping, rows: Sequence[Mapping]) -> str:
-    """The best of ours over this row, with its interval, and what it says; nothing of ours or what was not compared."""
-    mine = best(rows, ours=True)
+    """Ours over this row, with its interval, and what it says; nothing of ours or what was not compared."""
+    mine = compared(rows, ours=True)
     if mine is None or not row.get("ratio"):
         return ""
     value, low, high = row["ratio"]
@@ -179,7 +183,7 @@ def relation(row: Mapping, rows: Sequence[Mapping]) -> str:
 
 
 def says(mine: Mapping, row: Mapping) -> str:
-    """What the ratio of the best of ours to a compared row tells, in words."""
+    """What the ratio of ours to a compared row tells, in words."""
     _, low, high = row["ratio"]
     if min(mine["n"], row["n"]) < TELLING:
         return "too few runs to say"
@@ -192,7 +196,7 @@ def show(result: Result, console: Console) -> None:
     rows = sorted(result["rows"], key=lambda row: row["infer_step_time"])
     on_gpu = any(row["enqueue_ms"] for row in rows)
     extra = ("enqueue", "device") if on_gpu else ()
-    heads = ("contender", "median", "p90", "p95", "p99", "min", "n", *extra, "best of ours / this")
+    heads = ("contender", "median", "p90", "p95", "p99", "min", "n", *extra, "ours / this")
     table = make_table(*heads, title="Latency of one pass, ms")
     for row in rows:
         latency = (f"{row['latency_ms'][key]:.3f}" for key in ("median", "p90", "p95", "p99", "min"))

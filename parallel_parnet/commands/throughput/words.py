@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
-from ..bench.rows import SHORT, best, says
+from ..bench.rows import SHORT, compared, says
 from ..sections import NAMES, filled, table
 
 Result = Mapping
@@ -38,7 +38,7 @@ def cells(result: Result) -> list[list[str]]:
     """The table's rows, under HEADS; empty where no peer ran."""
     made = []
     for found in result["batches"]:
-        mine, peer = (best(found["rows"], ours) for ours in (True, False))
+        mine, peer = (compared(found["rows"], ours) for ours in (True, False))
         assert mine is not None, "nothing is written where nothing of ours ran"
         ours = [name_of(result), str(found["batch"]), number(mine[TIME]), _speed(mine)]
         theirs = [""] * 4
@@ -51,7 +51,7 @@ def cells(result: Result) -> list[list[str]]:
 
 def sentences(result: Result) -> list[str]:
     """How ours and the best peer grow with the batch, and who is the faster one where."""
-    fastest = [{True: best(b["rows"], True), False: best(b["rows"], False)} for b in result["batches"]]
+    fastest = [{True: compared(b["rows"], True), False: compared(b["rows"], False)} for b in result["batches"]]
     said = []
     for ours in (True, False):
         rows = [row[ours] for row in fastest if row[ours]]
@@ -102,7 +102,7 @@ def _verdict(name: str, batches: Sequence[Mapping]) -> list[str]:
     """Batches with the same verdict together, in their order."""
     found = []
     for one in batches:
-        mine, peer = (best(one["rows"], ours) for ours in (True, False))
+        mine, peer = (compared(one["rows"], ours) for ours in (True, False))
         found.append(("no peer ran" if mine is None or peer is None else says(mine, peer), str(one["batch"])))
     runs = [(verdict, [batch for _, batch in run]) for verdict, run in groupby(found, key=lambda pair: pair[0])]
     return [f"{name} against the best peer: {'; '.join(f'{v} at batch {_listed(b)}' for v, b in runs)}."]

@@ -45,7 +45,7 @@ class Pictures:
         return self._batches([group.tolist() for group in groups], varied)
 
     def for_testing(self, numbers: range, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """For pictures in turn, pixels and classes as `for_training` gives them, resized and cut as the engine's input is. Batches of which
+        """What `for_training` gives, of pictures in turn, resized and cut as the engine's input is. Batches of which
         none can be read are left out."""
         groups = [list(numbers[i : i + batch_size]) for i in range(0, len(numbers), batch_size)]
         return self._batches(groups, lambda i, image: self.preprocess.pixels(image), may_be_empty=True)

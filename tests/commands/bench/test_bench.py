@@ -33,7 +33,7 @@ from parallel_parnet.commands.bench.measure import Settings, contenders, measure
 from parallel_parnet.commands.bench.rows import (
     SHARES,
     _achieved,
-    best,
+    compared,
     reached,
     read,
     relation,
@@ -63,7 +63,7 @@ def test_the_best_is_not_the_luckiest_of_few_runs() -> None:
     """A row of few runs is the best only where there is no other, and says how few they are."""
     lucky, many = np.full(7, 1.0), np.full(20, 2.0)
     rows = result({"ours: a": lucky, "ours: b": many, "peer": lucky})["rows"]
-    found = [best(rows, ours) for ours in (True, False)]
+    found = [compared(rows, ours) for ours in (True, False)]
     assert [row and row["contender"] for row in found] == ["ours: b", "peer"]
     assert [runs(row) for row in rows] == ["7 (too few)", "20 (few)", "7 (too few)"]
     assert runs({"n": 50}) == "50"

@@ -6,7 +6,7 @@ import json
 import re
 
 from conftest import ROOT
-from parallel_parnet.commands.bench.rows import TELLING, best
+from parallel_parnet.commands.bench.rows import TELLING, compared
 
 PAGE = ROOT / "docs" / "performance.md"
 CELL = re.compile(
@@ -21,7 +21,7 @@ def test_the_table_against_the_others() -> None:
     assert len(cells) == 25, "five networks in three types, and in two on another machine"
     for ours, path, peer, theirs, *ratios, few in cells:
         rows = json.loads((PAGE.parent / path).read_text())["rows"]
-        mine, other = best(rows, ours=True), best(rows, ours=False)
+        mine, other = compared(rows, ours=True), compared(rows, ours=False)
         assert mine and other and other["contender"].split(",")[0] == peer, path
         assert bool(few) == (min(mine["n"], other["n"]) < TELLING), path
         for said, row in ((ours, mine), (theirs, other)):

@@ -37,6 +37,13 @@ def test_time_that_control_groups_grant(membership: str, files: dict, expected: 
     assert list(quotas(tmp_path / "fs", tmp_path / "cgroup")) == expected
 
 
+@pytest.mark.parametrize(("granted", "count"), [(0.5, 1), (1.5, 1), (2.0, 2), (64.0, 8)])
+def test_whole_cores_are_counted_and_one_at_least(granted: float, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr("parallel_parnet.cores.quotas", lambda: [granted])
+    assert cores() == count
+
+
 def test_what_may_not_be_read_grants_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the time of control groups nor the cores that are bound."""
 

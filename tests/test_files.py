@@ -43,6 +43,14 @@ def test_an_interrupted_write_leaves_nothing(
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
+def test_what_is_on_the_disk_before_the_name_is_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not in a buffer, which a power cut loses with the file that was there before."""
+    sizes = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: sizes.append(os.fstat(descriptor).st_size))
+    write_atomically(tmp_path / "a", "new")
+    assert sizes == [3]
+
+
 def test_a_killed_write_leaves_nothing(tmp_path: Path) -> None:
     """As a trainer that is preempted does, thousands of times; where the file system has files without names."""
     try:

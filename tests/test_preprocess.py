@@ -48,6 +48,14 @@ def test_resize_and_crop_against_torch(size: tuple[int, int]) -> None:
     assert difference.mean() <= 0.4
 
 
+def test_sizes_are_rounded_to_the_nearest() -> None:
+    """32 / 0.875 is 36.6, and 80 * 37 / 50 is 59.2."""
+    image = picture(50, 80)
+    resized = np.asarray(image.resize((37, 59), Image.Resampling.BICUBIC))
+    pixels = Preprocess(32, 0.875, PREPROCESS.mean, PREPROCESS.std).pixels(image)
+    assert np.array_equal(pixels, resized[13:45, 2:34])
+
+
 def test_raw_pictures_are_what_is_normalised(tmp_path: Path) -> None:
     picture(300, 260).save(tmp_path / "a.png")
     raw = PREPROCESS.raw(tmp_path / "a.png")
@@ -181,6 +189,8 @@ def test_grey_of_16_bits(suffix: str, tmp_path: Path) -> None:
     Image.fromarray(grey).save(tmp_path / "8.png")
     Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / f"16{suffix}")
     assert torch.equal(PREPROCESS.raw(tmp_path / f"16{suffix}"), PREPROCESS.raw(tmp_path / "8.png"))
+    between = Image.fromarray(np.array([[0, 128, 129, 385, 386, 65535]], dtype=np.uint16))
+    assert np.asarray(to_rgb(between))[0, :, 0].tolist() == [0, 0, 1, 1, 2, 255], "to the nearest"
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.float32])

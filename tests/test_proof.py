@@ -26,6 +26,7 @@ from parallel_parnet.errors import warn
 from parallel_parnet.executors.torch_backend import TorchBackend, without_tf32
 from parallel_parnet.gpu import gpu_and_versions
 from parallel_parnet.proof import prove, prove_on_all_ranks
+from parallel_parnet.saved import Saved
 from small import SMALL, lively
 
 PROGRAM = fold(lively(SMALL, 12))
@@ -198,6 +199,18 @@ def test_the_verdict_is_saved_for_its_gpu_alone(tmp_path: Path, monkeypatch: pyt
     pretend(monkeypatch, "GPU A, driver 2")
     elsewhere = Engine.load(path, "cpu")
     assert elsewhere._unproved and elsewhere.warm_up(X), "asked anew"
+
+
+@pytest.mark.parametrize(("gpu", "quantised", "holds"), [
+    ("GPU A, driver 1", False, True), ("GPU A, driver 1", True, False), ("GPU A, driver unknown", False, False),
+])  # fmt: skip
+def test_a_saved_verdict_is_of_a_known_driver_and_of_what_was_proved(
+    gpu: str, quantised: bool, holds: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two drivers that nobody tells may differ, and quantised programs are not proved."""
+    pretend(monkeypatch, gpu)
+    verdict = Saved(torch.float32, "auto", "eager", None, None, None, gpu)
+    assert verdict.holds_on(CPU, quantize(PROGRAM, X) if quantised else PROGRAM) == holds
 
 
 def test_first_calls_of_several_threads_prove_once(monkeypatch: pytest.MonkeyPatch) -> None:

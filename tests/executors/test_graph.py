@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
@@ -17,7 +19,7 @@ from torch import Tensor
 from parallel_parnet import Engine, ParNetError, fold
 from parallel_parnet.executors.binding import Reads
 from parallel_parnet.executors.graph import Capture, CapturedRunner, GraphExecutor, capture
-from parallel_parnet.executors.local import LocalExecutor
+from parallel_parnet.executors.local import WHOLE_GPU, LocalExecutor
 from parallel_parnet.executors.shapes import MAX_SHAPES, Shapes
 from parallel_parnet.executors.torch_backend import TorchBackend
 from parallel_parnet.program.placement import Placement
@@ -73,6 +75,26 @@ def test_a_graph_for_each_shape_and_no_more(monkeypatch: pytest.MonkeyPatch) -> 
         for x in (torch.randn(1, 3, 32, 32), torch.randn(2, 3, 32, 32).bfloat16(), torch.randn(1, 3, 64, 32)):
             assert relative(engine(x), REFERENCE(x.float())) < 1e-5
     assert shapes == [(1, 3, 32, 32), (2, 3, 32, 32), (1, 3, 64, 32)]
+
+
+def test_what_a_graph_reads_and_writes_lives_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which nothing but the executor holds: a graph itself knows addresses alone."""
+
+    def once(work: Callable[[], Any], device: torch.device) -> tuple[Any, Callable[[], object]]:
+        return work(), lambda: None
+
+    executor, made = executor_of(once), []
+    make = executor.source.make
+
+    def watched(shape: torch.Size) -> object:
+        made.append(weakref.ref(kept := make(shape)))
+        return kept
+
+    monkeypatch.setattr(executor.source, "make", watched)
+    executor(torch.randn(1, 3, 32, 32))
+    gc.collect()
+    (reference,) = made
+    assert reference() is not None
 
 
 @pytest.mark.parametrize("x", [torch.randn(1, 3, 32, 128)[..., ::2], torch.randn(1, 64, 32, 3).permute(0, 3, 2, 1)])
@@ -189,8 +211,19 @@ def test_a_graph_freezes_what_the_host_decides() -> None:
 @pytest.mark.parametrize("fails", [None, RuntimeError("cudaErrorStreamCaptureInvalidated")])
 def test_a_capture_is_ordered_and_bears_other_threads(fails: Exception | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two runs on a CUDA stream of its own GPU, behind what came before, and the third, which is captured there. torch
-    leaves its own for captures to the GPU that came first, and does not leave one whose capture has failed."""
-    streams = Streams(monkeypatch)
+    leaves its own for captures to the GPU that came first, and does not leave one whose capture has failed. No other
+    thread waits for a whole GPU meanwhile."""
+    streams, alone = Streams(monkeypatch), []
+
+    def another_may_wait() -> bool:
+        if taken := WHOLE_GPU.acquire(blocking=False):
+            WHOLE_GPU.release()
+        return taken
+
+    def work() -> None:
+        streams.said.append(f"runs in {streams.inside[-1]}")
+        with ThreadPoolExecutor(1) as thread:
+            alone.append(not thread.submit(another_may_wait).result())
 
     @contextmanager
     def captured(graph: SimpleNamespace, stream: str, capture_error_mode: str) -> Iterator[None]:
@@ -205,8 +238,8 @@ def test_a_capture_is_ordered_and_bears_other_threads(fails: Exception | None, m
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: "replayed"))
     monkeypatch.setattr(torch.cuda, "graph", captured)
     with pytest.raises(RuntimeError, match="Invalidated") if fails else nullcontext():
-        result, replay = capture(lambda: streams.said.append(f"runs in {streams.inside[-1]}"), torch.device("cuda", 1))
+        result, replay = capture(work, torch.device("cuda", 1))
         assert result is None and replay() == "replayed"
     expected = ["A waits for current of None", "runs in A", "runs in A", "captures in A, thread_local", "runs in A"]
     assert streams.said == expected + ["current of None waits for A"] * (fails is None)
-    assert streams.inside == []
+    assert streams.inside == [] and alone == [True] * 3

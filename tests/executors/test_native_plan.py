@@ -126,6 +126,15 @@ def test_convolutions_wait_for_gates_and_transforms(width: int, monkeypatch: pyt
         assert torch.equal(plan(x)[0], first)
 
 
+def test_each_convolution_counts_gates_and_transforms_of_its_own() -> None:
+    """One count for each picture's gate, and one for each part of a picture."""
+    n = 3
+    plan = plan_of(PROGRAM, (n, 3, 96, 64), threads=4)
+    own = [range(op.counts, op.counts + n + n * op.chunks) for op in plan.ops if op.panel_count]
+    assert all(one.stop <= other.start for one, other in itertools.pairwise(own))
+    assert own[-1].stop <= plan._pass.count_number
+
+
 def test_pictures_of_any_strides() -> None:
     x = torch.randn(2, 3, 32, 64)
     plan = plan_of(PROGRAM, x.shape)

@@ -141,3 +141,33 @@ def test_bf16_on_networks_of_any_shape(data: st.DataObject) -> None:
     expected = reference(program, x)
     of_torch = relative(Engine(program, device="cpu", dtype=torch.bfloat16, executor="eager")(x), expected)
     assert 1e-5 < relative(plan(x)[0], expected) < 4 * of_torch + 2**-6
+
+
+def by_bias(*bias: float) -> Program:
+    """8 features of these values, whatever the picture; they are an answer, and a classifier averages them."""
+    first = replace(conv("a", "stem", None, 1, (INPUT,)), activation="relu")
+    program = weightless(first, Operation("fc", "classifier", "head", None, 2, ("a",), 8, 10))
+    weights = program.weights | {"a.bias": torch.tensor(bias)}
+    return replace(program, weights=weights, outputs={"a": "a", "logits": "fc"})
+
+
+@pytest.mark.usefixtures("isa")
+def test_bf16_is_the_nearest_and_answers_and_sums_are_of_what_is_stored() -> None:
+    """The first two lie between two values of bf16, and go to the even one."""
+    bias = (1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, 1.99999, 3.14159, 0.1, 255.7, 1e-20)
+    nearest = torch.tensor(bias).bfloat16()
+    plan = plan_of(by_bias(*bias), (1, 3, 32, 32), dtype=torch.bfloat16)
+    answers = dict(zip(plan.module.segment.writes, plan(torch.zeros(1, 3, 32, 32)), strict=True))
+    a = features(plan)[-1]
+    assert torch.equal(a.padded[0, 5, 5], nearest)
+    assert torch.equal(answers["a"][0, :, 5, 5], nearest.float())
+    assert a.sums is not None
+    torch.testing.assert_close(a.sums.sum(1)[0], nearest.float() * 32 * 32, rtol=1e-6, atol=0)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, -1], ids=hex)
+def test_no_nan_becomes_a_number_in_bf16(bits: int) -> None:
+    plan = plan_of(by_bias(*[0.0] * 8), (1, 3, 32, 32), dtype=torch.bfloat16)
+    plan(torch.full((1, 3, 32, 32), bits, dtype=torch.int32).view(torch.float32))
+    assert features(plan)[-1].padded[0, 1:-1, 1:-1].isnan().all()

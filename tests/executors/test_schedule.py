@@ -140,6 +140,18 @@ def test_features_are_written_where_the_device_lets_them() -> None:
         assert homes == reached and set(executor.homes.values()) <= {devices[0]}
 
 
+def test_an_answer_is_not_written_where_another_device_reads_it() -> None:
+    """All but the stem and stream 0, which are the coordinator's, run on the other device."""
+    program = fold(lively(SMALL, 6), outputs=("streams.0", "fused"))
+    placement = Placement(2, {op.name: (int(op.label not in ("stem", "stream 0")),) for op in program.operations})
+    devices = [torch.device("cpu", lane) for lane in range(2)]
+    made = TorchBackend("eager", program, placement.segments(program), devices, torch.float32)
+    made.in_place = True
+    executor = LocalExecutor(placement, devices, made, peers=lambda writer, reader: True)
+    homes = {name: device.index for (name, _), device in executor.homes.items()}
+    assert program.answers["streams.0"] not in homes and homes[program.answers["fused"]] == 0
+
+
 def test_in_a_graph() -> None:
     """Forked, joined and replayed; a profile is of the pass and not of the graph."""
     executor = GraphExecutor("cuda_streams", lanes(Placement.by_streams(PROGRAM, 3), RandomQueues(1)), graph)

@@ -50,6 +50,12 @@ def patch(model: ParNet) -> None:
     block.forward = lambda x: 2 * forward(x)  # type: ignore[method-assign]
 
 
+def postpone(model: ParNet) -> None:
+    """A stream's first block, which keeps its name and computes last."""
+    blocks = model.streams[2]._modules
+    blocks["0"] = blocks.pop("0")
+
+
 class Doubled(ParNetBlock):
     def forward(self, x_nchw: torch.Tensor) -> torch.Tensor:
         return 2 * super().forward(x_nchw)
@@ -84,6 +90,7 @@ EDITS: dict[str, tuple[Callable[[ParNet], object], str]] = {
     "patched norm": (patch_norm, r"rbr_dense\.bn is .* of another forward or setting, where a ParNet has BatchNorm2d"),
     "adapted": (lambda m: m.head.update({"fc": Adapted(m.num_features, 10)}), r"head\.fc is Adapted"),
     "sum": (lambda m: first_pooled(m).__setitem__(0, nn.AvgPool2d(2, divisor_override=1)), r"AvgPool2d.* setting"),
+    "postponed": (postpone, r"streams\.2 is Sequential"),
     "maximum": (lambda m: first_pooled(m).__setitem__(0, nn.MaxPool2d(2)), r"MaxPool2d"),
 }  # fmt: skip
 

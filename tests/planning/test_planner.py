@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -157,6 +158,9 @@ def test_lanes_that_share_one_processor() -> None:
     assert spans(result) == {("a", 0): (0, 2), ("b", 0): (2, 8), ("c", 1): (2, 9), ("d", 0): (9, 10)}
     assert result.makespan == 10
     assert schedule(DIAMOND, place(2, a=0, b=0, c=1, d=0), costs(0.0), processors=2).makespan == 7
+    # transfers that take 1 need no processor: b has it for itself until c starts at 3, and d once c's is over
+    result = schedule(DIAMOND, place(2, a=0, b=0, c=1, d=0), costs(), processors=1)
+    assert spans(result) == {("a", 0): (0, 2), ("b", 0): (2, 7), ("c", 1): (3, 9), ("d", 0): (10, 11)}
 
 
 def test_the_first_level_of_parnet_on_three_lanes() -> None:
@@ -231,6 +235,12 @@ def test_links() -> None:
     assert (own.latency_s, own.bytes_per_s) == (pytest.approx(5e-6), 20e9)
     exact = Link.fit("line", [(0, 1.0), (10, 2.0), (20, 3.0)], "")
     assert (exact.latency_s, exact.bytes_per_s) == (pytest.approx(1), pytest.approx(10))
+    points = [(1000, 1e-5), (2000, 1.3e-5), (1_000_000, 1e-3), (2_000_000, 3e-3)]  # on no line
+    rows = np.array([[1 / seconds, size / seconds] for size, seconds in points])
+    latency, per_byte = np.linalg.lstsq(rows, np.ones(4), rcond=None)[0]
+    near = Link.fit("relative", points, "")
+    assert (near.latency_s, near.bytes_per_s) == (pytest.approx(latency), pytest.approx(1 / per_byte))
+    assert Link.fit("below zero", [(1, 1e-6), (2, 3e-6)], "").latency_s == 0
 
 
 def test_features_as_answers_are_waited_for_to_the_last() -> None:

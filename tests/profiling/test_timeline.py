@@ -31,15 +31,17 @@ from parallel_parnet.commands.plan.measured import find_link
 from parallel_parnet.planning.costs import Costs
 from parallel_parnet.planning.planner import Launched, Schedule, schedule
 from parallel_parnet.profiling import clocks, trace_format
-from parallel_parnet.profiling.critical import COMPUTING, critical_path, lane_times, overlap
+from parallel_parnet.profiling.critical import COMPUTING, IMMEDIATE, critical_path, lane_times, overlap
 from parallel_parnet.profiling.device import ANCHOR, device_spans, drop_anchors, kernels_into
 from parallel_parnet.profiling.spans import REQUEST, Recorder, Span
-from parallel_parnet.profiling.timeline import APART, REAL, Operations, Timeline
+from parallel_parnet.profiling.timeline import APART, REAL, Arrow, Bar, Operations, Pass, Timeline
 from parallel_parnet.profiling.traced import PASSES, traced
 from parallel_parnet.program.contract import dtype_name
 from parallel_parnet.program.program import INPUT
 from small import SMALL, lively
 
+PROGRAM = fold(lively(SMALL, 1))
+KNOWN = Operations.of(PROGRAM, Placement.by_streams(PROGRAM, 2))
 PHASES = {"X", "M", "s", "f"}
 PASSES_APART = 5
 
@@ -194,11 +196,26 @@ def test_a_skewed_clock_is_measured_and_taken_out() -> None:
     clock = clocks.ask(ping)
     assert abs(clock.offset - ahead) <= clock.uncertainty < 5e-3
     assert not clock.shared
-    program = fold(lively(SMALL, 1))
-    known = Operations.of(program, Placement.by_streams(program, 2))
     spans = [Recorder(spans=[Span(REQUEST, 1.0, 2.0)]), Recorder(spans=[Span(REQUEST, 1.2 + ahead, 1.7 + ahead)])]
-    merged = Timeline.of(known, {}, [clocks.Clock(), clock], spans, [])
-    assert merged.bars[1].start == pytest.approx(1.2, abs=clock.uncertainty + 1e-9)
+    merged = Timeline.of(KNOWN, {}, [clocks.Clock(), clock], spans, [spans])
+    starts = {bar.row: bar.start for bar in merged.bars if bar.lane == 1}
+    assert starts == {row: pytest.approx(1.2, abs=clock.uncertainty + 1e-9) for row in (REAL, APART)}
+
+
+def test_the_quickest_answer_tells_how_far_a_clock_is_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which nine tenths of the time were spent on the way there."""
+    now, trips = 0.0, iter([0.5, 0.001, *[0.2] * clocks.ROUNDS])
+
+    def ping() -> list[float]:
+        nonlocal now
+        trip = next(trips)
+        theirs = now + 0.9 * trip + 3
+        now += trip
+        return [theirs, -1.0]
+
+    monkeypatch.setattr(clocks, "time", SimpleNamespace(perf_counter=lambda: now))
+    clock = clocks.ask(ping)
+    assert (clock.uncertainty, clock.offset) == (pytest.approx(0.0005), pytest.approx(3.0004))
 
 
 @pytest.mark.ranks
@@ -267,6 +284,27 @@ def sampled_overlap(plan: Schedule) -> float:
     moments = [plan.makespan * (i + 0.5) / 20000 for i in range(20000)]
     running = [sum(run.start <= at < run.end for run in plan.runs) for at in moments]
     return sum(n >= 2 for n in running) / sum(n >= 1 for n in running)
+
+
+def bar(lane: int, kind: str, name: str, start: float, end: float, row: str = REAL) -> Bar:
+    return Bar(lane, row, kind, name, "", 0, start, end)
+
+
+def test_kernels_side_by_side_are_one_lane_that_computes_until_the_request_ends() -> None:
+    kernels = bar(0, "kernel", "k", 0.1, 0.6, "CUDA stream 7"), bar(0, "kernel", "k", 0.3, 1.4, "CUDA stream 8")
+    one = Pass(0.0, 1.0, kernels, (), KNOWN)
+    assert overlap(one) == 0
+    times = lane_times(one)[0]
+    assert (times.computing, times.idle) == (pytest.approx(0.9), pytest.approx(0.1))
+
+
+@pytest.mark.parametrize(("waited", "lanes"), [(IMMEDIATE / 2, {0}), (2 * IMMEDIATE, {0, 1})])
+def test_a_feature_that_is_there_is_not_what_the_answer_waits_for(waited: float, lanes: set[int]) -> None:
+    """A wait for it lasts a moment nevertheless."""
+    send, wait = bar(1, "send", "send stem", 0.1, 0.2), bar(0, "wait", "wait stem", 0.5, 0.5 + waited)
+    computing = bar(0, "segment", "stem", 0.0, wait.start), bar(0, "segment", "stem", wait.end, 1.0)
+    one = Pass(0.0, 1.0, (*computing, wait, send), (Arrow("stem", send, wait),), KNOWN)
+    assert {step.lane for step in critical_path(one)} == lanes
 
 
 def test_one_process_is_traced_too() -> None:

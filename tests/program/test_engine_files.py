@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from parallel_parnet import Engine, ParNetError, Placement, Program, fold
+from parallel_parnet.saved import Saved
 from small import SMALL, lively
 
 PROGRAM = fold(lively(SMALL, 9))
@@ -41,6 +42,15 @@ def test_an_earlier_versions_name_for_auto_on_the_cpu(tmp_path: Path, monkeypatc
     assert engine.device == torch.device("cpu") and engine.executor == Engine(PROGRAM, device="cpu").executor
     engine.save(path)
     assert json.loads(Program.read(path)[1]["engine"])["executor"] == "auto"
+
+
+@pytest.mark.parametrize(("threads", "holds"), [(1, False), (2, True), (3, False)])
+def test_what_two_threads_were_measured_with_holds_for_two(
+    threads: int, holds: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("parallel_parnet.saved.usual_threads", lambda: threads)
+    measured = Saved(torch.float32, "auto", "eager", None, 2, cores=2)
+    assert measured.holds_on(torch.device("cpu"), PROGRAM) == holds
 
 
 def everywhere(on: object) -> dict:

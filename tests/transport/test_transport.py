@@ -23,6 +23,8 @@ from parallel_parnet import LaneError, ParNetError
 from parallel_parnet.commands.common import process_age
 from parallel_parnet.executors import distributed
 from parallel_parnet.executors.distributed import HEADER, sources_digest
+from parallel_parnet.program.placement import Transfer
+from parallel_parnet.transport import base
 from parallel_parnet.transport import semaphore as semaphores
 from parallel_parnet.transport.base import IN_FLIGHT
 from parallel_parnet.transport.group import (
@@ -43,7 +45,7 @@ from parallel_parnet.transport.health import (
 )
 from parallel_parnet.transport.semaphore import BY_ANY_CLOCK, LIBC, SEMAPHORE_BYTES, Semaphore
 from parallel_parnet.transport.shared_memory import ROUTE_BYTES, SMALL_BYTES, Memory, Route, SharedInbox
-from parallel_parnet.transport.torch_distributed import FOREVER, ReceivingInbox
+from parallel_parnet.transport.torch_distributed import FOREVER, Gloo, ReceivingInbox
 
 FORK = multiprocessing.get_context("fork")
 
@@ -169,6 +171,19 @@ def test_gloo_waits_for_the_next_request_without_a_limit(idle: bool, limits: tup
     inbox = ReceivingInbox(arriving, 0, 0, arriving)
     inbox._work = SimpleNamespace(wait=lambda *limits: waits.append(limits))  # type: ignore[assignment]
     assert inbox.wait(idle) is arriving and waits == [limits]
+
+
+def test_messages_of_two_transports_over_gloo_have_tags_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They share its connections."""
+    monitor, routes = lonely(), [Transfer(name, 1, 0) for name in ("input", "stem", "spans")]
+    monkeypatch.setattr(base, "joined", lambda: monitor)
+    tags = []
+    for transport in (Gloo(routes), Gloo(routes)):
+        for tag in range(len(routes)):
+            inbox = transport.inbox(tag, 0, (1,), torch.float32, torch.device("cpu"))
+            assert isinstance(inbox, ReceivingInbox)
+            tags.append(inbox.tag)
+    assert len(set(tags)) == len(tags)
 
 
 @pytest.mark.parametrize("with_any", sorted({BY_ANY_CLOCK, False}))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
+import signal
 import sys
 import threading
 import time
@@ -107,6 +109,25 @@ def test_helpers_go_where_their_thread_may() -> None:
 
     in_a_thread(work)
     assert all(kept), kept
+
+
+def test_signals_to_the_process_are_not_for_helpers() -> None:
+    """But what a helper's own instruction raises is."""
+    plan, others = plan_of(PROGRAM, X.shape, 3), helpers()
+    blocked = []
+
+    def work() -> None:
+        plan(X)
+        settled(len(others) + 2)
+        for helper in helpers() - others:
+            (mask,) = re.findall(r"SigBlk:\s*(\w+)", Path(f"/proc/self/task/{helper}/status").read_text())
+            blocked.append({number for number in signal.Signals if int(mask, 16) >> number - 1 & 1})
+
+    in_a_thread(work)
+    assert len(blocked) == 2
+    for each in blocked:
+        assert each >= {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD}
+        assert not each & {signal.SIGSEGV, signal.SIGFPE, signal.SIGBUS, signal.SIGILL, signal.SIGTRAP}
 
 
 def test_fewer_threads_after_more() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +16,12 @@ from torch import Tensor
 
 from parallel_parnet import ParNetError
 from parallel_parnet.parity import relative
+from parallel_parnet.transport.health import process_state
 
 from .subject import PICTURES, Contender, Runner, Subject
 
 PAUSE, LONGEST_PAUSE = 0.002, 0.1  # seconds
+TICKS = 0.02  # seconds, longer than any of the ticks at which a system counts what its threads have used
 
 
 @dataclass
@@ -105,13 +110,20 @@ def set_up(contender: Contender, subject: Subject, pictures: Sequence[Tensor], e
 
 
 def let_threads_sleep() -> None:
-    """Wait until this process burns no CPU time: thread pools spin after a run, on the cores of whoever runs next."""
+    """Wait until no other thread of this process runs: thread pools spin after a run, on the cores of whoever runs
+    next."""
     end = time.perf_counter() + LONGEST_PAUSE
-    while time.perf_counter() < end:
-        before = time.process_time()
+    while _others_run() and time.perf_counter() < end:
         time.sleep(PAUSE)
-        if time.process_time() - before < PAUSE / 4:
-            return
+
+
+def _others_run() -> bool:
+    if sys.platform == "linux":
+        threads = {int(name) for name in os.listdir("/proc/self/task")} - {threading.get_native_id()}
+        return any(process_state(thread) == "R" for thread in threads)
+    before = time.process_time()
+    time.sleep(TICKS)
+    return time.process_time() - before > TICKS / 4
 
 
 def shares(seconds: Sequence[float], runs: int, least: int, budget: float) -> list[int]:

@@ -24,8 +24,8 @@ CAPTIONS = {  # of each figure: alternative text, caption
     "depth": (
         "Latency of the same blocks by number of streams",
         "(a) The same 48 blocks in 1, 2, ... streams: constant work, falling depth. Shaded: Brent's bounds for "
-        "native's lanes, from its time on one lane; native is below them where its threads share an operation. Dotted: "
-        "that time with a lane for each stream.",
+        "native's lanes, from its time on one lane; native is below them where its threads share an operation, and "
+        "above where sharing a small one costs more than it saves. Dotted: that time with a lane for each stream.",
     ),
     "work": ("Latency by work", "(b) Depth 10, work from 1x to 16x: by wider blocks, and by more streams."),
     "lanes": (
@@ -58,7 +58,8 @@ def write_page(path: Path, rows: list[dict], header: dict, figures: dict[str, Pa
         "## The claim",
         "The same 48 blocks, so the same work, in one stream or in several parallel ones. A lane computes one "
         "operation at a time. An executor that runs one operation after another has one lane. `native` has one per "
-        "thread, and its threads share an operation that is large enough.",
+        "thread, and its threads share the operations of a level with fewer than them. One stream is also timed on one "
+        "lane, and the faster time counts.",
         "\n".join(claims(rows)),
         "## What the fit says",
         "`T = a x steps + b x work + c`. Steps are the operations that the busiest lane computes one after another, "

@@ -12,6 +12,7 @@ import torch
 
 from parallel_parnet import Engine, Program
 
+from ..bench.running import let_threads_sleep
 from ..plan.measured import timed
 from .points import Point
 
@@ -42,13 +43,19 @@ def prepare(
 
 
 def interleaved(subjects: Sequence[Subject], device: torch.device, seconds: float) -> list[list[float]]:
-    """Milliseconds of many runs of each, in rounds A B C A B C, so that a slow spell of the machine hits all alike."""
+    """Milliseconds of many runs of each, in rounds, so that a slow spell of the machine hits all alike, of which each
+    has an order of its own. Before each there is a run that is not timed, when the threads of the last one sleep: its
+    own are awake then."""
     first = [timed(subject.once, device) for subject in subjects]
-    rounds = int(np.clip(seconds / sum(first), FEWEST, MOST))
+    rounds = int(np.clip(seconds / (2 * sum(first)), FEWEST, MOST))
     times: list[list[float]] = [[] for _ in subjects]
+    draw = np.random.default_rng()
     for _ in range(rounds):
-        for subject, own in zip(subjects, times, strict=True):
-            own.append(timed(subject.once, device) * 1e3)
+        for i in draw.permutation(len(subjects)):
+            if device.type == "cpu":
+                let_threads_sleep()
+            subjects[i].once()
+            times[i].append(timed(subjects[i].once, device) * 1e3)
     return times
 
 

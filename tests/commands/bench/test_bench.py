@@ -66,6 +66,8 @@ def test_the_best_is_not_the_luckiest_of_few_runs() -> None:
     found = [compared(rows, ours) for ours in (True, False)]
     assert [row and row["contender"] for row in found] == ["ours: b", "peer"]
     assert [runs(row) for row in rows] == ["7 (too few)", "20 (few)", "7 (too few)"]
+    rows = result({"ours: native": many, "ours: auto": many + 1, "peer": many})["rows"]
+    assert [row and row["contender"] for row in (compared(rows, True), compared(rows, False))] == ["ours: auto", "peer"]
     assert runs({"n": 50}) == "50"
 
 

@@ -47,7 +47,8 @@ def test_ratios_compare_times_of_the_same_round() -> None:
 
     def row(ours: bool, ms: float, rounds: range) -> Row:
         samples = [ms * spell[i] for i in rounds]
-        return {"ours": ours, "n": len(rounds), "infer_step_time": ms, "rounds": rounds, "samples_ms": samples}
+        named = {"contender": "ours: auto" if ours else "a peer", "ours": ours}
+        return {**named, "n": len(rounds), "infer_step_time": ms, "rounds": rounds, "samples_ms": samples}
 
     rows = [row(True, 0.8, range(40)), row(False, 1.0, range(1, 40, 2))]
     add_ratios(rows, paired=True)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ParNetError
-from .folding import FoldedBlock, fold_block
+from .folding import FoldedBlock, fold_block, make_weights
 from .parts import check_parts
 
 ACTIVATION_FUNCTIONS = {"silu": F.silu, "relu": F.relu}
@@ -111,6 +111,7 @@ class ParNetBlock(nn.Module):
         """
         with torch.device("meta"):
             check_parts(self, ParNetBlock(self.cin, self.cout, self.stride, self.groups))
+        make_weights(self)
         return fold_block(self.block)
 
 

@@ -56,7 +56,6 @@ class FoldedBlock(nn.Module):
 @torch.no_grad()
 def fold_block(block: RepVGGSSE) -> FoldedBlock:
     """Fold a block with the statistics that it has now, on its device and in its type. The block stays as it is."""
-    make_weights(block)
     kept = block.rbr_dense.conv.weight
     weight, bias = one_kernel(block)
     groups, stride = block.rbr_dense.conv.groups, block.rbr_dense.conv.stride

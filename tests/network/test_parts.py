@@ -23,6 +23,7 @@ from parallel_parnet import (
     save_checkpoint,
 )  # fmt: skip
 from parallel_parnet.commands.common import read_checkpoint
+from parallel_parnet.errors import warn
 from parallel_parnet.parity import relative
 from parallel_parnet.program.program import Program
 from small import SMALL, lively
@@ -158,11 +159,16 @@ def test_weights_that_a_hook_makes(change: Callable[[nn.Conv2d], object]) -> Non
 
 
 def test_other_hooks_are_warned_of() -> None:
+    warn.cache_clear()
     model = lively(SMALL, 0)
     model.combine[3].register_forward_hook(lambda module, inputs, output: 2 * output)
     with pytest.warns(ParNetWarning, match=r"combine\.3 has 1 hook\(s\), which are not folded") as told:
         fold(model)
-    assert told[0].filename == __file__
+    block = model.streams[0][0]
+    block.register_forward_pre_hook(lambda module, inputs: None)
+    with pytest.warns(ParNetWarning, match=r"the network has 1 hook\(s\)") as of_block:
+        block.fold()  # type: ignore[operator]
+    assert told[0].filename == of_block[0].filename == __file__
 
 
 def test_what_computes_the_same_is_folded() -> None:

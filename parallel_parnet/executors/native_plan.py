@@ -29,7 +29,9 @@ TILES, FEWER = {native.F2: 98, native.F4: 98, native.S2: 98, native.S4: 49}, 25
 PIXELS, ROWS = NUMBERS["MOST_PIXELS"], 8
 TILE_ROWS = 8  # that a product makes at once, at most; also where fewer are left
 LINE = 64  # bytes, of a line of the cache
-TASKS_PER_THREAD = 2  # on a level, where there are enough channels to split
+# on a level, where there are enough channels to split: so many if there are more than NARROW, else one, since what
+# threads make for each other has to come out of each other's caches
+TASKS_PER_THREAD, NARROW = 2, 128
 SHARED = 3  # tasks, at least, for which an input is transformed once: two have it in their caches sooner by themselves
 # channels, of which each of the tasks that share a transform takes a multiple: what the longest vector stores
 NEIGHBOURS = {torch.float32: 16, torch.bfloat16: 16, torch.uint8: 32}
@@ -198,7 +200,8 @@ class NativePlan:
             )
         )  # fmt: skip
         self._counts += self.n + len(parts)
-        split = min(len(panels), -(-TASKS_PER_THREAD * self.threads // (len(parts) * beside)))
+        per_thread = TASKS_PER_THREAD if op.cin > NARROW else 1
+        split = min(len(panels), -(-per_thread * self.threads // (len(parts) * beside)))
         shares = _ranges(len(panels) * i // split for i in range(split + 1))
         self._need(op.cin)
         transforms: list[Task] = []

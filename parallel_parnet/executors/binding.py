@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -119,6 +120,14 @@ def address(tensor: Tensor) -> int:
     if not at:
         raise ParNetError("a tensor without memory, as fake ones are: give pictures that have data")
     return at
+
+
+def in_fp32(tensor: Tensor) -> np.ndarray:
+    """Return a CPU tensor's values in fp32, as it strides. By numpy, in this thread: torch's threads would wake up for
+    it, and then spin on the cores of the kernels'. ParNetError as of `address`."""
+    address(tensor)
+    exact = tensor.float() if tensor.dtype == torch.bfloat16 else tensor  # which numpy lacks
+    return exact.detach().numpy().astype(np.float32, copy=False)
 
 
 def in_same_places(some: Reads, others: Reads) -> bool:

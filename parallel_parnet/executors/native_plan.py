@@ -8,7 +8,6 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from ..kernels.cpu.native import Op, Pass, Task
 from ..kernels.cpu.shared import NUMBERS, STRUCTS
 from ..profiling.spans import Spans, span
 from ..program.program import INPUT, Operation
-from .binding import address
+from .binding import address, in_fp32
 from .native_algorithm import algorithm_of, tiles
 from .native_feature import Feature
 from .native_weights import pack
@@ -336,12 +335,8 @@ class NativePlan:
 
 
 def _readable(x: Tensor) -> Tensor:
-    """An input of a type that the kernels read. Converted by numpy, in this thread: torch's threads would wake up for
-    it, and then spin on the cores of the kernels'."""
-    if x.dtype in native.TYPES:
-        return x
-    address(x)  # refuses what has no memory
-    return torch.from_numpy(x.detach().numpy().astype(np.float32))
+    """An input of a type that the kernels read."""
+    return x if x.dtype in native.TYPES else torch.from_numpy(in_fp32(x))
 
 
 def _check(op: Operation) -> None:

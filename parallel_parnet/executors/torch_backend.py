@@ -16,7 +16,7 @@ from ..program.placement import Segment
 from ..program.program import Program
 from ..settings import Together, outside_torch_modes
 from .backends import BACKENDS, arithmetic, refuse_broken_openvino, storage_type
-from .binding import NHW, Layout, Reads, Runner, address
+from .binding import NHW, Layout, Reads, Runner, address, in_fp32
 from .native_plan import NativePlan
 from .queues import wait_for_packing
 from .segment import SegmentModule
@@ -145,9 +145,7 @@ def _openvino(module: SegmentModule, reads: tuple[Tensor, ...], dtype: torch.dty
 
     @outside_torch_modes
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
-        # by numpy, in this thread: see native_plan._readable; numpy lacks bf16
-        exact = (x.float() if x.dtype == torch.bfloat16 else x for x in inputs)
-        arrays = [np.ascontiguousarray(x.detach().numpy(), np.float32) for x in exact]
+        arrays = [np.ascontiguousarray(in_fp32(x)) for x in inputs]
         results = request.infer(arrays, share_inputs=True, share_outputs=False)
         return tuple(torch.from_numpy(results[i]) for i in range(len(model.outputs)))
 

@@ -184,40 +184,6 @@ def test_clocks_of_one_machine_agree(content: dict) -> None:
         assert abs(clock["offset"]) <= clock["uncertainty"], "the true offset is 0, and must lie within the error"
 
 
-def test_a_skewed_clock_is_measured_and_taken_out() -> None:
-    ahead = random.uniform(-1e4, 1e4)
-
-    def ping() -> list[float]:
-        time.sleep(random.uniform(0, 2e-4))
-        theirs = time.perf_counter() + ahead
-        time.sleep(random.uniform(0, 2e-4))
-        return [theirs, -1.0]
-
-    clock = clocks.ask(ping)
-    assert abs(clock.offset - ahead) <= clock.uncertainty < 5e-3
-    assert not clock.shared
-    spans = [Recorder(spans=[Span(REQUEST, 1.0, 2.0)]), Recorder(spans=[Span(REQUEST, 1.2 + ahead, 1.7 + ahead)])]
-    merged = Timeline.of(KNOWN, {}, [clocks.Clock(), clock], spans, [spans])
-    starts = {bar.row: bar.start for bar in merged.bars if bar.lane == 1}
-    assert starts == {row: pytest.approx(1.2, abs=clock.uncertainty + 1e-9) for row in (REAL, APART)}
-
-
-def test_the_quickest_answer_tells_how_far_a_clock_is_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of which nine tenths of the time were spent on the way there."""
-    now, trips = 0.0, iter([0.5, 0.001, *[0.2] * clocks.ROUNDS])
-
-    def ping() -> list[float]:
-        nonlocal now
-        trip = next(trips)
-        theirs = now + 0.9 * trip + 3
-        now += trip
-        return [theirs, -1.0]
-
-    monkeypatch.setattr(clocks, "time", SimpleNamespace(perf_counter=lambda: now))
-    clock = clocks.ask(ping)
-    assert (clock.uncertainty, clock.offset) == (pytest.approx(0.0005), pytest.approx(3.0004))
-
-
 @pytest.mark.ranks
 def test_reading_gives_what_was_written(timeline: Timeline, tmp_path: Path) -> None:
     path = tmp_path / "again.json"

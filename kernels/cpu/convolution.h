@@ -79,8 +79,6 @@ static inline int rows_of_block(int count) {
     return left && left <= 2 && count % (MR - 1) == 0 ? MR - 1 : MR;
 }
 
-#include "blocks.h"
-
 /* Stores the first `count` values of v at y + at, as y's type, and returns what was stored. */
 static inline vf keep(const Op *o, int64_t at, int count, vf v) {
     if (o->y_type == U8) {
@@ -134,7 +132,7 @@ static inline int64_t place(int n, int h, int w, int edge, int row, int column) 
 
 static inline Pixel pixel_of(const Op *o, int n, int h, int w, int row, int column, int from) {
     int64_t at = place(n, h, w, EDGE, row, column), of_x = o->edge == EDGE ? at : place(n, h, w, o->edge, row, column);
-    return (Pixel){at * o->cout, from, of_x * o->c, (int64_t)lacks(o, row, column) * o->cout};
+    return (Pixel){at * o->y_pitch, from, of_x * o->pitch, (int64_t)lacks(o, row, column) * o->cout};
 }
 
 enum { TOGETHER = 4 }; /* pixels whose vectors stay in registers */
@@ -184,15 +182,40 @@ static inline __attribute__((always_inline)) vf finish(
     return sum;
 }
 
+/* A block whose sums are made: what is left of it are so many groups of up to TOGETHER pixels of a vector. */
+typedef struct {
+    const Op *o;
+    const Pixel *pixel;
+    const vf *acc;
+    float *sums;
+    Panel panel;
+    int n, pixels, left;
+} Unfinished;
+
+static inline Unfinished unfinished(
+    const Op *o, int n, const Pixel *pixel, int pixels, Panel panel, const vf *acc, float *sums) {
+    int groups = (pixels + TOGETHER - 1) / TOGETHER * ((panel.count + VL - 1) / VL);
+    return (Unfinished){o, pixel, acc, sums, panel, n, pixels, groups};
+}
+
+static inline __attribute__((always_inline)) void finish_next(int type, Unfinished *u) {
+    int each = (u->pixels + TOGETHER - 1) / TOGETHER, group = --u->left, v = group / each;
+    int first = group % each * TOGETHER, c = u->panel.first + v * VL, left = u->panel.count - v * VL;
+    add_to(u->sums, c, left, finish(u->o, type, u->n, u->pixel + first, least(TOGETHER, u->pixels - first), c, left,
+                                    u->acc + v));
+}
+
+#include "blocks.h"
+
 static inline __attribute__((always_inline)) void direct(const Op *o, int type, const Task *t, Needs needs) {
     int h = o->h / o->stride, w = o->w / o->stride, part = o->c / o->groups, size = size_of(type);
     int k = o->kernel, merged = o->inputs == 1 && o->groups == 1; /* neighbouring pixels are one run */
-    int runs = merged ? k : k * k * o->inputs, words = ((merged ? k * o->c : part) * size + 3) / 4;
-    int64_t column = (int64_t)o->c * size, row = (o->w + 2 * o->edge) * column, offset[MOST_PIXELS + BLOCK];
+    int runs = merged ? k : k * k * o->inputs, words = ((merged ? k * o->pitch : part) * size + 3) / 4;
+    int64_t column = (int64_t)o->pitch * size, row = (o->w + 2 * o->edge) * column, offset[MOST_PIXELS + BLOCK];
     int64_t y_size = size_of(o->y_type);
     int64_t first = t->n * (o->h + 2 * o->edge) * row + (o->edge - k / 2) * (row + column); /* tap of a picture */
     Pixel pixel[MOST_PIXELS];
-    int count = t->stop - t->start, pixels = block_pixels(type, w, count);
+    int turn = 0, count = t->stop - t->start, pixels = block_pixels(type, w, count);
     for (int i = 0; i < count; i++) {
         int at_row = (t->start + i) / w, at_column = (t->start + i) % w;
         pixel[i] = pixel_of(o, t->n, h, w, at_row, at_column, i % pixels * NV);
@@ -200,10 +223,12 @@ static inline __attribute__((always_inline)) void direct(const Op *o, int type, 
     }
     for (int i = 0; i < BLOCK; i++) offset[count + i] = offset[count - 1];
     float *sums = sums_of(o, t);
-    begin_blocks(type, pixels, words);
+    begin_blocks(type, pixels);
+    vf acc[1 + is_tiled(type)][BLOCK][NV];
+    Unfinished before = {0};
     for (int j = t->panel_start; j < t->panel_stop; j++) {
         Panel panel = o->panels[j];
-        int64_t length = (int64_t)runs * words * 4 * NR, share = 4 * NR / ((count + pixels - 1) / pixels);
+        int64_t length = (int64_t)runs * stored_words(type, words) * 4 * NR, share = 4 * NR / ((count + pixels - 1) / pixels);
         const char *base[MOST_RUNS], *b = o->weight + j * length;
         for (int r = 0; r < runs; r++) {
             const char *x = o->x[merged ? 0 : r / (k * k)] + first + panel.group * part * size;
@@ -211,19 +236,28 @@ static inline __attribute__((always_inline)) void direct(const Op *o, int type, 
         }
         clear(sums, panel);
         for (int i = 0; i < count; i += pixels) {
-            vf acc[BLOCK][NV];
-            Ahead ahead = {b + length + i / pixels * runs * words * share, share}; /* of the next panel */
+            Ahead ahead = {b + length + i / pixels * runs * stored_words(type, words) * share, share}; /* of the next panel */
             if (i == 0 && j == t->panel_start) ahead = (Ahead){b + NEAR, 4 * NR};
             int some = least(pixels, count - i);
             for (int p = i; p < i + some; p++)
                 fetch_to_write(o->y + (pixel[p].at + panel.first) * y_size, panel.count * y_size);
-            multiply_block(pixels, some, panel.count, type, b, ahead, base, offset + i, runs, words, (float *)acc);
+            if (before.left && o->multiply) wait_for(needs.gate, 1, needs.spins);
+            const vf *made = acc[turn][0];
+            multiply_block(pixels, some, panel.count, type, b, ahead, base, offset + i, runs, words, (float *)made,
+                           &before);
+            if (is_tiled(type)) {
+                before = unfinished(o, t->n, pixel + i, some, panel, made, sums);
+                turn = !turn;
+                continue;
+            }
             if (o->multiply) wait_for(needs.gate, 1, needs.spins);
             for (int v = 0; v * VL < panel.count; v++) {
                 int c = panel.first + v * VL, left = panel.count - v * VL;
-                add_to(sums, c, left, finish(o, type, t->n, pixel + i, some, c, left, &acc[0][v]));
+                add_to(sums, c, left, finish(o, type, t->n, pixel + i, some, c, left, made + v));
             }
         }
     }
     end_blocks(type);
+    if (before.left && o->multiply) wait_for(needs.gate, 1, needs.spins);
+    finish_rest(type, &before);
 }

@@ -20,9 +20,9 @@
 
 #include "pool.h"
 
-/* Copies w values of one channel, `step` apart in x, to every cout-th place in y; returns their sum. */
+/* Copies w values of one channel, `step` apart in x, to every pitch-th place in y; returns their sum. */
 static inline __attribute__((always_inline)) float spread(
-    int type, const char *x, int64_t step, int w, float *y, int cout) {
+    int type, const char *x, int64_t step, int w, float *y, int pitch) {
     vf sum = {0};
     float total = 0;
     int j = 0, size = size_of(type);
@@ -33,9 +33,9 @@ static inline __attribute__((always_inline)) float spread(
         else
             for (int k = 0; k < VL; k++) v[k] = widen_one(type, x + (j + k) * step * size);
         sum += v;
-        for (int k = 0; k < VL; k++) y[(int64_t)(j + k) * cout] = v[k];
+        for (int k = 0; k < VL; k++) y[(int64_t)(j + k) * pitch] = v[k];
     }
-    for (; j < w; j++) total += y[(int64_t)j * cout] = widen_one(type, x + j * step * size);
+    for (; j < w; j++) total += y[(int64_t)j * pitch] = widen_one(type, x + j * step * size);
     for (int k = 0; k < VL; k++) total += sum[k];
     return total;
 }
@@ -47,14 +47,14 @@ static inline __attribute__((always_inline)) void import_as(int type, const Op *
     if (sums) memset(sums, 0, o->cout * sizeof *sums);
     for (int i = t->start; i < t->stop; i++) {
         const char *x = o->x[0] + (t->n * o->strides[0] + i * o->strides[2]) * size;
-        int64_t y = place(t->n, o->h, o->w, o->edge, i, 0) * o->cout;
+        int64_t y = place(t->n, o->h, o->w, o->edge, i, 0) * o->y_pitch;
         if (o->y_type == F32 && o->cout < VL) /* a picture has less channels than a vector */
             for (int c = 0; c < o->cout; c++) {
-                float sum = spread(type, x + c * channel, o->strides[3], o->w, (float *)o->y + y + c, o->cout);
+                float sum = spread(type, x + c * channel, o->strides[3], o->w, (float *)o->y + y + c, o->y_pitch);
                 if (sums) sums[c] += sum;
             }
         else
-            for (int j = 0; j < o->w; j++, y += o->cout)
+            for (int j = 0; j < o->w; j++, y += o->y_pitch)
                 for (int c = 0; c < o->cout; c += VL) {
                     const char *from = x + j * along + c * channel;
                     int count = least(VL, o->cout - c);
@@ -89,10 +89,10 @@ static void pool(const Op *o, const Task *t) {
             vf most = (vf){0} - INFINITY;
             for (int r = row ? row - 1 : 0; r <= bottom; r++)
                 for (int s = column ? column - 1 : 0; s <= right; s++) {
-                    vf v = widen(o->x_type, o->x[0] + (place(t->n, o->h, o->w, EDGE, r, s) * o->c + c) * size);
+                    vf v = widen(o->x_type, o->x[0] + (place(t->n, o->h, o->w, EDGE, r, s) * o->pitch + c) * size);
                     most = blend((v > most) | (v != v), v, most);
                 }
-            most = keep(o, place(t->n, h, w, EDGE, i / w, i % w) * o->cout + c, o->cout - c, most);
+            most = keep(o, place(t->n, h, w, EDGE, i / w, i % w) * o->y_pitch + c, o->cout - c, most);
             add_to(sums, c, o->cout - c, most);
         }
     }

@@ -25,6 +25,7 @@ ACTIVATIONS = {"none": NUMBERS["NONE"], "relu": NUMBERS["RELU"], "silu": NUMBERS
 TYPES = {torch.float32: NUMBERS["F32"], torch.bfloat16: NUMBERS["BF16"], torch.uint8: NUMBERS["U8"]}
 FEATURE_KERNEL, PICTURE_KERNEL = NUMBERS["FEATURE_KERNEL"], NUMBERS["PICTURE_KERNEL"]
 EDGE = FEATURE_KERNEL // 2  # zeros around a feature
+LINE = 64  # bytes, of a line of the cache, and of a row of AMX's tiles
 SLACK = 64  # values behind what vectors read: the last one reaches over the end
 
 
@@ -117,6 +118,18 @@ def with_slack(tensor: Tensor) -> Tensor:
     return zeros(*tensor.shape, dtype=tensor.dtype).copy_(tensor)
 
 
+def pitch_of(channels: int, dtype: torch.dtype) -> int:
+    """How many values stand between one pixel of a feature and the next. Where tiles load a line of each pixel, that
+    begins where one of the cache does."""
+    side = LINE // dtype.itemsize if _tiled(dtype) else 1
+    return -(-channels // side) * side
+
+
+def _tiled(dtype: torch.dtype) -> bool:
+    """Whether AMX's tiles multiply this type."""
+    return dtype != torch.float32 and bool(library().has_tiles())
+
+
 def panels_of(cout: int, groups: int, shuffle: int) -> list[Panel]:
     """The panels of `cout` output channels, group after group; none holds channels of two chunks of the shuffle."""
     width, rest = library().panel_width(), cout // (groups * shuffle)
@@ -134,14 +147,19 @@ def in_stored_order(rows: Tensor, groups: int, shuffle: int) -> Tensor:
     return rows.unflatten(0, (groups, shuffle, -1)).transpose(0, 1).flatten(0, 2)
 
 
-def pack_direct(weight: Tensor, inputs: int, panels: Sequence[Panel]) -> Tensor:
+def pack_direct(weight: Tensor, inputs: int, panels: Sequence[Panel], pitch: int) -> Tensor:
     """Weights [cout, cin / groups, k, k], cout in stored order, as [panels, K, panel width, values of a word], where K
     counts words, run after run. A run is what lies side by side in an input: a row of taps where there is one input in
-    one group, otherwise a tap."""
+    one group, otherwise a tap. pitch: of the inputs. Tiles take whole lines of a run."""
     rows = weight.unflatten(1, (inputs, -1)).permute(0, 1, 3, 4, 2)
     merged = inputs == 1 and all(panel.group == 0 for panel in panels)
     k = weight.shape[-1]
-    return _pack(rows.reshape(len(rows), k if merged else k * k * inputs, -1), panels)
+    if merged:
+        rows = F.pad(rows, (0, pitch - rows.shape[-1]))
+    rows = rows.reshape(len(rows), k if merged else k * k * inputs, -1)
+    if _tiled(weight.dtype):
+        rows = F.pad(rows, (0, -rows.shape[-1] % (LINE // weight.itemsize)))
+    return _pack(rows, panels)
 
 
 def pack_winograd(weight: Tensor, algorithm: int, dtype: torch.dtype, panels: Sequence[Panel]) -> Tensor:

@@ -41,6 +41,7 @@ typedef struct {
     float step, zero, per_step; /* of y; 1 over step */
     int32_t x_type, y_type;
     int32_t h, w, c;    /* of each input */
+    int32_t pitch, y_pitch; /* values from one pixel to the next, of each input and of y */
     int32_t inputs, cout, groups, stride, panel_count, chunks;
     int32_t kernel, activation, algorithm;
     int32_t transforms; /* tasks that make a chunk's rows */

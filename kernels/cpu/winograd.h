@@ -237,7 +237,7 @@ static inline char *rows_at(const Op *o, const Task *t) {
 static inline __attribute__((always_inline)) void transform(
     const Op *o, int algorithm, int type, const Task *t, int from, int to, char *v) {
     int h = o->h / o->stride, w = o->w / o->stride, part = o->c / o->groups, size = size_of(o->x_type);
-    int64_t step = (int64_t)o->c * size, ahead = outs_of(algorithm) * o->stride * step, where[POINTS * POINTS];
+    int64_t step = (int64_t)o->pitch * size, ahead = outs_of(algorithm) * o->stride * step, where[POINTS * POINTS];
     Rows rows = planes_of(o, algorithm, type, t->stop - t->start);
     for (int i = t->start; i < t->stop; i++) {
         Tile tile = tile_at(algorithm, i, h, w);

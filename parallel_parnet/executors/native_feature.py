@@ -32,6 +32,11 @@ class Feature:
         return self.padded if self.copy is None else self.copy
 
     @property
+    def pitch(self) -> int:
+        """How many values stand between a pixel and the next, in all of its tensors."""
+        return self.padded.stride(2)
+
+    @property
     def size(self) -> tuple[int, int]:
         """Its height and width, without the border."""
         return self.padded.shape[1] - 2 * self.edge, self.padded.shape[2] - 2 * self.edge

@@ -27,7 +27,6 @@ from .segment import SegmentModule
 TILES, FEWER = {native.F2: 98, native.F4: 98, native.S2: 98, native.S4: 49}, 25
 PIXELS, ROWS = NUMBERS["MOST_PIXELS"], 8
 TILE_ROWS = 8  # that a product makes at once, at most; also where fewer are left
-LINE = 64  # bytes, of a line of the cache
 # on a level, where there are enough channels to split: so many if there are more than NARROW, else one, since what
 # threads make for each other has to come out of each other's caches
 TASKS_PER_THREAD, NARROW = 2, 128
@@ -183,7 +182,7 @@ class NativePlan:
         panels = native.panels_of(op.cout, op.groups, op.shuffle)
         y = self._feature(op.name, self.n, out_h, out_w, op.cout, chunks)
         weights = self.module.packed(
-            (op.name, algorithm), lambda: pack(op, w, [x.zero for x in inputs], panels, dtype, algorithm)
+            (op.name, algorithm), lambda: pack(op, w, [x.zero for x in inputs], panels, dtype, algorithm, inputs[0].pitch),
         )
         gates = [native.zeros(self.n, op.cout) for _ in range(2 if op.gate != "none" else 0)]
         self._kept += gates
@@ -226,7 +225,7 @@ class NativePlan:
         whole = op.c // op.groups % side == 0
         each = side * -(-channels // (side * split)) if whole else channels
         shares = _ranges([*range(0, channels, each), channels])
-        op.rows_size, op.transforms = -(-size // LINE) * LINE, len(shares)
+        op.rows_size, op.transforms = -(-size // native.LINE) * native.LINE, len(shares)
         self._sharing.append((index, self._shared))
         self._shared += op.rows_size * len(parts)
         self._shared_size = max(self._shared_size, self._shared)
@@ -273,7 +272,7 @@ class NativePlan:
             "x_step": self._array(ctypes.c_float, [i.step for i in inputs]),
             "x_zero": self._array(ctypes.c_float, [i.zero for i in inputs]),
             "x_type": native.TYPES[dtype], "h": h, "w": w, "c": x.padded.shape[3], "inputs": len(inputs),
-            "edge": x.edge,
+            "edge": x.edge, "pitch": x.pitch,
         }  # fmt: skip
 
     def _array(self, type_: Any, values: Sequence[object]) -> int:
@@ -297,17 +296,17 @@ class NativePlan:
         step, zero = self.module.steps.get(name, (1.0, 0))
         quantised = name in self.module.steps
         dtype = torch.uint8 if quantised else torch.float32 if name == INPUT else self.dtype
-        shape = n, h + 2 * edge, w + 2 * edge, c
-        padded = self._buffer(shape, dtype, zero)
-        copy = self._buffer(shape, torch.float32, 0) if dtype != torch.float32 and name in self._in_fp32 else None
+        shape, pitch = (n, h + 2 * edge, w + 2 * edge, c), native.pitch_of(c, dtype)
+        padded = self._buffer(shape, pitch, dtype, zero)
+        copy = self._buffer(shape, pitch, torch.float32, 0) if dtype != torch.float32 and name in self._in_fp32 else None
         sums = native.zeros(n, chunks, c) if name in self._summed else None
         feature = self._features[name] = Feature(padded, sums, edge, step, zero, copy)
         self._kept.append(feature)
         return feature
 
-    def _buffer(self, shape: tuple[int, ...], dtype: torch.dtype, zero: int) -> Tensor:
-        free = self._free.get((shape, dtype, zero))
-        return free.pop() if free else native.zeros(*shape, dtype=dtype).fill_(zero)
+    def _buffer(self, shape: tuple[int, ...], pitch: int, dtype: torch.dtype, zero: int) -> Tensor:
+        free = self._free.get((shape, pitch, dtype, zero))
+        return free.pop() if free else native.zeros(*shape[:3], pitch, dtype=dtype)[..., : shape[3]].fill_(zero)
 
     def _release(self, level: int) -> None:
         """Gives back the buffers of features that nothing reads after this level."""
@@ -316,12 +315,13 @@ class NativePlan:
             feature = self._features.pop(name)
             for tensor, zero in ((feature.padded, feature.zero), (feature.copy, 0)):
                 if tensor is not None:
-                    self._free.setdefault((tuple(tensor.shape), tensor.dtype, zero), []).append(tensor)
+                    key = tuple(tensor.shape), feature.pitch, tensor.dtype, zero
+                    self._free.setdefault(key, []).append(tensor)
 
     def _whole_pass(self) -> Pass:
         states = native.zeros(len(self.ends) * ctypes.sizeof(STRUCTS["Level"]), dtype=torch.uint8)
         counts = native.zeros(max(1, self._counts) * ctypes.sizeof(STRUCTS["Count"]), dtype=torch.uint8)
-        size = -(-4 * max(1, self._scratch) // LINE) * LINE
+        size = -(-4 * max(1, self._scratch) // native.LINE) * native.LINE
         sizes = self.threads * size, self._shared_size
         scratch, shared = (native.zeros(size, dtype=torch.uint8) for size in sizes)
         self._kept += [states, counts, scratch, shared]
@@ -357,7 +357,7 @@ def _check(op: Operation) -> None:
 def _output(y: Feature) -> dict:
     """The fields of an Op that say what it writes."""
     return {
-        "y": _at(y.padded), "copy": _at(y.copy), "sums": _at(y.sums),
+        "y": _at(y.padded), "copy": _at(y.copy), "sums": _at(y.sums), "y_pitch": y.pitch,
         "y_type": native.TYPES[y.padded.dtype], "step": y.step, "zero": y.zero, "per_step": 1 / y.step,
     }  # fmt: skip
 

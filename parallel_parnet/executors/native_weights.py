@@ -22,17 +22,19 @@ def pack(
     panels: Sequence[native.Panel],
     dtype: torch.dtype,
     algorithm: int,
+    pitch: int,
 ) -> dict[str, Tensor]:
     """Return the tensors that a convolution's `native.Op` points to, by the names of its fields.
 
-    zeros: what stands for 0 in each input. dtype: of the features that it reads. algorithm: one of native.ALGORITHMS.
+    zeros: what stands for 0 in each input. dtype: of the features that it reads. algorithm: one of native.ALGORITHMS. pitch: of
+    the inputs.
     """
     stored = partial(native.in_stored_order, groups=op.groups, shuffle=op.shuffle)
     weight, rows = stored(w["weight"]), {name: stored(w[name].flatten(at)) for name, at in ROWS.items() if name in w}
     if "border" in w:
         rows["bias"] = native.bias_by_edge(rows["bias"], stored(w["border"])[:, 0])
     if algorithm == native.DIRECT:
-        packed = native.pack_direct(weight.to(torch.int8 if dtype == torch.uint8 else dtype), len(zeros), panels)
+        packed = native.pack_direct(weight.to(torch.int8 if dtype == torch.uint8 else dtype), len(zeros), panels, pitch)
     else:
         packed = native.pack_winograd(weight, algorithm, dtype, panels)
     if dtype == torch.uint8:

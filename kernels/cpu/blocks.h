@@ -62,11 +62,11 @@ static inline void end_blocks(int type) {
 static __attribute__((noinline)) void finish_next_bf16(Unfinished *u) { finish_next(BF16, u); }
 static __attribute__((noinline)) void finish_next_u8(Unfinished *u) { finish_next(U8, u); }
 
-/* So many groups of what a block leaves to finish, or all that are left. */
-static inline void finish_groups(int type, Unfinished *u, int groups) {
-    for (; groups && u->left; groups--) type == BF16 ? finish_next_bf16(u) : finish_next_u8(u);
+/* A group of what a block leaves to finish. */
+static inline void finish_group(int type, Unfinished *u) { type == BF16 ? finish_next_bf16(u) : finish_next_u8(u); }
+static inline void finish_rest(int type, Unfinished *u) {
+    while (u->left) finish_group(type, u);
 }
-static inline void finish_rest(int type, Unfinished *u) { finish_groups(type, u, u->left); }
 
 /* Half of a block: where its pixels are, and how far apart; 0 where that differs. */
 typedef struct {
@@ -82,19 +82,12 @@ static inline Half half_of(const int64_t *pixel, int count) {
     return (Half){pixel, even ? apart : 0, count};
 }
 
-/* What a tile loads: so many bytes of each pixel of a half, from base on. Where they stand unevenly, or do not fill a
- * row of the tile, they are copied, with zeros behind them. */
-typedef struct {
-    const char *at;
-    int64_t apart;
-} Factor;
-
-static inline __attribute__((always_inline)) Factor factor(const Half *h, const char *base, int bytes, char *copy) {
-    if (h->apart && bytes == LINE) return (Factor){base + h->pixel[0], h->apart};
+/* Some bytes of each pixel of a half, from base on, copied to the rows of a tile, with zeros behind them. */
+static inline const char *copied(const Half *h, const char *base, int bytes, char *copy) {
     __mmask64 there = ~0ull >> (LINE - bytes);
     for (int i = 0; i < h->count; i++)
         _mm512_store_si512(copy + i * LINE, _mm512_maskz_loadu_epi8(there, base + h->pixel[i]));
-    return (Factor){copy, LINE};
+    return copy;
 }
 
 /* the compiler's own does not know that memory is read */
@@ -105,42 +98,67 @@ static inline __attribute__((always_inline)) Factor factor(const Half *h, const 
         _tile_dpbf16ps(sum, x, w); \
     else \
         _tile_dpbusd(sum, x, w)
+/* The products of a word of each row of two tiles; x and y: where the halves' pixels are, and how far apart. */
+#define STEP(x, x_apart, y, y_apart) \
+    LOAD(6, b, 4 * NR); \
+    LOAD(4, x, x_apart); \
+    if (vectors == 2) LOAD(7, b + 4 * VL, 4 * NR); \
+    if (halves == 2) LOAD(5, y, y_apart); \
+    ADD(0, 4, 6); \
+    if (vectors == 2) ADD(1, 4, 7); \
+    if (halves == 2) ADD(2, 5, 6); \
+    if (halves == 2 && vectors == 2) ADD(3, 5, 7); \
+    for (int i = 0; i < lines; i++) __builtin_prefetch(ahead.at + i * LINE, 0, 2); \
+    b += SIDE * 4 * NR, ahead.at += SIDE * ahead.step, due += groups; \
+    for (; due >= steps; due -= steps) finish_group(type, before)
 
 static inline __attribute__((always_inline)) void multiply_halves(
     int halves, int vectors, int type, const char *b, Ahead ahead, const char *const *base, const Half *half, int runs,
     int words, float *to, Unfinished *before) {
     char copy[2][SIDE * LINE] __attribute__((aligned(LINE)));
+    int lines = (SIDE * ahead.step + LINE - 1) / LINE;
     int steps = runs * ((words + SIDE - 1) / SIDE), groups = before->left, due = 0;
+    int even = half[0].apart && (halves == 1 || half[1].apart), whole = even ? words / SIDE * SIDE : 0;
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
-    for (int r = 0; r < runs; r++)
-        for (int k = 0; k < words; k += SIDE, b += SIDE * 4 * NR, ahead.at += SIDE * ahead.step) {
-            int bytes = 4 * least(SIDE, words - k);
-            Factor x = factor(&half[0], base[r] + 4 * k, bytes, copy[0]);
-            LOAD(6, b, 4 * NR);
-            LOAD(4, x.at, x.apart);
-            if (vectors == 2) LOAD(7, b + 4 * VL, 4 * NR);
-            if (halves == 2) {
-                x = factor(&half[1], base[r] + 4 * k, bytes, copy[1]);
-                LOAD(5, x.at, x.apart);
-            }
-            ADD(0, 4, 6);
-            if (vectors == 2) ADD(1, 4, 7);
-            if (halves == 2) ADD(2, 5, 6);
-            if (halves == 2 && vectors == 2) ADD(3, 5, 7);
-            fetch(0, ahead.at, SIDE * ahead.step);
-            for (due += groups; due >= steps; due -= steps) finish_groups(type, before, 1);
+    for (int r = 0; r < runs; r++) {
+        const char *x = base[r] + half[0].pixel[0], *y = base[r] + half[1].pixel[0];
+        for (const char *end = x + 4 * whole; x < end; x += LINE, y += LINE) {
+            STEP(x, half[0].apart, y, half[1].apart);
         }
+        for (int k = whole; k < words; k += SIDE) {
+            int bytes = 4 * least(SIDE, words - k);
+            x = copied(&half[0], base[r] + 4 * k, bytes, copy[0]);
+            if (halves == 2) y = copied(&half[1], base[r] + 4 * k, bytes, copy[1]);
+            STEP(x, LINE, y, LINE);
+        }
+    }
     finish_rest(type, before);
     _tile_stored(0, to, 4 * NR);
     if (vectors == 2) _tile_stored(1, to + VL, 4 * NR);
     if (halves == 2) _tile_stored(2, to + half->count * NR, 4 * NR);
     if (halves == 2 && vectors == 2) _tile_stored(3, to + half->count * NR + VL, 4 * NR);
 }
+#undef STEP
 #undef ADD
 #undef LOAD
+
+#define MULTIPLY_HALVES(name, halves, vectors, type) \
+    static __attribute__((noinline)) void name( \
+        const char *b, Ahead ahead, const char *const *base, const Half *half, int runs, int words, float *to, \
+        Unfinished *before) { \
+        multiply_halves(halves, vectors, type, b, ahead, base, half, runs, words, to, before); \
+    }
+MULTIPLY_HALVES(bf16_11, 1, 1, BF16)
+MULTIPLY_HALVES(bf16_12, 1, 2, BF16)
+MULTIPLY_HALVES(bf16_21, 2, 1, BF16)
+MULTIPLY_HALVES(bf16_22, 2, 2, BF16)
+MULTIPLY_HALVES(u8_11, 1, 1, U8)
+MULTIPLY_HALVES(u8_12, 1, 2, U8)
+MULTIPLY_HALVES(u8_21, 2, 1, U8)
+MULTIPLY_HALVES(u8_22, 2, 2, U8)
 
 /* To `to` [pixels][NR] the sums that `multiply_rows` explains, of blocks between begin_blocks and end_blocks; left:
  * pixels that are there. The table has BLOCK more than that. Meanwhile finishes the block `before`, if any. */
@@ -152,12 +170,12 @@ static inline __attribute__((always_inline)) void multiply_block(
         return;
     }
     Half half[2] = {half_of(pixel, pixels / 2), half_of(pixel + pixels / 2, pixels / 2)};
-    if (count <= VL)
-        left > pixels / 2 ? multiply_halves(2, 1, type, b, ahead, base, half, runs, words, to, before)
-                          : multiply_halves(1, 1, type, b, ahead, base, half, runs, words, to, before);
+    if (left > pixels / 2)
+        (type == BF16 ? count > VL ? bf16_22 : bf16_21 : count > VL ? u8_22 : u8_21)(b, ahead, base, half, runs, words,
+                                                                                     to, before);
     else
-        left > pixels / 2 ? multiply_halves(2, 2, type, b, ahead, base, half, runs, words, to, before)
-                          : multiply_halves(1, 2, type, b, ahead, base, half, runs, words, to, before);
+        (type == BF16 ? count > VL ? bf16_12 : bf16_11 : count > VL ? u8_12 : u8_11)(b, ahead, base, half, runs, words,
+                                                                                     to, before);
 }
 
 #endif

@@ -216,10 +216,11 @@ static inline __attribute__((always_inline)) void direct(const Op *o, int type, 
     int64_t first = t->n * (o->h + 2 * o->edge) * row + (o->edge - k / 2) * (row + column); /* tap of a picture */
     Pixel pixel[MOST_PIXELS];
     int turn = 0, count = t->stop - t->start, pixels = block_pixels(type, w, count);
-    for (int i = 0; i < count; i++) {
-        int at_row = (t->start + i) / w, at_column = (t->start + i) % w;
-        pixel[i] = pixel_of(o, t->n, h, w, at_row, at_column, i % pixels * NV);
+    for (int i = 0, from = 0, at_row = t->start / w, at_column = t->start % w; i < count; i++) {
+        pixel[i] = pixel_of(o, t->n, h, w, at_row, at_column, from * NV);
         offset[i] = at_row * o->stride * row + at_column * o->stride * column;
+        if (++from == pixels) from = 0;
+        if (++at_column == w) at_column = 0, at_row++;
     }
     for (int i = 0; i < BLOCK; i++) offset[count + i] = offset[count - 1];
     float *sums = sums_of(o, t);

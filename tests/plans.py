@@ -45,7 +45,12 @@ def poison(plan: NativePlan) -> None:
 
 
 def borders_are_zeros(plan: NativePlan) -> bool:
-    """Still, or what stands for zeros: around all features."""
+    """Still, or what stands for zeros: around all features, and behind the channels of each pixel."""
+    for feature in features(plan):
+        n, h, w, c = feature.padded.shape
+        behind = feature.padded.as_strided((n, h, w, feature.pitch), (*feature.padded.stride()[:3], 1))[..., c:]
+        if behind.any():
+            return False
     borders = [(feature.padded.clone(), feature.edge, feature.zero) for feature in features(plan)]
     for border, edge, zero in borders:
         border[:, edge:-edge, edge:-edge] = zero

@@ -3,7 +3,7 @@
 
 #ifndef __AMX_TILE__
 
-enum { BLOCK = MR };
+enum { BLOCK = MR, BLOCKS = 1 };
 
 static inline int is_tiled(int type) { return 0; }
 static inline int block_pixels(int type, int w, int count) { return rows_of_block(count); }
@@ -23,7 +23,7 @@ static __attribute__((noinline)) void multiply_block(
 
 #else
 
-enum { SIDE = 16, BLOCK = 2 * SIDE };
+enum { SIDE = 16, BLOCK = 2 * SIDE, BLOCKS = 2 };
 
 /* Whether blocks are multiplied by tiles. What one makes is finished while the next is multiplied, by the instructions
  * that tiles leave idle. */
@@ -38,7 +38,8 @@ static inline int block_pixels(int type, int w, int count) {
     return 2 * SIDE;
 }
 
-/* The words of a run as weights are stored, which fill the last tile with zeros. */
+/* The words of a run as weights are stored: the last tile takes as many as the others, and has zeros for those that
+ * the one before it took. */
 static inline int stored_words(int type, int words) {
     return is_tiled(type) ? (words + SIDE - 1) / SIDE * SIDE : words;
 }
@@ -98,7 +99,8 @@ static inline const char *copied(const Half *h, const char *base, int bytes, cha
         _tile_dpbf16ps(sum, x, w); \
     else \
         _tile_dpbusd(sum, x, w)
-/* The products of a word of each row of two tiles; x and y: where the halves' pixels are, and how far apart. */
+/* What 16 words of each pixel add to the sums, and what is done meanwhile. x, y: where a half's pixels are, and how far
+ * apart. */
 #define STEP(x, x_apart, y, y_apart) \
     LOAD(6, b, 4 * NR); \
     LOAD(4, x, x_apart); \
@@ -118,22 +120,26 @@ static inline __attribute__((always_inline)) void multiply_halves(
     char copy[2][SIDE * LINE] __attribute__((aligned(LINE)));
     int lines = (SIDE * ahead.step + LINE - 1) / LINE;
     int steps = runs * ((words + SIDE - 1) / SIDE), groups = before->left, due = 0;
-    int even = half[0].apart && (halves == 1 || half[1].apart), whole = even ? words / SIDE * SIDE : 0;
+    int even = words >= SIDE && half[0].apart && (halves == 1 || half[1].apart);
+    int last = words > SIDE ? words - SIDE : 0; /* from where the last tile takes words */
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
     for (int r = 0; r < runs; r++) {
         const char *x = base[r] + half[0].pixel[0], *y = base[r] + half[1].pixel[0];
-        for (const char *end = x + 4 * whole; x < end; x += LINE, y += LINE) {
-            STEP(x, half[0].apart, y, half[1].apart);
-        }
-        for (int k = whole; k < words; k += SIDE) {
-            int bytes = 4 * least(SIDE, words - k);
-            x = copied(&half[0], base[r] + 4 * k, bytes, copy[0]);
-            if (halves == 2) y = copied(&half[1], base[r] + 4 * k, bytes, copy[1]);
-            STEP(x, LINE, y, LINE);
-        }
+        if (even)
+            for (int k = 0; k < words; k += SIDE) {
+                int64_t at = 4 * least(k, last);
+                STEP(x + at, half[0].apart, y + at, half[1].apart);
+            }
+        else
+            for (int k = 0; k < words; k += SIDE) {
+                const char *at = base[r] + 4 * least(k, last);
+                x = copied(&half[0], at, 4 * least(SIDE, words), copy[0]);
+                if (halves == 2) y = copied(&half[1], at, 4 * least(SIDE, words), copy[1]);
+                STEP(x, LINE, y, LINE);
+            }
     }
     finish_rest(type, before);
     _tile_stored(0, to, 4 * NR);
@@ -145,20 +151,22 @@ static inline __attribute__((always_inline)) void multiply_halves(
 #undef ADD
 #undef LOAD
 
-#define MULTIPLY_HALVES(name, halves, vectors, type) \
+/* Functions of their own, so that what `direct` needs takes no registers from the products. */
+#define MULTIPLY_TILES(name, type) \
     static __attribute__((noinline)) void name( \
-        const char *b, Ahead ahead, const char *const *base, const Half *half, int runs, int words, float *to, \
-        Unfinished *before) { \
-        multiply_halves(halves, vectors, type, b, ahead, base, half, runs, words, to, before); \
+        int halves, int vectors, const char *b, Ahead ahead, const char *const *base, const Half *half, int runs, \
+        int words, float *to, Unfinished *before) { \
+        if (halves == 2 && vectors == 2) \
+            multiply_halves(2, 2, type, b, ahead, base, half, runs, words, to, before); \
+        else if (halves == 2) \
+            multiply_halves(2, 1, type, b, ahead, base, half, runs, words, to, before); \
+        else if (vectors == 2) \
+            multiply_halves(1, 2, type, b, ahead, base, half, runs, words, to, before); \
+        else \
+            multiply_halves(1, 1, type, b, ahead, base, half, runs, words, to, before); \
     }
-MULTIPLY_HALVES(bf16_11, 1, 1, BF16)
-MULTIPLY_HALVES(bf16_12, 1, 2, BF16)
-MULTIPLY_HALVES(bf16_21, 2, 1, BF16)
-MULTIPLY_HALVES(bf16_22, 2, 2, BF16)
-MULTIPLY_HALVES(u8_11, 1, 1, U8)
-MULTIPLY_HALVES(u8_12, 1, 2, U8)
-MULTIPLY_HALVES(u8_21, 2, 1, U8)
-MULTIPLY_HALVES(u8_22, 2, 2, U8)
+MULTIPLY_TILES(multiply_bf16, BF16)
+MULTIPLY_TILES(multiply_u8, U8)
 
 /* To `to` [pixels][NR] the sums that `multiply_rows` explains, of blocks between begin_blocks and end_blocks; left:
  * pixels that are there. The table has BLOCK more than that. Meanwhile finishes the block `before`, if any. */
@@ -170,12 +178,8 @@ static inline __attribute__((always_inline)) void multiply_block(
         return;
     }
     Half half[2] = {half_of(pixel, pixels / 2), half_of(pixel + pixels / 2, pixels / 2)};
-    if (left > pixels / 2)
-        (type == BF16 ? count > VL ? bf16_22 : bf16_21 : count > VL ? u8_22 : u8_21)(b, ahead, base, half, runs, words,
-                                                                                     to, before);
-    else
-        (type == BF16 ? count > VL ? bf16_12 : bf16_11 : count > VL ? u8_12 : u8_11)(b, ahead, base, half, runs, words,
-                                                                                     to, before);
+    int halves = 1 + (left > pixels / 2), vectors = 1 + (count > VL);
+    (type == BF16 ? multiply_bf16 : multiply_u8)(halves, vectors, b, ahead, base, half, runs, words, to, before);
 }
 
 #endif

@@ -161,8 +161,8 @@ static inline __attribute__((always_inline)) vf finish_some(
     }
     if (o->residual)
         EACH v[i] += widen(type, o->residual + (p[i].at + c) * size_of(type));
-    if (o->activation == SILU && o->y_type == U8)
-        EACH v[i] *= sigmoid(U8, v[i]);
+    if (o->activation == SILU && o->y_type != F32)
+        EACH v[i] *= sigmoid(BF16, v[i]);
     else if (o->activation == SILU)
         EACH v[i] *= sigmoid(F32, v[i]);
     else if (o->activation == RELU)
@@ -225,11 +225,12 @@ static inline __attribute__((always_inline)) void direct(const Op *o, int type, 
     for (int i = 0; i < BLOCK; i++) offset[count + i] = offset[count - 1];
     float *sums = sums_of(o, t);
     begin_blocks(type, pixels);
-    vf acc[1 + is_tiled(type)][BLOCK][NV];
+    vf acc[BLOCKS][BLOCK][NV];
     Unfinished before = {0};
+    int64_t stored = (int64_t)runs * stored_words(type, words), length = stored * 4 * NR;
+    int64_t share = 4 * NR / ((count + pixels - 1) / pixels);
     for (int j = t->panel_start; j < t->panel_stop; j++) {
         Panel panel = o->panels[j];
-        int64_t length = (int64_t)runs * stored_words(type, words) * 4 * NR, share = 4 * NR / ((count + pixels - 1) / pixels);
         const char *base[MOST_RUNS], *b = o->weight + j * length;
         for (int r = 0; r < runs; r++) {
             const char *x = o->x[merged ? 0 : r / (k * k)] + first + panel.group * part * size;
@@ -237,7 +238,7 @@ static inline __attribute__((always_inline)) void direct(const Op *o, int type, 
         }
         clear(sums, panel);
         for (int i = 0; i < count; i += pixels) {
-            Ahead ahead = {b + length + i / pixels * runs * stored_words(type, words) * share, share}; /* of the next panel */
+            Ahead ahead = {b + length + i / pixels * stored * share, share}; /* of the next panel */
             if (i == 0 && j == t->panel_start) ahead = (Ahead){b + NEAR, 4 * NR};
             int some = least(pixels, count - i);
             for (int p = i; p < i + some; p++)

@@ -36,8 +36,7 @@ static inline __attribute__((always_inline)) float spread(
         for (int k = 0; k < VL; k++) y[(int64_t)(j + k) * pitch] = v[k];
     }
     for (; j < w; j++) total += y[(int64_t)j * pitch] = widen_one(type, x + j * step * size);
-    for (int k = 0; k < VL; k++) total += sum[k];
-    return total;
+    return total + sum_of(sum);
 }
 
 static inline __attribute__((always_inline)) void import_as(int type, const Op *o, const Task *t) {
@@ -113,14 +112,11 @@ static void averages(const Op *o, int n, float *average) {
 
 static inline float product(const float *a, const float *b, int length) {
     vf sum[4] = {0};
-    float total = 0;
     int i = 0;
     for (; i + 4 * VL <= length; i += 4 * VL)
         for (int j = 0; j < 4; j++) sum[j] += load(a + i + j * VL) * load(b + i + j * VL);
-    for (; i < length; i++) total += a[i] * b[i];
-    sum[0] = sum[0] + sum[1] + (sum[2] + sum[3]);
-    for (int j = 0; j < VL; j++) total += sum[0][j];
-    return total;
+    for (; i < length; i += VL) sum[0] += load_some(a + i, length - i) * load_some(b + i, length - i);
+    return sum_of(sum[0] + sum[1] + (sum[2] + sum[3]));
 }
 
 static void gate(const Op *o, const Task *t, float *scratch) {
@@ -130,15 +126,21 @@ static void gate(const Op *o, const Task *t, float *scratch) {
     for (int j = 0; j < o->panel_count; j++)
         for (int i = 0; i < o->panels[j].count; i++) {
             int c = o->panels[j].first + i;
-            float g = o->gate_bias[c] + product(o->gate_weight + (int64_t)c * k, scratch + o->panels[j].group * k, k);
-            g = sigmoid(F32, (vf){0} + g)[0];
-            multiply[c] = o->scale ? o->scale[c] * g : 2 * g;
-            if (o->scale) add[c] = o->shift[c] * g;
-            if (o->scale && o->x_type == U8) { /* the identity reads stored values */
-                multiply[c] *= o->x_step[0];
-                add[c] -= multiply[c] * o->x_zero[0];
-            }
+            multiply[c] = product(o->gate_weight + (int64_t)c * k, scratch + o->panels[j].group * k, k);
         }
+    for (int c = 0; c < o->cout; c += VL) {
+        vf g = sigmoid(F32, load(o->gate_bias + c) + load(multiply + c)), by = 2 * g;
+        if (o->scale) {
+            vf shift = load(o->shift + c) * g;
+            by = load(o->scale + c) * g;
+            if (o->x_type == U8) { /* the identity reads stored values */
+                by *= o->x_step[0];
+                shift -= by * o->x_zero[0];
+            }
+            store(add + c, shift, o->cout - c);
+        }
+        store(multiply + c, by, o->cout - c);
+    }
 }
 
 static void classify(const Op *o, const Task *t, float *scratch) {

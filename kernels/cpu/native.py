@@ -120,8 +120,8 @@ def with_slack(tensor: Tensor) -> Tensor:
 
 def pitch_of(channels: int, dtype: torch.dtype) -> int:
     """How many values stand between one pixel of a feature and the next. Where tiles load a line of each pixel, that
-    begins where one of the cache does."""
-    side = LINE // dtype.itemsize if _tiled(dtype) else 1
+    begins where one of the cache does, or half of one: what is more to multiply costs more than lines in two parts."""
+    side = LINE // 2 // dtype.itemsize if _tiled(dtype) else 1
     return -(-channels // side) * side
 
 
@@ -157,9 +157,17 @@ def pack_direct(weight: Tensor, inputs: int, panels: Sequence[Panel], pitch: int
     if merged:
         rows = F.pad(rows, (0, pitch - rows.shape[-1]))
     rows = rows.reshape(len(rows), k if merged else k * k * inputs, -1)
-    if _tiled(weight.dtype):
-        rows = F.pad(rows, (0, -rows.shape[-1] % (LINE // weight.itemsize)))
-    return _pack(rows, panels)
+    return _pack(_by_lines(rows) if _tiled(weight.dtype) else rows, panels)
+
+
+def _by_lines(rows: Tensor) -> Tensor:
+    """Rows [..., length] as [..., whole lines]. A tile's last line of a run ends where that does, so what it has in
+    common with the line before gets zeros; a run shorter than a line has them behind it."""
+    values, word = LINE // rows.itemsize, 4 // rows.itemsize
+    rows = F.pad(rows, (0, -rows.shape[-1] % word))
+    rest = rows.shape[-1] % values if rows.shape[-1] > values else 0
+    whole, last = rows.split([rows.shape[-1] - rest, rest], -1)
+    return torch.cat([F.pad(whole, (0, -whole.shape[-1] % values)), F.pad(last, (-rest % values, 0))], -1)
 
 
 def pack_winograd(weight: Tensor, algorithm: int, dtype: torch.dtype, panels: Sequence[Panel]) -> Tensor:

@@ -105,7 +105,10 @@ def machine(device: torch.device) -> str:
     """The device in plain words."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{cores()}-core {os.uname().machine.replace('_', '-')} ({torch.backends.cpu.get_cpu_capability()})"
+    about = Path("/proc/cpuinfo")  # torch does not tell AMX from AVX512
+    vectors = torch.backends.cpu.get_cpu_capability()
+    best = "AMX" if about.exists() and "amx_tile" in about.read_text() else vectors
+    return f"{cores()}-core {os.uname().machine.replace('_', '-')} ({best})"
 
 
 def slug(machine: str) -> str:

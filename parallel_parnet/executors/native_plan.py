@@ -181,9 +181,7 @@ class NativePlan:
         chunks = len(parts) // self.n
         panels = native.panels_of(op.cout, op.groups, op.shuffle)
         y = self._feature(op.name, self.n, out_h, out_w, op.cout, chunks)
-        weights = self.module.packed(
-            (op.name, algorithm), lambda: pack(op, w, [x.zero for x in inputs], panels, dtype, algorithm, inputs[0].pitch),
-        )
+        weights = self.module.packed((op.name, algorithm), lambda: pack(op, w, inputs, panels, dtype, algorithm))
         gates = [native.zeros(self.n, op.cout) for _ in range(2 if op.gate != "none" else 0)]
         self._kept += gates
         index = self._add(
@@ -209,9 +207,8 @@ class NativePlan:
             library = native.library()
             self._need(rows * (op.cin + library.panel_width() * library.panels_at_once() + native.SLACK))
             if len(shares) >= SHARED:
-                size = (
-                    rows * (op.cin + native.SLACK) * max(2, dtype.itemsize)
-                )  # a transformed value has 16 bits or more
+                bytes_ = max(2, dtype.itemsize)  # of a transformed value
+                size = rows * (op.cin + native.SLACK) * bytes_
                 transforms = self._share(index, size, parts, len(shares), NEIGHBOURS[dtype])
         return transforms, [Task(op=index, kind=native.CONVOLVE, **part, **share) for part in parts for share in shares]
 
@@ -296,17 +293,20 @@ class NativePlan:
         step, zero = self.module.steps.get(name, (1.0, 0))
         quantised = name in self.module.steps
         dtype = torch.uint8 if quantised else torch.float32 if name == INPUT else self.dtype
-        shape, pitch = (n, h + 2 * edge, w + 2 * edge, c), native.pitch_of(c, dtype)
-        padded = self._buffer(shape, pitch, dtype, zero)
-        copy = self._buffer(shape, pitch, torch.float32, 0) if dtype != torch.float32 and name in self._in_fp32 else None
+        shape = n, h + 2 * edge, w + 2 * edge, c, native.pitch_of(c, dtype)
+        padded = self._buffer(shape, dtype, zero)
+        copied = dtype != torch.float32 and name in self._in_fp32
+        copy = self._buffer(shape, torch.float32, 0) if copied else None
         sums = native.zeros(n, chunks, c) if name in self._summed else None
         feature = self._features[name] = Feature(padded, sums, edge, step, zero, copy)
         self._kept.append(feature)
         return feature
 
-    def _buffer(self, shape: tuple[int, ...], pitch: int, dtype: torch.dtype, zero: int) -> Tensor:
-        free = self._free.get((shape, pitch, dtype, zero))
-        return free.pop() if free else native.zeros(*shape[:3], pitch, dtype=dtype)[..., : shape[3]].fill_(zero)
+    def _buffer(self, shape: tuple[int, ...], dtype: torch.dtype, zero: int) -> Tensor:
+        """shape: that of the tensor, and its pitch."""
+        free = self._free.get((shape, dtype, zero))
+        *outer, channels, pitch = shape
+        return free.pop() if free else native.zeros(*outer, pitch, dtype=dtype)[..., :channels].fill_(zero)
 
     def _release(self, level: int) -> None:
         """Gives back the buffers of features that nothing reads after this level."""
@@ -315,7 +315,7 @@ class NativePlan:
             feature = self._features.pop(name)
             for tensor, zero in ((feature.padded, feature.zero), (feature.copy, 0)):
                 if tensor is not None:
-                    key = tuple(tensor.shape), feature.pitch, tensor.dtype, zero
+                    key = (*tensor.shape, feature.pitch), tensor.dtype, zero
                     self._free.setdefault(key, []).append(tensor)
 
     def _whole_pass(self) -> Pass:

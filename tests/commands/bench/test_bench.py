@@ -115,6 +115,19 @@ def test_a_first_call_that_compiles_is_told_from_the_next() -> None:
     assert found.first_call >= 0.1 and found.second_call > 0
 
 
+def test_a_peer_that_fails_once_it_was_compared_loses_its_own_row_only() -> None:
+    lucky = iter([True, True, False])
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        if not next(lucky):
+            raise OSError("compiled anew, to a file too short")
+        return x
+
+    contender = Contender("x", False, lambda _: Runner(call, "", "float32"))
+    found = set_up(contender, subject(), [x := torch.ones(1, 10)] * 2, [x] * 2)
+    assert found.runner is None and found.missing == "failed: OSError: compiled anew, to a file too short"
+
+
 def test_options_of_runs_reach_the_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Settings] = []
 

@@ -370,7 +370,8 @@ def test_the_whole(tmp_path: Path) -> None:
 def test_openvino_in_fp16_on_a_cpu() -> None:
     """Which takes bf16 for it where the CPU has no instructions for fp16."""
     (openvino,) = contenders(["OpenVINO"])
-    found = set_up(openvino, replace(subject(), dtype=torch.float16), [x := torch.randn(1, 3, 64, 64)] * 2, [x] * 2)
+    pictures, logits = [torch.randn(1, 3, 64, 64)] * 2, [torch.ones(1, 10)] * 2
+    found = set_up(openvino, replace(subject(), dtype=torch.float16), pictures, logits)
     if found.runner is None:
         assert found.missing == "computes in bfloat16 here, asked for float16"
     else:

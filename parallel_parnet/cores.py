@@ -9,6 +9,11 @@ from pathlib import Path
 
 import torch
 
+from .errors import ParNetError
+from .forking import is_forked
+
+MOST_THREADS = 1024  # that the CPU kernels have room for
+
 
 def cores() -> int:
     """Count the cores that this process may use: those it is bound to, or fewer where a control group grants less
@@ -25,6 +30,17 @@ def usual_threads() -> int:
     cores all stand still for the rest of each period once their time is used up. It reads /sys, so it is not called per
     request."""
     return min(torch.get_num_threads(), cores())
+
+
+def check_threads(threads: int | None, device: torch.device) -> None:
+    """Raise ParNetError for a number of an engine's threads that cannot be had on `device`; None: the usual one."""
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= MOST_THREADS):
+        raise ParNetError(f"{threads!r} threads: there must be at least 1, and at most {MOST_THREADS}")
+    if is_forked() and device.type == "cpu" and (several := threads or torch.get_num_threads()) > 1:
+        raise ParNetError(
+            f"{several} compute threads in a forked process, where its parent's are gone: leave them at 1, or "
+            "start the process by spawn"
+        )
 
 
 def quotas(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[float]:

@@ -10,35 +10,34 @@ from typing import NoReturn
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from .choice import ENOUGH, Choice, default_placement, on_gpus, on_one_lane, timed
-from .cores import usual_threads
+from .cores import check_threads, usual_threads
 from .errors import ParNetError, warn
-from .executors.answers import Answer, check_out, copied, each, logits_of
+from .executors.answers import Answer, check_out, copied, each, fill
 from .executors.available import METHODS, choose_executor, find_device, for_cpu, notes
 from .executors.backends import arithmetic, broken_openvino, refuse_recorders
 from .executors.distributed import DistributedExecutor
 from .executors.graph import GraphExecutor
 from .executors.local import LocalExecutor, synchronise
 from .executors.making import Executor, make_backend, make_executor
-from .executors.whole import WholeExecutor
-from .forking import is_forked
+from .executors.whole import Repeat, WholeExecutor
 from .gpu import gpu_and_versions, lives_on_gpu
 from .profiling.clocks import Clock
 from .profiling.ranges import Ranges
 from .profiling.spans import REQUEST, Recorder, Spans, span
 from .profiling.traced import traced
-from .program.inputs import check_input
+from .program.inputs import check_input, kind_of
 from .program.placement import Placement
 from .program.program import Program
 from .proof import prove, prove_on_all_ranks
 from .saved import ON_THE_CPU, Saved
-from .settings import is_wrapped, outside_torch_modes, with_own_settings
+from .settings import outside_torch_modes, with_own_settings
 from .transport import TRANSPORTS, agree, health
 from .turns import Turns
 
 BRIEFLY = 0.05  # seconds of measuring where a first call waits for it
-MOST_THREADS = 1024  # that the CPU kernels have room for
 
 
 class Engine:
@@ -94,13 +93,7 @@ class Engine:
         self.notes = notes(executor, self.executor, self.device, program.quantised)
         for note in self.notes:
             warn(note)
-        if threads is not None and (type(threads) is not int or not 1 <= threads <= MOST_THREADS):
-            raise ParNetError(f"{threads!r} threads: there must be at least 1, and at most {MOST_THREADS}")
-        if is_forked() and self.device.type == "cpu" and (several := threads or torch.get_num_threads()) > 1:
-            raise ParNetError(
-                f"{several} compute threads in a forked process, where its parent's are gone: leave them at 1, or "
-                "start the process by spawn"
-            )
+        check_threads(threads, self.device)
         self._given = placement is not None
         # what nobody asked for, `warm_up` may choose
         self._open = placement is None and threads is None and ranks == 1 and executor == "auto"
@@ -111,6 +104,7 @@ class Engine:
         self.lane = 0
         self._turn, self._ranges = Turns(), Ranges.of(program)
         self._checked: tuple[object, ...] | None = None  # kind of input
+        self._repeat: Repeat | None = None  # for pictures like the last
         self._executors: dict[bool, Executor] = {}  # for normalised and for raw pictures, made when first needed
         self._distributed: DistributedExecutor | None = None
         self._last: torch.cuda.Stream | None = None  # in which a call was made
@@ -201,7 +195,6 @@ class Engine:
         """Whether this rank calls the engine; the others serve."""
         return self.lane == self.placement.coordinator
 
-    @with_own_settings
     def __call__(self, x_nchw: Tensor, out: Tensor | None = None) -> Answer:
         """Return logits fp32 [N, classes] for pictures [N, 3, H, W], on the same device.
 
@@ -210,21 +203,30 @@ class Engine:
         and W are multiples of `program.size_multiple`. What the last eight shapes need is kept, any other made anew.
         The logits are a tensor of their own, or `out`, filled. Raises ParNetError for any other input or `out`.
         """
+        if not is_dynamo_compiling() and out is None and (repeat := self._repeat) and repeat.takes(x_nchw):
+            with self._turn():
+                return repeat(x_nchw)
+        return self._call(x_nchw, out)
+
+    @with_own_settings
+    def _call(self, x_nchw: Tensor, out: Tensor | None) -> Answer:
         if self._unproved:
             check_input(self.program, x_nchw)
             self._prove(x_nchw, BRIEFLY)
         with self._turn(), span(self._ranges, REQUEST):
+            before = self._checked
             executor = self._ready(x_nchw)
             if out is not None:
                 check_out(self.program, x_nchw, out)
             if isinstance(executor, GraphExecutor):
                 return executor(x_nchw, out)
             answer = executor(x_nchw)
+            if isinstance(executor, WholeExecutor) and self._repeat is None and before is self._checked:
+                self._repeat = executor.repeat(x_nchw)
+            if out is not None:
+                return fill(out, answer)
             # what an executor gives is its own, or an inference tensor, which nobody could change or train with
-            if out is None:
-                return each(answer, copied if isinstance(executor, WholeExecutor) else Tensor.clone)
-            with torch.inference_mode():  # which alone fills an `out` that was made in it
-                return out.copy_(logits_of(answer))
+            return each(answer, copied if isinstance(executor, WholeExecutor) else Tensor.clone)
 
     def map(self, pictures: Iterable[Tensor]) -> Generator[Answer]:
         """Return an iterator over the answers to many inputs, in order, as calls one by one would give them.
@@ -284,6 +286,7 @@ class Engine:
         assert isinstance(engine, Engine)
         self.executor, self.placement, self.threads = choice.executor, choice.placement, choice.threads
         self._executors, self.device, self._open, self._unproved = engine._executors, engine.device, False, False
+        self._repeat = None
 
     def _prove(self, x_nchw: Tensor, seconds: float) -> dict[str, float]:
         """What `warm_up` does on a GPU, in so many seconds of measuring; nothing where another thread has done it."""
@@ -316,11 +319,11 @@ class Engine:
 
     def _taken_in(self, x_nchw: Tensor) -> Tensor:
         """Check pictures, and let the current CUDA stream wait for that of the last call."""
-        if not isinstance(x_nchw, Tensor) or x_nchw.is_nested or _kind_of(x_nchw) != self._checked or x_nchw.is_neg():
+        if not isinstance(x_nchw, Tensor) or x_nchw.is_nested or kind_of(x_nchw) != self._checked or x_nchw.is_neg():
             check_input(self.program, x_nchw)
             if x_nchw.is_meta:
                 raise ParNetError("a picture on meta, which has no memory: give it on the CPU or a GPU")
-            self._checked = _kind_of(x_nchw)
+            self._checked, self._repeat = kind_of(x_nchw), None
         refuse_recorders(self.executor)
         # a capture orders by itself
         if self.device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
@@ -391,7 +394,3 @@ class Engine:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if error is None or isinstance(error, ParNetError):
             self.close(status=0 if error is None else 2)
-
-
-def _kind_of(x: Tensor) -> tuple[object, ...]:
-    return x.shape, x.dtype, x.layout, x.is_meta, is_wrapped(x)

@@ -25,6 +25,9 @@ is_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_
 innermost_transform: Callable[[], object] = torch._C._functorch.peek_interpreter_stack
 watchers: Callable[[], int] = torch._C._len_torch_dispatch_stack
 is_included, BEFORE = torch._C._dispatch_tls_is_dispatch_key_included, torch._C.DispatchKey.PreDispatch
+is_traced: Callable[[], bool] = torch._C._is_tracing
+modes: Callable[[], int] = torch._C._len_torch_function_stack
+in_inference_mode: Callable[[], bool] = torch.is_inference_mode_enabled
 
 
 class Together:
@@ -119,6 +122,12 @@ def outside_torch_modes(function: Callable[Arguments, Result]) -> Callable[Argum
             return function(*args, **kwargs)
 
     return inner
+
+
+def interferes() -> bool:
+    """Whether what the caller has set could see, change or forbid a call that only allocates its answer: a recorder or
+    a mode of torch. Autocast and transforms of torch.func could not."""
+    return is_traced() or watchers() > 0 or is_included(BEFORE) or modes() > 0
 
 
 def is_watched() -> bool:

@@ -37,7 +37,7 @@ def test_torch_compile_leaves_an_engine_alone(executor: str) -> None:
     compiled = torch.compile(lambda x: engine(x) + 1, backend="eager")
     for x in (X, OTHER, torch.randn(2, 3, 64, 32)):
         assert torch.equal(compiled(x), engine(x) + 1)
-    assert counters["frames"]["total"] < 10, counters["frames"]
+    assert counters["frames"]["total"] < 15, counters["frames"]
     torch._dynamo.reset()
 
 

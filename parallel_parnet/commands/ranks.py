@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from parallel_parnet import ParNetError
-from parallel_parnet.cores import cores
-from parallel_parnet.engine import MOST_THREADS
+from parallel_parnet.cores import MOST_THREADS, cores
 from parallel_parnet.executors.available import find_device
 
 DIGITS = 20

@@ -52,6 +52,12 @@ def logits_of(answer: Answer) -> Tensor:
     return answer
 
 
+def fill(out: Tensor, answer: Answer) -> Tensor:
+    """Return `out`, filled with an answer that is logits."""
+    with torch.inference_mode():  # which alone fills an `out` that was made in it
+        return out.copy_(logits_of(answer))
+
+
 def check_out(program: Program, x_nchw: Tensor, out: Tensor) -> None:
     """Raise ParNetError where `out` cannot take the logits of such pictures: fp32 [N, classes], on their device."""
     if program.outputs:

@@ -44,7 +44,8 @@ class NativePlan:
     All operations of a level run side by side, on `threads` threads.
     dtype: fp32 or bf16, of the products and of features, where the program has not quantised them. The convolution
     that reads the picture computes in fp32.
-    ops, tasks, ends: what the kernels run; tasks of level i are tasks[ends[i - 1] : ends[i]].
+    ops, tasks, ends: what the kernels run; tasks of level i are tasks[ends[i - 1] : ends[i]]. imports: of each input,
+    the operation that reads it, and its address, which each call fills in.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class NativePlan:
             _check(op)
         self._made: list[Op] = []
         self._names: list[str] = []  # of the operations made
-        self._pictures: list[ctypes.Array] = []  # addresses of the inputs, which each call fills in
+        self._pictures: list[ctypes.Array] = []  # addresses of the inputs
         self._kept: list[object] = []  # what the structs point to
         self._scratch = self._counts = self._shared = self._shared_size = 0
         self._sharing: list[tuple[int, int]] = []  # operations, and where in the shared memory their rows are
@@ -88,8 +89,10 @@ class NativePlan:
             self._release(level)
         self.ops, self.tasks = (Op * len(self._made))(*self._made), (Task * len(tasks))(*tasks)
         self.ends = (ctypes.c_int32 * len(ends))(*ends)
+        self.imports = list(zip(self.ops, self._pictures, strict=False))
         self._pass = self._whole_pass()
-        self._outputs = tuple(
+        self._run = partial(native.library().run, ctypes.byref(self._pass))
+        self.outputs = tuple(
             self._logits[name] if name in self._logits else self._features[name].nchw for name in module.segment.writes
         )
 
@@ -97,7 +100,7 @@ class NativePlan:
         readable = tuple(map(_readable, inputs))
         self._read_at(readable)
         self.run()
-        return self._outputs
+        return self.outputs
 
     def run_stepwise(self, inputs: Sequence[Tensor], spans: Spans) -> tuple[Tensor, ...]:
         """Return what a call returns, computed operation by operation, each on all threads and in a span of its own."""
@@ -106,15 +109,15 @@ class NativePlan:
         for name, step in self.steps().items():
             with span(None if name in self.module.segment.reads else spans, name):
                 step()
-        return self._outputs
+        return self.outputs
 
     def _read_at(self, inputs: Sequence[Tensor]) -> None:
-        for op, picture, x in zip(self.ops, self._pictures, inputs, strict=False):  # the first operations import them
-            picture[0], op.x_type, op.strides[:] = address(x), native.TYPES[x.dtype], x.stride()
+        for (op, picture), x in zip(self.imports, inputs, strict=True):
+            picture[0], op.x_type, op.strides = address(x), native.TYPES[x.dtype], x.stride()
 
     def run(self) -> None:
         """Run the kernels alone, on what the last call read."""
-        native.library().run(ctypes.byref(self._pass))
+        self._run()
 
     def steps(self) -> dict[str, Callable[[], object]]:
         """Return what runs the kernels of each operation alone, by its name; calling all in this order is a run.

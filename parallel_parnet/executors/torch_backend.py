@@ -87,17 +87,18 @@ class TorchRunner:
             for x in reads:
                 address(x)  # refuses what has no memory
         with self.within:
-            return self._function(reads)(*reads)
+            return self.function(reads)(*reads)
 
     def run_stepwise(self, reads: Reads, spans: Spans) -> tuple[Tensor, ...]:
         with self.within:
             if self.name == "native":
-                plan = self._function(reads)
+                plan = self.function(reads)
                 assert isinstance(plan, NativePlan)
                 return plan.run_stepwise(reads, spans)
             return self.module.run(reads, spans)
 
-    def _function(self, reads: Reads) -> Compiled:
+    def function(self, reads: Reads) -> Compiled:
+        """Return the module as compiled for these inputs, by the first call."""
         if self._compiled is None:
             self._compiled = compile_module(self.module, self.name, reads, self.precision, self.threads)
         return self._compiled

@@ -50,3 +50,8 @@ def check_input(program: Program, x: Tensor) -> None:
     if is_wrapped(x):  # computed apart from its transforms, derivatives would be zeros
         raise ParNetError("input that torch.func has wrapped, whose transforms no engine passes on: leave them out")
     check_size(program, *x.shape[2:])
+
+
+def kind_of(x: Tensor) -> tuple[object, ...]:
+    """Return what `check_input` depends on, but for a lazy negation."""
+    return x.shape, x.dtype, x.layout, x.is_meta, is_wrapped(x)

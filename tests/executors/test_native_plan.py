@@ -155,7 +155,7 @@ def test_a_profile_is_of_the_kernels(lanes: int) -> None:
             poison(plan)
     spans = [span.name for recorder in engine.profile(x) for span in recorder.spans]
     assert sorted(spans) == sorted(name for s in placement.segments(PROGRAM) for name in s.operations)
-    assert torch.equal(plans[-1]._outputs[0], expected)
+    assert torch.equal(plans[-1].outputs[0], expected)
 
 
 @pytest.mark.usefixtures("isa")

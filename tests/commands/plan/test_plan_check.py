@@ -101,10 +101,10 @@ def test_operations_of_native_are_parts_of_its_pass(threads: int, monkeypatch: p
     (plan,) = plans
     plan(other)
     plan(x)
-    plan._outputs[0].fill_(float("nan"))
+    plan.outputs[0].fill_(float("nan"))
     for step in steps.values():
         step()
-    assert torch.equal(plan._outputs[0], expected)
+    assert torch.equal(plan.outputs[0], expected)
 
 
 @pytest.mark.parametrize("executor", [e for e in ("native", "eager") if e in (*OPTIONAL, "eager")])

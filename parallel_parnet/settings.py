@@ -44,7 +44,7 @@ class Together:
         self._made: list[AbstractContextManager[object]] = []
         os.register_at_fork(
             before=self._lock.acquire, after_in_parent=self._lock.release, after_in_child=self._in_child
-        )  # fmt: skip
+        )
 
     def __enter__(self) -> None:
         with self._lock:

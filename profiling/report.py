@@ -54,10 +54,7 @@ def content(timeline: Timeline) -> dict:
         | {"lanes": timeline.known.lanes, "load": about["load_average"]},
         "colours": COLOURS | {"": NEUTRAL},
         "labels": list(dict.fromkeys(timeline.known.labels.values())),
-        "shares": [
-            {"text": words(s), "kind": s.kind, "label": s.what, "seconds": s.seconds}
-            for s in story.shares
-        ],
+        "shares": [{"text": words(s), "kind": s.kind, "label": s.what, "seconds": s.seconds} for s in story.shares],
         "panels": panels,
         "lanes": [vars(time) for time in lane_times(story.one)],
         "total": story.one.seconds,
@@ -67,7 +64,7 @@ def content(timeline: Timeline) -> dict:
         "operations": about["operations"],
         "floor": about["floor"],
         "clocks": about["clocks"],
-    }  # fmt: skip
+    }
 
 
 def panel(title: str, one: Pass, path: list[Step]) -> dict:

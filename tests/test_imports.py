@@ -85,7 +85,7 @@ def test_imports_run_down() -> None:
         ("kernels/gpu/launch.py", "def late(): from parallel_parnet.executors import local", "which stands above"),
         ("parallel_parnet/transport/group.py", "from . import shared_memory", "a circle: "),
     ],
-)  # fmt: skip
+)
 def test_a_planted_arrow_is_found(file: str, line: str, says: str, tmp_path: Path) -> None:
     for path in sources(ROOT).values():
         copy = tmp_path / path.relative_to(ROOT)

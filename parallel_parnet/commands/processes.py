@@ -19,11 +19,6 @@ PR_SET_PDEATHSIG = 1  # of Linux
 GRACE_S = 2.0  # in which a command that is told to end may end its children
 
 
-def module(name: str) -> list[str]:
-    """What starts a module below `parallel_parnet.commands`, in the environment that `environment` gives."""
-    return [sys.executable, "-m", f"{__package__}.{name}"]
-
-
 def command(name: str, ranks: int = 1) -> list[str]:
     """What starts a command, by the name that a person types; in so many ranks by torchrun."""
     torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"] if ranks > 1 else []

@@ -106,7 +106,10 @@ def choose_executor(
 def for_cpu(dtype: torch.dtype, quantised: torch.dtype | None = None) -> list[str]:
     """List the executors for CPUs that this machine has and that compute in this type, the likely fastest first."""
     names = [name for name in ON_CPUS if quantised is None or quantised in BACKENDS[name].quantised]
-    return [name for name in names if not lacking(name) and (name != "native" or _native_fits(dtype))]
+    names = [name for name in names if not lacking(name)]
+    if "native" in names and arithmetic("native", dtype) != dtype and has_bf16():  # which others compute in here
+        names.remove("native")
+    return names
 
 
 def notes(executor: str, chosen: str, device: torch.device, quantised: torch.dtype | None) -> list[str]:
@@ -121,8 +124,3 @@ def notes(executor: str, chosen: str, device: torch.device, quantised: torch.dty
         faster = "executor cuda_graph with dtype bfloat16" if quantised == E4M3 else "bfloat16 or fp8"
         found.append(f"executor {chosen} computes in fp32 what is quantised, to no gain in time: choose {faster}")
     return found
-
-
-def _native_fits(dtype: torch.dtype) -> bool:
-    """Whether native computes in this type, or no other executor does either."""
-    return arithmetic("native", dtype) == dtype or not has_bf16()

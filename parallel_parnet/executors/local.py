@@ -52,7 +52,8 @@ class LocalExecutor:
         self.answers = {name: self._writer(name) for name in self.program.answers.values()}
         self.homes = self._homes(peers) if backend.in_place else {}
         self.ranges = Ranges.of(self.program)
-        self._passes: Shapes[tuple[int, ...], Pass] = Shapes(partial(synchronise, devices))
+        self.synchronise = partial(synchronise, devices)
+        self._passes: Shapes[tuple[int, ...], Pass] = Shapes(self.synchronise)
 
     def __call__(self, x_nchw: Tensor) -> Answer:
         """Return logits [N, classes], or outputs by name, fp32, on the pictures' device, until the next call."""
@@ -81,10 +82,6 @@ class LocalExecutor:
         for i in range(len(self.segments)):
             found.segment(i, features, Queues(), recorders[self.segments[i].lane], stepwise=True)
         return recorders
-
-    def synchronise(self) -> None:
-        """Wait until all devices have done their work."""
-        synchronise(self.devices)
 
     def _homes(self, peers: Callable[[torch.device, torch.device], bool]) -> dict[Key, torch.device]:
         """Features that may be written where they are read, on another device than their maker's."""

@@ -132,9 +132,7 @@ def _conv_bn(branch: ConvBN) -> tuple[Tensor, Tensor]:
     return to_float64(branch.conv.weight) * scale[:, None, None, None], shift
 
 
-def _convolution(
-    weight: Tensor, bias: Tensor, like: Tensor, stride: int | tuple[int, ...], groups: int
-) -> nn.Conv2d:  # fmt: skip
+def _convolution(weight: Tensor, bias: Tensor, like: Tensor, stride: int | tuple[int, ...], groups: int) -> nn.Conv2d:
     cout, cin, kernel, _ = weight.shape
     with torch.device("meta"):  # nothing to initialise
         conv = nn.Conv2d(cin * groups, cout, kernel, stride, padding=kernel // 2, groups=groups)  # type: ignore[arg-type]

@@ -54,7 +54,7 @@ def lanes_in_words(schedule: Schedule) -> list[str]:
     return [f"  lane {i}: {what or 'nothing'}; idle {duration(schedule.idle(i))}" for i, what in enumerate(runs)]
 
 
-def gantt(schedule: Schedule, width: int = 100) -> str:
+def gantt(schedule: Schedule, width: int) -> str:
     """Draw lanes as rows of `width` characters, time from left to right; a row of transfers below each lane that sends.
 
     "|" starts a launch. Then s: stem, a digit: that stream, f: fusion, h: head; in turn where a launch runs several.

@@ -50,18 +50,14 @@ class Sent:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Brent's bounds on the time T of any placement on so many lanes that compute side by side.
+    """Brent's bounds on the time T of any placement, over any link, on so many lanes that compute side by side:
+    T >= work / lanes, and T >= span.
 
-    work: seconds of one lane alone. span: the longest path of operations through the program. steps: the longest
-    operation of each level, added up; equal to the span where a level's operations take equally long.
-
-    T >= work / lanes and T >= span hold for every placement and every link. T <= work / lanes + steps holds for the
-    best of all assignments of operations to lanes where transfers are free: a greedy one, level by level, reaches it.
+    work: seconds of one lane alone. span: the longest path of operations through the program.
     """
 
     work: float
     span: float
-    steps: float
     lanes: int
 
     @classmethod
@@ -71,22 +67,14 @@ class Bounds:
             raise ParNetError(f"{lanes} lanes: there must be at least 1")
         work = sum(map(costs.seconds, costs.launches(program.operations)))
         ends = {INPUT: 0.0}
-        steps: dict[int, float] = {}
         for op in program.operations:
-            alone = costs.seconds([op])
-            ends[op.name] = alone + max(ends[name] for name in op.inputs)
-            steps[op.level] = max(steps.get(op.level, 0.0), alone)
-        return cls(work, max(ends.values()), sum(steps.values()), lanes)
+            ends[op.name] = costs.seconds([op]) + max(ends[name] for name in op.inputs)
+        return cls(work, max(ends.values()), lanes)
 
     @property
     def lower(self) -> float:
         """Seconds that no placement on so many lanes can beat."""
         return max(self.work / self.lanes, self.span)
-
-    @property
-    def upper(self) -> float:
-        """Seconds that the best assignment needs at most, were transfers free."""
-        return self.work / self.lanes + self.steps
 
 
 @dataclass(frozen=True)

@@ -197,7 +197,7 @@ class _Space:
             answered = max(answered, held[0]) if answers else answered
         return replace(
             state, free=tuple(free), port=tuple(port), ready=ready, owed=owed, answered=answered, transfers=transfers
-        )  # fmt: skip
+        )
 
     def _level(self, operation: str) -> int:
         return self.program.by_name[operation].level

@@ -145,9 +145,7 @@ def _fold(model: ParNet, outputs: Sequence[str] | None) -> Program:
     fc = model.head["fc"]
     if isinstance(fc, nn.Linear):
         made["logits"] = "head.fc"
-        op = Operation(
-            "head.fc", "classifier", "head", None, y.level + 1, (y.name,), fc.in_features, fc.out_features
-        )  # fmt: skip
+        op = Operation("head.fc", "classifier", "head", None, y.level + 1, (y.name,), fc.in_features, fc.out_features)
         bias = torch.zeros(fc.out_features, dtype=torch.float64, device=CPU) if fc.bias is None else to_float64(fc.bias)
         b.add(op, {"weight": to_float64(fc.weight)[:, y.order], "bias": bias})
     elif outputs is None or "logits" in outputs:

@@ -34,9 +34,10 @@ class _Builder:
         residual: str | None = None, relu: bool = True, gain: float = 1.0,
     ) -> str:  # fmt: skip
         """gain: of the weights, 1 where an even share of the values that ReLU leaves should be as large as before."""
+        stage, stream = ("stem", None) if x == INPUT else ("stream", 0)  # all that follows the stem is one stream
         inputs = (x,) if residual is None else (x, residual)
         op = Operation(
-            name, "conv", *self._place(x), self._level(name, *inputs), inputs, cin, cout, stride, groups,
+            name, "conv", stage, stream, self._level(name, *inputs), inputs, cin, cout, stride, groups,
             activation="relu" if relu else "none", kernel=kernel, residual=residual is not None,
         )  # fmt: skip
         fan = cin // groups * kernel**2
@@ -52,10 +53,6 @@ class _Builder:
         self._add(op, self._noise(classes, width) / width**0.5)
         config = Config((width, width), (blocks,), classes, activation="relu", image_size=size)
         return Program(config, tuple(sorted(self.operations, key=lambda op: op.level)), self.weights)
-
-    def _place(self, x: str) -> tuple[str, int | None]:
-        """The stage, and its stream: the stem reads the picture, all that follows is one stream."""
-        return ("stem", None) if x == INPUT else ("stream", 0)
 
     def _level(self, name: str, *inputs: str) -> int:
         self._levels[name] = 1 + max(self._levels[x] for x in inputs)

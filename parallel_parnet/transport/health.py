@@ -102,10 +102,11 @@ class Monitor(threading.Thread):
                 if key.fileobj is self._woken:
                     return
                 self._hear(key.data)
-            silent = [peer for peer in self._listening() if peer.is_lost(now - peer.heard)]
-            if silent:
-                self._stopped = silent[0]
-                self._lose(SILENT, silent[0].rank)
+            listening = [key.data for key in self._selector.get_map().values() if key.data]
+            silent = next((peer for peer in listening if peer.is_lost(now - peer.heard)), None)
+            if silent is not None:
+                self._stopped = silent
+                self._lose(SILENT, silent.rank)
             if now >= beat:
                 self._tell(ALIVE, self.rank)
                 beat = now + BEAT_S
@@ -144,9 +145,6 @@ class Monitor(threading.Thread):
 
     def _line(self) -> str:
         return f"{self._lost} while rank {self.rank} was {self.operation}"
-
-    def _listening(self) -> list[Peer]:
-        return [key.data for key in self._selector.get_map().values() if key.data]
 
     def _hear(self, peer: Peer) -> None:
         try:

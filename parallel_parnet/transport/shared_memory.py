@@ -45,13 +45,11 @@ class SharedMemory(Transport):
         if self.lane:
             control = Memory.of_other(everyone[0][0], everyone[0][1], size)
         gather([0])  # now all have it, and its descriptor may go
-        self._routes = [
-            Route(control.mapped, tag * ROUTE_BYTES, everyone[route.source][0], self.monitor, self._other(route))
-            for tag, route in enumerate(self.routes)
-        ]
-
-    def _other(self, route: Transfer) -> int:
-        return route.target if route.source == self.lane else route.source
+        self._routes: list[Route] = []
+        for tag, route in enumerate(self.routes):
+            other = route.target if route.source == self.lane else route.source
+            sender = everyone[route.source][0]
+            self._routes.append(Route(control.mapped, tag * ROUTE_BYTES, sender, self.monitor, other))
 
     def inbox(self, tag: int, slot: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inbox:
         return SharedInbox(self._routes[tag], shape, dtype)

@@ -111,7 +111,7 @@ def test_names_from_which_none_can_be_made(words: tuple[str, ...], path: str, he
 @pytest.mark.parametrize("command", ["bench", "throughput", "latency-vs-depth"])
 def test_a_folder_that_is_not_ones_own(
     command: str, tmp_path: Path, here: Callable, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+) -> None:
     """Told before anything is measured; root may write everywhere, so it is only said to be so."""
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     run = here(command, "--out", tmp_path)

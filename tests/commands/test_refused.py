@@ -120,9 +120,7 @@ def test_what_is_refused(words: tuple[str, ...], says: str, here: Callable, monk
 
 
 @pytest.mark.parametrize("command", [name for name, command in COMMANDS.items() if not command.in_ranks])
-def test_what_ranks_would_each_do_is_refused(
-    command: str, here: Callable, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+def test_what_ranks_would_each_do_is_refused(command: str, here: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     run = here(command)

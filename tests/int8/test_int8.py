@@ -51,9 +51,7 @@ def test_a_range_has_the_least_error_of_all(seed: int, tail: float, shift: float
     got = squared_error(torch.from_numpy(values), found)
     assert got == pytest.approx(grid_error(values, -found.step * found.zero, found.step * (255 - found.zero)), rel=1e-2)
     shares = np.linspace(0.25, 1, 20)
-    least = min(
-        grid_error(values, a * low, b * high) for a in shares for b in shares if b * high > a * low
-    )  # fmt: skip
+    least = min(grid_error(values, a * low, b * high) for a in shares for b in shares if b * high > a * low)
     assert got <= 1.05 * least and got <= grid_error(values, low, high) * (1 + 1e-5)
 
 

@@ -30,9 +30,7 @@ def lively_block(cin: int, cout: int, stride: int, groups: int, activation: str)
     st.integers(1, 6), st.integers(1, 6), st.sampled_from([1, 2]), st.integers(1, 3), st.sampled_from(["silu", "relu"]),
     st.booleans(), st.integers(0, 2**31),
 )  # fmt: skip
-def test_folded_is_equal(
-    cin: int, cout: int, stride: int, groups: int, activation: str, same: bool, seed: int
-) -> None:  # fmt: skip
+def test_folded_is_equal(cin: int, cout: int, stride: int, groups: int, activation: str, same: bool, seed: int) -> None:
     torch.manual_seed(seed)
     block = lively_block(groups * cin, groups * (cin if same else cout), stride, groups, activation)
     before = {name: value.clone() for name, value in block.state_dict().items()}

@@ -21,7 +21,7 @@ from parallel_parnet import (
     fold,
     load_checkpoint,
     save_checkpoint,
-)  # fmt: skip
+)
 from parallel_parnet.commands.common import read_checkpoint
 from parallel_parnet.errors import warn
 from parallel_parnet.parity import relative
@@ -93,7 +93,7 @@ EDITS: dict[str, tuple[Callable[[ParNet], object], str]] = {
     "sum": (lambda m: first_pooled(m).__setitem__(0, nn.AvgPool2d(2, divisor_override=1)), r"AvgPool2d.* setting"),
     "postponed": (postpone, r"streams\.2 is Sequential"),
     "maximum": (lambda m: first_pooled(m).__setitem__(0, nn.MaxPool2d(2)), r"MaxPool2d"),
-}  # fmt: skip
+}
 
 
 def first_pooled(model: ParNet) -> nn.Sequential:

@@ -61,9 +61,7 @@ def test_what_a_tool_hears(traced_run: TracedRun) -> None:
         ran = {r.name for r in ranges if r.category == "operation"}
         assert any(PROGRAM.by_name[name].label == f"stream {lane}" for name in ran)
     categories = {r.category for ranges in lanes for r in ranges}
-    assert categories == {
-        "request", "level", "operation", "stream", "send", "wait", "gather", "fusion", "capture"
-    }  # fmt: skip
+    assert categories == {"request", "level", "operation", "stream", "send", "wait", "gather", "fusion", "capture"}
     waits = {(r.name, r.around[-1]) for r in lanes[0] if r.category == "wait"}
     assert {("wait streams.1.4", "gather"), ("wait streams.2.4", "gather")} <= waits
     assert {r.name for r in lanes[0] if r.category == "send"} == {"send input", "send request", SENDS}

@@ -31,10 +31,8 @@ class FusedBlock(nn.Module):
 @torch.no_grad()
 def one_convolution(block: RepVGGSSE) -> nn.Conv2d:
     """Both branches as a 3x3 convolution with a bias; an average of 2x2 becomes four equal taps."""
-    pooled = isinstance(block.rbr_1x1, nn.Sequential)
-    pointwise = block.rbr_1x1[1] if pooled else block.rbr_1x1
-    dense, small = (fuse_conv_bn_eval(branch.conv, branch.bn) for branch in (block.rbr_dense, pointwise))
-    if pooled:
+    dense, small = (fuse_conv_bn_eval(branch.conv, branch.bn) for branch in (block.rbr_dense, block.pointwise))
+    if isinstance(block.rbr_1x1, nn.Sequential):
         dense.weight[:, :, 1:, 1:] += small.weight / 4
     else:
         dense.weight[:, :, 1:2, 1:2] += small.weight

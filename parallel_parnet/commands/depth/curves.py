@@ -55,9 +55,9 @@ def executors(rows: Iterable[dict]) -> list[str]:
     return list(dict.fromkeys(r["executor"] for r in rows))
 
 
-def _curve(axes: Axes, rows: list[dict], x: str, y: str, style: str, label: str | None = None) -> None:
+def _curve(axes: Axes, rows: list[dict], x: str, y: str, style: str, label: str) -> None:
     rows = sorted((r for r in rows if r[y] is not None), key=lambda r: r[x])
-    axes.plot([r[x] for r in rows], [r[y] for r in rows], label=label or style, **STYLES[style])
+    axes.plot([r[x] for r in rows], [r[y] for r in rows], label=label, **STYLES[style])
 
 
 def _panels(titles: list[str], width: float = 3.4) -> tuple[Figure, list[Axes]]:

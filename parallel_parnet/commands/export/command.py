@@ -46,9 +46,7 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def put(
-    path: Path, content: bytes, program: Program, raw: bool, readers: dict[str, Run], least: int = 1
-) -> None:  # fmt: skip
+def put(path: Path, content: bytes, program: Program, raw: bool, readers: dict[str, Run], least: int = 1) -> None:
     """The file in its place, after the checks. least: the smallest side that it takes."""
     sides, (own, _) = sizes(program, least), sizes(program)
     errors = agree(program, sides, raw, readers)

@@ -123,7 +123,7 @@ def run_step(check: Callable[[], Values], seconds: float, required: bool) -> Val
 
 def run_inside(step: Step, work: Work) -> Values:
     """In the process of a step: its result, with the seed that repeats its random numbers."""
-    if work.scope.note:
+    if work.scope.dry:
         from parallel_parnet.kernels.gpu import interpreter  # here, since it changes Triton's
 
         interpreter.install()

@@ -81,7 +81,8 @@ class Journal:
         marked = {**line, "note": self.note} if self.note else line
         try:
             with open(self.path, "ab+", buffering=0) as file:
-                torn = file.seek(0, os.SEEK_END) > 0 and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+                torn = file.read(1) not in (b"", b"\n")
                 file.write(b"\n" * torn + as_json(marked).encode() + b"\n")  # in one write, at the end
         except OSError as error:
             raise ParNetError(f"{self.path}: cannot be written ({error.strerror})") from None

@@ -60,6 +60,10 @@ class Level:
         """Its name in a table."""
         return key(self.shapes, self.n, self.dtype)
 
+    def floor(self, rates: Rates) -> float:
+        """Seconds below which it cannot run."""
+        return floor(self.shapes, self.n, self.dtype, rates)
+
 
 @dataclass
 class Trial:
@@ -81,7 +85,7 @@ class Trial:
             "us": self.best,
             "default_us": self.default,
             "l2": "cold" if of.cold else "warm",
-            "computed_floor_us": round(predicted_floor(of, rates) * 1e6, 3),
+            "computed_floor_us": round(of.floor(rates) * 1e6, 3),
             "timed": self.timed,
             "refused": self.refused,
         }
@@ -220,13 +224,5 @@ def launch_of(convolutions: list[Convolution], config: LevelConfig) -> Launch:
 
 def describe(config: LevelConfig) -> str:
     """As in "64x64x64/1 64x64x64/3, 4 warps, 4 stages": each tile and its splits."""
-    return f"{' '.join(map(_tile, config.tiles))}, {config.num_warps} warps, {config.num_stages} stages"
-
-
-def predicted_floor(wanted: Level, rates: Rates) -> float:
-    """Seconds below which the level cannot run."""
-    return floor(wanted.shapes, wanted.n, wanted.dtype, rates)
-
-
-def _tile(tile: Tile) -> str:
-    return f"{tile.bm}x{tile.bn}x{tile.bk}/{tile.split_k}"
+    tiles = " ".join(f"{tile.bm}x{tile.bn}x{tile.bk}/{tile.split_k}" for tile in config.tiles)
+    return f"{tiles}, {config.num_warps} warps, {config.num_stages} stages"

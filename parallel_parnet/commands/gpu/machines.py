@@ -18,7 +18,9 @@ RATED = ("bfloat16", "float16")
 
 def check_machine(work: Work) -> Values:
     """What it is, and the rates of a large copy and of large products."""
-    rows = [work.row("machine", lambda: machine(work.device)), *(_rated(work, name) for name in RATED)]
+    rows = [work.row("machine", lambda: machine(work.device))]
+    for name in RATED:
+        rows.append(work.row(f"rates, {name}", lambda dtype=DTYPES[name]: vars(measure_rates(work.device, dtype))))
     return verdict(rows)
 
 
@@ -30,8 +32,7 @@ def machine_of(work: Work) -> Values:
 
 def target_of(work: Work) -> Target:
     """What to compile for; in a dry run by nobody's table, and without launchers, which find no libcuda to link."""
-    found = machine_of(work)
-    dry = work.scope.note != ""
+    found, dry = machine_of(work), work.scope.dry
     return Target(tuple(found["capability"]), "" if dry else found["gpu"], not dry, found["multiprocessors"])
 
 
@@ -39,7 +40,3 @@ def rates_of(work: Work, dtype: torch.dtype) -> Rates:
     """As the first step measured them; measured again where that did not run."""
     found = work.journal.rows("machine").get(f"rates, {dtype_name(dtype)}", {})
     return Rates(**found) if found and "fault" not in found else measure_rates(work.device, dtype)
-
-
-def _rated(work: Work, name: str) -> Values | None:
-    return work.row(f"rates, {name}", lambda: vars(measure_rates(work.device, DTYPES[name])))

@@ -30,12 +30,16 @@ COMPILED = "torch.compile"  # takes minutes for some of these networks: `launch/
 
 def check_poster(work: Work) -> Values:
     """The poster's table by CUDA graphs, in turns: a row for each network, by its fastest way."""
-    dry = work.scope.note != ""
+    dry = work.scope.dry
     quoted = (Quoted(NARROW, 9, 0.0, 0),) if dry else QUOTED
-    done, names = work.journal.rows(work.step), [q.name for q in quoted]
-    if not work.kept.keys() == done.keys() >= set(names):
+    done, names = work.journal.rows(work.step), {q.name for q in quoted}
+    failed = done.keys() - work.kept.keys()
+    if failed or names - done.keys():
+
+        def ways(subject: Subject) -> list[str]:
+            return ["ours: cuda_graph"] if dry else [way for way in ways_of(subject) if way != COMPILED]
+
         make = partial(_narrow if dry else subject_of, device=work.device, dtype=DTYPE, threads=torch.get_num_threads())
-        ways = _interpreted if dry else lambda subject: [way for way in ways_of(subject) if way != COMPILED]
         settings = Settings(runs=2, least=2, warm_up=1) if dry else Settings(budget=work.left / 3)
         rates = rates_of(work, DTYPE)
         possible = {dtype_name(DTYPE): {"flop_per_s": rates.flops, "bytes_per_s": rates.bytes}}
@@ -45,17 +49,16 @@ def check_poster(work: Work) -> Values:
             values = {"contender": row["contender"], "ms": row["infer_step_time"], "timed_by": clock, "n": row["n"]}
             work.journal.add(work.step, row["model"], {**values, "interval_ms": row["median_interval_ms"]})
         faults = {name: {"fault": why} for name, why in result["missing"].items() if "failed" in why}
-        gone = {name: {} for name in done.keys() - work.kept.keys()}
-        for name, fault in (gone | faults).items():
+        for name, fault in ({name: {} for name in failed} | faults).items():
             work.journal.add(work.step, name, fault)
     rows = work.journal.rows(work.step)
-    return {**verdict(rows.values()), "left_out": len(set(names) - rows.keys())}
+    return {**verdict(rows.values()), "left_out": len(names - rows.keys())}
 
 
 def check_depth(work: Work) -> Values:
     """The quick selection of the families of `launch/latency_vs_depth.py`, a row for each."""
     dry = {"dry": [Point("dry", "one block", lambda: parallel_chains(1, 1, 8, 32), 3, 1, 32)]}
-    groups = dry if work.scope.note else points(quick=True)
+    groups = dry if work.scope.dry else points(quick=True)
     rows = [work.row(name, partial(_family, work, group), seconds=3) for name, group in groups.items()]
     return verdict(rows)
 
@@ -68,7 +71,3 @@ def _narrow(name: str, device: torch.device, dtype: torch.dtype, threads: int) -
     network = fit_norms(model(name)).requires_grad_(False)
     size = network.config.image_size
     return Subject(name, network, fuse(network), fold(network), size, 1, device, dtype, threads)
-
-
-def _interpreted(subject: Subject) -> list[str]:
-    return ["ours: cuda_graph"]

@@ -41,7 +41,7 @@ def check_placements(work: Work) -> Values:
 def check_auto(work: Work) -> Values:
     """What "auto" tries on this GPU, drops and keeps, and that a saved engine keeps the verdict."""
     rows = [work.row(name, partial(_auto, work, name), seconds=4) for name in work.scope.decisive]
-    return verdict(rows, lambda row: work.scope.note != "" or (row["executor"] == "cuda_graph" and row["kept"]))
+    return verdict(rows, lambda row: work.scope.dry or (row["executor"] == "cuda_graph" and row["kept"]))
 
 
 def _lanes(work: Work, name: str) -> Values:
@@ -99,7 +99,7 @@ def side_by_side(
 def of_ranks(work: Work, name: str) -> Values:
     """The demo's pictures by one process and by ranks, through launch/infer.py; in a dry run, the demo's network by
     torch."""
-    way = (DEMO_MODEL, "cpu", "eager") if work.scope.note else (name, "cuda", "cuda_graph")
+    way = (DEMO_MODEL, "cpu", "eager") if work.scope.dry else (name, "cuda", "cuda_graph")
     with TemporaryDirectory() as folder:
         found = {ranks: infer(ranks, Path(folder) / f"{ranks}.json", work.end, *way) for ranks in (1, RANKS)}
     faults = [answer["fault"] for answer in found.values() if "fault" in answer]

@@ -72,7 +72,7 @@ class KernelCase:
     def launch(self, conv: Convolution) -> Launch:
         return level([conv], num_warps=4, num_stages=3)
 
-    def offline(self) -> list[Launch]:
+    def offline(self, target: Target) -> list[Launch]:
         return [self.launch(without_values(self.make(0, "cpu")))]
 
 
@@ -150,7 +150,7 @@ def jobs_of(cases: Iterable[KernelCase | NetworkCase]) -> dict[str, Job]:
 
 def compile_case(case: KernelCase | NetworkCase, target: Target) -> None:
     """All that a case launches."""
-    for launch in case.offline() if isinstance(case, KernelCase) else case.offline(target):
+    for launch in case.offline(target):
         compile_launch(launch, target)
 
 

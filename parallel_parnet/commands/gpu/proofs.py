@@ -22,7 +22,7 @@ from parallel_parnet.parity import LIMIT, relative, tolerance
 from parallel_parnet.program.arithmetic import pixel_affine
 from parallel_parnet.program.contract import dtype_name
 
-from ..processes import environment, module, run_within
+from ..processes import environment, run_within
 from .journal import Values
 from .machines import target_of
 from .networks import network, picture, planned, run
@@ -97,17 +97,21 @@ def check_repeats(work: Work) -> Values:
 def check_sanitizer(work: Work) -> Values:
     """A small network under compute-sanitizer, which sees stray accesses that give the right answer; in a dry run, the
     small network alone."""
-    dry = work.scope.note != ""
+    dry = work.scope.dry
     if not dry and shutil.which("compute-sanitizer") is None:
         return skipped("compute-sanitizer is not installed")
-    rows = [work.row(tool, partial(_watched, work, tool), seconds=15) for tool in ("memcheck", "racecheck")[: 2 - dry]]
+    tools = ("memcheck",) if dry else ("memcheck", "racecheck")
+    rows = [work.row(tool, partial(_watched, work, tool), seconds=15) for tool in tools]
     return verdict(rows, lambda row: row["status"] == 0)
 
 
 def _watched(work: Work, tool: str) -> Values:
-    # errors of the API are no errors here: torch and Triton provoke some to find out what a GPU can do
-    tool_line = ["compute-sanitizer", f"--tool={tool}", "--error-exitcode=9", "--report-api-errors", "no"]
-    command = [*([] if work.scope.note else tool_line), *module("gpu.proofs"), *["--dry-run"] * bool(work.scope.note)]
+    command = [sys.executable, "-m", __name__]
+    if work.scope.dry:
+        command += ["--dry-run"]
+    else:  # errors of the API are no errors here: torch and Triton provoke some to find out what a GPU can do
+        watcher = ["compute-sanitizer", f"--tool={tool}", "--error-exitcode=9", "--report-api-errors", "no"]
+        command = [*watcher, *command]
     ends = environment(PYTORCH_NO_CUDA_MEMORY_CACHING="1")  # every tensor ends where it ends
     status, output, errors = run_within(command, work.left, ends)
     if status is None:

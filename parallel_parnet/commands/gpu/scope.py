@@ -49,13 +49,18 @@ class Scope:
     candidates: int
 
     @property
+    def dry(self) -> bool:
+        """Whether it is a dry run."""
+        return self.note != ""
+
+    @property
     def device(self) -> torch.device:
-        return torch.device("cpu") if self.note else require_gpu()
+        return torch.device("cpu") if self.dry else require_gpu()
 
     def limit(self, dtype: torch.dtype) -> float:
         """The relative error up to which one picture's logits pass. So narrow a network as a dry run's loses more of
         bf16's digits: of one picture in fifty more than LIMIT, by torch too."""
-        return LIMIT[dtype] * (4 if self.note else 1)
+        return LIMIT[dtype] * (4 if self.dry else 1)
 
 
 ON_A_GPU = Scope(

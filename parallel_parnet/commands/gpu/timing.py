@@ -31,7 +31,7 @@ def check_timings(work: Work) -> Values:
     """Every variant at batch 1: one pass, picture on the GPU to logits on the GPU, and each level's launch."""
     rows = [
         work.row(f"{variant} {name}", partial(_timed, work, variant, name), seconds=3)
-        for name in (RATED[:1] if work.scope.note else RATED)
+        for name in (RATED[:1] if work.scope.dry else RATED)
         for variant in work.scope.timed
     ]
     return verdict(rows)
@@ -64,7 +64,7 @@ def _beside_inductor(work: Work, variant: str) -> Values:
     module = SegmentModule(program, segment, DTYPE, device)
     storage = x.to(DTYPE, memory_format=torch.channels_last)
     exported = torch.export.export(module, (storage,)).module()
-    way = {"backend": "eager"} if work.scope.note else {"options": MAX_AUTOTUNE}
+    way = {"backend": "eager"} if work.scope.dry else {"options": MAX_AUTOTUNE}
     compiled = torch.compile(exported, fullgraph=True, dynamic=False, **way)
     with torch.inference_mode():
         ways = {"grouped": capture(lambda: run(plan, x), device)[1], "max-autotune": lambda: compiled(storage)}

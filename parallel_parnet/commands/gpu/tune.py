@@ -39,7 +39,6 @@ from .level_tuning import (
     describe,
     levels_of,
     measure,
-    predicted_floor,
     tune,
     worth_trying,
 )
@@ -77,7 +76,7 @@ def dry_run(levels: list[Level], show: int, console: Console) -> None:
     for level in levels:
         ranked = candidates(level.shapes, level.n, level.dtype, H200)
         tried = len(worth_trying(level, table, H200))
-        floor = predicted_floor(level, H200) * 1e6
+        floor = level.floor(H200) * 1e6
         title = f"{level.key}\n{len(ranked)} candidates, {tried} worth timing, computed floor {floor:.2f} us"
         rows = lines("configuration", "predicted, us", title=title)
         for candidate in ranked[:show]:

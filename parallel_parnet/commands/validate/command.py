@@ -29,6 +29,7 @@ import sys
 import tempfile
 import time
 import warnings
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -191,7 +192,7 @@ def report(
         other = beside(file, args.against)
         result["against"] = {"name": args.against, **score(other), **compare(file, other), "settings": second}
     write(result, args.results_file)
-    for row in (row for row, _ in zip((r for r in lines(file) if "reason" in r), range(SAID))):
+    for row in islice((row for row in lines(file) if "reason" in row), SAID):
         console.print(f"skipped: {row['reason']}")
     show(result, labels, console)
     console.print(

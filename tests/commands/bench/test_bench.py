@@ -41,7 +41,7 @@ from parallel_parnet.commands.bench.rows import (
     row_of,
     runs,
     write,
-)  # fmt: skip
+)
 from parallel_parnet.commands.bench.running import Entry, interleave, set_up, spread
 from parallel_parnet.commands.bench.subject import Contender, Runner, Subject
 from parallel_parnet.commands.common import typed

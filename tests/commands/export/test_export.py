@@ -61,7 +61,7 @@ def test_raw_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
 
 def test_a_network_whose_own_pictures_end_as_one_pixel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:  # fmt: skip
+) -> None:
     """torch.export has no open size that may be 1, so its file begins at the next, and says so."""
     model = lively(Config((4, 8, 8, 8), blocks=(1, 1, 1), num_classes=3, image_size=32), 1)
     save_checkpoint(model, tmp_path / "small.safetensors")

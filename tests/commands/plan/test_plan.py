@@ -72,9 +72,7 @@ def test_plan(tmp_path: Path) -> None:
 
 def test_plan_with_times_of_this_machine(tmp_path: Path) -> None:
     out = tmp_path / "plan.json"
-    run = launch(
-        "plan.py", "--device", "measured", "--gpus", 2, "--exactly", "--link", "1us,100GB/s", "--json", out
-    )  # fmt: skip
+    run = launch("plan.py", "--device", "measured", "--gpus", 2, "--exactly", "--link", "1us,100GB/s", "--json", out)
     assert "lane 1" in run.stdout
     assert json.loads(out.read_text())["best"]["lanes"] == 2
 

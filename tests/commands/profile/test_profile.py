@@ -237,9 +237,7 @@ def test_without_nsys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: Cal
     assert "nsys is not on the PATH" in line and "by --trace trace.json" in line
 
 
-def test_what_is_at_fault_is_told_in_a_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: Callable
-) -> None:  # fmt: skip
+def test_what_is_at_fault_is_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: Callable) -> None:
     trace = tmp_path / "trace.json.gz"
     trace.write_bytes((ROOT / "results" / "trace-parnet_s-3-ranks.json.gz").read_bytes())
     (tmp_path / "rank0.nsys-rep").touch()

@@ -21,8 +21,7 @@ CPU = Path("/proc/cpuinfo")
 AS_LINUX_SAYS = {"bmi": "bmi1", "lzcnt": "abm", "avxvnni": "avx_vnni", "avx512vnni": "avx512_vnni",
                  "avx512bf16": "avx512_bf16"} | {need: need.replace("-", "_") for need in AMX}  # fmt: skip
 # of a panel
-FLOATS = {"amx": 32, "avx512bf16": 32, "avx512vnni": 32, "avx512": 32, "avxvnni": 16, "avx2": 16, "sse": 8,
-          "neon": 16}  # fmt: skip
+FLOATS = {"amx": 32, "avx512bf16": 32, "avx512vnni": 32, "avx512": 32, "avxvnni": 16, "avx2": 16, "sse": 8, "neon": 16}
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ from .errors import ParNetError, warn
 from .executors.answers import Answer, check_out, copied, each, logits_of
 from .executors.available import METHODS, choose_executor, find_device, for_cpu, notes
 from .executors.backends import arithmetic, broken_openvino, refuse_recorders
+from .executors.binding import refuse_without_memory
 from .executors.distributed import DistributedExecutor
 from .executors.graph import GraphExecutor
 from .executors.local import LocalExecutor, synchronise
@@ -207,8 +208,9 @@ class Engine:
 
         For a program with outputs, return a dictionary of them by name: features fp32 [N, C, H, W], in whatever memory
         format the executor has. Pictures are float32, bfloat16 or float16, normalised, or uint8, RGB, as they are. H
-        and W are multiples of `program.size_multiple`. What the last eight shapes need is kept, any other made anew.
-        The logits are a tensor of their own, or `out`, filled. Raises ParNetError for any other input or `out`.
+        and W are multiples of `program.size_multiple`. What the last eight shapes need is kept, any other made anew: a
+        ninth, as of batches of many sizes in turn, costs that each time. The logits are a tensor of their own, or
+        `out`, filled. Raises ParNetError for any other input or `out`.
         """
         if self._unproved:
             check_input(self.program, x_nchw)
@@ -321,6 +323,7 @@ class Engine:
             if x_nchw.is_meta:
                 raise ParNetError("a picture on meta, which has no memory: give it on the CPU or a GPU")
             self._checked = _kind_of(x_nchw)
+        refuse_without_memory(x_nchw)
         refuse_recorders(self.executor)
         # a capture orders by itself
         if self.device.type == "cuda" and not torch.cuda.is_current_stream_capturing():

@@ -66,7 +66,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__)
     add_model_arguments(parser)
     parser.add_argument(
-        "--image", action="append", type=Path, help="picture or folder; may be repeated; what is transparent is black"
+        "--image", action="extend", nargs="+", type=Path, help="pictures or folders; what is transparent is black"
     )
     parser.add_argument("--labels", type=Path, help="text file with a class name per line")
     add_engine_arguments(parser)

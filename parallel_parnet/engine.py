@@ -18,6 +18,7 @@ from .errors import ParNetError, warn
 from .executors.answers import Answer, check_out, copied, each, fill
 from .executors.available import METHODS, choose_executor, find_device, for_cpu, notes
 from .executors.backends import arithmetic, broken_openvino, refuse_recorders
+from .executors.binding import refuse_without_memory
 from .executors.distributed import DistributedExecutor
 from .executors.graph import GraphExecutor
 from .executors.local import LocalExecutor, synchronise
@@ -83,6 +84,8 @@ class Engine:
         if not isinstance(program, Program):
             raise ParNetError(f"an engine runs a program, and this is a {type(program).__name__}: Engine(fold(model))")
         program.check_values()
+        if not isinstance(placement, Placement | None):
+            raise ParNetError(f"placement {placement!r}: give a Placement, as Placement.by_streams makes one")
         if transport not in TRANSPORTS:
             raise ParNetError(f"unknown transport {transport!r}: choose one of {', '.join(TRANSPORTS)}")
         monitor = health.current()
@@ -101,8 +104,7 @@ class Engine:
         self._cores: int | None = None  # that a choice was measured on
         self.placement = placement or default_placement(program, self.executor, ranks)
         self.placement.check(program)
-        self.lane = 0
-        self._turn, self._ranges = Turns(), Ranges.of(program)
+        self.lane, self._turn, self._ranges = 0, Turns(), Ranges.of(program)
         self._checked: tuple[object, ...] | None = None  # kind of input
         self._repeat: Repeat | None = None  # for pictures like the last
         self._executors: dict[bool, Executor] = {}  # for normalised and for raw pictures, made when first needed
@@ -111,8 +113,7 @@ class Engine:
         one_gpu = self.placement.lanes == 1 or ranks > 1 or executor == "cuda_streams"
         if self.device.type == "cuda" and self.device.index is None and one_gpu:
             self.device = torch.device("cuda", torch.cuda.current_device())
-        if ranks > 1:
-            assert monitor is not None, "several ranks have joined"
+        if monitor is not None and ranks > 1:
             self._take_lane(monitor.rank, ranks, transport)
 
     def _take_lane(self, rank: int, ranks: int, transport: str) -> None:
@@ -200,8 +201,8 @@ class Engine:
 
         For a program with outputs, return a dictionary of them by name: features fp32 [N, C, H, W], in whatever memory
         format the executor has. Pictures are float32, bfloat16 or float16, normalised, or uint8, RGB, as they are. H
-        and W are multiples of `program.size_multiple`. What the last eight shapes need is kept, any other made anew.
-        The logits are a tensor of their own, or `out`, filled. Raises ParNetError for any other input or `out`.
+        and W are multiples of `program.size_multiple`. What the last eight shapes need is kept; of more, in turn, each
+        is made anew. The logits are a tensor of their own, or `out`, filled. ParNetError for any other input or `out`.
         """
         if not is_dynamo_compiling() and out is None and (repeat := self._repeat) and repeat.takes(x_nchw):
             with self._turn():
@@ -324,6 +325,7 @@ class Engine:
             if x_nchw.is_meta:
                 raise ParNetError("a picture on meta, which has no memory: give it on the CPU or a GPU")
             self._checked, self._repeat = kind_of(x_nchw), None
+        refuse_without_memory(x_nchw)
         refuse_recorders(self.executor)
         # a capture orders by itself
         if self.device.type == "cuda" and not torch.cuda.is_current_stream_capturing():

@@ -16,6 +16,7 @@ from typing import Any
 
 from .errors import ParNetError
 
+NO_UTF8 = "its name is no UTF-8, so that safetensors does not open it: give it another"
 ALIGNED = 8  # bytes: what stands before the tensors' own in a .safetensors file is a multiple
 
 
@@ -86,6 +87,8 @@ def check_writable(*paths: Path | str | None, reads: Iterable[Path | str | None]
 def _obstacle(path: Path | str) -> str | None:
     if str(path) == "-":
         return "standard output is no file here; name one"
+    if str(path).endswith(".safetensors") and not _is_utf8(path):
+        return NO_UTF8
     try:
         found = os.stat(path)
     except FileNotFoundError:
@@ -115,11 +118,17 @@ def open_safetensors(path: Path | str) -> Any:
     """By which such a file is read, as torch's tensors; ParNetError for a name that the library does not take."""
     from safetensors import safe_open  # here, since it takes a while
 
+    if not _is_utf8(path):
+        raise ParNetError(NO_UTF8)
+    return safe_open(path, "pt")
+
+
+def _is_utf8(path: Path | str) -> bool:
     try:
         os.fsencode(path).decode()
     except UnicodeDecodeError:
-        raise ParNetError("its name is no UTF-8, so that safetensors does not open it: give it another") from None
-    return safe_open(path, "pt")
+        return False
+    return True
 
 
 def write_safetensors(path: Path | str, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
@@ -127,6 +136,8 @@ def write_safetensors(path: Path | str, tensors: Mapping[str, Any], metadata: Ma
     bytes: the library itself writes metadata in an order of chance."""
     from safetensors.torch import save  # here, since it takes a while
 
+    if not _is_utf8(path):  # and could not be opened again
+        raise ParNetError(f"{path}: {NO_UTF8}")
     content = save(dict(tensors), dict(metadata))
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:end])

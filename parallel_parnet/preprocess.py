@@ -37,7 +37,11 @@ class Preprocess:
     @classmethod
     def of(cls, config: Config, size: int | None = None) -> Preprocess:
         """Make what `config`'s network was trained with, with `size` pixels instead of its own where given. ParNetError
-        for a size below 1."""
+        for a size below 1, and for a model, whose `config` it is."""
+        if not isinstance(config, Config):
+            raise ParNetError(
+                f"Preprocess.of takes a Config, such as model.config, and this is a {type(config).__name__}"
+            )
         if size is not None and size < 1:
             raise ParNetError(f"pictures of {size} pixels a side: give a positive number")
         return cls(size or config.image_size, config.crop, config.mean, config.std)
@@ -89,19 +93,27 @@ class Preprocess:
         mean, std = (torch.tensor(v, dtype=torch.float32, device=pixels.device) for v in (self.mean, self.std))
         return ((pixels.float() / 255 - mean) / std).movedim(-1, -3).contiguous()
 
-    def raw(self, path: Path | str) -> Tensor:
-        """Read a picture file to uint8 [3, size, size], which the engine normalises. ParNetError where it cannot be
-        read."""
-        return _channels_first(self.pixels(read_image(path)))
+    def raw(self, picture: Path | str | Image.Image) -> Tensor:
+        """Make a picture, a file or Pillow's, uint8 [3, size, size], which the engine normalises. ParNetError where it
+        cannot be read."""
+        return _channels_first(self.pixels(_opened(picture)))
 
-    def __call__(self, path: Path | str) -> Tensor:
-        """Read a picture file to fp32 [3, size, size], normalised. ParNetError where it cannot be read."""
-        return self.normalise(torch.from_numpy(self.pixels(read_image(path)).copy()))
+    def __call__(self, picture: Path | str | Image.Image) -> Tensor:
+        """Make a picture, a file or Pillow's, fp32 [3, size, size], normalised. ParNetError where it cannot be read."""
+        return self.normalise(torch.from_numpy(self.pixels(_opened(picture)).copy()))
 
 
 def _channels_first(pixels: np.ndarray) -> Tensor:
     """A copy of pixels [..., H, W, 3] as [..., 3, H, W]."""
     return torch.from_numpy(np.moveaxis(pixels, -1, -3).copy("C"))
+
+
+def _opened(picture: Path | str | Image.Image) -> Image.Image:
+    if isinstance(picture, Image.Image):
+        return picture
+    if not isinstance(picture, str | os.PathLike):
+        raise ParNetError(f"a picture of type {type(picture).__name__}: give its path, or what Image.fromarray makes")
+    return read_image(picture)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -60,6 +60,8 @@ class Saved:
     @classmethod
     def of(cls, metadata: Mapping[str, str], program: Program) -> Saved:
         """Read the settings from a file's metadata; ParNetError where a value is missing, unknown, or out of range."""
+        if "engine" not in metadata:
+            raise ParNetError("holds no engine, but a program alone: Engine(Program.load(path)) runs it")
         try:
             fields = json.loads(metadata["engine"])
             fields["dtype"] = {str(dtype): dtype for dtype in DTYPES}[fields["dtype"]]

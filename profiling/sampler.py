@@ -109,10 +109,10 @@ class Sampler:
         return sum(powers) / len(powers) * (self.moments[-1] - self.moments[0]) if powers else None
 
     def tell(self, say: Callable[[str], object]) -> None:
-        """Say the warnings, and what could not be sampled, in a line each."""
+        """Say the warnings, and, where torch sees GPUs, what of them could not be sampled, in a line each."""
         for line in self.warnings():
             say(f"warning: {line}")
-        if self.absent:
+        if self.absent and torch.cuda.is_available():
             say(f"not sampled: {'; '.join(self.absent)}")
 
     def warnings(self) -> list[str]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.masked import masked_tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from parallel_parnet import Engine, ParNetBlock, ParNetError, fold
@@ -105,13 +106,17 @@ def test_an_engine_is_not_made_of_what_watches_it(executor: str) -> None:
             assert type(engine(X)) is Tensor and relative(engine(X), expected) < 1e-5
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of MaskedTensors is in prototype stage")
 @pytest.mark.parametrize("called_before", [False, True])
-@pytest.mark.parametrize("executor", [*OPTIONAL, pytest.param("inductor", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "executor", ["reference", "eager", *OPTIONAL, pytest.param("inductor", marks=pytest.mark.long)]
+)
 def test_tensors_without_memory_are_refused(executor: str, called_before: bool) -> None:
-    """OpenVINO would answer with whatever its own memory holds."""
+    """OpenVINO would answer with whatever its own memory holds, and torch says what no user can read."""
     engine = engine_of(executor) if called_before else Engine(PROGRAM, device="cpu", executor=executor)
-    with pytest.raises(ParNetError, match="without memory, as fake ones are: give pictures that have data"):
-        engine(FakeTensorMode().from_tensor(X))
+    for x in (FakeTensorMode().from_tensor(X), masked_tensor(X, X > 0)):
+        with pytest.raises(ParNetError, match=f"a {type(x).__name__} without memory of its own: give an ordinary"):
+            engine(x)
     assert relative(engine(X), engine_of("eager")(X)) < 1e-5
 
 

@@ -92,6 +92,8 @@ def test_inputs_that_do_not_fit(x: object, message: str) -> None:
         ({"dtype": "float32"}, r"dtype 'float32': choose torch\.float32"),
         ({"transport": "carrier pigeon"}, "unknown transport 'carrier pigeon': choose one of auto"),
         ({"program": MODEL}, r"a program, and this is a ParNet: Engine\(fold\(model\)\)"),
+        ({"placement": "auto"}, "placement 'auto': give a Placement, as Placement.by_streams makes one"),
+        ({"placement": 3}, "placement 3: give a Placement"),
         ({"dtype": torch.float16, "device": "cpu"}, "float16 on the CPU"),
         ({"executor": "reference", "dtype": torch.bfloat16, "device": "cpu"}, "fp32 oracle"),
         *(

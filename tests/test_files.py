@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -16,7 +17,7 @@ import torch
 from safetensors import safe_open
 
 from conftest import ROOT
-from parallel_parnet import ParNetError, Program, load_checkpoint
+from parallel_parnet import ParNetError, Program, fold, load_checkpoint, save_checkpoint
 from parallel_parnet.files import check_writable, write_atomically, write_csv, write_safetensors
 
 
@@ -73,6 +74,14 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
         shutil.copy(ROOT / "launch" / "demo" / "parnet_fashion.safetensors", path)
         with pytest.raises(ParNetError, match="its name is no UTF-8, so that safetensors does not open it"):
             read(path)
+    model, refused = load_checkpoint(ROOT / "launch" / "demo" / "parnet_fashion.safetensors"), tmp_path / strange
+    for write in (
+        fold(model).save,
+        partial(save_checkpoint, model),
+        lambda path: check_writable(f"{path}.safetensors"),
+    ):
+        with pytest.raises(ParNetError, match="its name is no UTF-8, so that safetensors does not open it"):
+            write(refused)
 
 
 def test_where_no_file_is_without_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

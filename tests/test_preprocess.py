@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from conftest import ROOT
 from parallel_parnet import ParNetError
 from parallel_parnet.network.variants import VARIANTS
 from parallel_parnet.preprocess import Preprocess, find_images, passed_over, read_image, to_rgb
@@ -61,6 +62,19 @@ def test_raw_pictures_are_what_is_normalised(tmp_path: Path) -> None:
     raw = PREPROCESS.raw(tmp_path / "a.png")
     assert raw.dtype == torch.uint8 and raw.shape == (3, 224, 224) and raw.is_contiguous()
     assert torch.equal(PREPROCESS.normalise(raw.movedim(0, -1)), PREPROCESS(tmp_path / "a.png"))
+
+
+def test_pictures_of_pillow_are_as_their_files() -> None:
+    """Where a program has them in memory, as frames of a camera."""
+    file = ROOT / "launch" / "demo" / "pictures" / "7-sneaker.png"
+    for make in (PREPROCESS, PREPROCESS.raw):
+        with Image.open(file) as opened:
+            assert torch.equal(make(opened), make(file))
+        for other in (np.zeros((3, 3, 3), np.uint8), b"\x89PNG", torch.zeros(3, 3, 3)):
+            with pytest.raises(ParNetError, match=f"of type {type(other).__name__}: give its path, or what Image.from"):
+                make(other)  # type: ignore[arg-type]
+    with pytest.raises(ParNetError, match=r"takes a Config, such as model\.config, and this is a Linear"):
+        Preprocess.of(torch.nn.Linear(1, 1))  # type: ignore[arg-type]
 
 
 def test_normalise() -> None:

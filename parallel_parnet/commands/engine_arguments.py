@@ -10,8 +10,9 @@ from rich.console import Console
 from torch import Tensor
 
 from parallel_parnet import Engine, ParNetError, Placement, Program
+from parallel_parnet.cores import usual_threads
 from parallel_parnet.executors.available import EXECUTORS
-from parallel_parnet.executors.backends import isa
+from parallel_parnet.executors.backends import ON_CPUS, isa
 from parallel_parnet.program.contract import dtype_name
 from parallel_parnet.transport import TRANSPORTS, gather
 
@@ -127,10 +128,16 @@ def warm_up(engine: Engine, x: Tensor, console: Console) -> None:
         console.print(f"measured: {name}: {seconds * 1e3:.3f} ms")
 
 
-def lane_hosts(engine: Engine, ranks: Ranks, threads: int) -> list[tuple[str, int]]:
+def threads_of(engine: Engine) -> int:
+    """How many threads compute a lane on the CPU: kernels take no more than there are cores."""
+    return engine.threads or (usual_threads() if engine.executor in ON_CPUS else torch.get_num_threads())
+
+
+def lane_hosts(engine: Engine, ranks: Ranks) -> list[tuple[str, int]]:
     """Device and compute threads of each lane."""
+    threads = threads_of(engine)
     if ranks.world == 1:
-        return [(str(engine.lane_device(lane)), engine.threads or threads) for lane in range(engine.placement.lanes)]
+        return [(str(engine.lane_device(lane)), threads) for lane in range(engine.placement.lanes)]
     index = -1 if engine.device.index is None else engine.device.index
     everyone = gather([threads, index])
     return [(engine.device.type if i < 0 else f"{engine.device.type}:{i}", count) for count, i in everyone]

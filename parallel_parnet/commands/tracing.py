@@ -26,6 +26,7 @@ from parallel_parnet.profiling.timeline import Operations, Timeline
 from parallel_parnet.program.contract import dtype_name
 
 from .common import machine
+from .engine_arguments import threads_of
 from .plan.measured import find_link
 
 PASSES_APART = 5
@@ -86,7 +87,7 @@ def merged(
         "batch": batch,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
+        "threads": threads_of(engine),
         "cores": cores(),
         "load_average": round(os.getloadavg()[0], 1),
         "rows": {

@@ -14,7 +14,7 @@ from ..errors import ParNetError
 from ..profiling.spans import Spans
 from ..program.placement import Segment
 from ..program.program import INPUT, Program
-from ..settings import outside_torch_modes
+from ..settings import is_watched, outside_torch_modes
 
 Reads = tuple[Tensor, ...]
 NHW = tuple[int, int, int]  # pictures, their height and width
@@ -115,11 +115,17 @@ class Bindings:
 
 
 def address(tensor: Tensor) -> int:
-    """Return the address of a tensor's data; ParNetError where it has none, as a fake tensor."""
+    """Return the address of a tensor's data; ParNetError where it has none, as a fake tensor or what wraps others."""
     at = tensor.data_ptr()
     if not at:
-        raise ParNetError("a tensor without memory, as fake ones are: give pictures that have data")
+        raise ParNetError(f"a {type(tensor).__name__} without memory of its own: give an ordinary tensor")
     return at
+
+
+def refuse_without_memory(tensor: Tensor) -> None:
+    """Raise ParNetError for a fake tensor, or one that wraps others, outside of the mode that computes with it."""
+    if type(tensor) is not Tensor and not is_watched():
+        address(tensor)
 
 
 def in_fp32(tensor: Tensor) -> np.ndarray:

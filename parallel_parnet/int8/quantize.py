@@ -33,10 +33,12 @@ def quantize(
     sample of its values (`ranges.best`), in fp8 several times what each channel reaches (`e4m3.in_fp8`); a weight's
     is its output channel's largest (`kernels.in_int8`).
 
-    Raises ParNetError for another type, where there is no picture, for pictures or features with non-finite values (NaN
-    or inf), for names that are no operation's, and for a program that is quantised already, or has nothing left to
-    quantise.
+    Raises ParNetError for no program, for another type, where there is no picture, for pictures or features with
+    non-finite values (NaN or inf), for names that are no operation's, and for a program that is quantised already, or
+    has nothing left to quantise.
     """
+    if not isinstance(program, Program):
+        raise ParNetError(f"quantize takes a program, such as fold(model), and this is a {type(program).__name__}")
     if to == E4M3:
         return in_fp8(program, reach(program, pictures, keep), keep)
     if to != torch.int8:

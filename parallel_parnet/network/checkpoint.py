@@ -28,7 +28,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # SyncBatchNorm is one, and n
 from ..errors import ParNetError, ParNetWarning
 from ..files import open_safetensors, write_safetensors
 from ..settings import Together, quiet, with_own_settings
-from .model import ParNet, check_model
+from .model import ParNet, check_model, kind_of
 from .variants import VARIANTS, Config
 
 FORMAT = "parallel_parnet.checkpoint.1"
@@ -78,7 +78,7 @@ def save_checkpoint(model: ParNet, path: Path | str) -> None:
     Raises ParNetError where the file could not be loaded, would be another model's, or cannot be written.
     """
     if not isinstance(model, ParNet):
-        raise ParNetError(f"{path}: save_checkpoint takes a ParNet, and this is a {type(model).__name__}")
+        raise ParNetError(f"save_checkpoint takes a ParNet, and this is a {kind_of(model)}")
     own = {k: v.detach() for k, v in model.state_dict().items() if v.is_floating_point()}
     # copied, since safetensors refuses tensors that share memory, as those of a block that stands twice do
     state = {

@@ -112,6 +112,13 @@ def _classifier(config: Config) -> nn.Module:
     return nn.Linear(config.planes[-1], config.num_classes) if config.num_classes else nn.Identity()
 
 
+def kind_of(model: object) -> str:
+    """Say what takes the place of a ParNet, and, of what DDP, torch.compile and their like wrap around one, where that
+    keeps it."""
+    inside = [name for name in ("_orig_mod", "module") if isinstance(getattr(model, name, None), nn.Module)]
+    return f"{type(model).__name__}: give its .{inside[0]}" if inside else type(model).__name__
+
+
 def check_model(model: ParNet) -> None:
     """Raise ParNetError where a block has another activation than the configuration, by which models are folded and
     saved, or where any part was replaced by another."""

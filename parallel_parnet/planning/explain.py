@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from .costs import UNITS
 from .planner import Launched, Schedule, Sent
 from .search import Plans
-
-UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
 
 
 def duration(seconds: float) -> str:
     """Write seconds in a unit that suits them: "71.5 us"."""
-    scale, unit = next((pair for pair in UNITS if seconds >= pair[0]), UNITS[-1])
-    return f"{seconds / scale:.1f} {unit}"
+    unit = next((unit for unit in ("s", "ms") if seconds >= UNITS[unit]), "us")
+    return f"{seconds / UNITS[unit]:.1f} {unit}"
 
 
 def critical_transfers(schedule: Schedule) -> list[Sent]:

@@ -16,7 +16,7 @@ from ..errors import ParNetError
 from ..network.blocks import Fusion, Pair, ParNetBlock
 from ..network.features import FUSED, Backbone
 from ..network.folding import CPU, affine, behind_affine, make_weights, one_kernel, to_float64
-from ..network.model import ParNet, check_model
+from ..network.model import ParNet, check_model, kind_of
 from ..network.variants import Config
 from ..settings import with_own_settings
 from .program import INPUT, Operation, Program
@@ -101,7 +101,7 @@ def fold(model: ParNet | Backbone, outputs: Sequence[str] | None = None) -> Prog
         outputs = outputs or model.feature_info.module_name()
         model = model.body
     if not isinstance(model, ParNet):
-        raise ParNetError(f"fold takes a ParNet or a Backbone, and this is a {type(model).__name__}")
+        raise ParNetError(f"fold takes a ParNet or a Backbone, and this is a {kind_of(model)}")
     check_model(model)
     has_logits = model.num_classes > 0
     known = [*model.feature_info.module_name(), *(["logits"] if has_logits else [])]

@@ -301,7 +301,7 @@ class Program:
                 # cloned into aligned memory, since libraries choose their arithmetic, to the last bit, by alignment
                 weights = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping)
             if metadata.get("format") != FORMAT:
-                raise ParNetError(f"not a program: its metadata lack format={FORMAT}")
+                raise ParNetError(f"not a program (format={FORMAT}): load_checkpoint reads checkpoints")
             description = json.loads(metadata["program"])
             config = Config.of(description["config"])
             operations = (Operation(**{**op, "inputs": tuple(op["inputs"])}) for op in description["operations"])

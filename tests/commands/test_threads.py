@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from labelled import mnist
-from parallel_parnet import ParNetError, load_checkpoint
+from parallel_parnet import Engine, ParNetError, fold, load_checkpoint
 from parallel_parnet.commands.common import Parser, add_model_arguments, load_model
+from parallel_parnet.commands.engine_arguments import lane_hosts
 from parallel_parnet.commands.infer import command as infer
 from parallel_parnet.commands.ranks import Ranks
 from parallel_parnet.commands.validate import command as validate
-from small import GOLDEN
+from parallel_parnet.cores import cores
+from small import GOLDEN, OPTIONAL, SMALL, lively
 
 
 def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,6 +35,18 @@ def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     for wanted in (0, 99999):
         with pytest.raises(ParNetError, match=f"--threads {wanted}"):
             ranks.take_threads(wanted)
+
+
+@pytest.mark.parametrize("executor", ["eager", *OPTIONAL])
+def test_threads_that_are_told_are_those_that_compute(executor: str) -> None:
+    """Of more than there are cores, torch takes all and others do not."""
+    ranks, program, before = Ranks(0, 1, 0, 1), fold(lively(SMALL, 0)), torch.get_num_threads()
+    try:
+        ranks.take_threads(cores() + 1)
+        told = lane_hosts(Engine(program, device="cpu", executor=executor), ranks)
+    finally:
+        torch.set_num_threads(before)
+    assert told == [("cpu", cores() + (executor == "eager"))]
 
 
 def loaded(*words: str) -> tuple[dict[str, torch.Tensor], str]:

@@ -145,6 +145,7 @@ def test_what_each_operation_costs() -> None:
     ("change", "message"),
     [
         (lambda: quantize(PROGRAM, PICTURES), "quantised already"),
+        (lambda: quantize(torch.nn.Identity(), PICTURES), r"takes a program, such as fold\(model\), .* a Identity"),
         (lambda: quantize(EXACT, []), "no pictures for calibration"),
         (lambda: quantize(EXACT, torch.full((1, 3, 64, 64), torch.nan)), "non-finite"),
         (lambda: quantize(EXACT, [PICTURES, torch.full((1, 3, 64, 64), torch.inf)]), "non-finite"),

@@ -124,10 +124,13 @@ def test_throttling_and_moving_clocks_are_told(sampled: Callable) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about a machine without a driver")
-def test_without_a_driver_it_is_said_once() -> None:
+def test_without_a_driver_it_is_said_where_there_should_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
     with Sampler() as found:
         pass
     said: list[str] = []
+    found.tell(said.append)
+    assert not said, "on a CPU"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     found.tell(said.append)
     assert said == ["not sampled: GPU sampling: NVML Shared Library Not Found"]
     summary = found.summary(pictures=1)

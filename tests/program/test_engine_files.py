@@ -99,7 +99,7 @@ def test_files_that_hold_no_engine(change: dict, message: str, tmp_path: Path) -
 def test_other_files_hold_no_engine(tmp_path: Path) -> None:
     path = tmp_path / "p.safetensors"
     PROGRAM.save(path)
-    with pytest.raises(ParNetError, match="holds no engine"):
+    with pytest.raises(ParNetError, match=r"holds no engine, but a program alone: Engine\(Program\.load\("):
         Engine.load(path)
     with pytest.raises(ParNetError, match="no such program file"):
         Engine.load(tmp_path / "absent.safetensors")

@@ -8,8 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.optim.swa_utils import AveragedModel
 
-from parallel_parnet import Config, Engine, ParNetBlock, ParNetError, fold
+from parallel_parnet import Config, Engine, ParNetBlock, ParNetError, fold, save_checkpoint
 from small import SMALL, lively, relative
 
 
@@ -86,9 +87,15 @@ def test_blocks_with_foreign_parts_are_refused(change: Callable[[ParNetBlock], o
 
 def test_models_that_are_none_are_refused() -> None:
     model = lively(SMALL, 0)
-    for other in (torch.nn.DataParallel(model), fold(model), None):
+    for other in (torch.nn.Linear(1, 1), fold(model), None):
         with pytest.raises(ParNetError, match=f"^fold takes a ParNet .* this is a {type(other).__name__}$"):
             fold(other)  # type: ignore[arg-type]
+    for wrapped in (torch.nn.DataParallel(model), AveragedModel(model), torch.compile(AveragedModel(model))):
+        with pytest.raises(ParNetError, match=r"^fold takes a ParNet .* this is a \w+: give its \.module$"):
+            fold(wrapped)  # type: ignore[arg-type]
+    assert fold(torch.compile(model)).digest == fold(model).digest
+    with pytest.raises(ParNetError, match=r"^save_checkpoint takes a .* OptimizedModule: give its \._orig_mod$"):
+        save_checkpoint(torch.compile(model), "a.safetensors")  # type: ignore[arg-type]
     model.streams[0].append(torch.nn.Dropout())  # type: ignore[operator, union-attr]
     with pytest.raises(ParNetError, match=r"^streams\.0 is Sequential\(ParNetBlock, .*Dropout\), where"):
         fold(model)

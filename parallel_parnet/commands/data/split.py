@@ -71,5 +71,5 @@ def read_names(path: Path) -> tuple[str, ...]:
     try:
         return tuple(path.read_text("utf-8-sig").rstrip().splitlines())
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
+        reason = error.strerror if isinstance(error, OSError) else f"{error}: save it as UTF-8"
         raise ParNetError(f"{path}: cannot be read ({reason})") from None

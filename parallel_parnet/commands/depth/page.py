@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import starmap
 from pathlib import Path
 
 from parallel_parnet.files import write_atomically
@@ -19,6 +20,19 @@ MISSING = (
 )
 
 NO_GPU = "On a GPU: not measured. There `--device cuda`, without `--executors`, writes that page."
+CLAIM = (
+    "The same 48 blocks, so the same work, in one stream or in several parallel ones. A lane computes one operation at "
+    "a time. An executor that runs one operation after another has one lane. `native` has one per thread, and its "
+    "threads share the operations of a level with fewer than them. One stream is also timed on one lane, and the "
+    "faster time counts."
+)
+FIT = (
+    "`T = a x steps + b x work + c`. Steps are the operations that the busiest lane computes one after another, and "
+    "work is their work; for native, whose threads share operations, it is all work divided by the threads. With one "
+    "lane, steps are all operations; with a lane for each stream, they are the depth. Least squares on relative "
+    'errors over families (a) and (b), with 95% intervals by resampling. "Explain" is the share of the variance of '
+    "relative latency."
+)
 FITTED = ("", "a, us a step", "b, us a GFLOP", "c, us", "steps explain", "work explains", "R2")
 CAPTIONS = {  # of each figure: alternative text, caption
     "depth": (
@@ -55,31 +69,23 @@ def write_page(path: Path, rows: list[dict], header: dict, figures: dict[str, Pa
         "a new folder (existing results are not measured again):",
         f"```\nmkdir again\n{_command(rows, header)}\n```",
         "\n".join([*([] if header["machine"].startswith("NVIDIA") else [NO_GPU]), *_unmeasured(rows, header)]),
-        "## The claim",
-        "The same 48 blocks, so the same work, in one stream or in several parallel ones. A lane computes one "
-        "operation at a time. An executor that runs one operation after another has one lane. `native` has one per "
-        "thread, and its threads share the operations of a level with fewer than them. One stream is also timed on one "
-        "lane, and the faster time counts.",
-        "\n".join(claims(rows)),
-        "## What the fit says",
-        "`T = a x steps + b x work + c`. Steps are the operations that the busiest lane computes one after another, "
-        "and work is their work; for native, whose threads share operations, it is all work divided by the threads. "
-        "With one lane, steps are all operations; with a lane for each stream, they are the depth. Least squares on "
-        'relative errors over families (a) and (b), with 95% intervals by resampling. "Explain" is the share of the '
-        "variance of relative latency.",
-        table(FITTED, [_fit_row(name, found) for name, found in fits.items()]),
+        *_section("The claim", CLAIM, "\n".join(claims(rows))),
+        *_section("What the fit says", FIT, table(FITTED, list(starmap(_fit_row, fits.items()))) if fits else ""),
         f"A step costs as much as this work, and dominates operations with less: {verdicts}." if fits else "",
         MISSING if any(found.r2 < GOOD for found in fits.values()) else "",
         *(
             f"![{short}]({link(file, path)})\n\n{caption}"
             for (short, caption), file in ((CAPTIONS[name], file) for name, file in figures.items())
         ),
-        "## In numbers",
-        "\n".join(_numbers(rows)),
-        "## The published networks",
-        _published(rows),
+        *_section("In numbers", "\n".join(_numbers(rows))),
+        *_section("The published networks", _published(rows)),
     ]
     write_atomically(path, "\n\n".join(filter(None, parts)) + "\n")
+
+
+def _section(title: str, *paragraphs: str) -> list[str]:
+    """Nothing where the last one, of what was measured, is empty, as after --only."""
+    return [f"## {title}", *paragraphs] if paragraphs[-1] else []
 
 
 def _command(rows: list[dict], header: dict) -> str:
@@ -136,9 +142,9 @@ def _verdict(name: str, f: Fit) -> str:
 
 
 def _numbers(rows: list[dict]) -> list[str]:
-    """What family (b) shows."""
+    """What families (b) and (c) show."""
     parts = []
-    for group in groups(rows, "work"):
+    for group in (group for family in ("work", "batch", "resolution") for group in groups(rows, family)):
         said, names = [], executors(select(rows, group))
         for executor in names:
             own = sorted(select(rows, group, executor), key=lambda r: r["gflops"])
@@ -154,6 +160,8 @@ def _numbers(rows: list[dict]) -> list[str]:
 def _published(rows: list[dict]) -> str:
     """(d): the published networks."""
     names, published, lines = executors(rows), select(rows, "published"), []
+    if not published:
+        return ""
     for network in dict.fromkeys(r["network"] for r in published):
         own = {r["executor"]: r for r in published if r["network"] == network}
         first = next(iter(own.values()))

@@ -66,7 +66,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__)
     add_model_arguments(parser)
     parser.add_argument(
-        "--image", action="append", type=Path, help="picture or folder; may be repeated; what is transparent is black"
+        "--image", action="extend", nargs="+", type=Path, help="pictures or folders; what is transparent is black"
     )
     parser.add_argument("--labels", type=Path, help="text file with a class name per line")
     add_engine_arguments(parser)
@@ -141,7 +141,7 @@ def coordinate(
 def main() -> int:
     stop_on_signals()
     args, ranks = parse_arguments(), Ranks.from_environment()
-    threads = ranks.take_threads(args.threads)
+    ranks.take_threads(args.threads)
     console = plain_console(120, quiet=ranks.rank != 0)
     device = ranks.device(args.device)
     if args.measure_links:
@@ -162,7 +162,7 @@ def main() -> int:
     warnings.simplefilter("ignore", ParNetWarning)  # which every rank gives: the coordinator's notes are enough
     dtype = type_of(args.dtype, args.executor)
     with Engine(program, placement, device, dtype, args.executor, args.transport) as engine:
-        hosts = lane_hosts(engine, ranks, threads)  # for which all ranks wait, before what one alone may end at
+        hosts = lane_hosts(engine, ranks)  # for which all ranks wait, before what one alone may end at
         if not engine.is_coordinator:
             if ranks.local_rank == 0:
                 print(f"rank {ranks.rank} of {ranks.world} serves; rank 0's machine shows the answers", file=sys.stderr)
@@ -173,7 +173,7 @@ def main() -> int:
             start = time.perf_counter()
             warm_up(engine, first, console)
             start_up["warm-up"] = time.perf_counter() - start
-            hosts = lane_hosts(engine, ranks, threads)  # as they were chosen
+            hosts = lane_hosts(engine, ranks)  # as they were chosen
         for line in engine.notes:
             print(f"note: {line}", file=sys.stderr)
         setting = describe(engine, args, weights, hosts, ranks.world) | {"start_up_s": start_up}

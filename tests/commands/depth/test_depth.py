@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -246,6 +247,23 @@ def test_a_page_says_how_to_make_it_again(tmp_path: Path, monkeypatch: pytest.Mo
     write_page(tmp_path / "page.md", stored["rows"], stored["header"], {})
     command_of = [text.split("```\n")[1] for text in ((tmp_path / "page.md").read_text(), PAGE.read_text())]
     assert command_of[0] == command_of[1]
+
+
+@pytest.mark.parametrize(
+    ("group", "sections", "line"),
+    [
+        ("batch", ["In numbers"], "batch: 16x the work at depth 10 multiplies latency by: eager 4.9, native 10.7"),
+        ("resolution", ["In numbers"], "resolution: 25x the work"),
+        ("published", ["The published networks"], "| parnet_s | 12 |"),
+        ("depth, width 16", ["The claim"], "- depth, width 16, eager, 1 lane:"),
+    ],
+)
+def test_a_page_shows_what_was_measured_alone(group: str, sections: list[str], line: str, tmp_path: Path) -> None:
+    """As after --only."""
+    stored = json.loads(STORED.read_text())
+    write_page(tmp_path / "page.md", [r for r in stored["rows"] if r["group"] == group], stored["header"], {})
+    page = (tmp_path / "page.md").read_text()
+    assert re.findall("## (.*)", page) == sections and line in page
 
 
 def test_every_executor_can_be_drawn(tmp_path: Path) -> None:

@@ -218,6 +218,13 @@ def launch(
     return run
 
 
+def in_python(code: str, folder: Path, **options: Any) -> subprocess.CompletedProcess:
+    """Code, with the package at hand, to its end as `launch` runs a script; it is written to the folder."""
+    script = folder / "code.py"
+    script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{code}")
+    return launch(script, **options)
+
+
 def answered(file: Path, *words: object, **options: Any) -> tuple[dict, str]:
     """What infer.py answers, by way of the file, and what it prints."""
     run = launch("infer.py", *words, "--json", file, **options)

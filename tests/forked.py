@@ -18,6 +18,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from subprocess import TimeoutExpired
 from time import monotonic, sleep
@@ -69,15 +70,24 @@ def run_script(
     """What subprocess.run gives for a script; `ranks` are torchrun's options, and none start it without torchrun."""
     with tempfile.TemporaryDirectory() as folder:
         files = Path(folder) / "stdout", Path(folder) / "stderr"
-        work = _torchrun if ranks else _script
-        process = SERVER.Process(target=_apart, args=(work, [*ranks, str(script), *arguments], cwd, environment, files))
-        with mock.patch.dict(os.environ, ONE_THREAD):
-            process.start()
+        process = start_script(script, arguments, ranks, cwd, environment, files)
         process.join(timeout)
         if process.exitcode is None:
             process.kill()
             raise TimeoutExpired([str(script), *arguments], timeout)
         return subprocess.CompletedProcess(script, process.exitcode, *(file.read_text() for file in files))
+
+
+def start_script(
+    script: Path, arguments: Sequence[str], ranks: Sequence[str], cwd: Path, environment: Mapping[str, str],
+    files: tuple[Path, Path],
+) -> BaseProcess:  # fmt: skip
+    """One that runs, and writes its standard output and error to these files."""
+    work = _torchrun if ranks else _script
+    process = SERVER.Process(target=_apart, args=(work, [*ranks, str(script), *arguments], cwd, environment, files))
+    with mock.patch.dict(os.environ, ONE_THREAD):
+        process.start()
+    return process
 
 
 def in_a_fork(work: Callable[[], str]) -> str:

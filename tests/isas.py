@@ -6,7 +6,8 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,8 @@ EMULATED = (
     and (HERE / "native_amx.so").is_file()
     and shutil.which("cc") is not None
 )
+ISAS = (*RUNNABLE, *(["amx"] if EMULATED else []))
+UseIsa = Callable[[str], AbstractContextManager[None]]
 
 
 @pytest.fixture(scope="session")
@@ -35,16 +38,33 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
-@pytest.fixture(params=(*RUNNABLE, *(["amx"] if EMULATED else [])))
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+@pytest.fixture
+def use_isa(request: pytest.FixtureRequest) -> UseIsa:
+    """For as long as it is entered the kernels run with an instruction set: for tests whose networks cost more than
+    what all sets of ISAS compute of them."""
+
+    @contextmanager
+    def use(name: str) -> Iterator[None]:
+        emulator = None if name in RUNNABLE else request.getfixturevalue("emulator")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PARNET_ISA", name)
+            if emulator:
+                patch.setattr(objects, "runnable", lambda: ("amx",))
+                emulator.install()
+            objects.in_use.cache_clear()
+            try:
+                assert objects.in_use() == name
+                yield
+            finally:
+                objects.in_use.cache_clear()
+                if emulator:
+                    emulator.restore()
+
+    return use
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest, use_isa: UseIsa) -> Iterator[str]:
     """The name of each instruction set in turn, with which the kernels run."""
-    monkeypatch.setenv("PARNET_ISA", request.param)
-    if request.param not in RUNNABLE:
-        monkeypatch.setattr(objects, "runnable", lambda: ("amx",))
-        request.getfixturevalue("emulator").install()
-    objects.in_use.cache_clear()
-    assert objects.in_use() == request.param
-    yield request.param
-    objects.in_use.cache_clear()
-    if request.param not in RUNNABLE:
-        request.getfixturevalue("emulator").restore()
+    with use_isa(request.param):
+        yield request.param

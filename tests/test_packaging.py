@@ -95,26 +95,27 @@ def test_a_wheel_in_a_fresh_environment(installed: Path, tmp_path: Path) -> None
     assert others[1] == "None" or sys.version_info >= (3, 15)
 
 
-@pytest.mark.parametrize("command", [
-    ("bin/python", "bin/parnet", "infer"),
-    ("bin/python", "-m", "torch.distributed.run", "-m", "parallel_parnet", "infer", "--streams-per-gpu", 1),
-])  # fmt: skip
-def test_the_demo_in_an_empty_folder(command: tuple, installed: Path, tmp_path: Path) -> None:
-    first, *rest = command
-    words = [installed / word if str(word).startswith("bin/") else word for word in rest]
-    said = run(installed / first, *words, "--json", "a.json", "--iterations", 3, "--verify", cwd=tmp_path)
+def demo(python: Path, *words: object, cwd: Path, environment: Mapping[str, str] | None = None) -> dict:
+    """What an install answers of the demo's pictures in an empty folder."""
+    options = ("--json", "a.json", "--iterations", 3, "--verify")
+    said = run(python, *words, *options, cwd=cwd, environment=environment)
     assert "equal up to rounding" in said and "Ankle boot 97.1%" in said
-    rows = json.loads((tmp_path / "a.json").read_text())["predictions"]
-    assert [Path(row["image"]).name.split("-")[0] for row in rows] == [str(row["top5"][0]["index"]) for row in rows]
+    result = json.loads((cwd / "a.json").read_text())
+    for row in result["predictions"]:
+        assert Path(row["image"]).name.split("-")[0] == str(row["top5"][0]["index"])
+    return result
 
 
-@pytest.mark.skipif("native" not in OPTIONAL, reason="the CPU kernels were not compiled")
-def test_native_needs_no_compiler_home_or_cache(installed: Path, tmp_path: Path) -> None:
-    nothing = {"PATH": str(tmp_path), "XDG_CACHE_HOME": "/proc"}
-    parnet = installed / "bin" / "python", installed / "bin" / "parnet"
-    run(*parnet, "infer", "--iterations", 3, "--verify", "--json", "a.json", cwd=tmp_path, environment=nothing)
-    result = json.loads((tmp_path / "a.json").read_text())
-    assert (result["executor"], result["isa"]) == ("native", runnable()[0])
+def test_the_demo_by_torchrun(installed: Path, tmp_path: Path) -> None:
+    words = ("-m", "torch.distributed.run", "-m", "parallel_parnet", "infer", "--streams-per-gpu", 1)
+    demo(installed / "bin" / "python", *words, cwd=tmp_path)
+
+
+def test_the_demo_needs_no_compiler_home_or_cache(installed: Path, tmp_path: Path) -> None:
+    """And runs by our kernels."""
+    nothing, folder = {"PATH": str(tmp_path), "XDG_CACHE_HOME": "/proc"}, installed / "bin"
+    result = demo(folder / "python", folder / "parnet", "infer", cwd=tmp_path, environment=nothing)
+    assert "native" not in OPTIONAL or (result["executor"], result["isa"]) == ("native", runnable()[0])
 
 
 def test_without_a_compiler(tree: Path, tmp_path: Path) -> None:
@@ -204,19 +205,36 @@ def test_what_a_source_distribution_carries(tree: Path, tmp_path: Path) -> None:
     assert not [name for name in names if name.endswith(".so")]
 
 
+EACH = """
+import runpy, sys
+for sys.argv in {}:
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        print(end.code)
+    print("---", flush=True)
+    print("---", file=sys.stderr)
+"""
+
+
 def test_the_other_commands_of_an_install(installed: Path, tmp_path: Path) -> None:
-    parnet = installed / "bin" / "python", installed / "bin" / "parnet"
-    usage = run(*parnet, "--help", cwd=tmp_path)
+    """One after the other in a process, which takes seconds to start."""
+    commands = [
+        ("--help",),
+        ("plan", "--gpus", "2", "--link", "loopback", "--exactly"),
+        ("latency-vs-depth", "--only", "nothing", "--out", str(tmp_path)),  # refused once the link is read
+        ("infre",),
+    ]
+    code = EACH.format([[str(installed / "bin" / "parnet"), *words] for words in commands])
+    words = (installed / "bin" / "python", "-c", code)
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    usage, plan, _, *statuses = done.stdout.split("---\n")
     assert all(f"  {name} " in usage for name in COMMANDS)
-    assert "lanes over loopback" in run(*parnet, "plan", "--gpus", 2, "--link", "loopback", "--exactly", cwd=tmp_path)
-    depth = (*parnet, "latency-vs-depth", "--only", "nothing", "--out", tmp_path)  # refused once the link is read
-    refused = subprocess.run(depth, cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert "error: --only nothing: choose part of one of" in refused.stderr
-    wrong = subprocess.run([*parnet, "infre"], capture_output=True, text=True, timeout=60)
-    assert wrong.returncode == 2 and wrong.stderr.startswith(
-        "error: parnet infre: no such command; choose one of infer,"
-    )
-    assert wrong.stderr.count("\n") == 1
+    assert "lanes over loopback" in plan
+    assert statuses == ["2\n", ""]
+    *none, refused, wrong, rest = done.stderr.split("---\n")
+    assert not any(none) and not rest and "error: --only nothing: choose part of one of" in refused
+    assert wrong.startswith("error: parnet infre: no such command; choose one of infer,") and wrong.count("\n") == 1
 
 
 @pytest.mark.parametrize("absent", ["parallel_parnet.commands.bench.command", "scipy.stats"])
@@ -238,11 +256,6 @@ def test_a_clone_whose_packages_are_missing_says_what_to_do(tmp_path: Path) -> N
         [sys.executable, "-S", ROOT / "launch" / "plan.py", "--help"], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 2 and re.fullmatch(r"error: \S+ lacks torch: .*activate\n", done.stderr), done.stderr
-
-
-def test_no_install_is_needed(tmp_path: Path) -> None:
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from parallel_parnet.profiling import spans; print(spans)"
-    assert str(ROOT) in run(sys.executable, "-c", code, cwd=tmp_path)
 
 
 @pytest.mark.parametrize("version", ["3.10", "3.11", "3.12", "3.13", "3.14"])

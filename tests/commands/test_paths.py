@@ -5,14 +5,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from conftest import ROOT
+from conftest import in_python
 from parallel_parnet import ParNetError
 from parallel_parnet.commands.data.finding import open_split
 from parallel_parnet.commands.data.split import TEST
@@ -44,15 +42,12 @@ def test_names_that_no_file_can_have(words: tuple[str, ...], says: str, here: Ca
 
 
 @pytest.mark.parametrize("wanted", ["torch.empty(2**58)", "bytearray(2**60)"])
-def test_memory_that_there_is_not(wanted: str) -> None:
+def test_memory_that_there_is_not(wanted: str, tmp_path: Path) -> None:
     """In one line, as what was asked for is at fault and no code; any other RuntimeError has its traceback."""
     code = "import torch; from parallel_parnet.commands.ending import run; run(lambda: {})"
-    done = [
-        subprocess.run([sys.executable, "-c", code.format(what)], cwd=ROOT, capture_output=True, text=True, timeout=120)
-        for what in (wanted, "torch.empty(2).view(3)")
-    ]
-    assert [run.returncode for run in done] == [2, 1] and "Traceback" in done[1].stderr
-    assert done[0].stderr.startswith("error on rank 0: out of memory") and done[0].stderr.count("\n") == 1
+    said = in_python(code.format(wanted), tmp_path, status=2).stderr
+    assert said.startswith("error on rank 0: out of memory") and said.count("\n") == 1
+    assert "Traceback" in in_python(code.format("torch.empty(2).view(3)"), tmp_path, status=1).stderr
 
 
 @pytest.mark.parametrize(

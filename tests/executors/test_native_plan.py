@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from isas import emulator, isa  # noqa: F401 (fixtures)
+from isas import ISAS, UseIsa, emulator, isa, use_isa  # noqa: F401 (fixtures)
 from parallel_parnet import Config, Engine, ParNetError, Placement, Program, fold
 from parallel_parnet.executors import native_algorithm
 from parallel_parnet.executors.native_plan import NativePlan
@@ -33,10 +33,9 @@ UNGATED = resnet((1, 1), bottleneck=True, width=8, classes=10, size=64)
 ALWAYS = float("inf")  # as what a direct convolution may leave: all that can goes by Winograd
 
 
-@pytest.mark.usefixtures("isa")
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.data())
-def test_networks_of_any_shape(data: st.DataObject) -> None:
+@given(data=st.data())
+def test_networks_of_any_shape(data: st.DataObject, use_isa: UseIsa) -> None:  # noqa: F811
     """Widths that fill no vector, features of odd sizes, batches; every task leaves its neighbours alone. A few of such
     networks lose five bits to cancellation: both sides are then 1e-5 from fp64, and further from each other."""
     streams = data.draw(st.integers(1, 4))
@@ -49,12 +48,15 @@ def test_networks_of_any_shape(data: st.DataObject) -> None:
     program = fold(lively(config, data.draw(st.integers(0, 99))))
     m = program.size_multiple
     x = torch.randn(data.draw(st.integers(1, 3)), 3, m * data.draw(st.integers(1, 3)), m * data.draw(st.integers(1, 3)))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native_algorithm, "WORTH", data.draw(st.sampled_from((ALWAYS, native_algorithm.WORTH))))
-        plan = plan_of(program, x.shape, data.draw(st.integers(1, 3)))
-    poison(plan)
-    assert relative(plan(x)[0], reference(program, x)) < 1e-4
-    assert borders_are_zeros(plan)
+    worth = data.draw(st.sampled_from((ALWAYS, native_algorithm.WORTH)))
+    threads, expected = data.draw(st.integers(1, 3)), reference(program, x)
+    for name in ISAS:
+        with use_isa(name), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(native_algorithm, "WORTH", worth)
+            plan = plan_of(program, x.shape, threads)
+            poison(plan)
+            assert relative(plan(x)[0], expected) < 1e-4, name
+            assert borders_are_zeros(plan), name
 
 
 @settings(max_examples=10, deadline=None)

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from isas import emulator, isa  # noqa: F401 (fixtures)
+from isas import ISAS, UseIsa, emulator, isa, use_isa  # noqa: F401 (fixtures)
 from parallel_parnet import Config, Engine, Placement, Program, fold, quantize
 from parallel_parnet.executors import native_algorithm, native_plan
 from parallel_parnet.int8.agreement import MOVED, SPARE, agreement
@@ -36,49 +36,51 @@ def any_program(data: st.DataObject) -> Program:
     return fold(lively(config, data.draw(st.integers(0, 99))))
 
 
-@pytest.mark.usefixtures("isa")
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.data())
-def test_int8_on_networks_of_any_shape(data: st.DataObject) -> None:
+@given(data=st.data())
+def test_int8_on_networks_of_any_shape(data: st.DataObject, use_isa: UseIsa) -> None:  # noqa: F811
     program, (h, w) = any_program(data), data.draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
     m = program.size_multiple
     names = [op.name for op in program.operations if op.kind == "conv" and op.level > 1]
     keep = data.draw(st.lists(st.sampled_from(names), max_size=2)) if len(names) > 2 else []
     x = torch.randn(2, 3, m * h, m * w)
-    made = quantize(program, x, keep)
-    plan = plan_of(made, x.shape, data.draw(st.integers(1, 3)))
-    poison(plan)
-    assert plan(x)[0].isfinite().all()
-    assert borders_are_zeros(plan)
-    found = agreement(made, "native", x)
-    assert found.steps <= 1 and found.moved <= SPARE + MOVED * found.values and found.error < 1e-4, found
+    made, threads = quantize(program, x, keep), data.draw(st.integers(1, 3))
+    for name in ISAS:
+        with use_isa(name):
+            plan = plan_of(made, x.shape, threads)
+            poison(plan)
+            assert plan(x)[0].isfinite().all(), name
+            assert borders_are_zeros(plan), name
+            found = agreement(made, "native", x)
+            right = found.steps <= 1 and found.moved <= SPARE + MOVED * found.values and found.error < 1e-4
+            assert right, (name, found)
 
 
-@pytest.mark.usefixtures("isa")
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.data())
-def test_int8_by_winograd_has_the_bits_of_direct_convolutions(data: st.DataObject) -> None:
+@given(data=st.data())
+def test_int8_by_winograd_has_the_bits_of_direct_convolutions(data: st.DataObject, use_isa: UseIsa) -> None:  # noqa: F811
     """They are transformed to 16 bits, which loses nothing."""
     program = any_program(data)
     m = program.size_multiple
     x = torch.randn(2, 3, m * data.draw(st.integers(1, 3)), m * data.draw(st.integers(1, 3)))
     made = quantize(program, x)
-    large = data.draw(st.booleans())
+    large, threads = data.draw(st.booleans()), data.draw(st.integers(1, 64))
 
     def winograd(op: Operation, w: dict[str, Tensor], dtype: torch.dtype, *_: int) -> int:
         pairs = op.cin // op.groups % 2 == 0
         by_stride = (native.F4, native.S4) if large else (native.F2, native.S2)
         return by_stride[op.stride - 1] if dtype == torch.uint8 and pairs else native.DIRECT
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native_plan, "algorithm_of", winograd)
-        plan = plan_of(made, x.shape, data.draw(st.integers(1, 64)))
-        patch.setattr(native_plan, "algorithm_of", lambda *_: native.DIRECT)
-        direct = plan_of(made, x.shape)
-    poison(plan)
-    assert relative(plan(x)[0], direct(x)[0]) < 1e-6, "where only what is averaged at the end is fp32"
-    for one, other in zip(features(plan), features(direct), strict=True):
-        assert one.padded.dtype != torch.uint8 or torch.equal(one.padded, other.padded)
+    for name in ISAS:
+        with use_isa(name), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(native_plan, "algorithm_of", winograd)
+            plan = plan_of(made, x.shape, threads)
+            patch.setattr(native_plan, "algorithm_of", lambda *_: native.DIRECT)
+            direct = plan_of(made, x.shape)
+            poison(plan)
+            assert relative(plan(x)[0], direct(x)[0]) < 1e-6, f"{name}: only what is averaged at the end is fp32"
+            for one, other in zip(features(plan), features(direct), strict=True):
+                assert one.padded.dtype != torch.uint8 or torch.equal(one.padded, other.padded), name
 
 
 @pytest.mark.usefixtures("isa")
@@ -128,19 +130,20 @@ def test_a_sensor_that_fails_is_not_hidden_in_int8() -> None:
     assert plan_of(made, x.shape)(x)[0].isnan().all()
 
 
-@pytest.mark.usefixtures("isa")
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.data())
-def test_bf16_on_networks_of_any_shape(data: st.DataObject) -> None:
+@given(data=st.data())
+def test_bf16_on_networks_of_any_shape(data: st.DataObject, use_isa: UseIsa) -> None:  # noqa: F811
     """As near as torch's own bf16, whose convolutions round once more; also without instructions for it."""
     program = any_program(data)
     m = program.size_multiple
     x = torch.randn(2, 3, m * data.draw(st.integers(1, 3)), m * data.draw(st.integers(1, 3)))
-    plan = plan_of(program, x.shape, data.draw(st.integers(1, 3)), torch.bfloat16)
-    poison(plan)
-    expected = reference(program, x)
+    expected, threads = reference(program, x), data.draw(st.integers(1, 3))
     of_torch = relative(Engine(program, device="cpu", dtype=torch.bfloat16, executor="eager")(x), expected)
-    assert 1e-5 < relative(plan(x)[0], expected) < 4 * of_torch + 2**-6
+    for name in ISAS:
+        with use_isa(name):
+            plan = plan_of(program, x.shape, threads, torch.bfloat16)
+            poison(plan)
+            assert 1e-5 < relative(plan(x)[0], expected) < 4 * of_torch + 2**-6, name
 
 
 def by_bias(*bias: float) -> Program:

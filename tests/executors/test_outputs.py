@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,11 @@ def run(program: Program, executor: str, x: Tensor = X, **settings: object) -> d
     return answer
 
 
+@cache
+def whole_by(executor: str) -> dict[str, Tensor]:
+    return run(WHOLE, executor)
+
+
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_features_are_the_models(executor: str) -> None:
     got = run(WHOLE, executor)
@@ -49,7 +55,7 @@ def test_features_are_the_models(executor: str) -> None:
 
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_some_outputs_are_those_of_all(executor: str) -> None:
-    whole = run(WHOLE, executor)
+    whole = whole_by(executor)
     for names in [*((name,) for name in ALL), ("streams.0", "streams.2"), ALL[:4]]:
         for name, tensor in run(fold(MODEL, outputs=names), executor).items():
             assert torch.equal(tensor, whole[name]), (names, name)
@@ -66,8 +72,8 @@ def test_what_nothing_needs_is_left_out() -> None:
 @settings(max_examples=8, deadline=None)
 @given(st.data(), st.integers(1, 3), st.sets(st.sampled_from(ALL), min_size=1))
 def test_lanes(executor: str, data: st.DataObject, lanes: int, names: set[str]) -> None:
-    program = fold(MODEL, outputs=tuple(names))
-    placement, whole = random_placement(program, lanes, data.draw), run(program, executor)
+    program, whole = fold(MODEL, outputs=tuple(names)), whole_by(executor)
+    placement = random_placement(program, lanes, data.draw)
     answer = run(program, executor, placement=placement)
     assert all(relative(answer[name], whole[name]) < 1e-5 for name in names)
     if executor == "eager":  # others cut their work, and sum, by what a lane has beside it

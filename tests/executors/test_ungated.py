@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from conftest import is_installed
-from isas import emulator, isa  # noqa: F401 (fixtures)
+from isas import ISAS, UseIsa, emulator, use_isa  # noqa: F401 (fixtures)
 from parallel_parnet import Config, Engine, ParNetError, Placement, Program, fold, quantize
 from parallel_parnet.choice import on_gpus
 from parallel_parnet.executors.answers import Answer
@@ -44,19 +44,20 @@ def pictures(program: Program, draw: st.DrawFn) -> Tensor:
 
 
 @NATIVE
-@pytest.mark.usefixtures("isa")
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.data())
-def test_random_programs_by_native(data: st.DataObject) -> None:
+@given(data=st.data())
+def test_random_programs_by_native(data: st.DataObject, use_isa: UseIsa) -> None:  # noqa: F811
     program = random_program(data.draw)
     x = pictures(program, data.draw)
-    plan = plan_of(program, x.shape, data.draw(st.integers(1, 3)))
-    poison(plan)
-    got = dict(zip(plan.module.segment.writes, plan(x), strict=True))
-    expected = reference(program, x)
+    threads, expected = data.draw(st.integers(1, 3)), reference(program, x)
     expected = expected if program.outputs else {"logits": expected}
-    assert far({name: got[feature] for name, feature in program.answers.items()}, expected) < 3e-5
-    assert borders_are_zeros(plan)
+    for isa in ISAS:
+        with use_isa(isa):
+            plan = plan_of(program, x.shape, threads)
+            poison(plan)
+            got = dict(zip(plan.module.segment.writes, plan(x), strict=True))
+            assert far({name: got[feature] for name, feature in program.answers.items()}, expected) < 3e-5, isa
+            assert borders_are_zeros(plan), isa
 
 
 @settings(max_examples=15, deadline=None)
@@ -84,13 +85,16 @@ def test_a_lane_of_what_needs_no_scratch_memory(executor: str) -> None:
 
 
 @NATIVE
-@pytest.mark.usefixtures("isa")
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.data())
-def test_random_programs_in_bf16(data: st.DataObject) -> None:
+@given(data=st.data())
+def test_random_programs_in_bf16(data: st.DataObject, use_isa: UseIsa) -> None:  # noqa: F811
     program = random_program(data.draw, operations=4)
     x = pictures(program, data.draw)
-    assert far(Engine(program, device="cpu", executor="native", dtype=torch.bfloat16)(x), reference(program, x)) < 5e-2
+    expected = reference(program, x)
+    for isa in ISAS:
+        with use_isa(isa):
+            got = Engine(program, device="cpu", executor="native", dtype=torch.bfloat16)(x)
+            assert far(got, expected) < 5e-2, isa
 
 
 @NATIVE

@@ -211,6 +211,8 @@ def test_parity_failure_refuses(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 def test_contenders_that_cannot_be_had_are_no_result(tmp_path: Path, here: Callable) -> None:
     run = here("bench", "--only", "TensorRT", "--device", "cpu", "--runs", 2, "--out", tmp_path)
     assert run.returncode == 2 and "nothing was timed" in run.stderr and "TensorRT: " in run.stdout
+    (file,) = tmp_path.glob("*.json")
+    assert list(read(file)["missing"]) == ["TensorRT"], "where --isolate finds it"
 
 
 def test_golden_files_warn_of_nothing() -> None:
@@ -326,8 +328,8 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 @pytest.mark.usefixtures("_one_core")
 def test_the_whole(tmp_path: Path) -> None:
     """Every peer that is installed, but for torch.compile, whose compilation takes longer than all the others, and
-    some in one form instead of two."""
-    peers = ["eager", "eager, channels_last", "eager, fused", "OpenVINO", "ONNX Runtime", "TensorRT"]
+    some in one form instead of three. (ONNX Runtime in ours: torch's export takes as long as all the rest.)"""
+    peers = ["eager", "eager, channels_last", "eager, fused", "OpenVINO", "ONNX Runtime, exported", "TensorRT"]
     arguments = ("--runs", 4, "--warmup", 1, "--device", "cpu", "--out", tmp_path)
     done = launch("bench.py", *arguments, "--only", "ours: auto", "ours: eager", "ours: openvino", *peers)
     (file,) = tmp_path.glob("*.json")
@@ -338,7 +340,7 @@ def test_the_whole(tmp_path: Path) -> None:
     names = {row["contender"] for row in written["rows"]}
     slow = {name for name, why in written["missing"].items() if why.startswith("too slow")}  # on a busy machine
     assert {"ours: eager", "eager", "eager, channels_last", "eager, fused"} <= names | slow
-    for name, package in (("OpenVINO", "openvino"), ("ONNX Runtime", "onnxruntime")):
+    for name, package in (("OpenVINO", "openvino"), ("ONNX Runtime, exported", "onnxruntime")):
         assert (name in names | slow) == (importlib.util.find_spec(package) is not None), written["missing"]
     assert written["missing"]["TensorRT"] == "needs an NVIDIA GPU"
     assert written["disagree"] == {}
@@ -369,7 +371,7 @@ def test_the_whole(tmp_path: Path) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="OpenVINO is not installed")
 def test_openvino_in_fp16_on_a_cpu() -> None:
     """Which takes bf16 for it where the CPU has no instructions for fp16."""
-    (openvino,) = contenders(["OpenVINO"])
+    (openvino,) = contenders(["OpenVINO, exported"])
     pictures, logits = [torch.randn(1, 3, 64, 64)] * 2, [torch.ones(1, 10)] * 2
     found = set_up(openvino, replace(subject(), dtype=torch.float16), pictures, logits)
     if found.runner is None:

@@ -17,6 +17,7 @@ import pytest
 from test_many import ORIGINALS, folder_of
 
 from conftest import ROOT
+from forked import start_script
 from processes import descendants, free_port
 from small import GOLDEN
 
@@ -43,12 +44,13 @@ def end_of(process: subprocess.Popen) -> str:
             os.kill(pid, signal.SIGKILL)
 
 
-def kill_when_answering(process: subprocess.Popen, file: Path) -> None:
-    """Kill torchrun's last rank once a few answers are there."""
-    while process.poll() is None and not (file.exists() and file.stat().st_size > 5_000):
+def kill_when_answering(torchrun: int, file: Path) -> None:
+    """Kill its last rank once a few answers are there."""
+    until = time.monotonic() + 60
+    while not (file.exists() and file.stat().st_size > 5_000):
+        assert time.monotonic() < until, f"no answers in {file}"
         time.sleep(0.01)
-    assert process.poll() is None, end_of(process)
-    os.kill(descendants(process.pid)[-1], signal.SIGKILL)
+    os.kill(descendants(torchrun)[-1], signal.SIGKILL)
 
 
 def rows_of(file: Path) -> list[dict]:
@@ -91,11 +93,14 @@ def test_a_leak_is_noticed(tmp_path: Path) -> None:
 def test_torchrun_restarts_and_every_picture_is_answered_once(tmp_path: Path) -> None:
     """The README's command; a rank is killed from outside, as soon as there are answers."""
     file, pictures = tmp_path / "a.jsonl", folder_of(tmp_path / "in", 400)
-    command = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", "--max-restarts", "1", *INFER]
-    process = start(*command, "--streams-per-gpu", "2", "--image", pictures, "--jsonl", file)
-    kill_when_answering(process, file)
-    output = end_of(process)
-    assert process.returncode == 0, output
+    torchrun, said = ("--standalone", "--nproc-per-node=2", "--max-restarts=1"), (tmp_path / "out", tmp_path / "err")
+    script, *words = (*INFER, "--streams-per-gpu", "2", "--image", str(pictures), "--jsonl", str(file))
+    process = start_script(Path(script), words, torchrun, ROOT, ENVIRONMENT, said)
+    assert process.pid is not None
+    kill_when_answering(process.pid, file)
+    process.join(90)
+    output = said[0].read_text()
+    assert process.exitcode == 0, said[1].read_text()
     already = re.search(r"(\d+) of 400 pictures are there already", output)
     assert already and 10 < int(already[1]) < 400
     rows = rows_of(file)
@@ -154,7 +159,7 @@ def test_two_machines(two_machines: tuple[str, str], tmp_path: Path) -> None:
         start(*pinned[i], "ip", "netns", "exec", name, *TORCHRUN, *meet, f"--node-rank={i}", *infer, file)
         for i, name in enumerate(two_machines)
     ]
-    kill_when_answering(processes[1], file)
+    kill_when_answering(processes[1].pid, file)
     outputs = [end_of(process) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert "error on rank 0: rank 1 died while rank 0 was" in outputs[0] and "are there already" in outputs[0]

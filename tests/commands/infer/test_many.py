@@ -6,7 +6,6 @@ import gc
 import json
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -20,7 +19,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from conftest import ROOT
+from conftest import ROOT, in_python, launch
+from forked import start_script
 from parallel_parnet import Engine, ParNetError, Placement, fold, load_checkpoint
 from parallel_parnet.commands.decoding import AHEAD
 from parallel_parnet.commands.infer import lines as lines_module
@@ -33,7 +33,7 @@ from processes import descendants, free_port
 
 DEMO = ROOT / "launch" / "demo"
 ORIGINALS = sorted((DEMO / "pictures").glob("*.png"))
-INFER = (sys.executable, str(ROOT / "launch" / "infer.py"), "--device", "cpu", "--executor", "eager")
+QUICK = ("--device", "cpu", "--executor", "eager")
 QUIET = Console(quiet=True, force_terminal=False)
 
 
@@ -238,21 +238,18 @@ def test_requests_leave_nothing_in_memory(tmp_path: Path) -> None:
     assert sound < 0.5 < leaking, f"{sound:.2f} objects are kept of each request, {leaking:.2f} with the leak of one"
 
 
-def small_files() -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
-
-
 def test_a_full_disk_and_going_on_after_it(tmp_path: Path) -> None:
     """The limit on a file's size fails as a full disk does: part of a line is taken, the rest refused."""
-    command = [*INFER, "--image", str(folder_of(tmp_path / "in", 30)), "--jsonl", str(tmp_path / "a.jsonl")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, preexec_fn=small_files)
-    assert run.returncode == 2
+    words = [*QUICK, "--image", str(folder_of(tmp_path / "in", 30)), "--jsonl", str(tmp_path / "a.jsonl")]
+    code = (
+        "import resource; from parallel_parnet.commands import start; "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000)); sys.argv = {['infer.py', *words]}; start('infer')"
+    )
+    run = in_python(code, tmp_path, status=2)
     assert run.stderr.count("\n") == 1 and "a.jsonl: cannot be written (File too large)" in run.stderr
     rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert 5 < len(rows) < 30
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-    assert run.returncode == 0 and f"{len(rows)} of 30 pictures are there already" in run.stdout
+    assert f"{len(rows)} of 30 pictures are there already" in launch("infer.py", *words).stdout
     rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert [row["image"] for row in rows] == [str(tmp_path / "in" / f"{i:05}.png") for i in range(30)]
 
@@ -284,22 +281,20 @@ def test_a_disk_that_is_full_or_read_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ranks", [0, pytest.param(2, marks=pytest.mark.ranks)])
 def test_signals_end_all_ranks_and_leave_whole_lines(number: signal.Signals, ranks: int, tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
-    python, *infer = INFER
-    torchrun = [python, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", f"--master-port={free_port()}"]
-    options = ["--streams-per-gpu", "2", "--image", str(folder_of(tmp_path / "in", 5000)), "--jsonl", str(file)]
-    process = subprocess.Popen(
-        [*(torchrun if ranks else [python]), *infer, *options],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    while process.poll() is None and not (file.exists() and file.stat().st_size):
+    torchrun = [f"--nproc-per-node={ranks}", f"--master-port={free_port()}"] if ranks else []
+    words = [*QUICK, "--streams-per-gpu", "2", "--image", str(folder_of(tmp_path / "in", 5000)), "--jsonl", str(file)]
+    environment, said = {**os.environ, "OMP_NUM_THREADS": "1"}, (tmp_path / "stdout", tmp_path / "stderr")
+    process = start_script(ROOT / "launch" / "infer.py", words, torchrun, ROOT, environment, said)
+    while process.exitcode is None and not (file.exists() and file.stat().st_size):
         time.sleep(0.05)
+    assert process.pid is not None
     started = descendants(process.pid)
     assert len(started) == ranks
-    process.send_signal(number)
+    os.kill(process.pid, number)
     sent = time.monotonic()
-    output, _ = process.communicate(timeout=30)
+    process.join(30)
     assert time.monotonic() - sent < (15 if ranks else 5)  # torchrun takes its time on a busy machine
-    assert process.returncode == (1 if ranks else 128 + number), output
+    assert process.exitcode == (1 if ranks else 128 + number), said[1].read_text()
     assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
     lines = file.read_text().splitlines(keepends=True)
     assert 0 < len(lines) < 5000 and all(line.endswith("}\n") for line in lines)

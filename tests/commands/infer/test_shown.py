@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from conftest import ROOT, launch
+from conftest import ROOT, in_python
 from parallel_parnet import ParNetError, fold, load_checkpoint
 from parallel_parnet.commands.common import plain_console
 from parallel_parnet.commands.ending import run
@@ -61,11 +61,11 @@ def test_labels_as_editors_save_them(tmp_path: Path) -> None:
     assert read_labels(tmp_path / "labels.txt", program) == names
 
 
-def test_names_that_the_terminal_cannot_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_that_the_terminal_cannot_show(tmp_path: Path) -> None:
     shutil.copy(DEMO / "pictures" / "7-sneaker.png", tmp_path / "\u9774\u5b50.png")
-    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    run = launch("infer.py", *QUICK, "--image", tmp_path, anew=True)  # Python reads the variable when it starts
-    assert "Sneaker" in run.stdout
+    arguments = ["infer.py", *map(str, QUICK), "--image", str(tmp_path)]
+    code = f"sys.stdout.reconfigure(encoding='ascii', errors='strict'); sys.argv = {arguments}; start('infer')"
+    assert "Sneaker" in in_python(f"from parallel_parnet.commands import start; {code}", tmp_path).stdout
 
 
 @pytest.mark.parametrize(
@@ -90,8 +90,13 @@ def test_the_list_of_commands_where_nothing_more_is_taken() -> None:
     assert (run.returncode, run.stderr) == (1, "error: standard output: No space left on device\n")
 
 
-@pytest.mark.parametrize("words", ["-m parallel_parnet infre", "launch/infer.py --model absent", "-S launch/infer.py"])
-@pytest.mark.parametrize("sink", ["2>&-", "2>/dev/full"])
+@pytest.mark.parametrize(
+    ("words", "sink"),
+    [
+        ("-m parallel_parnet infre", "2>&-"), ("launch/infer.py --model absent", "2>/dev/full"),
+        ("-S launch/infer.py", "2>&-"), ("-S launch/infer.py", "2>/dev/full"),
+    ],
+)  # fmt: skip
 def test_the_status_of_wrong_input_where_no_error_can_be_told(words: str, sink: str) -> None:
     run = subprocess.run(["bash", "-c", f"{sys.executable} {words} {sink}"], capture_output=True, timeout=120, cwd=ROOT)
     assert (run.returncode, run.stdout, run.stderr) == (2, b"", b"")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from isas import EMULATED, EMULATOR, RUNNABLE, emulator, isa  # noqa: F401 (fixtures)
+from isas import EMULATED, EMULATOR, RUNNABLE, emulator, isa, use_isa  # noqa: F401 (fixtures)
 from parallel_parnet import fold
 from plans import plan_of
 from small import SMALL, lively

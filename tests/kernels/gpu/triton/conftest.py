@@ -7,17 +7,13 @@ to the second. KERNEL_TESTS=all runs every case, not a sample.
 from __future__ import annotations
 
 import os
-import random
-from collections.abc import Iterable
-from typing import TypeVar
 
 import pytest
 import torch
 
+from cases import ALL
+
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
-SEED = int(os.environ["TEST_SEED"])  # of ../../../conftest.py: all of pytest-xdist's workers draw the same sample
-ALL = os.environ.get("KERNEL_TESTS") == "all"
-Case = TypeVar("Case")
 
 collect_ignore_glob = ["test_compile*"] if INTERPRETING else ["test_interpreter*"]
 
@@ -26,12 +22,6 @@ if INTERPRETING:
 
     interpreter.install()
     torch.set_num_threads(1)
-
-
-def drawn(cases: Iterable[Case], share: float) -> list[Case]:
-    """All, or such a share of them, others in every run."""
-    cases = list(cases)
-    return cases if ALL else random.Random(SEED).sample(cases, round(share * len(cases)))
 
 
 def pytest_report_header() -> str:

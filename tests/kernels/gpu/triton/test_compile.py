@@ -15,7 +15,7 @@ from operator import itemgetter
 import pytest
 import torch
 
-from conftest import ALL, drawn
+from cases import ALL, drawn
 from parallel_parnet.commands.gpu.level_tuning import levels_of, operands
 from parallel_parnet.commands.gpu.precompile import Target, shapes_in_fp8, shapes_of
 from parallel_parnet.commands.gpu.probes import compile_probes

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from triton.runtime.errors import InterpreterError
 
-from conftest import ALL, SEED
+from cases import ALL, SEED
 from parallel_parnet import ParNetError
 from parallel_parnet.kernels.gpu import level as level_module
 from parallel_parnet.kernels.gpu import twins

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime.interpreter import TensorHandle, interpreter_builder
 
-from conftest import ALL, SEED
+from cases import ALL, SEED
 from parallel_parnet import Config, Engine, ParNetError, Placement, Program, create_model, fold, quantize
 from parallel_parnet.executors.triton_backend import TritonBackend
 from parallel_parnet.int8.agreement import agreement

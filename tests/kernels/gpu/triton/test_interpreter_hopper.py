@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import emulated
-from conftest import ALL
+from cases import ALL
 from parallel_parnet import ParNet, Placement, Program, load_checkpoint
 from parallel_parnet.commands.gpu import warpgroups
 from parallel_parnet.commands.gpu.journal import Journal

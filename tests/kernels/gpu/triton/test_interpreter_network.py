@@ -40,8 +40,9 @@ def test_fp32(activation, lanes):
     assert run(activation, torch.float32, pictures=2, lanes=lanes) < 1e-5
 
 
-@pytest.mark.parametrize(("dtype", "lanes"), [(torch.float16, 1), (torch.bfloat16, 3)], ids=str)
-@pytest.mark.parametrize("activation", ["silu", "relu"])
+@pytest.mark.parametrize(
+    ("activation", "dtype", "lanes"), [("silu", torch.float16, 1), ("relu", torch.bfloat16, 3)], ids=str
+)
 def test_half(activation, dtype, lanes):
     assert run(activation, dtype, pictures=1, lanes=lanes) < 1e-2
 

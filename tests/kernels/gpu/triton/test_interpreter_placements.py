@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import drawn
+from cases import drawn
 from parallel_parnet import Config, Engine, Placement, Program, create_model, fold
 from parallel_parnet.commands.infer import command
 from parallel_parnet.executors import local, making

@@ -8,7 +8,9 @@ from torch import Tensor
 from ..kernels.cpu import native
 from ..program.program import INPUT, Operation
 
-READ = 5  # products in the time that reading a weight takes, where it is sent for beforehand
+# products of fp32 in the time that reading a weight takes, where it is sent for beforehand; on CPUs that have tiles,
+# whose third caches are slower, and on others
+READ_BESIDE_TILES, READ = 20, 5
 # by stride: products of fp32 in the time that a point of a channel takes to be transformed, on the way in or back; with
 # stride 2 most points are inputs as they are
 TRANSFORM = {1: 6.5, 2: 3}
@@ -40,8 +42,9 @@ def algorithm_of(op: Operation, w: dict[str, Tensor], dtype: torch.dtype, h: int
         others = others[:1]
     point = TRANSFORM[op.stride] * (1 if dtype == torch.float32 else 2)  # of 16 bits twice as many products
     around = 1 + point * (op.groups / op.cin + op.groups / op.cout)
-    time = {each: around * products(each, h, width) + READ * native.ALGORITHMS[each].weights for each in others}
-    directly: float = products(native.DIRECT, h, width) + READ * native.ALGORITHMS[native.DIRECT].weights
+    read = READ_BESIDE_TILES if library.has_tiles() else READ
+    time = {each: around * products(each, h, width) + read * native.ALGORITHMS[each].weights for each in others}
+    directly: float = products(native.DIRECT, h, width) + read * native.ALGORITHMS[native.DIRECT].weights
     if dtype == torch.uint8 and library.has_dot_u8():
         directly /= 2  # an instruction makes twice as many, of half the bytes
     time[native.DIRECT] = WORTH * directly

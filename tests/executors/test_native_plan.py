@@ -86,19 +86,22 @@ def chosen(dtype: torch.dtype, width: int, size: int, stride: int = 1) -> int:
 def test_small_features_are_convolved_directly_and_large_ones_by_the_largest_tiles() -> None:
     """Transforms and the reading of more weights pay for themselves once there are pixels enough to share them."""
     by_tile = [native.DIRECT, native.F2, native.F4]
-    taken = [by_tile.index(chosen(torch.float32, 64, size)) for size in (1, 2, 4, 28)]
+    taken = [by_tile.index(chosen(torch.float32, 64, size)) for size in (1, 2, 8, 28)]
     assert taken[0] == taken[1] == 0 < taken[2] <= taken[3] == 2
     assert [chosen(torch.float32, 64, size, stride=2) for size in (1, 28)] == [native.DIRECT, native.S4]
+    assert chosen(torch.float32, 64, 4) == (native.DIRECT if native.library().has_tiles() else native.F2), (
+        "a slow cache"
+    )
 
 
 def test_few_channels_are_convolved_directly() -> None:
     """They would share a transform among too few products."""
-    assert chosen(torch.float32, 64, 4) != native.DIRECT == chosen(torch.float32, 4, 4)
+    assert chosen(torch.float32, 64, 8) != native.DIRECT == chosen(torch.float32, 4, 8)
 
 
 def test_algorithms_suit_the_types_digits_and_instructions() -> None:
     for stride, small, large in ((1, native.F2, native.F4), (2, native.S2, native.S4)):
-        found = {dtype: chosen(dtype, 64, 16, stride) for dtype in native.TYPES}
+        found = {dtype: chosen(dtype, 64, 28, stride) for dtype in native.TYPES}
         assert found[torch.float32] == large
         if native.library().has_tiles():
             assert found[torch.bfloat16] == found[torch.uint8] == native.DIRECT

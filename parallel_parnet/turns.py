@@ -22,7 +22,7 @@ class Turns:
 
     def check(self) -> None:
         """Raise ParNetError in a fork, which lacks the threads of its parent, and within a call of the same thread."""
-        if self.is_forked:
+        if os.getpid() != self._process:
             raise ParNetError(
                 "this engine was made before a fork, which takes no threads along: make it in the child process, or "
                 "start that by spawn"

@@ -8,8 +8,8 @@ from torch import Tensor
 from ..kernels.cpu import native
 from ..program.program import INPUT, Operation
 
-# products of fp32 in the time that reading a weight takes, where it is sent for beforehand; on CPUs that have tiles,
-# whose third caches are slower, and on others
+# products of fp32 in the time that reading a weight takes, where it is sent for beforehand: on CPUs that have tiles, of
+# which one was measured, whose third cache is slow, and on others
 READ_BESIDE_TILES, READ = 20, 5
 # by stride: products of fp32 in the time that a point of a channel takes to be transformed, on the way in or back; with
 # stride 2 most points are inputs as they are

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ..kernels.cpu import native
-from ..profiling.spans import NOTHING
 from ..settings import in_inference_mode, interferes, is_wrapped, outside_torch_modes
 from .answers import Answer, answers_from
 from .binding import address
@@ -74,7 +73,11 @@ class Repeat:
     def __call__(self, x_nchw: Tensor) -> Tensor:
         """Return logits fp32 [N, classes] in memory of their own."""
         op = self._op
-        self._picture[0], op.x_type, op.strides = address(x_nchw), self._type, x_nchw.stride()
+        op.x_type, op.strides = self._type, x_nchw.stride()
+        self._picture[0] = x_nchw.data_ptr() or address(x_nchw)  # which refuses what has no memory
         self._plan.run()
-        with torch.inference_mode(False) if in_inference_mode() else NOTHING:  # so that it can be changed outside it
-            return torch.from_numpy(self._logits.copy())
+        logits = self._logits.copy()
+        if in_inference_mode():
+            with torch.inference_mode(False):  # so that the answer can be changed outside it
+                return torch.from_numpy(logits)
+        return torch.from_numpy(logits)

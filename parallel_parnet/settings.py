@@ -92,9 +92,9 @@ def with_own_settings(function: Callable[Arguments, Result]) -> Callable[Argumen
             return torch.compiler.disable(function)(*args, **kwargs)
         rounds = [kind for kind in AUTOCAST if torch.is_autocast_enabled(kind)]
         # a default device is such a mode; without one nothing is allocated to ask
-        moves = torch._C._len_torch_function_stack() and torch.empty(0, dtype=torch.uint8).device.type != "cpu"
+        moves = modes() and torch.empty(0, dtype=torch.uint8).device.type != "cpu"
         wrapped = innermost_transform() is not None
-        if not (rounds or moves or wrapped or torch.is_inference_mode_enabled()):
+        if not (rounds or moves or wrapped or in_inference_mode()):
             return function(*args, **kwargs)
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
@@ -127,7 +127,7 @@ def outside_torch_modes(function: Callable[Arguments, Result]) -> Callable[Argum
 def interferes() -> bool:
     """Whether what the caller has set could see, change or forbid a call that only allocates its answer: a recorder or
     a mode of torch. Autocast and transforms of torch.func could not."""
-    return is_traced() or watchers() > 0 or is_included(BEFORE) or modes() > 0
+    return is_traced() or is_watched() or modes() > 0
 
 
 def is_watched() -> bool:

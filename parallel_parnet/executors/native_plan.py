@@ -44,8 +44,7 @@ class NativePlan:
     All operations of a level run side by side, on `threads` threads.
     dtype: fp32 or bf16, of the products and of features, where the program has not quantised them. The convolution
     that reads the picture computes in fp32.
-    ops, tasks, ends: what the kernels run; tasks of level i are tasks[ends[i - 1] : ends[i]]. imports: of each input,
-    the operation that reads it, and its address, which each call fills in.
+    ops, tasks, ends: what the kernels run; tasks of level i are tasks[ends[i - 1] : ends[i]].
     """
 
     def __init__(
@@ -89,7 +88,7 @@ class NativePlan:
             self._release(level)
         self.ops, self.tasks = (Op * len(self._made))(*self._made), (Task * len(tasks))(*tasks)
         self.ends = (ctypes.c_int32 * len(ends))(*ends)
-        self.imports = list(zip(self.ops, self._pictures, strict=False))
+        self.imports = list(zip(self.ops, self._pictures, strict=False))  # what reads each input, and its address
         self._pass = self._whole_pass()
         self._run = partial(native.library().run, ctypes.byref(self._pass))
         self.outputs = tuple(
@@ -298,8 +297,7 @@ class NativePlan:
         dtype = torch.uint8 if quantised else torch.float32 if name == INPUT else self.dtype
         shape = n, h + 2 * edge, w + 2 * edge, c, native.pitch_of(c, dtype)
         padded = self._buffer(shape, dtype, zero)
-        copied = dtype != torch.float32 and name in self._in_fp32
-        copy = self._buffer(shape, torch.float32, 0) if copied else None
+        copy = self._buffer(shape, torch.float32, 0) if dtype != torch.float32 and name in self._in_fp32 else None
         sums = native.zeros(n, chunks, c) if name in self._summed else None
         feature = self._features[name] = Feature(padded, sums, edge, step, zero, copy)
         self._kept.append(feature)
